@@ -1,0 +1,37 @@
+"""Training composed from pure step functions.
+
+The modules are the steps of the training loop, in its order; a Pipeline is made of their stages.
+"""
+
+from pipeline import backward, evaluate, forward, load, loss, models, order, place, schedules, sources, update
+from pipeline.compiled import Compiled
+from pipeline.compose import Pipeline
+from pipeline.errors import PipeError
+from pipeline.loop import fit
+from pipeline.schedules import Schedule
+from pipeline.stage import Stage, stage
+from pipeline.state import Batch, Report, State
+
+__all__ = [
+    "Batch",
+    "Compiled",
+    "PipeError",
+    "Pipeline",
+    "Report",
+    "Schedule",
+    "Stage",
+    "State",
+    "backward",
+    "evaluate",
+    "fit",
+    "forward",
+    "load",
+    "loss",
+    "models",
+    "order",
+    "place",
+    "schedules",
+    "sources",
+    "stage",
+    "update",
+]

@@ -1,0 +1,87 @@
+"""Backward: the gradients of a loss, by transforming the function that computes it.
+
+The pipeline hands the objective over: a function from the parameters to (loss, everything else it computed).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal, TypeAlias
+
+import torch
+from attrs import field, frozen
+from torch import Tensor
+from torch.func import grad_and_value
+
+from pipeline.errors import ConfigError, WiringError
+from pipeline.stage import Stage, Tree
+from pipeline.state import tree_map
+
+Objective: TypeAlias = Callable[[Tree], tuple[Tensor, Tree]]
+Route: TypeAlias = Literal["functional", "tape"]
+
+
+@frozen(eq=False)
+class Gradients(Stage):
+    """A backward stage, and the metric of its loss: sums of loss * weight and of weight."""
+
+    of: str = field(kw_only=True)
+    wrt: str = field(kw_only=True)
+    grads: str = field(kw_only=True)
+    route: Route = field(kw_only=True)
+    accumulate: int = field(kw_only=True)
+
+    def differentiate(self, objective: Objective, params: Tree) -> tuple[Tree, Tree]:
+        """The gradients with the structure of `params`, and what the objective computed besides, without gradients."""
+        if self.route == "functional":
+            grads, (_, aux) = grad_and_value(objective, has_aux=True)(params)
+            return grads, aux
+        with torch.enable_grad():
+            leaves = tree_map(lambda p: p.detach().requires_grad_(), params)
+            loss, aux = objective(leaves)
+            names, tensors = zip(*leaves.items(), strict=True)
+            # A parameter that the loss does not depend on has a gradient of zeros, as on the functional route.
+            grads = torch.autograd.grad(loss, tensors, materialize_grads=True)
+        detached = tree_map(lambda x: x.detach() if isinstance(x, Tensor) else x, aux)
+        return dict(zip(names, grads, strict=True)), detached
+
+
+def gradients(
+    *,
+    of: str = "loss",
+    wrt: str = "params",
+    writes: str = "grads",
+    route: Route = "functional",
+    accumulate: int = 1,
+    name: str = "backward.gradients",
+) -> Gradients:
+    """The gradients of the loss `of` with respect to `wrt`, through all stages since the backward before it.
+
+    - `route`: "functional" (torch.func: composes with vmap and with itself) or "tape" (torch.autograd.grad: allows
+      activation checkpointing).
+    - `accumulate`: the batch is taken in this many parts, one after the other, with the memory of one; the result is the
+      mean over the whole batch, also where the parts are unequal.
+    """
+    if route not in ("functional", "tape"):
+        raise WiringError(f"backward route {route!r} is unknown; use 'functional' or 'tape'")
+    if accumulate < 1:
+        raise ConfigError(f"accumulate={accumulate} is not a positive whole number")
+
+    def sums(loss: Tensor, weight: Any = None) -> Tree:
+        return {"sum": loss.detach().to(torch.float64) * weight, "weight": weight}
+
+    def init() -> Tree:
+        return {"sum": torch.zeros((), dtype=torch.float64), "weight": torch.zeros((), dtype=torch.float64)}
+
+    return Gradients(
+        name,
+        sums,
+        init=init,
+        finish=lambda sums: {of: sums["sum"] / sums["weight"]},
+        names={"loss": of, "weight": f"{of}.weight"},
+        of=of,
+        wrt=wrt,
+        grads=writes,
+        route=route,
+        accumulate=accumulate,
+    )

@@ -1,0 +1,255 @@
+"""The compiled step: a pipeline's programs as graphs of torch.compile. The only file that knows of it.
+
+The step is first traced, with its gradients, into one flat graph of tensor operations over the leaves of State and the batch, and
+that graph is compiled. Each graph is thus a code object of its own. A pipeline can't change, so Dynamo's guards, which
+cost more than a small step, are skipped; what they would have watched, the shapes and dtypes, is checked here.
+
+Donation: the new State is written into the old one's storage inside the graph; there is one copy of it, not two.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+import warnings
+from collections.abc import Callable
+from typing import Any, Literal, TypeAlias
+
+import torch
+from attrs import frozen
+from torch import Tensor
+from torch.fx import GraphModule
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils import _pytree as pytree
+
+from pipeline.compose import Pipeline
+from pipeline.errors import CaptureError, ConfigError, StageError, StateError
+from pipeline.stage import Tree, describe, first_line
+from pipeline.state import Batch, State
+
+Signature: TypeAlias = tuple[Any, ...]
+Fallback: TypeAlias = Literal["error", "eager"]
+Program: TypeAlias = Callable[..., Any]
+
+
+@frozen
+class Graph:
+    """One compiled graph: which program, for which batch, of how many operations, and what it took."""
+
+    program: str
+    batch: str
+    operations: int
+    seconds: float
+
+    def __str__(self) -> str:
+        return f"{self.program} for {self.batch}: {self.operations} operations, {self.seconds:.1f} s"
+
+
+@frozen
+class CompileReport:
+    """What was compiled so far; `fallback` is the reason why steps run eagerly instead, if they do."""
+
+    graphs: tuple[Graph, ...] = ()
+    fallback: str | None = None
+
+    @property
+    def seconds(self) -> float:
+        return sum(g.seconds for g in self.graphs)
+
+    def __str__(self) -> str:
+        lines = [str(g) for g in self.graphs]
+        return "\n".join([*lines, f"runs uncompiled: {self.fallback}"] if self.fallback else lines)
+
+
+class Compiled:
+    """A pipeline's step as one graph: `state, metrics = compiled(state, batch)`.
+
+    - `donate`: the State passed in is used up, and raises an error when it is used again.
+    - `fallback`: what to do with a model that can't be captured, or without a C++ compiler: "error" raises CaptureError, "eager"
+      runs the same functions uncompiled, with one warning.
+
+    A batch of other shapes makes one more graph, counted in `report`.
+    """
+
+    def __init__(self, pipe: Pipeline, *, donate: bool = True, fallback: Fallback = "error") -> None:
+        if fallback not in ("error", "eager"):
+            raise ConfigError(f"fallback={fallback!r} is unknown; use 'error' or 'eager'")
+        self.pipe = pipe
+        self.donate = donate
+        self.fallback = fallback
+        self.report = CompileReport()
+        self._programs: dict[Signature, Program] = {}
+        self._measures: dict[Signature, Program] = {}
+        self._current: State | None = None
+        self._leaves: tuple[Tensor, ...] = ()
+        self._spec: Any = None
+        self._signature: Signature = ()
+        self._batch_names: tuple[str, ...] = ()
+        self._metrics: tuple[str, ...] = ()
+        self._new_spec: Any = None
+
+    def __call__(self, state: State, batch: Batch) -> tuple[State, dict[str, Tensor]]:
+        """The new State and the batch's metrics, 0-d tensors on the device."""
+        if self.report.fallback is not None:
+            return self.pipe.step(state, batch)
+        if state is not self._current:
+            self._adopt(state)
+        try:
+            inputs = tuple([batch[name] for name in self._batch_names or batch])
+        except KeyError as e:
+            raise StateError(f"the batch has no {e.args[0]!r}; batches of one compiled step have the same names") from None
+        signature = tuple([(t.shape, t.dtype, t.device) for t in inputs])
+        program = self._programs.get(signature)
+        if program is None:
+            program = self._build(state, batch, signature)
+            if program is None:
+                return self.pipe.step(state, batch)
+        results = program(*self._leaves, *inputs)
+        metrics = dict(zip(self._metrics, results, strict=False))
+        if self.donate:
+            self._current = state.spend()
+            return self._current, metrics
+        return State(pytree.tree_unflatten(results[len(self._metrics) :], self._new_spec)), metrics
+
+    def evaluate(self, state: State, data: Any = None) -> dict[str, Any]:
+        """`Pipeline.evaluate` with each batch as one compiled graph."""
+        return self.pipe.measure_all(state, data, self._measure)
+
+    # -- State in
+
+    def _adopt(self, state: State) -> None:
+        """Take the leaves of a State that this object did not make itself."""
+        leaves, spec = pytree.tree_flatten(state.tree)
+        signature = tuple((t.shape, t.dtype, t.device) for t in leaves)
+        if self._spec is None:
+            self.pipe.check_state(state)
+            self._spec, self._signature = spec, signature
+        elif spec != self._spec or signature != self._signature:
+            self.pipe.check_state(state)
+            raise StateError("the State has other shapes, dtypes or devices than the one this step was compiled for; compile anew")
+        self._current = state
+        self._leaves = tuple(leaves)
+        if self.donate and _share_storage(self._leaves):
+            raise StateError(
+                "two tensors of the State share their storage, so it can't be donated; make the State with state.clone() first"
+            )
+
+    # -- graphs
+
+    def _build(self, state: State, batch: Batch, signature: Signature) -> Program | None:
+        self._batch_names = self._batch_names or tuple(batch)
+        names = self._batch_names
+        n = len(self._leaves)
+
+        def step(*flat: Tensor) -> tuple[Tensor, ...]:
+            tree, metrics = self.pipe.train(pytree.tree_unflatten(flat[:n], self._spec), dict(zip(names, flat[n:], strict=True)))
+            new, new_spec = pytree.tree_flatten(tree)
+            if self.donate and new_spec != self._spec:
+                raise StateError("a step must return a State of the structure that it was given")
+            self._metrics, self._new_spec = tuple(metrics), new_spec
+            if not self.donate:
+                return (*metrics.values(), *new)
+            for old, value in zip(flat[:n], new, strict=True):
+                if value is not old:
+                    # As one element: torch 2.13 drops a copy into a 0-d float64 input, silently.
+                    old.reshape(-1).copy_(value.reshape(-1)) if old.ndim == 0 else old.copy_(value)
+            return tuple(metrics.values())
+
+        program = self._compile("train step", step, (*self._leaves, *(batch[k] for k in names)), describe(batch))
+        if program is not None:
+            self._programs[signature] = program
+        return program
+
+    def _measure(self, tree: dict[str, Tree], sums: dict[str, Tree], batch: Batch) -> dict[str, Tree]:
+        if self.report.fallback is not None:
+            return self.pipe.measure(tree, sums, batch)
+        flat, spec = pytree.tree_flatten((tree, sums, dict(batch)))
+        signature = (spec, *((t.shape, t.dtype, t.device) for t in flat))
+        program = self._measures.get(signature)
+        if program is None:
+
+            def measure(*flat: Tensor) -> tuple[Tensor, ...]:
+                return tuple(pytree.tree_leaves(self.pipe.measure(*pytree.tree_unflatten(flat, spec))))
+
+            program = self._compile("evaluation", measure, tuple(flat), describe(batch))
+            if program is None:
+                return self.pipe.measure(tree, sums, batch)
+            self._measures[signature] = program
+        total: dict[str, Tree] = pytree.tree_unflatten(program(*flat), pytree.tree_structure(sums))
+        return total
+
+    def _compile(self, name: str, function: Program, args: tuple[Tensor, ...], batch: str) -> Program | None:
+        """The function compiled and called once on copies of `args`, or None where it falls back."""
+        start = time.perf_counter()
+        try:
+            graph = trace(function, args)
+            program = compile_graph(graph)
+            with torch.no_grad():
+                # Inductor compiles at the first call, which must not touch the State.
+                program(*(t.clone() for t in args))
+        except CaptureError as e:
+            if self.fallback == "error":
+                raise
+            self.report = CompileReport(self.report.graphs, str(e))
+            warnings.warn(f"the {name} runs uncompiled: {e}", stacklevel=4)
+            return None
+        seconds = time.perf_counter() - start
+        operations = sum(node.op == "call_function" for node in graph.graph.nodes)
+        self.report = CompileReport((*self.report.graphs, Graph(name, batch, operations, seconds)))
+        return program
+
+
+def trace(function: Program, args: tuple[Tensor, ...]) -> GraphModule:
+    """A function of tensors as one flat graph of ATen operations, gradients included.
+
+    Raises CaptureError where the result would depend on more than the arguments: on a value read into Python, on Python's own
+    random numbers, on torch's global generator.
+    """
+    before = random.getstate()
+    try:
+        with torch.no_grad():
+            graph = make_fx(function, tracing_mode="fake", _allow_non_fake_inputs=True)(*args)
+    except StageError as e:
+        if isinstance(e.__cause__, _VALUE_ERRORS):
+            raise CaptureError(
+                f"stage {e.stage!r} can't be captured as a graph: it reads a tensor's value into Python ({first_line(e.__cause__)}); "
+                f"use tensor operations such as torch.where, or fallback='eager'"
+            ) from e
+        raise
+    if random.getstate() != before:
+        random.setstate(before)
+        raise CaptureError("a stage draws from Python's random module, which a graph would do only once; use torch's random functions")
+    for node in graph.graph.nodes:
+        if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
+            raise CaptureError(
+                f"the step draws random numbers through {node.target}, which can't be made a function of (seed, step); draw with "
+                "torch.rand or nn.Dropout, or use fallback='eager'"
+            )
+    return graph
+
+
+def compile_graph(graph: GraphModule) -> Program:
+    """torch.compile on a flat graph, without guards."""
+    program: Program = torch.compile(graph.forward, fullgraph=True, dynamic=False, options=_OPTIONS)
+
+    def call(*args: Tensor) -> Any:
+        try:
+            return program(*args)
+        except Exception as e:
+            raise CaptureError(f"the step can't be compiled here: {first_line(e)}") from e
+
+    return call
+
+
+_OPTIONS: dict[str, Any] = {"guard_filter_fn": torch.compiler.skip_all_guards_unsafe}
+
+_VALUE_ERRORS = (
+    torch._subclasses.fake_tensor.DataDependentOutputException,
+    torch._subclasses.fake_tensor.DynamicOutputShapeException,
+    torch._subclasses.fake_tensor.UnsupportedOperatorException,
+)
+
+
+def _share_storage(leaves: tuple[Tensor, ...]) -> bool:
+    places = [t.data_ptr() for t in leaves if t.numel()]
+    return len(set(places)) < len(places)

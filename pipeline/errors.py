@@ -1,0 +1,63 @@
+"""Every error a user can meet: what failed, where, and what to do next.
+
+Each class knows the exit code the command line ends with, so that no caller has to.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class PipeError(Exception):
+    """The base of all errors here; its message is one or two lines for a person."""
+
+    exit_code = 2
+
+
+class WiringError(PipeError):
+    """The stages do not fit together; raised when a Pipeline is built."""
+
+
+class StageError(PipeError):
+    """A stage failed while it ran, or returned what it did not declare."""
+
+    def __init__(self, stage: str, message: str) -> None:
+        super().__init__(f"stage {stage!r} {message}")
+        self.stage = stage
+
+
+class CaptureError(PipeError):
+    """The step can't be captured as one graph, or can't be compiled here."""
+
+
+class StateError(PipeError):
+    """A State does not fit the pipeline, or was donated and used again."""
+
+
+class DataError(PipeError):
+    """A data set is missing, empty, or holds what can't be trained on."""
+
+
+class DeviceError(PipeError):
+    """The device asked for is unknown or not on this machine."""
+
+
+class ConfigError(PipeError):
+    """A setting is unknown or out of range."""
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """The end of an error message: the nearest known word, or all of them.
+
+    >>> did_you_mean("input", ["inputs", "targets"])
+    "; did you mean 'inputs'?"
+    >>> did_you_mean("xyz", ["inputs", "targets"])
+    '; known: inputs, targets'
+    """
+    known = sorted(known)
+    near = difflib.get_close_matches(word, known, n=1)
+    if near:
+        return f"; did you mean {near[0]!r}?"
+    return f"; known: {', '.join(known)}" if known else ""
+

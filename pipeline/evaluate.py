@@ -1,0 +1,159 @@
+"""Evaluate: metrics as sums over batches and one division at the end, so that unequal batches are exact.
+
+A metric stage returns the sums of one batch; State adds them up; `finish` turns them into named numbers. The same stage
+serves training and evaluation. Counts are int64, other sums float64.
+
+Shapes: outputs (B, C, ...) logits and targets (B, ...) int64 for classes (dim=-1 for (B, T, C)); outputs and targets
+alike, or (B, 1) and (B,), for values.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from pipeline.errors import ConfigError
+from pipeline.stage import Stage, Tree
+
+INT, FLOAT = torch.int64, torch.float64
+
+
+def metric(name: str, measure: Callable[..., Tree], finish: Callable[[Any], dict[str, Any]],
+           sums: Mapping[str, Any]) -> Stage:  # fmt: skip
+    """Any metric: `measure(named values)` gives a batch's sums, `finish(sums)` the named results.
+
+    `sums` describes the sums: a dtype for a 0-d sum, or (dtype, shape).
+
+    >>> seen = metric("seen", lambda targets: {"n": torch.tensor(len(targets))}, lambda s: {"seen": s["n"]}, {"n": INT})
+    >>> seen.finish(seen(torch.zeros(3)))
+    {'seen': tensor(3)}
+    """
+
+    def init() -> dict[str, Tensor]:
+        described = {k: v if isinstance(v, tuple) else (v, ()) for k, v in sums.items()}
+        return {k: torch.zeros(shape, dtype=dtype) for k, (dtype, shape) in described.items()}
+
+    return Stage(name, measure, init=init, finish=finish)
+
+
+def _count(x: Tensor) -> Tensor:
+    return torch.full((), x.numel(), dtype=INT, device=x.device)
+
+
+def _ratio(name: str) -> Callable[[Any], dict[str, Any]]:
+    return lambda sums: {name: sums["sum"] / sums["count"]}
+
+
+def accuracy(*, dim: int = 1, ignore_index: int = -100) -> Stage:
+    """The fraction of targets that have the largest logit; for outputs of the targets' shape, of logits on the right side of 0."""
+
+    def measure(outputs: Tensor, targets: Tensor) -> Tree:
+        if outputs.shape == targets.shape:
+            guess = (outputs > 0).to(targets.dtype)
+        elif outputs.shape[dim] == 1:
+            guess = (outputs.squeeze(dim) > 0).to(targets.dtype)
+        else:
+            guess = outputs.argmax(dim)
+        counted = targets != ignore_index
+        return {"sum": ((guess == targets) & counted).sum(), "count": counted.sum()}
+
+    return metric("evaluate.accuracy", measure, _ratio("accuracy"), {"sum": INT, "count": INT})
+
+
+def top_k(k: int = 5, *, dim: int = 1) -> Stage:
+    """The fraction of targets among the k largest logits; reported as `top<k>`."""
+    if k < 1:
+        raise ConfigError(f"evaluate.top_k: k={k} is not a positive whole number")
+
+    def measure(outputs: Tensor, targets: Tensor) -> Tree:
+        best = outputs.topk(k, dim).indices
+        return {"sum": (best == targets.unsqueeze(dim)).any(dim).sum(), "count": _count(targets)}
+
+    return metric(f"evaluate.top_{k}", measure, _ratio(f"top{k}"), {"sum": INT, "count": INT})
+
+
+def confusion(classes: int) -> Stage:
+    """The confusion matrix (C, C), rows true and columns predicted, with each class's precision, recall and F1 (C,).
+
+    A class without samples, or never predicted, has 0 where the division would be 0 / 0.
+    """
+
+    def measure(outputs: Tensor, targets: Tensor) -> Tree:
+        # A product of one-hot matrices rather than bincount: its shape is static and it vmaps.
+        true = F.one_hot(targets.flatten(), classes).to(FLOAT)
+        guess = F.one_hot(outputs.argmax(1).flatten(), classes).to(FLOAT)
+        return {"matrix": (true.T @ guess).to(INT)}
+
+    def finish(sums: Any) -> dict[str, Any]:
+        m = sums["matrix"].to(FLOAT)
+        right, true, guessed = m.diagonal(dim1=-2, dim2=-1), m.sum(-1), m.sum(-2)
+        return {
+            "confusion": sums["matrix"],
+            "precision": right / guessed.clamp(min=1),
+            "recall": right / true.clamp(min=1),
+            "f1": 2 * right / (true + guessed).clamp(min=1),
+        }
+
+    return metric("evaluate.confusion", measure, finish, {"matrix": (INT, (classes, classes))})
+
+
+def _errors(outputs: Tensor, targets: Tensor) -> Tensor:
+    return outputs.reshape(targets.shape).to(FLOAT) - targets.to(FLOAT)
+
+
+def mean_absolute_error() -> Stage:
+    """The mean of |output - target| over all values; reported as `mae`."""
+
+    def measure(outputs: Tensor, targets: Tensor) -> Tree:
+        return {"sum": _errors(outputs, targets).abs().sum(), "count": _count(targets)}
+
+    return metric("evaluate.mean_absolute_error", measure, _ratio("mae"), {"sum": FLOAT, "count": INT})
+
+
+def mean_squared_error() -> Stage:
+    """The mean of (output - target)^2 over all values; reported as `mse`."""
+
+    def measure(outputs: Tensor, targets: Tensor) -> Tree:
+        return {"sum": (_errors(outputs, targets) ** 2).sum(), "count": _count(targets)}
+
+    return metric("evaluate.mean_squared_error", measure, _ratio("mse"), {"sum": FLOAT, "count": INT})
+
+
+def r2() -> Stage:
+    """1 - residual sum of squares / total sum of squares about the mean of the targets, over all values."""
+
+    def measure(outputs: Tensor, targets: Tensor) -> Tree:
+        y = targets.to(FLOAT)
+        residual = (_errors(outputs, targets) ** 2).sum()
+        return {"residual": residual, "y": y.sum(), "y2": (y * y).sum(), "count": _count(targets)}
+
+    def finish(s: Any) -> dict[str, Any]:
+        return {"r2": 1.0 - s["residual"] / (s["y2"] - s["y"] * s["y"] / s["count"])}
+
+    return metric("evaluate.r2", measure, finish, {"residual": FLOAT, "y": FLOAT, "y2": FLOAT, "count": INT})
+
+
+def perplexity(*, dim: int = 1, ignore_index: int = -100) -> Stage:
+    """exp of the mean negative log likelihood of the targets; dim=-1 for outputs (B, T, C)."""
+
+    def measure(outputs: Tensor, targets: Tensor) -> Tree:
+        logits = outputs.movedim(dim, 1)
+        total = F.cross_entropy(logits, targets, ignore_index=ignore_index, reduction="sum")
+        return {"sum": total.to(FLOAT), "count": (targets != ignore_index).sum()}
+
+    def finish(sums: Any) -> dict[str, Any]:
+        return {"perplexity": torch.exp(sums["sum"] / sums["count"])}
+
+    return metric("evaluate.perplexity", measure, finish, {"sum": FLOAT, "count": INT})
+
+
+def read(results: Mapping[str, Any]) -> dict[str, Any]:
+    """Results as Python numbers, or lists of them: the one place where metrics leave the device."""
+    return {name: value.tolist() if isinstance(value, Tensor) else value for name, value in results.items()}
+
+

@@ -1,0 +1,138 @@
+"""Forward: a module's outputs as a pure function of its parameters, its buffers, the batch, the seed and the step."""
+
+from __future__ import annotations
+
+import copy
+import zlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from attrs import field, frozen
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from pipeline.errors import WiringError
+from pipeline.random import keyed
+from pipeline.stage import Stage
+
+Build = Callable[[], nn.Module]
+
+
+@frozen(eq=False)
+class Module:
+    """A module parted from its tensors: skeletons hold no storage (meta device), so that nothing can change them."""
+
+    build: Build | nn.Module
+    frozen: bool
+    _skeletons: dict[bool, nn.Module] = field(factory=dict, repr=False)
+
+    def real(self, seed: int) -> nn.Module:
+        """The module with its first weights: an instance as it is, a factory's initialised from the seed."""
+        if isinstance(self.build, nn.Module):
+            return self.build
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            module = self.build()
+        if not isinstance(module, nn.Module):
+            raise WiringError(f"forward.model() takes an nn.Module or a function that makes one, not {type(module).__name__}")
+        return module
+
+    def skeleton(self, training: bool = False, real: nn.Module | None = None) -> nn.Module:
+        """The module without storage, in train or eval mode. Made once."""
+        if not self._skeletons:
+            bare = copy.deepcopy(real or self.real(0)).to("meta")
+            self._skeletons[False] = copy.deepcopy(bare).eval()
+            self._skeletons[True] = self._skeletons[False] if self.frozen else bare.train()
+        return self._skeletons[training]
+
+    def create(self, seed: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Copies of the trained parameters, and of the buffers and what `requires_grad=False` has frozen."""
+        module = self.real(seed)
+        if any(isinstance(p, nn.parameter.UninitializedParameter) for p in module.parameters()):
+            raise WiringError("the module has lazy parameters; call it once on a batch, then pass the instance")
+        self.skeleton(real=module)
+        named = dict(module.named_parameters())
+        params = {k: p.detach().clone() for k, p in named.items() if p.requires_grad or self.frozen}
+        buffers = {k: p.detach().clone() for k, p in {**named, **dict(module.named_buffers())}.items() if k not in params}
+        return params, buffers
+
+    def mutable(self) -> set[str]:
+        """Names of what a forward in train mode may write into."""
+        return {name for name, _ in self.skeleton().named_buffers()}
+
+
+@frozen(eq=False)
+class Model(Stage):
+    """A forward stage; `module` is what it calls."""
+
+    module: Module = field(kw_only=True)
+    """The module parted from its tensors."""
+    params: str = "params"
+    buffers: str = "buffers"
+
+    def state_dict(self, values: Mapping[str, Any]) -> dict[str, Tensor]:
+        """The weights under the module's own names, as `load_state_dict` takes them, tied weights under each name."""
+        tensors = {**values[self.params], **values[self.buffers]}
+        skeleton = self.module.skeleton()
+        owners = {id(t): name for name, t in [*skeleton.named_parameters(), *skeleton.named_buffers()]}
+        return {name: tensors[owners[id(t)]] for name, t in skeleton.state_dict(keep_vars=True).items()}
+
+
+def model(
+    module: nn.Module | Build,
+    *,
+    inputs: str | tuple[str, ...] | Mapping[str, str] = "inputs",
+    outputs: str = "outputs",
+    params: str = "params",
+    frozen: bool = False,
+    name: str = "forward.model",
+) -> Model:
+    """`outputs = module(inputs)`, for any nn.Module.
+
+    - `module`: a factory, initialised from the run's seed, or an instance, whose weights are copied and never touched.
+    - `inputs`: the value it is called on; several as positions ("a", "b") or as keywords {"argument": "value"}.
+    - `params`: the name under which State keeps its parameters; its buffers are kept as "buffers" (or
+      "<params>.buffers"), with the parameters that have requires_grad=False.
+    - `frozen`: a module that is only read, in eval mode: a teacher.
+
+    In training, BatchNorm's statistics come back as new buffers, and dropout is a function of (seed, step).
+    """
+    if not isinstance(module, nn.Module) and not callable(module):
+        raise WiringError(f"forward.model() takes an nn.Module or a function that makes one, not {type(module).__name__}")
+    parted = Module(module, frozen)
+    if isinstance(inputs, Mapping):
+        positions, keywords = (), dict(inputs)
+    else:
+        positions, keywords = (inputs,) if isinstance(inputs, str) else tuple(inputs), {}
+    kept_params, kept_buffers = params, "buffers" if params == "params" else f"{params}.buffers"
+    salt = zlib.crc32(name.encode())
+
+    def forward(params: Any, buffers: Any, seed: Tensor, step: Tensor, training: bool, **values: Any) -> Any:
+        args = tuple(values[p] for p in positions)
+        kwargs = {argument: values[argument] for argument in keywords}
+        if not training or frozen:
+            result = functional_call(parted.skeleton(False), {**params, **buffers}, args, kwargs)
+            return result if frozen else (result, buffers)
+        # A module writes into the buffers it is given, so it is given copies; those it left alone are dropped.
+        mutable = parted.mutable()
+        given = {k: b.clone() if k in mutable else b for k, b in buffers.items()}
+        before = {k: b._version for k, b in given.items()}
+        with keyed(seed, step, salt):
+            result = functional_call(parted.skeleton(True), {**params, **given}, args, kwargs)
+        return result, {k: b if b._version != before[k] else buffers[k] for k, b in given.items()}
+
+    def create(seed: int) -> dict[str, Any]:
+        return dict(zip((kept_params, kept_buffers), parted.create(seed), strict=True))
+
+    return Model(
+        name,
+        forward,
+        writes=(outputs,) if frozen else (outputs, kept_buffers),
+        create=create,
+        keeps=(kept_params, kept_buffers),
+        names={"params": kept_params, "buffers": kept_buffers, **{p: p for p in positions}, **keywords},
+        module=parted,
+        params=kept_params,
+        buffers=kept_buffers,
+    )

@@ -1,0 +1,123 @@
+"""Load: where batches come from. The only step that knows about data sets, epochs and positions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from attrs import field, frozen
+from torch import Tensor
+
+from pipeline import order
+from pipeline.errors import ConfigError, DataError
+from pipeline.sources import Source, source
+from pipeline.stage import Stage
+from pipeline.state import Batch
+
+
+def _nothing() -> None:
+    """A load stage's work is done by `Load.epoch`, before the step."""
+
+
+@frozen(eq=False)
+class Load(Stage):
+    """A stage that begins a pipeline; `names` of its values are known where the data set has them."""
+
+    function: Callable[..., Any] = field(default=_nothing, repr=False)
+    data: Any = None
+    size: int = 0
+    shuffle: bool = True
+    drop_last: bool = False
+    fields: tuple[str, ...] = ()
+    """Names for the parts of a tuple that an iterable yields."""
+
+    @property
+    def known(self) -> bool:
+        """Whether the data set tells its names and its length before it is read."""
+        return isinstance(self.data, Source)
+
+    @property
+    def batches(self) -> int | None:
+        """Batches in an epoch, or None where an iterable does not say."""
+        if isinstance(self.data, Source):
+            return order.count(len(self.data), self.size, self.drop_last)
+        try:
+            return len(self.data)
+        except TypeError:
+            return None
+
+    def epoch(self, seed: int, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """The batches of one epoch, from batch `start` on, on the host."""
+        if not isinstance(self.data, Source):
+            yield from self._iterate(start)
+            return
+        options = {"shuffle": self.shuffle, "drop_last": self.drop_last, "start": start}
+        for indices in order.batches(len(self.data), self.size, seed, epoch, **options):  # type: ignore[arg-type]  # mixed option types
+            yield self.data[indices]
+
+    def _iterate(self, start: int) -> Iterator[Batch]:
+        empty = True
+        for k, item in enumerate(self.data):
+            empty = False
+            if k >= start:
+                yield self.batch(item)
+        if empty:
+            raise DataError(
+                "the iterable given to load.loader() yielded nothing: an epoch iterates it anew, so pass a DataLoader "
+                "or a list, not an iterator that is used up"
+            )
+
+    def batch(self, item: Any) -> Batch:
+        """What a loader yields as a Batch: a mapping as it is, a sequence under the names of `fields`."""
+        if isinstance(item, Mapping):
+            return item
+        if isinstance(item, Tensor):
+            item = (item,)
+        if not isinstance(item, Sequence) or len(item) != len(self.fields):
+            raise DataError(
+                f"the loader yielded {type(item).__name__}, which does not fit the names {', '.join(self.fields)}; "
+                f'pass names=(...) to load.loader(), one for each part: load.loader(data, names=("inputs", "targets"))'
+            )
+        return dict(zip(self.fields, item, strict=True))
+
+    def over(self, data: Any) -> Load:
+        """A Load of other data in its own order, nothing dropped: what validation reads."""
+        if not isinstance(data, Source) and isinstance(data, Iterable) and not isinstance(data, Mapping | tuple):
+            return loader(data, names=self.fields or ("inputs", "targets"))
+        return batches(data, size=self.size or 256, shuffle=False)
+
+
+def batches(data: Any, *, size: int, shuffle: bool = True, drop_last: bool = False) -> Load:
+    """Batches of `size` samples from a Source, a mapping of tensors or arrays, or a tuple (inputs, targets).
+
+    Shuffled anew each epoch by a pure function of (seed, epoch, batch); every sample is used once an epoch, the
+    last batch being shorter unless `drop_last`. A `size` above N gives one batch of N.
+    Raises ConfigError for a size below 1 and DataError for an empty or uneven data set.
+
+    >>> load = batches((torch.randn(10, 4), torch.zeros(10)), size=4)
+    >>> [len(batch["inputs"]) for batch in load.epoch(seed=0, epoch=0)]
+    [4, 4, 2]
+    """
+    if not isinstance(size, int) or size < 1:
+        raise ConfigError(f"batch size {size} is not a positive whole number")
+    known = source(data)
+    size = min(size, len(known))
+    return Load("load.batches", writes=known.names, data=known, size=size, shuffle=shuffle, drop_last=drop_last)
+
+
+def loader(data: Iterable[Any], *, names: tuple[str, ...] = ("inputs", "targets")) -> Load:
+    """Batches from a torch DataLoader or any iterable of batches, which is iterated anew each epoch.
+
+    It yields mappings, or tuples whose parts get `names`. Its order is its own, so (seed, epoch) does not fix it.
+    """
+    if not isinstance(data, Iterable):
+        raise DataError(f"load.loader() takes an iterable of batches, not {type(data).__name__}")
+    return Load("load.loader", data=data, fields=tuple(names))
+
+
+def first(load: Load, samples: int) -> Batch:
+    """A small batch to look at: the first `samples` of the data set, or what an iterable yields first."""
+    if isinstance(load.data, Source):
+        return load.data[torch.arange(min(samples, len(load.data)))]
+    return next(iter(load.epoch(0, 0)))

@@ -1,0 +1,77 @@
+"""fit: the only training loop. A generator of Reports: it prints nothing, and whoever wants to log, plot or stop does
+so in the `for` loop over it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from pipeline import evaluate
+from pipeline.compiled import Compiled, Fallback
+from pipeline.compose import Pipeline
+from pipeline.errors import ConfigError, WiringError
+from pipeline.state import Report, State
+
+
+def fit(
+    pipe: Pipeline,
+    *,
+    epochs: int,
+    validate: Any = None,
+    seed: int = 0,
+    state: State | None = None,
+    compile: bool | Compiled = True,
+    fallback: Fallback = "error",
+) -> Iterator[Report]:
+    """Train for `epochs` passes over the pipeline's data, yielding a Report after each.
+
+    - `validate`: data to evaluate on after each epoch.
+    - `seed`: of the first weights, the order and dropout; a run is a function of it.
+    - `state`: go on from this State (it is copied, and keeps its own seed) instead of a new one.
+    - `compile`: True, False, or a step that `pipe.compile()` made, to use its graphs again.
+    - `fallback`: as in `Pipeline.compile`.
+
+    Everything that can be checked is checked here, before the first step.
+    """
+    if not isinstance(epochs, int) or epochs < 1:
+        raise ConfigError(f"epochs={epochs} is not a positive whole number")
+    if pipe.load is None:
+        raise WiringError("fit() needs batches: put load.batches(...) or load.loader(...) first in the pipeline")
+    if isinstance(compile, Compiled) and compile.pipe is not pipe:
+        raise ConfigError("compile= was made by another pipeline; use pipe.compile() of this one")
+    if state is None:
+        batches = pipe.load.batches
+        state = pipe.init(seed, steps=None if batches is None else batches * epochs)
+    else:
+        pipe.check_state(state)
+        state = state.clone()
+    for data in (None, validate) if validate is not None else (None,):
+        pipe.check(state, data)
+    program = compile if isinstance(compile, Compiled) else pipe.compile(fallback=fallback) if compile else None
+    return _epochs(pipe, program, state, epochs, validate)
+
+
+def _epochs(pipe: Pipeline, program: Compiled | None, state: State, epochs: int, validate: Any) -> Iterator[Report]:
+    assert pipe.load is not None
+    step = program or pipe.step
+    first = int(state.step)  # the one value read before training: the position is counted here from now on
+    seed = int(state["seed"])
+    done = first
+    for epoch in range(1, epochs + 1):
+        state = pipe.restart_metrics(state)
+        start, compiling = time.perf_counter(), _compile_seconds(program)
+        samples = 0
+        for batch in pipe.place.ahead(pipe.prepared(b, True) for b in pipe.load.epoch(seed, epoch - 1)):
+            state, _ = step(state, batch)
+            samples += len(next(iter(batch.values())))
+            done += 1
+        sums = {s.name: state.memory[s.name] for s in pipe.metrics}
+        train = evaluate.read(pipe.finish(sums))  # waits for the device: the epoch ends here
+        seconds = time.perf_counter() - start - (_compile_seconds(program) - compiling)
+        results = {} if validate is None else (program or pipe).evaluate(state, validate)
+        yield Report(epoch, epochs, done, train, results, seconds, samples, state)
+
+
+def _compile_seconds(program: Compiled | None) -> float:
+    return program.report.seconds if program is not None else 0.0

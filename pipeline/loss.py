@@ -1,0 +1,123 @@
+"""Loss: one number to make small. Each writes the batch's mean and its weight, the count that the mean was taken over.
+
+The weight makes means over unequal batches exact: an epoch's loss is sum(loss * weight) / sum(weight).
+A loss of your own is a plain function: `@stage(writes="loss")`, or `loss.function(f)`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from pipeline.errors import DataError, StageError
+from pipeline.stage import Stage, describe, stage
+
+WRITES = ("loss", "loss.weight")
+
+
+def _stage(name: str, function: Callable[..., Any], **fields: Any) -> Stage:
+    return Stage(f"loss.{name}", function, writes=WRITES, **fields)
+
+
+def cross_entropy(
+    *, smoothing: float = 0.0, weight: Tensor | None = None, ignore_index: int = -100, dim: int = 1
+) -> Stage:
+    """Cross entropy of logits and class indices, as torch.nn.CrossEntropyLoss.
+
+    Shapes: outputs (B, C, ...) float, targets (B, ...) int64 -> (); for (B, T, C), as transformers give, pass dim=-1.
+    `smoothing` is the label smoothing, `weight` (C,) weighs the classes, targets equal to `ignore_index` do not count.
+
+    >>> value, count = cross_entropy()(torch.zeros(4, 10), torch.arange(4))
+    >>> round(value.item(), 4), count.item()
+    (2.3026, 4.0)
+    """
+
+    def function(outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        logits = outputs.movedim(dim, 1)
+        per_class = None if weight is None else weight.to(logits)
+        counted = targets != ignore_index
+        if weight is None:
+            total = counted.sum().to(torch.float64)
+        else:
+            assert per_class is not None
+            total = (per_class[torch.where(counted, targets, 0)] * counted).sum().to(torch.float64)
+        value = F.cross_entropy(logits, targets, per_class, ignore_index=ignore_index, label_smoothing=smoothing)
+        return value, total
+
+    def check(outputs: Tensor, targets: Tensor) -> None:
+        classes = outputs.shape[dim]
+        if targets.is_floating_point():
+            raise DataError(f"targets are {targets.dtype}, but loss.cross_entropy() takes class indices (int64); use loss.mse()")
+        wrong = (targets < 0) | (targets >= classes)
+        wrong &= targets != ignore_index
+        if bool(wrong.any()):
+            at = wrong.nonzero()[0].tolist()
+            raise DataError(
+                f"label {targets[tuple(at)].item()} in sample {at[0]} is outside the {classes} classes that the model "
+                f"gives (0 to {classes - 1}); give the model more outputs or correct the labels"
+            )
+
+    return _stage("cross_entropy", function, check=check)
+
+
+def _elementwise(name: str, per_element: Callable[..., Tensor], **hyper: float) -> Stage:
+    def mean(outputs: Tensor, targets: Tensor, **numbers: Tensor) -> tuple[Tensor, Tensor]:
+        outputs, targets = _same_shape(name, outputs, targets)
+        values = per_element(outputs, targets, **numbers)
+        return values.mean(), torch.full((), values.numel(), dtype=torch.float64, device=values.device)
+
+    if not hyper:
+        return _stage(name, lambda outputs, targets: mean(outputs, targets))
+    return _stage(name, lambda outputs, targets, delta: mean(outputs, targets, delta=delta), hyper=hyper)
+
+
+def _same_shape(name: str, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Targets (B,) fit outputs (B, 1); any other difference would broadcast, silently wrong."""
+    if outputs.ndim == targets.ndim + 1 and outputs.shape[-1] == 1:
+        outputs = outputs.squeeze(-1)
+    if outputs.shape != targets.shape:
+        raise StageError(f"loss.{name}", f"takes one shape, not {describe({'outputs': outputs, 'targets': targets})}")
+    return outputs, targets.to(outputs.dtype)
+
+
+def mse() -> Stage:
+    """Mean squared error. Shapes: outputs and targets alike, or (B, 1) and (B,) -> ()."""
+    return _elementwise("mse", lambda x, y: (x - y) ** 2)
+
+
+def l1() -> Stage:
+    """Mean absolute error. Shapes: outputs and targets alike, or (B, 1) and (B,) -> ()."""
+    return _elementwise("l1", lambda x, y: (x - y).abs())
+
+
+def huber(delta: float = 1.0) -> Stage:
+    """Squared within `delta`, linear beyond (Huber, 1964), as torch.nn.HuberLoss. Shapes as mse.
+
+    >>> huber(1.0)(torch.tensor([3.0]), torch.tensor([0.0]), delta=1.0)[0]
+    tensor(2.5000)
+    """
+
+    def per_element(x: Tensor, y: Tensor, delta: Any) -> Tensor:
+        error = (x - y).abs()
+        return torch.where(error <= delta, 0.5 * error**2, delta * (error - 0.5 * delta))
+
+    return _elementwise("huber", per_element, delta=delta)
+
+
+def binary_cross_entropy() -> Stage:
+    """Binary cross entropy of logits, as torch.nn.BCEWithLogitsLoss. Shapes as mse; targets in [0, 1] of any dtype."""
+    return _elementwise("binary_cross_entropy", lambda x, y: F.binary_cross_entropy_with_logits(x, y, reduction="none"))
+
+
+def function(f: Callable[..., Tensor], name: str | None = None) -> Stage:
+    """Any function of named values that returns a mean over the batch, 0-d.
+
+    >>> function(lambda outputs, inputs: ((outputs - inputs) ** 2).mean(), "loss.reconstruction").reads
+    ('outputs', 'inputs')
+    """
+    made: Stage = stage(writes="loss", name=name or getattr(f, "__name__", "loss.function"))(f)
+    return made

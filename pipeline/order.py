@@ -1,0 +1,62 @@
+"""Order: which samples are in batch k of epoch e, as arithmetic on (seed, epoch, position).
+
+A keyed permutation of 0..n-1 that is evaluated where it is asked: nothing is stored, any position of any epoch is
+found at once, and any number of workers agree without talking. The permutation is the swap-or-not shuffle (Hoang,
+Morris, Rogaway: "An enciphering scheme based on a card shuffle", 2012), which is exact for every n: in each round a
+position and its mirror image `key - position` are exchanged or not, by a hash of the pair.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pipeline.random import key, mix
+
+ROUNDS = 24
+"""After r rounds, two neighbours have stayed neighbours with probability 2**-r."""
+
+BLOCK = 1 << 15
+"""Positions evaluated at once on the host: the whole memory that an epoch's order takes, whatever N is."""
+
+
+def permute(position: Tensor, n: int, seed: Any, epoch: Any) -> Tensor:
+    """Where `position` goes in the shuffle of `epoch`: int64 of any shape, values in [0, n), to the same.
+
+    `seed` and `epoch` are ints or 0-d int64 tensors. One epoch's results over all positions are each index once.
+
+    >>> sorted(permute(torch.arange(5), 5, seed=0, epoch=0).tolist())
+    [0, 1, 2, 3, 4]
+    """
+    for r in range(ROUNDS):
+        k = key(seed, epoch, r)
+        mirror = k % n - position
+        mirror = torch.where(mirror < 0, mirror + n, mirror)
+        pair = torch.maximum(position, mirror)
+        # The top bit of the hash decides; n above 2**32 folds its high half in.
+        swap = mix((pair ^ (pair >> 32) ^ k) & 0xFFFFFFFF) >> 31
+        position = torch.where(swap == 1, mirror, position)
+    return position
+
+
+def batches(n: int, size: int, seed: int, epoch: int, *, shuffle: bool = True, drop_last: bool = False,
+            start: int = 0) -> Iterator[Tensor]:  # fmt: skip
+    """The indices of each batch of an epoch, from batch `start` on: int64 of shape (size,), the last one shorter.
+
+    >>> [len(b) for b in batches(10, 4, seed=0, epoch=0)]
+    [4, 4, 2]
+    """
+    end = n - n % size if drop_last else n
+    block = max(BLOCK // size, 1) * size
+    for first in range(start * size, end, block):
+        positions = torch.arange(first, min(first + block, end))
+        indices = permute(positions, n, seed, epoch) if shuffle else positions
+        yield from indices.split(size)
+
+
+def count(n: int, size: int, drop_last: bool = False) -> int:
+    """Batches in an epoch."""
+    return n // size if drop_last else -(-n // size)

@@ -1,0 +1,87 @@
+"""Place: the only step that names a device or moves a tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+from attrs import field, frozen
+from torch import Tensor
+
+from pipeline.errors import DeviceError, did_you_mean
+from pipeline.stage import Stage, Tree
+from pipeline.state import Batch, tree_map
+
+KNOWN = ("auto", "cpu", "cuda")
+
+
+def _nothing() -> None:
+    """Placing is done by `Place.tree` and `Place.ahead`, at the border of the step."""
+
+
+@frozen(eq=False)
+class Place(Stage):
+    """The border of the step: stages before it run on the host, those after it are one graph on `device`."""
+
+    function: Callable[..., Any] = field(default=_nothing, repr=False)
+    device: torch.device = field(factory=lambda: torch.device("cpu"))
+
+    def tree(self, tree: Tree) -> Tree:
+        """A pytree of tensors on the device."""
+        return tree_map(lambda t: self._move(t) if isinstance(t, Tensor) else t, tree)
+
+    def batch(self, batch: Batch) -> Batch:
+        return {name: self._move(t) if isinstance(t, Tensor) else t for name, t in batch.items()}
+
+    def ahead(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """The batches on the device, each sent while the step before it runs."""
+        if self.device.type == "cpu":
+            for batch in batches:
+                yield batch if all(t.device == self.device for t in batch.values()) else self.batch(batch)
+            return
+        waiting: Batch | None = None
+        for batch in batches:
+            following = self.batch(batch)
+            if waiting is not None:
+                yield waiting
+            waiting = following
+        if waiting is not None:
+            yield waiting
+
+    def _move(self, tensor: Tensor) -> Tensor:
+        if tensor.device == self.device:
+            return tensor
+        if tensor.device.type == "cpu" and self.device.type == "cuda":
+            tensor = tensor.pin_memory()
+        return tensor.to(self.device, non_blocking=self.device.type == "cuda")
+
+
+def on(device: str | torch.device = "auto") -> Place:
+    """Place State and batches on "auto" (a GPU if there is one), "cpu", "cuda", "cuda:1" or a torch.device.
+
+    To a GPU, batches go pinned, non-blocking and one ahead. Raises DeviceError for a device that is not here.
+
+    >>> on("cpu").device
+    device(type='cpu')
+    """
+    return Place("place.on", device=resolve(device))
+
+
+def resolve(device: str | torch.device) -> torch.device:
+    """The device that a name means on this machine."""
+    if device == "auto":
+        return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    try:
+        found = torch.device(device)
+    except RuntimeError:
+        raise DeviceError(f"unknown device {device!r}{did_you_mean(str(device), KNOWN)}") from None
+    if found.type not in KNOWN:
+        raise DeviceError(f"device {device!r} is not supported; known: {', '.join(KNOWN)}, cuda:N")
+    if found.type == "cuda":
+        if not torch.cuda.is_available():
+            raise DeviceError(f"device {str(device)!r}: torch sees no CUDA GPU on this machine; use auto or cpu")
+        found = torch.device("cuda", found.index or 0)
+        if found.index >= torch.cuda.device_count():
+            raise DeviceError(f"device {str(device)!r}: this machine has {torch.cuda.device_count()} GPU(s), numbered from 0")
+    return found

@@ -1,0 +1,126 @@
+"""The Source protocol, and data sets that are tensors in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from attrs import field, frozen
+from torch import Tensor
+
+from pipeline.errors import DataError
+from pipeline.state import Batch
+
+
+@runtime_checkable
+class Source(Protocol):
+    """A data set: how many samples it has, what their parts are called, and the batch at some indices."""
+
+    @property
+    def names(self) -> tuple[str, ...]: ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, indices: Tensor) -> Batch:
+        """The samples at `indices` (int64, (B,)): each part as a tensor of shape (B, ...)."""
+        ...
+
+
+@frozen(eq=False)
+class Tensors:
+    """A Source over tensors of N rows each; a batch is one gather per tensor.
+
+    >>> data = Tensors({"inputs": torch.arange(8.0).reshape(4, 2), "targets": torch.arange(4)})
+    >>> data[torch.tensor([2, 0])]["targets"]
+    tensor([2, 0])
+    """
+
+    tensors: Mapping[str, Tensor] = field(repr=lambda t: ", ".join(f"{k} {tuple(v.shape)}" for k, v in t.items()))
+    classes: tuple[str, ...] = ()
+    """Names of the classes, where targets are classes."""
+
+    def __attrs_post_init__(self) -> None:
+        lengths = {name: len(t) if t.ndim else 0 for name, t in self.tensors.items()}
+        if not lengths or min(lengths.values()) == 0:
+            raise DataError("the data set is empty: it has no samples")
+        if len(set(lengths.values())) > 1:
+            raise DataError(f"the parts of the data set differ in length: {', '.join(f'{k} {n}' for k, n in lengths.items())}")
+        for name, tensor in self.tensors.items():
+            if tensor.is_floating_point() and not bool(torch.isfinite(tensor.sum())):
+                _refuse_non_finite(name, tensor)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(self.tensors)
+
+    def __len__(self) -> int:
+        return len(next(iter(self.tensors.values())))
+
+    def __getitem__(self, indices: Tensor) -> Batch:
+        return {name: tensor.index_select(0, indices) for name, tensor in self.tensors.items()}
+
+
+def _refuse_non_finite(name: str, tensor: Tensor) -> None:
+    # The sum overflowed or met a NaN: only now is it worth looking at every number.
+    bad = (~torch.isfinite(tensor)).reshape(len(tensor), -1)
+    rows = bad.any(1).nonzero().flatten()
+    if len(rows):
+        value = tensor.reshape(len(tensor), -1)[bad][0].item()
+        raise DataError(
+            f"{name} holds {value} in sample {rows[0].item()} ({len(rows)} of {len(tensor)} samples have NaN or infinite "
+            "values); remove or fill them first"
+        )
+
+
+def source(data: Any) -> Source:
+    """A Source from what people have: a Source, a mapping of arrays, an (inputs, targets) pair, or a TensorDataset."""
+    if isinstance(data, Mapping):
+        return Tensors({name: as_tensor(name, value) for name, value in data.items()})
+    if isinstance(data, torch.utils.data.TensorDataset):
+        data = data.tensors
+    if isinstance(data, tuple | list) and len(data) == 2:
+        return source({"inputs": data[0], "targets": data[1]})
+    if isinstance(data, Source):
+        return data
+    raise DataError(
+        f"{type(data).__name__} is no data set in memory: pass a Source, a mapping of tensors, or an (inputs, targets) "
+        "pair to load.batches(), and a DataLoader or another iterable to load.loader()"
+    )
+
+
+def as_tensor(name: str, value: Any) -> Tensor:
+    """An array as a tensor: float64 as float32, narrow integers as int64; shares memory where nothing changes."""
+    try:
+        tensor = value if isinstance(value, Tensor) else torch.from_numpy(np.asarray(value))
+    except TypeError:
+        raise DataError(f"{name} holds {np.asarray(value).dtype} values, which can't be a tensor; encode them as numbers") from None
+    if isinstance(value, Tensor):
+        return tensor
+    if tensor.dtype == torch.float64:
+        return tensor.float()
+    return tensor if tensor.is_floating_point() or tensor.dtype == torch.bool else tensor.long()
+
+
+def split(data: Tensors, held_out: float = 0.2, seed: int = 0) -> tuple[Tensors, Tensors]:
+    """Two disjoint parts (training, held out), shuffled by the seed; integer targets keep their shares in both.
+
+    >>> train, test = split(Tensors({"targets": torch.arange(10) % 2}), held_out=0.2)
+    >>> len(train), len(test), test.tensors["targets"].sum().item()
+    (8, 2, 1)
+    """
+    from sklearn.model_selection import train_test_split  # slow to import, and only needed here
+
+    targets = data.tensors.get("targets")
+    n, held = len(data), round(held_out * len(data))
+    if not 0 < held < n:
+        raise DataError(f"{n} samples can't be split into two parts with {held_out:.0%} held out; give more samples")
+    stratify = None
+    if targets is not None and targets.ndim == 1 and not targets.is_floating_point():
+        counts = torch.unique(targets, return_counts=True)[1]
+        if counts.min() >= 2 and len(counts) <= min(held, n - held):
+            stratify = targets.numpy()
+    parts = train_test_split(np.arange(n), test_size=held, random_state=seed, stratify=stratify)
+    train, test = (Tensors(data[torch.from_numpy(np.sort(part))], data.classes) for part in parts)
+    return train, test

@@ -1,0 +1,188 @@
+"""Stage: one pure function of named values. The only protocol that a pipeline knows.
+
+The function's parameter names are the wiring:
+
+- a parameter without a default reads the value of that name;
+- a default of None makes that reading optional;
+- a default that is a number (or a Schedule) makes a hyperparameter: it lives in State as a 0-d tensor, so
+  changing it is data, not a new graph;
+- any other default is a constant of the function.
+
+Three names are given by the pipeline itself: `step` (0-d int64, steps done so far), `seed` (0-d int64) and
+`training` (bool, constant within a program). A stage that remembers something between steps has an `init`; it reads
+what it remembered as `memory`, and returns the new memory after what it writes.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from attrs import evolve, field, frozen
+
+from pipeline.errors import PipeError, StageError, WiringError, did_you_mean
+from pipeline.schedules import Schedule
+
+Tree = Any  # a pytree of tensors: nested dicts, tuples and lists with tensors as leaves
+Number = int | float | Schedule
+
+GIVEN = ("step", "seed", "training")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float | Schedule) and not isinstance(value, bool)
+
+
+@frozen(eq=False)
+class Stage:
+    """A pure function with its wiring. Build one with `@stage`, or with the functions of the step modules."""
+
+    name: str
+    function: Callable[..., Any]
+    writes: tuple[str, ...] = ()
+    init: Callable[..., Tree] | None = None
+    """The first memory, from values in State, which it reads by its parameter names."""
+    create: Callable[[int], dict[str, Tree]] | None = None
+    """From the seed, the values that this stage brings into State (`keeps` names them)."""
+    keeps: tuple[str, ...] = ()
+    finish: Callable[[Tree], dict[str, Any]] | None = None
+    """Makes the stage a metric: its function then returns sums, memory adds them up, and this divides at the end."""
+    check: Callable[..., None] | None = None
+    """Looks at data before training, where it may read values on the host, and raises a DataError."""
+    hyper: Mapping[str, Number] = field(factory=dict)
+    names: Mapping[str, str] = field(factory=dict)
+    """Parameter -> the value it reads, where the two differ; what is no parameter goes to the function's **kwargs."""
+    reads: tuple[str, ...] = field(init=False)
+    optional: tuple[str, ...] = field(init=False)
+    parameters: tuple[tuple[str, str], ...] = field(init=False, repr=False)
+
+    def __attrs_post_init__(self) -> None:
+        required: list[str] = []
+        optional: list[str] = []
+        wired: list[tuple[str, str]] = []
+        for p in inspect.signature(self.function).parameters.values():
+            value = self.names.get(p.name, p.name)
+            if p.name == "memory" or p.name in self.hyper:
+                continue
+            if p.kind is p.VAR_KEYWORD and self.names:
+                more = {k: v for k, v in self.names.items() if k not in dict(wired)}
+                required.extend(more.values())
+                wired.extend(more.items())
+            elif p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD):
+                raise WiringError(f"stage {self.name!r} takes *{p.name}: parameter names are the wiring, so write them out")
+            elif p.default is p.empty:
+                required.append(value)
+                wired.append((p.name, value))
+            elif p.default is None:
+                optional.append(value)
+                wired.append((p.name, value))
+        object.__setattr__(self, "reads", tuple(required))
+        object.__setattr__(self, "optional", tuple(optional))
+        object.__setattr__(self, "parameters", tuple(wired))
+
+    @property
+    def remembers(self) -> bool:
+        return self.init is not None
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """The plain function, for trying a stage by hand."""
+        return self.function(*args, **kwargs)
+
+    def named(self, name: str) -> Stage:
+        """The same stage under another name; two stages of one pipeline need two names."""
+        return evolve(self, name=name)
+
+    def rename(self, **names: str) -> Stage:
+        """The same stage on other values: `update.sgd(lr=0.1).rename(params="critic", grads="critic_grads")`."""
+        known = {*self.reads, *self.optional, *self.writes}
+        for old in names:
+            if old not in known:
+                raise WiringError(f"stage {self.name!r} neither reads nor writes {old!r}{did_you_mean(old, known)}")
+        new = {p: names.get(value, value) for p, value in self.parameters}
+        return evolve(self, names={**self.names, **new}, writes=tuple(names.get(w, w) for w in self.writes))
+
+    def with_hyper(self, **hyper: Number) -> Stage:
+        """The same stage with other first values for its hyperparameters."""
+        for key in hyper:
+            if key not in self.hyper:
+                raise WiringError(f"stage {self.name!r} has no hyperparameter {key!r}{did_you_mean(key, self.hyper)}")
+        return evolve(self, hyper={**self.hyper, **hyper})
+
+    def run(self, values: Mapping[str, Any], hyper: Mapping[str, Any], memory: Tree) -> tuple[dict[str, Any], Tree]:
+        """Call the function on the values it names; returns what it wrote and its new memory (or its sums)."""
+        kwargs: dict[str, Any] = {p: values[v] for p, v in self.parameters if v in values or v in self.reads}
+        kwargs.update(hyper)
+        if self.remembers and self.finish is None:
+            kwargs["memory"] = memory
+        try:
+            result = self.function(**kwargs)
+        except PipeError:
+            raise
+        except Exception as e:
+            raise StageError(self.name, f"failed on {describe(kwargs)}: {first_line(e)}") from e
+        return self._written(result)
+
+    def _written(self, result: Any) -> tuple[dict[str, Any], Tree]:
+        returns = (*self.writes, "memory") if self.remembers else self.writes
+        declared = ", ".join(returns) or "nothing"
+        if len(returns) == 1:
+            result = (result,)
+        elif not returns:
+            result = () if result is None else (result,)
+        elif isinstance(result, dict):
+            if set(result) != set(returns):
+                raise StageError(self.name, f"returned {', '.join(map(str, result))}, but it declares {declared}")
+            result = tuple(result[name] for name in returns)
+        if not isinstance(result, tuple) or len(result) != len(returns):
+            got = f"{len(result)} values" if isinstance(result, tuple) else type(result).__name__
+            raise StageError(self.name, f"returned {got}, but it declares {declared}")
+        written = dict(zip(returns, result, strict=True))
+        for name, value in written.items():
+            if value is None:
+                raise StageError(self.name, f"returned None for {name!r}, but it declares {declared}")
+        return written, written.pop("memory", None)
+
+
+def stage(
+    function: Callable[..., Any] | None = None,
+    *,
+    writes: str | tuple[str, ...] = (),
+    name: str | None = None,
+    init: Callable[..., Tree] | None = None,
+) -> Any:
+    """Make a Stage from a plain function.
+
+    >>> @stage(writes="loss")
+    ... def squared(outputs, targets, scale=1.0):
+    ...     return scale * ((outputs - targets) ** 2).mean()
+    >>> squared.reads, squared.writes, squared.hyper
+    (('outputs', 'targets'), ('loss',), {'scale': 1.0})
+    """
+
+    def make(f: Callable[..., Any]) -> Stage:
+        defaults = {p.name: p.default for p in inspect.signature(f).parameters.values()}
+        return Stage(
+            name=name or getattr(f, "__name__", type(f).__name__),
+            function=f,
+            writes=(writes,) if isinstance(writes, str) else tuple(writes),
+            init=init,
+            hyper={k: v for k, v in defaults.items() if _is_number(v)},
+        )
+
+    return make if function is None else make(function)
+
+
+def describe(values: Mapping[str, Any]) -> str:
+    """The shapes and dtypes of the tensors among named values, for messages: `inputs (64, 784) float32`."""
+    shapes = [
+        f"{name} {tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}"
+        for name, value in values.items()
+        if hasattr(value, "shape") and hasattr(value, "dtype") and value.ndim > 0
+    ]
+    return ", ".join(shapes) or "its values"
+
+
+def first_line(error: BaseException) -> str:
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0]

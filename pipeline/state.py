@@ -1,0 +1,182 @@
+"""State, Batch and Report: the values that flow through training.
+
+Shapes are written with these letters, here and in the docstrings of the steps:
+
+    B   samples in a batch          C   classes            D, H, W   features, height, width
+    N   samples in a data set       T   positions (tokens) ()        a 0-d tensor
+
+A Batch is a plain mapping from names to tensors whose first dimension is B: `{"inputs": ..., "targets": ...}`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
+
+import torch
+from attrs import field, frozen
+from torch import Tensor
+from torch.utils import _pytree as pytree  # the registry that torch.func and torch.compile read
+
+from pipeline.errors import StateError, did_you_mean
+from pipeline.stage import Tree
+
+Batch: TypeAlias = Mapping[str, Tensor]
+
+
+@frozen(eq=False, repr=False)
+class State:
+    """Everything that lasts from one step to the next.
+
+    `tree` holds, by name: what the stages keep ("params", "buffers"), "memory" (by stage), "hyper" (by
+    "stage.parameter"), "step" and "seed". It is a pytree, so `torch.func.vmap` maps a step over stacked States.
+    """
+
+    _tree: dict[str, Tree]
+    _spent: list[bool] = field(factory=lambda: [False])
+
+    @property
+    def tree(self) -> dict[str, Tree]:
+        if self._spent[0]:
+            raise StateError(
+                "this State was donated to a compiled step and no longer holds its values; use the State that the "
+                "step returned, or keep a copy with state.clone() before the call, or compile(donate=False)"
+            )
+        return self._tree
+
+    def spend(self) -> State:
+        """The same tensors as a new State, while this one raises from now on: what donation leaves behind."""
+        successor = State(self.tree)
+        self._spent[0] = True
+        return successor
+
+    def __getitem__(self, name: str) -> Any:
+        """What is kept under a name: `state["params"]`, `state["teacher"]`."""
+        tree = self.tree
+        if name not in tree:
+            raise StateError(f"State keeps no {name!r}{did_you_mean(name, tree)}")
+        value = tree[name]
+        return dict(value) if isinstance(value, dict) else value
+
+    @property
+    def params(self) -> dict[str, Tensor]:
+        """The trained parameters, by the module's own names."""
+        return dict(self["params"])
+
+    @property
+    def buffers(self) -> dict[str, Tensor]:
+        """Buffers and frozen parameters, by the module's own names."""
+        return dict(self["buffers"])
+
+    @property
+    def memory(self) -> dict[str, Tree]:
+        return dict(self["memory"])
+
+    @property
+    def hyper(self) -> dict[str, Tensor]:
+        """Every hyperparameter that is a number: "update.sgd.lr" -> 0-d float64."""
+        return dict(self["hyper"])
+
+    @property
+    def step(self) -> Tensor:
+        """Steps done so far: 0-d int64."""
+        step: Tensor = self["step"]
+        return step
+
+    def replace(self, **values: Tree) -> State:
+        """A State with other values under some names; this one stays as it is."""
+        for name in values:
+            self[name]
+        return State({**self.tree, **values})
+
+    def with_hyper(self, values: Mapping[str, float | Tensor] | None = None, /, **short: float | Tensor) -> State:
+        """A State with other hyperparameters: `with_hyper(lr=0.01)`, or by the whole name where two stages have one.
+
+        A Tensor may carry leading dimensions, for a step mapped over many States.
+        """
+        hyper = self.hyper
+        for name, value in {**(values or {}), **short}.items():
+            key = _find(name, hyper)
+            old = hyper[key]
+            hyper[key] = torch.as_tensor(value, dtype=old.dtype, device=old.device).clone()
+        return self.replace(hyper=hyper)
+
+    def clone(self) -> State:
+        """A copy that shares no storage with this one."""
+        return State(pytree.tree_map(lambda x: x.clone(), self.tree))
+
+    def __repr__(self) -> str:
+        if self._spent[0]:
+            return "State(donated)"
+        numbers = {name: sum(x.numel() for x in pytree.tree_leaves(value)) for name, value in self._tree.items()}
+        kept = ", ".join(f"{name}: {n:,}" for name, n in numbers.items() if name not in ("step", "seed"))
+        step = self._tree["step"]
+        return f"State(step {step.item() if step.ndim == 0 else tuple(step.shape)}, numbers in {kept})"
+
+
+def _find(name: str, hyper: Mapping[str, Tensor]) -> str:
+    if name in hyper:
+        return name
+    ends = [key for key in hyper if key.endswith(f".{name}")]
+    if not ends:
+        known = {*hyper, *(key.rsplit(".", 1)[-1] for key in hyper)}
+        raise StateError(f"there is no hyperparameter {name!r}{did_you_mean(name, known)}")
+    if len(ends) > 1:
+        raise StateError(f"several stages have a hyperparameter {name!r}; name one of {', '.join(ends)}")
+    return ends[0]
+
+
+def _flatten(state: State) -> tuple[list[Any], Any]:
+    tree = state.tree
+    return list(tree.values()), tuple(tree)
+
+
+def _unflatten(values: Any, names: Any) -> State:
+    return State(dict(zip(names, values, strict=True)))
+
+
+pytree.register_pytree_node(State, _flatten, _unflatten, serialized_type_name="pipeline.State")
+
+
+@frozen(eq=False)
+class Report:
+    """What an epoch, or a stretch of steps, did. `train` and `validate` map metric names to floats."""
+
+    epoch: int
+    """Epochs begun, from 1."""
+    epochs: int
+    step: int
+    """Steps done since the State was new."""
+    train: Mapping[str, float]
+    validate: Mapping[str, float]
+    seconds: float
+    """Wall time of the training steps, without compiling and validation."""
+    samples: int
+    state: State = field(repr=False)
+    """The State after it; spent as soon as `fit` goes on, so clone() what you keep."""
+
+    @property
+    def samples_per_second(self) -> float:
+        return self.samples / self.seconds if self.seconds > 0 else 0.0
+
+    def __str__(self) -> str:
+        parts = [f"epoch {self.epoch:>{len(str(self.epochs))}}/{self.epochs}"]
+        shown = {**self.train, **{f"val {name}" if name in ("loss",) else name: v for name, v in self.validate.items()}}
+        parts += [format_metric(name, value) for name, value in shown.items()]
+        return "  ".join([*parts, f"{self.samples_per_second:,.0f} samples/s"])
+
+
+PERCENT = ("accuracy", "top")
+"""Metrics whose names start so are fractions, and are shown in percent."""
+
+
+def format_metric(name: str, value: float) -> str:
+    """One metric as text: `loss 0.2311`, `accuracy 94.17 %`."""
+    if name.startswith(PERCENT):
+        return f"{name} {100 * value:.2f} %"
+    return f"{name} {value:.4g}" if abs(value) >= 1e4 else f"{name} {value:.4f}"
+
+
+def tree_map(function: Callable[..., Any], *trees: Tree) -> Tree:
+    """`function` on the leaves of trees of one structure."""
+    return pytree.tree_map(function, *trees)
