@@ -9,15 +9,17 @@ Donation: the new State is written into the old one's storage inside the graph; 
 
 from __future__ import annotations
 
+import operator
 import random
 import time
 import warnings
 from collections.abc import Callable
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, cast
 
 import torch
 from attrs import frozen
 from torch import Tensor
+from torch._inductor.compile_fx import compile_fx
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
@@ -86,7 +88,6 @@ class Compiled:
         self._signature: Signature = ()
         self._batch_names: tuple[str, ...] = ()
         self._metrics: tuple[str, ...] = ()
-        self._new_spec: Any = None
 
     def __call__(self, state: State, batch: Batch) -> tuple[State, dict[str, Tensor]]:
         """The new State and the batch's metrics, 0-d tensors on the device."""
@@ -97,7 +98,9 @@ class Compiled:
         try:
             inputs = tuple([batch[name] for name in self._batch_names or batch])
         except KeyError as e:
-            raise StateError(f"the batch has no {e.args[0]!r}; batches of one compiled step have the same names") from None
+            raise StateError(
+                f"the batch has no {e.args[0]!r}; batches of one compiled step have the same names"
+            ) from None
         signature = tuple([(t.shape, t.dtype, t.device) for t in inputs])
         program = self._programs.get(signature)
         if program is None:
@@ -109,7 +112,7 @@ class Compiled:
         if self.donate:
             self._current = state.spend()
             return self._current, metrics
-        return State(pytree.tree_unflatten(results[len(self._metrics) :], self._new_spec)), metrics
+        return State(pytree.tree_unflatten(results[len(self._metrics) :], self._spec)), metrics
 
     def evaluate(self, state: State, data: Any = None) -> dict[str, Any]:
         """`Pipeline.evaluate` with each batch as one compiled graph."""
@@ -126,7 +129,9 @@ class Compiled:
             self._spec, self._signature = spec, signature
         elif spec != self._spec or signature != self._signature:
             self.pipe.check_state(state)
-            raise StateError("the State has other shapes, dtypes or devices than the one this step was compiled for; compile anew")
+            raise StateError(
+                "the State has other shapes, dtypes or devices than the one this step was compiled for; compile anew"
+            )
         self._current = state
         self._leaves = tuple(leaves)
         if self.donate and _share_storage(self._leaves):
@@ -142,18 +147,21 @@ class Compiled:
         n = len(self._leaves)
 
         def step(*flat: Tensor) -> tuple[Tensor, ...]:
-            tree, metrics = self.pipe.train(pytree.tree_unflatten(flat[:n], self._spec), dict(zip(names, flat[n:], strict=True)))
+            tree, metrics = self.pipe.train(
+                pytree.tree_unflatten(flat[:n], self._spec), dict(zip(names, flat[n:], strict=True))
+            )
             new, new_spec = pytree.tree_flatten(tree)
-            if self.donate and new_spec != self._spec:
+            if new_spec != self._spec:
                 raise StateError("a step must return a State of the structure that it was given")
-            self._metrics, self._new_spec = tuple(metrics), new_spec
+            self._metrics = tuple(metrics)
             if not self.donate:
-                return (*metrics.values(), *new)
+                # A graph's results are its own: none is an argument, and none is there twice.
+                return tuple(t.clone() for t in (*metrics.values(), *new))
             for old, value in zip(flat[:n], new, strict=True):
                 if value is not old:
                     # As one element: torch 2.13 drops a copy into a 0-d float64 input, silently.
                     old.reshape(-1).copy_(value.reshape(-1)) if old.ndim == 0 else old.copy_(value)
-            return tuple(metrics.values())
+            return tuple(t.clone() for t in metrics.values())
 
         program = self._compile("train step", step, (*self._leaves, *(batch[k] for k in names)), describe(batch))
         if program is not None:
@@ -169,7 +177,9 @@ class Compiled:
         if program is None:
 
             def measure(*flat: Tensor) -> tuple[Tensor, ...]:
-                return tuple(pytree.tree_leaves(self.pipe.measure(*pytree.tree_unflatten(flat, spec))))
+                return tuple(
+                    t.clone() for t in pytree.tree_leaves(self.pipe.measure(*pytree.tree_unflatten(flat, spec)))
+                )
 
             program = self._compile("evaluation", measure, tuple(flat), describe(batch))
             if program is None:
@@ -179,14 +189,11 @@ class Compiled:
         return total
 
     def _compile(self, name: str, function: Program, args: tuple[Tensor, ...], batch: str) -> Program | None:
-        """The function compiled and called once on copies of `args`, or None where it falls back."""
+        """The function compiled, or None where it falls back."""
         start = time.perf_counter()
         try:
             graph = trace(function, args)
-            program = compile_graph(graph)
-            with torch.no_grad():
-                # Inductor compiles at the first call, which must not touch the State.
-                program(*(t.clone() for t in args))
+            program = compile_graph(graph, args)
         except CaptureError as e:
             if self.fallback == "error":
                 raise
@@ -218,7 +225,9 @@ def trace(function: Program, args: tuple[Tensor, ...]) -> GraphModule:
         raise
     if random.getstate() != before:
         random.setstate(before)
-        raise CaptureError("a stage draws from Python's random module, which a graph would do only once; use torch's random functions")
+        raise CaptureError(
+            "a stage draws from Python's random module, which a graph would do only once; use torch's random functions"
+        )
     for node in graph.graph.nodes:
         if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
             raise CaptureError(
@@ -228,20 +237,38 @@ def trace(function: Program, args: tuple[Tensor, ...]) -> GraphModule:
     return graph
 
 
-def compile_graph(graph: GraphModule) -> Program:
-    """torch.compile on a flat graph, without guards."""
-    program: Program = torch.compile(graph.forward, fullgraph=True, dynamic=False, options=_OPTIONS)
+def compile_graph(graph: GraphModule, args: tuple[Tensor, ...]) -> Program:
+    """torch.compile on a flat graph; what Inductor made is then called as it is, without Dynamo's frame in between.
 
-    def call(*args: Tensor) -> Any:
-        try:
-            return program(*args)
-        except Exception as e:
-            raise CaptureError(f"the step can't be compiled here: {first_line(e)}") from e
+    That leaves out the guards, and the cache that hangs on the code object, in which two graphs could meet.
+    """
+    made: list[tuple[Program, list[int]]] = []
+    parameters = [str(node.target) for node in graph.graph.find_nodes(op="placeholder")]
 
-    return call
+    def backend(captured: GraphModule, example_inputs: list[Any]) -> Program:
+        inductor = cast(Program, compile_fx(captured, example_inputs, config_patches=_OPTIONS))
+        # Dynamo drops unused arguments and may reorder them; each placeholder knows which argument it was.
+        used = [n.meta["grapharg"].source.local_name for n in captured.graph.find_nodes(op="placeholder")]
+        made.append((inductor, [parameters.index(name) for name in used]))
+        return inductor
+
+    compiled: Program = torch.compile(graph.forward, fullgraph=True, dynamic=False, backend=backend)
+    try:
+        with torch.no_grad():
+            # Inductor compiles at the first call, which must not touch the State.
+            compiled(*(t.clone() for t in args))
+    except Exception as e:
+        raise CaptureError(f"the step can't be compiled here: {first_line(e)}") from e
+    [(inductor, positions)] = made
+    pick = operator.itemgetter(*positions)
+    return lambda *args: inductor(*pick(args))
 
 
-_OPTIONS: dict[str, Any] = {"guard_filter_fn": torch.compiler.skip_all_guards_unsafe}
+_OPTIONS: dict[str, Any] = {
+    "cpp.vec_isa_ok": True,  # saves seconds of building probes; a compiler too old for the processor falls back as any failure
+    "size_asserts": False,  # shapes are checked here
+    "alignment_asserts": False,
+}
 
 _VALUE_ERRORS = (
     torch._subclasses.fake_tensor.DataDependentOutputException,

@@ -13,37 +13,27 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 from attrs import field, frozen
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
-from pipeline import evaluate, load, place, random
+from pipeline import evaluate, load, place
 from pipeline.backward import Gradients
 from pipeline.errors import StateError, WiringError, did_you_mean
 from pipeline.forward import Model
 from pipeline.load import Load
 from pipeline.place import Place
+from pipeline.run import forward, through_backward
 from pipeline.schedules import Schedule
-from pipeline.stage import GIVEN, Stage, Tree
+from pipeline.stage import Stage, Tree
 from pipeline.state import Batch, State, tree_map
+from pipeline.wiring import LASTS, check_names, check_wiring, needed_to_measure
 
 if TYPE_CHECKING:
     from pipeline.compiled import Compiled
-
-HINTS = {
-    "grads": "backward.gradients()",
-    "outputs": "forward.model(...)",
-    "loss": "a loss such as loss.cross_entropy()",
-    "params": "forward.model(...)",
-}
-LASTS = ("memory", "hyper", "step", "seed")
-
-Written = tuple[dict[str, Any], dict[str, Tree], dict[str, Tree]]
-"""What stages wrote, the new memory of those that remember, and the sums of those that are metrics."""
 
 
 @frozen(eq=False, init=False, repr=False)
@@ -73,14 +63,22 @@ class Pipeline:
             if not isinstance(s, Stage):
                 hint = "; make one with @stage" if callable(s) else ""
                 raise WiringError(f"a Pipeline is made of stages, not {type(s).__name__}{hint}")
-        _check_names(stages)
+        check_names(stages)
         loads = [s for s in stages if isinstance(s, Load)]
         places = [s for s in stages if isinstance(s, Place)]
         border = stages.index(places[0]) if places else -1
-        host, graph = ([s for s in part if not isinstance(s, Load | Place)] for part in (stages[: max(border, 0)], stages[border + 1 :]))
-        _check_wiring(stages, loads[0] if loads else None, host, graph)
+        host, graph = (
+            [s for s in part if not isinstance(s, Load | Place)]
+            for part in (stages[: max(border, 0)], stages[border + 1 :])
+        )
+        check_wiring(stages, loads[0] if loads else None, host, graph)
         self.__attrs_init__(
-            stages, loads[0] if loads else None, places[0] if places else place.on("cpu"), tuple(host), tuple(graph), _needed_to_measure(graph)
+            stages,
+            loads[0] if loads else None,
+            places[0] if places else place.on("cpu"),
+            tuple(host),
+            tuple(graph),
+            needed_to_measure(graph),
         )
         object.__setattr__(self, "metrics", tuple(s for s in graph if s.finish is not None))
 
@@ -134,7 +132,7 @@ class Pipeline:
             if s is not None and not isinstance(s, Gradients):
                 pending.append(s)
                 continue
-            run = _forward if s is None else _accumulated(s, tuple(batch))
+            run = forward if s is None else through_backward(s, tuple(batch))
             written, remembered, added = run(pending, values, hyper, memory)
             values.update(written)
             memory.update(remembered)
@@ -148,7 +146,7 @@ class Pipeline:
         """The evaluation program: `sums` with those of one more batch added."""
         values = {**self._kept(tree), "training": False, **batch}
         with torch.no_grad():
-            _, _, added = _forward(self.measured, values, self.hyper(tree), tree["memory"])
+            _, _, added = forward(self.measured, values, self.hyper(tree), tree["memory"])
             return {name: tree_map(torch.add, sums[name], s) for name, s in added.items()}
 
     # -- the pieces that loops are made of
@@ -171,7 +169,7 @@ class Pipeline:
         """A batch after the stages that run on the host."""
         if not self.host:
             return batch
-        written, _, _ = _forward(self.host, {**batch, "training": training}, {}, {})
+        written, _, _ = forward(self.host, {**batch, "training": training}, {}, {})
         return {**batch, **written}
 
     def zeros(self) -> dict[str, Tree]:
@@ -208,7 +206,7 @@ class Pipeline:
         values = {**self._kept(state.tree), "training": False, **batch}
         whole = self.place.batch(source.data.tensors) if hasattr(source.data, "tensors") and not self.host else {}
         with torch.no_grad():
-            written, _, _ = _forward(self.measured, values, self.hyper(state.tree), state.memory)
+            written, _, _ = forward(self.measured, values, self.hyper(state.tree), state.memory)
         for s in self.measured:
             if s.check is not None:
                 s.check(**{p: {**values, **written, **whole}[v] for p, v in s.parameters})
@@ -218,10 +216,16 @@ class Pipeline:
         kept = {k for s in self.stages for k in s.keeps} | set(LASTS)
         hyper = {k for s in self.graph for k, _ in _numbers(s, 1)}
         memory = {s.name for s in self.graph if s.remembers}
-        for what, has, wants in (("keeps", set(state.tree), kept), ("hyper", set(state.hyper), hyper), ("memory", set(state.memory), memory)):
+        for what, has, wants in (
+            ("keeps", set(state.tree), kept),
+            ("hyper", set(state.hyper), hyper),
+            ("memory", set(state.memory), memory),
+        ):
             if has != wants:
                 names = ", ".join(sorted(has ^ wants))
-                raise StateError(f"the State does not fit this pipeline: they differ in {what} at {names}; make one with pipe.init()")
+                raise StateError(
+                    f"the State does not fit this pipeline: they differ in {what} at {names}; make one with pipe.init()"
+                )
 
     def _kept(self, tree: dict[str, Tree]) -> dict[str, Any]:
         return {name: value for name, value in tree.items() if name not in ("memory", "hyper")}
@@ -274,96 +278,6 @@ class Pipeline:
         return f"Pipeline({', '.join(s.name for s in self.stages)})"
 
 
-# -- running stages
-
-
-def _forward(stages: Iterable[Stage], values: Mapping[str, Any], hyper: Mapping[str, Any], memory: Mapping[str, Tree]) -> Written:
-    values = dict(values)
-    written: dict[str, Any] = {}
-    remembered: dict[str, Tree] = {}
-    sums: dict[str, Tree] = {}
-    for s in stages:
-        if isinstance(s, Gradients):
-            values.setdefault(f"{s.of}.weight", _batch_size(values))
-        new, kept = s.run(values, hyper.get(s.name, {}), memory.get(s.name))
-        values.update(new)
-        written.update(new)
-        if s.remembers:
-            (sums if s.finish is not None else remembered)[s.name] = kept
-    return written, remembered, sums
-
-
-def _batch_size(values: Mapping[str, Any]) -> Tensor:
-    """The weight of a loss that states none: the samples in the batch, which is what `outputs` or `inputs` have."""
-    skip = {*GIVEN}
-    tensors = [v for k, v in values.items() if isinstance(v, Tensor) and v.ndim > 0 and k not in skip]
-    first = tensors[0]
-    return torch.full((), first.shape[0], dtype=torch.float64, device=first.device)
-
-
-def _differentiated(g: Gradients, stages: Sequence[Stage], values: Mapping[str, Any], hyper: Mapping[str, Any],
-                    memory: Mapping[str, Tree]) -> tuple[Tree, Written]:  # fmt: skip
-    """The gradients of what `stages` compute, and what they wrote."""
-    rest: list[Any] = []
-
-    def objective(params: Tree) -> tuple[Tensor, Tree]:
-        written, remembered, sums = _forward([*stages, g], {**values, g.wrt: params}, hyper, memory)
-        leaves, spec = pytree.tree_flatten((written, remembered, sums))
-        # Only tensors may leave a transformed function beside the loss; the rest is constant, and goes around it.
-        rest[:] = [spec, [None if isinstance(x, Tensor) else x for x in leaves]]
-        return written[g.of], {i: x for i, x in enumerate(leaves) if isinstance(x, Tensor)}
-
-    grads, tensors = g.differentiate(objective, values[g.wrt])
-    spec, leaves = rest
-    return grads, pytree.tree_unflatten([tensors.get(i, x) for i, x in enumerate(leaves)], spec)
-
-
-def _accumulated(g: Gradients, names: Sequence[str]) -> Callable[..., Written]:
-    """`_forward` through a backward, over the parts of the batch that it asks for."""
-
-    def run(stages: Sequence[Stage], values: Mapping[str, Any], hyper: Mapping[str, Any], memory: Mapping[str, Tree]) -> Written:
-        size = min((values[n].shape[0] for n in names), default=1)
-        count = max(min(g.accumulate, size), 1)
-        if count == 1:
-            grads, (written, remembered, sums) = _differentiated(g, stages, values, hyper, memory)
-            return {**written, g.grads: grads}, remembered, sums
-        parts = [values[n].tensor_split(count) for n in names]
-        values, memory = dict(values), dict(memory)
-        total: Tree = None
-        all_sums: dict[str, Tree] = {}
-        history: list[dict[str, Any]] = []
-        for i in range(count):
-            values |= {n: part[i] for n, part in zip(names, parts, strict=True)}
-            if i:
-                values["seed"] = random.key(values["seed"], i)  # other dropout for each part
-            grads, (written, remembered, sums) = _differentiated(g, stages, values, hyper, memory)
-            weight = sums[g.name]["weight"]
-            weighted = tree_map(lambda x, w=weight: x * w, grads)
-            total = weighted if total is None else tree_map(torch.add, total, weighted)
-            all_sums = sums if not all_sums else tree_map(torch.add, all_sums, sums)
-            memory |= remembered
-            values |= {k: v for k, v in written.items() if k in values and k not in names}
-            history.append(written)
-        whole = all_sums[g.name]["weight"]
-        grads = tree_map(lambda x: x / whole, total)
-        remembered = {s.name: memory[s.name] for s in stages if s.remembers and s.finish is None}
-        return {**_joined(history, size), g.of: all_sums[g.name]["sum"] / whole, g.grads: grads}, remembered, all_sums
-
-    return run
-
-
-def _joined(history: list[dict[str, Any]], size: int) -> dict[str, Any]:
-    """What the parts wrote, as the whole batch would have: per-sample values one after the other, others as they were last."""
-    joined = dict(history[-1])
-    for name, last in joined.items():
-        parts = [written[name] for written in history]
-        if isinstance(last, Tensor) and last.ndim > 0 and sum(p.shape[0] for p in parts) == size:
-            joined[name] = torch.cat(parts)
-        elif name.endswith(".weight"):
-            joined[name] = sum(parts)
-    return joined
-
-
 # -- hyperparameters and memory
 
 
@@ -377,7 +291,9 @@ def _numbers(s: Stage, steps: int | None) -> Iterable[tuple[str, float]]:
         for k, number in value.numbers.items():
             if math.isnan(number):
                 if steps is None:
-                    raise StateError(f"the schedule of {full} needs the run's length: pass {k}= to it, or init(steps=...)")
+                    raise StateError(
+                        f"the schedule of {full} needs the run's length: pass {k}= to it, or init(steps=...)"
+                    )
                 number = float(steps)
             yield f"{full}.{k}", number
 
@@ -394,83 +310,3 @@ def _remember(s: Stage, tree: Mapping[str, Tree]) -> Tree:
     assert s.init is not None
     read = {p: tree[s.names.get(p, p)] for p in inspect.signature(s.init).parameters}
     return s.init(**read)
-
-
-# -- wiring
-
-
-def _check_names(stages: Sequence[Stage]) -> None:
-    if not stages:
-        raise WiringError("a Pipeline needs at least one stage")
-    seen: set[str] = set()
-    for s in stages:
-        if s.name in seen:
-            raise WiringError(f"two stages are named {s.name!r}; give one another name: .named({s.name + '.2'!r})")
-        seen.add(s.name)
-    for kind, cls in (("load", Load), ("place", Place)):
-        found = [s.name for s in stages if isinstance(s, cls)]
-        if len(found) > 1:
-            raise WiringError(f"a Pipeline has one {kind} stage, not {len(found)}: {', '.join(found)}")
-    owners: dict[str, str] = {}
-    for s in stages:
-        for k in s.keeps:
-            if k in owners or k in LASTS or k in GIVEN:
-                raise WiringError(f"stages {owners.get(k, 'State')!r} and {s.name!r} both keep {k!r}; give one other names (params=...)")
-            owners[k] = s.name
-
-
-def _check_wiring(stages: Sequence[Stage], source: Load | None, host: Sequence[Stage], graph: Sequence[Stage]) -> None:
-    if source is not None and stages[0] is not source and host and stages.index(source) > stages.index(host[0]):
-        raise WiringError(f"stage {host[0].name!r} stands before {source.name!r}, which it needs; put {source.name!r} first")
-    known = source.writes if source is not None and source.known else None
-    available: set[str] = {*GIVEN, *(known or ()), *(k for s in stages for k in s.keeps)}
-    since: set[str] = set()
-    for s in (*host, *graph):
-        if s in host and (s.remembers or s.hyper or s.create):
-            raise WiringError(f"stage {s.name!r} keeps something in State, so it can't stand before place; put it after")
-        reads = {*s.reads, s.wrt} if isinstance(s, Gradients) else set(s.reads)
-        for name in sorted(reads - available):
-            _explain_unread(s, name, stages, available, known)
-        if isinstance(s, Gradients):
-            if s.of not in since:
-                raise WiringError(
-                    f"stage {s.name!r} differentiates {s.of!r}, which no stage since the backward before it writes; put the "
-                    "stages that compute it between the two"
-                )
-            since = set()
-            available.add(s.grads)
-        available.update(s.writes)
-        since.update(s.writes)
-
-
-def _explain_unread(s: Stage, name: str, stages: Sequence[Stage], available: set[str], known: Sequence[str] | None) -> None:
-    later = [t.name for t in stages if name in t.writes or (isinstance(t, Gradients) and name == t.grads)]
-    if later:
-        raise WiringError(f"stage {s.name!r} reads {name!r}, which no earlier stage writes; put {later[0]!r}, which does, before it")
-    if name in HINTS:
-        raise WiringError(f"stage {s.name!r} reads {name!r}, which no earlier stage writes; put {HINTS[name]} before it")
-    if known is not None:
-        raise WiringError(f"stage {s.name!r} reads {name!r}, which neither the data nor an earlier stage has{did_you_mean(name, available - {*GIVEN})}")
-    # Without a data set of known names, what no stage writes must come with the batch.
-    available.add(name)
-
-
-def _needed_to_measure(graph: Sequence[Stage]) -> tuple[Stage, ...]:
-    """The stages that metrics need where there are no gradients, in order."""
-    possible: list[Stage] = []
-    absent: set[str] = set()
-    for s in graph:
-        kept = {k for t in graph for k in t.keeps}
-        if absent & set(s.reads):
-            absent |= set(s.writes) - kept
-            continue
-        possible.append(s)
-        if isinstance(s, Gradients):
-            absent.add(s.grads)
-    needed: set[str] = set()
-    chosen: list[Stage] = []
-    for s in reversed(possible):
-        if s.finish is not None or needed & set(s.writes):
-            chosen.append(s)
-            needed |= {*s.reads, *s.optional}
-    return tuple(reversed(chosen))

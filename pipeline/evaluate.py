@@ -9,7 +9,6 @@ alike, or (B, 1) and (B,), for values.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -139,7 +138,7 @@ def r2() -> Stage:
 
 
 def perplexity(*, dim: int = 1, ignore_index: int = -100) -> Stage:
-    """exp of the mean negative log likelihood of the targets; dim=-1 for outputs (B, T, C)."""
+    """Exp of the mean negative log likelihood of the targets; dim=-1 for outputs (B, T, C)."""
 
     def measure(outputs: Tensor, targets: Tensor) -> Tree:
         logits = outputs.movedim(dim, 1)
@@ -155,5 +154,3 @@ def perplexity(*, dim: int = 1, ignore_index: int = -100) -> Stage:
 def read(results: Mapping[str, Any]) -> dict[str, Any]:
     """Results as Python numbers, or lists of them: the one place where metrics leave the device."""
     return {name: value.tolist() if isinstance(value, Tensor) else value for name, value in results.items()}
-
-

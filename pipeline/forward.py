@@ -35,7 +35,9 @@ class Module:
             torch.manual_seed(seed)
             module = self.build()
         if not isinstance(module, nn.Module):
-            raise WiringError(f"forward.model() takes an nn.Module or a function that makes one, not {type(module).__name__}")
+            raise WiringError(
+                f"forward.model() takes an nn.Module or a function that makes one, not {type(module).__name__}"
+            )
         return module
 
     def skeleton(self, training: bool = False, real: nn.Module | None = None) -> nn.Module:
@@ -54,7 +56,9 @@ class Module:
         self.skeleton(real=module)
         named = dict(module.named_parameters())
         params = {k: p.detach().clone() for k, p in named.items() if p.requires_grad or self.frozen}
-        buffers = {k: p.detach().clone() for k, p in {**named, **dict(module.named_buffers())}.items() if k not in params}
+        buffers = {
+            k: p.detach().clone() for k, p in {**named, **dict(module.named_buffers())}.items() if k not in params
+        }
         return params, buffers
 
     def mutable(self) -> set[str]:
@@ -99,12 +103,16 @@ def model(
     In training, BatchNorm's statistics come back as new buffers, and dropout is a function of (seed, step).
     """
     if not isinstance(module, nn.Module) and not callable(module):
-        raise WiringError(f"forward.model() takes an nn.Module or a function that makes one, not {type(module).__name__}")
+        raise WiringError(
+            f"forward.model() takes an nn.Module or a function that makes one, not {type(module).__name__}"
+        )
     parted = Module(module, frozen)
+    positions: tuple[str, ...] = ()
+    keywords: dict[str, str] = {}
     if isinstance(inputs, Mapping):
-        positions, keywords = (), dict(inputs)
+        keywords = dict(inputs)
     else:
-        positions, keywords = (inputs,) if isinstance(inputs, str) else tuple(inputs), {}
+        positions = (inputs,) if isinstance(inputs, str) else tuple(inputs)
     kept_params, kept_buffers = params, "buffers" if params == "params" else f"{params}.buffers"
     salt = zlib.crc32(name.encode())
 

@@ -51,7 +51,9 @@ def cross_entropy(
     def check(outputs: Tensor, targets: Tensor) -> None:
         classes = outputs.shape[dim]
         if targets.is_floating_point():
-            raise DataError(f"targets are {targets.dtype}, but loss.cross_entropy() takes class indices (int64); use loss.mse()")
+            raise DataError(
+                f"targets are {targets.dtype}, but loss.cross_entropy() takes class indices (int64); use loss.mse()"
+            )
         wrong = (targets < 0) | (targets >= classes)
         wrong &= targets != ignore_index
         if bool(wrong.any()):

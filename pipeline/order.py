@@ -11,34 +11,38 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from pipeline.random import key, mix
 
-ROUNDS = 24
+ROUNDS = 16
 """After r rounds, two neighbours have stayed neighbours with probability 2**-r."""
 
 BLOCK = 1 << 15
 """Positions evaluated at once on the host: the whole memory that an epoch's order takes, whatever N is."""
 
 
-def permute(position: Tensor, n: int, seed: Any, epoch: Any) -> Tensor:
-    """Where `position` goes in the shuffle of `epoch`: int64 of any shape, values in [0, n), to the same.
+def permute(position: Any, n: int, seed: Any, epoch: Any) -> Any:
+    """Where `position` goes in the shuffle of `epoch`: integers in [0, n) to integers in [0, n), each hit once.
 
-    `seed` and `epoch` are ints or 0-d int64 tensors. One epoch's results over all positions are each index once.
+    `position` is an int, or an int64 array or tensor of any shape, and so is the result: there is only arithmetic in here.
+    `seed` and `epoch` are ints or 0-d int64 tensors.
 
-    >>> sorted(permute(torch.arange(5), 5, seed=0, epoch=0).tolist())
-    [0, 1, 2, 3, 4]
+    >>> [permute(i, 5, seed=0, epoch=0) for i in range(5)]
+    [1, 3, 2, 4, 0]
     """
     for r in range(ROUNDS):
         k = key(seed, epoch, r)
         mirror = k % n - position
-        mirror = torch.where(mirror < 0, mirror + n, mirror)
-        pair = torch.maximum(position, mirror)
-        # The top bit of the hash decides; n above 2**32 folds its high half in.
-        swap = mix((pair ^ (pair >> 32) ^ k) & 0xFFFFFFFF) >> 31
-        position = torch.where(swap == 1, mirror, position)
+        mirror = mirror + ((mirror >> 63) & n)
+        move = mirror - position
+        larger = position + (move & ~(move >> 63))  # names the pair
+        if n > 2**32:
+            larger = larger ^ (larger >> 32)
+        # The top bit of the hash decides: -1 keeps the move, 0 cancels it.
+        position = position + (move & -(mix((larger ^ k) & 0xFFFFFFFF) >> 31))
     return position
 
 
@@ -52,9 +56,9 @@ def batches(n: int, size: int, seed: int, epoch: int, *, shuffle: bool = True, d
     end = n - n % size if drop_last else n
     block = max(BLOCK // size, 1) * size
     for first in range(start * size, end, block):
-        positions = torch.arange(first, min(first + block, end))
-        indices = permute(positions, n, seed, epoch) if shuffle else positions
-        yield from indices.split(size)
+        positions = np.arange(first, min(first + block, end))
+        indices = torch.from_numpy(permute(positions, n, seed, epoch) if shuffle else positions)
+        yield from torch.split(indices, size)
 
 
 def count(n: int, size: int, drop_last: bool = False) -> int:

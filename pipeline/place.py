@@ -83,5 +83,7 @@ def resolve(device: str | torch.device) -> torch.device:
             raise DeviceError(f"device {str(device)!r}: torch sees no CUDA GPU on this machine; use auto or cpu")
         found = torch.device("cuda", found.index or 0)
         if found.index >= torch.cuda.device_count():
-            raise DeviceError(f"device {str(device)!r}: this machine has {torch.cuda.device_count()} GPU(s), numbered from 0")
+            raise DeviceError(
+                f"device {str(device)!r}: this machine has {torch.cuda.device_count()} GPU(s), numbered from 0"
+            )
     return found

@@ -49,7 +49,8 @@ def bits(k: Tensor, shape: tuple[int, ...]) -> Tensor:
     """Independent 32-bit integers, as int64 of `shape`, from a 0-d int64 key."""
     count = torch.arange(math.prod(shape), device=k.device)
     # Two rounds with the key between them: one key's stream is not another's, shifted.
-    return mix((mix(count & _MASK) + (count >> 32) + k) & _MASK).reshape(shape)
+    numbers: Tensor = mix((mix(count & _MASK) + (count >> 32) + k) & _MASK)
+    return numbers.reshape(shape)
 
 
 def uniform(k: Tensor, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
@@ -58,7 +59,8 @@ def uniform(k: Tensor, shape: tuple[int, ...], dtype: torch.dtype = torch.float3
     >>> x = uniform(torch.tensor(7), (2, 3)); x.shape, bool(((x >= 0) & (x < 1)).all())
     (torch.Size([2, 3]), True)
     """
-    return ((bits(k, shape) >> 8).to(torch.float32) * 2.0**-24).to(dtype)
+    numbers: Tensor = (bits(k, shape) >> 8).to(torch.float32) * 2.0**-24
+    return numbers.to(dtype)
 
 
 def normal(k: Tensor, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
@@ -67,7 +69,7 @@ def normal(k: Tensor, shape: tuple[int, ...], dtype: torch.dtype = torch.float32
     return (radius * torch.cos(2.0 * math.pi * uniform(key(k, 2), shape))).to(dtype)
 
 
-class keyed(TorchFunctionMode):  # lower case as torch's own context managers
+class keyed(TorchFunctionMode):
     """Within it, dropout and random tensors come from a key: the i-th draw from (seed, step, salt, i)."""
 
     def __init__(self, seed: Tensor, step: Tensor, salt: int) -> None:

@@ -59,7 +59,7 @@ def constant(base: float) -> Schedule:
 def linear(base: float, steps: float = RUN, start: float = 1 / 3, end: float = 1.0) -> Schedule:
     """From `start * base` to `end * base` in `steps` steps, then constant: torch's LinearLR; a warm-up by default."""
 
-    def factor(step: Tensor, steps: Any = steps, start: Any = start, end: Any = end) -> Tensor:
+    def factor(step: Tensor, steps: Any = steps, start: Any = start, end: Any = end) -> Any:
         return start + (end - start) * (step / steps).clamp(max=1.0)
 
     return schedule(base, factor)

@@ -70,7 +70,9 @@ class Stage:
                 required.extend(more.values())
                 wired.extend(more.items())
             elif p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD):
-                raise WiringError(f"stage {self.name!r} takes *{p.name}: parameter names are the wiring, so write them out")
+                raise WiringError(
+                    f"stage {self.name!r} takes *{p.name}: parameter names are the wiring, so write them out"
+                )
             elif p.default is p.empty:
                 required.append(value)
                 wired.append((p.name, value))
@@ -163,7 +165,7 @@ def stage(
     def make(f: Callable[..., Any]) -> Stage:
         defaults = {p.name: p.default for p in inspect.signature(f).parameters.values()}
         return Stage(
-            name=name or getattr(f, "__name__", type(f).__name__),
+            name=name or str(getattr(f, "__name__", type(f).__name__)),
             function=f,
             writes=(writes,) if isinstance(writes, str) else tuple(writes),
             init=init,

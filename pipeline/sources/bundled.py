@@ -17,5 +17,7 @@ def digits(held_out: float = 0.2, seed: int = 0) -> tuple[Tensors, Tensors]:
 
     raw = load_digits()
     images = torch.from_numpy(raw.images).float().unsqueeze(1) / 16.0
-    data = Tensors({"inputs": images, "targets": torch.from_numpy(raw.target).long()}, tuple(map(str, raw.target_names)))
+    data = Tensors(
+        {"inputs": images, "targets": torch.from_numpy(raw.target).long()}, tuple(map(str, raw.target_names))
+    )
     return split(data, held_out, seed)

@@ -33,7 +33,9 @@ def npz(path: str | Path, inputs: str = "inputs", targets: str = "targets") -> T
     except OSError as e:
         raise DataError(f"can't read {path}: {e.strerror or e}") from None
     except (ValueError, zipfile.BadZipFile, EOFError):
-        raise DataError(f"{path} is no .npz archive of plain arrays; write it with numpy.savez(path, inputs=..., targets=...)") from None
+        raise DataError(
+            f"{path} is no .npz archive of plain arrays; write it with numpy.savez(path, inputs=..., targets=...)"
+        ) from None
     for name in (inputs, targets):
         if name not in arrays:
             raise DataError(f"{path} holds no array {name!r}{did_you_mean(name, arrays)}")
@@ -111,4 +113,6 @@ def _labelled(inputs: Tensor, targets: np.ndarray) -> Tensors:
         classes = tuple(str(c) for c in range(int(targets.max()) + 1))
         return Tensors({"inputs": inputs, "targets": torch.from_numpy(targets.astype(np.int64))}, classes)
     names, codes = np.unique(targets, return_inverse=True)
-    return Tensors({"inputs": inputs, "targets": torch.from_numpy(codes.astype(np.int64))}, tuple(str(n) for n in names))
+    return Tensors(
+        {"inputs": inputs, "targets": torch.from_numpy(codes.astype(np.int64))}, tuple(str(n) for n in names)
+    )

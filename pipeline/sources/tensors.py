@@ -46,7 +46,9 @@ class Tensors:
         if not lengths or min(lengths.values()) == 0:
             raise DataError("the data set is empty: it has no samples")
         if len(set(lengths.values())) > 1:
-            raise DataError(f"the parts of the data set differ in length: {', '.join(f'{k} {n}' for k, n in lengths.items())}")
+            raise DataError(
+                f"the parts of the data set differ in length: {', '.join(f'{k} {n}' for k, n in lengths.items())}"
+            )
         for name, tensor in self.tensors.items():
             if tensor.is_floating_point() and not bool(torch.isfinite(tensor.sum())):
                 _refuse_non_finite(name, tensor)
@@ -95,7 +97,9 @@ def as_tensor(name: str, value: Any) -> Tensor:
     try:
         tensor = value if isinstance(value, Tensor) else torch.from_numpy(np.asarray(value))
     except TypeError:
-        raise DataError(f"{name} holds {np.asarray(value).dtype} values, which can't be a tensor; encode them as numbers") from None
+        raise DataError(
+            f"{name} holds {np.asarray(value).dtype} values, which can't be a tensor; encode them as numbers"
+        ) from None
     if isinstance(value, Tensor):
         return tensor
     if tensor.dtype == torch.float64:

@@ -1,0 +1,108 @@
+"""Running stages: in order, and through a backward, which makes a function of the stages before it and differentiates that."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from pipeline import random
+from pipeline.backward import Gradients
+from pipeline.stage import Stage, Tree
+from pipeline.state import tree_map
+
+Written: TypeAlias = tuple[dict[str, Any], dict[str, Tree], dict[str, Tree]]
+"""What stages wrote, the new memory of those that remember, and the sums of those that are metrics."""
+
+
+def forward(
+    stages: Iterable[Stage], values: Mapping[str, Any], hyper: Mapping[str, Any], memory: Mapping[str, Tree]
+) -> Written:
+    values = dict(values)
+    written: dict[str, Any] = {}
+    remembered: dict[str, Tree] = {}
+    sums: dict[str, Tree] = {}
+    for s in stages:
+        if isinstance(s, Gradients):
+            values.setdefault(f"{s.of}.weight", _batch_size(values))
+        new, kept = s.run(values, hyper.get(s.name, {}), memory.get(s.name))
+        values.update(new)
+        written.update(new)
+        if s.remembers:
+            (sums if s.finish is not None else remembered)[s.name] = kept
+    return written, remembered, sums
+
+
+def _batch_size(values: Mapping[str, Any]) -> Tensor:
+    """The weight of a loss that states none: the number of samples. What State keeps is dicts and 0-d, so the first
+    tensor with a dimension is the batch's."""
+    first = next(v for v in values.values() if isinstance(v, Tensor) and v.ndim > 0)
+    return torch.full((), first.shape[0], dtype=torch.float64, device=first.device)
+
+
+def _differentiated(g: Gradients, stages: Sequence[Stage], values: Mapping[str, Any], hyper: Mapping[str, Any],
+                    memory: Mapping[str, Tree]) -> tuple[Tree, Written]:  # fmt: skip
+    """The gradients of what `stages` compute, and what they wrote."""
+    rest: list[Any] = []
+
+    def objective(params: Tree) -> tuple[Tensor, Tree]:
+        written, remembered, sums = forward([*stages, g], {**values, g.wrt: params}, hyper, memory)
+        leaves, spec = pytree.tree_flatten((written, remembered, sums))
+        # Only tensors may leave a transformed function beside the loss; the rest is constant, and goes around it.
+        rest[:] = [spec, [None if isinstance(x, Tensor) else x for x in leaves]]
+        return written[g.of], {i: x for i, x in enumerate(leaves) if isinstance(x, Tensor)}
+
+    grads, tensors = g.differentiate(objective, values[g.wrt])
+    spec, leaves = rest
+    return grads, pytree.tree_unflatten([tensors.get(i, x) for i, x in enumerate(leaves)], spec)
+
+
+def through_backward(g: Gradients, names: Sequence[str]) -> Callable[..., Written]:
+    """`forward` through a backward, over the parts of the batch that it asks for."""
+
+    def run(
+        stages: Sequence[Stage], values: Mapping[str, Any], hyper: Mapping[str, Any], memory: Mapping[str, Tree]
+    ) -> Written:
+        size = min((values[n].shape[0] for n in names), default=1)
+        count = max(min(g.accumulate, size), 1)
+        if count == 1:
+            grads, (written, remembered, sums) = _differentiated(g, stages, values, hyper, memory)
+            return {**written, g.grads: grads}, remembered, sums
+        parts = [values[n].tensor_split(count) for n in names]
+        values, memory = dict(values), dict(memory)
+        total: Tree = None
+        all_sums: dict[str, Tree] = {}
+        history: list[dict[str, Any]] = []
+        for i in range(count):
+            values |= {n: part[i] for n, part in zip(names, parts, strict=True)}
+            if i:
+                values["seed"] = random.key(values["seed"], i)  # other dropout for each part
+            grads, (written, remembered, sums) = _differentiated(g, stages, values, hyper, memory)
+            weight = sums[g.name]["weight"]
+            weighted = tree_map(lambda x, w=weight: x * w, grads)
+            total = weighted if total is None else tree_map(torch.add, total, weighted)
+            all_sums = sums if not all_sums else tree_map(torch.add, all_sums, sums)
+            memory |= remembered
+            values |= {k: v for k, v in written.items() if k in values and k not in names}
+            history.append(written)
+        whole = all_sums[g.name]["weight"]
+        grads = tree_map(lambda x: x / whole, total)
+        remembered = {s.name: memory[s.name] for s in stages if s.remembers and s.finish is None}
+        return {**_joined(history, size), g.of: all_sums[g.name]["sum"] / whole, g.grads: grads}, remembered, all_sums
+
+    return run
+
+
+def _joined(history: list[dict[str, Any]], size: int) -> dict[str, Any]:
+    """What the parts wrote, as the whole batch would have: per-sample values one after the other, others as they were last."""
+    joined = dict(history[-1])
+    for name, last in joined.items():
+        parts = [written[name] for written in history]
+        if isinstance(last, Tensor) and last.ndim > 0 and sum(p.shape[0] for p in parts) == size:
+            joined[name] = torch.cat(parts)
+        elif name.endswith(".weight"):
+            joined[name] = sum(parts)
+    return joined

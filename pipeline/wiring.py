@@ -1,0 +1,112 @@
+"""Wiring: whether the stages of a pipeline fit together, by their names alone. Errors name both ends."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pipeline.backward import Gradients
+from pipeline.errors import WiringError, did_you_mean
+from pipeline.load import Load
+from pipeline.place import Place
+from pipeline.stage import GIVEN, Stage
+
+LASTS = ("memory", "hyper", "step", "seed")
+"""What State keeps besides the values of the stages."""
+
+HINTS = {
+    "grads": "backward.gradients()",
+    "outputs": "forward.model(...)",
+    "loss": "a loss such as loss.cross_entropy()",
+    "params": "forward.model(...)",
+}
+
+
+def check_names(stages: Sequence[Stage]) -> None:
+    if not stages:
+        raise WiringError("a Pipeline needs at least one stage")
+    seen: set[str] = set()
+    for s in stages:
+        if s.name in seen:
+            raise WiringError(f"two stages are named {s.name!r}; give one another name: .named({s.name + '.2'!r})")
+        seen.add(s.name)
+    for kind, cls in (("load", Load), ("place", Place)):
+        found = [s.name for s in stages if isinstance(s, cls)]
+        if len(found) > 1:
+            raise WiringError(f"a Pipeline has one {kind} stage, not {len(found)}: {', '.join(found)}")
+    owners: dict[str, str] = {}
+    for s in stages:
+        for k in s.keeps:
+            if k in owners or k in LASTS or k in GIVEN:
+                raise WiringError(
+                    f"stages {owners.get(k, 'State')!r} and {s.name!r} both keep {k!r}; give one other names (params=...)"
+                )
+            owners[k] = s.name
+
+
+def check_wiring(stages: Sequence[Stage], source: Load | None, host: Sequence[Stage], graph: Sequence[Stage]) -> None:
+    if source is not None and stages[0] is not source and host and stages.index(source) > stages.index(host[0]):
+        raise WiringError(
+            f"stage {host[0].name!r} stands before {source.name!r}, which it needs; put {source.name!r} first"
+        )
+    known = source.writes if source is not None and source.known else None
+    available: set[str] = {*GIVEN, *(known or ()), *(k for s in stages for k in s.keeps)}
+    since: set[str] = set()
+    for s in (*host, *graph):
+        if s in host and (s.remembers or s.hyper or s.create):
+            raise WiringError(
+                f"stage {s.name!r} keeps something in State, so it can't stand before place; put it after"
+            )
+        reads = {*s.reads, s.wrt} if isinstance(s, Gradients) else set(s.reads)
+        for name in sorted(reads - available):
+            _explain_unread(s, name, stages, available, known)
+        if isinstance(s, Gradients):
+            if s.of not in since:
+                raise WiringError(
+                    f"stage {s.name!r} differentiates {s.of!r}, which no stage since the backward before it writes; put the "
+                    "stages that compute it between the two"
+                )
+            since = set()
+            available.add(s.grads)
+        available.update(s.writes)
+        since.update(s.writes)
+
+
+def _explain_unread(
+    s: Stage, name: str, stages: Sequence[Stage], available: set[str], known: Sequence[str] | None
+) -> None:
+    later = [t.name for t in stages if name in t.writes or (isinstance(t, Gradients) and name == t.grads)]
+    if later:
+        raise WiringError(
+            f"stage {s.name!r} reads {name!r}, which no earlier stage writes; put {later[0]!r}, which does, before it"
+        )
+    if name in HINTS:
+        raise WiringError(
+            f"stage {s.name!r} reads {name!r}, which no earlier stage writes; put {HINTS[name]} before it"
+        )
+    if known is not None:
+        raise WiringError(
+            f"stage {s.name!r} reads {name!r}, which neither the data nor an earlier stage has{did_you_mean(name, available - {*GIVEN})}"
+        )
+    # Without a data set of known names, what no stage writes must come with the batch.
+    available.add(name)
+
+
+def needed_to_measure(graph: Sequence[Stage]) -> tuple[Stage, ...]:
+    """The stages that metrics need where there are no gradients, in order."""
+    possible: list[Stage] = []
+    absent: set[str] = set()
+    for s in graph:
+        kept = {k for t in graph for k in t.keeps}
+        if absent & set(s.reads):
+            absent |= set(s.writes) - kept
+            continue
+        possible.append(s)
+        if isinstance(s, Gradients):
+            absent.add(s.grads)
+    needed: set[str] = set()
+    chosen: list[Stage] = []
+    for s in reversed(possible):
+        if s.finish is not None or needed & set(s.writes):
+            chosen.append(s)
+            needed |= {*s.reads, *s.optional}
+    return tuple(reversed(chosen))
