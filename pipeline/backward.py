@@ -31,6 +31,14 @@ class Gradients(Stage):
     route: Route = field(kw_only=True)
     accumulate: int = field(kw_only=True)
 
+    @property
+    def values_read(self) -> tuple[str, ...]:
+        return (self.of, self.wrt)
+
+    @property
+    def values_written(self) -> tuple[str, ...]:
+        return (self.grads,)
+
     def differentiate(self, objective: Objective, params: Tree) -> tuple[Tree, Tree]:
         """The gradients with the structure of `params`, and what the objective computed besides, without gradients."""
         if self.route == "functional":

@@ -13,7 +13,7 @@ import operator
 import random
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, TypeAlias, cast
 
 import torch
@@ -90,23 +90,18 @@ class Compiled:
         self._metrics: tuple[str, ...] = ()
 
     def __call__(self, state: State, batch: Batch) -> tuple[State, dict[str, Tensor]]:
-        """The new State and the batch's metrics, 0-d tensors on the device."""
+        return self.step(state, batch)
+
+    def step(self, state: State, batch: Batch) -> tuple[State, dict[str, Tensor]]:
+        """The new State and the batch's metrics, 0-d tensors on the device, which the batch must be on."""
         if self.report.fallback is not None:
             return self.pipe.step(state, batch)
         if state is not self._current:
             self._adopt(state)
-        try:
-            inputs = tuple([batch[name] for name in self._batch_names or batch])
-        except KeyError as e:
-            raise StateError(
-                f"the batch has no {e.args[0]!r}; batches of one compiled step have the same names"
-            ) from None
-        signature = tuple([(t.shape, t.dtype, t.device) for t in inputs])
-        program = self._programs.get(signature)
+        inputs, signature = self._inputs(batch)
+        program = self._programs.get(signature) or self._build(batch)
         if program is None:
-            program = self._build(state, batch, signature)
-            if program is None:
-                return self.pipe.step(state, batch)
+            return self.pipe.step(state, batch)
         results = program(*self._leaves, *inputs)
         metrics = dict(zip(self._metrics, results, strict=False))
         if self.donate:
@@ -117,6 +112,27 @@ class Compiled:
     def evaluate(self, state: State, data: Any = None) -> dict[str, Any]:
         """`Pipeline.evaluate` with each batch as one compiled graph."""
         return self.pipe.measure_all(state, data, self._measure)
+
+    def prepare(self, state: State, validate: Any = None) -> CompileReport:
+        """Compile now what a run will need, where its data tell their shapes: full and last batches, and validation."""
+        self._adopt(state)
+        if self.pipe.load is not None:
+            for batch in self.pipe.first_and_last(self.pipe.load, True):
+                if self.report.fallback is None and self._inputs(batch)[1] not in self._programs:
+                    self._build(batch)
+        if validate is not None:
+            for batch in self.pipe.first_and_last(self.pipe.over(validate), False):
+                self._measure(state.tree, self.pipe.zeros(), batch)
+        return self.report
+
+    def _inputs(self, batch: Batch) -> tuple[tuple[Tensor, ...], Signature]:
+        try:
+            inputs = tuple([batch[name] for name in self._batch_names or batch])
+        except KeyError as e:
+            raise StateError(
+                f"the batch has no {e.args[0]!r}; batches of one compiled step have the same names"
+            ) from None
+        return inputs, tuple([(t.shape, t.dtype, t.device) for t in inputs])
 
     # -- State in
 
@@ -141,29 +157,26 @@ class Compiled:
 
     # -- graphs
 
-    def _build(self, state: State, batch: Batch, signature: Signature) -> Program | None:
-        self._batch_names = self._batch_names or tuple(batch)
-        names = self._batch_names
+    def _build(self, batch: Batch) -> Program | None:
+        """The train step for batches like this one, or None where it falls back."""
+        self._batch_names = names = self._batch_names or tuple(batch)
         n = len(self._leaves)
 
         def step(*flat: Tensor) -> tuple[Tensor, ...]:
-            tree, metrics = self.pipe.train(
-                pytree.tree_unflatten(flat[:n], self._spec), dict(zip(names, flat[n:], strict=True))
-            )
-            new, new_spec = pytree.tree_flatten(tree)
-            if new_spec != self._spec:
+            state = pytree.tree_unflatten(flat[:n], self._spec)
+            tree, metrics = self.pipe.train(state, dict(zip(names, flat[n:], strict=True)))
+            new, spec = pytree.tree_flatten(tree)
+            if spec != self._spec:
                 raise StateError("a step must return a State of the structure that it was given")
             self._metrics = tuple(metrics)
             if not self.donate:
                 # A graph's results are its own: none is an argument, and none is there twice.
                 return tuple(t.clone() for t in (*metrics.values(), *new))
-            for old, value in zip(flat[:n], new, strict=True):
-                if value is not old:
-                    # As one element: torch 2.13 drops a copy into a 0-d float64 input, silently.
-                    old.reshape(-1).copy_(value.reshape(-1)) if old.ndim == 0 else old.copy_(value)
+            _write(flat[:n], new)
             return tuple(t.clone() for t in metrics.values())
 
-        program = self._compile("train step", step, (*self._leaves, *(batch[k] for k in names)), describe(batch))
+        inputs, signature = self._inputs(batch)
+        program = self._compile("train step", step, (*self._leaves, *inputs), describe(batch))
         if program is not None:
             self._programs[signature] = program
         return program
@@ -204,6 +217,17 @@ class Compiled:
         operations = sum(node.op == "call_function" for node in graph.graph.nodes)
         self.report = CompileReport((*self.report.graphs, Graph(name, batch, operations, seconds)))
         return program
+
+
+def _write(old: Sequence[Tensor], new: Sequence[Tensor]) -> None:
+    """Donation: each new leaf into the storage of the old one."""
+    given = {t.untyped_storage()._cdata for t in old}
+    # A new leaf that is another old one, as where a target network takes the weights over, is read before it is written.
+    new = [v if v is o or v.untyped_storage()._cdata not in given else v.clone() for o, v in zip(old, new, strict=True)]
+    for o, v in zip(old, new, strict=True):
+        if v is not o:
+            # As one element: torch 2.13 drops a copy into a 0-d float64 input, silently.
+            o.reshape(-1).copy_(v.reshape(-1)) if o.ndim == 0 else o.copy_(v)
 
 
 def trace(function: Program, args: tuple[Tensor, ...]) -> GraphModule:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -154,16 +154,23 @@ class Pipeline:
     def measure_all(self, state: State, data: Any, measure: Callable[..., dict[str, Tree]]) -> dict[str, Any]:
         """`evaluate` by some implementation of `measure`."""
         sums = self.zeros()
-        for batch in self.batches_of(data):
+        batches = self.over(data).epoch(0, 0)
+        for batch in self.place.ahead(self.prepared(b, False) for b in batches):
             sums = measure(state.tree, sums, batch)
         return evaluate.read(self.finish(sums))
 
-    def batches_of(self, data: Any = None) -> Iterable[Batch]:
-        """The batches of `data` in its own order, ready for the graph, on the device."""
+    def over(self, data: Any = None) -> Load:
+        """A load stage for evaluation, over `data` or the pipeline's own data set."""
         if data is None and self.load is None:
-            raise WiringError("evaluate() needs data: this pipeline has no load stage of its own")
-        source = (self.load or load.loader(())).over(self.load.data if data is None and self.load else data)
-        return self.place.ahead(self.prepared(batch, False) for batch in source.epoch(0, 0))
+            raise WiringError("evaluation needs data: this pipeline has no load stage of its own")
+        own = self.load or load.loader(())
+        return own.over(own.data if data is None else data)
+
+    def first_and_last(self, source: Load, training: bool) -> Iterator[Batch]:
+        """The two batches of an epoch that may differ in shape, on the device; none where the data does not tell."""
+        if source.known and source.batches:
+            for k in sorted({0, source.batches - 1}):
+                yield self.place.batch(self.prepared(next(source.epoch(0, 0, start=k)), training))
 
     def prepared(self, batch: Batch, training: bool) -> Batch:
         """A batch after the stages that run on the host."""
@@ -185,6 +192,10 @@ class Pipeline:
                 done.update(s.finish(sums[s.name]))
         return done
 
+    def results(self, state: State) -> dict[str, Any]:
+        """The metrics of the steps since they were restarted, as Python numbers; waits for the device."""
+        return evaluate.read(self.finish({s.name: state.memory[s.name] for s in self.metrics}))
+
     def restart_metrics(self, state: State) -> State:
         """The same State with the sums of its metrics at zero: the beginning of an epoch."""
         zeros = {s.name: tree_map(torch.zeros_like, state.memory[s.name]) for s in self.metrics}
@@ -201,7 +212,7 @@ class Pipeline:
         """
         if data is None and self.load is None:
             return
-        source = (self.load or load.loader(())).over(self.load.data if data is None and self.load else data)
+        source = self.over(data)
         batch = self.place.batch(self.prepared(load.first(source, 2), False))
         values = {**self._kept(state.tree), "training": False, **batch}
         whole = self.place.batch(source.data.tensors) if hasattr(source.data, "tensors") and not self.host else {}
@@ -266,10 +277,8 @@ class Pipeline:
         """The stages as a table: name, reads, writes, keeps."""
         rows = [("stage", "reads", "writes", "keeps")]
         for s in self.stages:
-            keeps = [*s.keeps, *s.hyper, *(["sums"] if s.finish else ["memory"] if s.remembers else [])]
-            writes = (*s.writes, s.grads) if isinstance(s, Gradients) else s.writes
-            reads = [s.wrt] if isinstance(s, Gradients) else []
-            rows.append((s.name, ", ".join((*s.reads, *reads)), ", ".join(writes), ", ".join(keeps)))
+            keeps = (*s.keeps, *s.hyper, *(["sums"] if s.finish else ["memory"] if s.remembers else []))
+            rows.append((s.name, ", ".join(s.values_read), ", ".join(s.values_written), ", ".join(keeps)))
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
         return "\n".join(lines)

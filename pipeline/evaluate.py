@@ -45,7 +45,7 @@ def _count(x: Tensor) -> Tensor:
 
 
 def _ratio(name: str) -> Callable[[Any], dict[str, Any]]:
-    return lambda sums: {name: sums["sum"] / sums["count"]}
+    return lambda sums: {name: sums["sum"].to(FLOAT) / sums["count"]}
 
 
 def accuracy(*, dim: int = 1, ignore_index: int = -100) -> Stage:
@@ -102,7 +102,11 @@ def confusion(classes: int) -> Stage:
 
 
 def _errors(outputs: Tensor, targets: Tensor) -> Tensor:
-    return outputs.reshape(targets.shape).to(FLOAT) - targets.to(FLOAT)
+    if outputs.ndim == targets.ndim + 1 and outputs.shape[-1] == 1:
+        outputs = outputs.squeeze(-1)
+    if outputs.shape != targets.shape:
+        raise ValueError("outputs and targets must have one shape, or (B, 1) and (B,)")
+    return outputs.to(FLOAT) - targets.to(FLOAT)
 
 
 def mean_absolute_error() -> Stage:

@@ -85,7 +85,10 @@ class Load(Stage):
         """A Load of other data in its own order, nothing dropped: what validation reads."""
         if not isinstance(data, Source) and isinstance(data, Iterable) and not isinstance(data, Mapping | tuple):
             return loader(data, names=self.fields or ("inputs", "targets"))
-        return batches(data, size=self.size or 256, shuffle=False)
+        known, limit = source(data), self.size or 256
+        # In as few batches of nearly one size as the limit allows: mostly one graph, not two.
+        even = -(-len(known) // order.count(len(known), limit))
+        return batches(known, size=even, shuffle=False)
 
 
 def batches(data: Any, *, size: int, shuffle: bool = True, drop_last: bool = False) -> Load:

@@ -3,11 +3,11 @@ so in the `for` loop over it."""
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from typing import Any
 
-from pipeline import evaluate
 from pipeline.compiled import Compiled, Fallback
 from pipeline.compose import Pipeline
 from pipeline.errors import ConfigError, WiringError
@@ -23,6 +23,7 @@ def fit(
     state: State | None = None,
     compile: bool | Compiled = True,
     fallback: Fallback = "error",
+    interval: float | None = None,
 ) -> Iterator[Report]:
     """Train for `epochs` passes over the pipeline's data, yielding a Report after each.
 
@@ -31,6 +32,7 @@ def fit(
     - `state`: go on from this State (it is copied, and keeps its own seed) instead of a new one.
     - `compile`: True, False, or a step that `pipe.compile()` made, to use its graphs again.
     - `fallback`: as in `Pipeline.compile`.
+    - `interval`: also yield a Report about every so many seconds inside an epoch; it has no validation.
 
     Everything that can be checked is checked here, before the first step.
     """
@@ -49,29 +51,35 @@ def fit(
     for data in (None, validate) if validate is not None else (None,):
         pipe.check(state, data)
     program = compile if isinstance(compile, Compiled) else pipe.compile(fallback=fallback) if compile else None
-    return _epochs(pipe, program, state, epochs, validate)
+    if program is not None:
+        program.prepare(state, validate)
+    return _epochs(pipe, program or pipe, state, epochs, validate, interval or math.inf)
 
 
-def _epochs(pipe: Pipeline, program: Compiled | None, state: State, epochs: int, validate: Any) -> Iterator[Report]:
+def _epochs(
+    pipe: Pipeline, program: Compiled | Pipeline, state: State, epochs: int, validate: Any, interval: float
+) -> Iterator[Report]:
     assert pipe.load is not None
-    step = program or pipe.step
-    first = int(state.step)  # the one value read before training: the position is counted here from now on
+    step = program.step
+    done = int(state.step)  # the one value read from the device before training: from here on it is counted
     seed = int(state["seed"])
-    done = first
+    batches = pipe.load.batches
     for epoch in range(1, epochs + 1):
         state = pipe.restart_metrics(state)
-        start, compiling = time.perf_counter(), _compile_seconds(program)
-        samples = 0
-        for batch in pipe.place.ahead(pipe.prepared(b, True) for b in pipe.load.epoch(seed, epoch - 1)):
+        seconds, samples, k = 0.0, 0, 0
+        start = time.perf_counter()
+        for k, batch in enumerate(
+            pipe.place.ahead(pipe.prepared(b, True) for b in pipe.load.epoch(seed, epoch - 1)), 1
+        ):
             state, _ = step(state, batch)
             samples += len(next(iter(batch.values())))
-            done += 1
-        sums = {s.name: state.memory[s.name] for s in pipe.metrics}
-        train = evaluate.read(pipe.finish(sums))  # waits for the device: the epoch ends here
-        seconds = time.perf_counter() - start - (_compile_seconds(program) - compiling)
-        results = {} if validate is None else (program or pipe).evaluate(state, validate)
-        yield Report(epoch, epochs, done, train, results, seconds, samples, state)
-
-
-def _compile_seconds(program: Compiled | None) -> float:
-    return program.report.seconds if program is not None else 0.0
+            if time.perf_counter() - start > interval:
+                metrics = pipe.results(state)
+                seconds += time.perf_counter() - start
+                yield Report(epoch, epochs, done + k, k, batches, False, metrics, {}, seconds, samples, state)
+                start = time.perf_counter()
+        metrics = pipe.results(state)  # waits for the device: the epoch ends here
+        seconds += time.perf_counter() - start
+        done += k
+        results = {} if validate is None else program.evaluate(state, validate)
+        yield Report(epoch, epochs, done, k, batches, True, metrics, results, seconds, samples, state)

@@ -45,8 +45,11 @@ def cross_entropy(
         else:
             assert per_class is not None
             total = (per_class[torch.where(counted, targets, 0)] * counted).sum().to(torch.float64)
-        value = F.cross_entropy(logits, targets, per_class, ignore_index=ignore_index, label_smoothing=smoothing)
-        return value, total
+        value = F.cross_entropy(
+            logits, targets, per_class, ignore_index=ignore_index, label_smoothing=smoothing, reduction="sum"
+        )
+        # Where nothing counts the loss is 0, not torch's 0 / 0.
+        return value / torch.where(total > 0, total, 1.0).to(value.dtype), total
 
     def check(outputs: Tensor, targets: Tensor) -> None:
         classes = outputs.shape[dim]

@@ -35,7 +35,9 @@ def permute(position: Any, n: int, seed: Any, epoch: Any) -> Any:
     """
     for r in range(ROUNDS):
         k = key(seed, epoch, r)
-        mirror = k % n - position
+        # A key has 32 bits, which reach every mirror of a small n only.
+        wide = k if n <= 2**32 else (k << 30) ^ key(seed, epoch, r, 1)
+        mirror = wide % n - position
         mirror = mirror + ((mirror >> 63) & n)
         move = mirror - position
         larger = position + (move & ~(move >> 63))  # names the pair

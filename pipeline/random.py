@@ -54,12 +54,13 @@ def bits(k: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 
 def uniform(k: Tensor, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
-    """Numbers in [0, 1), multiples of 2**-24, of `shape`.
+    """Numbers in [0, 1), multiples of 2**-24 (or of what a narrower dtype can hold), of `shape`.
 
     >>> x = uniform(torch.tensor(7), (2, 3)); x.shape, bool(((x >= 0) & (x < 1)).all())
     (torch.Size([2, 3]), True)
     """
-    numbers: Tensor = (bits(k, shape) >> 8).to(torch.float32) * 2.0**-24
+    digits = min(24, 1 - round(math.log2(torch.finfo(dtype).eps)))  # more would round up to 1
+    numbers: Tensor = (bits(k, shape) >> (32 - digits)).to(torch.float32) * 2.0**-digits
     return numbers.to(dtype)
 
 
@@ -109,16 +110,24 @@ def _torch_dropout(k: Any, input: Tensor, p: float, train: bool) -> Any:
     return _dropout(k, input, p, train)
 
 
-def _channel_dropout(k: Any, input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Any:
-    if not training or p == 0:
-        return input
-    shape = (*input.shape[:2], *(1 for _ in input.shape[2:]))
-    return _drop(input, _mask(k(), shape, p), p)
+def _channel_dropout(unbatched: int) -> Callable[..., Any]:
+    """Whole channels dropped; an input of `unbatched` dimensions has its channels first."""
+
+    def replacement(k: Any, input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Any:
+        if not training or p == 0:
+            return input
+        lead = 1 if input.ndim == unbatched else 2
+        shape = (*input.shape[:lead], *(1 for _ in input.shape[lead:]))
+        return _drop(input, _mask(k(), shape, p), p)
+
+    return replacement
 
 
 def _alpha_dropout(k: Any, input: Tensor, p: float = 0.5, training: bool = False, inplace: bool = False) -> Any:
     if not training or p == 0:
         return input
+    if p == 1:
+        return input * 0.0
     # Klambauer et al., Self-Normalizing Neural Networks (2017), section "New dropout technique".
     alpha = -1.7580993408473766
     a = ((1 - p) * (1 + p * alpha**2)) ** -0.5
@@ -181,9 +190,9 @@ def _uniform_(k: Any, input: Tensor, a: float = 0.0, b: float = 1.0, *, generato
 
 _DRAWS: dict[Any, Callable[..., Any]] = {
     F.dropout: _dropout,
-    F.dropout1d: _channel_dropout,
-    F.dropout2d: _channel_dropout,
-    F.dropout3d: _channel_dropout,
+    F.dropout1d: _channel_dropout(2),
+    F.dropout2d: _channel_dropout(0),  # torch reads three dimensions as a batch here
+    F.dropout3d: _channel_dropout(4),
     F.alpha_dropout: _alpha_dropout,
     torch.dropout: _torch_dropout,
     F.scaled_dot_product_attention: _attention,

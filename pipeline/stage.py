@@ -84,6 +84,15 @@ class Stage:
         object.__setattr__(self, "parameters", tuple(wired))
 
     @property
+    def values_read(self) -> tuple[str, ...]:
+        """What it takes from earlier stages, the batch and State; not what the pipeline gives to all."""
+        return tuple(name for name in self.reads if name not in GIVEN)
+
+    @property
+    def values_written(self) -> tuple[str, ...]:
+        return self.writes
+
+    @property
     def remembers(self) -> bool:
         return self.init is not None
 

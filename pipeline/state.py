@@ -140,15 +140,21 @@ pytree.register_pytree_node(State, _flatten, _unflatten, serialized_type_name="p
 
 @frozen(eq=False)
 class Report:
-    """What an epoch, or a stretch of steps, did. `train` and `validate` map metric names to floats."""
+    """What an epoch did so far. `train` and `validate` map metric names to floats, or lists of them."""
 
     epoch: int
     """Epochs begun, from 1."""
     epochs: int
     step: int
     """Steps done since the State was new."""
-    train: Mapping[str, float]
-    validate: Mapping[str, float]
+    batch: int
+    """Batches of this epoch done."""
+    batches: int | None
+    """Batches in an epoch, where the data tells."""
+    complete: bool
+    """Whether this is the epoch's last Report, the one with validation."""
+    train: Mapping[str, Any]
+    validate: Mapping[str, Any]
     seconds: float
     """Wall time of the training steps, without compiling and validation."""
     samples: int
@@ -160,10 +166,13 @@ class Report:
         return self.samples / self.seconds if self.seconds > 0 else 0.0
 
     def __str__(self) -> str:
-        parts = [f"epoch {self.epoch:>{len(str(self.epochs))}}/{self.epochs}"]
-        shown = {**self.train, **{f"val {name}" if name in ("loss",) else name: v for name, v in self.validate.items()}}
-        parts += [format_metric(name, value) for name, value in shown.items()]
-        return "  ".join([*parts, f"{self.samples_per_second:,.0f} samples/s"])
+        shown: dict[str, Any] = {**self.train, **self.validate}
+        if "loss" in self.validate:
+            shown["loss"], shown["val loss"] = self.train.get("loss"), self.validate["loss"]
+        names = sorted(shown, key=lambda name: ("loss" not in name, len(name) if "loss" in name else 0))
+        numbers = [format_metric(name, shown[name]) for name in names if isinstance(shown[name], int | float)]
+        epoch = f"epoch {self.epoch:>{len(str(self.epochs))}}/{self.epochs}"
+        return "  ".join([epoch, *numbers, f"{self.samples_per_second:,.0f} samples/s"])
 
 
 PERCENT = ("accuracy", "top")

@@ -26,6 +26,13 @@ def _positive(stage: str, **hyper: Number) -> None:
             raise ConfigError(f"{stage}: {name}={number} is not a finite number of at least 0")
 
 
+def _below_one(stage: str, **hyper: Number) -> None:
+    _positive(stage, **hyper)
+    for name, value in hyper.items():
+        if not isinstance(value, Schedule) and value >= 1:
+            raise ConfigError(f"{stage}: {name}={value} is not below 1")
+
+
 def _zeros(params: Tensors) -> Tensors:
     return {k: torch.zeros_like(p) for k, p in params.items()}
 
@@ -84,7 +91,8 @@ def adamw(lr: Number = 1e-3, *, betas: tuple[Number, Number] = (0.9, 0.999), eps
 
 
 def _adam(name: str, decoupled: bool, lr: Number, betas: tuple[Number, Number], eps: Number, decay: Number) -> Stage:
-    _positive(name, lr=lr, beta1=betas[0], beta2=betas[1], eps=eps, weight_decay=decay)
+    _positive(name, lr=lr, eps=eps, weight_decay=decay)
+    _below_one(name, beta1=betas[0], beta2=betas[1])
 
     def rule(params: Tensors, grads: Tensors, memory: Any, lr: Tensor, beta1: Tensor, beta2: Tensor, eps: Tensor,
              weight_decay: Tensor) -> tuple[Tensors, Any]:  # fmt: skip

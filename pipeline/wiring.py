@@ -56,7 +56,7 @@ def check_wiring(stages: Sequence[Stage], source: Load | None, host: Sequence[St
             raise WiringError(
                 f"stage {s.name!r} keeps something in State, so it can't stand before place; put it after"
             )
-        reads = {*s.reads, s.wrt} if isinstance(s, Gradients) else set(s.reads)
+        reads = {*s.values_read}
         for name in sorted(reads - available):
             _explain_unread(s, name, stages, available, known)
         if isinstance(s, Gradients):
@@ -66,15 +66,14 @@ def check_wiring(stages: Sequence[Stage], source: Load | None, host: Sequence[St
                     "stages that compute it between the two"
                 )
             since = set()
-            available.add(s.grads)
-        available.update(s.writes)
-        since.update(s.writes)
+        available.update(s.values_written)
+        since.update(s.values_written)
 
 
 def _explain_unread(
     s: Stage, name: str, stages: Sequence[Stage], available: set[str], known: Sequence[str] | None
 ) -> None:
-    later = [t.name for t in stages if name in t.writes or (isinstance(t, Gradients) and name == t.grads)]
+    later = [t.name for t in stages if name in t.values_written]
     if later:
         raise WiringError(
             f"stage {s.name!r} reads {name!r}, which no earlier stage writes; put {later[0]!r}, which does, before it"

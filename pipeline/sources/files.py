@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv as csv_format
 import gzip
+import math
 import struct
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -20,19 +22,19 @@ def _open(path: Path) -> bytes:
     try:
         raw = path.read_bytes()
         return gzip.decompress(raw) if path.suffix == ".gz" else raw
-    except (OSError, EOFError) as e:
+    except (OSError, EOFError, zlib.error) as e:
         raise DataError(f"can't read {path}: {getattr(e, 'strerror', None) or e}") from None
 
 
 def npz(path: str | Path, inputs: str = "inputs", targets: str = "targets") -> Tensors:
-    """A NumPy archive with two arrays: inputs (N, ...) and targets (N, ...), under these names or the first two."""
+    """A NumPy archive with two arrays: inputs (N, ...) and targets (N, ...), under these names."""
     path = Path(path)
     try:
         with np.load(path, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
     except OSError as e:
         raise DataError(f"can't read {path}: {e.strerror or e}") from None
-    except (ValueError, zipfile.BadZipFile, EOFError):
+    except (ValueError, TypeError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error):
         raise DataError(
             f"{path} is no .npz archive of plain arrays; write it with numpy.savez(path, inputs=..., targets=...)"
         ) from None
@@ -51,10 +53,15 @@ def csv(path: str | Path, target: str | None = None) -> Tensors:
     text = _open(path).decode("utf-8-sig", "replace")
     separator = max(",;\t", key=text.partition("\n")[0].count)
     table = csv_format.reader(text.splitlines(), delimiter=separator, skipinitialspace=True)
-    lines = [(table.line_num, row) for row in table if row]
+    try:
+        lines = [(table.line_num, row) for row in table if row]
+    except csv_format.Error as e:
+        raise DataError(f"{path}, line {table.line_num}: {e}") from None
     if len(lines) < 2:
         raise DataError(f"{path} is empty: a table needs a header row and at least one sample")
     header = lines[0][1]
+    if len(header) < 2:
+        raise DataError(f"{path} has one column, but needs at least one of inputs and one of targets")
     target = header[-1] if target is None else target
     if target not in header:
         raise DataError(f"{path} has no column {target!r}{did_you_mean(target, header)}")
@@ -97,18 +104,20 @@ def _idx(path: Path) -> np.ndarray:
         raise DataError(f"{path} is no IDX file of unsigned bytes")
     shape = struct.unpack(f">{raw[3]}I", raw[4 : 4 + 4 * raw[3]])
     data = np.frombuffer(raw, np.uint8, offset=4 + 4 * raw[3])
-    if data.size != np.prod(shape, dtype=np.int64):
+    if data.size != math.prod(shape):
         raise DataError(f"{path} is cut short: it declares shape {shape}, but holds {data.size} bytes")
     return data.reshape(shape).copy()
 
 
 def _labelled(inputs: Tensor, targets: np.ndarray) -> Tensors:
     """Whole numbers and words become classes 0..C-1, other numbers become float32 values."""
+    if targets.size == 0:
+        raise DataError("the data set is empty: it has no samples")
     numeric = np.issubdtype(targets.dtype, np.number)
     if numeric and not np.all(np.isfinite(targets)):
         raise DataError("targets hold NaN or infinite values; remove or fill them first")
     if numeric and (targets.ndim != 1 or not np.array_equal(targets, np.round(targets))):
-        return Tensors({"inputs": inputs, "targets": torch.from_numpy(targets).float()})
+        return Tensors({"inputs": inputs, "targets": as_tensor("targets", targets).float()})
     if numeric and targets.min() >= 0 and targets.max() < max(len(targets), 2):
         classes = tuple(str(c) for c in range(int(targets.max()) + 1))
         return Tensors({"inputs": inputs, "targets": torch.from_numpy(targets.astype(np.int64))}, classes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
 
@@ -94,14 +95,17 @@ def source(data: Any) -> Source:
 
 def as_tensor(name: str, value: Any) -> Tensor:
     """An array as a tensor: float64 as float32, narrow integers as int64; shares memory where nothing changes."""
-    try:
-        tensor = value if isinstance(value, Tensor) else torch.from_numpy(np.asarray(value))
-    except TypeError:
-        raise DataError(
-            f"{name} holds {np.asarray(value).dtype} values, which can't be a tensor; encode them as numbers"
-        ) from None
     if isinstance(value, Tensor):
-        return tensor
+        return value
+    try:
+        array = np.asarray(value)
+    except ValueError:
+        raise DataError(f"{name} has rows of different lengths; make them alike, by padding or cutting") from None
+    try:
+        # In native byte order and without negative strides, which torch does not know.
+        tensor = torch.from_numpy(np.asarray(array, array.dtype.newbyteorder("="), order="C"))
+    except TypeError:
+        raise DataError(f"{name} holds {array.dtype} values, which can't be a tensor; encode them as numbers") from None
     if tensor.dtype == torch.float64:
         return tensor.float()
     return tensor if tensor.is_floating_point() or tensor.dtype == torch.bool else tensor.long()
@@ -117,7 +121,7 @@ def split(data: Tensors, held_out: float = 0.2, seed: int = 0) -> tuple[Tensors,
     from sklearn.model_selection import train_test_split  # slow to import, and only needed here
 
     targets = data.tensors.get("targets")
-    n, held = len(data), round(held_out * len(data))
+    n, held = len(data), math.ceil(held_out * len(data))
     if not 0 < held < n:
         raise DataError(f"{n} samples can't be split into two parts with {held_out:.0%} held out; give more samples")
     stratify = None

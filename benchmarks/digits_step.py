@@ -1,0 +1,345 @@
+"""How long does one training step of a small classifier take, loading its batch included?
+
+Digits (64-32-10, batch 64), AdamW, gradients clipped to norm 1, a cosine over the run, loss and accuracy of the training
+set measured. One work is a whole run of 20 epochs from the same first weights.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim.lr_scheduler import CosineAnnealingLR
+
+from benchmarks import job, peers
+from benchmarks.harness import Contender, Done, MissingError, Race, Target, Work
+from pipeline import Pipeline, backward, evaluate, fit, forward, load, loss, place, schedules, update
+
+TUTORIAL, HAND, IDIOM = "torch, the tutorials' loop", "torch by hand", "torch.compile, model and optimizer"
+OURS, FUSED = "ours, one step a call", "ours, fused"
+JIT, SCAN = "JAX + Optax, jit a step", "JAX + Optax, scan an epoch"
+
+
+# -- torch
+
+
+def tutorial() -> Any:
+    """As torch's tutorials write it: a DataLoader, and item() for the loss and the accuracy."""
+    inputs, targets = job.data()
+    batches = torch.utils.data.DataLoader(
+        torch.utils.data.TensorDataset(inputs, targets), batch_size=job.SIZE, shuffle=True
+    )
+    criterion = nn.CrossEntropyLoss()
+
+    def start() -> Work:
+        model = job.model()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=job.LR)
+        scheduler = CosineAnnealingLR(optimizer, T_max=job.STEPS)
+
+        def work() -> Done:
+            steps = 0
+            for _ in range(job.EPOCHS):
+                total, correct = 0.0, 0.0
+                for x, y in batches:
+                    optimizer.zero_grad()
+                    outputs = model(x)
+                    value = criterion(outputs, y)
+                    value.backward()
+                    nn.utils.clip_grad_norm_(model.parameters(), job.CLIP)
+                    optimizer.step()
+                    scheduler.step()
+                    total += value.item() * len(x)
+                    correct += (outputs.argmax(1) == y).sum().item()
+                    steps += 1
+            return Done(steps, total / len(inputs), correct / len(inputs))
+
+        return work
+
+    return start
+
+
+def by_hand() -> Any:
+    """Without a DataLoader, without item(), and with the optimizer's fused kernel."""
+    inputs, targets = job.data()
+
+    def start() -> Work:
+        model = job.model()
+        params = list(model.parameters())
+        optimizer = torch.optim.AdamW(params, lr=job.LR, fused=True)
+        scheduler = CosineAnnealingLR(optimizer, T_max=job.STEPS)
+
+        def work() -> Done:
+            steps = 0
+            for _ in range(job.EPOCHS):
+                total, correct = torch.zeros(()), torch.zeros((), dtype=torch.int64)
+                for rows in torch.randperm(len(inputs)).split(job.SIZE):
+                    x, y = inputs[rows], targets[rows]
+                    optimizer.zero_grad()
+                    outputs = model(x)
+                    value = F.cross_entropy(outputs, y)
+                    value.backward()
+                    nn.utils.clip_grad_norm_(params, job.CLIP)
+                    optimizer.step()
+                    scheduler.step()
+                    total += value.detach() * len(x)
+                    correct += (outputs.argmax(1) == y).sum()
+                    steps += 1
+            return Done(steps, total.item() / len(inputs), correct.item() / len(inputs))
+
+        return work
+
+    return start
+
+
+def idiom() -> Any:
+    """As torch's documentation compiles training: the model with its loss, and the optimizer with a tensor as lr.
+
+    Source: docs.pytorch.org/tutorials/recipes/compiling_optimizer_lr_scheduler.html
+    """
+    inputs, targets = job.data()
+    model = job.model()
+    first = {k: v.clone() for k, v in model.state_dict().items()}
+    params = list(model.parameters())
+    optimizer = torch.optim.AdamW(params, lr=torch.tensor(job.LR))
+
+    @torch.compile(fullgraph=True, dynamic=False)
+    def objective(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        outputs = model(x)
+        return F.cross_entropy(outputs, y), (outputs.argmax(1) == y).sum()
+
+    @torch.compile(fullgraph=False)
+    def step() -> None:
+        nn.utils.clip_grad_norm_(params, job.CLIP)
+        optimizer.step()
+
+    def start() -> Work:
+        # The same objects again, or everything would be compiled anew.
+        model.load_state_dict(first)
+        for memory in optimizer.state.values():
+            for tensor in memory.values():
+                tensor.zero_()
+        for group in optimizer.param_groups:
+            group["lr"].fill_(job.LR)
+            group.pop("initial_lr", None)
+        scheduler = CosineAnnealingLR(optimizer, T_max=job.STEPS)
+
+        def work() -> Done:
+            steps = 0
+            for _ in range(job.EPOCHS):
+                total, correct = torch.zeros(()), torch.zeros((), dtype=torch.int64)
+                for rows in torch.randperm(len(inputs)).split(job.SIZE):
+                    x, y = inputs[rows], targets[rows]
+                    optimizer.zero_grad()
+                    value, right = objective(x, y)
+                    value.backward()
+                    step()
+                    scheduler.step()
+                    total += value.detach() * len(x)
+                    correct += right
+                    steps += 1
+            return Done(steps, total.item() / len(inputs), correct.item() / len(inputs))
+
+        return work
+
+    return start
+
+
+# -- ours
+
+
+def pipeline() -> Pipeline:
+    return Pipeline(
+        load.batches(job.data(), size=job.SIZE),
+        place.on("cpu"),
+        forward.model(job.model),
+        loss.cross_entropy(),
+        evaluate.accuracy(),
+        backward.gradients(),
+        update.clip_norm(job.CLIP),
+        update.adamw(lr=schedules.cosine(job.LR), weight_decay=job.DECAY),
+    )
+
+
+def ours() -> Any:
+    """The loop of pipeline/loop.py, one compiled step a call."""
+    pipe = pipeline()
+    assert pipe.load is not None
+    step = pipe.compile()
+
+    def start() -> Work:
+        first = pipe.init(seed=0, steps=job.STEPS)
+
+        def work() -> Done:
+            assert pipe.load is not None
+            state = first
+            for epoch in range(job.EPOCHS):
+                state = pipe.restart_metrics(state)
+                for batch in pipe.place.ahead(pipe.prepared(b, True) for b in pipe.load.epoch(0, epoch)):
+                    state, _ = step(state, batch)
+                metrics = evaluate.read(pipe.finish({s.name: state.memory[s.name] for s in pipe.metrics}))
+            return Done(int(state.step), metrics["loss"], metrics["accuracy"])
+
+        return work
+
+    return start
+
+
+def fused() -> Any:
+    """A whole epoch a call: the order, the gather and every step in one graph."""
+    if "steps" not in inspect.signature(Pipeline.compile).parameters and not _takes("steps_per_call"):
+        raise MissingError("pipe.compile(steps=...) does not exist yet")
+    pipe = pipeline()
+    options: dict[str, Any] = {"epochs": job.EPOCHS, "steps_per_call": "epoch"}
+    step = pipe.compile(steps=job.BATCHES)
+
+    def start() -> Work:
+        reports = fit(pipe, compile=step, **options)
+
+        def work() -> Done:
+            report = [*reports][-1]
+            return Done(report.step, report.train["loss"], report.train["accuracy"])
+
+        return work
+
+    return start
+
+
+def _takes(name: str) -> bool:
+    return name in inspect.signature(fit).parameters
+
+
+# -- JAX
+
+
+def jax_parts() -> Any:
+    """The initial state, and the pure step: state, x, y -> state."""
+    import jax
+    import jax.numpy as jnp
+    import optax
+
+    rule = optax.chain(
+        optax.clip_by_global_norm(job.CLIP),
+        optax.adamw(optax.cosine_decay_schedule(job.LR, job.STEPS), weight_decay=job.DECAY),
+    )
+
+    def initial() -> Any:
+        params = [jnp.array(w.numpy()) for w in job.weights()]
+        return params, rule.init(params), jnp.zeros(()), jnp.zeros((), jnp.int32)
+
+    def objective(params: Any, x: Any, y: Any) -> Any:
+        w1, b1, w2, b2 = params
+        outputs = jax.nn.relu(x @ w1.T + b1) @ w2.T + b2
+        value = optax.softmax_cross_entropy_with_integer_labels(outputs, y).mean()
+        return value, (outputs.argmax(1) == y).sum()
+
+    def step(state: Any, x: Any, y: Any) -> Any:
+        params, memory, total, correct = state
+        (value, right), grads = jax.value_and_grad(objective, has_aux=True)(params, x, y)
+        updates, memory = rule.update(grads, memory, params)
+        return optax.apply_updates(params, updates), memory, total + value * len(x), correct + right
+
+    return initial, step
+
+
+def jax_jit() -> Any:
+    """One step a call, its state donated; batches by a NumPy permutation."""
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    inputs, targets = (t.numpy() for t in job.data())
+    targets = targets.astype(np.int32)
+    initial, function = jax_parts()
+    step = jax.jit(function, donate_argnums=0)
+    random = np.random.default_rng(0)
+
+    def start() -> Work:
+        first = jax.block_until_ready(initial())
+
+        def work() -> Done:
+            state, steps = first, 0
+            for _ in range(job.EPOCHS):
+                state = (*state[:2], jnp.zeros(()), jnp.zeros((), jnp.int32))
+                order = random.permutation(len(inputs))
+                for k in range(0, len(order), job.SIZE):
+                    rows = order[k : k + job.SIZE]
+                    state = step(state, inputs[rows], targets[rows])
+                    steps += 1
+                total, correct = float(state[2]), int(state[3])
+            jax.block_until_ready(state)
+            return Done(steps, total / len(inputs), correct / len(inputs))
+
+        return work
+
+    return start
+
+
+def jax_scan() -> Any:
+    """An epoch a call: lax.scan over the steps, with the gather inside, and the short batch after it."""
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    inputs, targets = (jnp.array(t.numpy()) for t in job.data())
+    initial, step = jax_parts()
+    full = len(inputs) // job.SIZE
+    random = np.random.default_rng(0)
+
+    def epoch(state: Any, order: Any, inputs: Any, targets: Any) -> Any:
+        state = (*state[:2], jnp.zeros(()), jnp.zeros((), jnp.int32))
+
+        def body(state: Any, rows: Any) -> Any:
+            return step(state, inputs[rows], targets[rows]), None
+
+        state, _ = jax.lax.scan(body, state, order[: full * job.SIZE].reshape(full, job.SIZE))
+        return body(state, order[full * job.SIZE :])[0]
+
+    compiled = jax.jit(epoch, donate_argnums=0)
+
+    def start() -> Work:
+        first = jax.block_until_ready(initial())
+
+        def work() -> Done:
+            state = first
+            for _ in range(job.EPOCHS):
+                state = compiled(state, random.permutation(len(inputs)).astype(np.int32), inputs, targets)
+                total, correct = float(state[2]), int(state[3])
+            jax.block_until_ready(state)
+            steps = int(state[1][1][0].count)  # Adam's own counter
+            return Done(steps, total / len(inputs), correct / len(inputs))
+
+        return work
+
+    return start
+
+
+CONTENDERS: dict[str, Contender] = {
+    TUTORIAL: tutorial,
+    HAND: by_hand,
+    IDIOM: idiom,
+    OURS: ours,
+    FUSED: fused,
+    JIT: jax_jit,
+    SCAN: jax_scan,
+    **peers.CONTENDERS,
+}
+
+RACES = [
+    Race(
+        title="Digits: an MLP of 2,410 parameters, batch 64",
+        contenders=list(CONTENDERS),
+        baseline=TUTORIAL,
+        targets=[
+            Target(OURS, TUTORIAL, 12),
+            Target(OURS, IDIOM, 7),
+            Target(OURS, JIT, 1),
+            Target(FUSED, TUTORIAL, 20),
+            Target(FUSED, SCAN, 1),
+            *(Target(FUSED, peer, 25) for peer in peers.CONTENDERS if "JAX" not in peer),
+        ],
+        tolerance=0.1,
+    )
+]

@@ -1,0 +1,32 @@
+"""The digits job that digits_step compares: one run of 20 epochs of a small classifier, the same for everyone."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from pipeline import models, sources
+
+EPOCHS, SIZE, BATCHES = 20, 64, 23
+STEPS = EPOCHS * BATCHES
+LR, DECAY, CLIP = 1e-3, 0.01, 1.0
+
+
+def data() -> tuple[Tensor, Tensor]:
+    """1,438 digits: inputs (N, 64) float32 and targets (N,) int64; 22 batches of 64 and one of 30."""
+    train, _ = sources.digits()
+    inputs, targets = train.tensors["inputs"].flatten(1).contiguous(), train.tensors["targets"]
+    assert inputs.shape == (1438, 64)
+    assert -(-len(inputs) // SIZE) == BATCHES
+    return inputs, targets
+
+
+def model() -> nn.Module:
+    """The network with the first weights that every contender begins with."""
+    torch.manual_seed(0)
+    return models.mlp(64, 32, 10)
+
+
+def weights() -> list[Tensor]:
+    """The first weights, as w1 (32, 64), b1 (32,), w2 (10, 32), b2 (10,)."""
+    return [p.detach() for p in model().parameters()]

@@ -1,0 +1,182 @@
+"""What was measured, as JSON, a Markdown table and a bar chart."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Callable, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from attrs import asdict
+
+from benchmarks.harness import Race, Result, speedup
+
+RESULTS = Path(__file__).parent / "results"
+COMPARED = ("torch", "numpy", "jax", "jaxlib", "optax", "lightning", "pytorch-ignite", "accelerate", "skorch", "keras",
+            "transformers")  # fmt: skip
+Measured: TypeAlias = tuple[Race, list[Result]]
+Draw: TypeAlias = Callable[[Sequence[Measured], Path], None]
+OURS, PEERS = "#c2410c", "#94a3b8"
+
+
+def facts() -> dict[str, Any]:
+    """Where and on what a run was measured."""
+    root = Path(__file__).parent.parent
+    changed = git(root, "status", "--porcelain", "--", ".", ":!benchmarks/results")
+    return {
+        "commit": git(root, "rev-parse", "HEAD"),
+        "dirty": bool(changed),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "machine": {"cpu": cpu(), "cores": os.cpu_count(), "system": platform.platform(), "load": os.getloadavg()[0]},
+        "versions": {"python": platform.python_version(), **{n: v for n in COMPARED if (v := version(n))}},
+    }
+
+
+def git(root: Path, *args: str) -> str:
+    done = subprocess.run(["git", *args], cwd=root, capture_output=True, text=True, check=False)
+    return done.stdout.strip()
+
+
+def version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def cpu() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.split(":", 1)[1].strip()
+    return platform.processor()
+
+
+def write(name: str, question: str, races: Sequence[Measured], folder: Path, draw: Draw) -> None:
+    """Write <name>.json, .md and .png into the folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    about = facts()
+    found = {"name": name, "question": question, **about, "races": [as_json(race, results) for race, results in races]}
+    (folder / f"{name}.json").write_text(json.dumps(found, indent=1) + "\n")
+    (folder / f"{name}.md").write_text(markdown(question, about, races))
+    draw(races, folder / f"{name}.png")
+
+
+def as_json(race: Race, results: list[Result]) -> dict[str, Any]:
+    base = _base(race, results)
+    rows = []
+    for r in results:
+        row = asdict(r)
+        if r.seconds:
+            row |= {"summary": r.summary(), "speedup": speedup(r, base) if base else None}
+        rows.append(row)
+    return {**asdict(race), "targets": _targets(race, results), "results": rows}
+
+
+def _base(race: Race, results: list[Result]) -> Result | None:
+    return next((r for r in results if r.name == race.baseline and r.seconds), None)
+
+
+def _targets(race: Race, results: list[Result]) -> list[dict[str, Any]]:
+    by_name = {r.name: r for r in results if r.seconds}
+    rows = []
+    for t in race.targets:
+        measured = None
+        if t.contender in by_name and t.than in by_name:
+            measured = speedup(by_name[t.contender], by_name[t.than])
+        rows.append({**asdict(t), "measured": measured})
+    return rows
+
+
+def markdown(question: str, about: dict[str, Any], races: Sequence[Measured]) -> str:
+    machine = about["machine"]
+    versions = ", ".join(f"{k} {v}" for k, v in about["versions"].items())
+    lines = [
+        question,
+        "",
+        f"{machine['cpu']}, {machine['cores']} cores; {about['date'][:10]}; commit {about['commit'][:10]}"
+        f"{' with changes' if about['dirty'] else ''}; {versions}.",
+    ]
+    for race, results in races:
+        lines += ["", f"## {race.title}", "", *markdown_race(race, results)]
+    return "\n".join(lines) + "\n"
+
+
+def markdown_race(race: Race, results: list[Result]) -> list[str]:
+    threads = f"{race.threads} thread{'s' if race.threads > 1 else ''}"
+    about = f"Microseconds a step; {threads}, {race.rounds} interleaved rounds."
+    return [about, "", *_table(race, results), *_target_table(race, results)]
+
+
+def _table(race: Race, results: list[Result]) -> list[str]:
+    heads = ["", "median", "quartiles", "min - max", f"times as fast as {race.baseline}"]
+    if race.memory:
+        heads += ["peak MiB", "of it in steps"]
+    base = _base(race, results)
+    lines = [_row(heads), _row(["---", *["---:"] * (len(heads) - 1)])]
+    for r in sorted(results, key=lambda r: r.summary()["median"] if r.seconds else float("inf")):
+        if not r.seconds:
+            reason = f"missing: {r.missing}" if r.missing else f"failed: {(r.error or '').strip().splitlines()[-1]}"
+            lines.append(_row([r.name, reason, *[""] * (len(heads) - 2)]))
+            continue
+        s = {k: f"{1e6 * v:,.1f}" for k, v in r.summary().items()}
+        ratio = f"{speedup(r, base):.2f}" if base else ""
+        cells = [r.name, s["median"], f"{s['q1']} - {s['q3']}", f"{s['min']} - {s['max']}", ratio]
+        cells += [f"{max(r.peak, r.peak_steps) / 2**20:,.0f}", f"{r.peak_steps / 2**20:,.0f}"] if race.memory else []
+        lines.append(_row(cells))
+    return lines
+
+
+def _target_table(race: Race, results: list[Result]) -> list[str]:
+    rows = _targets(race, results)
+    if not rows:
+        return []
+    lines = ["", _row(["target", "at least", "measured", ""]), _row(["---", "---:", "---:", "---"])]
+    for t in rows:
+        m = t["measured"]
+        verdict = "not measured" if m is None else "met" if m >= t["factor"] else "not met"
+        shown = "" if m is None else f"{m:.2f} x"
+        lines.append(_row([f"{t['contender']} against {t['than']}", f"{t['factor']:.3g} x", shown, verdict]))
+    return lines
+
+
+def _row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def chart(races: Sequence[Measured], path: Path) -> None:
+    """Horizontal bars on a log scale, the fastest on top; whiskers from quartile to quartile."""
+    from matplotlib.figure import Figure
+
+    shown = [(race, [r for r in results if r.seconds]) for race, results in races]
+    shown = [(race, results) for race, results in shown if results]
+    if not shown:
+        return
+    rows = [len(results) for _, results in shown]
+    figure = Figure(figsize=(9, 0.9 * len(shown) + 0.34 * sum(rows)), layout="constrained")
+    axes = figure.subplots(len(shown), 1, squeeze=False, height_ratios=[n + 1.5 for n in rows])[:, 0]
+    for axis, (race, results) in zip(axes, shown, strict=True):
+        results = sorted(results, key=lambda r: -r.summary()["median"])
+        summaries = [{k: 1e6 * v for k, v in r.summary().items()} for r in results]
+        medians = [s["median"] for s in summaries]
+        spread = [[s["median"] - s["q1"] for s in summaries], [s["q3"] - s["median"] for s in summaries]]
+        colours = [OURS if r.name.startswith("ours") else PEERS for r in results]
+        names = [r.name for r in results]
+        axis.barh(names, medians, xerr=spread, color=colours, height=0.7, error_kw={"lw": 1, "ecolor": "#334155"})
+        axis.set_xscale("log")
+        axis.set_xlim(min(medians) / 2, max(medians) * 2.5)
+        for y, (median, s) in enumerate(zip(medians, summaries, strict=True)):
+            axis.annotate(_time(median), (s["q3"], y), xytext=(5, 0), textcoords="offset points", va="center", size=8)
+        axis.set_title(race.title, loc="left", size=10, weight="bold")
+        axis.set_xlabel(f"microseconds a step, log scale ({race.threads} thread{'s' if race.threads > 1 else ''})", size=8)
+        axis.tick_params(labelsize=8)
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=150)
+
+
+def _time(us: float) -> str:
+    return f"{us:.1f} us" if us < 100 else f"{us:.0f} us" if us < 1e4 else f"{us / 1e3:.1f} ms"

@@ -1,0 +1,1 @@
+"""The `pipe` command: the only code here that prints."""

@@ -1,0 +1,153 @@
+"""From settings to a pipeline: data, model and stages by their names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from attrs import frozen
+from torch import Tensor
+
+from cli.config import OPTIMIZERS, TrainConfig
+from pipeline import Pipeline, backward, evaluate, forward, load, loss, models, place, schedules, sources, update
+from pipeline.errors import ConfigError
+from pipeline.schedules import Schedule
+from pipeline.sources import Tensors
+from pipeline.stage import Stage
+
+
+@frozen(eq=False)
+class Job:
+    """What a run trains."""
+
+    pipe: Pipeline
+    train: Tensors
+    held_out: Tensors
+    model: str
+    """The model in words: `mlp 64-128-10`."""
+    best: str
+    """The held-out metric that tells the best epoch."""
+
+    @property
+    def data(self) -> str:
+        inputs = self.train.tensors["inputs"]
+        kind = f", {len(self.train.classes)} classes" if self.train.classes else ""
+        shape = "x".join(map(str, inputs.shape[1:])) or "1"
+        return f"{len(self.train):,} training and {len(self.held_out):,} held-out samples, inputs {shape}{kind}"
+
+
+def job(config: TrainConfig) -> Job:
+    """The pipeline of a run. Raises a PipeError for what does not fit together."""
+    device = place.on(config.device)
+    train, held_out = _data(config)
+    build, words = _model(config, train)
+    targets = train.tensors["targets"]
+    dim = -1 if targets.ndim > 1 else 1  # tokens: classes are last
+    if targets.is_floating_point():
+        objective, metrics = loss.mse(), [evaluate.mean_absolute_error(), evaluate.r2()]
+    else:
+        objective, metrics = loss.cross_entropy(dim=dim), [evaluate.accuracy(dim=dim)]
+    pipe = Pipeline(
+        load.batches(train, size=config.batch_size),
+        device,
+        forward.model(build),
+        objective,
+        *metrics,
+        backward.gradients(),
+        *([update.clip_norm(config.clip)] if config.clip else []),
+        _optimizer(config, total_steps(train, config)),
+    )
+    return Job(pipe, train, held_out, words, "r2" if targets.is_floating_point() else "accuracy")
+
+
+def total_steps(train: Tensors, config: TrainConfig) -> int:
+    """Steps in the whole run."""
+    return config.epochs * -(-len(train) // min(config.batch_size, len(train)))
+
+
+def _data(config: TrainConfig) -> tuple[Tensors, Tensors]:
+    if config.data == "digits":
+        return sources.digits(seed=config.seed)
+    if config.data == "random":
+        return sources.random(seed=config.seed), sources.random(200, seed=config.seed + 1)
+    path = Path(config.data)
+    if path.name.endswith(".npz"):
+        data = sources.npz(path)
+    elif path.name.endswith(".csv") or path.name.endswith(".csv.gz"):
+        data = sources.csv(path)
+    else:
+        data = sources.idx(path)
+    return sources.split(data, seed=config.seed)
+
+
+def _model(config: TrainConfig, data: Tensors) -> tuple[Any, str]:
+    inputs, targets = data.tensors["inputs"], data.tensors["targets"]
+    shape = tuple(inputs.shape[1:])
+    outputs = (
+        len(data.classes) if data.classes else targets[0].numel() if targets.is_floating_point() else _most(targets)
+    )
+    if config.model == "transformer":
+        if inputs.is_floating_point() or inputs.ndim != 2 or targets.shape != inputs.shape:
+            raise ConfigError(
+                f"model 'transformer' takes token ids and targets (N, T) int64, but {config.data} has inputs "
+                f"{tuple(inputs.shape)} {_dtype(inputs)} and targets {tuple(targets.shape)}; use mlp or convnet"
+            )
+        options = {"width": config.hidden[0], "context": inputs.shape[1]}
+        heads = next(h for h in (8, 4, 2, 1) if config.hidden[0] % h == 0)
+        tokens = max(_most(inputs), outputs)
+        return lambda: models.transformer(tokens, heads=heads, **options), f"transformer of width {config.hidden[0]}"
+    if not inputs.is_floating_point():
+        raise ConfigError(
+            f"model {config.model!r} takes inputs of floats, but {config.data} has {_dtype(inputs)}; convert them"
+        )
+    if config.model == "convnet":
+        if len(shape) != 3:
+            raise ConfigError(
+                f"model 'convnet' takes images (channels, height, width), but {config.data} has inputs of shape {shape}; "
+                "use --model mlp"
+            )
+        widths = config.hidden
+        return lambda: models.convnet(
+            shape[0], outputs, widths=widths
+        ), f"convnet {shape[0]}-{_dashes(widths)}-{outputs}"
+    layers = (inputs[0].numel(), *config.hidden, outputs)
+    return lambda: models.mlp(*layers), f"mlp {_dashes(layers)}"
+
+
+def _optimizer(config: TrainConfig, steps: int) -> Stage:
+    lr = _schedule(config.schedule, config.lr or OPTIMIZERS[config.optimizer], steps)
+    made = {
+        "sgd": lambda: update.sgd(lr, momentum=0.9 if config.momentum is None else config.momentum),
+        "adam": lambda: update.adam(lr),
+        "adamw": lambda: update.adamw(lr),
+    }[config.optimizer]()
+    return made if config.weight_decay is None else made.with_hyper(weight_decay=config.weight_decay)
+
+
+def _schedule(name: str, lr: float, steps: int) -> Schedule | float:
+    if name == "cosine":
+        return schedules.cosine(lr, steps=steps)
+    if name == "linear":  # a warm-up over the first tenth
+        return schedules.linear(lr, steps=max(steps / 10, 1))
+    if name == "step":  # a tenth of it in each third
+        return schedules.step(lr, every=max(steps // 3, 1))
+    if name == "exponential":  # down to a hundredth
+        return schedules.exponential(lr, gamma=0.01, every=steps)
+    return lr
+
+
+def parameters(module_params: dict[str, Tensor]) -> int:
+    """How many numbers a model learns."""
+    return sum(p.numel() for p in module_params.values())
+
+
+def _most(ids: Tensor) -> int:
+    return int(ids.max()) + 1
+
+
+def _dashes(numbers: tuple[int, ...]) -> str:
+    return "-".join(map(str, numbers))
+
+
+def _dtype(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")

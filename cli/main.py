@@ -1,0 +1,104 @@
+"""The `pipe` command. torch is imported only by the subcommands, when they run."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+from attrs import fields
+
+from cli import config
+
+
+class Widths(click.ParamType[tuple[int, ...]]):
+    """Whole numbers between commas."""
+
+    name = "widths"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+        try:
+            return tuple(int(width) for width in value.split(",")) if isinstance(value, str) else tuple(value)
+        except ValueError:
+            self.fail(f"{value!r} is no list of widths such as 128,64", param, ctx)
+
+
+TYPES: dict[str, Any] = {"hidden": Widths(), "epochs": int, "batch_size": int, "seed": int, "compile": bool}
+
+
+def settings(command: Callable[..., Any]) -> Callable[..., Any]:
+    """An option for each setting. What is not given stays out, so that a config file may give it."""
+    for f in reversed(fields(config.TrainConfig)):
+        number = f.name in ("lr", "momentum", "weight_decay", "clip")
+        kind = float if number else TYPES.get(f.name, str)
+        names = [f"{config.flag(f.name)}/--no-{f.name}"] if kind is bool else [config.flag(f.name)]
+        shown = ",".join(map(str, f.default)) if isinstance(f.default, tuple) else f.default
+        text = f.metadata["help"] + ("" if f.default is None else f"  [default: {shown}]".replace("True", "on"))
+        metavar = None if kind is bool else {int: "N", float: "X"}.get(kind, f.name.upper())
+        option = click.option(*names, type=kind, metavar=metavar, default=None, help=text)
+        command = option(command)
+    return command
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="pipe-train", prog_name="pipe")
+def cli() -> None:
+    """Train models with pipelines of pure stages, compiled as one graph."""
+
+
+@cli.command()
+@click.argument("file", required=False, metavar="[CONFIG.toml]")
+@settings
+@click.option("-q", "--quiet", is_flag=True, help="only the result")
+@click.option("-v", "--verbose", is_flag=True, help="the pipeline, the graphs and each class's figures as well")
+def train(file: str | None, quiet: bool, verbose: bool, **given: Any) -> None:
+    """Train a model; without arguments, an MLP on handwritten digits.
+
+    CONFIG.toml is the config of an earlier run; options given beside it win.
+    """
+    from cli import train as command
+
+    command.run(_config(file, given), quiet=quiet, verbose=verbose)
+
+
+@cli.command()
+@click.argument("file", required=False, metavar="[CONFIG.toml]")
+@settings
+def show(file: str | None, **given: Any) -> None:
+    """Show what `pipe train` with the same options would train: stages, parameters and wiring."""
+    from cli import show as command
+
+    command.run(_config(file, given))
+
+
+def _config(file: str | None, given: dict[str, Any]) -> config.TrainConfig:
+    chosen = {name: value for name, value in given.items() if value is not None}
+    return config.make({**(config.read(Path(file)) if file else {}), **chosen})
+
+
+def main() -> None:
+    """Run the command; every error that a user can meet is one message and the exit code that it knows."""
+    try:
+        sys.exit(cli.main(prog_name="pipe", standalone_mode=False) or 0)
+    except click.exceptions.NoArgsIsHelpError as e:
+        click.echo(e.format_message())
+        sys.exit(0)
+    except click.ClickException as e:
+        click.echo(f"pipe: {e.format_message()}", err=True)
+        sys.exit(e.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("\npipe: interrupted", err=True)
+        sys.exit(130)
+    except BrokenPipeError:
+        # Whoever read the output has gone; what is still buffered must not raise again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+    except Exception as e:
+        code = getattr(e, "exit_code", None)  # a PipeError; naming the class would import torch for --help
+        if code is None:
+            raise
+        click.echo(f"pipe: {e}", err=True)
+        sys.exit(code)

@@ -1,0 +1,181 @@
+"""`pipe train`: the for loop over `fit` that prints, and writes the run's folder."""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+import signal
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from importlib.metadata import version
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+from safetensors.torch import save_file
+
+from cli import config as settings
+from cli.build import Job, job, parameters
+from cli.config import TrainConfig
+from pipeline import Report, State, fit
+from pipeline.compiled import Compiled
+from pipeline.errors import ConfigError
+from pipeline.state import format_metric
+
+
+def run(config: TrainConfig, *, quiet: bool = False, verbose: bool = False) -> None:
+    """Train, printing a line an epoch. What was learned is saved also where the run is interrupted."""
+    made = job(config)
+    state = made.pipe.init(config.seed)
+    made.pipe.check(state)
+    made.pipe.check(state, made.held_out)
+    folder = _folder(config)
+    say = Console(quiet=quiet, highlight=False, soft_wrap=True, markup=False)
+    result = Console(highlight=False, soft_wrap=True, markup=False)
+
+    say.print(f"data    {config.data}: {made.data}")
+    say.print(f"model   {made.model}: {parameters(state.params):,} parameters")
+    say.print(f"device  {made.pipe.place.device}, {torch.get_num_threads()} threads")
+    if verbose:
+        say.print(f"\n{made.pipe}\n")
+    settings.write(folder / "config.toml", config, _resolved(made, state))
+    program = _compile(made, state, say, verbose) if config.compile else False
+
+    best: Report | None = None
+    signals: list[int] = []
+    with (folder / "metrics.jsonl").open("w", encoding="utf-8") as log, _live(say) as show, _interrupts(signals):
+        reports = fit(
+            made.pipe, epochs=config.epochs, validate=made.held_out, state=state, compile=program, interval=0.1
+        )
+        for report in reports:
+            state = report.state
+            show(report)
+            if report.complete:
+                say.print(str(report))
+                log.write(json.dumps(_line(report)) + "\n")
+                log.flush()
+                if best is None or report.validate[made.best] > best.validate[made.best]:
+                    best = report
+            if signals:
+                break
+    weights = made.pipe.models[0].state_dict(state.tree)
+    save_file({name: t.clone(memory_format=torch.contiguous_format) for name, t in weights.items()}, folder / WEIGHTS)
+    if best is not None:
+        result.print(f"best    {format_metric(made.best, best.validate[made.best])} in epoch {best.epoch}")
+    result.print(f"run     {folder} (config.toml, metrics.jsonl, {WEIGHTS})")
+    if signals:
+        Console(stderr=True).print(f"pipe: stopped by a signal in epoch {report.epoch}; the weights so far are saved")
+        sys.exit(128 + signals[0])
+
+
+WEIGHTS = "model.safetensors"
+
+
+def _compile(made: Job, state: State, say: Console, verbose: bool) -> Compiled:
+    """The compiled step with all its graphs, or one that runs eagerly and said why."""
+    program = made.pipe.compile(fallback="eager")
+    with say.status("compiling the step"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the fallback's warning is printed below
+        report = program.prepare(state, made.held_out)
+    if report.fallback:
+        say.print(f"runs uncompiled: {report.fallback}")
+    else:
+        say.print(f"compiled {len(report.graphs)} graphs in {report.seconds:.1f} s")
+    if verbose:
+        say.print(f"{report}\n")
+    return program
+
+
+def _folder(config: TrainConfig) -> Path:
+    """The run's folder, made: the one asked for, if no run is in it, or the next free one under runs/."""
+    try:
+        if config.out is not None:
+            folder = Path(config.out)
+            folder.mkdir(parents=True, exist_ok=True)
+            if (folder / "config.toml").exists():
+                raise ConfigError(f"{folder} already holds a run; choose another --out")
+        else:
+            name = f"{Path(config.data).stem}-{config.model}"
+            taken = (Path("runs") / f"{name}-{n}" for n in count(1))
+            folder = next(path for path in taken if not path.exists())
+            folder.mkdir(parents=True)
+        (folder / "metrics.jsonl").touch()
+    except OSError as e:
+        raise ConfigError(
+            f"can't write to the output folder {e.filename}: {e.strerror}; choose another --out"
+        ) from None
+    return folder
+
+
+def _resolved(made: Job, state: State) -> dict[str, Any]:
+    """What the config records beside the settings, to know the run by."""
+    packages = ("pipe-train", "torch", "numpy", "scikit-learn")
+    return {
+        "run": {
+            "device": str(made.pipe.place.device),
+            "threads": torch.get_num_threads(),
+            "model": made.model,
+            "parameters": parameters(state.params),
+            "training_samples": len(made.train),
+            "held_out_samples": len(made.held_out),
+            "hyper": {name: value.item() for name, value in state.hyper.items()},
+        },
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
+    }
+
+
+def _line(report: Report) -> dict[str, Any]:
+    def plain(metrics: Mapping[str, Any]) -> dict[str, Any]:
+        # JSON has no NaN.
+        return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in metrics.items()}
+
+    return {
+        "epoch": report.epoch,
+        "step": report.step,
+        "train": plain(report.train),
+        "validate": plain(report.validate),
+        "seconds": report.seconds,
+        "samples_per_second": report.samples_per_second,
+    }
+
+
+@contextmanager
+def _live(say: Console) -> Iterator[Callable[[Report], None]]:
+    """On a terminal, a bar of the epoch under way; in a pipe, nothing."""
+    if not say.is_terminal or say.quiet:
+        yield lambda report: None
+        return
+    columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[figures]}")
+    with Progress(*columns, console=say, transient=True) as progress:
+        task = progress.add_task("", figures="")
+
+        def show(report: Report) -> None:
+            figures = "  ".join(str(report).split("  ")[1:])
+            description = f"epoch {report.epoch}/{report.epochs}"
+            progress.update(
+                task, total=report.batches, completed=report.batch, description=description, figures=figures
+            )
+
+        yield show
+
+
+@contextmanager
+def _interrupts(caught: list[int]) -> Iterator[None]:
+    """Note the first SIGINT or SIGTERM, so that the loop ends between two steps; a second one ends at once."""
+
+    def note(number: int, _: Any) -> None:
+        caught.append(number)
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,110 @@
+import math
+import tracemalloc
+from itertools import permutations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from pipeline import order
+from tests.strategies import batch_sizes, samples, seeds
+
+epochs = st.integers(0, 2**40)
+
+
+def shuffled(n: int, seed: int, epoch: int) -> np.ndarray:
+    return order.permute(np.arange(n), n, seed, epoch)
+
+
+@given(samples, batch_sizes, seeds, epochs, st.booleans())
+def test_an_epoch_holds_every_sample_once(n, size, seed, epoch, shuffle):
+    """The batches of an epoch, the short last one too, hold each of n samples exactly once."""
+    batches = list(order.batches(n, size, seed, epoch, shuffle=shuffle))
+    assert sorted(torch.cat(batches).tolist()) == list(range(n))
+    assert [len(b) for b in batches[:-1]] == [size] * (len(batches) - 1)
+    assert len(batches) == order.count(n, size)
+
+
+@given(samples, batch_sizes, seeds, epochs)
+def test_drop_last_leaves_out_only_the_short_batch(n, size, seed, epoch):
+    """With drop_last an epoch is the whole batches of the same order."""
+    whole = [b.tolist() for b in order.batches(n, size, seed, epoch) if len(b) == size]
+    assert [b.tolist() for b in order.batches(n, size, seed, epoch, drop_last=True)] == whole
+    assert order.count(n, size, drop_last=True) == len(whole)
+
+
+@given(samples, batch_sizes, seeds, epochs, st.integers(0, 20))
+def test_start_gives_the_tail(n, size, seed, epoch, start):
+    """An epoch from batch k on is the whole epoch without its first k batches."""
+    whole = [b.tolist() for b in order.batches(n, size, seed, epoch)]
+    assert [b.tolist() for b in order.batches(n, size, seed, epoch, start=start)] == whole[start:]
+
+
+@given(st.integers(1, 2**60), seeds, epochs, st.lists(st.integers(0, 2**60), min_size=1, max_size=5))
+def test_ints_arrays_and_tensors_agree(n, seed, epoch, positions):
+    """permute gives the same integers for ints, NumPy arrays and tensors, and for keys that are tensors."""
+    positions = [p % n for p in positions]
+    expected = [order.permute(p, n, seed, epoch) for p in positions]
+    assert order.permute(np.array(positions), n, seed, epoch).tolist() == expected
+    assert order.permute(torch.tensor(positions), n, torch.tensor(seed), torch.tensor(epoch)).tolist() == expected
+    assert all(0 <= p < n for p in expected)
+
+
+@given(st.integers(30, 300), seeds, seeds, st.integers(0, 100), st.integers(0, 100))
+def test_seeds_and_epochs_have_orders_of_their_own(n, seed, other, epoch, later):
+    """Two epochs, or two seeds, of 30 samples and more have different orders."""
+    assume(seed != other and epoch != later)
+    orders = {tuple(shuffled(n, s, e)) for s in (seed, other) for e in (epoch, later)}
+    assert len(orders) == 4
+
+
+def test_every_permutation_is_equally_likely():
+    """Over many keys the 24 orders of four samples come equally often, by a chi-square test at 1e-6."""
+    keys = torch.arange(12_000)
+    orders = torch.stack([order.permute(torch.full_like(keys, p), 4, 0, keys) for p in range(4)], 1)
+    found, counts = orders.unique(dim=0, return_counts=True)
+    expected = len(keys) / 24
+    assert sorted(map(tuple, found.tolist())) == sorted(permutations(range(4)))
+    assert ((counts - expected) ** 2 / expected).sum() < 74  # the 1 - 1e-6 quantile of 23 degrees of freedom
+
+
+@pytest.mark.parametrize("n", [7, 64, 1000])
+def test_each_position_goes_everywhere_equally_often(n):
+    """Over many keys each of some positions spreads evenly over all places, by the chi-square's mean and spread."""
+    keys = torch.arange(20 * n)
+    for position in (0, 1, n // 2, n - 1):
+        counts = order.permute(torch.full_like(keys, position), n, keys, 3).bincount(minlength=n)
+        chi = ((counts - 20) ** 2 / 20).sum().item()
+        assert abs(chi - (n - 1)) < 6 * math.sqrt(2 * (n - 1))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_neighbours_part(seed):
+    """After a shuffle, neighbours are neighbours no more often than by chance, and places say nothing of each other."""
+    n = 10_000
+    moved = shuffled(n, seed, epoch=0)
+    assert (np.abs(np.diff(moved)) == 1).sum() < 12  # 2 by chance
+    assert abs(np.corrcoef(np.arange(n), moved)[0, 1]) < 0.05
+    assert abs(np.corrcoef(moved[:-1], moved[1:])[0, 1]) < 0.05
+    assert abs(np.corrcoef(moved, shuffled(n, seed, epoch=1))[0, 1]) < 0.05
+
+
+@pytest.mark.parametrize("n", [10**6, 2**32 + 1, 10**12, 2**61])
+def test_a_huge_data_set_is_spread_too(n):
+    """The first samples of any data set, however large, come from all over it."""
+    places = order.permute(np.arange(10_000), n, 0, 0)
+    counts = np.bincount(places // (n // 10 + 1), minlength=10)
+    assert ((counts - 1000) ** 2 / 1000).sum() < 45  # the 1 - 1e-6 quantile of 9 degrees of freedom
+    assert len(set(places.tolist())) == 10_000
+
+
+def test_memory_does_not_grow_with_the_data_set():
+    """A batch in the middle of an epoch of 10**12 samples costs a few megabytes."""
+    tracemalloc.start()
+    batch = next(order.batches(10**12, 64, seed=0, epoch=0, start=10**9))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(batch) == 64
+    assert peak < 4e6
