@@ -6,7 +6,7 @@ set measured. One work is a whole run of 20 epochs from the same first weights.
 
 from __future__ import annotations
 
-import inspect
+import functools
 from typing import Any
 
 import torch
@@ -14,11 +14,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
-from benchmarks import job, peers
-from benchmarks.harness import Contender, Done, MissingError, Race, Target, Work
-from pipeline import Pipeline, backward, evaluate, fit, forward, load, loss, place, schedules, update
+from benchmarks import job, ours, peers
+from benchmarks.harness import Contender, Done, Race, Target, Work
+from pipeline import Pipeline, backward, evaluate, forward, load, loss, place, schedules, update
 
-TUTORIAL, HAND, IDIOM = "torch, the tutorials' loop", "torch by hand", "torch.compile, model and optimizer"
+TUTORIAL, HAND = "torch, the tutorials' loop", "torch by hand"
+IDIOM, HALF = "torch.compile, model and optimizer", "torch.compile, model; fused AdamW"
 OURS, FUSED = "ours, one step a call", "ours, fused"
 JIT, SCAN = "JAX + Optax, jit a step", "JAX + Optax, scan an epoch"
 
@@ -94,8 +95,9 @@ def by_hand() -> Any:
     return start
 
 
-def idiom() -> Any:
-    """As torch's documentation compiles training: the model with its loss, and the optimizer with a tensor as lr.
+def idiom(*, fused: bool) -> Any:
+    """The model with its loss compiled; and the optimizer with its scheduler, as torch's recipe has it, or torch's own
+    fused kernel.
 
     Source: docs.pytorch.org/tutorials/recipes/compiling_optimizer_lr_scheduler.html
     """
@@ -103,19 +105,23 @@ def idiom() -> Any:
     model = job.model()
     first = {k: v.clone() for k, v in model.state_dict().items()}
     params = list(model.parameters())
-    optimizer = torch.optim.AdamW(params, lr=torch.tensor(job.LR))
+    optimizer = torch.optim.AdamW(params, lr=torch.tensor(job.LR), fused=fused)
+    scheduler: Any = None
 
     @torch.compile(fullgraph=True, dynamic=False)
     def objective(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         outputs = model(x)
         return F.cross_entropy(outputs, y), (outputs.argmax(1) == y).sum()
 
-    @torch.compile(fullgraph=False)
-    def step() -> None:
+    def update() -> None:
         nn.utils.clip_grad_norm_(params, job.CLIP)
         optimizer.step()
+        scheduler.step()
+
+    step = update if fused else torch.compile(update, fullgraph=False)
 
     def start() -> Work:
+        nonlocal scheduler
         # The same objects again, or everything would be compiled anew.
         model.load_state_dict(first)
         for memory in optimizer.state.values():
@@ -136,7 +142,6 @@ def idiom() -> Any:
                     value, right = objective(x, y)
                     value.backward()
                     step()
-                    scheduler.step()
                     total += value.detach() * len(x)
                     correct += right
                     steps += 1
@@ -151,6 +156,7 @@ def idiom() -> Any:
 
 
 def pipeline() -> Pipeline:
+    """The same job as stages."""
     return Pipeline(
         load.batches(job.data(), size=job.SIZE),
         place.on("cpu"),
@@ -161,54 +167,6 @@ def pipeline() -> Pipeline:
         update.clip_norm(job.CLIP),
         update.adamw(lr=schedules.cosine(job.LR), weight_decay=job.DECAY),
     )
-
-
-def ours() -> Any:
-    """The loop of pipeline/loop.py, one compiled step a call."""
-    pipe = pipeline()
-    assert pipe.load is not None
-    step = pipe.compile()
-
-    def start() -> Work:
-        first = pipe.init(seed=0, steps=job.STEPS)
-
-        def work() -> Done:
-            assert pipe.load is not None
-            state = first
-            for epoch in range(job.EPOCHS):
-                state = pipe.restart_metrics(state)
-                for batch in pipe.place.ahead(pipe.prepared(b, True) for b in pipe.load.epoch(0, epoch)):
-                    state, _ = step(state, batch)
-                metrics = evaluate.read(pipe.finish({s.name: state.memory[s.name] for s in pipe.metrics}))
-            return Done(int(state.step), metrics["loss"], metrics["accuracy"])
-
-        return work
-
-    return start
-
-
-def fused() -> Any:
-    """A whole epoch a call: the order, the gather and every step in one graph."""
-    if "steps" not in inspect.signature(Pipeline.compile).parameters and not _takes("steps_per_call"):
-        raise MissingError("pipe.compile(steps=...) does not exist yet")
-    pipe = pipeline()
-    options: dict[str, Any] = {"epochs": job.EPOCHS, "steps_per_call": "epoch"}
-    step = pipe.compile(steps=job.BATCHES)
-
-    def start() -> Work:
-        reports = fit(pipe, compile=step, **options)
-
-        def work() -> Done:
-            report = [*reports][-1]
-            return Done(report.step, report.train["loss"], report.train["accuracy"])
-
-        return work
-
-    return start
-
-
-def _takes(name: str) -> bool:
-    return name in inspect.signature(fit).parameters
 
 
 # -- JAX
@@ -319,9 +277,10 @@ def jax_scan() -> Any:
 CONTENDERS: dict[str, Contender] = {
     TUTORIAL: tutorial,
     HAND: by_hand,
-    IDIOM: idiom,
-    OURS: ours,
-    FUSED: fused,
+    IDIOM: functools.partial(idiom, fused=False),
+    HALF: functools.partial(idiom, fused=True),
+    OURS: lambda: ours.single(pipeline(), job.EPOCHS),
+    FUSED: lambda: ours.fused(pipeline(), job.EPOCHS),
     JIT: jax_jit,
     SCAN: jax_scan,
     **peers.CONTENDERS,

@@ -175,7 +175,7 @@ def run(suite: str, race: Race, say: Callable[[str], None] = print) -> list[Resu
             facts[name] = worker.ask("prepare")
             if facts[name].keys() & {"missing", "error"}:
                 worker.close()
-                say(f"  {name}: {facts[name].get('missing') or facts[name]['error']}")
+                say(f"  {name}: {_why(facts[name])}")
                 continue
             workers[name] = worker
             say(f"  {name}: ready in {facts[name]['prepare']:.1f} s, {_done(facts[name])}")
@@ -185,7 +185,7 @@ def run(suite: str, race: Race, say: Callable[[str], None] = print) -> list[Resu
                 answer = worker.ask("run")
                 facts[name] |= answer
                 if "error" in answer:
-                    say(f"  {name}: {answer['error']}")
+                    say(f"  {name}: {_why(answer)}")
                     workers.pop(name).close()
                 elif number > 0:
                     times[name].append(answer["seconds"])
@@ -209,6 +209,12 @@ def check(facts: dict[str, dict[str, Any]], tolerance: float | None) -> None:
     middle = statistics.median(losses.values())
     wrong = {name: loss for name, loss in losses.items() if not abs(loss - middle) <= tolerance * middle}
     assert not wrong, f"a loss far from the others' {middle:.4f}: {wrong}"
+
+
+def _why(answer: dict[str, Any]) -> str:
+    if "missing" in answer:
+        return f"missing: {answer['missing']}"
+    return "failed: " + "\n    ".join(answer["error"].strip().splitlines()[-6:])
 
 
 def _done(fact: dict[str, Any]) -> str:

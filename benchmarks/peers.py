@@ -176,6 +176,7 @@ def skorch() -> Any:
             optimizer=torch.optim.AdamW,
             lr=job.LR,
             batch_size=job.SIZE,
+            max_epochs=job.EPOCHS,
             iterator_train__shuffle=True,
             train_split=None,
             verbose=0,
@@ -189,7 +190,7 @@ def skorch() -> Any:
         ).initialize()
 
         def work() -> Done:
-            net.fit_loop(inputs, targets, epochs=job.EPOCHS)
+            net.partial_fit(inputs, targets)
             steps = sum(len(epoch["batches"]) for epoch in net.history)
             return Done(steps, float(net.history[-1, "train_loss"]), float(net.history[-1, "train_acc"]))
 
@@ -211,7 +212,9 @@ def keras(*, backend: str) -> Any:
     w1, b1, w2, b2 = (w.numpy() for w in job.weights())
 
     def start() -> Work:
-        model = keras.Sequential([keras.Input((64,)), keras.layers.Dense(32, activation="relu"), keras.layers.Dense(10)])
+        model = keras.Sequential(
+            [keras.Input((64,)), keras.layers.Dense(32, activation="relu"), keras.layers.Dense(10)]
+        )
         model.set_weights([w1.T, b1, w2.T, b2])
         rate = keras.optimizers.schedules.CosineDecay(job.LR, job.STEPS)
         rule = keras.optimizers.AdamW(rate, weight_decay=job.DECAY, epsilon=1e-8, global_clipnorm=job.CLIP)

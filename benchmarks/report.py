@@ -108,22 +108,28 @@ def markdown(question: str, about: dict[str, Any], races: Sequence[Measured]) ->
 
 def markdown_race(race: Race, results: list[Result]) -> list[str]:
     threads = f"{race.threads} thread{'s' if race.threads > 1 else ''}"
-    about = f"Microseconds a step; {threads}, {race.rounds} interleaved rounds."
+    about = f"{unit(results)[0]} a step; {threads}, {race.rounds} interleaved rounds."
     return [about, "", *_table(race, results), *_target_table(race, results)]
+
+
+def unit(results: Sequence[Result]) -> tuple[str, float]:
+    """The unit in which the fastest is at least 1, and how many of it are a second."""
+    fastest = min((r.summary()["median"] for r in results if r.seconds), default=0.0)
+    return ("Milliseconds", 1e3) if fastest >= 1e-2 else ("Microseconds", 1e6)
 
 
 def _table(race: Race, results: list[Result]) -> list[str]:
     heads = ["", "median", "quartiles", "min - max", f"times as fast as {race.baseline}"]
     if race.memory:
         heads += ["peak MiB", "of it in steps"]
-    base = _base(race, results)
+    base, (_, scale) = _base(race, results), unit(results)
     lines = [_row(heads), _row(["---", *["---:"] * (len(heads) - 1)])]
     for r in sorted(results, key=lambda r: r.summary()["median"] if r.seconds else float("inf")):
         if not r.seconds:
             reason = f"missing: {r.missing}" if r.missing else f"failed: {(r.error or '').strip().splitlines()[-1]}"
             lines.append(_row([r.name, reason, *[""] * (len(heads) - 2)]))
             continue
-        s = {k: f"{1e6 * v:,.1f}" for k, v in r.summary().items()}
+        s = {k: f"{scale * v:,.1f}" for k, v in r.summary().items()}
         ratio = f"{speedup(r, base):.2f}" if base else ""
         cells = [r.name, s["median"], f"{s['q1']} - {s['q3']}", f"{s['min']} - {s['max']}", ratio]
         cells += [f"{max(r.peak, r.peak_steps) / 2**20:,.0f}", f"{r.peak_steps / 2**20:,.0f}"] if race.memory else []
@@ -151,6 +157,7 @@ def _row(cells: Sequence[str]) -> str:
 def chart(races: Sequence[Measured], path: Path) -> None:
     """Horizontal bars on a log scale, the fastest on top; whiskers from quartile to quartile."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullFormatter
 
     shown = [(race, [r for r in results if r.seconds]) for race, results in races]
     shown = [(race, results) for race, results in shown if results]
@@ -161,7 +168,7 @@ def chart(races: Sequence[Measured], path: Path) -> None:
     axes = figure.subplots(len(shown), 1, squeeze=False, height_ratios=[n + 1.5 for n in rows])[:, 0]
     for axis, (race, results) in zip(axes, shown, strict=True):
         results = sorted(results, key=lambda r: -r.summary()["median"])
-        summaries = [{k: 1e6 * v for k, v in r.summary().items()} for r in results]
+        summaries = [r.summary() for r in results]
         medians = [s["median"] for s in summaries]
         spread = [[s["median"] - s["q1"] for s in summaries], [s["q3"] - s["median"] for s in summaries]]
         colours = [OURS if r.name.startswith("ours") else PEERS for r in results]
@@ -172,11 +179,17 @@ def chart(races: Sequence[Measured], path: Path) -> None:
         for y, (median, s) in enumerate(zip(medians, summaries, strict=True)):
             axis.annotate(_time(median), (s["q3"], y), xytext=(5, 0), textcoords="offset points", va="center", size=8)
         axis.set_title(race.title, loc="left", size=10, weight="bold")
-        axis.set_xlabel(f"microseconds a step, log scale ({race.threads} thread{'s' if race.threads > 1 else ''})", size=8)
+        axis.set_xlabel(f"time a step, log scale; {race.threads} thread{'s' if race.threads > 1 else ''}", size=8)
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.xaxis.set_major_formatter(lambda x, _: _time(x))
+        axis.xaxis.set_minor_formatter(NullFormatter())
         axis.tick_params(labelsize=8)
         axis.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=150)
 
 
-def _time(us: float) -> str:
-    return f"{us:.1f} us" if us < 100 else f"{us:.0f} us" if us < 1e4 else f"{us / 1e3:.1f} ms"
+def _time(seconds: float) -> str:
+    """Three digits and a unit: 49.5 us, 1.32 ms."""
+    scale, name = next((u for u in ((1.0, "s"), (1e3, "ms"), (1e6, "us")) if seconds * u[0] >= 1), (1e9, "ns"))
+    value = seconds * scale
+    return f"{value:.0f} {name}" if value >= 100 else f"{value:.3g} {name}"

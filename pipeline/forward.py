@@ -43,9 +43,9 @@ class Module:
     def skeleton(self, training: bool = False, real: nn.Module | None = None) -> nn.Module:
         """The module without storage, in train or eval mode. Made once."""
         if not self._skeletons:
-            bare = copy.deepcopy(real or self.real(0)).to("meta")
-            self._skeletons[False] = copy.deepcopy(bare).eval()
-            self._skeletons[True] = self._skeletons[False] if self.frozen else bare.train()
+            real = real or self.real(0)
+            self._skeletons[False] = _without_storage(real).eval()
+            self._skeletons[True] = self._skeletons[False] if self.frozen else _without_storage(real).train()
         return self._skeletons[training]
 
     def create(self, seed: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -64,6 +64,14 @@ class Module:
     def mutable(self) -> set[str]:
         """Names of what a forward in train mode may write into."""
         return {name for name, _ in self.skeleton().named_buffers()}
+
+
+def _without_storage(module: nn.Module) -> nn.Module:
+    """A copy on the meta device. Tensors are handed to deepcopy as if copied before, so that tied ones stay tied."""
+    copies: dict[int, Tensor] = {id(b): torch.empty_like(b, device="meta") for b in module.buffers()}
+    for p in module.parameters():
+        copies[id(p)] = nn.Parameter(torch.empty_like(p, device="meta"), requires_grad=p.requires_grad)
+    return copy.deepcopy(module, copies)
 
 
 @frozen(eq=False)
@@ -122,13 +130,12 @@ def model(
         if not training or frozen:
             result = functional_call(parted.skeleton(False), {**params, **buffers}, args, kwargs)
             return result if frozen else (result, buffers)
-        # A module writes into the buffers it is given, so it is given copies; those it left alone are dropped.
+        # A module writes into the buffers it is given, so it is given copies.
         mutable = parted.mutable()
         given = {k: b.clone() if k in mutable else b for k, b in buffers.items()}
-        before = {k: b._version for k, b in given.items()}
         with keyed(seed, step, salt):
             result = functional_call(parted.skeleton(True), {**params, **given}, args, kwargs)
-        return result, {k: b if b._version != before[k] else buffers[k] for k, b in given.items()}
+        return result, given
 
     def create(seed: int) -> dict[str, Any]:
         return dict(zip((kept_params, kept_buffers), parted.create(seed), strict=True))

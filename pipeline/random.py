@@ -33,23 +33,22 @@ def mix(x: Any) -> Any:
 
 
 def key(*parts: Any) -> Any:
-    """One 32-bit key from several ints or 0-d int64 tensors, order counting; each up to 63 bits.
+    """One 32-bit key from several ints or 0-d int64 tensors of up to 63 bits, order counting.
 
     >>> key(1, 2) == key(1, 2), key(1, 2) == key(2, 1)
     (True, False)
     """
-    k: Any = 0x9E3779B9
+    k: Any = 0x1B873593
     for part in parts:
-        k = mix(k ^ (part & _MASK))
-        k = mix(k ^ ((part >> 32) & _MASK) ^ 0x5BD1E995)
+        k = mix((k * 5 ^ part ^ part >> 32) & _MASK)
     return k
 
 
 def bits(k: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Independent 32-bit integers, as int64 of `shape`, from a 0-d int64 key."""
-    count = torch.arange(math.prod(shape), device=k.device)
-    # Two rounds with the key between them: one key's stream is not another's, shifted.
-    numbers: Tensor = mix((mix(count & _MASK) + (count >> 32) + k) & _MASK)
+    """Independent 32-bit integers, as int64 of `shape` (up to 2**32 numbers), from a 0-d int64 key."""
+    # The multiplication spreads the counter, so that two keys' streams are not one another's, shifted.
+    count = torch.arange(math.prod(shape), device=k.device) * 0x2C1B3C6D
+    numbers: Tensor = mix((count ^ k) & _MASK)
     return numbers.reshape(shape)
 
 
@@ -75,12 +74,12 @@ class keyed(TorchFunctionMode):
 
     def __init__(self, seed: Tensor, step: Tensor, salt: int) -> None:
         super().__init__()
-        self.parts = (seed, step, salt)
+        self.key: Tensor = key(salt, seed, step)
         self.draws = 0
 
     def _key(self) -> Tensor:
         self.draws += 1
-        k: Tensor = key(*self.parts, self.draws)
+        k: Tensor = mix((self.key + self.draws * 0x3504F333) & _MASK)
         return k
 
     def __torch_function__(

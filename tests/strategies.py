@@ -57,7 +57,9 @@ def widths(features: int = 4, outputs: int = 3) -> st.SearchStrategy[tuple[int, 
 @st.composite
 def parameters(draw, dtype=torch.float64):
     """Named tensors, as a module's parameters."""
-    return {f"p{i}": draw(normals(shape, dtype)) for i, shape in enumerate(draw(st.lists(shapes, min_size=1, max_size=3)))}
+    return {
+        f"p{i}": draw(normals(shape, dtype)) for i, shape in enumerate(draw(st.lists(shapes, min_size=1, max_size=3)))
+    }
 
 
 @st.composite

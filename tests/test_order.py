@@ -44,7 +44,7 @@ def test_start_gives_the_tail(n, size, seed, epoch, start):
 
 @given(st.integers(1, 2**60), seeds, epochs, st.lists(st.integers(0, 2**60), min_size=1, max_size=5))
 def test_ints_arrays_and_tensors_agree(n, seed, epoch, positions):
-    """permute gives the same integers for ints, NumPy arrays and tensors, and for keys that are tensors."""
+    """`permute` gives the same integers for ints, NumPy arrays and tensors, and for keys that are tensors."""
     positions = [p % n for p in positions]
     expected = [order.permute(p, n, seed, epoch) for p in positions]
     assert order.permute(np.array(positions), n, seed, epoch).tolist() == expected
@@ -67,7 +67,7 @@ def test_every_permutation_is_equally_likely():
     found, counts = orders.unique(dim=0, return_counts=True)
     expected = len(keys) / 24
     assert sorted(map(tuple, found.tolist())) == sorted(permutations(range(4)))
-    assert ((counts - expected) ** 2 / expected).sum() < 74  # the 1 - 1e-6 quantile of 23 degrees of freedom
+    assert ((counts - expected) ** 2 / expected).sum() < 71  # the 1 - 1e-6 quantile of 23 degrees of freedom
 
 
 @pytest.mark.parametrize("n", [7, 64, 1000])
@@ -98,6 +98,12 @@ def test_a_huge_data_set_is_spread_too(n):
     counts = np.bincount(places // (n // 10 + 1), minlength=10)
     assert ((counts - 1000) ** 2 / 1000).sum() < 45  # the 1 - 1e-6 quantile of 9 degrees of freedom
     assert len(set(places.tolist())) == 10_000
+
+
+def test_samples_2_to_the_32_apart_part():
+    """Samples that are a multiple of 2**32 apart, where a hash of 32 bits can't tell them apart, are so no more."""
+    places = order.permute(np.arange(10_000) << 32, 2**61, 0, 0)
+    assert len(set((places % 2**32).tolist())) > 9_000  # they are what 16 yes-or-no decisions leave
 
 
 def test_memory_does_not_grow_with_the_data_set():

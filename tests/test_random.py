@@ -25,7 +25,7 @@ def under(draw, seed=0, step=0, salt=0):
 
 @given(seeds, shapes, st.sampled_from([torch.float64, torch.float32, torch.float16, torch.bfloat16]))
 def test_uniform_is_in_the_half_open_unit_interval(seed, shape, dtype):
-    """uniform has the shape and dtype asked for and values in [0, 1)."""
+    """`uniform` has the shape and dtype asked for and values in [0, 1)."""
     x = random.uniform(torch.tensor(seed), (*shape, 100), dtype)
     assert (x.shape, x.dtype) == ((*shape, 100), dtype)
     assert ((x >= 0) & (x < 1)).all()
@@ -71,13 +71,14 @@ def test_the_order_of_key_parts_counts(parts):
 
 
 def test_mix_is_a_bijection_that_spreads_every_bit():
-    """mix gives different numbers for different ones, and one changed bit changes about half of them."""
-    x = torch.arange(1 << 16)
+    """`mix` gives different numbers for different ones, and one changed bit changes about half of them."""
+    x = torch.arange(1 << 20)
     assert len(random.mix(x).unique()) == len(x)
+    x = x[:4096]
     for bit in range(32):
         changed = random.mix(x) ^ random.mix(x ^ (1 << bit))
-        ones = sum((changed >> i & 1).double().mean() for i in range(32))
-        assert abs(ones - 16) < 1
+        ones = (changed.unsqueeze(1) >> torch.arange(32)) & 1
+        assert abs(ones.double().mean() - 0.5) < 0.03
 
 
 # -- draws under a key
@@ -121,13 +122,13 @@ def test_a_draw_is_a_function_of_its_key(draw):
 @pytest.mark.parametrize("draw", DRAWS.values(), ids=DRAWS)
 def test_a_draw_looks_like_torchs(draw):
     """Any draw has the shape, the dtype and, over many keys, the mean and the deviation of torch's own."""
-    keyed = torch.stack([under(draw, seed) for seed in range(600)]).double()
-    own = torch.stack([draw() for _ in range(600)]).double()
+    keyed = torch.stack([under(draw, seed) for seed in range(200)]).double()
+    own = torch.stack([draw() for _ in range(200)]).double()
     assert (keyed.shape, under(draw).dtype) == (own.shape, draw().dtype)
     for mine, torchs in ((keyed, own), (keyed**2, own**2)):
         # Within a draw numbers may share their fate (channels), so the draws are what is counted.
         mine, torchs = mine.flatten(1).mean(1), torchs.flatten(1).mean(1)
-        error = ((mine.var() + torchs.var()) / 600).sqrt()
+        error = ((mine.var() + torchs.var()) / 200).sqrt()
         assert abs(mine.mean() - torchs.mean()) <= 5 * error
 
 
@@ -179,13 +180,14 @@ def test_channels_drop_whole(module, shape, channels):
 
 @pytest.mark.parametrize("masked", [None, torch.bool, torch.float32])
 def test_attention_without_dropout_in_the_mean(masked):
-    """Attention with dropout is, in the mean over many keys, attention without it, for each kind of mask."""
+    """Attention with dropout is, in the mean over many draws, attention without it, for each kind of mask."""
     mask = torch.ones(5, 5, dtype=torch.bool).tril()
     options = {} if masked is None else {"attn_mask": mask if masked is torch.bool else mask.float()}
-    plain = F.scaled_dot_product_attention(Q, Q, Q, **options)
-    mean = sum(under(lambda: F.scaled_dot_product_attention(Q, Q, Q, dropout_p=0.2, **options), s) for s in range(2000))
-    torch.testing.assert_close(mean / 2000, plain, atol=0.1, rtol=0)
-    assert torch.equal(under(lambda: F.scaled_dot_product_attention(Q, Q, Q, **options)), plain)
+    many = Q[0].expand(10_000, *Q[0].shape)
+    plain = F.scaled_dot_product_attention(many, many, many, **options)
+    dropped = under(lambda: F.scaled_dot_product_attention(many, many, many, dropout_p=0.2, **options))
+    torch.testing.assert_close(dropped.mean(0), plain[0], atol=0.05, rtol=0)
+    assert not torch.equal(dropped, plain)
 
 
 def test_grouped_attention():

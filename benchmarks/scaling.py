@@ -1,0 +1,168 @@
+"""Where does overhead end and arithmetic begin?
+
+Steps a second of a classifier (64-64-64-10, batch 64, AdamW, gradients clipped to norm 1) as one thing grows by 2, 4, 8
+and 16: depth, width, batch, samples, and the number of parameter tensors (the same numbers in more tensors).
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from attrs import frozen
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from benchmarks import ours
+from benchmarks.harness import Contender, Done, Race, Work
+from benchmarks.report import OURS as COLOUR
+from benchmarks.report import PEERS, Measured
+from pipeline import Pipeline, backward, forward, load, loss, models, place, update
+
+LR, CLIP = 1e-3, 1.0
+OURS, HAND = "ours, one step a call", "torch by hand"
+FACTORS = (1, 2, 4, 8, 16)
+
+
+@frozen
+class Size:
+    depth: int = 2
+    """Hidden layers."""
+    width: int = 64
+    batch: int = 64
+    samples: int = 1024
+    parts: int = 1
+    """Tensors that each weight and bias is parted into."""
+
+
+AXES: dict[str, Callable[[int], Size]] = {
+    "depth": lambda k: Size(depth=2 * k),
+    "width": lambda k: Size(width=64 * k),
+    "batch": lambda k: Size(batch=64 * k),
+    "data": lambda k: Size(samples=1024 * k),
+    "tensors": lambda k: Size(parts=k),
+}
+
+
+class Parted(nn.Module):
+    """A linear layer whose weight is several tensors. Shapes: (B, before) -> (B, after)."""
+
+    def __init__(self, before: int, after: int, parts: int) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(nn.Linear(before, after // parts) for _ in range(parts))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([part(x) for part in self.parts], 1)
+
+
+def model(size: Size) -> nn.Module:
+    torch.manual_seed(0)
+    widths = [64, *[size.width] * size.depth]
+    if size.parts == 1:
+        return models.mlp(*widths, 10)
+    hidden = [m for a, b in itertools.pairwise(widths) for m in (Parted(a, b, size.parts), nn.ReLU())]
+    return nn.Sequential(*hidden, nn.Linear(size.width, 10))
+
+
+def data(size: Size) -> tuple[Tensor, Tensor]:
+    random = torch.Generator().manual_seed(0)
+    return torch.randn(size.samples, 64, generator=random), torch.randint(10, (size.samples,), generator=random)
+
+
+def epochs(size: Size) -> int:
+    """About 64 steps a work."""
+    return max(64 * size.batch // size.samples, 1)
+
+
+def by_hand(size: Size) -> Any:
+    inputs, targets = data(size)
+
+    def start() -> Work:
+        params = list((net := model(size)).parameters())
+        optimizer = torch.optim.AdamW(params, lr=LR)
+
+        def work() -> Done:
+            steps = 0
+            for _ in range(epochs(size)):
+                total = torch.zeros(())
+                for rows in torch.randperm(size.samples).split(size.batch):
+                    optimizer.zero_grad()
+                    value = F.cross_entropy(net(inputs[rows]), targets[rows])
+                    value.backward()
+                    nn.utils.clip_grad_norm_(params, CLIP)
+                    optimizer.step()
+                    total += value.detach()
+                    steps += 1
+            return Done(steps, total.item() * size.batch / size.samples)
+
+        return work
+
+    return start
+
+
+def single(size: Size) -> Any:
+    pipe = Pipeline(
+        load.batches(data(size), size=size.batch),
+        place.on("cpu"),
+        forward.model(lambda: model(size)),
+        loss.cross_entropy(),
+        backward.gradients(),
+        update.clip_norm(CLIP),
+        update.adamw(lr=LR, weight_decay=0.01),
+    )
+    return ours.single(pipe, epochs(size))
+
+
+def _title(axis: str, factor: int) -> str:
+    return f"{axis} x {factor}" if factor > 1 else "once"
+
+
+POINTS = {_title(axis, k): size(k) for axis, size in AXES.items() for k in FACTORS}
+CONTENDERS: dict[str, Contender] = {
+    f"{name}, {point}": functools.partial(make, size)
+    for point, size in POINTS.items()
+    for name, make in ((OURS, single), (HAND, by_hand))
+}
+RACES = [
+    Race(
+        title=point,
+        contenders=[f"{OURS}, {point}", f"{HAND}, {point}"],
+        baseline=f"{HAND}, {point}",
+        rounds=7,
+        tolerance=0.1,
+    )
+    for point in POINTS
+]
+
+
+def draw(races: Sequence[Measured], path: Path) -> None:
+    """Steps a second over the factor, one panel for each thing that grows."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    rates = {r.name: 1 / r.summary()["median"] for _, results in races for r in results if r.seconds}
+    figure = Figure(figsize=(13, 3.2), layout="constrained")
+    panels = figure.subplots(1, len(AXES), sharey=True)
+    for panel, axis in zip(panels, AXES, strict=True):
+        for name, colour in ((OURS, COLOUR), (HAND, PEERS)):
+            found = {k: rates[key] for k in FACTORS if (key := f"{name}, {_title(axis, k)}") in rates}
+            panel.plot(list(found), list(found.values()), "o-", color=colour, label=name, markersize=4)
+        panel.set_xscale("log", base=2)
+        panel.set_yscale("log")
+        panel.set_xlim(0.85, 19)
+        panel.set_xticks(FACTORS, [str(k) for k in FACTORS])
+        panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        panel.yaxis.set_major_formatter(lambda y, _: f"{y:,.0f}")
+        panel.yaxis.set_minor_formatter(NullFormatter())
+        panel.tick_params(labelsize=8)
+        panel.set_title(axis, size=10, weight="bold")
+        panel.set_xlabel("times as much", size=8)
+        panel.grid(alpha=0.3, which="both")
+        panel.spines[["top", "right"]].set_visible(False)
+    panels[0].set_ylabel("steps a second (1 thread)", size=8)
+    panels[0].legend(fontsize=8)
+    figure.savefig(path, dpi=150)

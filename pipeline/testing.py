@@ -1,0 +1,98 @@
+"""Laws that a stage or a pipeline keeps, as functions that raise AssertionError, to run on stages of your own.
+
+from pipeline import testing
+
+testing.pure(my_stage, outputs, targets)
+testing.lawful(my_pipeline, state, batch)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from pipeline.compose import Pipeline
+from pipeline.state import Batch, State
+
+
+def _tensors(tree: Any) -> list[Tensor]:
+    return [x for x in pytree.tree_leaves(tree) if isinstance(x, Tensor)]
+
+
+def same(a: Any, b: Any, tolerance: float = 0.0) -> None:
+    """Two pytrees have one structure, and their tensors are equal: bit for bit, or within `tolerance`.
+
+    >>> same({"x": torch.ones(2)}, {"x": torch.ones(2) + 1e-7}, tolerance=1e-6)
+    """
+    leaves_a, spec_a = pytree.tree_flatten(a)
+    leaves_b, spec_b = pytree.tree_flatten(b)
+    assert spec_a == spec_b, f"structures differ:\n{spec_a}\n{spec_b}"
+    for x, y in zip(leaves_a, leaves_b, strict=True):
+        if isinstance(x, Tensor):
+            torch.testing.assert_close(x, y, rtol=tolerance, atol=tolerance, equal_nan=True)
+        else:
+            assert x == y, f"{x!r} != {y!r}"
+
+
+def pure(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """A call changes none of its arguments, leaves torch's global generator alone, and gives the same bits again.
+
+    Returns the result.
+    """
+    inputs = _tensors((args, kwargs))
+    before = [x.clone() for x in inputs]
+    versions = [x._version for x in inputs]
+    generator = torch.random.get_rng_state()
+    result = function(*args, **kwargs)
+    same(inputs, before)
+    assert [x._version for x in inputs] == versions, "an argument was written into"
+    assert torch.equal(generator, torch.random.get_rng_state()), "torch's global generator was used"
+    same(result, function(*args, **kwargs))
+    return result
+
+
+def keeps_shapes(pipe: Pipeline, state: State, batch: Batch) -> None:
+    """A step gives a State of the structure, shapes and dtypes that it was given, and 0-d or fixed-size metrics."""
+    after, _ = pipe.step(state, batch)
+    old, spec = pytree.tree_flatten(state.tree)
+    new, new_spec = pytree.tree_flatten(after.tree)
+    assert spec == new_spec, "the structure of State changed"
+    for a, b in zip(old, new, strict=True):
+        assert (a.shape, a.dtype, a.device) == (b.shape, b.dtype, b.device)
+
+
+def evaluation_changes_nothing(pipe: Pipeline, state: State, batch: Batch) -> None:
+    """Measuring is pure, and the same in the middle of training as before it."""
+    pure(pipe.measure, state.tree, pipe.zeros(), batch)
+
+
+def vmaps(pipe: Pipeline, state: State, batch: Batch, tolerance: float = 1e-5) -> None:
+    """A step mapped over two stacked States does to each what a step alone does."""
+    other = state.replace(seed=state["seed"] + 1)
+    stacked = State(pytree.tree_map(lambda *xs: torch.stack(xs), state.tree, other.tree))
+    mapped, _ = torch.func.vmap(lambda s: pipe.step(s, batch))(stacked)
+    for i, alone in enumerate((state, other)):
+        same(pytree.tree_map(lambda x, i=i: x[i], mapped.tree), pipe.step(alone, batch)[0].tree, tolerance)
+
+
+def compiled_equals_eager(pipe: Pipeline, state: State, batch: Batch, steps: int = 2, tolerance: float = 1e-5) -> None:
+    """Steps of the compiled graph give the State and the metrics of the plain functions."""
+    compiled, eager = pipe.compile(), state
+    donated = state.clone()
+    for _ in range(steps):
+        eager, expected = pipe.step(eager, batch)
+        donated, metrics = compiled(donated, batch)
+        same(metrics, expected, tolerance)
+    same(donated.tree, eager.tree, tolerance)
+
+
+def lawful(pipe: Pipeline, state: State, batch: Batch) -> None:
+    """All laws but compiling, which takes seconds: purity, shapes, evaluation, vmap."""
+    pure(pipe.step, state, batch)
+    keeps_shapes(pipe, state, batch)
+    evaluation_changes_nothing(pipe, state, batch)
+    vmaps(pipe, state, batch)

@@ -1,0 +1,72 @@
+"""Pipelines that several tests share, each compiled once a session."""
+
+import functools
+
+import torch
+from torch import nn
+
+from pipeline import Pipeline, backward, evaluate, forward, load, loss, models, place, schedules, sources, update
+
+DIGITS, TEST = sources.digits()
+
+
+def digits(*updates, model=lambda: models.mlp(64, 16, 10), size=64, **options):
+    """A classifier of the digits."""
+    return Pipeline(
+        load.batches(DIGITS, size=size),
+        place.on("cpu"),
+        forward.model(model),
+        loss.cross_entropy(),
+        evaluate.accuracy(),
+        backward.gradients(**options),
+        *(updates or (update.clip_norm(1.0), update.adamw(schedules.cosine(3e-3, steps=100, warmup=5)))),
+    )
+
+
+def mlp():
+    return digits()
+
+
+def convnet():
+    return digits(update.sgd(0.1, momentum=0.9), model=lambda: models.convnet(1, 10, widths=(4, 8), dropout=0.3))
+
+
+def transformer():
+    """Next-token prediction on a repeating text."""
+    tokens = torch.arange(66 * 8).reshape(66, 8) * 7 % 13
+    data = {"inputs": tokens, "targets": (tokens + 7) % 13}
+    model = functools.partial(models.transformer, 13, width=16, heads=2, depth=1, context=8)
+    return Pipeline(
+        load.batches(data, size=33),
+        forward.model(model),
+        loss.cross_entropy(dim=-1),
+        evaluate.accuracy(dim=-1),
+        evaluate.perplexity(dim=-1),
+        backward.gradients(),
+        update.sgd(0.1),
+    )
+
+
+ALL = {"mlp": mlp, "convnet": convnet, "transformer": transformer}
+
+
+@functools.cache
+def compiled(name):
+    """One of the pipelines, and its compiled step."""
+    pipe = ALL[name]()
+    return pipe, pipe.compile()
+
+
+def first(pipe, epoch=0):
+    return next(iter(pipe.load.epoch(0, epoch)))
+
+
+class Linear(nn.Module):
+    """The smallest model: one layer, in any dtype."""
+
+    def __init__(self, inputs=4, outputs=3, dtype=torch.float32):
+        super().__init__()
+        self.layer = nn.Linear(inputs, outputs, dtype=dtype)
+
+    def forward(self, x):
+        return self.layer(x)

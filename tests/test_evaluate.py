@@ -1,0 +1,176 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn import metrics as sklearn_metrics
+
+from pipeline import evaluate, loss
+from pipeline.errors import ConfigError, StageError
+from pipeline.state import tree_map
+from tests.strategies import classification, cuts, labels, normals, regression, samples
+
+
+def measured(stage, *batches):
+    """What a metric reports on batches: their sums, added up and finished."""
+    sums = stage.init()
+    for outputs, targets in batches:
+        _, more = stage.run({"outputs": outputs, "targets": targets}, {}, None)
+        assert tree_map(lambda x: (x.dtype, x.shape), more) == tree_map(lambda x: (x.dtype, x.shape), sums)
+        sums = tree_map(torch.add, sums, more)
+    return evaluate.read(stage.finish(sums))
+
+
+@st.composite
+def predictions(draw, classes=4):
+    """Logits (N, C) and labels (N,)."""
+    n = draw(samples)
+    return draw(normals((n, classes))), draw(labels((n,), classes))
+
+
+def assert_any_split(stage, sample, data):
+    sizes = data.draw(cuts(len(sample[1])))
+    batches = zip(sample[0].split(sizes), sample[1].split(sizes), strict=True)
+    whole, parts = measured(stage, sample), measured(stage, *batches)
+    assert whole.keys() == parts.keys()
+    for name, value in whole.items():
+        np.testing.assert_allclose(parts[name], value, rtol=1e-6, atol=1e-9)
+
+
+@given(predictions(), st.data())
+def test_metrics_of_classes_are_the_same_for_any_batches(sample, data):
+    """A metric of classes over the batches of any split is the metric of the whole."""
+    for stage in (evaluate.accuracy(), evaluate.top_k(2), evaluate.confusion(4), evaluate.perplexity()):
+        assert_any_split(stage, sample, data)
+
+
+@given(regression(), st.data())
+def test_metrics_of_values_are_the_same_for_any_batches(sample, data):
+    """A metric of values over the batches of any split is the metric of the whole."""
+    for stage in (evaluate.mean_absolute_error(), evaluate.mean_squared_error()):
+        assert_any_split(stage, sample, data)
+    if sample[1].numel() > 1:
+        assert_any_split(evaluate.r2(), sample, data)
+
+
+@given(predictions(), st.integers(1, 3))
+def test_metrics_of_classes_are_sklearns(sample, k):
+    """Accuracy, top-k, the confusion matrix, precision, recall and F1 are scikit-learn's."""
+    outputs, targets = sample
+    guess, classes = outputs.argmax(1), range(4)
+    assert measured(evaluate.accuracy(), sample)["accuracy"] == pytest.approx(
+        sklearn_metrics.accuracy_score(targets, guess)
+    )
+    assert measured(evaluate.top_k(k), sample)[f"top{k}"] == pytest.approx(
+        sklearn_metrics.top_k_accuracy_score(targets, outputs, k=k, labels=classes)
+    )
+    found = measured(evaluate.confusion(4), sample)
+    assert found["confusion"] == sklearn_metrics.confusion_matrix(targets, guess, labels=classes).tolist()
+    expected = sklearn_metrics.precision_recall_fscore_support(targets, guess, labels=classes, zero_division=0)
+    for name, values in zip(("precision", "recall", "f1"), expected, strict=False):
+        assert found[name] == pytest.approx(values)
+
+
+@given(st.integers(2, 200), st.floats(-100, 100), st.data())
+def test_metrics_of_values_are_sklearns(n, shift, data):
+    """The mean absolute and squared errors and r2 are scikit-learn's, for targets of any mean."""
+    targets = data.draw(normals((n,))) + shift
+    outputs = targets + data.draw(normals((n,)))
+    sample, both = (outputs.unsqueeze(1), targets), (targets.double(), outputs.double())
+    absolute, squared = sklearn_metrics.mean_absolute_error(*both), sklearn_metrics.mean_squared_error(*both)
+    assert measured(evaluate.mean_absolute_error(), sample)["mae"] == pytest.approx(absolute)
+    assert measured(evaluate.mean_squared_error(), sample)["mse"] == pytest.approx(squared)
+    assert measured(evaluate.r2(), sample)["r2"] == pytest.approx(sklearn_metrics.r2_score(*both), rel=1e-6, abs=1e-6)
+
+
+@given(classification())
+def test_perplexity_is_the_exponential_of_the_cross_entropy(sample):
+    """Perplexity is exp(cross entropy), with ignored targets and with classes last too."""
+    outputs, targets = sample
+    last = outputs.movedim(1, -1)
+    expected = math.exp(loss.cross_entropy()(*sample)[0])
+    assert measured(evaluate.perplexity(), sample)["perplexity"] == pytest.approx(expected, rel=1e-5)
+    assert measured(evaluate.perplexity(dim=-1), (last, targets))["perplexity"] == pytest.approx(expected, rel=1e-5)
+    targets = targets.clone()
+    targets.view(-1)[:-1] = -100
+    expected = math.exp(loss.cross_entropy()(outputs, targets)[0])
+    assert measured(evaluate.perplexity(), (outputs, targets))["perplexity"] == pytest.approx(expected, rel=1e-5)
+
+
+@given(classification())
+def test_classes_may_come_last(sample):
+    """With dim=-1, accuracy and top-k of (B, ..., C) are those of (B, C, ...)."""
+    outputs, targets = sample
+    for make in (evaluate.accuracy, lambda **o: evaluate.top_k(1, **o)):
+        last = measured(make(dim=-1), (outputs.movedim(1, -1), targets))
+        assert last == measured(make(), sample)
+
+
+@given(classification())
+def test_ignored_targets_do_not_count(sample):
+    """Accuracy is that of the targets that are not ignored."""
+    outputs, targets = sample
+    kept = targets != 0
+    if kept.any():
+        right = (outputs.argmax(1) == targets)[kept].double().mean().item()
+        assert measured(evaluate.accuracy(ignore_index=0), sample)["accuracy"] == pytest.approx(right)
+
+
+@given(st.integers(1, 100), st.data())
+def test_accuracy_of_one_logit(n, data):
+    """Accuracy of one logit a target, (B,) or (B, 1), asks for its side of 0."""
+    outputs, targets = data.draw(normals((n,))), data.draw(labels((n,), 2))
+    expected = ((outputs > 0) == targets).double().mean().item()
+    for logits, goals in ((outputs, targets), (outputs.unsqueeze(1), targets), (outputs, targets.float())):
+        assert measured(evaluate.accuracy(), (logits, goals))["accuracy"] == pytest.approx(expected)
+
+
+def test_a_class_without_samples_has_zeros():
+    """Precision, recall and F1 are 0 for a class that never occurs and is never predicted."""
+    found = measured(evaluate.confusion(3), (torch.tensor([[1.0, 0.0, 0.0]]), torch.tensor([0])))
+    assert found == {
+        "confusion": [[1, 0, 0], [0, 0, 0], [0, 0, 0]],
+        "precision": [1.0, 0.0, 0.0],
+        "recall": [1.0, 0.0, 0.0],
+        "f1": [1.0, 0.0, 0.0],
+    }
+
+
+@pytest.mark.parametrize("make", [evaluate.mean_absolute_error, evaluate.mean_squared_error, evaluate.r2])
+@pytest.mark.parametrize(("outputs", "targets"), [((2, 3), (3, 2)), ((4, 1), (1, 4)), ((4, 2), (4,))])
+def test_values_of_two_shapes_are_refused(make, outputs, targets):
+    """Outputs and targets of two shapes raise a StageError that shows both, even where their numbers are as many."""
+    with pytest.raises(StageError, match=r"outputs .* targets .* one shape"):
+        measured(make(), (torch.zeros(outputs), torch.zeros(targets)))
+
+
+def test_top_k_needs_a_k():
+    """A k below 1 raises a ConfigError."""
+    with pytest.raises(ConfigError, match="k=0 is not a positive"):
+        evaluate.top_k(0)
+
+
+@given(predictions(classes=3))
+def test_metrics_map_over_models(sample):
+    """A metric mapped over stacked outputs is the stack of the metrics."""
+    outputs, targets = sample
+    stacked = torch.stack([outputs, -outputs])
+    for stage in (evaluate.accuracy(), evaluate.top_k(2), evaluate.confusion(3), evaluate.perplexity()):
+        mapped = torch.vmap(stage, in_dims=(0, None))(stacked, targets)
+        for i in range(2):
+            alone = stage(stacked[i], targets)
+            torch.testing.assert_close(tree_map(lambda x, i=i: x[i], mapped), alone, rtol=1e-6, atol=1e-6)
+
+
+def test_a_metric_of_ones_own():
+    """`metric` makes a metric of a function to sums and one from sums."""
+    worst = evaluate.metric(
+        "evaluate.bias",
+        lambda outputs, targets: {"sum": (outputs - targets).sum().double(), "n": torch.tensor(len(targets))},
+        lambda s: {"bias": s["sum"] / s["n"]},
+        {"sum": evaluate.FLOAT, "n": evaluate.INT},
+    )
+    batches = [(torch.tensor([1.0, 2.0]), torch.zeros(2)), (torch.tensor([6.0]), torch.zeros(1))]
+    assert measured(worst, *batches) == {"bias": 3.0}

@@ -1,0 +1,157 @@
+"""Any module becomes a pure function of what it is given."""
+
+import pytest
+import torch
+from torch import nn
+
+from pipeline import Pipeline, backward, evaluate, forward, loss, models, stage, testing, update
+from pipeline.errors import StageError, WiringError
+from tests import pipes
+
+BATCH = {"inputs": torch.randn(6, 4), "targets": torch.tensor([0, 1, 2, 0, 1, 2])}
+
+
+def step(model, batch=BATCH, objective=None):
+    pipe = Pipeline(model, objective or loss.cross_entropy(), backward.gradients(), update.sgd(0.1))
+    state = pipe.init(0)
+    return state, *pipe.step(state, batch)
+
+
+def test_a_factory_is_initialised_from_the_seed_as_torch_would():
+    """init(seed) gives the weights of torch.manual_seed(seed), and leaves the generator alone."""
+    torch.manual_seed(3)
+    expected = dict(pipes.Linear().named_parameters())
+    before = torch.random.get_rng_state()
+    state = Pipeline(forward.model(pipes.Linear)).init(3)
+    testing.same(state.params, {k: p.detach() for k, p in expected.items()})
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+def test_an_instance_keeps_its_weights_and_is_never_touched():
+    """Training from an instance starts from its weights and does not change them."""
+    module = pipes.Linear()
+    before = {k: p.detach().clone() for k, p in module.named_parameters()}
+    state, after, _ = step(forward.model(module))
+    testing.same(state.params, before)
+    testing.same({k: p.detach() for k, p in module.named_parameters()}, before)
+    assert not torch.equal(after.params["layer.weight"], before["layer.weight"])
+    assert all(p.grad is None for p in module.parameters())
+
+
+def test_frozen_parameters_stay():
+    """What has requires_grad=False is kept beside the buffers and not trained."""
+    module = models.mlp(4, 5, 3)
+    module[1].requires_grad_(False)
+    state, after, _ = step(forward.model(module))
+    assert set(state.params) == {"3.weight", "3.bias"}
+    testing.same(after.buffers, state.buffers)
+    testing.same(dict(module.state_dict()), Pipeline(forward.model(module)).models[0].state_dict(state.tree))
+
+
+class Two(nn.Module):
+    """Two inputs, one of them by keyword, and tied weights."""
+
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Linear(4, 3, bias=False)
+        self.b = nn.Linear(4, 3, bias=False)
+        self.b.weight = self.a.weight
+
+    def forward(self, x, *, scale):
+        return self.a(x) + scale * self.b(x)
+
+
+def test_inputs_by_keyword_and_tied_weights():
+    """Inputs are taken by name, and tied weights are one parameter that load_state_dict takes under both names."""
+    model = forward.model(Two, inputs={"x": "inputs", "scale": "scale"})
+    assert {"inputs", "scale"} <= set(model.reads)
+    state, after, _ = step(model, {**BATCH, "scale": torch.ones(6, 1)})
+    assert set(state.params) == {"a.weight"}
+    loaded = Two()
+    loaded.load_state_dict(model.state_dict(after.tree))
+    assert torch.equal(loaded.b.weight, after.params["a.weight"])
+
+
+def test_several_inputs_by_position():
+    """A tuple of names is passed in its order."""
+    model = forward.model(lambda: nn.Bilinear(4, 2, 3), inputs=("inputs", "more"))
+    step(model, {**BATCH, "more": torch.randn(6, 2)})
+
+
+def test_a_frozen_teacher_is_only_read():
+    """A second model under other names gives values to a loss of one's own, in eval mode, and never changes."""
+
+    @stage(writes="loss")
+    def distil(outputs, teacher_outputs, temperature=2.0):
+        soft = (teacher_outputs / temperature).softmax(1)
+        return -(soft * (outputs / temperature).log_softmax(1)).sum(1).mean()
+
+    teacher = forward.model(
+        lambda: models.mlp(4, 8, 8, 3, dropout=0.5),
+        params="teacher", outputs="teacher_outputs", frozen=True, name="forward.teacher",
+    )  # fmt: skip
+    pipe = Pipeline(teacher, forward.model(pipes.Linear), distil, backward.gradients(), update.sgd(0.1))
+    state = pipe.init(0)
+    testing.lawful(pipe, state, BATCH)
+    after, metrics = pipe.step(state.with_hyper(temperature=3.0), BATCH)
+    testing.same(after["teacher"], state["teacher"])
+    assert 0 < metrics["loss"] < 5
+
+
+def test_a_generator_and_a_critic():
+    """Two backwards in one pipeline each differentiate what stands since the one before."""
+
+    @stage(writes="critic_loss")
+    def critic_loss(real, inputs):
+        return (real.squeeze(1) - inputs[:, 0]).square().mean()
+
+    @stage(writes="loss")
+    def generator_loss(outputs, critic):
+        return outputs.square().mean() + 0.0 * sum(p.sum() for p in critic.values())
+
+    pipe = Pipeline(
+        forward.model(lambda: nn.Linear(4, 1), params="critic", outputs="real", name="forward.critic"),
+        critic_loss,
+        backward.gradients(of="critic_loss", wrt="critic", writes="critic_grads", name="backward.critic"),
+        update.sgd(0.1).rename(params="critic", grads="critic_grads").named("update.critic"),
+        forward.model(pipes.Linear),
+        generator_loss,
+        backward.gradients(),
+        update.adam(0.01),
+    )
+    state = pipe.init(0)
+    testing.lawful(pipe, state, BATCH)
+    after, metrics = pipe.step(state, BATCH)
+    assert set(metrics) == {"critic_loss", "loss"}
+    for name in ("critic", "params"):
+        assert not torch.equal(*(next(iter(s[name].values())) for s in (state, after)))
+
+
+def test_evaluation_is_in_eval_mode():
+    """Dropout is off and running statistics are used when measuring."""
+    pipe = Pipeline(forward.model(lambda: models.mlp(4, 64, 3, dropout=0.9)), loss.cross_entropy(), evaluate.accuracy(),
+                    backward.gradients(), update.sgd(0.1))  # fmt: skip
+    state = pipe.init(0)
+    module = models.mlp(4, 64, 3, dropout=0.9).eval()
+    module.load_state_dict(pipe.models[0].state_dict(state.tree))
+    expected = nn.functional.cross_entropy(module(BATCH["inputs"]), BATCH["targets"]).item()
+    assert pipe.evaluate(state, BATCH)["loss"] == pytest.approx(expected, abs=1e-6)
+
+
+def test_inputs_that_do_not_fit_name_both_shapes():
+    """An input width that the model can't take is an error with the stage, the input and the layer."""
+    with pytest.raises(StageError, match=r"forward.model.*inputs \(6, 5\).*6x5 and 4x3"):
+        step(forward.model(pipes.Linear), {**BATCH, "inputs": torch.randn(6, 5)})
+
+
+@pytest.mark.parametrize("wrong", [3, "mlp", lambda: 3])
+def test_what_is_no_module(wrong):
+    """Something else than a module, or a factory of something else, is refused."""
+    with pytest.raises(WiringError, match=r"takes an nn.Module or a function"):
+        Pipeline(forward.model(wrong)).init(0)
+
+
+def test_lazy_modules_are_refused():
+    """A module whose shapes are unknown has to be called once before."""
+    with pytest.raises(WiringError, match="lazy"):
+        Pipeline(forward.model(lambda: nn.LazyLinear(3))).init(0)

@@ -1,0 +1,71 @@
+"""The arrows of the house, read from the source."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+STEPS = {"load", "place", "forward", "loss", "backward", "update", "evaluate"}
+LAYERS = [
+    {"errors", "schedules"},
+    {"stage", "random"},
+    {"state", "order"},
+    {"sources", "models"},
+    STEPS,
+    {"run", "wiring"},
+    {"compose"},
+    {"compiled", "testing"},
+    {"loop"},
+    {"__init__"},
+]
+LAYER = {name: i for i, names in enumerate(LAYERS) for name in names}
+FILES = sorted((ROOT / "pipeline").rglob("*.py"))
+
+
+def module(path):
+    return path.relative_to(ROOT / "pipeline").parts[0].removesuffix(".py")
+
+
+def imported(tree):
+    """Modules of the library that a file imports when it is imported itself."""
+    for node in tree.body:
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "pipeline":
+            parts = node.module.split(".")[1:]
+            yield from parts[:1] or [alias.name for alias in node.names]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_run_one_way(path):
+    """A file imports only from layers below its own, and a step imports no other step."""
+    here = module(path)
+    for name in imported(ast.parse(path.read_text())):
+        assert name == here or LAYER[name] < LAYER[here], f"{here} imports {name}"
+
+
+@pytest.mark.parametrize(
+    ("what", "home"), [("torch.compile(", "compiled.py"), ("print(", None), ("pickle.", None), (".cuda(", None)]
+)
+def test_each_thing_has_one_home(what, home):
+    """Only compiled.py compiles, and nothing in the library prints or unpickles."""
+    for path in FILES:
+        code = "\n".join(ast.unparse(node) for node in _code(path))
+        if path.name != home:
+            assert what not in code, path
+
+
+def _code(path):
+    """A file without its docstrings."""
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
+            node.body[0].value.value = ""
+    return tree.body
+
+
+def test_help_does_not_import_torch():
+    """`pipe --help` is quick because torch is imported only by the commands that need it."""
+    code = "import sys\nsys.argv = ['pipe', '--help']\nfrom cli.main import main\ntry: main()\nexcept SystemExit: pass\nassert 'torch' not in sys.modules"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0

@@ -1,0 +1,193 @@
+"""What purity promises, as properties."""
+
+import zlib
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import optim
+from torch._dynamo.utils import counters
+
+from pipeline import Pipeline, backward, evaluate, fit, forward, loss, models, testing, update
+from tests import by_hand, pipes, strategies
+
+eager = pytest.mark.parametrize("name", pipes.ALL)
+
+
+@st.composite
+def classifiers(draw, **options):
+    """A small pipeline, its State and a batch."""
+    layers = draw(strategies.widths())
+    dropout = draw(st.sampled_from([0.0, 0.5]))
+    pipe = Pipeline(
+        forward.model(lambda: models.mlp(*layers, dropout=dropout)),
+        loss.cross_entropy(),
+        evaluate.accuracy(),
+        backward.gradients(**options),
+        update.clip_norm(draw(st.floats(0.1, 2.0))),
+        draw(strategies.updates),
+    )
+    return pipe, pipe.init(draw(strategies.seeds)), draw(strategies.batches())
+
+
+@given(classifiers())
+def test_a_step_is_pure_keeps_shapes_and_vmaps(case):
+    """A step changes no argument, gives the same bits twice, keeps every shape, and maps over stacked States."""
+    testing.lawful(*case)
+
+
+@eager
+def test_models_are_lawful(name):
+    """The same holds with BatchNorm, dropout and attention."""
+    pipe = pipes.ALL[name]()
+    testing.lawful(pipe, pipe.init(0), pipes.first(pipe))
+
+
+@given(classifiers(route="tape"))
+def test_the_tape_gives_the_functional_gradients(case):
+    """Both routes of backward make the same step."""
+    pipe, state, batch = case
+    other = pipe.replace("backward.gradients", backward.gradients())
+    testing.same(pipe.step(state, batch)[0].tree, other.step(state, batch)[0].tree, 1e-6)
+
+
+@given(classifiers(), st.integers(1, 7))
+def test_accumulating_equals_the_full_batch(case, parts):
+    """Gradients over parts of a batch, equal or not, give the step of the whole batch."""
+    pipe, _, batch = case
+    pipe = pipe.replace("forward.model", forward.model(lambda: models.mlp(4, 5, 3)))
+    pipe = Pipeline(*pipe.stages[:-1], update.sgd(0.1))
+    split = pipe.replace("backward.gradients", backward.gradients(accumulate=parts))
+    state = pipe.init(0)
+    (a, metrics), (b, expected) = split.step(state, batch), pipe.step(state, batch)
+    testing.same(a.tree, b.tree, 1e-5)
+    testing.same(metrics, expected, 1e-5)
+
+
+def test_accumulating_weighs_parts_by_what_counts():
+    """With ignored targets, parts of one length have other weights, and one may have none."""
+    batch = {"inputs": torch.randn(6, 4), "targets": torch.tensor([0, 1, 2, -100, -100, -100])}
+    pipe = Pipeline(
+        forward.model(lambda: pipes.Linear()), loss.cross_entropy(), backward.gradients(accumulate=4), update.sgd(0.1)
+    )
+    whole = pipe.replace("backward.gradients", backward.gradients())
+    testing.same(pipe.step(pipe.init(0), batch)[0].tree, whole.step(pipe.init(0), batch)[0].tree, 1e-6)
+
+
+@given(strategies.batches(dtype=torch.float64), strategies.seeds)
+def test_gradients_equal_finite_differences(batch, seed):
+    """In float64, each gradient is the slope of the loss."""
+    captured = {}
+
+    def capture(params, grads):
+        captured.update(grads=grads)
+        return params
+
+    stages = forward.model(lambda: pipes.Linear(dtype=torch.float64)), loss.cross_entropy(), backward.gradients()
+    pipe = Pipeline(*stages, update.Stage("capture", capture, writes=("params",)))
+    state = pipe.init(seed)
+    pipe.step(state, batch)
+
+    def at(weight):
+        params = {**state.params, "layer.weight": weight}
+        return pipe.step(state.replace(params=params), batch)[1]["loss"]
+
+    grads, weight, eps = captured["grads"]["layer.weight"], state.params["layer.weight"], 1e-5
+    for i in range(0, weight.numel(), 5):
+        nudge = torch.zeros_like(weight)
+        nudge.view(-1)[i] = eps
+        slope = (at(weight + nudge) - at(weight - nudge)) / (2 * eps)
+        assert grads.view(-1)[i].item() == pytest.approx(slope.item(), abs=1e-7)
+
+
+@given(strategies.batches(), st.integers(0, 100), strategies.seeds)
+def test_dropout_is_a_function_of_seed_and_step(batch, step, seed):
+    """The same (seed, step) drops the same units; another step drops others."""
+    model = forward.model(lambda: models.mlp(4, 64, 64, 3, dropout=0.5))
+    params, buffers = model.module.create(0)
+
+    def outputs(at):
+        return model(params, buffers, torch.tensor(seed), torch.tensor(at), training=True, inputs=batch["inputs"])[0]
+
+    assert torch.equal(outputs(step), outputs(step))
+    assert not torch.equal(outputs(step), outputs(step + 1))
+
+
+def test_a_convnet_equals_the_loop_with_its_running_statistics():
+    """BatchNorm's running statistics and dropout are those of the loop by hand."""
+    pipe = pipes.convnet()
+    torch.manual_seed(0)
+    module = models.convnet(1, 10, widths=(4, 8), dropout=0.3)
+    batches = list(pipe.load.epoch(0, 0))
+    salt = zlib.crc32(b"forward.model")
+    by_hand.train(module, batches, optim.SGD(module.parameters(), lr=0.1, momentum=0.9), salt=salt)
+    state = pipe.init(0)
+    for batch in batches:
+        state, _ = pipe.step(state, batch)
+    testing.same(pipe.models[0].state_dict(state.tree), dict(module.state_dict()), 1e-5)
+    assert state.buffers["features.1.num_batches_tracked"] == len(batches)
+
+
+@eager
+def test_compiled_equals_eager(name):
+    """Steps of one graph give what the plain functions give, metrics and running sums included."""
+    pipe, compiled = pipes.compiled(name)
+    state = pipe.init(0)
+    donated, plain = state.clone(), state
+    for k in range(3):
+        batch = pipes.first(pipe, k)
+        plain, expected = pipe.step(plain, batch)
+        donated, metrics = compiled(donated, batch)
+        testing.same(metrics, expected, 1e-5)
+    testing.same(donated.tree, plain.tree, 2e-5)
+
+
+@eager
+def test_compiled_evaluation_equals_eager(name):
+    """Evaluation as a graph gives the figures of the plain functions, and leaves the State alone."""
+    pipe, compiled = pipes.compiled(name)
+    state = pipe.init(0)
+    before = state.clone()
+    assert compiled.evaluate(state) == pytest.approx(pipe.evaluate(state), rel=1e-5)
+    testing.same(state.tree, before.tree)
+
+
+def test_one_trace_for_any_lr_step_and_epoch():
+    """Three epochs with a changing lr and a short last batch make two graphs, without a break or a recompile."""
+    counters.clear()
+    pipe = pipes.mlp()
+    compiled = pipe.compile()
+    state = pipe.init(0)
+    for epoch in range(3):
+        for k, batch in enumerate(pipe.load.epoch(0, epoch)):
+            state, _ = compiled(state.with_hyper(lr=10.0 ** -(1 + k % 4)), batch)
+    assert int(state.step) == 3 * 23
+    assert counters["stats"]["unique_graphs"] == 2
+    assert len(compiled.report.graphs) == 2
+    assert not counters["graph_break"]
+    assert not counters["recompiles"]
+
+
+def test_reports_of_a_compiled_run_equal_those_of_an_eager_one():
+    """Fit gives the same figures compiled and not."""
+    pipe, compiled = pipes.compiled("mlp")
+    runs = [list(fit(pipe, epochs=2, validate=pipes.TEST, compile=c)) for c in (compiled, False)]
+    for a, b in zip(*runs, strict=True):
+        assert a.train == pytest.approx(b.train, rel=1e-5)
+        assert a.validate == pytest.approx(b.validate, rel=1e-5)
+        assert (a.epoch, a.step, a.samples, a.complete) == (b.epoch, b.step, b.samples, True)
+
+
+@settings(max_examples=5)
+@given(strategies.seeds)
+def test_a_run_is_a_function_of_its_seed(seed):
+    """The same seed gives the same bits, whatever torch's global generator does."""
+    pipe = pipes.convnet()
+
+    def run():
+        return next(fit(pipe, epochs=1, seed=seed, compile=False)).state.tree
+
+    first = run()
+    torch.manual_seed(seed ^ 1)
+    testing.same(first, run())

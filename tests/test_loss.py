@@ -1,0 +1,187 @@
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from pipeline import loss
+from pipeline.errors import DataError, StageError
+from tests.strategies import classification, cuts, normals, regression, seeds, shapes
+
+
+def value_and_gradient(function, outputs, targets):
+    outputs = outputs.clone().requires_grad_()
+    value = function(outputs, targets)
+    return value.detach(), torch.autograd.grad(value, outputs)[0]
+
+
+def assert_same(ours, torchs, outputs, targets, torch_outputs=None):
+    """The stage's value and gradient are those of torch's module."""
+    value, gradient = value_and_gradient(lambda x, y: run(ours, x, y)[0], outputs, targets)
+    expected, slope = value_and_gradient(torchs, outputs if torch_outputs is None else torch_outputs, targets)
+    torch.testing.assert_close(value, expected)
+    torch.testing.assert_close(gradient.reshape(slope.shape), slope)
+
+
+def run(stage, outputs, targets):
+    """What a stage writes, as a pipeline runs it: (loss, weight)."""
+    hyper = {k: torch.tensor(v, dtype=torch.float64) for k, v in stage.hyper.items()}
+    return tuple(stage.run({"outputs": outputs, "targets": targets}, hyper, None)[0].values())
+
+
+# -- cross entropy
+
+
+@given(classification(), st.floats(0.0, 0.9), st.booleans(), st.data())
+def test_cross_entropy_is_torchs(sample, smoothing, weighted, data):
+    """Cross entropy has torch's value and gradient with label smoothing, class weights and ignored targets."""
+    outputs, targets = sample
+    weight = data.draw(normals(outputs.shape[1])).abs() + 0.1 if weighted else None
+    ignored = data.draw(
+        seeds.map(lambda s: torch.rand(targets.shape, generator=torch.Generator().manual_seed(s)) < 0.3)
+    )
+    ignored.view(-1)[0] = False  # torch has no loss where nothing counts
+    targets = torch.where(ignored, -7, targets)
+    torchs = nn.CrossEntropyLoss(weight, ignore_index=-7, label_smoothing=smoothing)
+    assert_same(loss.cross_entropy(smoothing=smoothing, weight=weight, ignore_index=-7), torchs, outputs, targets)
+
+
+@given(classification())
+def test_classes_may_come_last(sample):
+    """With dim=-1, cross entropy of (B, ..., C) is that of (B, C, ...)."""
+    outputs, targets = sample
+    last = loss.cross_entropy(dim=-1)(outputs.movedim(1, -1), targets)
+    torch.testing.assert_close(last, loss.cross_entropy()(outputs, targets))
+
+
+@pytest.mark.parametrize("weight", [None, torch.ones(3)])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_nothing_that_counts_is_a_loss_of_zero(weight, smoothing):
+    """A batch whose targets are all ignored has a loss of 0, a weight of 0 and gradients of 0."""
+    stage = loss.cross_entropy(weight=weight, smoothing=smoothing)
+    outputs = torch.randn(4, 3, requires_grad=True)
+    value, total = stage(outputs, torch.full((4,), -100))
+    assert (value.item(), total.item()) == (0.0, 0.0)
+    assert not torch.autograd.grad(value, outputs)[0].any()
+
+
+@pytest.mark.parametrize("label", [-1, 3, 1000])
+def test_check_names_a_label_outside_the_classes(label):
+    """check() names a label that is not a class, and where it is."""
+    targets = torch.tensor([0, 2, label, -100])
+    with pytest.raises(DataError, match=rf"label {label} in sample 2 is outside the 3 classes .*\(0 to 2\)"):
+        loss.cross_entropy().check(torch.zeros(4, 3), targets)
+
+
+def test_check_names_targets_that_are_no_labels():
+    """check() says which loss takes targets that are values."""
+    with pytest.raises(DataError, match=r"float32.*class indices.*loss\.mse"):
+        loss.cross_entropy().check(torch.zeros(4, 3), torch.zeros(4))
+
+
+@given(classification())
+def test_check_lets_labels_pass(sample):
+    """check() accepts every class and what is ignored, for any shape."""
+    outputs, targets = sample
+    loss.cross_entropy().check(outputs, torch.where(targets == 0, -100, targets))
+    loss.cross_entropy(dim=-1).check(outputs.movedim(1, -1), targets)
+
+
+# -- values
+
+
+ELEMENTWISE = {
+    "mse": (loss.mse, nn.MSELoss),
+    "l1": (loss.l1, nn.L1Loss),
+    "huber": (loss.huber, nn.HuberLoss),
+    "binary_cross_entropy": (loss.binary_cross_entropy, nn.BCEWithLogitsLoss),
+}
+elementwise = pytest.mark.parametrize(("ours", "torchs"), ELEMENTWISE.values(), ids=ELEMENTWISE)
+
+
+@elementwise
+@given(sample=regression())
+def test_losses_of_values_are_torchs(ours, torchs, sample):
+    """A loss of values has torch's value and gradient, also for outputs (B, 1) and targets (B,)."""
+    outputs, targets = sample
+    targets = targets.sigmoid() if torchs is nn.BCEWithLogitsLoss else targets
+    assert_same(ours(), torchs(), outputs, targets, outputs.reshape(targets.shape))
+
+
+@given(regression(), st.floats(0.01, 5.0))
+def test_huber_is_torchs_for_any_delta(sample, delta):
+    """Huber's loss has torch's value and gradient for any delta."""
+    outputs, targets = sample
+    assert_same(loss.huber(delta), nn.HuberLoss(delta=delta), outputs, targets, outputs.reshape(targets.shape))
+
+
+@given(shapes, st.data())
+def test_binary_targets_have_any_dtype(shape, data):
+    """Binary cross entropy takes bool and integer targets as 0.0 and 1.0."""
+    outputs, targets = data.draw(normals(shape)), data.draw(normals(shape)) > 0
+    expected = nn.BCEWithLogitsLoss()(outputs, targets.float())
+    for dtype in (torch.bool, torch.int64, torch.float64):
+        torch.testing.assert_close(run(loss.binary_cross_entropy(), outputs, targets.to(dtype))[0], expected)
+
+
+@elementwise
+@pytest.mark.parametrize(("outputs", "targets"), [((4, 3), (4,)), ((4,), (4, 1)), ((4, 1), (3,)), ((2, 3), (3, 2))])
+def test_what_would_broadcast_is_refused(ours, torchs, outputs, targets):
+    """Outputs and targets of two shapes raise a StageError that shows both."""
+    with pytest.raises(StageError, match=r"takes one shape, not outputs .* targets") as error:
+        run(ours(), torch.zeros(outputs), torch.zeros(targets))
+    assert error.value.stage == ours().name
+
+
+# -- all of them
+
+
+@given(st.data())
+def test_weights_make_unequal_batches_exact(data):
+    """sum(loss * weight) / sum(weight) over the batches of any split is the loss of the whole."""
+    outputs, targets = data.draw(classification())
+    values, goals = data.draw(regression())
+    weighted = loss.cross_entropy(weight=torch.linspace(0.5, 2.0, outputs.shape[1]))
+    for stage, x, y in (
+        (loss.cross_entropy(), outputs, targets),
+        (loss.cross_entropy(ignore_index=0), outputs, targets),
+        (weighted, outputs, targets),
+        (loss.mse(), values, goals),
+        (loss.huber(0.5), values, goals),
+    ):
+        sizes = data.draw(cuts(len(x)))
+        parts = [run(stage, *part) for part in zip(x.split(sizes), y.split(sizes), strict=True)]
+        whole, weight = run(stage, x, y)
+        torch.testing.assert_close(sum(w for _, w in parts), weight)
+        total = sum(value * w for value, w in parts) / weight.clamp(min=1e-9)
+        torch.testing.assert_close(total.double(), whole.double(), atol=1e-5, rtol=1e-5)
+
+
+@given(classification(torch.float64, extra=1), regression(torch.float64), st.floats(0.0, 0.5))
+def test_gradients_are_finite_differences(sample, values, smoothing):
+    """Each loss has the gradients of finite differences."""
+    for stage, (x, y) in (
+        (loss.cross_entropy(smoothing=smoothing), sample),
+        (loss.mse(), values),
+        (loss.l1(), values),
+        (loss.huber(0.5), values),
+        (loss.binary_cross_entropy(), (values[0], values[1].sigmoid())),
+    ):
+        assert torch.autograd.gradcheck(lambda x, y=y, s=stage: run(s, x, y)[0], x.requires_grad_(), fast_mode=True)
+
+
+@given(classification(), regression())
+def test_losses_are_numbers_of_the_outputs_dtype(sample, values):
+    """A loss is 0-d in the dtype of the outputs, its weight 0-d float64."""
+    for stage, (x, y) in ((loss.cross_entropy(), sample), (loss.mse(), values), (loss.huber(), values)):
+        for dtype in (torch.float64, torch.float32, torch.bfloat16):
+            value, weight = run(stage, x.to(dtype), y)
+            assert (value.shape, value.dtype) == ((), dtype)
+            assert (weight.shape, weight.dtype) == ((), torch.float64)
+
+
+def test_a_loss_of_ones_own():
+    """function() makes a loss of any function of named values."""
+    stage = loss.function(lambda outputs, inputs: (outputs - inputs).abs().max(), "loss.worst")
+    assert (stage.name, stage.reads, stage.writes) == ("loss.worst", ("outputs", "inputs"), ("loss",))
+    assert stage(torch.tensor([1.0, 5.0]), torch.tensor([0.0, 2.0])) == 3.0

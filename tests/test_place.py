@@ -1,0 +1,90 @@
+import pytest
+import torch
+
+from pipeline import place
+from pipeline.errors import DeviceError
+
+gpu = torch.cuda.is_available()
+
+
+def batches(n):
+    return [{"inputs": torch.full((2, 3), float(i)), "targets": torch.tensor([i, i])} for i in range(n)]
+
+
+def test_auto_is_the_gpu_where_there_is_one():
+    """The device "auto" is the first GPU, or the CPU where there is none."""
+    assert place.resolve("auto").type == ("cuda" if gpu else "cpu")
+    assert place.on().device == place.resolve("auto")
+
+
+@pytest.mark.parametrize("device", ["cpu", torch.device("cpu")])
+def test_the_cpu_changes_nothing(device):
+    """What is on the CPU already is placed there as the same tensors, in the same order."""
+    stage, data = place.on(device), batches(3)
+    assert stage.device == torch.device("cpu")
+    for placed, batch in zip(stage.ahead(iter(data)), data, strict=True):
+        assert all(placed[name] is tensor for name, tensor in batch.items())
+    tree = {"a": [torch.zeros(2)], "b": (torch.ones(()), "text", 3)}
+    moved = stage.tree(tree)
+    assert moved["a"][0] is tree["a"][0]
+    assert moved["b"] == tree["b"]
+
+
+def test_nothing_is_read_that_nobody_asked_for():
+    """On the CPU a batch is taken when it is asked for, not before."""
+    taken = []
+    ahead = place.on("cpu").ahead(taken.append(i) or b for i, b in enumerate(batches(3)))
+    next(ahead)
+    assert taken == [0]
+
+
+@pytest.mark.parametrize("n", [0, 1, 2, 5])
+def test_another_device_gets_batches_one_ahead(n):
+    """Off the CPU all batches arrive, in order, each sent before the one ahead of it is used."""
+    taken = []
+    ahead = place.Place("place.on", device=torch.device("meta")).ahead(
+        taken.append(i) or {"inputs": torch.zeros(i)} for i in range(n)
+    )
+    seen = [(batch["inputs"].device.type, len(batch["inputs"]), len(taken)) for batch in ahead]
+    assert seen == [("meta", i, min(i + 2, n)) for i in range(n)]
+
+
+@pytest.mark.parametrize(
+    ("device", "message"),
+    [
+        ("cud", "unknown device 'cud'; did you mean 'cuda'"),
+        ("cpuu", "unknown device 'cpuu'; did you mean 'cpu'"),
+        ("tpu9000", "unknown device 'tpu9000'"),
+        ("cuda:x", "unknown device 'cuda:x'"),
+        ("meta", "device 'meta' is not supported; known: auto, cpu, cuda, cuda:N"),
+        ("cuda:99", "cuda:99"),
+    ],
+)
+def test_a_device_that_is_none(device, message):
+    """An unknown device raises a DeviceError with the nearest one that is known."""
+    with pytest.raises(DeviceError, match=message):
+        place.on(device)
+
+
+@pytest.mark.skipif(gpu, reason="there is a GPU here")
+@pytest.mark.parametrize("device", ["cuda", "cuda:0", torch.device("cuda", 1)])
+def test_a_gpu_that_is_not_there(device):
+    """Without a GPU, asking for one raises a DeviceError that says what to use."""
+    with pytest.raises(DeviceError, match="no CUDA GPU on this machine; use auto or cpu"):
+        place.on(device)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not gpu, reason="needs a CUDA GPU")
+@pytest.mark.parametrize("device", ["cuda", "cuda:0"])
+def test_a_gpu_gets_the_same_values(device):
+    """On a GPU, batches and trees arrive with their values, in order, and what is there already stays."""
+    stage, data = place.on(device), batches(5)
+    assert stage.device == torch.device("cuda", 0)
+    for placed, batch in zip(stage.ahead(iter(data)), data, strict=True):
+        for name, tensor in batch.items():
+            assert placed[name].device == stage.device
+            assert torch.equal(placed[name].cpu(), tensor)
+        again = stage.batch(placed)
+        assert all(again[name] is tensor for name, tensor in placed.items())
+    assert stage.tree({"a": [torch.ones(2)]})["a"][0].device == stage.device
