@@ -31,6 +31,11 @@ class Gradients(Stage):
     route: Route = field(kw_only=True)
     accumulate: int = field(kw_only=True)
 
+    def rename(self, **names: str) -> Stage:
+        raise WiringError(
+            f"stage {self.name!r} is renamed where it is made: backward.gradients(of=..., wrt=..., writes=...)"
+        )
+
     @property
     def values_read(self) -> tuple[str, ...]:
         return (self.of, self.wrt)

@@ -172,7 +172,7 @@ class Compiled:
             if not self.donate:
                 # A graph's results are its own: none is an argument, and none is there twice.
                 return tuple(t.clone() for t in (*metrics.values(), *new))
-            _write(flat[:n], new)
+            _write(flat[:n], new, state["step"])
             return tuple(t.clone() for t in metrics.values())
 
         inputs, signature = self._inputs(batch)
@@ -219,15 +219,25 @@ class Compiled:
         return program
 
 
-def _write(old: Sequence[Tensor], new: Sequence[Tensor]) -> None:
+def _write(old: Sequence[Tensor], new: Sequence[Tensor], step: Tensor) -> None:
     """Donation: each new leaf into the storage of the old one."""
     given = {t.untyped_storage()._cdata for t in old}
-    # A new leaf that is another old one, as where a target network takes the weights over, is read before it is written.
-    new = [v if v is o or v.untyped_storage()._cdata not in given else v.clone() for o, v in zip(old, new, strict=True)]
-    for o, v in zip(old, new, strict=True):
+    for o, v in zip(
+        old, [_read_first(v, given, step) if v is not o else v for o, v in zip(old, new, strict=True)], strict=True
+    ):
         if v is not o:
             # As one element: torch 2.13 drops a copy into a 0-d float64 input, silently.
             o.reshape(-1).copy_(v.reshape(-1)) if o.ndim == 0 else o.copy_(v)
+
+
+def _read_first(value: Tensor, given: set[int], step: Tensor) -> Tensor:
+    """A leaf that is another old leaf, as where a target network takes the weights over, read before that is written.
+
+    A clone would not do: Inductor takes it for nothing, and reads the leaf when it is already the new one.
+    """
+    if value.untyped_storage()._cdata not in given:
+        return value
+    return torch.where(step >= 0, value, value.new_zeros(()))
 
 
 def trace(function: Program, args: tuple[Tensor, ...]) -> GraphModule:
@@ -284,7 +294,8 @@ def compile_graph(graph: GraphModule, args: tuple[Tensor, ...]) -> Program:
             # Inductor compiles at the first call, which must not touch the State.
             compiled(*(t.clone() for t in args))
     except Exception as e:
-        raise CaptureError(f"the step can't be compiled here: {first_line(e)}") from e
+        reason = getattr(e, "inner_exception", None) or e.__cause__ or e
+        raise CaptureError(f"the step can't be compiled here: {first_line(reason)}") from e
     [(inductor, positions)] = made
     pick = operator.itemgetter(*positions)
     return lambda *args: inductor(*pick(args))
@@ -300,6 +311,7 @@ _VALUE_ERRORS = (
     torch._subclasses.fake_tensor.DataDependentOutputException,
     torch._subclasses.fake_tensor.DynamicOutputShapeException,
     torch._subclasses.fake_tensor.UnsupportedOperatorException,
+    torch.fx.experimental.symbolic_shapes.GuardOnDataDependentSymNode,
 )
 
 

@@ -216,11 +216,12 @@ class Pipeline:
         batch = self.place.batch(self.prepared(load.first(source, 2), False))
         values = {**self._kept(state.tree), "training": False, **batch}
         whole = self.place.batch(source.data.tensors) if hasattr(source.data, "tensors") and not self.host else {}
+        hyper = self.hyper(state.tree)
         with torch.no_grad():
-            written, _, _ = forward(self.measured, values, self.hyper(state.tree), state.memory)
-        for s in self.measured:
-            if s.check is not None:
-                s.check(**{p: {**values, **written, **whole}[v] for p, v in s.parameters})
+            for s in self.measured:
+                if s.check is not None:
+                    s.check(**{p: {**values, **whole}[v] for p, v in s.parameters})
+                values.update(forward([s], values, hyper, state.memory)[0])
 
     def check_state(self, state: State) -> None:
         """Raise StateError unless `state` has the names that this pipeline's `init` would give it."""

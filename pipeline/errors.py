@@ -23,8 +23,11 @@ class StageError(PipeError):
     """A stage failed while it ran, or returned what it did not declare."""
 
     def __init__(self, stage: str, message: str) -> None:
-        super().__init__(f"stage {stage!r} {message}")
-        self.stage = stage
+        super().__init__(stage, message)
+        self.stage, self.message = stage, message
+
+    def __str__(self) -> str:
+        return f"stage {self.stage!r} {self.message}"
 
 
 class CaptureError(PipeError):

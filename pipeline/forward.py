@@ -83,6 +83,11 @@ class Model(Stage):
     params: str = "params"
     buffers: str = "buffers"
 
+    def rename(self, **names: str) -> Stage:
+        raise WiringError(
+            f"stage {self.name!r} is renamed where it is made: forward.model(..., params=..., outputs=...)"
+        )
+
     def state_dict(self, values: Mapping[str, Any]) -> dict[str, Tensor]:
         """The weights under the module's own names, as `load_state_dict` takes them, tied weights under each name."""
         tensors = {**values[self.params], **values[self.buffers]}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -102,10 +103,13 @@ def batches(data: Any, *, size: int, shuffle: bool = True, drop_last: bool = Fal
     >>> [len(batch["inputs"]) for batch in load.epoch(seed=0, epoch=0)]
     [4, 4, 2]
     """
-    if not isinstance(size, int) or size < 1:
-        raise ConfigError(f"batch size {size} is not a positive whole number")
     known = source(data)
-    size = min(size, len(known))
+    try:
+        size = min(operator.index(size), len(known))
+    except TypeError:
+        size = 0
+    if size < 1:
+        raise ConfigError(f"batch size {size} is not a positive whole number")
     return Load("load.batches", writes=known.names, data=known, size=size, shuffle=shuffle, drop_last=drop_last)
 
 

@@ -53,7 +53,7 @@ def fit(
     program = compile if isinstance(compile, Compiled) else pipe.compile(fallback=fallback) if compile else None
     if program is not None:
         program.prepare(state, validate)
-    return _epochs(pipe, program or pipe, state, epochs, validate, interval or math.inf)
+    return _epochs(pipe, program or pipe, state, epochs, validate, math.inf if interval is None else interval)
 
 
 def _epochs(

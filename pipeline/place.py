@@ -75,7 +75,8 @@ def resolve(device: str | torch.device) -> torch.device:
     try:
         found = torch.device(device)
     except RuntimeError:
-        raise DeviceError(f"unknown device {device!r}{did_you_mean(str(device), KNOWN)}") from None
+        word = {"gpu": "cuda"}.get(str(device), str(device))
+        raise DeviceError(f"unknown device {device!r}{did_you_mean(word, KNOWN)}") from None
     if found.type not in KNOWN:
         raise DeviceError(f"device {device!r} is not supported; known: {', '.join(KNOWN)}, cuda:N")
     if found.type == "cuda":

@@ -63,6 +63,8 @@ class Stage:
         wired: list[tuple[str, str]] = []
         for p in inspect.signature(self.function).parameters.values():
             value = self.names.get(p.name, p.name)
+            if p.name == "memory" and not self.remembers:
+                raise WiringError(f"stage {self.name!r} reads 'memory', but has no init= that makes the first one")
             if p.name == "memory" or p.name in self.hyper:
                 continue
             if p.kind is p.VAR_KEYWORD and self.names:
@@ -122,7 +124,13 @@ class Stage:
 
     def run(self, values: Mapping[str, Any], hyper: Mapping[str, Any], memory: Tree) -> tuple[dict[str, Any], Tree]:
         """Call the function on the values it names; returns what it wrote and its new memory (or its sums)."""
-        kwargs: dict[str, Any] = {p: values[v] for p, v in self.parameters if v in values or v in self.reads}
+        missing = [v for v in self.reads if v not in values]
+        if missing:
+            known = [k for k in values if k not in GIVEN]
+            raise StageError(
+                self.name, f"reads {missing[0]!r}, which the batch does not have{did_you_mean(missing[0], known)}"
+            )
+        kwargs: dict[str, Any] = {p: values[v] for p, v in self.parameters if v in values}
         kwargs.update(hyper)
         if self.remembers and self.finish is None:
             kwargs["memory"] = memory

@@ -87,7 +87,8 @@ class State:
         """A State with other values under some names; this one stays as it is."""
         for name in values:
             self[name]
-        return State({**self.tree, **values})
+        # It shares tensors with this one, so a donation of either spends both.
+        return State({**self.tree, **values}, self._spent)
 
     def with_hyper(self, values: Mapping[str, float | Tensor] | None = None, /, **short: float | Tensor) -> State:
         """A State with other hyperparameters: `with_hyper(lr=0.01)`, or by the whole name where two stages have one.

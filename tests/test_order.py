@@ -93,11 +93,14 @@ def test_neighbours_part(seed):
 
 @pytest.mark.parametrize("n", [10**6, 2**32 + 1, 10**12, 2**61])
 def test_a_huge_data_set_is_spread_too(n):
-    """The first samples of any data set, however large, come from all over it."""
-    places = order.permute(np.arange(10_000), n, 0, 0)
-    counts = np.bincount(places // (n // 10 + 1), minlength=10)
-    assert ((counts - 1000) ** 2 / 1000).sum() < 45  # the 1 - 1e-6 quantile of 9 degrees of freedom
-    assert len(set(places.tolist())) == 10_000
+    """The first samples of any data set, however large, come from all over it, by the median chi-square of some seeds."""
+    chis = []
+    for seed in range(9):
+        places = order.permute(np.arange(10_000), n, seed, 0)
+        counts = np.bincount(places // (n // 10 + 1), minlength=10)
+        chis.append(((counts - 1000) ** 2 / 1000).sum())
+        assert len(set(places.tolist())) == 10_000
+    assert np.median(chis) < 20  # of a chi-square with 9 degrees of freedom it is 8.3
 
 
 def test_samples_2_to_the_32_apart_part():

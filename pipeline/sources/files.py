@@ -110,12 +110,14 @@ def _idx(path: Path) -> np.ndarray:
 
 
 def _labelled(inputs: Tensor, targets: np.ndarray) -> Tensors:
-    """Whole numbers and words become classes 0..C-1, other numbers become float32 values."""
+    """Whole numbers and words become classes 0..C-1, several integers a sample stay token ids, others become float32."""
     if targets.size == 0:
         raise DataError("the data set is empty: it has no samples")
     numeric = np.issubdtype(targets.dtype, np.number)
     if numeric and not np.all(np.isfinite(targets)):
         raise DataError("targets hold NaN or infinite values; remove or fill them first")
+    if targets.ndim > 1 and np.issubdtype(targets.dtype, np.integer):
+        return Tensors({"inputs": inputs, "targets": as_tensor("targets", targets)})
     if numeric and (targets.ndim != 1 or not np.array_equal(targets, np.round(targets))):
         return Tensors({"inputs": inputs, "targets": as_tensor("targets", targets).float()})
     if numeric and targets.min() >= 0 and targets.max() < max(len(targets), 2):

@@ -1,0 +1,228 @@
+"""The command as people run it: a real process, a pseudo-terminal, bad input, an interrupt."""
+
+import json
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+import time
+import tomllib
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+
+from cli import config
+from pipeline import models
+from pipeline.errors import ConfigError
+
+PIPE = [sys.executable, "-c", "from cli.main import main; main()"]
+QUICK = ["--no-compile", "--epochs", "2", "--hidden", "16"]
+
+
+def pipe(*args, cwd, **options):
+    return subprocess.run([*PIPE, *map(str, args)], cwd=cwd, capture_output=True, text=True, timeout=300, **options)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """One run of `pipe train` with the compiled step."""
+    cwd = tmp_path_factory.mktemp("run")
+    return cwd, pipe("train", "--epochs", 4, "--hidden", 16, "--batch-size", 479, "--lr", 0.5, cwd=cwd)
+
+
+def test_train_says_what_it_does(run):
+    """What is trained, that it compiled, a line an epoch, the best result and where the run is."""
+    _, done = run
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = done.stdout.splitlines()
+    assert lines[0] == "data    digits: 1,437 training and 360 held-out samples, inputs 1x8x8, 10 classes"
+    assert lines[1] == "model   mlp 64-16-10: 1,210 parameters"
+    assert lines[2].startswith("device  cpu, ")
+    assert re.fullmatch(r"compiled 2 graphs in \d+\.\d s", lines[3])
+    number = r"\d+\.\d{4}"
+    epoch = rf"epoch \d/4  loss {number}  val loss {number}  accuracy \d+\.\d\d %  [\d,]+ samples/s"
+    assert all(re.fullmatch(epoch, line) for line in lines[4:8])
+    assert re.fullmatch(r"best    accuracy \d+\.\d\d % in epoch \d", lines[8])
+    assert lines[9] == "run     runs/digits-mlp-1 (config.toml, metrics.jsonl, model.safetensors)"
+    assert len(lines) == 10
+
+
+def test_the_runs_folder(run):
+    """config.toml says all, metrics.jsonl has a line an epoch, and load_state_dict takes the weights."""
+    folder = run[0] / "runs" / "digits-mlp-1"
+    table = tomllib.loads((folder / "config.toml").read_text())
+    assert table["settings"]["hidden"] == [16]
+    assert table["run"]["hyper"]["update.sgd.lr"] == 0.5
+    assert table["versions"]["torch"] == torch.__version__
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines] == [1, 2, 3, 4]
+    assert lines[-1]["step"] == 12
+    for line in lines:
+        assert list(line) == ["epoch", "step", "train", "validate", "seconds", "samples_per_second"]
+        assert set(line["train"]) == set(line["validate"]) == {"loss", "accuracy"}
+    module = models.mlp(64, 16, 10)
+    module.load_state_dict(load_file(folder / "model.safetensors"))
+
+
+def test_a_runs_config_makes_the_same_run_again(tmp_path):
+    """`pipe train config.toml` gives the same bits, and options beside it win."""
+    assert pipe("train", *QUICK, "--out", "a", "--seed", 5, cwd=tmp_path).returncode == 0
+    assert pipe("train", "a/config.toml", "--out", "b", cwd=tmp_path).returncode == 0
+    assert (tmp_path / "a/model.safetensors").read_bytes() == (tmp_path / "b/model.safetensors").read_bytes()
+    assert pipe("train", "a/config.toml", "--out", "c", "--seed", 6, cwd=tmp_path).returncode == 0
+    assert (tmp_path / "a/model.safetensors").read_bytes() != (tmp_path / "c/model.safetensors").read_bytes()
+    again = pipe("train", "a/config.toml", "--out", "a", cwd=tmp_path)
+    assert again.returncode == 2
+    assert "a already holds a run" in again.stderr
+
+
+def test_the_tutorials_random_data(tmp_path):
+    """--data random trains on 1000 normal samples; -q leaves only the result."""
+    done = pipe("train", "--data", "random", *QUICK, "-q", cwd=tmp_path)
+    assert done.returncode == 0
+    assert [line.split()[0] for line in done.stdout.splitlines()] == ["best", "run"]
+
+
+def test_other_models_optimizers_and_files(tmp_path):
+    """A ConvNet with AdamW, a table of values, a table of classes, and tokens all train."""
+    (tmp_path / "houses.csv").write_text("rooms,price\n" + "".join(f"{i % 5},{i % 5 * 1.5 + 0.1}\n" for i in range(60)))
+    (tmp_path / "pets.csv").write_text(
+        "weight;kind\n" + "".join(f"{i % 2}.5;{['cat', 'dog'][i % 2]}\n" for i in range(40))
+    )
+    tokens = np.arange(60 * 8).reshape(60, 8) % 7
+    np.savez(tmp_path / "text.npz", inputs=tokens, targets=(tokens + 1) % 7)
+    runs = {
+        ("--model", "convnet", "--optimizer", "adamw", "--schedule", "step", "--hidden", "4,8"): "accuracy",
+        ("--data", "houses.csv", "--schedule", "linear"): "r2",
+        ("--data", "pets.csv", "--optimizer", "adam", "--schedule", "exponential"): "accuracy",
+        ("--data", "text.npz", "--model", "transformer", "--schedule", "constant", "--weight-decay", "0.1"): "accuracy",
+    }
+    for options, best in runs.items():
+        done = pipe("train", *QUICK, *options, "-v", cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert f"best    {best}" in done.stdout
+        assert "backward.gradients" in done.stdout
+
+
+def test_show(tmp_path):
+    """`pipe show` prints the table, the parameters and the wiring, and writes nothing."""
+    done = pipe("show", cwd=tmp_path)
+    assert done.returncode == 0
+    assert "update.sgd          params, grads" in done.stdout
+    assert re.search(r"1\.weight +128x64 +8,192", done.stdout)
+    assert "grads: update.clip_norm -> update.sgd" in done.stdout
+    assert not list(tmp_path.iterdir())
+
+
+def test_help_is_quick(tmp_path):
+    """`pipe --help` takes under 0.3 seconds, at best of three."""
+
+    def once():
+        start = time.perf_counter()
+        assert pipe("--help", cwd=tmp_path).returncode == 0
+        return time.perf_counter() - start
+
+    assert min(once() for _ in range(3)) < 0.3
+
+
+BAD = {
+    ("train", "--data", "digit"): "unknown data 'digit'; did you mean 'digits'?",
+    ("train", "--model", "mpl"): "unknown model 'mpl'; did you mean 'mlp'?",
+    ("train", "--optimizer", "sdg"): "unknown optimizer 'sdg'; did you mean 'sgd'?",
+    ("train", "--schedule", "cosin"): "unknown schedule 'cosin'; did you mean 'cosine'?",
+    ("train", "--epochs", "0"): "--epochs 0 is out of range",
+    ("train", "--batch-size", "-4"): "--batch-size -4 is out of range",
+    ("train", "--hidden", "0"): "--hidden 0 is out of range",
+    ("train", "--hidden", "a"): "'a' is no list of widths",
+    ("train", "--lr", "nan"): "--lr nan is out of range",
+    ("train", "--seed", "-1"): "--seed -1 is out of range",
+    ("train", "--momentum", "0.5", "--optimizer", "adam"): "--momentum belongs to --optimizer sgd",
+    ("train", "--device", "gpu"): "unknown device 'gpu'",
+    ("train", "--device", "cuda:99"): "device 'cuda:99'",
+    ("train", "--data", "none.npz"): "can't read none.npz: No such file",
+    ("train", "--data", "nan.npz"): "inputs holds nan in sample 3",
+    ("train", "--data", "empty.npz"): "empty",
+    ("train", "--data", "text.npz"): "no .npz archive",
+    ("train", "--data", "random", "--model", "convnet"): "inputs of shape (784,)",
+    ("train", "--model", "transformer"): "inputs (1437, 1, 8, 8) float32",
+    ("train", "--out", "/proc/nowhere"): "can't write to the output folder",
+    ("train", "none.toml"): "can't read none.toml",
+    ("train", "bad.toml"): "unknown setting 'epoch'; did you mean 'epochs'?",
+    ("train", "--epoch", "3"): "No such option",
+    ("tran",): "No such command 'tran'",
+}  # fmt: skip
+
+
+def test_bad_input_is_one_line_and_exit_code_2(tmp_path):
+    """Each gives a message that says what is wrong, no traceback, and no run."""
+    inputs = np.zeros((9, 4), np.float32)
+    np.savez(tmp_path / "empty.npz", inputs=inputs[:0], targets=np.zeros(0, int))
+    (tmp_path / "text.npz").write_text("inputs")
+    (tmp_path / "bad.toml").write_text("[settings]\nepoch = 3\n")
+    inputs[3] = np.nan
+    np.savez(tmp_path / "nan.npz", inputs=inputs, targets=np.arange(9) % 3)
+    code = "import sys, shlex\nfrom cli.main import main\n" + (
+        "for line in sys.stdin:\n"
+        "    sys.argv = ['pipe', *shlex.split(line)]\n"
+        "    try: main()\n"
+        "    except SystemExit as e: print(e.code, file=sys.stderr, flush=True)\n"
+    )
+    text = "\n".join(" ".join(args) for args in BAD)
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, input=text, capture_output=True, text=True)
+    answers = done.stderr.splitlines()
+    assert len(answers) == 2 * len(BAD), done.stderr
+    for (args, message), said, exit_code in zip(BAD.items(), answers[::2], answers[1::2], strict=True):
+        assert message in said, (args, said)
+        assert said.startswith("pipe: ")
+        assert exit_code == "2"
+    assert not (tmp_path / "runs").exists()
+
+
+def test_an_interrupt_saves_what_was_learned(tmp_path):
+    """Ctrl-C ends the run between two steps, with its weights saved, and exit code 130."""
+    args = [*PIPE, "train", "--no-compile", "--epochs", "100000", "--out", "run"]
+    process = subprocess.Popen(args, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    while "epoch" not in process.stdout.readline():
+        pass
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "stopped by a signal in epoch" in said
+    models.mlp(64, 128, 10).load_state_dict(load_file(tmp_path / "run" / "model.safetensors"))
+
+
+def test_on_a_terminal_there_is_a_bar(tmp_path):
+    """A pseudo-terminal sees a live bar and the epochs' lines; a pipe sees lines alone."""
+    master, slave = pty.openpty()
+    env = {**os.environ, "TERM": "xterm", "COLUMNS": "100"}
+    args = [*PIPE, "train", "--no-compile", "--epochs", "40", "--out", "run"]
+    process = subprocess.Popen(args, cwd=tmp_path, stdout=slave, stderr=slave, stdin=slave, env=env)
+    os.close(slave)
+    seen = b""
+    try:
+        while chunk := os.read(master, 4096):
+            seen += chunk
+    except OSError:
+        pass  # the other end has closed
+    assert process.wait(timeout=60) == 0
+    assert b"\x1b[" in seen
+    assert "━" in seen.decode()
+    assert seen.decode().count("samples/s") >= 40
+
+
+@given(st.dictionaries(st.sampled_from([*config.MODELS, "epochs", "hidden", "lr", "compile", "seed", "data"]),
+                       st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.lists(st.integers())))  # fmt: skip
+def test_any_settings_make_a_config_or_a_config_error(settings):
+    """Whatever a config file holds, it is a config or one message."""
+    try:
+        made = config.make(settings)
+    except ConfigError:
+        return
+    assert isinstance(made, config.TrainConfig)

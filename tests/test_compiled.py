@@ -1,0 +1,178 @@
+"""The compiled step: donation, fallback, what it refuses, and that graphs never meet."""
+
+import random
+import warnings
+
+import pytest
+import torch
+
+import pipeline.compiled
+from pipeline import Pipeline, backward, fit, forward, loss, models, stage, testing, update
+from pipeline.errors import CaptureError, ConfigError, StageError, StateError
+from tests import pipes
+
+BATCH = {"inputs": torch.randn(6, 4), "targets": torch.arange(6) % 3}
+
+
+def small(model=pipes.Linear, *more):
+    return Pipeline(forward.model(model), loss.cross_entropy(), backward.gradients(), update.sgd(0.1), *more)
+
+
+def test_a_donated_state_says_so():
+    """After a step, the State passed in raises, as does one that shares its tensors; its successor and copies work."""
+    pipe, compiled = pipes.compiled("mlp")
+    state = pipe.init(0, steps=9)
+    kin, copy = state.with_hyper(lr=0.5), state.clone()
+    after, _ = compiled(state, pipes.first(pipe))
+    for spent in (state, kin):
+        with pytest.raises(StateError, match="donated to a compiled step"):
+            spent.clone()
+    assert int(after.step) == 1
+    assert int(copy.step) == 0
+    assert "donated" in repr(state)
+    with pytest.raises(StateError, match="donated"):
+        compiled(state, pipes.first(pipe))
+
+
+def test_donation_is_in_place():
+    """The new State lives in the storage of the old one."""
+    pipe, compiled = pipes.compiled("mlp")
+    state = pipe.init(0, steps=9)
+    before = state.params["1.weight"].data_ptr()
+    after, _ = compiled(state, pipes.first(pipe))
+    assert after.params["1.weight"].data_ptr() == before
+
+
+def test_without_donation_the_state_stays_and_leaves_may_trade_places():
+    """compile(donate=False) is pure, and a leaf that becomes another leaf's old value is read before it is written."""
+
+    def follow(params, memory):
+        return params, params
+
+    shadow = stage(writes="params", name="shadow", init=lambda params: {k: p.clone() for k, p in params.items()})(
+        follow
+    )
+    pipe = Pipeline(forward.model(pipes.Linear), shadow, loss.cross_entropy(), backward.gradients(), update.sgd(0.1))
+    state = pipe.init(0)
+    expected, _ = pipe.step(pipe.step(state, BATCH)[0], BATCH)
+    kept = pipe.compile(donate=False)
+    after, _ = kept(testing.pure(kept, state, BATCH)[0], BATCH)
+    testing.same(after.tree, expected.tree, 1e-5)
+    donated, compiled = state.clone(), pipe.compile()
+    for _ in range(2):
+        donated, _ = compiled(donated, BATCH)
+    testing.same(donated.tree, expected.tree, 1e-5)
+
+
+def test_pipelines_and_shapes_of_one_process_never_meet():
+    """Two pipelines that differ only in a constant, and two batch shapes of each, each keep a graph of their own."""
+
+    def scaled(factor):
+        return stage(writes="outputs", name="scaled")(lambda outputs: outputs * factor)
+
+    batches = [BATCH, {k: v[:4] for k, v in BATCH.items()}]
+    for factor in (2.0, 3.0):
+        pipe = Pipeline(
+            forward.model(pipes.Linear), scaled(factor), loss.cross_entropy(), backward.gradients(), update.sgd(0.1)
+        )
+        compiled, state = pipe.compile(), pipe.init(0)
+        for batch in (*batches, *batches):
+            expected = pipe.step(state.clone(), batch)[1]["loss"].item()
+            state, metrics = compiled(state, batch)
+            assert metrics["loss"].item() == pytest.approx(expected, abs=1e-5)
+        assert len(compiled.report.graphs) == 2
+
+
+class Branching(pipes.Linear):
+    def forward(self, x):
+        return super().forward(x) if x.sum() > 0 else -super().forward(x)
+
+
+class Rolling(pipes.Linear):
+    def forward(self, x):
+        return super().forward(x) * random.random()
+
+
+class Drawing(pipes.Linear):
+    def forward(self, x):
+        return super().forward(x) + torch.poisson(torch.ones(3))
+
+
+@pytest.mark.parametrize(
+    ("model", "reason"),
+    [
+        (Branching, "'forward.model' can't be captured as a graph: it reads a tensor's value into Python"),
+        (Rolling, "Python's random module"),
+        (Drawing, "aten.poisson.default, which can't be made a function of"),
+    ],
+)
+def test_a_model_that_cannot_be_captured_names_the_reason(model, reason):
+    """The error says what stands in the way, and the fallback runs the same step with one warning."""
+    pipe = small(model)
+    with pytest.raises(CaptureError, match=reason):
+        pipe.compile()(pipe.init(0), BATCH)
+    compiled = pipe.compile(fallback="eager")
+    with pytest.warns(UserWarning, match="runs uncompiled"):
+        state, _ = compiled(pipe.init(0), BATCH)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        state, _ = compiled(state, BATCH)
+    assert int(state.step) == 2
+    assert reason.split(" ")[-1] in str(compiled.report)
+
+
+def test_without_a_compiler_the_fallback_runs(monkeypatch):
+    """No C++ compiler is an error that says so, or a warning."""
+
+    def no_compiler(*args, **options):
+        raise RuntimeError("no C++ compiler was found")
+
+    monkeypatch.setattr(pipeline.compiled, "compile_fx", no_compiler)
+    pipe = small()
+    with pytest.raises(CaptureError, match=r"can't be compiled here: .*C\+\+ compiler"):
+        pipe.compile()(pipe.init(0), BATCH)
+    with pytest.warns(UserWarning, match="runs uncompiled"):
+        reports = list(fit(pipes.digits(update.sgd(0.1)), epochs=1, validate=pipes.TEST, fallback="eager"))
+    assert reports[-1].validate["accuracy"] > 0.2
+
+
+def test_a_models_own_error_is_not_a_capture_error():
+    """Inputs that do not fit are the stage's error, compiled or not, and with the fallback too."""
+    pipe = small()
+    for fallback in ("error", "eager"):
+        with pytest.raises(StageError, match=r"forward.model.*inputs \(6, 5\)"):
+            pipe.compile(fallback=fallback)(pipe.init(0), {**BATCH, "inputs": torch.randn(6, 5)})
+
+
+def test_states_and_batches_that_do_not_fit():
+    """Another structure, other shapes, or other names are refused before anything runs."""
+    pipe, compiled = pipes.compiled("mlp")
+    with pytest.raises(StateError, match="does not fit this pipeline"):
+        compiled(small().init(0), BATCH)
+    wide = pipes.digits(model=lambda: models.mlp(64, 17, 10))
+    compiled(pipe.init(0, steps=9), pipes.first(pipe))
+    with pytest.raises(StateError, match="other shapes"):
+        compiled(wide.init(0, steps=9), pipes.first(pipe))
+    with pytest.raises(StateError, match="no 'targets'"):
+        compiled(pipe.init(0, steps=9), {"inputs": BATCH["inputs"]})
+    with pytest.raises(ConfigError, match="fallback='no'"):
+        pipe.compile(fallback="no")
+
+
+def test_shared_storage_is_not_donated():
+    """Two leaves in one storage would write over each other."""
+    pipe, compiled = pipes.compiled("mlp")
+    state = pipe.init(0, steps=9)
+    memory = state.memory["update.adamw"]
+    shared = {**memory, "second": memory["first"]}
+    with pytest.raises(StateError, match="share their storage"):
+        compiled(state.replace(memory={**state.memory, "update.adamw": shared}), pipes.first(pipe))
+
+
+def test_the_report_says_what_was_compiled():
+    """Each graph is a line: program, batch, size, seconds."""
+    pipe, compiled = pipes.compiled("mlp")
+    compiled(pipe.init(0, steps=9), pipes.first(pipe))
+    lines = str(compiled.report).splitlines()
+    assert any("train step for inputs (64, 1, 8, 8) float32, targets (64,) int64" in line for line in lines)
+    assert compiled.report.seconds == sum(g.seconds for g in compiled.report.graphs) > 0

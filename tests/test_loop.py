@@ -1,0 +1,101 @@
+"""fit: what it yields, and what it refuses before the first step."""
+
+import pytest
+import torch
+from torch.utils.data import DataLoader, TensorDataset
+
+from pipeline import Pipeline, backward, evaluate, fit, forward, load, loss, models, place, schedules, testing, update
+from pipeline.errors import ConfigError, DataError, StageError, StateError, WiringError
+from tests import pipes
+
+DATA = {"inputs": torch.randn(10, 4), "targets": torch.arange(10) % 3}
+
+
+def pipeline(source=None, *updates):
+    return Pipeline(
+        source or load.batches(DATA, size=4), place.on("cpu"), forward.model(pipes.Linear), loss.cross_entropy(),
+        evaluate.accuracy(), backward.gradients(), *(updates or [update.sgd(0.1)]),
+    )  # fmt: skip
+
+
+def run(pipe=None, **options):
+    return list(fit(pipe or pipeline(), **{"epochs": 2, "compile": False, **options}))
+
+
+def test_reports():
+    """A Report an epoch, with counts, figures and the State."""
+    first, second = run(validate=DATA)
+    assert (first.epoch, first.step, first.batch, first.batches, first.samples, first.complete) == (
+        1,
+        3,
+        3,
+        3,
+        10,
+        True,
+    )
+    assert second.step == 6 == int(second.state.step)
+    assert set(first.train) == set(first.validate) == {"loss", "accuracy"}
+    assert first.seconds > 0
+    assert first.samples_per_second == first.samples / first.seconds
+
+
+def test_an_interval_gives_reports_inside_an_epoch():
+    """With interval=0 each step is reported, and the epoch's last report is the same as without."""
+    steps = run(interval=0.0)
+    assert [r.batch for r in steps] == [1, 2, 3, 3] * 2
+    assert [r.complete for r in steps] == [False, False, False, True] * 2
+    assert [r.train for r in steps if r.complete] == [r.train for r in run()]
+
+
+def test_a_dataloader_trains_and_a_used_up_iterator_says_so():
+    """Any iterable of batches serves; one that can't be iterated twice is found out."""
+    batches = DataLoader(TensorDataset(DATA["inputs"], DATA["targets"]), batch_size=4)
+    reports = run(pipeline(load.loader(batches)), validate=batches)
+    assert [r.samples for r in reports] == [10, 10]
+    with pytest.raises(DataError, match="yielded nothing"):
+        run(pipeline(load.loader(iter(list(batches)))))
+
+
+def test_fit_goes_on_from_a_state_without_touching_it():
+    """A State passed in is copied; training from it is training that never stopped, but for the order of epochs."""
+    state = run(epochs=1)[-1].state
+    before = state.clone()
+    after = run(epochs=1, state=state)[-1].state
+    testing.same(state.tree, before.tree)
+    assert int(after.step) == 6
+
+
+def test_the_schedules_length_is_that_of_the_run():
+    """A cosine without steps ends with the run."""
+    pipe = pipeline(None, update.sgd(schedules.cosine(0.1)))
+    state = run(pipe, epochs=3)[-1].state
+    assert pipe.hyper(state.tree)["update.sgd"]["lr"].item() == pytest.approx(0.0, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"epochs": 0}, ConfigError, "epochs=0"),
+        ({"pipe": Pipeline(forward.model(pipes.Linear))}, WiringError, "put load.batches"),
+        ({"pipe": pipeline(load.batches({**DATA, "targets": DATA["targets"] + 1}, size=4))}, DataError,
+         r"label 3 in sample 2 is outside the 3 classes"),
+        ({"validate": {**DATA, "targets": DATA["targets"] - 1}}, DataError, "label -1 in sample 0"),
+        ({"pipe": pipeline(load.batches({**DATA, "inputs": torch.randn(10, 5)}, size=4))}, StageError,
+         r"inputs \(2, 5\) float32.*2x5 and 4x3"),
+        ({"validate": {**DATA, "inputs": torch.full((10, 4), torch.nan)}}, DataError, "NaN"),
+        ({"state": Pipeline(forward.model(pipes.Linear)).init(0)}, StateError, "does not fit"),
+        ({"compile": pipeline().compile()}, ConfigError, "another pipeline"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_found_before_the_first_step(options, error, message):
+    """Fit raises when it is called, not when it is iterated."""
+    with pytest.raises(error, match=message):
+        fit(**{"pipe": pipeline(), "epochs": 1, "compile": False, **options})
+
+
+def test_training_learns():
+    """Eight epochs of digits pass 90 % on held-out images."""
+    reports = run(pipes.digits(update.sgd(0.2, momentum=0.9), model=lambda: models.mlp(64, 32, 10)), epochs=8,
+                  validate=pipes.TEST)  # fmt: skip
+    assert reports[-1].validate["accuracy"] > 0.9
+    assert reports[-1].train["loss"] < reports[0].train["loss"]
