@@ -13,7 +13,8 @@ import operator
 import random
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal, TypeAlias, cast
 
 import torch
@@ -248,7 +249,7 @@ def trace(function: Program, args: tuple[Tensor, ...]) -> GraphModule:
     """
     before = random.getstate()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), _tracing():
             graph = make_fx(function, tracing_mode="fake", _allow_non_fake_inputs=True)(*args)
     except StageError as e:
         if isinstance(e.__cause__, _VALUE_ERRORS):
@@ -271,6 +272,17 @@ def trace(function: Program, args: tuple[Tensor, ...]) -> GraphModule:
                 "torch.rand or nn.Dropout, or use fallback='eager'"
             )
     return graph
+
+
+@contextmanager
+def _tracing() -> Iterator[None]:
+    """torch.compiler.is_compiling() says so meanwhile: models ask it before they look at values."""
+    before = torch.compiler._is_compiling_flag
+    torch.compiler._is_compiling_flag = True
+    try:
+        yield
+    finally:
+        torch.compiler._is_compiling_flag = before
 
 
 def compile_graph(graph: GraphModule, args: tuple[Tensor, ...]) -> Program:

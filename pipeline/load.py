@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, SupportsIndex
 
 import torch
 from attrs import field, frozen
@@ -103,13 +103,10 @@ def batches(data: Any, *, size: int, shuffle: bool = True, drop_last: bool = Fal
     >>> [len(batch["inputs"]) for batch in load.epoch(seed=0, epoch=0)]
     [4, 4, 2]
     """
-    known = source(data)
-    try:
-        size = min(operator.index(size), len(known))
-    except TypeError:
-        size = 0
-    if size < 1:
+    if not isinstance(size, SupportsIndex) or operator.index(size) < 1:
         raise ConfigError(f"batch size {size} is not a positive whole number")
+    known = source(data)
+    size = min(operator.index(size), len(known))
     return Load("load.batches", writes=known.names, data=known, size=size, shuffle=shuffle, drop_last=drop_last)
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pipeline.random import key, mix
 
-ROUNDS = 20
+ROUNDS = 24
 """After r rounds, two neighbours have stayed neighbours with probability 2**-r."""
 
 BLOCK = 1 << 15
@@ -27,24 +27,26 @@ BLOCK = 1 << 15
 def permute(position: Any, n: int, seed: Any, epoch: Any) -> Any:
     """Where `position` goes in the shuffle of `epoch`: integers in [0, n) to integers in [0, n), each hit once.
 
-    `position` is an int, or an int64 array or tensor of any shape, and so is the result: there is only arithmetic in here.
-    `seed` and `epoch` are ints or 0-d int64 tensors.
+    `position` is an int64 array or tensor of any shape, and so is the result: there is only arithmetic in here.
+    `seed` and `epoch` are ints or 0-d int64 tensors (or arrays, to broadcast).
 
-    >>> [permute(i, 5, seed=0, epoch=0) for i in range(5)]
-    [4, 2, 3, 0, 1]
+    >>> permute(np.arange(5), 5, seed=0, epoch=0).tolist()
+    [3, 2, 4, 0, 1]
     """
+    maximum: Any = torch.maximum if isinstance(position, Tensor) else np.maximum
     for r in range(ROUNDS):
         k = key(seed, epoch, r)
         # A key has 32 bits, which reach every mirror of a small n only.
         wide = k if n <= 2**32 else (k << 30) ^ key(seed, epoch, r, 1)
         mirror = wide % n - position
         mirror = mirror + ((mirror >> 63) & n)
-        move = mirror - position
-        larger = position + (move & ~(move >> 63))  # names the pair
+        pair = maximum(position, mirror)
         if n > 2**32:
-            larger = larger ^ (larger >> 32)
-        # The top bit of the hash decides: -1 keeps the move, 0 cancels it.
-        position = position + (move & -(mix((larger ^ k) & 0xFFFFFFFF) >> 31))
+            pair = (pair ^ (pair >> 32)) & 0xFFFFFFFF
+        # Bit 31 of a * pair + k is a universal hash (Dietzfelbinger et al., 1997) and cheaper than a strong one; the
+        # rounds make up for it. It becomes -1, which keeps the move, or 0, which cancels it.
+        swap = -((pair * (mix(k) >> 1 | 1) + k >> 31) & 1)
+        position = position + (mirror - position & swap)
     return position
 
 
