@@ -20,7 +20,9 @@ from typing import Any, Literal, TypeAlias, cast
 import torch
 from attrs import frozen
 from torch import Tensor
-from torch._inductor.compile_fx import compile_fx
+from torch._functorch import config as functorch_config
+from torch._inductor.compile_fx import compile_fx, compile_fx_inner
+from torch._inductor.output_code import CompiledFxGraph
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
@@ -286,38 +288,51 @@ def _tracing() -> Iterator[None]:
 
 
 def compile_graph(graph: GraphModule, args: tuple[Tensor, ...]) -> Program:
-    """torch.compile on a flat graph; what Inductor made is then called as it is, without Dynamo's frame in between.
+    """torch.compile on a flat graph; what Inductor made of it is then called as it is.
 
-    That leaves out the guards, and the cache that hangs on the code object, in which two graphs could meet.
+    That leaves out Dynamo's frame with its guards, the cache that hangs on the code object, in which two graphs could
+    meet, and AOTAutograd's wrappers, which have nothing to do for a graph that returns fresh tensors only.
     """
-    made: list[tuple[Program, list[int]]] = []
+    made: list[Program] = []
+    positions: list[int] = []
+    options = _OPTIONS[args[0].device.type] | {"size_asserts": False, "alignment_asserts": False}
     parameters = [str(node.target) for node in graph.graph.find_nodes(op="placeholder")]
 
+    def inner(*arguments: Any, **keywords: Any) -> Any:
+        code = compile_fx_inner(*arguments, **keywords)
+        made.append(cast(Program, cast(CompiledFxGraph, code).current_callable))
+        return code
+
     def backend(captured: GraphModule, example_inputs: list[Any]) -> Program:
-        inductor = cast(Program, compile_fx(captured, example_inputs, config_patches=_OPTIONS))
         # Dynamo drops unused arguments and may reorder them; each placeholder knows which argument it was.
         used = [n.meta["grapharg"].source.local_name for n in captured.graph.find_nodes(op="placeholder")]
-        made.append((inductor, [parameters.index(name) for name in used]))
-        return inductor
+        positions[:] = [parameters.index(name) for name in used]
+        return cast(Program, compile_fx(captured, example_inputs, inner_compile=inner, config_patches=options))
 
     compiled: Program = torch.compile(graph.forward, fullgraph=True, dynamic=False, backend=backend)
     try:
-        with torch.no_grad():
+        # A hit in AOTAutograd's cache would not pass by `inner`; Inductor's own cache does.
+        with torch.no_grad(), functorch_config.patch(enable_autograd_cache=False):
             # Inductor compiles at the first call, which must not touch the State.
             compiled(*(t.clone() for t in args))
     except Exception as e:
         reason = getattr(e, "inner_exception", None) or e.__cause__ or e
         raise CaptureError(f"the step can't be compiled here: {first_line(reason)}") from e
-    [(inductor, positions)] = made
-    pick = operator.itemgetter(*positions)
-    return lambda *args: inductor(*pick(args))
+    [call] = made
+    pick = operator.itemgetter(*positions, positions[0])
+    return lambda *args: call([*pick(args)][:-1])
 
 
-_OPTIONS: dict[str, Any] = {
-    "cpp.vec_isa_ok": True,  # saves seconds of building probes; a compiler too old for the processor falls back as any failure
-    "size_asserts": False,  # shapes are checked here
-    "alignment_asserts": False,
+_OPTIONS: dict[str, dict[str, Any]] = {
+    "cpu": {
+        "cpp_wrapper": True,  # the calls of the kernels in C++ too: one library a graph
+        "cpp_cache_precompile_headers": False,  # takes longer than it saves for one library
+        "cpp.vec_isa_ok": True,  # saves seconds of building probes; a compiler too old for the processor fails as any
+        "memory_planning": True,  # one allocation for the intermediate results
+    },
+    "cuda": {},
 }
+"""Inductor's options, by the kind of device; shapes are checked here."""
 
 _VALUE_ERRORS = (
     torch._subclasses.fake_tensor.DataDependentOutputException,
