@@ -10,11 +10,9 @@ Donation: the new State is written into the old one's storage inside the graph; 
 from __future__ import annotations
 
 import operator
-import random
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, TypeAlias, cast
 
 import torch
@@ -24,13 +22,13 @@ from torch._functorch import config as functorch_config
 from torch._inductor.compile_fx import compile_fx, compile_fx_inner
 from torch._inductor.output_code import CompiledFxGraph
 from torch.fx import GraphModule
-from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
 from pipeline.compose import Pipeline
-from pipeline.errors import CaptureError, ConfigError, StageError, StateError
+from pipeline.errors import CaptureError, ConfigError, StateError
 from pipeline.stage import Tree, describe, first_line
 from pipeline.state import Batch, State
+from pipeline.trace import trace, watched
 
 Signature: TypeAlias = tuple[Any, ...]
 Fallback: TypeAlias = Literal["error", "eager"]
@@ -80,6 +78,7 @@ class Compiled:
         if fallback not in ("error", "eager"):
             raise ConfigError(f"fallback={fallback!r} is unknown; use 'error' or 'eager'")
         self.pipe = pipe
+        self._traced = watched(pipe)
         self.donate = donate
         self.fallback = fallback
         self.report = CompileReport()
@@ -167,7 +166,7 @@ class Compiled:
 
         def step(*flat: Tensor) -> tuple[Tensor, ...]:
             state = pytree.tree_unflatten(flat[:n], self._spec)
-            tree, metrics = self.pipe.train(state, dict(zip(names, flat[n:], strict=True)))
+            tree, metrics = self._traced.train(state, dict(zip(names, flat[n:], strict=True)))
             new, spec = pytree.tree_flatten(tree)
             if spec != self._spec:
                 raise StateError("a step must return a State of the structure that it was given")
@@ -194,7 +193,7 @@ class Compiled:
 
             def measure(*flat: Tensor) -> tuple[Tensor, ...]:
                 return tuple(
-                    t.clone() for t in pytree.tree_leaves(self.pipe.measure(*pytree.tree_unflatten(flat, spec)))
+                    t.clone() for t in pytree.tree_leaves(self._traced.measure(*pytree.tree_unflatten(flat, spec)))
                 )
 
             program = self._compile("evaluation", measure, tuple(flat), describe(batch))
@@ -243,50 +242,6 @@ def _read_first(value: Tensor, given: set[int], step: Tensor) -> Tensor:
     return torch.where(step >= 0, value, value.new_zeros(()))
 
 
-def trace(function: Program, args: tuple[Tensor, ...]) -> GraphModule:
-    """A function of tensors as one flat graph of ATen operations, gradients included.
-
-    Raises CaptureError where the result would depend on more than the arguments: on a value read into Python, on Python's own
-    random numbers, on torch's global generator.
-    """
-    before = random.getstate()
-    try:
-        with torch.no_grad(), _tracing():
-            graph = make_fx(function, tracing_mode="fake", _allow_non_fake_inputs=True)(*args)
-    except StageError as e:
-        if isinstance(e.__cause__, _VALUE_ERRORS):
-            raise CaptureError(
-                f"stage {e.stage!r} can't be captured as a graph: it reads a tensor's value into Python ({first_line(e.__cause__)}); "
-                f"use tensor operations such as torch.where, or fallback='eager'"
-            ) from e
-        raise
-    if random.getstate() != before:
-        random.setstate(before)
-        raise CaptureError(
-            "a stage draws from Python's random module, which a graph would do only once; use torch's random functions"
-        )
-    for node in graph.graph.nodes:
-        # Attention carries the tag for a dropout of its own, which is 0 here: pipeline.random has done it already.
-        attention = "scaled_dot_product" in str(node.target)
-        if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()) and not attention:
-            raise CaptureError(
-                f"the step draws random numbers through {node.target}, which can't be made a function of (seed, step); draw with "
-                "torch.rand or nn.Dropout, or use fallback='eager'"
-            )
-    return graph
-
-
-@contextmanager
-def _tracing() -> Iterator[None]:
-    """torch.compiler.is_compiling() says so meanwhile: models ask it before they look at values."""
-    before = torch.compiler._is_compiling_flag
-    torch.compiler._is_compiling_flag = True
-    try:
-        yield
-    finally:
-        torch.compiler._is_compiling_flag = before
-
-
 def compile_graph(graph: GraphModule, args: tuple[Tensor, ...]) -> Program:
     """torch.compile on a flat graph; what Inductor made of it is then called as it is.
 
@@ -333,13 +288,6 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "cuda": {},
 }
 """Inductor's options, by the kind of device; shapes are checked here."""
-
-_VALUE_ERRORS = (
-    torch._subclasses.fake_tensor.DataDependentOutputException,
-    torch._subclasses.fake_tensor.DynamicOutputShapeException,
-    torch._subclasses.fake_tensor.UnsupportedOperatorException,
-    torch.fx.experimental.symbolic_shapes.GuardOnDataDependentSymNode,
-)
 
 
 def _share_storage(leaves: tuple[Tensor, ...]) -> bool:

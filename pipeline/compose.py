@@ -11,9 +11,7 @@ Nothing here compiles, and nothing names a device.
 
 from __future__ import annotations
 
-import inspect
-import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -26,8 +24,7 @@ from pipeline.errors import StateError, WiringError, did_you_mean
 from pipeline.forward import Model
 from pipeline.load import Load
 from pipeline.place import Place
-from pipeline.run import forward, through_backward
-from pipeline.schedules import Schedule
+from pipeline.run import first_memory, forward, hyper_numbers, hyper_value, through_backward
 from pipeline.stage import Stage, Tree
 from pipeline.state import Batch, State, tree_map
 from pipeline.wiring import LASTS, check_names, check_wiring, needed_to_measure
@@ -90,9 +87,9 @@ class Pipeline:
         for s in self.stages:
             if s.create is not None:
                 tree.update(s.create(seed))
-        hyper = {k: v for s in self.graph for k, v in _numbers(s, steps)}
+        hyper = {k: v for s in self.graph for k, v in hyper_numbers(s, steps)}
         tree |= {
-            "memory": {s.name: _remember(s, tree) for s in self.graph if s.remembers},
+            "memory": {s.name: first_memory(s, tree) for s in self.graph if s.remembers},
             "hyper": {k: torch.tensor(v, dtype=torch.float64) for k, v in hyper.items()},
             "step": torch.zeros((), dtype=torch.int64),
             "seed": torch.tensor(seed, dtype=torch.int64),
@@ -181,7 +178,7 @@ class Pipeline:
 
     def zeros(self) -> dict[str, Tree]:
         """The sums of the evaluation program before any batch, on the device."""
-        sums: dict[str, Tree] = self.place.tree({s.name: _remember(s, {}) for s in self.measured if s.finish})
+        sums: dict[str, Tree] = self.place.tree({s.name: first_memory(s, {}) for s in self.measured if s.finish})
         return sums
 
     def finish(self, sums: Mapping[str, Tree]) -> dict[str, Any]:
@@ -203,7 +200,7 @@ class Pipeline:
 
     def hyper(self, tree: dict[str, Tree]) -> dict[str, dict[str, Tensor]]:
         """Each stage's hyperparameters at this step, schedules applied: 0-d float64."""
-        return {s.name: {h: _value(f"{s.name}.{h}", n, tree) for h, n in s.hyper.items()} for s in self.graph}
+        return {s.name: {h: hyper_value(f"{s.name}.{h}", n, tree) for h, n in s.hyper.items()} for s in self.graph}
 
     def check(self, state: State, data: Any = None) -> None:
         """Try the model on two samples of `data`, and let each stage look at the data: what can fail, fails now.
@@ -226,7 +223,7 @@ class Pipeline:
     def check_state(self, state: State) -> None:
         """Raise StateError unless `state` has the names that this pipeline's `init` would give it."""
         kept = {k for s in self.stages for k in s.keeps} | set(LASTS)
-        hyper = {k for s in self.graph for k, _ in _numbers(s, 1)}
+        hyper = {k for s in self.graph for k, _ in hyper_numbers(s, 1)}
         memory = {s.name for s in self.graph if s.remembers}
         for what, has, wants in (
             ("keeps", set(state.tree), kept),
@@ -286,37 +283,3 @@ class Pipeline:
 
     def __repr__(self) -> str:
         return f"Pipeline({', '.join(s.name for s in self.stages)})"
-
-
-# -- hyperparameters and memory
-
-
-def _numbers(s: Stage, steps: int | None) -> Iterable[tuple[str, float]]:
-    for name, value in s.hyper.items():
-        full = f"{s.name}.{name}"
-        if not isinstance(value, Schedule):
-            yield full, float(value)
-            continue
-        yield full, float(value.base)
-        for k, number in value.numbers.items():
-            if math.isnan(number):
-                if steps is None:
-                    raise StateError(
-                        f"the schedule of {full} needs the run's length: pass {k}= to it, or init(steps=...)"
-                    )
-                number = float(steps)
-            yield f"{full}.{k}", number
-
-
-def _value(full: str, number: Any, tree: dict[str, Tree]) -> Tensor:
-    hyper = tree["hyper"]
-    value: Tensor = hyper[full]
-    if isinstance(number, Schedule):
-        value = value * number.factor(tree["step"], **{k: hyper[f"{full}.{k}"] for k in number.numbers})
-    return value
-
-
-def _remember(s: Stage, tree: Mapping[str, Tree]) -> Tree:
-    assert s.init is not None
-    read = {p: tree[s.names.get(p, p)] for p in inspect.signature(s.init).parameters}
-    return s.init(**read)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -11,6 +13,8 @@ from torch.utils import _pytree as pytree
 
 from pipeline import random
 from pipeline.backward import Gradients
+from pipeline.errors import StateError
+from pipeline.schedules import Schedule
 from pipeline.stage import Stage, Tree
 from pipeline.state import tree_map
 
@@ -106,3 +110,37 @@ def _joined(history: list[dict[str, Any]], size: int) -> dict[str, Any]:
         elif name.endswith(".weight"):
             joined[name] = sum(parts)
     return joined
+
+
+def hyper_numbers(s: Stage, steps: int | None) -> Iterable[tuple[str, float]]:
+    """What State holds for a stage's hyperparameters, a schedule's own numbers among them."""
+    for name, value in s.hyper.items():
+        full = f"{s.name}.{name}"
+        if not isinstance(value, Schedule):
+            yield full, float(value)
+            continue
+        yield full, float(value.base)
+        for k, number in value.numbers.items():
+            if math.isnan(number):
+                if steps is None:
+                    raise StateError(
+                        f"the schedule of {full} needs the run's length: pass {k}= to it, or init(steps=...)"
+                    )
+                number = float(steps)
+            yield f"{full}.{k}", number
+
+
+def hyper_value(full: str, number: Any, tree: Mapping[str, Tree]) -> Tensor:
+    """A hyperparameter at this step: 0-d float64."""
+    hyper = tree["hyper"]
+    value: Tensor = hyper[full]
+    if isinstance(number, Schedule):
+        value = value * number.factor(tree["step"], **{k: hyper[f"{full}.{k}"] for k in number.numbers})
+    return value
+
+
+def first_memory(s: Stage, tree: Mapping[str, Tree]) -> Tree:
+    """A stage's first memory."""
+    assert s.init is not None
+    read = {p: tree[s.names.get(p, p)] for p in inspect.signature(s.init).parameters}
+    return s.init(**read)

@@ -102,8 +102,8 @@ class Drawing(pipes.Linear):
     ("model", "reason"),
     [
         (Branching, "'forward.model' can't be captured as a graph: it reads a tensor's value into Python"),
-        (Rolling, "Python's random module"),
-        (Drawing, "aten.poisson.default, which can't be made a function of"),
+        (Rolling, "'forward.model' draws from Python's random module"),
+        (Drawing, "'forward.model' draws random numbers through aten.poisson.default"),
     ],
 )
 def test_a_model_that_cannot_be_captured_names_the_reason(model, reason):

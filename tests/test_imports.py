@@ -17,7 +17,8 @@ LAYERS = [
     STEPS,
     {"run", "wiring"},
     {"compose"},
-    {"compiled", "testing"},
+    {"trace", "testing"},
+    {"compiled"},
     {"loop"},
     {"__init__"},
 ]

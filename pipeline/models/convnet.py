@@ -32,6 +32,7 @@ class ConvNet(nn.Module):
 def convnet(channels: int, classes: int, **options: Any) -> ConvNet:
     """`ConvNet(channels, classes, widths=(32, 64), dropout=0.0)`.
 
+    >>> import torch
     >>> convnet(1, 10)(torch.zeros(2, 1, 8, 8)).shape
     torch.Size([2, 10])
     """

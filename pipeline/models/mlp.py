@@ -12,6 +12,7 @@ def mlp(*widths: int, dropout: float = 0.0) -> nn.Sequential:
 
     Shapes: (B, ...) with widths[0] numbers a sample -> (B, widths[-1]).
 
+    >>> import torch
     >>> mlp(64, 32, 10)(torch.zeros(5, 1, 8, 8)).shape
     torch.Size([5, 10])
     """
