@@ -9,8 +9,8 @@ from attrs import frozen
 from torch import Tensor
 
 from cli.config import OPTIMIZERS, TrainConfig
-from pipeline import Pipeline, backward, evaluate, forward, load, loss, models, place, schedules, sources, update
-from pipeline.errors import ConfigError
+from pipeline import Pipeline, backward, evaluate, forward, load, loss, models, order, place, schedules, sources, update
+from pipeline.errors import ConfigError, DataError
 from pipeline.schedules import Schedule
 from pipeline.sources import Tensors
 from pipeline.stage import Stage
@@ -40,7 +40,7 @@ def job(config: TrainConfig) -> Job:
     """The pipeline of a run. Raises a PipeError for what does not fit together."""
     device = place.on(config.device)
     train, held_out = _data(config)
-    build, words = _model(config, train)
+    build, words = _model(config, train, held_out)
     targets = train.tensors["targets"]
     dim = -1 if targets.ndim > 1 else 1  # tokens: classes are last
     if targets.is_floating_point():
@@ -55,14 +55,9 @@ def job(config: TrainConfig) -> Job:
         *metrics,
         backward.gradients(),
         *([update.clip_norm(config.clip)] if config.clip else []),
-        _optimizer(config, total_steps(train, config)),
+        _optimizer(config, config.epochs * order.count(len(train), config.batch_size)),
     )
     return Job(pipe, train, held_out, words, "r2" if targets.is_floating_point() else "accuracy")
-
-
-def total_steps(train: Tensors, config: TrainConfig) -> int:
-    """Steps in the whole run."""
-    return config.epochs * -(-len(train) // min(config.batch_size, len(train)))
 
 
 def _data(config: TrainConfig) -> tuple[Tensors, Tensors]:
@@ -73,18 +68,22 @@ def _data(config: TrainConfig) -> tuple[Tensors, Tensors]:
     path = Path(config.data)
     if path.name.endswith(".npz"):
         data = sources.npz(path)
-    elif path.name.endswith(".csv") or path.name.endswith(".csv.gz"):
+    elif path.name.removesuffix(".gz").endswith((".csv", ".tsv")):
         data = sources.csv(path)
     else:
         data = sources.idx(path)
     return sources.split(data, seed=config.seed)
 
 
-def _model(config: TrainConfig, data: Tensors) -> tuple[Any, str]:
+def _model(config: TrainConfig, data: Tensors, held_out: Tensors) -> tuple[Any, str]:
     inputs, targets = data.tensors["inputs"], data.tensors["targets"]
     shape = tuple(inputs.shape[1:])
     outputs = (
-        len(data.classes) if data.classes else targets[0].numel() if targets.is_floating_point() else _most(targets)
+        len(data.classes)
+        if data.classes
+        else targets[0].numel()
+        if targets.is_floating_point()
+        else _most("targets", data, held_out)
     )
     if config.model == "transformer":
         if inputs.is_floating_point() or inputs.ndim != 2 or targets.shape != inputs.shape:
@@ -94,7 +93,7 @@ def _model(config: TrainConfig, data: Tensors) -> tuple[Any, str]:
             )
         options = {"width": config.hidden[0], "context": inputs.shape[1]}
         heads = next(h for h in (8, 4, 2, 1) if config.hidden[0] % h == 0)
-        tokens = max(_most(inputs), outputs)
+        tokens = max(_most("inputs", data, held_out), outputs)
         return lambda: models.transformer(tokens, heads=heads, **options), f"transformer of width {config.hidden[0]}"
     if not inputs.is_floating_point():
         raise ConfigError(
@@ -141,8 +140,12 @@ def parameters(module_params: dict[str, Tensor]) -> int:
     return sum(p.numel() for p in module_params.values())
 
 
-def _most(ids: Tensor) -> int:
-    return int(ids.max()) + 1
+def _most(name: str, *parts: Tensors) -> int:
+    """How many ids there are in both parts of the data."""
+    ids = [part.tensors[name] for part in parts]
+    if min(int(i.min()) for i in ids) < 0:
+        raise DataError(f"{name} hold negative ids; token ids begin at 0")
+    return max(int(i.max()) for i in ids) + 1
 
 
 def _dashes(numbers: tuple[int, ...]) -> str:

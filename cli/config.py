@@ -16,7 +16,7 @@ MODELS = ("convnet", "mlp", "transformer")
 OPTIMIZERS = {"sgd": 0.2, "adam": 0.003, "adamw": 0.003}
 """Optimizer -> the learning rate that it gets where none is given."""
 SCHEDULES = ("constant", "cosine", "exponential", "linear", "step")
-FILES = (".npz", ".csv", ".gz", "-ubyte", ".idx")
+FILES = (".npz", ".csv", ".tsv", ".gz", "-ubyte", ".idx")
 
 
 def refusal(message: str, word: str = "", known: Any = ()) -> Exception:
@@ -39,7 +39,11 @@ def _one_of(known: Any) -> Any:
 
 
 def _data(_: Any, attribute: Attribute[Any], value: str) -> None:
-    if not value.endswith(FILES) and not Path(value).is_file():
+    try:
+        there = value.endswith(FILES) or Path(value).is_file()
+    except (OSError, ValueError):  # no name that a file could have
+        there = False
+    if not there:
         _one_of(DATA)(_, attribute, value)
 
 
@@ -87,6 +91,8 @@ class TrainConfig:
     def __attrs_post_init__(self) -> None:
         if self.momentum is not None and self.optimizer != "sgd":
             raise refusal(f"--momentum belongs to --optimizer sgd, not to {self.optimizer}; leave it out")
+        if not self.hidden and self.model != "mlp":
+            raise refusal(f"--hidden is empty, but model {self.model} needs at least one width")
 
 
 def flag(name: str) -> str:
@@ -105,9 +111,13 @@ def make(settings: dict[str, Any]) -> TrainConfig:
         if isinstance(value, bool) != (name == "compile"):
             raise refusal(f"setting {name} can't be {value!r}")
     try:
-        return converter.structure(settings, TrainConfig)
-    except (TypeError, ValueError) as e:
+        made = converter.structure(settings, TrainConfig)
+    except (TypeError, ValueError, OverflowError) as e:
         raise refusal(f"a setting does not fit: {e}") from None
+    for name, value in settings.items():
+        if getattr(made, name) != (tuple(value) if isinstance(value, list) else value):
+            raise refusal(f"setting {name} can't be {value!r}")
+    return made
 
 
 def read(path: Path) -> dict[str, Any]:

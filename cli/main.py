@@ -13,20 +13,7 @@ from attrs import fields
 
 from cli import config
 
-
-class Widths(click.ParamType[tuple[int, ...]]):
-    """Whole numbers between commas."""
-
-    name = "widths"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
-        try:
-            return tuple(int(width) for width in value.split(",")) if isinstance(value, str) else tuple(value)
-        except ValueError:
-            self.fail(f"{value!r} is no list of widths such as 128,64", param, ctx)
-
-
-TYPES: dict[str, Any] = {"hidden": Widths(), "epochs": int, "batch_size": int, "seed": int, "compile": bool}
+TYPES: dict[str, Any] = {"epochs": int, "batch_size": int, "seed": int, "compile": bool}
 
 
 def settings(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -76,6 +63,11 @@ def show(file: str | None, **given: Any) -> None:
 
 def _config(file: str | None, given: dict[str, Any]) -> config.TrainConfig:
     chosen = {name: value for name, value in given.items() if value is not None}
+    if "hidden" in chosen:
+        try:
+            chosen["hidden"] = [int(width) for width in chosen["hidden"].split(",") if width]
+        except ValueError:
+            raise config.refusal(f"--hidden {chosen['hidden']!r} is no list of widths such as 128,64") from None
     return config.make({**(config.read(Path(file)) if file else {}), **chosen})
 
 

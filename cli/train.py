@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 from cli import config as settings
 from cli.build import Job, job, parameters
 from cli.config import TrainConfig
-from pipeline import Report, State, fit
+from pipeline import Report, State, evaluate, fit
 from pipeline.compiled import Compiled
 from pipeline.errors import ConfigError
 from pipeline.state import format_metric
@@ -36,8 +36,8 @@ def run(config: TrainConfig, *, quiet: bool = False, verbose: bool = False) -> N
     made.pipe.check(state)
     made.pipe.check(state, made.held_out)
     folder = _folder(config)
-    say = Console(quiet=quiet, highlight=False, soft_wrap=True, markup=False)
-    result = Console(highlight=False, soft_wrap=True, markup=False)
+    say = Plain(quiet=quiet, highlight=False, soft_wrap=True, markup=False)
+    result = Plain(highlight=False, soft_wrap=True, markup=False)
 
     say.print(f"data    {config.data}: {made.data}")
     say.print(f"model   {made.model}: {parameters(state.params):,} parameters")
@@ -49,29 +49,53 @@ def run(config: TrainConfig, *, quiet: bool = False, verbose: bool = False) -> N
 
     best: Report | None = None
     signals: list[int] = []
-    with (folder / "metrics.jsonl").open("w", encoding="utf-8") as log, _live(say) as show, _interrupts(signals):
-        reports = fit(
-            made.pipe, epochs=config.epochs, validate=made.held_out, state=state, compile=program, interval=0.1
-        )
-        for report in reports:
-            state = report.state
-            show(report)
-            if report.complete:
-                say.print(str(report))
-                log.write(json.dumps(_line(report)) + "\n")
-                log.flush()
-                if best is None or report.validate[made.best] > best.validate[made.best]:
-                    best = report
-            if signals:
-                break
-    weights = made.pipe.models[0].state_dict(state.tree)
-    save_file({name: t.clone(memory_format=torch.contiguous_format) for name, t in weights.items()}, folder / WEIGHTS)
+    try:
+        with (folder / "metrics.jsonl").open("w", encoding="utf-8") as log, _live(say) as show, _interrupts(signals):
+            for report in fit(
+                made.pipe, epochs=config.epochs, validate=made.held_out, state=state, compile=program, interval=0.1
+            ):
+                state = report.state
+                show(report)
+                if report.complete:
+                    log.write(json.dumps(_line(report)) + "\n")
+                    log.flush()
+                    if best is None or report.validate[made.best] > best.validate[made.best]:
+                        best = report
+                    say.print(str(report))
+                if signals:
+                    break
+    finally:
+        # Also where the output's reader has gone.
+        weights = made.pipe.models[0].state_dict(state.tree)
+        save_file({k: t.clone(memory_format=torch.contiguous_format) for k, t in weights.items()}, folder / WEIGHTS)
+    if verbose and "accuracy" in report.validate:
+        say.print(f"\n{_classes(made, state)}\n")
     if best is not None:
         result.print(f"best    {format_metric(made.best, best.validate[made.best])} in epoch {best.epoch}")
-    result.print(f"run     {folder} (config.toml, metrics.jsonl, {WEIGHTS})")
+    result.print(f"run     {folder} (config.toml, metrics.jsonl, {WEIGHTS}: the weights as they are now)")
     if signals:
-        Console(stderr=True).print(f"pipe: stopped by a signal in epoch {report.epoch}; the weights so far are saved")
+        Plain(stderr=True, soft_wrap=True).print(
+            f"pipe: stopped by a signal in epoch {report.epoch}; the weights are saved"
+        )
         sys.exit(128 + signals[0])
+
+
+class Plain(Console):
+    """rich's Console, but a reader that has gone is main's to handle."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
+def _classes(made: Job, state: State) -> str:
+    """Each class's precision, recall and F1 on the held-out data."""
+    names = made.train.classes
+    dim = -1 if made.train.tensors["targets"].ndim > 1 else 1
+    confusion = evaluate.confusion(len(names) or int(made.train.tensors["targets"].max()) + 1, dim=dim)
+    figures = made.pipe.insert(confusion, after="evaluate.accuracy").evaluate(state, made.held_out)
+    rows = zip(figures["precision"], figures["recall"], figures["f1"], strict=True)
+    lines = [f"{names[i] if names else i:>8}  {p:9.4f}  {r:6.4f}  {f:6.4f}" for i, (p, r, f) in enumerate(rows)]
+    return "\n".join(["   class  precision  recall      F1", *lines])
 
 
 WEIGHTS = "model.safetensors"
@@ -80,7 +104,8 @@ WEIGHTS = "model.safetensors"
 def _compile(made: Job, state: State, say: Console, verbose: bool) -> Compiled:
     """The compiled step with all its graphs, or one that runs eagerly and said why."""
     program = made.pipe.compile(fallback="eager")
-    with say.status("compiling the step"), warnings.catch_warnings():
+    say.print("compiling the step and the evaluation")
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the fallback's warning is printed below
         report = program.prepare(state, made.held_out)
     if report.fallback:

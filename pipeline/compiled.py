@@ -25,7 +25,7 @@ from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
 
 from pipeline.compose import Pipeline
-from pipeline.errors import CaptureError, ConfigError, StateError
+from pipeline.errors import CaptureError, ConfigError, StageError, StateError
 from pipeline.stage import Tree, describe, first_line
 from pipeline.state import Batch, State
 from pipeline.trace import trace, watched
@@ -98,6 +98,7 @@ class Compiled:
         """The new State and the batch's metrics, 0-d tensors on the device, which the batch must be on."""
         if self.report.fallback is not None:
             return self.pipe.step(state, batch)
+        state.tree  # noqa: B018  # raises where the State was donated, before anything is written
         if state is not self._current:
             self._adopt(state)
         inputs, signature = self._inputs(batch)
@@ -129,7 +130,8 @@ class Compiled:
 
     def _inputs(self, batch: Batch) -> tuple[tuple[Tensor, ...], Signature]:
         try:
-            inputs = tuple([batch[name] for name in self._batch_names or batch])
+            # Graphs are made for contiguous batches: strides are not looked at.
+            inputs = tuple([batch[name].contiguous() for name in self._batch_names or batch])
         except KeyError as e:
             raise StateError(
                 f"the batch has no {e.args[0]!r}; batches of one compiled step have the same names"
@@ -141,7 +143,14 @@ class Compiled:
     def _adopt(self, state: State) -> None:
         """Take the leaves of a State that this object did not make itself."""
         leaves, spec = pytree.tree_flatten(state.tree)
-        signature = tuple((t.shape, t.dtype, t.device) for t in leaves)
+        signature = tuple((t.shape, t.stride(), t.dtype, t.device) for t in leaves)
+        if self.donate and _share_storage(leaves):
+            raise StateError(
+                "two tensors of the State share their storage, so it can't be donated; make the State with state.clone() "
+                "first"
+            )
+        if any(not t.is_contiguous() and t.clone().stride() != t.stride() for t in leaves):
+            raise StateError("a tensor of the State has gaps in its storage; make the State with state.clone() first")
         if self._spec is None:
             self.pipe.check_state(state)
             self._spec, self._signature = spec, signature
@@ -152,16 +161,12 @@ class Compiled:
             )
         self._current = state
         self._leaves = tuple(leaves)
-        if self.donate and _share_storage(self._leaves):
-            raise StateError(
-                "two tensors of the State share their storage, so it can't be donated; make the State with state.clone() first"
-            )
 
     # -- graphs
 
     def _build(self, batch: Batch) -> Program | None:
         """The train step for batches like this one, or None where it falls back."""
-        self._batch_names = names = self._batch_names or tuple(batch)
+        names = self._batch_names or tuple(batch)
         n = len(self._leaves)
 
         def step(*flat: Tensor) -> tuple[Tensor, ...]:
@@ -171,23 +176,26 @@ class Compiled:
             if spec != self._spec:
                 raise StateError("a step must return a State of the structure that it was given")
             self._metrics = tuple(metrics)
+            given = {t.untyped_storage()._cdata for t in flat[:n]}
+            results = [_read_first(t, given, state["step"]) for t in metrics.values()]
             if not self.donate:
                 # A graph's results are its own: none is an argument, and none is there twice.
                 return tuple(t.clone() for t in (*metrics.values(), *new))
             _write(flat[:n], new, state["step"])
-            return tuple(t.clone() for t in metrics.values())
+            return tuple(t.clone() for t in results)
 
         inputs, signature = self._inputs(batch)
         program = self._compile("train step", step, (*self._leaves, *inputs), describe(batch))
         if program is not None:
             self._programs[signature] = program
+            self._batch_names = names
         return program
 
     def _measure(self, tree: dict[str, Tree], sums: dict[str, Tree], batch: Batch) -> dict[str, Tree]:
         if self.report.fallback is not None:
             return self.pipe.measure(tree, sums, batch)
-        flat, spec = pytree.tree_flatten((tree, sums, dict(batch)))
-        signature = (spec, *((t.shape, t.dtype, t.device) for t in flat))
+        flat, spec = pytree.tree_flatten((tree, sums, {name: t.contiguous() for name, t in batch.items()}))
+        signature = (spec, *((t.shape, t.stride(), t.dtype, t.device) for t in flat))
         program = self._measures.get(signature)
         if program is None:
 
@@ -209,7 +217,7 @@ class Compiled:
         try:
             graph = trace(function, args)
             program = compile_graph(graph, args)
-        except CaptureError as e:
+        except (CaptureError, StageError) as e:  # where a stage itself is at fault, the eager step will say so
             if self.fallback == "error":
                 raise
             self.report = CompileReport(self.report.graphs, str(e))
@@ -290,6 +298,6 @@ _OPTIONS: dict[str, dict[str, Any]] = {
 """Inductor's options, by the kind of device; shapes are checked here."""
 
 
-def _share_storage(leaves: tuple[Tensor, ...]) -> bool:
+def _share_storage(leaves: Sequence[Tensor]) -> bool:
     places = [t.data_ptr() for t in leaves if t.numel()]
     return len(set(places)) < len(places)

@@ -186,7 +186,8 @@ class Pipeline:
         done: dict[str, Any] = {}
         for s in self.metrics:
             if s.name in sums and s.finish is not None:
-                done.update(s.finish(sums[s.name]))
+                # Two metrics of one name, as of two heads: the second is told apart by its stage.
+                done.update({f"{s.name}.{k}" if k in done else k: v for k, v in s.finish(sums[s.name]).items()})
         return done
 
     def results(self, state: State) -> dict[str, Any]:
@@ -212,7 +213,7 @@ class Pipeline:
         source = self.over(data)
         batch = self.place.batch(self.prepared(load.first(source, 2), False))
         values = {**self._kept(state.tree), "training": False, **batch}
-        whole = self.place.batch(source.data.tensors) if hasattr(source.data, "tensors") and not self.host else {}
+        whole = source.data.tensors if hasattr(source.data, "tensors") and not self.host else {}
         hyper = self.hyper(state.tree)
         with torch.no_grad():
             for s in self.measured:

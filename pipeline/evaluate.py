@@ -64,19 +64,20 @@ def accuracy(*, dim: int = 1, ignore_index: int = -100) -> Stage:
     return metric("evaluate.accuracy", measure, _ratio("accuracy"), {"sum": INT, "count": INT})
 
 
-def top_k(k: int = 5, *, dim: int = 1) -> Stage:
+def top_k(k: int = 5, *, dim: int = 1, ignore_index: int = -100) -> Stage:
     """The fraction of targets among the k largest logits; reported as `top<k>`."""
     if k < 1:
         raise ConfigError(f"evaluate.top_k: k={k} is not a positive whole number")
 
     def measure(outputs: Tensor, targets: Tensor) -> Tree:
         best = outputs.topk(k, dim).indices
-        return {"sum": (best == targets.unsqueeze(dim)).any(dim).sum(), "count": _count(targets)}
+        counted = targets != ignore_index
+        return {"sum": ((best == targets.unsqueeze(dim)).any(dim) & counted).sum(), "count": counted.sum()}
 
     return metric(f"evaluate.top_{k}", measure, _ratio(f"top{k}"), {"sum": INT, "count": INT})
 
 
-def confusion(classes: int) -> Stage:
+def confusion(classes: int, *, dim: int = 1) -> Stage:
     """The confusion matrix (C, C), rows true and columns predicted, with each class's precision, recall and F1 (C,).
 
     A class without samples, or never predicted, has 0 where the division would be 0 / 0.
@@ -85,7 +86,7 @@ def confusion(classes: int) -> Stage:
     def measure(outputs: Tensor, targets: Tensor) -> Tree:
         # A product of one-hot matrices rather than bincount: its shape is static and it vmaps.
         true = F.one_hot(targets.flatten(), classes).to(FLOAT)
-        guess = F.one_hot(outputs.argmax(1).flatten(), classes).to(FLOAT)
+        guess = F.one_hot(outputs.argmax(dim).flatten(), classes).to(FLOAT)
         return {"matrix": (true.T @ guess).to(INT)}
 
     def finish(sums: Any) -> dict[str, Any]:

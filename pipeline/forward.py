@@ -15,6 +15,7 @@ from torch.func import functional_call
 from pipeline.errors import WiringError
 from pipeline.random import keyed
 from pipeline.stage import Stage
+from pipeline.state import tree_map
 
 Build = Callable[[], nn.Module]
 
@@ -66,6 +67,10 @@ class Module:
         return {name for name, _ in self.skeleton().named_buffers()}
 
 
+def _copied(value: Any) -> Any:
+    return value.clone() if isinstance(value, Tensor) else value
+
+
 def _without_storage(module: nn.Module) -> nn.Module:
     """A copy on the meta device. Tensors are handed to deepcopy as if copied before, so that tied ones stay tied."""
     copies: dict[int, Tensor] = {id(b): torch.empty_like(b, device="meta") for b in module.buffers()}
@@ -107,7 +112,7 @@ def model(
 ) -> Model:
     """`outputs = module(inputs)`, for any nn.Module.
 
-    - `module`: a factory, initialised from the run's seed, or an instance, whose weights are copied and never touched.
+    - `module`: a factory, initialised from the run's seed (two factories of one kind begin alike), or an instance, whose weights are copied and never touched.
     - `inputs`: the value it is called on; several as positions ("a", "b") or as keywords {"argument": "value"}.
     - `params`: the name under which State keeps its parameters; its buffers are kept as "buffers" (or
       "<params>.buffers"), with the parameters that have requires_grad=False.
@@ -130,14 +135,14 @@ def model(
     salt = zlib.crc32(name.encode())
 
     def forward(params: Any, buffers: Any, seed: Tensor, step: Tensor, training: bool, **values: Any) -> Any:
-        args = tuple(values[p] for p in positions)
-        kwargs = {argument: values[argument] for argument in keywords}
-        if not training or frozen:
-            result = functional_call(parted.skeleton(False), {**params, **buffers}, args, kwargs)
-            return result if frozen else (result, buffers)
-        # A module writes into the buffers it is given, so it is given copies.
+        # A module may write into what it is given, so it is given copies; a compiled graph drops those it does not need.
         mutable = parted.mutable()
         given = {k: b.clone() if k in mutable else b for k, b in buffers.items()}
+        args = tuple(tree_map(_copied, values[p]) for p in positions)
+        kwargs = {argument: tree_map(_copied, values[argument]) for argument in keywords}
+        if not training or frozen:
+            result = functional_call(parted.skeleton(False), {**params, **given}, args, kwargs)
+            return result if frozen else (result, buffers)
         with keyed(seed, step, salt):
             result = functional_call(parted.skeleton(True), {**params, **given}, args, kwargs)
         return result, given

@@ -72,6 +72,11 @@ class Load(Stage):
     def batch(self, item: Any) -> Batch:
         """What a loader yields as a Batch: a mapping as it is, a sequence under the names of `fields`."""
         if isinstance(item, Mapping):
+            for name, value in item.items():
+                if not isinstance(value, Tensor):
+                    raise DataError(
+                        f"the loader yielded {name!r} as {type(value).__name__}; leave it out or collate it to a tensor"
+                    )
             return item
         if isinstance(item, Tensor):
             item = (item,)
@@ -84,7 +89,8 @@ class Load(Stage):
 
     def over(self, data: Any) -> Load:
         """A Load of other data in its own order, nothing dropped: what validation reads."""
-        if not isinstance(data, Source) and isinstance(data, Iterable) and not isinstance(data, Mapping | tuple):
+        pair = isinstance(data, list) and len(data) == 2 and all(isinstance(part, Tensor) for part in data)
+        if not isinstance(data, Source | Mapping | tuple) and isinstance(data, Iterable) and not pair:
             return loader(data, names=self.fields or ("inputs", "targets"))
         known, limit = source(data), self.size or 256
         # In as few batches of nearly one size as the limit allows: mostly one graph, not two.
@@ -117,6 +123,8 @@ def loader(data: Iterable[Any], *, names: tuple[str, ...] = ("inputs", "targets"
     """
     if not isinstance(data, Iterable):
         raise DataError(f"load.loader() takes an iterable of batches, not {type(data).__name__}")
+    if isinstance(data, Iterator):
+        raise DataError("load.loader() iterates anew in each epoch; pass a DataLoader or a list, not an iterator")
     return Load("load.loader", data=data, fields=tuple(names))
 
 

@@ -66,7 +66,7 @@ def _epochs(
     batches = pipe.load.batches
     for epoch in range(1, epochs + 1):
         state = pipe.restart_metrics(state)
-        seconds, samples, k = 0.0, 0, 0
+        seconds, samples, k, compiling = 0.0, 0, 0, _compile_seconds(program)
         start = time.perf_counter()
         for k, batch in enumerate(
             pipe.place.ahead(pipe.prepared(b, True) for b in pipe.load.epoch(seed, epoch - 1)), 1
@@ -76,10 +76,16 @@ def _epochs(
             if time.perf_counter() - start > interval:
                 metrics = pipe.results(state)
                 seconds += time.perf_counter() - start
-                yield Report(epoch, epochs, done + k, k, batches, False, metrics, {}, seconds, samples, state)
+                spent = seconds - (_compile_seconds(program) - compiling)
+                yield Report(epoch, epochs, done + k, k, batches, False, metrics, {}, spent, samples, state)
                 start = time.perf_counter()
         metrics = pipe.results(state)  # waits for the device: the epoch ends here
-        seconds += time.perf_counter() - start
+        seconds += time.perf_counter() - start - (_compile_seconds(program) - compiling)
         done += k
         results = {} if validate is None else program.evaluate(state, validate)
         yield Report(epoch, epochs, done, k, batches, True, metrics, results, seconds, samples, state)
+
+
+def _compile_seconds(program: Compiled | Pipeline) -> float:
+    """Loaders do not tell their shapes before they are read: their graphs are made inside the first epoch."""
+    return program.report.seconds if isinstance(program, Compiled) else 0.0

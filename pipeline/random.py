@@ -1,4 +1,4 @@
-"""Random numbers as a pure function of a key: the same bits on every device, eager, compiled, fused or mapped.
+"""Random numbers as a pure function of a key: the same hash on every device, eager, compiled, fused or mapped.
 
 A counter-based generator: number i under key k is a hash of (k, i). Nothing is stored and nothing advances, so a
 step that draws is still a function of its arguments. `keyed` makes a module's own draws (dropout, `torch.rand`)

@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 
 from pipeline import random
 from pipeline.backward import Gradients
-from pipeline.errors import StateError
+from pipeline.errors import StageError, StateError
 from pipeline.schedules import Schedule
 from pipeline.stage import Stage, Tree
 from pipeline.state import tree_map
@@ -54,6 +54,9 @@ def _differentiated(g: Gradients, stages: Sequence[Stage], values: Mapping[str, 
 
     def objective(params: Tree) -> tuple[Tensor, Tree]:
         written, remembered, sums = forward([*stages, g], {**values, g.wrt: params}, hyper, memory)
+        if not isinstance(written[g.of], Tensor) or written[g.of].ndim > 0:
+            [writer] = [s.name for s in stages if g.of in s.writes][-1:]
+            raise StageError(writer, f"must return {g.of!r} as one number, a 0-d tensor, to be differentiated")
         leaves, spec = pytree.tree_flatten((written, remembered, sums))
         # Only tensors may leave a transformed function beside the loss; the rest is constant, and goes around it.
         rest[:] = [spec, [None if isinstance(x, Tensor) else x for x in leaves]]
@@ -93,9 +96,11 @@ def through_backward(g: Gradients, names: Sequence[str]) -> Callable[..., Writte
             values |= {k: v for k, v in written.items() if k in values and k not in names}
             history.append(written)
         whole = all_sums[g.name]["weight"]
-        grads = tree_map(lambda x: x / whole, total)
+        # Where nothing counted, sums of zeros stay zeros.
+        divisor = torch.where(whole > 0, whole, 1.0)
+        grads = tree_map(lambda x: x / divisor, total)
         remembered = {s.name: memory[s.name] for s in stages if s.remembers and s.finish is None}
-        return {**_joined(history, size), g.of: all_sums[g.name]["sum"] / whole, g.grads: grads}, remembered, all_sums
+        return {**_joined(history, size), g.of: all_sums[g.name]["sum"] / divisor, g.grads: grads}, remembered, all_sums
 
     return run
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from attrs import evolve
 from torch import Tensor
@@ -61,20 +62,25 @@ def watched(pipe: Pipeline) -> Pipeline:
     def watch(s: Stage) -> Stage:
         @functools.wraps(s.function)
         def function(*args: Any, **kwargs: Any) -> Any:
-            before = random.getstate()
+            before = _global_random()
             with annotate({"stage": s.name}):
                 result = s.function(*args, **kwargs)
-            if random.getstate() != before:
-                random.setstate(before)
+            if _global_random() != before:
                 raise CaptureError(
-                    f"stage {s.name!r} draws from Python's random module, which a graph would do only once; use "
-                    "torch.rand, or fallback='eager'"
+                    f"stage {s.name!r} draws from Python's or NumPy's random module, which a graph would do only once; "
+                    "use torch.rand, or fallback='eager'"
                 )
             return result
 
         return evolve(s, function=function)
 
     return Pipeline(*map(watch, pipe.stages))
+
+
+def _global_random() -> tuple[Any, ...]:
+    """What changes when Python's or NumPy's generator is drawn from."""
+    state: Any = np.random.get_state()
+    return random.getstate(), state[1].tobytes(), state[2:]
 
 
 @contextmanager

@@ -44,9 +44,9 @@ def check_names(stages: Sequence[Stage]) -> None:
 
 
 def check_wiring(stages: Sequence[Stage], source: Load | None, host: Sequence[Stage], graph: Sequence[Stage]) -> None:
-    if source is not None and stages[0] is not source and host and stages.index(source) > stages.index(host[0]):
+    if source is not None and stages[0] is not source:
         raise WiringError(
-            f"stage {host[0].name!r} stands before {source.name!r}, which it needs; put {source.name!r} first"
+            f"stage {stages[0].name!r} stands before {source.name!r}, where batches begin; put that first"
         )
     known = source.writes if source is not None and source.known else None
     available: set[str] = {*GIVEN, *(known or ()), *(k for s in stages for k in s.keeps)}

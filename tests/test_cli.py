@@ -44,13 +44,14 @@ def test_train_says_what_it_does(run):
     assert lines[0] == "data    digits: 1,437 training and 360 held-out samples, inputs 1x8x8, 10 classes"
     assert lines[1] == "model   mlp 64-16-10: 1,210 parameters"
     assert lines[2].startswith("device  cpu, ")
-    assert re.fullmatch(r"compiled 2 graphs in \d+\.\d s", lines[3])
+    assert lines[3] == "compiling the step and the evaluation"
+    assert re.fullmatch(r"compiled 2 graphs in \d+\.\d s", lines[4])
     number = r"\d+\.\d{4}"
     epoch = rf"epoch \d/4  loss {number}  val loss {number}  accuracy \d+\.\d\d %  [\d,]+ samples/s"
-    assert all(re.fullmatch(epoch, line) for line in lines[4:8])
-    assert re.fullmatch(r"best    accuracy \d+\.\d\d % in epoch \d", lines[8])
-    assert lines[9] == "run     runs/digits-mlp-1 (config.toml, metrics.jsonl, model.safetensors)"
-    assert len(lines) == 10
+    assert all(re.fullmatch(epoch, line) for line in lines[5:9])
+    assert re.fullmatch(r"best    accuracy \d+\.\d\d % in epoch \d", lines[9])
+    assert lines[10].startswith("run     runs/digits-mlp-1 (config.toml, metrics.jsonl, model.safetensors: ")
+    assert len(lines) == 11
 
 
 def test_the_runs_folder(run):
@@ -108,6 +109,7 @@ def test_other_models_optimizers_and_files(tmp_path):
         assert done.returncode == 0, done.stderr
         assert f"best    {best}" in done.stdout
         assert "backward.gradients" in done.stdout
+        assert ("precision" in done.stdout) == (best == "accuracy")
 
 
 def test_show(tmp_path):
@@ -139,9 +141,11 @@ BAD = {
     ("train", "--epochs", "0"): "--epochs 0 is out of range",
     ("train", "--batch-size", "-4"): "--batch-size -4 is out of range",
     ("train", "--hidden", "0"): "--hidden 0 is out of range",
-    ("train", "--hidden", "a"): "'a' is no list of widths",
+    ("train", "--hidden", "a"): "--hidden 'a' is no list of widths",
     ("train", "--lr", "nan"): "--lr nan is out of range",
     ("train", "--seed", "-1"): "--seed -1 is out of range",
+    ("train", "--data", "x" * 300): "unknown data",
+    ("train", "--model", "convnet", "--hidden", ","): "needs at least one width",
     ("train", "--momentum", "0.5", "--optimizer", "adam"): "--momentum belongs to --optimizer sgd",
     ("train", "--device", "gpu"): "unknown device 'gpu'",
     ("train", "--device", "cuda:99"): "device 'cuda:99'",
@@ -196,6 +200,20 @@ def test_an_interrupt_saves_what_was_learned(tmp_path):
     assert process.returncode == 130
     assert "stopped by a signal in epoch" in said
     models.mlp(64, 128, 10).load_state_dict(load_file(tmp_path / "run" / "model.safetensors"))
+
+
+def test_a_reader_that_goes_away_loses_nothing(tmp_path):
+    """`pipe train | head` ends quietly, with the weights saved."""
+    process = subprocess.Popen([*PIPE, "train", "--no-compile", "--epochs", "200", "--out", "run"], cwd=tmp_path,
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)  # fmt: skip
+    assert process.stdout is not None
+    while "epoch" not in process.stdout.readline():
+        pass
+    process.stdout.close()
+    assert process.stderr is not None
+    assert process.stderr.read() == ""
+    assert process.wait(timeout=60) == 141
+    assert (tmp_path / "run" / "model.safetensors").exists()
 
 
 def test_on_a_terminal_there_is_a_bar(tmp_path):

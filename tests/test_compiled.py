@@ -102,7 +102,7 @@ class Drawing(pipes.Linear):
     ("model", "reason"),
     [
         (Branching, "'forward.model' can't be captured as a graph: it reads a tensor's value into Python"),
-        (Rolling, "'forward.model' draws from Python's random module"),
+        (Rolling, "'forward.model' draws from Python's or NumPy's random module"),
         (Drawing, "'forward.model' draws random numbers through aten.poisson.default"),
     ],
 )
@@ -176,3 +176,31 @@ def test_the_report_says_what_was_compiled():
     lines = str(compiled.report).splitlines()
     assert any("train step for inputs (64, 1, 8, 8) float32, targets (64,) int64" in line for line in lines)
     assert compiled.report.seconds == sum(g.seconds for g in compiled.report.graphs) > 0
+
+
+def test_batches_and_states_of_any_strides():
+    """A batch that is a slice of something larger is read rightly, and a State with gaps is refused."""
+    pipe, compiled = pipes.compiled("transformer")
+    text = torch.arange(33 * 9).reshape(33, 9) % 13
+    batch = {"inputs": text[:, :-1], "targets": text[:, 1:]}
+    state = pipe.init(0)
+    expected = pipe.step(state, batch)[1]["loss"].item()
+    assert compiled(state.clone(), batch)[1]["loss"].item() == pytest.approx(expected, abs=1e-5)
+    gaps = {k: torch.stack([p, p], -1)[..., 0] for k, p in state.params.items()}
+    with pytest.raises(StateError, match="gaps in its storage"):
+        compiled(state.replace(params=gaps), batch)
+
+
+def test_a_refused_state_or_batch_leaves_the_step_usable():
+    """After an error the same compiled step goes on, and refuses the same things again."""
+    pipe, compiled = pipes.compiled("mlp")
+    state = pipe.init(0, steps=9)
+    memory = state.memory["update.adamw"]
+    shared = state.replace(memory={**state.memory, "update.adamw": {**memory, "second": memory["first"]}})
+    for _ in range(2):
+        with pytest.raises(StateError, match="share their storage"):
+            compiled(shared, pipes.first(pipe))
+    fresh = pipe.compile()
+    with pytest.raises(StageError, match="reads 'inputs', which the batch does not have"):
+        fresh(state, {"x": torch.zeros(2, 64), "targets": torch.zeros(2, dtype=torch.long)})
+    assert int(compiled(state, pipes.first(pipe))[0].step) == 1

@@ -39,6 +39,7 @@ def doubled(inputs):
         ((place.on("cpu"), place.on("cpu").named("b")), "one place stage, not 2"),
         ((load.batches(DATA, size=2), load.batches(DATA, size=2).named("b")), "one load stage, not 2"),
         ((doubled, load.batches(DATA, size=2), place.on("cpu"), MODEL), "'doubled' stands before 'load.batches'"),
+        ((MODEL, LOSS, GRADS, SGD, load.batches(DATA, size=2)), "'forward.model' stands before 'load.batches'"),
         (
             (load.batches(DATA, size=2), MODEL, place.on("cpu")),
             "keeps something in State, so it can't stand before place",

@@ -129,6 +129,6 @@ def split(data: Tensors, held_out: float = 0.2, seed: int = 0) -> tuple[Tensors,
         counts = torch.unique(targets, return_counts=True)[1]
         if counts.min() >= 2 and len(counts) <= min(held, n - held):
             stratify = targets.numpy()
-    parts = train_test_split(np.arange(n), test_size=held, random_state=seed, stratify=stratify)
+    parts = train_test_split(np.arange(n), test_size=held, random_state=seed % 2**32, stratify=stratify)
     train, test = (Tensors(data[torch.from_numpy(np.sort(part))], data.classes) for part in parts)
     return train, test
