@@ -13,7 +13,7 @@ from attrs import Attribute, asdict, field, fields, frozen
 
 DATA = ("digits", "random")
 MODELS = ("convnet", "mlp", "transformer")
-OPTIMIZERS = {"sgd": 0.2, "adam": 0.003, "adamw": 0.003}
+OPTIMIZERS = {"sgd": 0.3, "adam": 0.003, "adamw": 0.003}
 """Optimizer -> the learning rate that it gets where none is given."""
 SCHEDULES = ("constant", "cosine", "exponential", "linear", "step")
 FILES = (".npz", ".csv", ".tsv", ".gz", "-ubyte", ".idx")
@@ -74,7 +74,7 @@ class TrainConfig:
     epochs: int = _setting(20, "passes over the training data", _at_least(1))
     batch_size: int = _setting(64, "samples a step", _at_least(1))
     lr: float | None = _setting(
-        None, "learning rate  [default: 0.2 for sgd, 0.003 for adam and adamw]", _at_least(0, True)
+        None, "learning rate  [default: 0.3 for sgd, 0.003 for adam and adamw]", _at_least(0, True)
     )
     optimizer: str = _setting("sgd", "sgd, adam or adamw", _one_of(OPTIMIZERS))
     momentum: float | None = _setting(None, "of sgd  [default: 0.9]", _at_least(0))

@@ -176,16 +176,11 @@ def _live(say: Console) -> Iterator[Callable[[Report], None]]:
     if not say.is_terminal or say.quiet:
         yield lambda report: None
         return
-    columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[figures]}")
-    with Progress(*columns, console=say, transient=True) as progress:
-        task = progress.add_task("", figures="")
+    with Progress(BarColumn(), TextColumn("{task.description}"), console=say, transient=True) as progress:
+        task = progress.add_task("")
 
         def show(report: Report) -> None:
-            figures = "  ".join(str(report).split("  ")[1:])
-            description = f"epoch {report.epoch}/{report.epochs}"
-            progress.update(
-                task, total=report.batches, completed=report.batch, description=description, figures=figures
-            )
+            progress.update(task, total=report.batches, completed=report.batch, description=str(report))
 
         yield show
 
