@@ -52,10 +52,8 @@ def check_wiring(stages: Sequence[Stage], source: Load | None, host: Sequence[St
     available: set[str] = {*GIVEN, *(known or ()), *(k for s in stages for k in s.keeps)}
     since: set[str] = set()
     for s in (*host, *graph):
-        if s in host and (s.remembers or s.hyper or s.create):
-            raise WiringError(
-                f"stage {s.name!r} keeps something in State, so it can't stand before place; put it after"
-            )
+        if s in host and (s.remembers or s.hyper or s.create or {"step", "seed"} & {*s.reads, *s.optional}):
+            raise WiringError(f"stage {s.name!r} needs State, so it can't stand before place; put it after")
         reads = {*s.values_read}
         for name in sorted(reads - available):
             _explain_unread(s, name, stages, available, known)

@@ -19,6 +19,11 @@ def misspelt(outputs, target):
     return outputs.mean() + target.sum()
 
 
+@stage(writes="inputs")
+def drawn(inputs, seed):
+    return inputs + seed
+
+
 @stage(writes="more")
 def doubled(inputs):
     return inputs * 2
@@ -42,8 +47,9 @@ def doubled(inputs):
         ((MODEL, LOSS, GRADS, SGD, load.batches(DATA, size=2)), "'forward.model' stands before 'load.batches'"),
         (
             (load.batches(DATA, size=2), MODEL, place.on("cpu")),
-            "keeps something in State, so it can't stand before place",
+            "needs State, so it can't stand before place",
         ),
+        ((load.batches(DATA, size=2), drawn, place.on("cpu"), MODEL), "'drawn' needs State"),
         ((), "at least one stage"),
         ((models.mlp(2, 2),), "made of stages, not Sequential; make one with @stage"),
     ],
