@@ -176,11 +176,11 @@ class Compiled:
             if spec != self._spec:
                 raise StateError("a step must return a State of the structure that it was given")
             self._metrics = tuple(metrics)
-            given = {t.untyped_storage()._cdata for t in flat[:n]}
-            results = [_read_first(t, given, state["step"]) for t in metrics.values()]
             if not self.donate:
                 # A graph's results are its own: none is an argument, and none is there twice.
                 return tuple(t.clone() for t in (*metrics.values(), *new))
+            given = {t.untyped_storage()._cdata for t in flat[:n]}
+            results = [_read_first(t, given, state["step"]) for t in metrics.values()]
             _write(flat[:n], new, state["step"])
             return tuple(t.clone() for t in results)
 

@@ -17,9 +17,9 @@ LAYERS = [
     STEPS,
     {"run", "wiring"},
     {"compose"},
-    {"trace", "testing"},
+    {"trace"},
     {"compiled"},
-    {"loop"},
+    {"loop", "testing"},
     {"__init__"},
 ]
 LAYER = {name: i for i, names in enumerate(LAYERS) for name in names}

@@ -3,9 +3,6 @@
 import re
 from pathlib import Path
 
-import pytest
-import torch
-
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -31,12 +28,3 @@ def test_readme_points_to_files_that_are_there():
     """Links within the repository lead somewhere."""
     for link in re.findall(r"\]\((?!http)([^)#]+)\)", README):
         assert (ROOT / link).exists(), link
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_the_first_block_runs_on_a_gpu():
-    """place.on("auto") means the GPU where there is one."""
-    from pipeline import place
-
-    assert place.on("auto").device.type == "cuda"
