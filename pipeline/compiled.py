@@ -1,38 +1,55 @@
-"""The compiled step: a pipeline's programs as graphs of torch.compile. The only file that knows of it.
+"""The compiled step: a pipeline's programs as graphs, compiled by Inductor, the compiler of torch.compile.
 
 The step is first traced, with its gradients, into one flat graph of tensor operations over the leaves of State and the batch, and
-that graph is compiled. Each graph is thus a code object of its own. A pipeline can't change, so Dynamo's guards, which
-cost more than a small step, are skipped; what they would have watched, the shapes and dtypes, is checked here.
+that graph is compiled. A pipeline can't change, so nothing is guarded at a call; what could differ, the shapes and dtypes
+of the batch, is checked here.
 
-Donation: the new State is written into the old one's storage inside the graph; there is one copy of it, not two.
+Donation: the new State is written into the old one's storage inside the graph; there is one copy of it, not two. And so
+the same call can be made again and again on tensors that stay where they are: K steps are one call (see pipeline.native).
 """
 
 from __future__ import annotations
 
-import operator
+import hashlib
 import time
 import warnings
-from collections.abc import Callable, Sequence
-from typing import Any, Literal, TypeAlias, cast
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, Literal, Protocol, TypeAlias
 
 import torch
 from attrs import frozen
 from torch import Tensor
-from torch._functorch import config as functorch_config
-from torch._inductor.compile_fx import compile_fx, compile_fx_inner
-from torch._inductor.output_code import CompiledFxGraph
-from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
 
+from pipeline import evaluate, package
 from pipeline.compose import Pipeline
-from pipeline.errors import CaptureError, ConfigError, StageError, StateError
-from pipeline.stage import Tree, describe, first_line
+from pipeline.errors import CaptureError, ConfigError, StageError, StateError, WiringError
+from pipeline.fingerprint import UnknownError, fingerprint
+from pipeline.load import Load, Placed
+from pipeline.native import Output
+from pipeline.stage import describe, is_count
 from pipeline.state import Batch, State
-from pipeline.trace import trace, watched
 
 Signature: TypeAlias = tuple[Any, ...]
 Fallback: TypeAlias = Literal["error", "eager"]
-Program: TypeAlias = Callable[..., Any]
+Steps: TypeAlias = int | Literal["epoch"]
+
+
+class Bound(Protocol):
+    """A program bound to the tensors that stay in place."""
+
+    outputs: tuple[Output, ...]
+
+    def run(self, batch: Sequence[Tensor] = ..., steps: int | None = ..., results: bool = ...) -> list[Tensor]: ...
+
+
+class Program(Protocol):
+    """What a graph was compiled to."""
+
+    outputs: tuple[Output, ...]
+
+    def bind(self, static: Sequence[Tensor], batch: int = ...) -> Bound: ...
 
 
 @frozen
@@ -43,9 +60,12 @@ class Graph:
     batch: str
     operations: int
     seconds: float
+    loaded: bool = False
+    """Whether it was compiled in an earlier process, and only loaded in this one."""
 
     def __str__(self) -> str:
-        return f"{self.program} for {self.batch}: {self.operations} operations, {self.seconds:.1f} s"
+        loaded = ", from the cache" if self.loaded else ""
+        return f"{self.program} for {self.batch}: {self.operations} operations, {self.seconds:.1f} s{loaded}"
 
 
 @frozen
@@ -54,6 +74,8 @@ class CompileReport:
 
     graphs: tuple[Graph, ...] = ()
     fallback: str | None = None
+    unkept: str | None = None
+    """Why this pipeline's programs can't be kept on disk, if so."""
 
     @property
     def seconds(self) -> float:
@@ -64,71 +86,200 @@ class CompileReport:
         return "\n".join([*lines, f"runs uncompiled: {self.fallback}"] if self.fallback else lines)
 
 
+@frozen(eq=False)
+class Feed:
+    """Where a program's batch comes from: tensors that stay in place, or that are given with each call."""
+
+    signature: Signature
+    batch: str
+    """In words."""
+    static: tuple[Tensor, ...]
+    given: tuple[Tensor, ...]
+    read: Callable[[Sequence[Tensor]], tuple[Batch, list[Tensor]]]
+    """From these tensors, the batch, and what the last ones of them become."""
+
+
+_BUILDER = ThreadPoolExecutor(1)
+"""The C++ compiler of one graph works while the next is traced."""
+
+_OWN_DATA = (
+    "a data set of tensors in memory that fits on the device, and no stages before place: use load.batches() with tensors, "
+    "or pass each batch"
+)
+
+
 class Compiled:
     """A pipeline's step as one graph: `state, metrics = compiled(state, batch)`.
 
+    - `steps`: how many steps a call does, on the pipeline's own data: a number or "epoch". Then `compiled(state)` takes no
+      batch, goes on where `state.step` says, and returns each metric stacked, (steps, ...).
     - `donate`: the State passed in is used up, and raises an error when it is used again.
     - `fallback`: what to do with a model that can't be captured, or without a C++ compiler: "error" raises CaptureError, "eager"
       runs the same functions uncompiled, with one warning.
 
-    A batch of other shapes makes one more graph, counted in `report`.
+    Without a batch, the data set is placed on the device once, and the order and the gather are part of the graph. A batch of
+    other shapes makes one more graph, counted in `report`. Graphs for a CPU are kept on disk (see pipeline.package).
     """
 
-    def __init__(self, pipe: Pipeline, *, donate: bool = True, fallback: Fallback = "error") -> None:
+    def __init__(self, pipe: Pipeline, *, steps: Steps = 1, donate: bool = True, fallback: Fallback = "error") -> None:
         if fallback not in ("error", "eager"):
             raise ConfigError(f"fallback={fallback!r} is unknown; use 'error' or 'eager'")
+        if steps != "epoch" and not is_count(steps):
+            raise ConfigError(f"steps={steps!r} is neither a positive whole number nor 'epoch'")
         self.pipe = pipe
-        self._traced = watched(pipe)
+        self.steps = steps
         self.donate = donate
         self.fallback = fallback
-        self.report = CompileReport()
-        self._programs: dict[Signature, Program] = {}
-        self._measures: dict[Signature, Program] = {}
+        self._graphs: list[Graph] = []
+        self._reason: str | None = None
+        self._unkept: str | None = None
+        self._stages: str | None = None
+        self.resident = pipe.load is not None and self._can_place(pipe.load)
+        """Whether the pipeline's own data set can be on the device as a whole, so that the graph gathers its batches."""
+        if steps != 1:
+            self._own()
+        self._programs: dict[Signature, Future[Program]] = {}
+        self._bound: dict[Signature, Bound] = {}
+        self._placed: dict[Signature, Placed] = {}
         self._current: State | None = None
+        self._tree: Any = None
         self._leaves: tuple[Tensor, ...] = ()
         self._spec: Any = None
         self._signature: Signature = ()
+        self._sums: tuple[Tensor, ...] = ()
+        self._sums_spec: Any = None
         self._batch_names: tuple[str, ...] = ()
-        self._metrics: tuple[str, ...] = ()
+        self._done: int | None = None
+        self._seed: int | None = None
 
-    def __call__(self, state: State, batch: Batch) -> tuple[State, dict[str, Tensor]]:
-        return self.step(state, batch)
+    @property
+    def report(self) -> CompileReport:
+        """What was compiled so far."""
+        return CompileReport(tuple(self._graphs), self._reason, self._unkept)
 
-    def step(self, state: State, batch: Batch) -> tuple[State, dict[str, Tensor]]:
-        """The new State and the batch's metrics, 0-d tensors on the device, which the batch must be on."""
-        if self.report.fallback is not None:
+    def __call__(self, state: State, batch: Batch | None = None) -> tuple[State, dict[str, Tensor]]:
+        if self.steps == 1:
+            return self.step(state, batch)
+        if batch is not None:
+            raise ConfigError(f"a call of {self.steps} steps reads the pipeline's own data: leave out the batch")
+        return self._go_on(state, self._own().batches or 0 if self.steps == "epoch" else self.steps)
+
+    def step(self, state: State, batch: Batch | None = None) -> tuple[State, dict[str, Tensor]]:
+        """The new State and the batch's metrics, 0-d tensors on the device, which the batch must be on.
+
+        Without a batch: of the pipeline's own data, at `state.step`.
+        """
+        if batch is None:
+            state, metrics = self._go_on(state, 1)
+            return state, {name: m[0] for name, m in metrics.items()}
+        if self._reason is not None:
             return self.pipe.step(state, batch)
-        state.tree  # noqa: B018  # raises where the State was donated, before anything is written
-        if state is not self._current:
-            self._adopt(state)
-        inputs, signature = self._inputs(batch)
-        program = self._programs.get(signature) or self._build(batch)
-        if program is None:
-            return self.pipe.step(state, batch)
-        results = program(*self._leaves, *inputs)
-        metrics = dict(zip(self._metrics, results, strict=False))
-        if self.donate:
-            self._current = state.spend()
-            return self._current, metrics
-        return State(pytree.tree_unflatten(results[len(self._metrics) :], self._spec)), metrics
+        self._take(state)
+        inputs, signature = self._given(batch)
+        bound = self._bound.get(signature)
+        if bound is None:
+            names = self._batch_names or tuple(batch)
+            bound = self._bind("train step", _given_feed(names, batch))
+            if bound is None:
+                return self.pipe.step(state, batch)
+            self._batch_names = names
+        made = bound.run(inputs)
+        return self._give(1), {o.name: m for o, m in zip(bound.outputs, made, strict=True)}
+
+    def advance(
+        self, state: State, epoch: int, start: int, count: int, *, results: bool = False
+    ) -> tuple[State, dict[str, Tensor]]:
+        """`count` steps on the pipeline's own data, from batch `start` of an epoch on, which must have as many.
+
+        Returns the new State and, where `results`, each metric stacked: (count, ...).
+        """
+        own = self._own()
+        if self._reason is None:
+            self._take(state)
+            placed = self._place(own)
+            stretches = [(self._bind_own(placed, size), steps) for size, steps in placed.stretches(start, count)]
+        if self._reason is not None:
+            return self._eagerly(state, epoch, start, count)
+        if self._seed is None:
+            self._seed = int(self._tree["seed"])
+        placed.seek(self._seed, epoch, start)
+        parts: list[dict[str, Tensor]] = []
+        for bound, steps in stretches:
+            assert bound is not None
+            rows = bound.run(steps=steps, results=results)
+            parts.append({o.name: row for o, row in zip(bound.outputs, rows, strict=results)})
+        return self._give(count), _joined(parts)
 
     def evaluate(self, state: State, data: Any = None) -> dict[str, Any]:
         """`Pipeline.evaluate` with each batch as one compiled graph."""
-        return self.pipe.measure_all(state, data, self._measure)
+        source = self.pipe.over(data)
+        if self._reason is None:
+            leaves = self._measured(state)
+            for feed, steps in self._feeds(source, False):
+                bound = self._bind("evaluation", feed, leaves)
+                if bound is None:
+                    break
+                bound.run(feed.given, steps=steps)
+        if self._reason is not None:
+            return self.pipe.evaluate(state, data)
+        return evaluate.read(self.pipe.finish(pytree.tree_unflatten(list(self._sums), self._sums_spec)))
 
     def prepare(self, state: State, validate: Any = None) -> CompileReport:
         """Compile now what a run will need, where its data tell their shapes: full and last batches, and validation."""
-        self._adopt(state)
-        if self.pipe.load is not None:
-            for batch in self.pipe.first_and_last(self.pipe.load, True):
-                if self.report.fallback is None and self._inputs(batch)[1] not in self._programs:
-                    self._build(batch)
-        if validate is not None:
-            for batch in self.pipe.first_and_last(self.pipe.over(validate), False):
-                self._measure(state.tree, self.pipe.zeros(), batch)
+        self._take(state)
+        pending = []
+        if self.pipe.load is not None and self.pipe.load.known:
+            pending += [self._program("train step", feed, self._leaves) for feed in self._kinds(self.pipe.load, True)]
+        if validate is not None and self.pipe.over(validate).known:
+            leaves = self._measured(state)
+            pending += [
+                self._program("evaluation", feed, leaves) for feed in self._kinds(self.pipe.over(validate), False)
+            ]
+        for program in pending:
+            self._finished(program)
         return self.report
 
-    def _inputs(self, batch: Batch) -> tuple[tuple[Tensor, ...], Signature]:
+    # -- where batches come from
+
+    def _own(self) -> Load:
+        if self.pipe.load is None or not self.resident:
+            raise WiringError(f"steps without batches need {_OWN_DATA}")
+        return self.pipe.load
+
+    def _can_place(self, source: Load) -> bool:
+        if self.pipe.host or not source.in_memory:
+            return False
+        asked = source is self.pipe.load and source is not self.pipe.stages[0]  # it stands after place
+        return asked or self.pipe.place.fits(source.data.tensors.values())
+
+    def _place(self, source: Load) -> Placed:
+        """A data set on the device, once."""
+        key = (id(source.data), source.size, source.shuffle)
+        if key not in self._placed:
+            copies = [p.tensors for p in self._placed.values() if p.load.data is source.data]
+            self._placed[key] = Placed.on(self.pipe.place.tree, source, *copies[:1])
+        return self._placed[key]
+
+    def _feeds(self, source: Load, training: bool) -> Iterator[tuple[Feed, int | None]]:
+        """An epoch as feeds, and for how many steps each serves."""
+        if self._can_place(source):
+            placed = self._place(source)
+            placed.seek(0, 0, 0)
+            for size, steps in placed.stretches(0, source.batches or 0):
+                yield _own_feed(placed, size), steps
+            return
+        for batch in self.pipe.place.ahead(self.pipe.prepared(b, training) for b in source.epoch(0, 0)):
+            yield _given_feed(tuple(batch), batch), None
+
+    def _kinds(self, source: Load, training: bool) -> list[Feed]:
+        """One feed for each shape of batch that a known data set has."""
+        if self._can_place(source):
+            return [feed for feed, _ in self._feeds(source, training)]
+        feeds = [_given_feed(tuple(b), b) for b in self.pipe.first_and_last(source, training)]
+        return list({feed.signature: feed for feed in feeds}.values())
+
+    def _given(self, batch: Batch) -> tuple[tuple[Tensor, ...], Signature]:
+        """A batch as inputs, under the names that the step was first called with."""
         try:
             # Graphs are made for contiguous batches: strides are not looked at.
             inputs = tuple([batch[name].contiguous() for name in self._batch_names or batch])
@@ -138,13 +289,18 @@ class Compiled:
             ) from None
         return inputs, tuple([(t.shape, t.dtype, t.device) for t in inputs])
 
-    # -- State in
+    # -- State in and out
 
-    def _adopt(self, state: State) -> None:
-        """Take the leaves of a State that this object did not make itself."""
-        leaves, spec = pytree.tree_flatten(state.tree)
+    def _take(self, state: State) -> None:
+        """Let the leaves of a State be what the programs read and write."""
+        tree = state.tree  # raises where the State was donated, before anything is written
+        if state is self._current:
+            return
+        leaves, spec = pytree.tree_flatten(tree)
         signature = tuple((t.shape, t.stride(), t.dtype, t.device) for t in leaves)
-        if self.donate and _share_storage(leaves):
+        if not self.donate:
+            leaves = [t.clone() for t in leaves]
+        elif _share_storage(leaves):
             raise StateError(
                 "two tensors of the State share their storage, so it can't be donated; make the State with state.clone() "
                 "first"
@@ -159,82 +315,222 @@ class Compiled:
             raise StateError(
                 "the State has other shapes, dtypes or devices than the one this step was compiled for; compile anew"
             )
+        places = dict(zip(map(id, self._leaves), self._leaves, strict=True))
+        if not any(id(t) in places for t in leaves):
+            self._leaves = tuple(leaves)
+            self._tree = pytree.tree_unflatten(leaves, spec)
+            self._bound.clear()
+            self._done = self._seed = None
+        else:  # a State made from the last one, as with another lr: what is new in it moves to where the programs look
+            step = self._tree["step"]
+            for old, new in zip(self._leaves, leaves, strict=True):
+                if new is not old:
+                    old.copy_(new)
+            if tree["step"] is not step:
+                self._done = None
+            self._seed = None
         self._current = state
-        self._leaves = tuple(leaves)
 
-    # -- graphs
+    def _give(self, steps: int) -> State:
+        """The State after so many steps; the one taken is spent."""
+        assert self._current is not None
+        if self._done is not None:
+            self._done += steps
+        state = self._current.spend(self._tree) if self.donate else State(self._tree)
+        self._current = state if self.donate else None
+        if not self.donate:
+            self._leaves = ()
+        return state
 
-    def _build(self, batch: Batch) -> Program | None:
-        """The train step for batches like this one, or None where it falls back."""
-        names = self._batch_names or tuple(batch)
-        n = len(self._leaves)
+    def _go_on(self, state: State, count: int) -> tuple[State, dict[str, Tensor]]:
+        """So many steps from where the State is in its own data."""
+        batches = self._own().batches or 0
+        parts: list[dict[str, Tensor]] = []
+        while count:
+            if self._reason is None:
+                self._take(state)
+            if self._reason is not None or self._done is None or not self.donate:
+                self._done = int(state.step)
+            epoch, start = divmod(self._done, batches)
+            steps = min(count, batches - start)
+            state, metrics = self.advance(state, epoch, start, steps, results=True)
+            parts.append(metrics)
+            count -= steps
+        return state, _joined(parts)
 
-        def step(*flat: Tensor) -> tuple[Tensor, ...]:
-            state = pytree.tree_unflatten(flat[:n], self._spec)
-            tree, metrics = self._traced.train(state, dict(zip(names, flat[n:], strict=True)))
-            new, spec = pytree.tree_flatten(tree)
-            if spec != self._spec:
-                raise StateError("a step must return a State of the structure that it was given")
-            self._metrics = tuple(metrics)
-            if not self.donate:
-                # A graph's results are its own: none is an argument, and none is there twice.
-                return tuple(t.clone() for t in (*metrics.values(), *new))
-            given = {t.untyped_storage()._cdata for t in flat[:n]}
-            results = [_read_first(t, given, state["step"]) for t in metrics.values()]
-            _write(flat[:n], new, state["step"])
-            return tuple(t.clone() for t in results)
+    def _eagerly(self, state: State, epoch: int, start: int, count: int) -> tuple[State, dict[str, Tensor]]:
+        own, rows = self._own(), []
+        batches = own.epoch(int(state["seed"]), epoch, start)
+        for _ in range(count):
+            state, metrics = self.pipe.step(state, next(batches))
+            rows.append(metrics)
+        return state, {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
 
-        inputs, signature = self._inputs(batch)
-        program = self._compile("train step", step, (*self._leaves, *inputs), describe(batch))
-        if program is not None:
-            self._programs[signature] = program
-            self._batch_names = names
-        return program
+    def _measured(self, state: State) -> tuple[Tensor, ...]:
+        """The leaves that an evaluation reads: State's, and sums, which begin at zero."""
+        if not self._sums:
+            sums, self._sums_spec = pytree.tree_flatten(self.pipe.zeros())
+            self._sums = tuple(sums)
+        for t in self._sums:
+            t.zero_()
+        leaves, spec = pytree.tree_flatten(state.tree)
+        if self._spec is None:
+            self._spec = spec
+        return (*[t.contiguous() for t in leaves], *self._sums)
 
-    def _measure(self, tree: dict[str, Tree], sums: dict[str, Tree], batch: Batch) -> dict[str, Tree]:
-        if self.report.fallback is not None:
-            return self.pipe.measure(tree, sums, batch)
-        flat, spec = pytree.tree_flatten((tree, sums, {name: t.contiguous() for name, t in batch.items()}))
-        signature = (spec, *((t.shape, t.stride(), t.dtype, t.device) for t in flat))
-        program = self._measures.get(signature)
-        if program is None:
+    # -- programs
 
-            def measure(*flat: Tensor) -> tuple[Tensor, ...]:
-                return tuple(
-                    t.clone() for t in pytree.tree_leaves(self._traced.measure(*pytree.tree_unflatten(flat, spec)))
-                )
+    def _bind(self, program: str, feed: Feed, leaves: tuple[Tensor, ...] | None = None) -> Bound | None:
+        """A program bound to State's leaves, or None where it falls back."""
+        signature = (*feed.signature, program) if leaves else feed.signature
+        own = self._leaves if leaves is None else leaves[: len(self._leaves)]
+        current = leaves is None or (bool(own) and all(a is b for a, b in zip(own, self._leaves, strict=True)))
+        bound = self._bound.get(signature) if current else None
+        if bound is None:
+            leaves = self._leaves if leaves is None else leaves
+            made = self._finished(self._program(program, feed, leaves))
+            if made is None:
+                return None
+            bound = made.bind((*leaves, *feed.static), len(feed.given))
+            if current:
+                self._bound[signature] = bound
+        return bound
 
-            program = self._compile("evaluation", measure, tuple(flat), describe(batch))
-            if program is None:
-                return self.pipe.measure(tree, sums, batch)
-            self._measures[signature] = program
-        total: dict[str, Tree] = pytree.tree_unflatten(program(*flat), pytree.tree_structure(sums))
-        return total
+    def _bind_own(self, placed: Placed, size: int) -> Bound | None:
+        key = ("own", size)
+        if key not in self._bound:
+            bound = self._bind("train step", _own_feed(placed, size))
+            if bound is None:
+                return None
+            self._bound[key] = bound
+        return self._bound[key]
 
-    def _compile(self, name: str, function: Program, args: tuple[Tensor, ...], batch: str) -> Program | None:
-        """The function compiled, or None where it falls back."""
-        start = time.perf_counter()
+    def _program(self, program: str, feed: Feed, leaves: tuple[Tensor, ...]) -> Future[Program]:
+        """A program, perhaps still being compiled."""
+        signature = (program, *feed.signature)
+        if signature not in self._programs:
+            self._programs[signature] = self._compile(program, feed, leaves)
+        return self._programs[signature]
+
+    def _finished(self, program: Future[Program]) -> Program | None:
         try:
-            graph = trace(function, args)
-            program = compile_graph(graph, args)
+            return program.result()
         except (CaptureError, StageError) as e:  # where a stage itself is at fault, the eager step will say so
             if self.fallback == "error":
                 raise
-            self.report = CompileReport(self.report.graphs, str(e))
-            warnings.warn(f"the {name} runs uncompiled: {e}", stacklevel=4)
+            if self._reason is None:
+                self._reason = str(e)
+                warnings.warn(f"steps run uncompiled: {e}", stacklevel=5)
             return None
-        seconds = time.perf_counter() - start
-        operations = sum(node.op == "call_function" for node in graph.graph.nodes)
-        self.report = CompileReport((*self.report.graphs, Graph(name, batch, operations, seconds)))
-        return program
+
+    def _compile(self, program: str, feed: Feed, leaves: tuple[Tensor, ...]) -> Future[Program]:
+        start = time.perf_counter()
+        done: Future[Program] = Future()
+        identity = self._identity(program, feed, leaves)
+        found = package.find(identity) if identity is not None else None
+        if found is not None:
+            done.set_result(found.load())
+            self._record(program, feed, found.operations, start, loaded=True)
+            return done
+        args = (*leaves, *feed.static, *feed.given)
+        try:
+            from pipeline import lower  # takes a second, which a step from the cache does without
+            from pipeline.trace import trace, watched
+
+            names: list[str] = []
+            graph = trace(self._function(watched(self.pipe), program, feed, len(leaves), names), args)
+            operations = sum(node.op == "call_function" for node in graph.graph.nodes)
+            outputs = lower.outputs(graph, names)
+            if args[0].device.type != "cpu":
+                done.set_result(lower.Launched(lower.kernels(graph, args), outputs))
+                self._record(program, feed, operations, start)
+                return done
+            text = lower.source(graph, args)
+        except (CaptureError, StageError) as e:
+            done.set_exception(e)
+            return done
+        facts = {"program": program, "batch": feed.batch, "operations": operations, "outputs": outputs}
+
+        def build() -> Program:
+            made = package.make(identity, lambda folder: lower.build(text, folder), **facts, seconds=0.0)
+            self._record(program, feed, operations, start)
+            return made.load()
+
+        return _BUILDER.submit(build)
+
+    def _record(self, program: str, feed: Feed, operations: int, start: float, loaded: bool = False) -> None:
+        self._graphs.append(Graph(program, feed.batch, operations, time.perf_counter() - start, loaded))
+
+    def _function(self, pipe: Pipeline, program: str, feed: Feed, n: int, names: list[str]) -> Callable[..., Any]:
+        """A program as a function of a flat list of tensors, which writes its results into them and returns metrics."""
+        spec, sums_spec, after = self._spec, self._sums_spec, n + len(feed.static)
+        count = n - len(self._sums) if program == "evaluation" else n
+
+        def function(*flat: Tensor) -> tuple[Tensor, ...]:
+            state = pytree.tree_unflatten(flat[:count], spec)
+            batch, moved = feed.read(flat[n:])
+            if program == "evaluation":
+                sums = pytree.tree_unflatten(flat[count:n], sums_spec)
+                kept, new = flat[count:n], pytree.tree_leaves(pipe.measure(state, sums, batch))
+                metrics: dict[str, Tensor] = {}
+            else:
+                tree, metrics = pipe.train(state, batch)
+                new, new_spec = pytree.tree_flatten(tree)
+                if new_spec != spec:
+                    raise StateError("a step must return a State of the structure that it was given")
+                kept = flat[:n]
+            names[:] = metrics
+            given = {t.untyped_storage()._cdata for t in flat[:n]}
+            results = [_read_first(t, given, state["step"]) for t in metrics.values()]
+            _write((*kept, *flat[after - len(moved) : after]), (*new, *moved), given, state["step"])
+            return tuple(t.contiguous().clone() for t in results)
+
+        return function
+
+    def _identity(self, program: str, feed: Feed, leaves: tuple[Tensor, ...]) -> dict[str, Any] | None:
+        """All that a compiled program depends on; None where it can't be told, or is not kept on disk."""
+        if leaves[0].device.type != "cpu" or self._unkept is not None:
+            return None
+        try:
+            if self._stages is None:
+                self._stages = fingerprint(self.pipe.stages)
+        except UnknownError as e:
+            self._unkept = str(e)
+            return None
+        state = repr(
+            (
+                self._spec,
+                self._sums_spec if program == "evaluation" else None,
+                [(t.shape, t.stride(), t.dtype) for t in leaves],
+            )
+        )
+        return {
+            **package.machine(),
+            "threads": torch.get_num_threads(),
+            "settings": repr((torch.get_default_dtype(), torch.get_float32_matmul_precision())),
+            "stages": self._stages,
+            "state": hashlib.sha256(state.encode()).hexdigest()[:32],
+            "program": program,
+            "batch": repr(feed.signature),
+        }
 
 
-def _write(old: Sequence[Tensor], new: Sequence[Tensor], step: Tensor) -> None:
+def _given_feed(names: tuple[str, ...], batch: Batch) -> Feed:
+    given = tuple(batch[name].contiguous() for name in names)
+    signature = tuple([(t.shape, t.dtype, t.device) for t in given])
+    return Feed(signature, describe(batch), (), given, lambda flat: (dict(zip(names, flat, strict=True)), []))
+
+
+def _own_feed(placed: Placed, size: int) -> Feed:
+    shapes = ", ".join(f"{name} {(size, *t.shape[1:])}" for name, t in placed.tensors.items())
+    return Feed(placed.signature(size), f"{shapes} of its own {placed.n:,} samples", placed.static, (),
+                lambda flat: placed.gather(size, flat))  # fmt: skip
+
+
+def _write(old: Sequence[Tensor], new: Sequence[Tensor], given: set[int], step: Tensor) -> None:
     """Donation: each new leaf into the storage of the old one."""
-    given = {t.untyped_storage()._cdata for t in old}
-    for o, v in zip(
-        old, [_read_first(v, given, step) if v is not o else v for o, v in zip(old, new, strict=True)], strict=True
-    ):
+    safe = [v if v is o else _read_first(v, given, step) for o, v in zip(old, new, strict=True)]
+    for o, v in zip(old, safe, strict=True):
         if v is not o:
             # As one element: torch 2.13 drops a copy into a 0-d float64 input, silently.
             o.reshape(-1).copy_(v.reshape(-1)) if o.ndim == 0 else o.copy_(v)
@@ -250,52 +546,8 @@ def _read_first(value: Tensor, given: set[int], step: Tensor) -> Tensor:
     return torch.where(step >= 0, value, value.new_zeros(()))
 
 
-def compile_graph(graph: GraphModule, args: tuple[Tensor, ...]) -> Program:
-    """torch.compile on a flat graph; what Inductor made of it is then called as it is.
-
-    That leaves out Dynamo's frame with its guards, the cache that hangs on the code object, in which two graphs could
-    meet, and AOTAutograd's wrappers, which have nothing to do for a graph that returns fresh tensors only.
-    """
-    made: list[Program] = []
-    positions: list[int] = []
-    options = _OPTIONS[args[0].device.type] | {"size_asserts": False, "alignment_asserts": False}
-    parameters = [str(node.target) for node in graph.graph.find_nodes(op="placeholder")]
-
-    def inner(*arguments: Any, **keywords: Any) -> Any:
-        code = compile_fx_inner(*arguments, **keywords)
-        made.append(cast(Program, cast(CompiledFxGraph, code).current_callable))
-        return code
-
-    def backend(captured: GraphModule, example_inputs: list[Any]) -> Program:
-        # Dynamo drops unused arguments and may reorder them; each placeholder knows which argument it was.
-        used = [n.meta["grapharg"].source.local_name for n in captured.graph.find_nodes(op="placeholder")]
-        positions[:] = [parameters.index(name) for name in used]
-        return cast(Program, compile_fx(captured, example_inputs, inner_compile=inner, config_patches=options))
-
-    compiled: Program = torch.compile(graph.forward, fullgraph=True, dynamic=False, backend=backend)
-    try:
-        # A hit in AOTAutograd's cache would not pass by `inner`; Inductor's own cache does.
-        with torch.no_grad(), functorch_config.patch(enable_autograd_cache=False):
-            # Inductor compiles at the first call, which must not touch the State.
-            compiled(*(t.clone() for t in args))
-    except Exception as e:
-        reason = getattr(e, "inner_exception", None) or e.__cause__ or e
-        raise CaptureError(f"the step can't be compiled here: {first_line(reason)}") from e
-    [call] = made
-    pick = operator.itemgetter(*positions, positions[0])
-    return lambda *args: call([*pick(args)][:-1])
-
-
-_OPTIONS: dict[str, dict[str, Any]] = {
-    "cpu": {
-        "cpp_wrapper": True,  # the calls of the kernels in C++ too: one library a graph
-        "cpp_cache_precompile_headers": False,  # takes longer than it saves for one library
-        "cpp.vec_isa_ok": True,  # saves seconds of building probes; a compiler too old for the processor fails as any
-        "memory_planning": True,  # one allocation for the intermediate results
-    },
-    "cuda": {},
-}
-"""Inductor's options, by the kind of device; shapes are checked here."""
+def _joined(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    return parts[0] if len(parts) == 1 else {name: torch.cat([p[name] for p in parts]) for name in parts[0]}
 
 
 def _share_storage(leaves: Sequence[Tensor]) -> bool:

@@ -11,7 +11,7 @@ Nothing here compiles, and nothing names a device.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -96,11 +96,14 @@ class Pipeline:
         }
         return State(self.place.tree(tree))
 
-    def step(self, state: State, batch: Batch) -> tuple[State, dict[str, Tensor]]:
+    def step(self, state: State, batch: Batch | None = None) -> tuple[State, dict[str, Tensor]]:
         """One train step, uncompiled: the new State and the batch's metrics, 0-d tensors on the device.
 
+        Without a batch: on that of the pipeline's own data which comes at `state.step`.
         Pure: neither argument changes. `pipe.compile()` gives the same function as one graph.
         """
+        if batch is None:
+            batch = self.batch_at(state)
         tree, metrics = self.train(state.tree, self.place.batch(batch))
         return State(tree), metrics
 
@@ -109,7 +112,10 @@ class Pipeline:
 
         In eval mode, without gradients; changes nothing. Without `data`, over the pipeline's own data set.
         """
-        return self.measure_all(state, data, self.measure)
+        sums = self.zeros()
+        for batch in self.place.ahead(self.prepared(b, False) for b in self.over(data).epoch(0, 0)):
+            sums = self.measure(state.tree, sums, batch)
+        return evaluate.read(self.finish(sums))
 
     def compile(self, **options: Any) -> Compiled:
         """The same step as one compiled graph: see pipeline.compiled.Compiled."""
@@ -148,13 +154,12 @@ class Pipeline:
 
     # -- the pieces that loops are made of
 
-    def measure_all(self, state: State, data: Any, measure: Callable[..., dict[str, Tree]]) -> dict[str, Any]:
-        """`evaluate` by some implementation of `measure`."""
-        sums = self.zeros()
-        batches = self.over(data).epoch(0, 0)
-        for batch in self.place.ahead(self.prepared(b, False) for b in batches):
-            sums = measure(state.tree, sums, batch)
-        return evaluate.read(self.finish(sums))
+    def batch_at(self, state: State) -> Batch:
+        """The batch that comes at `state.step`: number step % batches of epoch step // batches."""
+        if self.load is None or not self.load.batches:
+            raise WiringError("a step needs a batch: this pipeline has no load stage that knows how many there are")
+        epoch, start = divmod(int(state.step), self.load.batches)
+        return self.prepared(next(iter(self.load.epoch(int(state["seed"]), epoch, start))), True)
 
     def over(self, data: Any = None) -> Load:
         """A load stage for evaluation, over `data` or the pipeline's own data set."""

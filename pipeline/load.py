@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, SupportsIndex
+from typing import Any
 
 import torch
 from attrs import field, frozen
@@ -12,8 +12,8 @@ from torch import Tensor
 
 from pipeline import order
 from pipeline.errors import ConfigError, DataError
-from pipeline.sources import Source, source
-from pipeline.stage import Stage
+from pipeline.sources import Source, Tensors, source
+from pipeline.stage import Stage, is_count
 from pipeline.state import Batch
 
 
@@ -33,15 +33,22 @@ class Load(Stage):
     fields: tuple[str, ...] = ()
     """Names for the parts of a tuple that an iterable yields."""
 
-    @property
-    def known(self) -> bool:
-        """Whether the data set tells its names and its length before it is read."""
+    known: bool = field(init=False)
+    """Whether the data set tells its names and its length before it is read."""
+
+    @known.default
+    def _known(self) -> bool:
         return isinstance(self.data, Source)
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether the data set is tensors, which a graph can gather from."""
+        return isinstance(self.data, Tensors)
 
     @property
     def batches(self) -> int | None:
         """Batches in an epoch, or None where an iterable does not say."""
-        if isinstance(self.data, Source):
+        if self.known:
             return order.count(len(self.data), self.size, self.drop_last)
         try:
             return len(self.data)
@@ -50,7 +57,7 @@ class Load(Stage):
 
     def epoch(self, seed: int, epoch: int, start: int = 0) -> Iterator[Batch]:
         """The batches of one epoch, from batch `start` on, on the host."""
-        if not isinstance(self.data, Source):
+        if not self.known:
             yield from self._iterate(start)
             return
         options = {"shuffle": self.shuffle, "drop_last": self.drop_last, "start": start}
@@ -92,7 +99,8 @@ class Load(Stage):
         pair = isinstance(data, list) and len(data) == 2 and all(isinstance(part, Tensor) for part in data)
         if not isinstance(data, Source | Mapping | tuple) and isinstance(data, Iterable) and not pair:
             return loader(data, names=self.fields or ("inputs", "targets"))
-        known, limit = source(data), self.size or 256
+        # Without gradients, several times a training batch takes no more memory.
+        known, limit = source(data), 8 * self.size or 256
         # In as few batches of nearly one size as the limit allows: mostly one graph, not two.
         even = -(-len(known) // order.count(len(known), limit))
         return batches(known, size=even, shuffle=False)
@@ -109,7 +117,7 @@ def batches(data: Any, *, size: int, shuffle: bool = True, drop_last: bool = Fal
     >>> [len(batch["inputs"]) for batch in load.epoch(seed=0, epoch=0)]
     [4, 4, 2]
     """
-    if not isinstance(size, SupportsIndex) or operator.index(size) < 1:
+    if not is_count(size):
         raise ConfigError(f"batch size {size} is not a positive whole number")
     known = source(data)
     size = min(operator.index(size), len(known))
@@ -128,8 +136,62 @@ def loader(data: Iterable[Any], *, names: tuple[str, ...] = ("inputs", "targets"
     return Load("load.loader", data=data, fields=tuple(names))
 
 
+@frozen(eq=False)
+class Placed:
+    """A data set on the device, with what a graph computes its batches from: the order is evaluated where it is used."""
+
+    load: Load
+    tensors: Mapping[str, Tensor]
+    keys: Tensor
+    """Of the epoch's shuffle: int64, three a round."""
+    cursor: Tensor
+    """The next batch of the epoch: int64, (1,)."""
+    n: int
+    _at: list[tuple[int, int] | None] = field(factory=lambda: [None])
+
+    @classmethod
+    def on(cls, place: Callable[[Any], Any], load: Load, tensors: Mapping[str, Tensor] | None = None) -> Placed:
+        """What `place` makes of the data set, or of `tensors` where that is done."""
+        tensors = tensors or {name: t.contiguous() for name, t in load.data.tensors.items()}
+        keys, cursor = torch.zeros(3 * order.ROUNDS, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)
+        return cls(load, place(tensors), place(keys), place(cursor), len(load.data))
+
+    @property
+    def static(self) -> tuple[Tensor, ...]:
+        return (*self.tensors.values(), self.keys, self.cursor)
+
+    def signature(self, size: int) -> tuple[Any, ...]:
+        """What a graph that gathers batches of `size` is made for."""
+        shapes = tuple((name, t.shape, t.dtype, t.device) for name, t in self.tensors.items())
+        return (size, self.load.size, self.load.shuffle, *shapes)
+
+    def stretches(self, start: int, count: int) -> list[tuple[int, int]]:
+        """Batches `start` to `start + count` of an epoch as (size, how many): all of one size but the last of the epoch."""
+        size, whole = self.load.size, self.n // self.load.size
+        full = max(min(whole - start, count), 0)
+        return [(s, k) for s, k in ((size, full), (self.n - whole * size, count - full)) if k]
+
+    def seek(self, seed: int, epoch: int, start: int) -> None:
+        """Make batch `start` of an epoch the next one."""
+        if self.load.shuffle and self._at[0] != (seed, epoch):
+            self.keys.copy_(torch.tensor(order.keys(self.n, seed, epoch)).flatten())
+            self._at[0] = (seed, epoch)
+        self.cursor.fill_(start)
+
+    def gather(self, size: int, static: Sequence[Tensor]) -> tuple[Batch, list[Tensor]]:
+        """The next batch, and the cursor after it: a pure function of the tensors in `static`."""
+        *data, keys, cursor = static
+        positions = cursor * self.load.size + torch.arange(size, device=cursor.device)
+        if self.load.shuffle:
+            numbers = keys.unbind()
+            positions = order.permute(positions, self.n, list(zip(*[iter(numbers)] * 3, strict=True)))
+        batch = {name: t.index_select(0, positions) for name, t in zip(self.tensors, data, strict=True)}
+        return batch, [cursor + 1]
+
+
 def first(load: Load, samples: int) -> Batch:
     """A small batch to look at: the first `samples` of the data set, or what an iterable yields first."""
-    if isinstance(load.data, Source):
-        return load.data[torch.arange(min(samples, len(load.data)))]
+    if load.known:
+        batch: Batch = load.data[torch.arange(min(samples, len(load.data)))]
+        return batch
     return next(iter(load.epoch(0, 0)))

@@ -8,7 +8,7 @@ position and its mirror image `key - position` are exchanged or not, by a hash o
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,28 +24,36 @@ BLOCK = 1 << 15
 """Positions evaluated at once on the host: the whole memory that an epoch's order takes, whatever N is."""
 
 
-def permute(position: Any, n: int, seed: Any, epoch: Any) -> Any:
-    """Where `position` goes in the shuffle of `epoch`: integers in [0, n) to integers in [0, n), each hit once.
-
-    `position` is an int64 array or tensor of any shape, and so is the result: there is only arithmetic in here.
-    `seed` and `epoch` are ints or 0-d int64 tensors (or arrays, to broadcast).
-
-    >>> permute(np.arange(5), 5, seed=0, epoch=0).tolist()
-    [3, 2, 4, 0, 1]
-    """
-    maximum: Any = torch.maximum if isinstance(position, Tensor) else np.maximum
+def keys(n: int, seed: int, epoch: int) -> list[tuple[int, int, int]]:
+    """What an epoch's shuffle of n samples needs to know: three numbers below 2**63 for each round."""
+    numbers = []
     for r in range(ROUNDS):
         k = key(seed, epoch, r)
         # A key has 32 bits, which reach every mirror of a small n only.
         wide = k if n <= 2**32 else (k << 30) ^ key(seed, epoch, r, 1)
-        mirror = wide % n - position
+        numbers.append((wide % n, k, mix(k) >> 1 | 1))
+    return numbers
+
+
+def permute(position: Any, n: int, keys: Sequence[Any]) -> Any:
+    """Where `position` goes in a shuffle: integers in [0, n) to integers in [0, n), each hit once.
+
+    `position` is an int64 array or tensor of any shape, and so is the result: there is only arithmetic in here.
+    `keys` are those of the epoch; to a tensor of positions, they may be rows of 0-d int64 tensors.
+
+    >>> permute(np.arange(5), 5, keys(5, seed=0, epoch=0)).tolist()
+    [3, 2, 4, 0, 1]
+    """
+    maximum: Any = torch.maximum if isinstance(position, Tensor) else np.maximum
+    for turn, k, multiplier in keys:
+        mirror = turn - position
         mirror = mirror + ((mirror >> 63) & n)
         pair = maximum(position, mirror)
         if n > 2**32:
             pair = (pair ^ (pair >> 32)) & 0xFFFFFFFF
         # Bit 31 of a * pair + k is a universal hash (Dietzfelbinger et al., 1997) and cheaper than a strong one; the
         # rounds make up for it. It becomes -1, which keeps the move, or 0, which cancels it.
-        swap = -((pair * (mix(k) >> 1 | 1) + k >> 31) & 1)
+        swap = -((pair * multiplier + k >> 31) & 1)
         position = position + (mirror - position & swap)
     return position
 
@@ -59,9 +67,10 @@ def batches(n: int, size: int, seed: int, epoch: int, *, shuffle: bool = True, d
     """
     end = n - n % size if drop_last else n
     block = max(BLOCK // size, 1) * size
+    rounds = keys(n, seed, epoch) if shuffle else ()
     for first in range(start * size, end, block):
         positions = np.arange(first, min(first + block, end))
-        indices = torch.from_numpy(permute(positions, n, seed, epoch) if shuffle else positions)
+        indices = torch.from_numpy(permute(positions, n, rounds))
         yield from torch.split(indices, size)
 
 

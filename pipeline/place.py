@@ -34,6 +34,13 @@ class Place(Stage):
     def batch(self, batch: Batch) -> Batch:
         return {name: self._move(t) if isinstance(t, Tensor) else t for name, t in batch.items()}
 
+    def fits(self, tensors: Iterable[Tensor]) -> bool:
+        """Whether tensors may all be on the device at once: on a GPU, in half of the memory that is free."""
+        if self.device.type == "cpu":
+            return True
+        free, _ = torch.cuda.mem_get_info(self.device)
+        return 2 * sum(t.nbytes for t in tensors if t.device != self.device) <= free
+
     def ahead(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         """The batches on the device, each sent while the step before it runs."""
         if self.device.type == "cpu":

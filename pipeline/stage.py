@@ -16,8 +16,9 @@ what it remembered as `memory`, and returns the new memory after what it writes.
 from __future__ import annotations
 
 import inspect
+import operator
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, SupportsIndex
 
 from attrs import evolve, field, frozen
 
@@ -28,6 +29,11 @@ Tree = Any  # a pytree of tensors: nested dicts, tuples and lists with tensors a
 Number = int | float | Schedule
 
 GIVEN = ("step", "seed", "training")
+
+
+def is_count(value: object) -> bool:
+    """Whether something is a positive whole number."""
+    return isinstance(value, SupportsIndex) and not isinstance(value, bool) and operator.index(value) > 0
 
 
 def _is_number(value: object) -> bool:

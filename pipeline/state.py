@@ -44,9 +44,9 @@ class State:
             )
         return self._tree
 
-    def spend(self) -> State:
-        """The same tensors as a new State, while this one raises from now on: what donation leaves behind."""
-        successor = State(self.tree)
+    def spend(self, tree: dict[str, Tree] | None = None) -> State:
+        """The same storage (as `tree`, where that is given) as a new State, while this one raises from now on."""
+        successor = State(self.tree if tree is None else tree)
         self._spent[0] = True
         return successor
 

@@ -14,6 +14,7 @@ from attrs import evolve
 from torch import Tensor
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.fx.traceback import annotate, preserve_node_meta
 
 from pipeline.compose import Pipeline
@@ -24,7 +25,7 @@ _VALUE_ERRORS = (
     torch._subclasses.fake_tensor.DataDependentOutputException,
     torch._subclasses.fake_tensor.DynamicOutputShapeException,
     torch._subclasses.fake_tensor.UnsupportedOperatorException,
-    torch.fx.experimental.symbolic_shapes.GuardOnDataDependentSymNode,
+    GuardOnDataDependentSymNode,
 )
 
 

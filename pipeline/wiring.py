@@ -44,9 +44,13 @@ def check_names(stages: Sequence[Stage]) -> None:
 
 
 def check_wiring(stages: Sequence[Stage], source: Load | None, host: Sequence[Stage], graph: Sequence[Stage]) -> None:
-    if source is not None and stages[0] is not source:
+    first = next((s for s in stages if not isinstance(s, Place)), None)
+    if source is not None and first is not None and first is not source:
+        raise WiringError(f"stage {first.name!r} stands before {source.name!r}, where batches begin; put that first")
+    if source is not None and stages[0] is not source and not source.in_memory:
         raise WiringError(
-            f"stage {stages[0].name!r} stands before {source.name!r}, where batches begin; put that first"
+            f"stage {source.name!r} stands after place, so its data set is placed as a whole, and must be tensors in memory; "
+            "put it before place"
         )
     known = source.writes if source is not None and source.known else None
     available: set[str] = {*GIVEN, *(known or ()), *(k for s in stages for k in s.keeps)}

@@ -6,8 +6,7 @@ import warnings
 import pytest
 import torch
 
-import pipeline.compiled
-from pipeline import Pipeline, backward, fit, forward, loss, models, stage, testing, update
+from pipeline import Pipeline, backward, fit, forward, loss, lower, models, stage, testing, update
 from pipeline.errors import CaptureError, ConfigError, StageError, StateError
 from tests import pipes
 
@@ -112,7 +111,7 @@ def test_a_model_that_cannot_be_captured_names_the_reason(model, reason):
     with pytest.raises(CaptureError, match=reason):
         pipe.compile()(pipe.init(0), BATCH)
     compiled = pipe.compile(fallback="eager")
-    with pytest.warns(UserWarning, match="runs uncompiled"):
+    with pytest.warns(UserWarning, match="run uncompiled"):
         state, _ = compiled(pipe.init(0), BATCH)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -121,17 +120,18 @@ def test_a_model_that_cannot_be_captured_names_the_reason(model, reason):
     assert reason.split(" ")[-1] in str(compiled.report)
 
 
-def test_without_a_compiler_the_fallback_runs(monkeypatch):
+def test_without_a_compiler_the_fallback_runs(monkeypatch, tmp_path):
     """No C++ compiler is an error that says so, or a warning."""
 
     def no_compiler(*args, **options):
         raise RuntimeError("no C++ compiler was found")
 
-    monkeypatch.setattr(pipeline.compiled, "compile_fx", no_compiler)
+    monkeypatch.setenv("PIPE_CACHE", str(tmp_path))
+    monkeypatch.setattr(lower, "compile_fx", no_compiler)
     pipe = small()
     with pytest.raises(CaptureError, match=r"can't be compiled here: .*C\+\+ compiler"):
         pipe.compile()(pipe.init(0), BATCH)
-    with pytest.warns(UserWarning, match="runs uncompiled"):
+    with pytest.warns(UserWarning, match="run uncompiled"):
         reports = list(fit(pipes.digits(update.sgd(0.1)), epochs=1, validate=pipes.TEST, fallback="eager"))
     assert reports[-1].validate["accuracy"] > 0.2
 

@@ -15,7 +15,7 @@ epochs = st.integers(0, 2**40)
 
 
 def shuffled(n: int, seed: int, epoch: int) -> np.ndarray:
-    return order.permute(np.arange(n), n, seed, epoch)
+    return order.permute(np.arange(n), n, order.keys(n, seed, epoch))
 
 
 @given(samples, batch_sizes, seeds, epochs, st.booleans())
@@ -46,9 +46,10 @@ def test_start_gives_the_tail(n, size, seed, epoch, start):
 def test_ints_arrays_and_tensors_agree(n, seed, epoch, positions):
     """`permute` gives the same integers for ints, NumPy arrays and tensors, and for keys that are tensors."""
     positions = [p % n for p in positions]
-    expected = [order.permute(p, n, seed, epoch) for p in positions]
-    assert order.permute(np.array(positions), n, seed, epoch).tolist() == expected
-    assert order.permute(torch.tensor(positions), n, torch.tensor(seed), torch.tensor(epoch)).tolist() == expected
+    keys = order.keys(n, seed, epoch)
+    expected = [order.permute(p, n, keys) for p in positions]
+    assert order.permute(np.array(positions), n, keys).tolist() == expected
+    assert order.permute(torch.tensor(positions), n, torch.tensor(keys)).tolist() == expected
     assert all(0 <= p < n for p in expected)
 
 
@@ -63,7 +64,7 @@ def test_seeds_and_epochs_have_orders_of_their_own(n, seed, other, epoch, later)
 def test_every_permutation_is_equally_likely():
     """Over many keys the 24 orders of four samples come equally often, by a chi-square test at 1e-6."""
     keys = torch.arange(12_000)
-    orders = torch.stack([order.permute(torch.full_like(keys, p), 4, 0, keys) for p in range(4)], 1)
+    orders = torch.stack([order.permute(torch.full_like(keys, p), 4, order.keys(4, 0, keys)) for p in range(4)], 1)
     found, counts = orders.unique(dim=0, return_counts=True)
     expected = len(keys) / 24
     assert sorted(map(tuple, found.tolist())) == sorted(permutations(range(4)))
@@ -75,7 +76,7 @@ def test_each_position_goes_everywhere_equally_often(n):
     """Over many keys each of some positions spreads evenly over all places, by the chi-square's mean and spread."""
     keys = torch.arange(20 * n)
     for position in (0, 1, n // 2, n - 1):
-        counts = order.permute(torch.full_like(keys, position), n, keys, 3).bincount(minlength=n)
+        counts = order.permute(torch.full_like(keys, position), n, order.keys(n, keys, 3)).bincount(minlength=n)
         chi = ((counts - 20) ** 2 / 20).sum().item()
         assert abs(chi - (n - 1)) < 6 * math.sqrt(2 * (n - 1))
 
@@ -96,7 +97,7 @@ def test_a_huge_data_set_is_spread_too(n):
     """The first samples of any data set, however large, come from all over it, by the median chi-square of some seeds."""
     chis = []
     for seed in range(9):
-        places = order.permute(np.arange(10_000), n, seed, 0)
+        places = order.permute(np.arange(10_000), n, order.keys(n, seed, 0))
         counts = np.bincount(places // (n // 10 + 1), minlength=10)
         chis.append(((counts - 1000) ** 2 / 1000).sum())
         assert len(set(places.tolist())) == 10_000
@@ -105,7 +106,7 @@ def test_a_huge_data_set_is_spread_too(n):
 
 def test_samples_2_to_the_32_apart_part():
     """Samples that are a multiple of 2**32 apart, where a hash of 32 bits can't tell them apart, are so no more."""
-    places = order.permute(np.arange(10_000) << 32, 2**61, 0, 0)
+    places = order.permute(np.arange(10_000) << 32, 2**61, order.keys(2**61, 0, 0))
     assert len(set((places % 2**32).tolist())) > 9_000  # they are what 16 yes-or-no decisions leave
 
 
