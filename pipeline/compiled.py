@@ -296,8 +296,7 @@ class Compiled:
         tree = state.tree  # raises where the State was donated, before anything is written
         if state is self._current:
             return
-        leaves, spec = pytree.tree_flatten(tree)
-        signature = tuple((t.shape, t.stride(), t.dtype, t.device) for t in leaves)
+        leaves = self._leaves_of(state)
         if not self.donate:
             leaves = [t.clone() for t in leaves]
         elif _share_storage(leaves):
@@ -307,18 +306,10 @@ class Compiled:
             )
         if any(not t.is_contiguous() and t.clone().stride() != t.stride() for t in leaves):
             raise StateError("a tensor of the State has gaps in its storage; make the State with state.clone() first")
-        if self._spec is None:
-            self.pipe.check_state(state)
-            self._spec, self._signature = spec, signature
-        elif spec != self._spec or signature != self._signature:
-            self.pipe.check_state(state)
-            raise StateError(
-                "the State has other shapes, dtypes or devices than the one this step was compiled for; compile anew"
-            )
         places = dict(zip(map(id, self._leaves), self._leaves, strict=True))
         if not any(id(t) in places for t in leaves):
             self._leaves = tuple(leaves)
-            self._tree = pytree.tree_unflatten(leaves, spec)
+            self._tree = pytree.tree_unflatten(leaves, self._spec)
             self._bound.clear()
             self._done = self._seed = None
         else:  # a State made from the last one, as with another lr: what is new in it moves to where the programs look
@@ -330,6 +321,20 @@ class Compiled:
                 self._done = None
             self._seed = None
         self._current = state
+
+    def _leaves_of(self, state: State) -> list[Tensor]:
+        """The tensors of a State, which must be like the first one seen."""
+        leaves, spec = pytree.tree_flatten(state.tree)
+        signature = tuple((t.shape, t.stride(), t.dtype, t.device) for t in leaves)
+        if self._spec is None:
+            self.pipe.check_state(state)
+            self._spec, self._signature = spec, signature
+        elif spec != self._spec or signature != self._signature:
+            self.pipe.check_state(state)
+            raise StateError(
+                "the State has other shapes, dtypes or devices than the one this step was compiled for; compile anew"
+            )
+        return leaves
 
     def _give(self, steps: int) -> State:
         """The State after so many steps; the one taken is spent."""
@@ -373,10 +378,7 @@ class Compiled:
             self._sums = tuple(sums)
         for t in self._sums:
             t.zero_()
-        leaves, spec = pytree.tree_flatten(state.tree)
-        if self._spec is None:
-            self._spec = spec
-        return (*[t.contiguous() for t in leaves], *self._sums)
+        return (*[t.contiguous() for t in self._leaves_of(state)], *self._sums)
 
     # -- programs
 
