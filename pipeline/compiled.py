@@ -304,20 +304,17 @@ class Compiled:
                 "two tensors of the State share their storage, so it can't be donated; make the State with state.clone() "
                 "first"
             )
-        if any(not t.is_contiguous() and t.clone().stride() != t.stride() for t in leaves):
-            raise StateError("a tensor of the State has gaps in its storage; make the State with state.clone() first")
-        places = dict(zip(map(id, self._leaves), self._leaves, strict=True))
-        if not any(id(t) in places for t in leaves):
+        places = {t.data_ptr() for t in self._leaves}
+        new = [(there, t) for there, t in zip(self._leaves, leaves, strict=False) if t is not there]
+        if len(new) == len(self._leaves) or any(t.data_ptr() in places for _, t in new):
             self._leaves = tuple(leaves)
             self._tree = pytree.tree_unflatten(leaves, self._spec)
             self._bound.clear()
             self._done = self._seed = None
         else:  # a State made from the last one, as with another lr: what is new in it moves to where the programs look
-            step = self._tree["step"]
-            for old, new in zip(self._leaves, leaves, strict=True):
-                if new is not old:
-                    old.copy_(new)
-            if tree["step"] is not step:
+            for there, t in new:
+                there.copy_(t)
+            if tree["step"] is not self._tree["step"]:
                 self._done = None
             self._seed = None
         self._current = state
@@ -325,6 +322,8 @@ class Compiled:
     def _leaves_of(self, state: State) -> list[Tensor]:
         """The tensors of a State, which must be like the first one seen."""
         leaves, spec = pytree.tree_flatten(state.tree)
+        if any(not t.is_contiguous() and t.clone().stride() != t.stride() for t in leaves):
+            raise StateError("a tensor of the State has gaps in its storage; make the State with state.clone() first")
         signature = tuple((t.shape, t.stride(), t.dtype, t.device) for t in leaves)
         if self._spec is None:
             self.pipe.check_state(state)
