@@ -224,6 +224,14 @@ class Compiled:
             return self.pipe.evaluate(state, data)
         return evaluate.read(self.pipe.finish(pytree.tree_unflatten(list(self._sums), self._sums_spec)))
 
+    def restart_metrics(self, state: State) -> State:
+        """`Pipeline.restart_metrics`, in place."""
+        self._take(state)
+        for s in self.pipe.metrics:
+            for t in pytree.tree_leaves(self._tree["memory"][s.name]):
+                t.zero_()
+        return self._give(0)
+
     def prepare(self, state: State, validate: Any = None) -> CompileReport:
         """Compile now what a run will need, where its data tell their shapes: full and last batches, and validation."""
         self._take(state)

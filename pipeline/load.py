@@ -174,7 +174,7 @@ class Placed:
     def seek(self, seed: int, epoch: int, start: int) -> None:
         """Make batch `start` of an epoch the next one."""
         if self.load.shuffle and self._at[0] != (seed, epoch):
-            self.keys.copy_(torch.tensor(order.keys(self.n, seed, epoch)).flatten())
+            self.keys.copy_(torch.from_numpy(order.keys(self.n, seed, epoch)).flatten())
             self._at[0] = (seed, epoch)
         self.cursor.fill_(start)
 

@@ -76,7 +76,7 @@ def _epochs(
     seed = int(state["seed"])
     batches = pipe.load.batches
     for epoch in range(1, epochs + 1):
-        state = pipe.restart_metrics(state)
+        state = program.restart_metrics(state)
         seconds, samples, k, compiling = 0.0, 0, 0, _compile_seconds(program)
         start = time.perf_counter()
         for after, k, samples in steps(program, state, seed, epoch - 1, per_call):

@@ -23,7 +23,7 @@ from torch._inductor.cpu_vec_isa import pick_vec_isa
 from torch.fx import GraphModule
 
 from pipeline.errors import CaptureError
-from pipeline.native import LOOP, Output
+from pipeline.native import LOOP, PRODUCTS, Output
 from pipeline.stage import first_line
 
 _CPU: dict[str, Any] = {
@@ -33,6 +33,8 @@ _CPU: dict[str, Any] = {
 }
 _CHECKED = {"size_asserts": False, "alignment_asserts": False}
 """Shapes are checked by whoever calls."""
+
+_HEADER = "#include <torch/csrc/inductor/cpp_wrapper/cpu.h>\n"
 
 _COSTLY = tuple(getattr(torch.ops.aten, name) for name in ("pow", "exp", "log", "cos"))
 
@@ -56,6 +58,7 @@ def source(graph: GraphModule, args: Sequence[Tensor]) -> str:
     with mock.patch.object(CppWrapperCodeCache, "load_pybinding", keep):
         _inductor(graph, args, _CPU | {"fx_graph_cache": False})
     [text] = written
+    text = text.replace(_HEADER, _HEADER + PRODUCTS, 1)
     # The loop is called without the interpreter's lock, so a step has none to release.
     return re.sub(r"py::gil_scoped_release\w* \w+;", "", text) + LOOP
 

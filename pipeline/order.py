@@ -24,15 +24,12 @@ BLOCK = 1 << 15
 """Positions evaluated at once on the host: the whole memory that an epoch's order takes, whatever N is."""
 
 
-def keys(n: int, seed: int, epoch: int) -> list[tuple[int, int, int]]:
-    """What an epoch's shuffle of n samples needs to know: three numbers below 2**63 for each round."""
-    numbers = []
-    for r in range(ROUNDS):
-        k = key(seed, epoch, r)
-        # A key has 32 bits, which reach every mirror of a small n only.
-        wide = k if n <= 2**32 else (k << 30) ^ key(seed, epoch, r, 1)
-        numbers.append((wide % n, k, mix(k) >> 1 | 1))
-    return numbers
+def keys(n: int, seed: int, epoch: int) -> Any:
+    """What an epoch's shuffle of n samples needs to know: three numbers for each round, int64 of shape (ROUNDS, 3)."""
+    k = key(seed, epoch, np.arange(ROUNDS))
+    # A key has 32 bits, which reach every mirror of a small n only.
+    wide = k if n <= 2**32 else (k << 30) ^ key(seed, epoch, np.arange(ROUNDS), 1)
+    return np.stack([wide % n, k, mix(k) >> 1 | 1], -1)
 
 
 def permute(position: Any, n: int, keys: Sequence[Any]) -> Any:
