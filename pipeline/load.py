@@ -6,6 +6,7 @@ import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from attrs import field, frozen
 from torch import Tensor
@@ -15,6 +16,10 @@ from pipeline.errors import ConfigError, DataError
 from pipeline.sources import Source, Tensors, source
 from pipeline.stage import Stage, is_count
 from pipeline.state import Batch
+
+
+AHEAD = 64
+"""Epochs whose keys are worked out together."""
 
 
 def _nothing() -> None:
@@ -147,6 +152,8 @@ class Placed:
     cursor: Tensor
     """The next batch of the epoch: int64, (1,)."""
     n: int
+    _ahead: dict[tuple[int, int], Tensor] = field(factory=dict)
+    """The keys of some epochs, by seed and epoch: worked out many at a time."""
     _at: list[tuple[int, int] | None] = field(factory=lambda: [None])
 
     @classmethod
@@ -174,7 +181,11 @@ class Placed:
     def seek(self, seed: int, epoch: int, start: int) -> None:
         """Make batch `start` of an epoch the next one."""
         if self.load.shuffle and self._at[0] != (seed, epoch):
-            self.keys.copy_(torch.from_numpy(order.keys(self.n, seed, epoch)).flatten())
+            if (seed, epoch) not in self._ahead:
+                self._ahead.clear()
+                numbers = torch.from_numpy(order.keys(self.n, seed, np.arange(epoch, epoch + AHEAD))).flatten(1)
+                self._ahead.update({(seed, epoch + i): row for i, row in enumerate(numbers.unbind())})
+            self.keys.copy_(self._ahead[seed, epoch])
             self._at[0] = (seed, epoch)
         self.cursor.fill_(start)
 

@@ -23,7 +23,7 @@ from torch._inductor.cpu_vec_isa import pick_vec_isa
 from torch.fx import GraphModule
 
 from pipeline.errors import CaptureError
-from pipeline.native import LOOP, PRODUCTS, Output
+from pipeline.native import LOOP, SHORTCUTS, Output
 from pipeline.stage import first_line
 
 _CPU: dict[str, Any] = {
@@ -35,6 +35,8 @@ _CHECKED = {"size_asserts": False, "alignment_asserts": False}
 """Shapes are checked by whoever calls."""
 
 _HEADER = "#include <torch/csrc/inductor/cpp_wrapper/cpu.h>\n"
+
+_KERNEL = re.compile(r'^extern "C" [^;{]*{$.*?^}$', re.MULTILINE | re.DOTALL)
 
 _COSTLY = tuple(getattr(torch.ops.aten, name) for name in ("pow", "exp", "log", "cos"))
 
@@ -58,7 +60,7 @@ def source(graph: GraphModule, args: Sequence[Tensor]) -> str:
     with mock.patch.object(CppWrapperCodeCache, "load_pybinding", keep):
         _inductor(graph, args, _CPU | {"fx_graph_cache": False})
     [text] = written
-    text = text.replace(_HEADER, _HEADER + PRODUCTS, 1)
+    text = _KERNEL.sub(lambda k: _serial(k.group()), text.replace(_HEADER, _HEADER + SHORTCUTS, 1))
     # The loop is called without the interpreter's lock, so a step has none to release.
     return re.sub(r"py::gil_scoped_release\w* \w+;", "", text) + LOOP
 
@@ -100,6 +102,14 @@ def _inductor(graph: GraphModule, args: Sequence[Tensor], options: dict[str, Any
     except Exception as e:
         reason = getattr(e, "inner_exception", None) or e.__cause__ or e
         raise CaptureError(f"the step can't be compiled here: {first_line(reason)}") from e
+
+
+def _serial(kernel: str) -> str:
+    """A kernel that adds from many threads into one place, as an embedding's gradient does, on one thread.
+
+    Else the order of the additions, and so the last bits, would be another in each run.
+    """
+    return re.sub(r"^ *#pragma omp .*$", "", kernel, flags=re.MULTILINE) if "atomic_add" in kernel else kernel
 
 
 def _scalars_once(graph: GraphModule) -> None:

@@ -49,7 +49,7 @@ extern "C" __attribute__((visibility("default"))) int pipeline_run(
 }
 """
 
-PRODUCTS = r"""
+SHORTCUTS = r"""
 // Small float32 products go to BLAS at once: through torch's dispatcher they take a microsecond more each.
 extern "C" __attribute__((weak)) void sgemm_(
     const char*, const char*, const int*, const int*, const int*, const float*, const float*, const int*,

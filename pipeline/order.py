@@ -24,11 +24,15 @@ BLOCK = 1 << 15
 """Positions evaluated at once on the host: the whole memory that an epoch's order takes, whatever N is."""
 
 
-def keys(n: int, seed: int, epoch: int) -> Any:
-    """What an epoch's shuffle of n samples needs to know: three numbers for each round, int64 of shape (ROUNDS, 3)."""
-    k = key(seed, epoch, np.arange(ROUNDS))
+def keys(n: int, seed: Any, epoch: Any) -> Any:
+    """What a shuffle of n samples needs to know: three numbers for each round, int64 of shape (ROUNDS, 3).
+
+    An array of epochs, (E,), gives the keys of each: (E, ROUNDS, 3).
+    """
+    epoch, rounds = np.asarray(epoch)[..., None], np.arange(ROUNDS)
+    k = key(seed, epoch, rounds)
     # A key has 32 bits, which reach every mirror of a small n only.
-    wide = k if n <= 2**32 else (k << 30) ^ key(seed, epoch, np.arange(ROUNDS), 1)
+    wide = k if n <= 2**32 else (k << 30) ^ key(seed, epoch, rounds, 1)
     return np.stack([wide % n, k, mix(k) >> 1 | 1], -1)
 
 
@@ -36,7 +40,7 @@ def permute(position: Any, n: int, keys: Sequence[Any]) -> Any:
     """Where `position` goes in a shuffle: integers in [0, n) to integers in [0, n), each hit once.
 
     `position` is an int64 array or tensor of any shape, and so is the result: there is only arithmetic in here.
-    `keys` are those of the epoch; to a tensor of positions, they may be rows of 0-d int64 tensors.
+    `keys` are those of the epoch; with a tensor of positions, each may be a tensor.
 
     >>> permute(np.arange(5), 5, keys(5, seed=0, epoch=0)).tolist()
     [3, 2, 4, 0, 1]
