@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
 from attrs import frozen
-from torch import Tensor
+from torch import Tensor, nn
 
 from cli.config import OPTIMIZERS, TrainConfig
 from pipeline import Pipeline, backward, evaluate, forward, load, loss, models, order, place, schedules, sources, update
@@ -14,6 +15,7 @@ from pipeline.errors import ConfigError, DataError
 from pipeline.schedules import Schedule
 from pipeline.sources import Tensors
 from pipeline.stage import Stage
+from pipeline.state import State
 
 
 @frozen(eq=False)
@@ -38,7 +40,7 @@ class Job:
 
 def job(config: TrainConfig) -> Job:
     """The pipeline of a run. Raises a PipeError for what does not fit together."""
-    device = place.on(config.device)
+    device = place.on(config.device, precision=config.precision)
     train, held_out = _data(config)
     build, words = _model(config, train, held_out)
     targets = train.tensors["targets"]
@@ -58,6 +60,34 @@ def job(config: TrainConfig) -> Job:
         _optimizer(config, config.epochs * order.count(len(train), config.batch_size)),
     )
     return Job(pipe, train, held_out, words, "r2" if targets.is_floating_point() else "accuracy")
+
+
+SMALL = 2e8
+"""Floating-point operations of a step below which threads cost more than they bring."""
+
+
+def threads(made: Job, state: State, wanted: int | None) -> int:
+    """How many threads of the CPU a run takes: what is wanted, or by the size of its step alone, so always the same."""
+    if wanted is not None:
+        return wanted
+    assert made.pipe.load is not None
+    operations = 0
+
+    def count(module: nn.Module, _: Any, output: Any) -> None:
+        nonlocal operations
+        for weight in module.parameters(recurse=False):
+            if weight.ndim > 1 and isinstance(
+                output, Tensor
+            ):  # each output channel is a product with a row of the weight
+                operations += 2 * weight.numel() * output.numel() // len(weight)
+
+    skeletons = [m.module.skeleton() for m in made.pipe.models]
+    hooks = [part.register_forward_hook(count) for skeleton in skeletons for part in skeleton.modules()]
+    made.pipe.check(state)  # on a few samples; a step is a forward of them all, and a backward of twice that
+    for hook in hooks:
+        hook.remove()
+    step = 3 * operations / min(2, len(made.train)) * made.pipe.load.size
+    return 1 if step < SMALL else max(torch.get_num_threads(), 1)
 
 
 def _data(config: TrainConfig) -> tuple[Tensors, Tensors]:

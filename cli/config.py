@@ -64,6 +64,11 @@ def _seed(_: Any, attribute: Attribute[Any], value: int) -> None:
         raise refusal(f"--seed {value} is out of range: it must be from 0 to 2**63 - 1")
 
 
+def _steps(_: Any, attribute: Attribute[Any], value: str) -> None:
+    if value not in ("auto", "epoch") and not (value.isdecimal() and int(value) > 0):
+        raise refusal(f"--steps-per-call {value!r} is neither a positive whole number, 'epoch' nor 'auto'")
+
+
 @frozen
 class TrainConfig:
     """What `pipe train` does. None means: chosen from the other settings."""
@@ -85,10 +90,17 @@ class TrainConfig:
     clip: float = _setting(1.0, "largest gradient norm; 0 for no clipping", _at_least(0))
     seed: int = _setting(0, "of the weights, the order and dropout", _seed)
     device: str = _setting("auto", "auto, cpu, cuda or cuda:N")
+    precision: str = _setting("fp32", "fp32, or bf16 for the products in the forward", _one_of(("fp32", "bf16")))
+    threads: int | None = _setting(None, "of the CPU  [default: 1 for small steps, else all cores]", _at_least(1))
+    steps_per_call: str = _setting(
+        "auto", "steps in one call of the compiled program: a number, epoch, or auto: about 0.1 s of them", _steps
+    )
     compile: bool = _setting(True, "run the step as one compiled graph")
     out: str | None = _setting(None, "folder of the run  [default: the next free runs/DATA-MODEL-N]")
 
     def __attrs_post_init__(self) -> None:
+        if not self.compile and self.steps_per_call not in ("auto", "1"):
+            raise refusal(f"--steps-per-call {self.steps_per_call} needs a compiled step; leave out --no-compile")
         if self.momentum is not None and self.optimizer != "sgd":
             raise refusal(f"--momentum belongs to --optimizer sgd, not to {self.optimizer}; leave it out")
         if not self.hidden and self.model != "mlp":

@@ -13,7 +13,7 @@ from attrs import fields
 
 from cli import config
 
-TYPES: dict[str, Any] = {"epochs": int, "batch_size": int, "seed": int, "compile": bool}
+TYPES: dict[str, Any] = {"epochs": int, "threads": int, "batch_size": int, "seed": int, "compile": bool}
 
 
 def settings(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -59,6 +59,32 @@ def show(file: str | None, **given: Any) -> None:
     from cli import show as command
 
     command.run(_config(file, given))
+
+
+@cli.command()
+@click.argument("file", required=False, metavar="[CONFIG.toml]")
+@settings
+@click.option("--seconds", type=float, metavar="X", default=2.0, help="how long each way is measured  [default: 2]")
+@click.option("--json", "out_json", metavar="FILE", help="write the figures, each round's too, to a file")
+def bench(file: str | None, seconds: float, out_json: str | None, **given: Any) -> None:
+    """Measure how fast `pipe train` with the same options would step on this machine. Trains nothing.
+
+    Each way to step is timed in turns: eagerly, compiled with one step a call, and fused, many steps a call. The floor is
+    a step's matrix products (and convolutions and attention) by themselves: called from Python one by one, as one eager
+    step has them, without bias, activations, loss, update or batch. Small ones can be quicker inside a fused step.
+    """
+    from cli import bench as command
+
+    command.run(_config(file, given), seconds=seconds, file=out_json)
+
+
+@cli.command()
+@click.argument("action", default="list", metavar="[list|verify|clear]")
+def cache(action: str) -> None:
+    """List the compiled programs kept on disk, check that they are whole, or remove them all."""
+    from cli import cache as command
+
+    command.run(action)
 
 
 def _config(file: str | None, given: dict[str, Any]) -> config.TrainConfig:

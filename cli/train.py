@@ -7,6 +7,7 @@ import math
 import platform
 import signal
 import sys
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -18,10 +19,9 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
-from safetensors.torch import save_file
 
 from cli import config as settings
-from cli.build import Job, job, parameters
+from cli.build import Job, job, parameters, threads
 from cli.config import TrainConfig
 from pipeline import Report, State, evaluate, fit
 from pipeline.compiled import Compiled
@@ -33,7 +33,7 @@ def run(config: TrainConfig, *, quiet: bool = False, verbose: bool = False) -> N
     """Train, printing a line an epoch. What was learned is saved also where the run is interrupted."""
     made = job(config)
     state = made.pipe.init(config.seed)
-    made.pipe.check(state)
+    torch.set_num_threads(threads(made, state, config.threads))
     made.pipe.check(state, made.held_out)
     folder = _folder(config)
     say = Plain(quiet=quiet, highlight=False, soft_wrap=True, markup=False)
@@ -41,19 +41,24 @@ def run(config: TrainConfig, *, quiet: bool = False, verbose: bool = False) -> N
 
     say.print(f"data    {config.data}: {made.data}")
     say.print(f"model   {made.model}: {parameters(state.params):,} parameters")
-    say.print(f"device  {made.pipe.place.device}, {torch.get_num_threads()} threads")
+    say.print(
+        f"device  {made.pipe.place.device}, {_threads()}{'' if config.precision == 'fp32' else ', ' + config.precision}"
+    )
     if verbose:
         say.print(f"\n{made.pipe}\n")
     settings.write(folder / "config.toml", config, _resolved(made, state))
     program = _compile(made, state, say, verbose) if config.compile else False
 
+    fixed = {"auto": None, "epoch": "epoch"}
+    per_call: Any = fixed[config.steps_per_call] if config.steps_per_call in fixed else int(config.steps_per_call)
     best: Report | None = None
     signals: list[int] = []
     try:
         with (folder / "metrics.jsonl").open("w", encoding="utf-8") as log, _live(say) as show, _interrupts(signals):
             for report in fit(
-                made.pipe, epochs=config.epochs, validate=made.held_out, state=state, compile=program, interval=0.1
-            ):
+                made.pipe, epochs=config.epochs, validate=made.held_out, state=state, compile=program, interval=0.1,
+                steps_per_call=per_call,
+            ):  # fmt: skip
                 state = report.state
                 show(report)
                 if report.complete:
@@ -66,6 +71,8 @@ def run(config: TrainConfig, *, quiet: bool = False, verbose: bool = False) -> N
                     break
     finally:
         # Also where the output's reader has gone.
+        from safetensors.torch import save_file  # not before the first step
+
         weights = made.pipe.models[0].state_dict(state.tree)
         save_file({k: t.clone(memory_format=torch.contiguous_format) for k, t in weights.items()}, folder / WEIGHTS)
     if verbose and "accuracy" in report.validate:
@@ -98,6 +105,11 @@ def _classes(made: Job, state: State) -> str:
     return "\n".join(["   class  precision  recall      F1", *lines])
 
 
+def _threads() -> str:
+    count = torch.get_num_threads()
+    return f"{count} thread{'s' if count > 1 else ''}"
+
+
 WEIGHTS = "model.safetensors"
 
 
@@ -105,13 +117,17 @@ def _compile(made: Job, state: State, say: Console, verbose: bool) -> Compiled:
     """The compiled step with all its graphs, or one that runs eagerly and said why."""
     program = made.pipe.compile(fallback="eager")
     say.print("compiling the step and the evaluation")
+    start = time.perf_counter()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the fallback's warning is printed below
         report = program.prepare(state, made.held_out)
+    seconds = time.perf_counter() - start
     if report.fallback:
         say.print(f"runs uncompiled: {report.fallback}")
     else:
-        say.print(f"compiled {len(report.graphs)} graphs in {report.seconds:.1f} s")
+        loaded = sum(g.loaded for g in report.graphs)
+        kept = f", {loaded} from the cache" if loaded else ""
+        say.print(f"compiled {len(report.graphs)} graphs in {seconds:.1f} s{kept}")
     if verbose:
         say.print(f"{report}\n")
     return program

@@ -135,7 +135,7 @@ class Pipeline:
             if s is not None and not isinstance(s, Gradients):
                 pending.append(s)
                 continue
-            run = forward if s is None else through_backward(s, tuple(batch))
+            run = forward if s is None else through_backward(s, tuple(batch), self.place.autocast)
             written, remembered, added = run(pending, values, hyper, memory)
             values.update(written)
             memory.update(remembered)
@@ -148,7 +148,7 @@ class Pipeline:
     def measure(self, tree: dict[str, Tree], sums: dict[str, Tree], batch: Batch) -> dict[str, Tree]:
         """The evaluation program: `sums` with those of one more batch added."""
         values = {**self._kept(tree), "training": False, **batch}
-        with torch.no_grad():
+        with torch.no_grad(), self.place.autocast():
             _, _, added = forward(self.measured, values, self.hyper(tree), tree["memory"])
             return {name: tree_map(torch.add, sums[name], s) for name, s in added.items()}
 
@@ -220,7 +220,7 @@ class Pipeline:
         values = {**self._kept(state.tree), "training": False, **batch}
         whole = source.data.tensors if hasattr(source.data, "tensors") and not self.host else {}
         hyper = self.hyper(state.tree)
-        with torch.no_grad():
+        with torch.no_grad(), self.place.autocast():
             for s in self.measured:
                 if s.check is not None:
                     s.check(**{p: {**values, **whole}[v] for p, v in s.parameters})

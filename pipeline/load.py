@@ -17,7 +17,6 @@ from pipeline.sources import Source, Tensors, source
 from pipeline.stage import Stage, is_count
 from pipeline.state import Batch
 
-
 AHEAD = 64
 """Epochs whose keys are worked out together."""
 

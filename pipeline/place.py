@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from pipeline.stage import Stage, Tree
 from pipeline.state import Batch, tree_map
 
 KNOWN = ("auto", "cpu", "cuda")
+PRECISIONS = ("fp32", "bf16")
 
 
 def _nothing() -> None:
@@ -26,6 +28,14 @@ class Place(Stage):
 
     function: Callable[..., Any] = field(default=_nothing, repr=False)
     device: torch.device = field(factory=lambda: torch.device("cpu"))
+    precision: str = "fp32"
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Within it, what gains from bfloat16 computes in it: products and convolutions, on float32 weights."""
+        if self.precision == "fp32":
+            return nullcontext()
+        # Its cache of cast weights goes by object, and would outlive the functions that the weights pass through.
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, cache_enabled=False)
 
     def tree(self, tree: Tree) -> Tree:
         """A pytree of tensors on the device."""
@@ -64,15 +74,20 @@ class Place(Stage):
         return tensor.to(self.device, non_blocking=self.device.type == "cuda")
 
 
-def on(device: str | torch.device = "auto") -> Place:
+def on(device: str | torch.device = "auto", *, precision: str = "fp32") -> Place:
     """Place State and batches on "auto" (a GPU if there is one), "cpu", "cuda", "cuda:1" or a torch.device.
+
+    - `precision`: "bf16" computes the stages up to a backward, and evaluation, under torch.autocast; weights, gradients and
+      updates stay float32.
 
     To a GPU, batches go pinned, non-blocking and one ahead. Raises DeviceError for a device that is not here.
 
     >>> on("cpu").device
     device(type='cpu')
     """
-    return Place("place.on", device=resolve(device))
+    if precision not in PRECISIONS:
+        raise DeviceError(f"unknown precision {precision!r}{did_you_mean(precision, PRECISIONS)}")
+    return Place("place.on", device=resolve(device), precision=precision)
 
 
 def resolve(device: str | torch.device) -> torch.device:

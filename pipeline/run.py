@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeAlias
 
 import torch
@@ -20,6 +21,9 @@ from pipeline.state import tree_map
 
 Written: TypeAlias = tuple[dict[str, Any], dict[str, Tree], dict[str, Tree]]
 """What stages wrote, the new memory of those that remember, and the sums of those that are metrics."""
+
+
+Autocast: TypeAlias = Callable[[], AbstractContextManager[Any]]
 
 
 def forward(
@@ -48,12 +52,13 @@ def _batch_size(values: Mapping[str, Any]) -> Tensor:
 
 
 def _differentiated(g: Gradients, stages: Sequence[Stage], values: Mapping[str, Any], hyper: Mapping[str, Any],
-                    memory: Mapping[str, Tree]) -> tuple[Tree, Written]:  # fmt: skip
+                    memory: Mapping[str, Tree], autocast: Autocast) -> tuple[Tree, Written]:  # fmt: skip
     """The gradients of what `stages` compute, and what they wrote."""
     rest: list[Any] = []
 
     def objective(params: Tree) -> tuple[Tensor, Tree]:
-        written, remembered, sums = forward([*stages, g], {**values, g.wrt: params}, hyper, memory)
+        with autocast():  # not around the backward, which computes in the forward's dtypes
+            written, remembered, sums = forward([*stages, g], {**values, g.wrt: params}, hyper, memory)
         if not isinstance(written[g.of], Tensor) or written[g.of].ndim > 0:
             [writer] = [s.name for s in stages if g.of in s.writes][-1:]
             raise StageError(writer, f"must return {g.of!r} as one number, a 0-d tensor, to be differentiated")
@@ -67,7 +72,7 @@ def _differentiated(g: Gradients, stages: Sequence[Stage], values: Mapping[str, 
     return grads, pytree.tree_unflatten([tensors.get(i, x) for i, x in enumerate(leaves)], spec)
 
 
-def through_backward(g: Gradients, names: Sequence[str]) -> Callable[..., Written]:
+def through_backward(g: Gradients, names: Sequence[str], autocast: Autocast = nullcontext) -> Callable[..., Written]:
     """`forward` through a backward, over the parts of the batch that it asks for."""
 
     def run(
@@ -76,7 +81,7 @@ def through_backward(g: Gradients, names: Sequence[str]) -> Callable[..., Writte
         size = min((values[n].shape[0] for n in names), default=1)
         count = max(min(g.accumulate, size), 1)
         if count == 1:
-            grads, (written, remembered, sums) = _differentiated(g, stages, values, hyper, memory)
+            grads, (written, remembered, sums) = _differentiated(g, stages, values, hyper, memory, autocast)
             return {**written, g.grads: grads}, remembered, sums
         parts = [values[n].tensor_split(count) for n in names]
         values, memory = dict(values), dict(memory)
@@ -87,7 +92,7 @@ def through_backward(g: Gradients, names: Sequence[str]) -> Callable[..., Writte
             values |= {n: part[i] for n, part in zip(names, parts, strict=True)}
             if i:
                 values["seed"] = random.key(values["seed"], i)  # other dropout for each part
-            grads, (written, remembered, sums) = _differentiated(g, stages, values, hyper, memory)
+            grads, (written, remembered, sums) = _differentiated(g, stages, values, hyper, memory, autocast)
             weight = sums[g.name]["weight"]
             weighted = tree_map(lambda x, w=weight: x * w, grads)
             total = weighted if total is None else tree_map(torch.add, total, weighted)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
 import torch
 
 from pipeline.sources.tensors import Tensors, split
@@ -13,11 +17,11 @@ def digits(held_out: float = 0.2, seed: int = 0) -> tuple[Tensors, Tensors]:
     Returns (training, held out), the same split for the same seed.
     Source: E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits, UCI (1998), the test part.
     """
-    from sklearn.datasets import load_digits
-
-    raw = load_digits()
-    images = torch.from_numpy(raw.images).float().unsqueeze(1) / 16.0
-    data = Tensors(
-        {"inputs": images, "targets": torch.from_numpy(raw.target).long()}, tuple(map(str, raw.target_names))
-    )
+    package = find_spec("sklearn")  # to import it would take longer than to train
+    assert package is not None
+    assert package.submodule_search_locations is not None
+    [folder] = package.submodule_search_locations
+    raw = np.loadtxt(Path(folder) / "datasets" / "data" / "digits.csv.gz", delimiter=",", dtype=np.float32)
+    images = torch.from_numpy(raw[:, :64].reshape(-1, 1, 8, 8) / 16.0)
+    data = Tensors({"inputs": images, "targets": torch.from_numpy(raw[:, 64]).long()}, tuple("0123456789"))
     return split(data, held_out, seed)

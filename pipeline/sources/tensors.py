@@ -118,17 +118,18 @@ def split(data: Tensors, held_out: float = 0.2, seed: int = 0) -> tuple[Tensors,
     >>> len(train), len(test), test.tensors["targets"].sum().item()
     (8, 2, 1)
     """
-    from sklearn.model_selection import train_test_split  # slow to import, and only needed here
-
     targets = data.tensors.get("targets")
     n, held = len(data), math.ceil(held_out * len(data))
     if not 0 < held < n:
         raise DataError(f"{n} samples can't be split into two parts with {held_out:.0%} held out; give more samples")
-    stratify = None
+    # By classes, where they have a share in both parts, and shuffled in each: the samples to hold out are then spread evenly
+    # over this order. One shuffle where there are no classes.
+    order = np.random.default_rng(seed).permutation(n)
     if targets is not None and targets.ndim == 1 and not targets.is_floating_point():
         counts = torch.unique(targets, return_counts=True)[1]
         if counts.min() >= 2 and len(counts) <= min(held, n - held):
-            stratify = targets.numpy()
-    parts = train_test_split(np.arange(n), test_size=held, random_state=seed % 2**32, stratify=stratify)
-    train, test = (Tensors(data[torch.from_numpy(np.sort(part))], data.classes) for part in parts)
+            order = order[np.argsort(targets.numpy()[order], kind="stable")]
+    chosen = np.zeros(n, dtype=bool)
+    chosen[order[(np.arange(held) * n + n // 2) // held]] = True
+    train, test = (Tensors(data[torch.from_numpy(np.flatnonzero(part))], data.classes) for part in (~chosen, chosen))
     return train, test

@@ -1,0 +1,112 @@
+"""`pipe cache`: the compiled programs on disk."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import sys
+import time
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from cli.config import refusal
+from pipeline import package
+from pipeline.package import Package
+
+ACTIONS = ("list", "verify", "clear")
+_KEY, _UNFINISHED = re.compile(r"[0-9a-f]{32}"), ".making-"
+
+
+def run(action: str) -> None:
+    """List the packages, check them, or remove them."""
+    if action not in ACTIONS:
+        raise refusal(f"unknown action {action!r}", action, ACTIONS)
+    say = Console(highlight=False, soft_wrap=True, markup=False)
+    found = folders()
+    if not found:
+        say.print(f"no packages in {package.folder()}")
+        return
+    {"list": show, "verify": verify, "clear": clear}[action](say, found)
+
+
+def folders() -> dict[Path, Package | None]:
+    """The cache's folders, with the package that each holds. What somebody else put beside them is not looked at."""
+    root = package.folder()
+    names = (path for path in sorted(root.glob("*")) if _KEY.fullmatch(path.name) or path.name.startswith(_UNFINISHED))
+    packages = {p.path: p for p in package.packages()}
+    return {path: packages.get(path) for path in names if path.is_dir()}
+
+
+def fault(path: Path, found: Package | None) -> str | None:
+    """Why a folder's package can't be used, if so."""
+    if found is None:
+        return "package.json can't be read"
+    try:
+        return found.fault()
+    except OSError as e:
+        return f"{Path(e.filename or path).name}: {e.strerror}"
+
+
+def size(path: Path) -> int:
+    """The bytes in a folder."""
+    return sum(file.lstat().st_size for file in path.rglob("*") if file.is_file())
+
+
+def show(say: Console, found: dict[Path, Package | None]) -> None:
+    table = Table("program", "operations", "size", "made", "torch", "batch", box=None, pad_edge=False)
+    table.columns[1].justify = table.columns[2].justify = "right"
+    for column in table.columns:
+        column.no_wrap = True
+    for path, p in found.items():
+        if p is None:
+            continue
+        made = time.strftime("%Y-%m-%d %H:%M", time.localtime((path / "package.json").stat().st_mtime))
+        torch = p.identity.get("torch", "?") if isinstance(p.identity, dict) else "?"
+        table.add_row(str(p.program), str(p.operations), _bytes(size(path)), made, str(torch), str(p.batch))
+    say.print(f"{package.folder()}\n")
+    say.width = 1000  # what is long, a batch, comes last: nothing is cut
+    say.print(table)
+    say.print(f"\n{_count(found)}, {_bytes(sum(map(size, found)))}{_others(found)}")
+
+
+def verify(say: Console, found: dict[Path, Package | None]) -> None:
+    whole = [path for path in found if not path.name.startswith(_UNFINISHED)]
+    faults = {path: reason for path in whole if (reason := fault(path, found[path]))}
+    for path in whole:
+        p, reason = found[path], faults.get(path)
+        words = f"  {p.program} for {p.batch}" if p else ""
+        say.print(f"{path.name[:8]}  {reason or 'ok'}{'' if reason else words}")
+    if faults:
+        say.print(f"{len(faults)} of {len(whole)} at fault; each is rebuilt when it is needed")
+        sys.exit(1)
+    say.print(f"{_count(found)}, none at fault{_others(found)}")
+
+
+def clear(say: Console, found: dict[Path, Package | None]) -> None:
+    total = sum(map(size, found))
+    for path in found:
+        shutil.rmtree(path, ignore_errors=True)
+    left = folders()
+    if left:
+        raise refusal(f"can't remove {next(iter(left))} and what is in it; {len(found) - len(left)} others are removed")
+    say.print(f"removed {len(found)} packages, {_bytes(total)}, from {package.folder()}")
+
+
+def _count(found: dict[Path, Package | None]) -> str:
+    number = sum(p is not None for p in found.values())
+    return f"{number} package{'' if number == 1 else 's'}"
+
+
+def _others(found: dict[Path, Package | None]) -> str:
+    """In words, the folders without a package that can be read."""
+    broken = sum(p is None for p in found.values())
+    return f"; {broken} unfinished or broken: see pipe cache verify" if broken else ""
+
+
+def _bytes(number: int) -> str:
+    for unit, power in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if number >= power:
+            return f"{number / power:.1f} {unit}"
+    return f"{number} bytes"

@@ -1,0 +1,120 @@
+"""How long steps take: ways to do them timed in turns, and the matrix products of a step by themselves."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, TypeAlias
+
+import torch
+from attrs import frozen
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+
+from pipeline import Batch, Pipeline, State
+
+Way: TypeAlias = Callable[[int], float]
+"""Does so many steps, and says how many seconds they took."""
+
+ROUNDS = 10
+
+
+@frozen
+class Timing:
+    """What a step took, in seconds, in each round."""
+
+    rounds: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.rounds)
+
+
+def race(ways: Mapping[str, Way], seconds: float) -> dict[str, Timing]:
+    """Each way for about so many seconds, in rounds, so that what else the machine does is met by all of them.
+
+    A way is timed three times at least, and one whose steps are longer than a round only until its time is up.
+    """
+    steps = {name: _steps(way, seconds / ROUNDS) for name, way in ways.items()}
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(ROUNDS):
+        for name, way in ways.items():
+            if len(times[name]) < 3 or sum(times[name]) * steps[name] < seconds:
+                times[name].append(way(steps[name]) / steps[name])
+    return {name: Timing(tuple(rounds)) for name, rounds in times.items()}
+
+
+def _steps(way: Way, seconds: float) -> int:
+    """How many steps take so long, about."""
+    way(1)  # with what is made at the first call
+    steps = 1
+    while (took := way(steps)) < seconds / 2:
+        steps = math.ceil(steps * min(seconds / max(took, 1e-9), 10))
+    return steps
+
+
+def clock(device: torch.device) -> float:
+    """The time when the device has done all that it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+@frozen
+class Floor:
+    """A step's matrix products, without the rest of it, ready to be called again."""
+
+    calls: tuple[Callable[[], Any], ...]
+    operations: int
+    """Floating-point operations in all of them."""
+
+    def way(self, device: torch.device) -> Way:
+        def run(steps: int) -> float:
+            with torch.no_grad():
+                start = clock(device)
+                for _ in range(steps):
+                    for call in self.calls:
+                        call()
+                return clock(device) - start
+
+        return run
+
+
+def floor(pipe: Pipeline, state: State, batch: Batch) -> Floor:
+    """The products of one eager step: on its own operands, which lie in memory as they do in the step.
+
+    Matrix products are without bias and into memory that is there; convolutions and attention are as torch calls them.
+    """
+    with FlopCounterMode(display=False, custom_mapping=_ATTENTION) as counter, _Products() as seen:
+        pipe.step(state, batch)
+    return Floor(tuple(seen.calls), counter.get_total_flops())
+
+
+_ATTENTION: dict[Any, Any] = {  # torch's counter knows only those of a GPU
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v),
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: (
+        lambda grad, q, k, v, *_, **__: sdpa_backward_flop_count(grad, q, k, v)
+    ),
+}
+
+
+class _Products(TorchDispatchMode):
+    """Notes each product that is called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[Callable[[], Any]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made, kwargs = func(*args, **(kwargs or {})), kwargs or {}
+        name = func.overloadpacket.__name__
+        if name in ("mm", "addmm"):
+            self.calls.append(partial(torch.mm, *args[-2:], out=torch.empty_like(made)))
+        elif name in ("bmm", "baddbmm"):
+            self.calls.append(partial(torch.bmm, *args[-2:], out=torch.empty_like(made)))
+        elif name.startswith(("convolution", "_scaled_dot_product")):
+            self.calls.append(partial(func, *args, **kwargs))
+        return made
