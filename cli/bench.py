@@ -30,6 +30,9 @@ from pipeline.load import Load
 
 EAGER, SINGLE, FUSED, PRODUCTS = "eager", "compiled, one step a call", "compiled, fused", "its matrix products alone"
 
+WIDE = 1.5
+"""A slowest round so many times the middle one makes a figure doubtful."""
+
 
 @frozen
 class Figures:
@@ -75,6 +78,9 @@ def run(config: TrainConfig, *, seconds: float, file: str | None = None) -> None
     say.print(f"\nfloor   {figures.share:.0%} of the time of {figures.best!r} are its matrix products: {work}")
     memory = ", ".join(f"{size / 1e6:,.0f} MB of the {where}" for where, size in figures.memory.items())
     say.print(f"memory  at most {memory}")
+    wide = [name for name, t in figures.ways.items() if t.spread > WIDE]
+    if wide:
+        say.print(f"note    rounds of {', '.join(wide)} differ widely: does something else run on this machine?")
     if file is not None:
         about = {"data": config.data, "model": made.model, "parameters": parameters(state.params),
                  "device": device, "threads": threads}  # fmt: skip

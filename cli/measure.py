@@ -32,28 +32,42 @@ class Timing:
     def median(self) -> float:
         return statistics.median(self.rounds)
 
+    @property
+    def spread(self) -> float:
+        """The slowest round as a multiple of the middle one."""
+        return max(self.rounds) / self.median
+
 
 def race(ways: Mapping[str, Way], seconds: float) -> dict[str, Timing]:
     """Each way for about so many seconds, in rounds, so that what else the machine does is met by all of them.
 
-    A way is timed three times at least, and one whose steps are longer than a round only until its time is up.
+    A way is timed three times at least, also where one step takes longer than that.
     """
-    steps = {name: _steps(way, seconds / ROUNDS) for name, way in ways.items()}
-    times: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(ROUNDS):
-        for name, way in ways.items():
-            if len(times[name]) < 3 or sum(times[name]) * steps[name] < seconds:
-                times[name].append(way(steps[name]) / steps[name])
-    return {name: Timing(tuple(rounds)) for name, rounds in times.items()}
+    share = seconds / ROUNDS
+    steps = {name: _warm(way, share) for name, way in ways.items()}
+    rounds: dict[str, list[float]] = {name: [] for name in ways}
+    spent = dict.fromkeys(ways, 0.0)
+    while going := [name for name in ways if spent[name] < seconds or len(rounds[name]) < 3]:
+        for name in going:
+            took = ways[name](steps[name])
+            spent[name] += took
+            rounds[name].append(took / steps[name])
+            steps[name] = _more(steps[name], took, share)
+    return {name: Timing(tuple(r)) for name, r in rounds.items()}
 
 
-def _steps(way: Way, seconds: float) -> int:
+def _warm(way: Way, seconds: float) -> int:
     """How many steps take so long, about."""
     way(1)  # with what is made at the first call
     steps = 1
     while (took := way(steps)) < seconds / 2:
-        steps = math.ceil(steps * min(seconds / max(took, 1e-9), 10))
+        steps = _more(steps, took, seconds)
     return steps
+
+
+def _more(steps: int, took: float, seconds: float) -> int:
+    """How many steps would have taken so long; at most ten times as many, as one short time says little."""
+    return math.ceil(steps * min(seconds / max(took, 1e-9), 10))
 
 
 def clock(device: torch.device) -> float:
@@ -93,19 +107,25 @@ def floor(pipe: Pipeline, state: State, batch: Batch) -> Floor:
     return Floor(tuple(seen.calls), counter.get_total_flops())
 
 
-_ATTENTION: dict[Any, Any] = {  # torch's counter knows only those of a GPU
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v),
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: (
-        lambda grad, q, k, v, *_, **__: sdpa_backward_flop_count(grad, q, k, v)
-    ),
+def _attention(q: Any, k: Any, v: Any, *_: Any, **__: Any) -> Any:
+    return sdpa_flop_count(q, k, v)  # type: ignore[no-untyped-call]
+
+
+def _attention_backward(grad: Any, q: Any, k: Any, v: Any, *_: Any, **__: Any) -> Any:
+    return sdpa_backward_flop_count(grad, q, k, v)  # type: ignore[no-untyped-call]
+
+
+_ATTENTION = {  # of a CPU: torch's counter knows only that of a GPU
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
 }
 
 
-class _Products(TorchDispatchMode):
+class _Products(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch has no types there
     """Notes each product that is called."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.calls: list[Callable[[], Any]] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -71,6 +71,25 @@ def test_the_runs_folder(run):
     module.load_state_dict(load_file(folder / "model.safetensors"))
 
 
+def test_a_second_run_starts_from_the_cache(run):
+    """With another lr, seed, number of epochs and of steps a call nothing is traced: no compiler is even imported."""
+    code = """
+import sys
+from cli import config, train
+train.run(config.make({"hidden": [16], "batch_size": 479, "lr": 0.1, "seed": 3, "epochs": 2, "steps_per_call": "2"}))
+assert not {name for name in sys.modules if name.startswith(("torch._inductor", "torch._dynamo", "sympy"))}
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=run[0], capture_output=True, text=True, timeout=300)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "2 from the cache" in done.stdout
+
+
+def test_threads_are_chosen_by_the_size_of_the_step(run, tmp_path):
+    """A small step gets one thread, whatever the machine, unless told otherwise; the run's config records it."""
+    assert tomllib.loads((run[0] / "runs/digits-mlp-1/config.toml").read_text())["run"]["threads"] == 1
+    assert "device  cpu, 2 threads" in pipe("train", *QUICK, "--threads", 2, cwd=tmp_path).stdout
+
+
 def test_a_runs_config_makes_the_same_run_again(tmp_path):
     """`pipe train config.toml` gives the same bits, and options beside it win."""
     assert pipe("train", *QUICK, "--out", "a", "--seed", 5, cwd=tmp_path).returncode == 0
@@ -144,6 +163,10 @@ BAD = {
     ("train", "--hidden", "a"): "--hidden 'a' is no list of widths",
     ("train", "--lr", "nan"): "--lr nan is out of range",
     ("train", "--seed", "-1"): "--seed -1 is out of range",
+    ("train", "--threads", "0"): "--threads 0 is out of range",
+    ("train", "--precision", "bf61"): "unknown precision 'bf61'; did you mean 'bf16'?",
+    ("train", "--steps-per-call", "0"): "--steps-per-call '0' is neither a positive whole number",
+    ("train", "--steps-per-call", "9", "--no-compile"): "needs a compiled step; leave out --no-compile",
     ("train", "--data", "x" * 300): "unknown data",
     ("train", "--model", "convnet", "--hidden", ","): "needs at least one width",
     ("train", "--momentum", "0.5", "--optimizer", "adam"): "--momentum belongs to --optimizer sgd",
