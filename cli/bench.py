@@ -20,7 +20,7 @@ from attrs import asdict, frozen
 from rich.console import Console
 from rich.table import Table
 
-from cli.build import job, parameters
+from cli.build import job, parameters, threads
 from cli.config import TrainConfig
 from cli.measure import Floor, Timing, Way, clock, floor, race
 from pipeline import Batch, Pipeline, State
@@ -61,16 +61,17 @@ def run(config: TrainConfig, *, seconds: float, file: str | None = None) -> None
     """Measure and print; `file` gets the same figures as JSON."""
     if not 0 < seconds < math.inf:
         raise ConfigError(f"--seconds {seconds} is out of range: it must be above 0")
-    if file is not None:
-        _write(file, "a", "")  # what can't be written is said before the measuring
     made = job(config)
     state = made.pipe.init(config.seed)
-    made.pipe.check(state)
-    device, threads = str(made.pipe.place.device), torch.get_num_threads()
+    torch.set_num_threads(threads(made, state, config.threads))
+    if file is not None:
+        _write(file, "a", "")  # what can't be written is said before the measuring
+    device, number = str(made.pipe.place.device), torch.get_num_threads()
     say = Console(highlight=False, soft_wrap=True, markup=False)
     say.print(f"data    {config.data}: {made.data}, batches of {made.pipe.load.size if made.pipe.load else 0}")
     say.print(f"model   {made.model}: {parameters(state.params):,} parameters")
-    say.print(f"device  {device}, {threads} threads")
+    precision = "" if config.precision == "fp32" else f", {config.precision}"
+    say.print(f"device  {device}, {number} thread{'s' if number > 1 else ''}{precision}")
     figures = measure(made.pipe, state, config.seed, seconds, compile=config.compile)
     say.print(f"graphs  {_graphs(figures)}\n")
     say.print(_table(figures))
@@ -83,7 +84,7 @@ def run(config: TrainConfig, *, seconds: float, file: str | None = None) -> None
         say.print(f"note    rounds of {', '.join(wide)} differ widely: does something else run on this machine?")
     if file is not None:
         about = {"data": config.data, "model": made.model, "parameters": parameters(state.params),
-                 "device": device, "threads": threads}  # fmt: skip
+                 "device": device, "threads": number}  # fmt: skip
         versions = {name: version(name) for name in ("pipe-train", "torch", "numpy")}
         versions |= {"python": platform.python_version(), "system": platform.platform()}
         facts = {**about, **_plain(figures), "settings": asdict(config), "versions": versions}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 import sys
 import time
 from pathlib import Path
@@ -66,7 +65,7 @@ def show(say: Console, found: dict[Path, Package | None]) -> None:
         torch = p.identity.get("torch", "?") if isinstance(p.identity, dict) else "?"
         table.add_row(str(p.program), str(p.operations), _bytes(size(path)), made, str(torch), str(p.batch))
     say.print(f"{package.folder()}\n")
-    say.width = 1000  # what is long, a batch, comes last: nothing is cut
+    say.width = 1000  # a batch is long, and not cut
     say.print(table)
     say.print(f"\n{_count(found)}, {_bytes(sum(map(size, found)))}{_others(found)}")
 
@@ -86,8 +85,7 @@ def verify(say: Console, found: dict[Path, Package | None]) -> None:
 
 def clear(say: Console, found: dict[Path, Package | None]) -> None:
     total = sum(map(size, found))
-    for path in found:
-        shutil.rmtree(path, ignore_errors=True)
+    package.clear()
     left = folders()
     if left:
         raise refusal(f"can't remove {next(iter(left))} and what is in it; {len(found) - len(left)} others are removed")

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import builtins
 import collections
+import dis
 import enum
 import functools
 import hashlib
@@ -47,6 +48,7 @@ _NOT_CODE = ("__dict__", "__weakref__", "__doc__", "__annotations__", "__module_
              "__orig_bases__", "__parameters__", "__firstlineno__", "__static_attributes__", "_abc_impl",
              "__annotate__", "__annotate_func__", "__annotations_cache__", "__conditional_annotations__",
              "__dataclass_fields__", "__dataclass_params__")  # fmt: skip
+_NOT_STATE = ("_non_persistent_buffers_set", "_flat_weight_refs")
 _VALUES = (tuple, frozenset, types.CodeType, types.MappingProxyType)
 _DESCRIPTORS = (types.GetSetDescriptorType, types.MemberDescriptorType)
 _BUILT_IN = (types.BuiltinFunctionType, types.MethodDescriptorType, types.WrapperDescriptorType,
@@ -175,9 +177,14 @@ class _Walk:
         elif isinstance(value, _BUILT_IN) or type(value) is np.ufunc:
             self.built_in(value)
         elif isinstance(value, torch._ops.OpOverload | torch._ops.OpOverloadPacket | torch._ops.HigherOrderOperator):
-            if str(value).split(".")[0] not in ("aten", "prims", "prim") and not _is_installed(type(value).__module__):
+            higher = isinstance(value, torch._ops.HigherOrderOperator)
+            if not (_is_version(type(value)) if higher else str(value).split(".")[0] in ("aten", "prims", "prim")):
                 raise _unknown(value)
-            self.operator(value)
+            self.note(str(value), self.version("torch"))
+        elif isinstance(value, collections._tuplegetter):  # type: ignore[attr-defined]  # a field of a namedtuple
+            self(value.__reduce__()[1][0])
+        elif hasattr(type(value), "__members__") and _is_installed(type(value).__module__):
+            self.note(str(value))  # an enum in C++, or one of Python's
         elif isinstance(value, re.Pattern):
             self([value.pattern, value.flags])
         elif isinstance(value, logging.Logger):
@@ -207,10 +214,10 @@ class _Walk:
                 self(value.default_factory)
         elif issubclass(base, list | tuple | collections.deque):
             self.note(len(value))
-            for v in base.__iter__(value):  # type: ignore[attr-defined]  # each of them has it
+            for v in base.__iter__(value):
                 self(v)
         elif issubclass(base, set | frozenset):
-            self.note(sorted(map(self.apart, base.__iter__(value))))  # type: ignore[attr-defined]
+            self.note(sorted(map(self.apart, base.__iter__(value))))
         elif base is not object:
             self.note(base.__repr__(value))
         if kind is base:
@@ -245,7 +252,7 @@ class _Walk:
                     else:
                         self.see(t)
                         self.note(type(t).__qualname__, tuple(t.shape), t.stride(), str(t.dtype), t.requires_grad)
-            elif name != "_non_persistent_buffers_set" and v is not None:
+            elif name not in _NOT_STATE and v is not None:
                 self.note(name)
                 self(v)
 
@@ -369,9 +376,6 @@ class _Walk:
         elif owner is not None and getattr(owner, "__module__", None) != "torch":
             self(owner)
 
-    def operator(self, value: Any) -> None:
-        self.note(str(value), self.version("torch"))
-
     def version(self, module: str | None) -> str:
         """An installed module's version. The first time also what somebody put into it afterwards."""
         if module is None or not _is_installed(module):
@@ -399,8 +403,6 @@ def _slots(kind: type) -> Iterator[tuple[str, Any]]:
 @functools.cache
 def _mentioned(code: types.CodeType) -> tuple[frozenset[str], frozenset[str], tuple[str, ...]]:
     """Global names and attributes that code mentions, its texts, and the modules that it imports; inside functions too."""
-    import dis
-
     names, texts, imports = {*code.co_names}, set[str](), set[str]()
     before: list[Any] = [None, None]
     for i in dis.get_instructions(code):
@@ -423,8 +425,6 @@ def _mentioned(code: types.CodeType) -> tuple[frozenset[str], frozenset[str], tu
 @functools.cache
 def _loaded(code: types.CodeType) -> frozenset[str]:
     """The names that code reads as globals or builtins, not as attributes."""
-    import dis
-
     inner = [_loaded(c) for c in code.co_consts if isinstance(c, types.CodeType)]
     own = {i.argval for i in dis.get_instructions(code) if i.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
     return frozenset(own.union(*inner))

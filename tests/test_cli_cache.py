@@ -1,0 +1,116 @@
+"""`pipe cache`: what is listed, what is found at fault, and what is removed."""
+
+import os
+import re
+import sys
+
+import pytest
+import torch
+
+from cli.main import main
+from pipeline import package
+
+
+def pipe(capsys, monkeypatch, *args):
+    """The command in this process: its exit code, and what it said."""
+    monkeypatch.setattr(sys, "argv", ["pipe", *map(str, args)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    said = capsys.readouterr()
+    return ended.value.code, said.out, said.err
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """An empty cache, and a function that puts a package into it."""
+    folder = tmp_path / "cache"
+    monkeypatch.setenv("PIPE_CACHE", str(folder))
+
+    def add(name):
+        def build(work):
+            (work / "step.so").write_bytes(name.encode() * 1000)
+            return work / "step.so"
+
+        batch = f"inputs {name} (64, 1, 28, 28), targets (64,) of its own 60,000 samples, whose line is long"
+        facts = {"program": "train step", "batch": batch, "operations": 12, "seconds": 1.5, "outputs": ()}
+        return package.make({**package.machine(), "batch": name}, build, **facts)
+
+    return folder, add
+
+
+@pytest.mark.parametrize("action", [(), ("list",), ("verify",), ("clear",)])
+@pytest.mark.parametrize("there", [True, False])
+def test_an_empty_cache_says_so(capsys, monkeypatch, cache, action, there):
+    """With nothing in the folder, or without one, each action says so and is well."""
+    folder, _ = cache
+    if there:
+        folder.mkdir()
+    assert pipe(capsys, monkeypatch, "cache", *action) == (0, f"no packages in {folder}\n", "")
+
+
+def test_list(capsys, monkeypatch, cache):
+    """The folder, a line for each package with its whole batch, and the totals."""
+    folder, add = cache
+    made = [add("a"), add("b")]
+    code, out, err = pipe(capsys, monkeypatch, "cache")
+    lines = out.splitlines()
+    assert (code, err, lines[0]) == (0, "", str(folder))
+    assert lines[2].split() == ["program", "operations", "size", "made", "torch", "batch"]
+    for p, line in zip(sorted(made, key=lambda p: p.path), lines[3:], strict=False):
+        day = r"\d{4}-\d\d-\d\d \d\d:\d\d"
+        pattern = rf"train step +12 +\d\.\d kB +{day} +{re.escape(torch.__version__)} +{re.escape(p.batch)} *"
+        assert re.fullmatch(pattern, line)
+    assert re.fullmatch(r"2 packages, \d\.\d kB", lines[-1])
+
+
+def test_verify(capsys, monkeypatch, cache):
+    """Whole packages are ok; a damaged, a writable and an unreadable one are told, and the exit code is 1."""
+    folder, add = cache
+    whole, damaged, writable, unreadable, gone = (add(name) for name in "abcde")
+    assert pipe(capsys, monkeypatch, "cache", "verify")[0] == 0
+    (damaged.path / "step.so").write_bytes(b"other")
+    writable.path.chmod(0o777)
+    (unreadable.path / "package.json").write_text("{}")
+    (gone.path / "step.so").unlink()
+    (folder / ".making-now").mkdir()
+    code, out, err = pipe(capsys, monkeypatch, "cache", "verify")
+    said = dict(line.split("  ", 1) for line in out.splitlines()[:-1])
+    assert (code, err) == (1, "")
+    assert said == {
+        whole.path.name[:8]: f"ok  train step for {whole.batch}",
+        damaged.path.name[:8]: "step.so or package.json is damaged: their checksum is another",
+        writable.path.name[:8]: f"{writable.path.name} could have been written by somebody else",
+        unreadable.path.name[:8]: "package.json can't be read",
+        gone.path.name[:8]: "step.so: No such file or directory",
+    }
+    assert out.splitlines()[-1] == "4 of 5 at fault; each is rebuilt when it is needed"
+    code, out, _ = pipe(capsys, monkeypatch, "cache", "list")
+    assert code == 0
+    assert re.search(r"4 packages, \d\.\d kB; 2 unfinished or broken: see pipe cache verify", out)
+
+
+def test_clear(capsys, monkeypatch, cache):
+    """All packages go, whole, broken or unfinished; what somebody else keeps in that folder stays."""
+    folder, add = cache
+    total = sum(os.path.getsize(add(name).path / "step.so") for name in "ab")
+    (add("c").path / "package.json").write_text("no JSON")
+    (folder / ".making-before").mkdir()
+    (folder / "photos").mkdir()
+    (folder / "photos" / "one").write_text("")
+    code, out, _ = pipe(capsys, monkeypatch, "cache", "clear")
+    assert code == 0
+    removed = re.fullmatch(rf"removed 4 packages, (\d\.\d) kB, from {re.escape(str(folder))}\n", out)
+    assert removed
+    assert float(removed[1]) * 1000 > total
+    assert [path.name for path in folder.iterdir()] == ["photos"]
+    assert (folder / "photos" / "one").exists()
+    assert pipe(capsys, monkeypatch, "cache")[1].startswith("no packages in")
+
+
+def test_an_unknown_action_is_one_line_and_exit_code_2(capsys, monkeypatch, cache):
+    """It names what is meant, and touches nothing."""
+    folder, add = cache
+    add("a")
+    code, out, err = pipe(capsys, monkeypatch, "cache", "cler")
+    assert (code, out, err) == (2, "", "pipe: unknown action 'cler'; did you mean 'clear'?\n")
+    assert len(list(folder.iterdir())) == 1
