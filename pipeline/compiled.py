@@ -11,6 +11,7 @@ the same call can be made again and again on tensors that stay where they are: K
 from __future__ import annotations
 
 import hashlib
+import os
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -438,9 +439,13 @@ class Compiled:
         identity = self._identity(program, feed, leaves)
         found = package.find(identity) if identity is not None else None
         if found is not None:
-            done.set_result(found.load())
-            self._record(program, feed, found.operations, start, loaded=True)
-            return done
+            try:
+                done.set_result(found.load())
+            except OSError:  # a folder that nothing may be run from: compiled for this process alone
+                identity = None
+            else:
+                self._record(program, feed, found.operations, start, loaded=True)
+                return done
         args = (*leaves, *feed.static, *feed.given)
         try:
             from pipeline import lower  # takes a second, which a step from the cache does without
@@ -516,12 +521,25 @@ class Compiled:
         return {
             **package.machine(),
             "threads": torch.get_num_threads(),
-            "settings": repr((torch.get_default_dtype(), torch.get_float32_matmul_precision())),
+            "settings": _settings(),
             "stages": self._stages,
             "state": hashlib.sha256(state.encode()).hexdigest()[:32],
             "program": program,
             "batch": repr(feed.signature),
         }
+
+
+def _settings() -> str:
+    """What torch was told about computing in general: a trace follows it, and so does Inductor."""
+    told = (
+        torch.get_default_dtype(),
+        torch.get_float32_matmul_precision(),
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu"),
+        torch.backends.mkldnn.enabled,
+        [sorted((k, v) for k, v in os.environ.items() if k.startswith(("TORCHINDUCTOR_", "TORCH_COMPILE", "CXX")))],
+    )
+    return repr(told)
 
 
 def _given_feed(names: tuple[str, ...], batch: Batch) -> Feed:
