@@ -48,14 +48,21 @@ def permute(position: Any, n: int, keys: Sequence[Any]) -> Any:
     maximum: Any = torch.maximum if isinstance(position, Tensor) else np.maximum
     for turn, k, multiplier in keys:
         mirror = turn - position
-        mirror = mirror + ((mirror >> 63) & n)
+        negative = mirror >> 63
+        negative &= n
+        mirror += negative
         pair = maximum(position, mirror)
         if n > 2**32:
             pair = (pair ^ (pair >> 32)) & 0xFFFFFFFF
         # Bit 31 of a * pair + k is a universal hash (Dietzfelbinger et al., 1997) and cheaper than a strong one; the
         # rounds make up for it. It becomes -1, which keeps the move, or 0, which cancels it.
-        swap = -((pair * multiplier + k >> 31) & 1)
-        position = position + (mirror - position & swap)
+        pair *= multiplier
+        pair += k
+        pair <<= 32
+        pair >>= 63
+        mirror -= position
+        mirror &= pair
+        position = position + mirror
     return position
 
 
