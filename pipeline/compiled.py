@@ -459,14 +459,14 @@ class Compiled:
                 done.set_result(lower.Launched(lower.kernels(graph, args), outputs))
                 self._record(program, feed, operations, start)
                 return done
-            text = lower.source(graph, args)
+            texts = lower.source(graph, args)
         except (CaptureError, StageError) as e:
             done.set_exception(e)
             return done
         facts = {"program": program, "batch": feed.batch, "operations": operations, "outputs": outputs}
 
         def build() -> Program:
-            made = package.make(identity, lambda folder: lower.build(text, folder), **facts, seconds=0.0)
+            made = package.make(identity, lambda folder: lower.build(texts, folder), **facts, seconds=0.0)
             self._record(program, feed, operations, start)
             return made.load()
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -19,7 +20,7 @@ from torch._inductor import config
 from torch._inductor.codecache import CppWrapperCodeCache
 from torch._inductor.compile_fx import compile_fx, compile_fx_inner
 from torch._inductor.cpp_builder import CppBuilder, CppTorchDeviceOptions
-from torch._inductor.cpu_vec_isa import pick_vec_isa
+from torch._inductor.cpu_vec_isa import VecISA, pick_vec_isa
 from torch.fx import GraphModule
 
 from pipeline.errors import CaptureError
@@ -29,6 +30,7 @@ from pipeline.stage import first_line
 _CPU: dict[str, Any] = {
     "cpp_wrapper": True,  # the calls of the kernels in C++ too
     "cpp.vec_isa_ok": True,  # saves seconds of building probes; a compiler too old for the processor fails as any
+    "cpp_wrapper_build_separate": True,  # the kernels as a text of their own, compiled beside that of the calls
     "memory_planning": True,  # one allocation for the intermediate results
 }
 _CHECKED = {"size_asserts": False, "alignment_asserts": False}
@@ -48,36 +50,55 @@ def outputs(graph: GraphModule, names: Sequence[str]) -> tuple[Output, ...]:
     return tuple(Output(name, tuple(v.shape), v.dtype) for name, v in zip(names, values, strict=True))
 
 
-def source(graph: GraphModule, args: Sequence[Tensor]) -> str:
-    """The graph as C++, with the loop behind it. Raises CaptureError where Inductor refuses it."""
-    written: list[str] = []
+def source(graph: GraphModule, args: Sequence[Tensor]) -> tuple[str, str]:
+    """The graph as C++: its calls with the loop behind them, and its kernels. Raises CaptureError where Inductor refuses it."""
+    written: list[tuple[str, str]] = []
 
     def keep(*, main_code: str, kernel_code: str | None = None, **_: Any) -> Callable[[list[Any]], list[Any]]:
-        written.append((kernel_code or "") + main_code)
+        written.append((main_code, kernel_code or ""))
         return lambda _: []  # is not called: the library is
 
     _scalars_once(graph)
-    with mock.patch.object(CppWrapperCodeCache, "load_pybinding", keep):
+    with mock.patch.object(CppWrapperCodeCache, "load_pybinding", keep), _no_probes():
         _inductor(graph, args, _CPU | {"fx_graph_cache": False})
-    [text] = written
-    text = _KERNEL.sub(lambda k: _serial(k.group()), text.replace(_HEADER, _HEADER + SHORTCUTS, 1))
+    [(calls, kernels)] = written
     # The loop is called without the interpreter's lock, so a step has none to release.
-    return re.sub(r"py::gil_scoped_release\w* \w+;", "", text) + LOOP
+    calls = re.sub(r"py::gil_scoped_release\w* \w+;", "", calls.replace(_HEADER, _HEADER + SHORTCUTS, 1))
+    return calls + LOOP, _KERNEL.sub(lambda k: _serial(k.group()), kernels)
 
 
-def build(text: str, folder: Path) -> Path:
+def build(texts: tuple[str, str], folder: Path) -> Path:
     """The C++ as a shared library in `folder`. Raises CaptureError without a compiler that can."""
-    path = folder / "step.cpp"
-    path.write_text(text, encoding="utf-8")
     try:
-        with config.patch({k: v for k, v in _CPU.items() if k.startswith("cpp.")}):
-            options = CppTorchDeviceOptions(vec_isa=pick_vec_isa(), device_type="cpu", extra_flags=["-g0"])
-            builder = CppBuilder("step", str(path), options, output_dir=str(folder))
-            builder.build()
+        with config.patch({"cpp.vec_isa_ok": True}), _no_probes():
+            processor = pick_vec_isa()
+
+        def builder(name: str, sources: str | list[str], **options: Any) -> CppBuilder:
+            made = CppTorchDeviceOptions(vec_isa=processor, device_type="cpu", extra_flags=["-g0"], **options)
+            return CppBuilder(name, sources, made, output_dir=str(folder))
+
+        parts = []
+        for name, text in zip(("calls", "kernels"), texts, strict=True):
+            path = folder / f"{name}.cpp"
+            path.write_text(text, encoding="utf-8")
+            parts.append(builder(name, str(path), compile_only=True))
+        with ThreadPoolExecutor(len(parts)) as beside:
+            list(beside.map(CppBuilder.build, parts))
+        objects = [part.get_target_file_path() for part in parts]
+        library = builder("step", objects)
+        library.build()
     except Exception as e:
         raise CaptureError(f"the step can't be compiled here: {first_line(e)}") from e
-    path.unlink()
-    return Path(builder.get_target_file_path())
+    for path in folder.glob("*.cpp"):
+        path.unlink()
+    for name in objects:
+        Path(name).unlink()
+    return Path(library.get_target_file_path())
+
+
+def _no_probes() -> Any:
+    """Take the compiler to know the instructions that the processor has: torch would build a file for each to see."""
+    return mock.patch.object(VecISA, "check_build", return_value=True)
 
 
 def kernels(graph: GraphModule, args: Sequence[Tensor]) -> Callable[[list[Tensor]], Any]:
