@@ -84,7 +84,9 @@ class CompileReport:
 
     def __str__(self) -> str:
         lines = [str(g) for g in self.graphs]
-        return "\n".join([*lines, f"runs uncompiled: {self.fallback}"] if self.fallback else lines)
+        lines += [f"runs uncompiled: {self.fallback}"] if self.fallback else []
+        lines += [f"not kept on disk: {self.unkept}"] if self.unkept else []
+        return "\n".join(lines)
 
 
 @frozen(eq=False)
