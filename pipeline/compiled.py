@@ -533,13 +533,16 @@ class Compiled:
 
 def _settings() -> str:
     """What torch was told about computing in general: a trace follows it, and so does Inductor."""
+    words = ("TORCHINDUCTOR_", "TORCH_COMPILE", "CXX")
+    # Inductor sets the folder of its own cache when it is imported; code does not depend on it.
+    variables = {k: v for k, v in os.environ.items() if k.startswith(words) and k != "TORCHINDUCTOR_CACHE_DIR"}
     told = (
         torch.get_default_dtype(),
         torch.get_float32_matmul_precision(),
         torch.are_deterministic_algorithms_enabled(),
         torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu"),
         torch.backends.mkldnn.enabled,
-        [sorted((k, v) for k, v in os.environ.items() if k.startswith(("TORCHINDUCTOR_", "TORCH_COMPILE", "CXX")))],
+        sorted(variables.items()),
     )
     return repr(told)
 

@@ -25,8 +25,14 @@ PIPE = [sys.executable, "-c", "from cli.main import main; main()"]
 QUICK = ["--no-compile", "--epochs", "2", "--hidden", "16"]
 
 
+def fresh():
+    """The environment without what torch's compiler has put into it in this process."""
+    return {k: v for k, v in os.environ.items() if not k.startswith("TORCHINDUCTOR_")}
+
+
 def pipe(*args, cwd, **options):
-    return subprocess.run([*PIPE, *map(str, args)], cwd=cwd, capture_output=True, text=True, timeout=300, **options)
+    command = [*PIPE, *map(str, args)]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300, env=fresh(), **options)
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +85,7 @@ from cli import config, train
 train.run(config.make({"hidden": [16], "batch_size": 479, "lr": 0.1, "seed": 3, "epochs": 2, "steps_per_call": "2"}))
 assert not {name for name in sys.modules if name.startswith(("torch._inductor", "torch._dynamo", "sympy"))}
 """
-    done = subprocess.run([sys.executable, "-c", code], cwd=run[0], capture_output=True, text=True, timeout=300)
+    done = subprocess.run([sys.executable, "-c", code], cwd=run[0], capture_output=True, text=True, env=fresh())
     assert (done.returncode, done.stderr) == (0, "")
     assert "2 from the cache" in done.stdout
 
