@@ -67,25 +67,30 @@ SMALL = 2e8
 
 
 def threads(made: Job, state: State, wanted: int | None) -> int:
-    """How many threads of the CPU a run takes: what is wanted, or by the size of its step alone, so always the same."""
-    if wanted is not None:
-        return wanted
+    """How many threads of the CPU a run takes: what is wanted, or by the size of its step alone, so always the same.
+
+    Raises a PipeError where the model or the labels don't fit: the size is found by trying the pipeline on its data.
+    """
     assert made.pipe.load is not None
     operations = 0
 
     def count(module: nn.Module, _: Any, output: Any) -> None:
         nonlocal operations
+        if not isinstance(output, Tensor) or isinstance(module, nn.Embedding):
+            return
         for weight in module.parameters(recurse=False):
-            if weight.ndim > 1 and isinstance(
-                output, Tensor
-            ):  # each output channel is a product with a row of the weight
+            if weight.ndim > 1:  # each output channel is a product with a row of it
                 operations += 2 * weight.numel() * output.numel() // len(weight)
 
     skeletons = [m.module.skeleton() for m in made.pipe.models]
     hooks = [part.register_forward_hook(count) for skeleton in skeletons for part in skeleton.modules()]
-    made.pipe.check(state)  # on a few samples; a step is a forward of them all, and a backward of twice that
-    for hook in hooks:
-        hook.remove()
+    try:
+        made.pipe.check(state)  # on a few samples; a step is a forward of them all, and a backward of twice that
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if wanted is not None:
+        return wanted
     step = 3 * operations / min(2, len(made.train)) * made.pipe.load.size
     return 1 if step < SMALL else max(torch.get_num_threads(), 1)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 import time
 from pathlib import Path
@@ -15,7 +14,6 @@ from pipeline import package
 from pipeline.package import Package
 
 ACTIONS = ("list", "verify", "clear")
-_KEY, _UNFINISHED = re.compile(r"[0-9a-f]{32}"), ".making-"
 
 
 def run(action: str) -> None:
@@ -31,17 +29,15 @@ def run(action: str) -> None:
 
 
 def folders() -> dict[Path, Package | None]:
-    """The cache's folders, with the package that each holds. What somebody else put beside them is not looked at."""
-    root = package.folder()
-    names = (path for path in sorted(root.glob("*")) if _KEY.fullmatch(path.name) or path.name.startswith(_UNFINISHED))
+    """The cache's folders, with the package that each holds."""
     packages = {p.path: p for p in package.packages()}
-    return {path: packages.get(path) for path in names if path.is_dir()}
+    return {path: packages.get(path) for path in package.folders()}
 
 
 def fault(path: Path, found: Package | None) -> str | None:
     """Why a folder's package can't be used, if so."""
     if found is None:
-        return "package.json can't be read"
+        return f"{package.FACTS} can't be read"
     try:
         return found.fault()
     except OSError as e:
@@ -61,7 +57,7 @@ def show(say: Console, found: dict[Path, Package | None]) -> None:
     for path, p in found.items():
         if p is None:
             continue
-        made = time.strftime("%Y-%m-%d %H:%M", time.localtime((path / "package.json").stat().st_mtime))
+        made = time.strftime("%Y-%m-%d %H:%M", time.localtime((path / package.FACTS).stat().st_mtime))
         torch = p.identity.get("torch", "?") if isinstance(p.identity, dict) else "?"
         table.add_row(str(p.program), str(p.operations), _bytes(size(path)), made, str(torch), str(p.batch))
     say.print(f"{package.folder()}\n")
@@ -71,7 +67,7 @@ def show(say: Console, found: dict[Path, Package | None]) -> None:
 
 
 def verify(say: Console, found: dict[Path, Package | None]) -> None:
-    whole = [path for path in found if not path.name.startswith(_UNFINISHED)]
+    whole = [path for path in found if package.finished(path)]
     faults = {path: reason for path in whole if (reason := fault(path, found[path]))}
     for path in whole:
         p, reason = found[path], faults.get(path)

@@ -108,11 +108,11 @@ def floor(pipe: Pipeline, state: State, batch: Batch) -> Floor:
 
 
 def _attention(q: Any, k: Any, v: Any, *_: Any, **__: Any) -> Any:
-    return sdpa_flop_count(q, k, v)  # type: ignore[no-untyped-call]
+    return sdpa_flop_count(q, k, v)  # type: ignore[no-untyped-call]  # torch has no types there
 
 
 def _attention_backward(grad: Any, q: Any, k: Any, v: Any, *_: Any, **__: Any) -> Any:
-    return sdpa_backward_flop_count(grad, q, k, v)  # type: ignore[no-untyped-call]
+    return sdpa_backward_flop_count(grad, q, k, v)  # type: ignore[no-untyped-call]  # as above
 
 
 _ATTENTION = {  # of a CPU: torch's counter knows only that of a GPU
@@ -125,7 +125,7 @@ class _Products(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch ha
     """Notes each product that is called."""
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()  # type: ignore[no-untyped-call]  # as above
         self.calls: list[Callable[[], Any]] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -102,6 +102,9 @@ class Feed:
     """From these tensors, the batch, and what the last ones of them become."""
 
 
+DATA_SETS = 8
+"""How many data sets stay on the device, the pipeline's own among them."""
+
 _BUILDER = ThreadPoolExecutor(1)
 """The C++ compiler of one graph works while the next is traced."""
 
@@ -265,9 +268,14 @@ class Compiled:
 
     def _place(self, source: Load) -> Placed:
         """A data set on the device, once."""
-        key = (id(source.data), source.size, source.shuffle)
+        places = [(t.data_ptr(), t.shape, t.stride(), t.dtype) for t in source.data.tensors.values()]
+        data = (source.data.names, *places)  # a mapping of tensors is made a new Source each time
+        key = (data, source.size, source.shuffle)
         if key not in self._placed:
-            copies = [p.tensors for p in self._placed.values() if p.load.data is source.data]
+            if len(self._placed) >= DATA_SETS:
+                self._placed = {k: p for k, p in self._placed.items() if p.load is self.pipe.load}
+                self._bound.clear()
+            copies = [p.tensors for (d, *_), p in self._placed.items() if d == data]
             self._placed[key] = Placed.on(self.pipe.place.tree, source, *copies[:1])
         return self._placed[key]
 
@@ -394,7 +402,8 @@ class Compiled:
 
     def _bind(self, program: str, feed: Feed, leaves: tuple[Tensor, ...] | None = None) -> Bound | None:
         """A program bound to State's leaves, or None where it falls back."""
-        signature = (*feed.signature, program) if leaves else feed.signature
+        # Data sets of one shape share a program, but are bound each for itself.
+        signature = (*feed.signature, *map(id, feed.static), *([program] if leaves else []))
         own = self._leaves if leaves is None else leaves[: len(self._leaves)]
         current = leaves is None or (bool(own) and all(a is b for a, b in zip(own, self._leaves, strict=True)))
         bound = self._bound.get(signature) if current else None
@@ -468,9 +477,13 @@ class Compiled:
         facts = {"program": program, "batch": feed.batch, "operations": operations, "outputs": outputs}
 
         def build() -> Program:
-            made = package.make(identity, lambda folder: lower.build(texts, folder), **facts, seconds=0.0)
+            made = package.make(identity, lambda folder: lower.build(texts, folder), **facts)
+            try:
+                ready = made.load()
+            except OSError:  # a cache folder that nothing may be run from
+                ready = package.make(None, lambda folder: lower.build(texts, folder), **facts).load()
             self._record(program, feed, operations, start)
-            return made.load()
+            return ready
 
         return _BUILDER.submit(build)
 

@@ -264,6 +264,7 @@ class _Walk:
         self.note(tuple(value.shape), value.stride(), str(value.dtype), str(value.device), value.requires_grad)
         self(vars(value))
         if value.device.type != "meta":
+            # A copy to hash, of a constant in the code; no step sees it.
             plain = value.detach().cpu().resolve_conj().resolve_neg().contiguous().reshape(-1)
             self.note(hashlib.sha256(plain.view(torch.uint8).numpy().tobytes()).hexdigest())
 

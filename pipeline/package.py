@@ -28,7 +28,8 @@ from attrs import asdict, evolve, frozen
 
 from pipeline.native import Native, Output
 
-_FACTS, _LIBRARY, _MAKING = "package.json", "step.so", ".making-"
+FACTS = "package.json"
+_LIBRARY, _MAKING = "step.so", ".making-"
 _NAME = re.compile(r"[0-9a-f]{32}|\.making-.+")
 
 
@@ -41,22 +42,15 @@ class Package:
     program: str
     batch: str
     operations: int
-    seconds: float
-    """What it took to make."""
     checksum: str
     outputs: tuple[Output, ...]
-
-    @property
-    def size(self) -> int:
-        """In bytes."""
-        return (self.path / _LIBRARY).stat().st_size
 
     def load(self) -> Native:
         return Native(self.path / _LIBRARY, self.outputs)
 
     def fault(self) -> str | None:
         """Why it can't be used, if so."""
-        for path in (self.path, self.path / _LIBRARY, self.path / _FACTS):
+        for path in (self.path, self.path / _LIBRARY, self.path / FACTS):
             try:
                 status = path.stat()
             except OSError as e:
@@ -68,7 +62,7 @@ class Package:
         except OSError as e:
             return f"{_LIBRARY}: {e.strerror}"
         if current != self.checksum:
-            return f"{_LIBRARY} or {_FACTS} is damaged: their checksum is another"
+            return f"{_LIBRARY} or {FACTS} is damaged: their checksum is another"
         return None
 
 
@@ -105,8 +99,8 @@ def make(identity: Mapping[str, Any] | None, build: Callable[[Path], Path], **fa
         package = Package(work, identity or {}, checksum="", **facts)
         package = evolve(package, checksum=_checksum(library, _described(package)))
         if kept:
-            (work / _FACTS).write_text(json.dumps(_described(package), indent=1), encoding="utf-8")
-            (work / _FACTS).chmod(0o600)
+            (work / FACTS).write_text(json.dumps(_described(package), indent=1), encoding="utf-8")
+            (work / FACTS).chmod(0o600)
     except OSError:
         _remove(work)
         if not kept:
@@ -131,15 +125,28 @@ def make(identity: Mapping[str, Any] | None, build: Callable[[Path], Path], **fa
 
 def packages() -> Iterator[Package]:
     """What is in the cache and can be read."""
-    for path in _ours():
+    for path in folders():
         package = _read(path)
-        if package is not None and not path.name.startswith(_MAKING):
+        if package is not None and finished(path):
             yield package
+
+
+def folders() -> list[Path]:
+    """The cache's folders, whole or broken; it may have been put where there are others, which are not looked at."""
+    try:
+        return sorted(path for path in folder().iterdir() if _NAME.fullmatch(path.name) and path.is_dir())
+    except OSError:
+        return []
+
+
+def finished(path: Path) -> bool:
+    """Whether a folder of the cache is a package, not the beginnings of one."""
+    return not path.name.startswith(_MAKING)
 
 
 def clear() -> int:
     """Remove all packages, whole or broken; how many there were. What else is in the folder stays."""
-    found = _ours()
+    found = folders()
     for path in found:
         _remove(path)
     return len(found)
@@ -176,14 +183,6 @@ def _checksum(library: Path, described: Mapping[str, Any]) -> str:
     return whole.hexdigest()
 
 
-def _ours() -> list[Path]:
-    """The cache's folders; it may have been put where there are others."""
-    try:
-        return sorted(path for path in folder().iterdir() if _NAME.fullmatch(path.name) and path.is_dir())
-    except OSError:
-        return []
-
-
 def _remove(path: Path) -> None:
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
@@ -210,7 +209,7 @@ def _described(package: Package) -> dict[str, Any]:
 
 def _read(path: Path) -> Package | None:
     try:
-        facts = json.loads((path / _FACTS).read_text(encoding="utf-8"))
+        facts = json.loads((path / FACTS).read_text(encoding="utf-8"))
         made = tuple(Output(o["name"], tuple(o["shape"]), getattr(torch, o["dtype"])) for o in facts.pop("outputs"))
         package = Package(**{**facts, "path": path, "outputs": made})
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):

@@ -1,11 +1,14 @@
 """What holds for all tests: two threads, seeded randomness, and how many examples a property is tried on."""
 
 import os
+import sys
 import tempfile
 
 import pytest
 import torch
 from hypothesis import settings
+
+from cli.main import main
 
 settings.register_profile("ci", max_examples=25, derandomize=True, deadline=None)
 settings.register_profile("thorough", max_examples=500, deadline=None)
@@ -21,3 +24,17 @@ torch.set_num_threads(min(2, torch.get_num_threads()))
 @pytest.fixture(autouse=True)
 def _seeded():
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def pipe(capsys, monkeypatch):
+    """The command in this process: a call gives its exit code, and what it said on each stream."""
+
+    def call(*args):
+        monkeypatch.setattr(sys, "argv", ["pipe", *map(str, args)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        said = capsys.readouterr()
+        return ended.value.code, said.out, said.err
+
+    return call

@@ -2,7 +2,6 @@
 
 import json
 import re
-import sys
 
 import numpy as np
 import pytest
@@ -10,7 +9,6 @@ import torch
 
 from cli import bench, config, measure
 from cli.build import job
-from cli.main import main
 from pipeline import lower
 
 TINY = ("--hidden", 16, "--batch-size", 479, "--seconds", 0.05)
@@ -24,24 +22,15 @@ def _threads():
     torch.set_num_threads(before)
 
 
-def pipe(capsys, monkeypatch, *args):
-    """The command in this process: its exit code, and what it said."""
-    monkeypatch.setattr(sys, "argv", ["pipe", *map(str, args)])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    said = capsys.readouterr()
-    return ended.value.code, said.out, said.err
-
-
 def made(**settings):
     settings = {"hidden": [8], "batch_size": 479, **settings}
     return job(config.make(settings)).pipe
 
 
-def test_bench_measures_each_way(capsys, monkeypatch, tmp_path):
+def test_bench_measures_each_way(pipe, monkeypatch, tmp_path):
     """A row for each way, the floor's share and the memory; the file holds the same figures, and nothing is trained."""
     monkeypatch.chdir(tmp_path)
-    code, out, err = pipe(capsys, monkeypatch, "bench", *TINY, "--json", "b.json")
+    code, out, err = pipe("bench", *TINY, "--json", "b.json")
     assert (code, err) == (0, "")
     lines = out.splitlines()
     assert lines[0].endswith("10 classes, batches of 479")
@@ -61,13 +50,13 @@ def test_bench_measures_each_way(capsys, monkeypatch, tmp_path):
     assert (found["batch_size"], found["settings"]["hidden"]) == (479, [16])
     assert found["versions"]["torch"] == torch.__version__
     assert [path.name for path in tmp_path.iterdir()] == ["b.json"]
-    assert "graphs  1 loaded from the cache in " in pipe(capsys, monkeypatch, "bench", *TINY)[1]
+    assert "graphs  1 loaded from the cache in " in pipe("bench", *TINY)[1]
 
 
 WAYS = [bench.EAGER, bench.SINGLE, bench.FUSED, bench.PRODUCTS]
 
 
-def test_other_models_and_data(capsys, monkeypatch, tmp_path):
+def test_other_models_and_data(pipe, tmp_path):
     """A ConvNet, a table and tokens; uncompiled, the share is that of the eager step."""
     (tmp_path / "houses.csv").write_text("rooms,price\n" + "".join(f"{i % 5},{i % 5 * 1.5 + 0.1}\n" for i in range(60)))
     tokens = np.arange(60 * 8).reshape(60, 8) % 7
@@ -77,14 +66,14 @@ def test_other_models_and_data(capsys, monkeypatch, tmp_path):
         ("--data", tmp_path / "houses.csv", "--optimizer", "adam"),
         ("--data", tmp_path / "text.npz", "--model", "transformer"),
     ):
-        code, out, err = pipe(capsys, monkeypatch, "bench", *TINY, "--no-compile", *options)
+        code, out, err = pipe("bench", *TINY, "--no-compile", *options)
         assert (code, err) == (0, "")
         assert "graphs  none: --no-compile" in out
         assert "of the time of 'eager' are" in out
         assert "compiled" not in out.replace("uncompiled", "")
 
 
-def test_without_a_compiler_it_says_why(capsys, monkeypatch, tmp_path):
+def test_without_a_compiler_it_says_why(pipe, monkeypatch, tmp_path):
     """Where the step can't be compiled, the eager one is measured."""
 
     def no_compiler(*args, **options):
@@ -92,7 +81,7 @@ def test_without_a_compiler_it_says_why(capsys, monkeypatch, tmp_path):
 
     monkeypatch.setenv("PIPE_CACHE", str(tmp_path))
     monkeypatch.setattr(lower, "compile_fx", no_compiler)
-    code, out, _ = pipe(capsys, monkeypatch, "bench", *TINY)
+    code, out, _ = pipe("bench", *TINY)
     assert code == 0
     assert re.search(r"graphs  none: .*C\+\+ compiler", out)
     assert bench.FUSED not in out
@@ -173,9 +162,9 @@ BAD = {
 
 
 @pytest.mark.parametrize("args", BAD, ids=" ".join)
-def test_bad_input_is_one_line_and_exit_code_2(capsys, monkeypatch, args):
+def test_bad_input_is_one_line_and_exit_code_2(pipe, args):
     """Each is said before anything is measured."""
-    code, out, err = pipe(capsys, monkeypatch, "bench", *args)
+    code, out, err = pipe("bench", *args)
     assert (code, out) == (2, "")
     assert BAD[args] in err
     assert err.startswith("pipe: ")

@@ -2,22 +2,11 @@
 
 import os
 import re
-import sys
 
 import pytest
 import torch
 
-from cli.main import main
 from pipeline import package
-
-
-def pipe(capsys, monkeypatch, *args):
-    """The command in this process: its exit code, and what it said."""
-    monkeypatch.setattr(sys, "argv", ["pipe", *map(str, args)])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    said = capsys.readouterr()
-    return ended.value.code, said.out, said.err
 
 
 @pytest.fixture
@@ -32,7 +21,7 @@ def cache(tmp_path, monkeypatch):
             return work / "step.so"
 
         batch = f"inputs {name} (64, 1, 28, 28), targets (64,) of its own 60,000 samples, whose line is long"
-        facts = {"program": "train step", "batch": batch, "operations": 12, "seconds": 1.5, "outputs": ()}
+        facts = {"program": "train step", "batch": batch, "operations": 12, "outputs": ()}
         return package.make({**package.machine(), "batch": name}, build, **facts)
 
     return folder, add
@@ -40,19 +29,19 @@ def cache(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("action", [(), ("list",), ("verify",), ("clear",)])
 @pytest.mark.parametrize("there", [True, False])
-def test_an_empty_cache_says_so(capsys, monkeypatch, cache, action, there):
+def test_an_empty_cache_says_so(pipe, cache, action, there):
     """With nothing in the folder, or without one, each action says so and is well."""
     folder, _ = cache
     if there:
         folder.mkdir()
-    assert pipe(capsys, monkeypatch, "cache", *action) == (0, f"no packages in {folder}\n", "")
+    assert pipe("cache", *action) == (0, f"no packages in {folder}\n", "")
 
 
-def test_list(capsys, monkeypatch, cache):
+def test_list(pipe, cache):
     """The folder, a line for each package with its whole batch, and the totals."""
     folder, add = cache
     made = [add("a"), add("b")]
-    code, out, err = pipe(capsys, monkeypatch, "cache")
+    code, out, err = pipe("cache")
     lines = out.splitlines()
     assert (code, err, lines[0]) == (0, "", str(folder))
     assert lines[2].split() == ["program", "operations", "size", "made", "torch", "batch"]
@@ -63,17 +52,17 @@ def test_list(capsys, monkeypatch, cache):
     assert re.fullmatch(r"2 packages, \d\.\d kB", lines[-1])
 
 
-def test_verify(capsys, monkeypatch, cache):
+def test_verify(pipe, cache):
     """Whole packages are ok; a damaged, a writable and an unreadable one are told, and the exit code is 1."""
     folder, add = cache
     whole, damaged, writable, unreadable, gone = (add(name) for name in "abcde")
-    assert pipe(capsys, monkeypatch, "cache", "verify")[0] == 0
+    assert pipe("cache", "verify")[0] == 0
     (damaged.path / "step.so").write_bytes(b"other")
     writable.path.chmod(0o777)
     (unreadable.path / "package.json").write_text("{}")
     (gone.path / "step.so").unlink()
     (folder / ".making-now").mkdir()
-    code, out, err = pipe(capsys, monkeypatch, "cache", "verify")
+    code, out, err = pipe("cache", "verify")
     said = dict(line.split("  ", 1) for line in out.splitlines()[:-1])
     assert (code, err) == (1, "")
     assert said == {
@@ -84,12 +73,12 @@ def test_verify(capsys, monkeypatch, cache):
         gone.path.name[:8]: "step.so: No such file or directory",
     }
     assert out.splitlines()[-1] == "4 of 5 at fault; each is rebuilt when it is needed"
-    code, out, _ = pipe(capsys, monkeypatch, "cache", "list")
+    code, out, _ = pipe("cache", "list")
     assert code == 0
     assert re.search(r"4 packages, \d\.\d kB; 2 unfinished or broken: see pipe cache verify", out)
 
 
-def test_clear(capsys, monkeypatch, cache):
+def test_clear(pipe, cache):
     """All packages go, whole, broken or unfinished; what somebody else keeps in that folder stays."""
     folder, add = cache
     total = sum(os.path.getsize(add(name).path / "step.so") for name in "ab")
@@ -97,20 +86,20 @@ def test_clear(capsys, monkeypatch, cache):
     (folder / ".making-before").mkdir()
     (folder / "photos").mkdir()
     (folder / "photos" / "one").write_text("")
-    code, out, _ = pipe(capsys, monkeypatch, "cache", "clear")
+    code, out, _ = pipe("cache", "clear")
     assert code == 0
     removed = re.fullmatch(rf"removed 4 packages, (\d\.\d) kB, from {re.escape(str(folder))}\n", out)
     assert removed
     assert float(removed[1]) * 1000 > total
     assert [path.name for path in folder.iterdir()] == ["photos"]
     assert (folder / "photos" / "one").exists()
-    assert pipe(capsys, monkeypatch, "cache")[1].startswith("no packages in")
+    assert pipe("cache")[1].startswith("no packages in")
 
 
-def test_an_unknown_action_is_one_line_and_exit_code_2(capsys, monkeypatch, cache):
+def test_an_unknown_action_is_one_line_and_exit_code_2(pipe, cache):
     """It names what is meant, and touches nothing."""
     folder, add = cache
     add("a")
-    code, out, err = pipe(capsys, monkeypatch, "cache", "cler")
+    code, out, err = pipe("cache", "cler")
     assert (code, out, err) == (2, "", "pipe: unknown action 'cler'; did you mean 'clear'?\n")
     assert len(list(folder.iterdir())) == 1

@@ -110,3 +110,14 @@ def test_what_has_no_data_in_memory_is_refused():
     pipe, _ = pipes.compiled("mlp")
     with pytest.raises(ConfigError, match="needs a compiled step"):
         fit(pipe, epochs=1, compile=False, steps_per_call=4)
+
+
+def test_data_sets_of_one_shape_are_not_mixed_up():
+    """Evaluating one data set after another of the same shapes gives each one's own figures."""
+    pipe, compiled = pipes.compiled("mlp")
+    state, data = pipe.init(0, steps=99), pipes.TEST.tensors
+    shifted = {"inputs": data["inputs"], "targets": (data["targets"] + 1) % 10}
+    state, _ = compiled(state)
+    figures = [compiled.evaluate(state, d) for d in (pipes.TEST, shifted, pipes.TEST)]
+    assert figures[0] == figures[2] != figures[1]
+    assert figures[1] == pytest.approx(pipe.evaluate(state, shifted), rel=1e-5)
