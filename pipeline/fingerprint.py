@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import builtins
 import collections
+import contextlib
 import dis
 import enum
 import functools
 import hashlib
 import importlib
 import importlib.util
+import inspect
 import io
 import logging
 import os
@@ -164,6 +166,8 @@ class _Walk:
             self(dict(value))
         elif isinstance(value, slice):
             self([value.start, value.stop, value.step])
+        elif isinstance(value, contextlib._GeneratorContextManager) and _is_new(value.gen):
+            self([value.func, value.args, value.kwds])  # a decorator: its generator, not begun, is made from these
         elif isinstance(value, functools.partial):
             self([value.func, value.args, value.keywords, vars(value)])
         elif isinstance(value, staticmethod | classmethod):
@@ -392,6 +396,10 @@ class _Walk:
 
 def _unknown(value: Any) -> UnknownError:
     return UnknownError(f"a {type(value).__module__}.{type(value).__qualname__} can't be told from another")
+
+
+def _is_new(generator: Any) -> bool:
+    return inspect.getgeneratorstate(generator) == inspect.GEN_CREATED
 
 
 def _slots(kind: type) -> Iterator[tuple[str, Any]]:

@@ -6,6 +6,8 @@ kernels, whose launches are recorded once, as a CUDA graph, and replayed.
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -31,14 +33,21 @@ _CPU: dict[str, Any] = {
     "cpp_wrapper": True,  # the calls of the kernels in C++ too
     "cpp.vec_isa_ok": True,  # saves seconds of building probes; a compiler too old for the processor fails as any
     "cpp_wrapper_build_separate": True,  # the kernels as a text of their own, compiled beside that of the calls
-    "memory_planning": True,  # one allocation for the intermediate results
 }
+_PLANNED = 32 << 20
+"""Bytes of intermediate results up to which they share one allocation: more, and the system would map it anew in each step."""
+
+_LONG = 100_000
+"""Characters of C++ above which a second of tidying up after Inductor is little beside its work."""
+
 _CHECKED = {"size_asserts": False, "alignment_asserts": False}
 """Shapes are checked by whoever calls."""
 
 _HEADER = "#include <torch/csrc/inductor/cpp_wrapper/cpu.h>\n"
 
 _KERNEL = re.compile(r'^extern "C" [^;{]*{$.*?^}$', re.MULTILINE | re.DOTALL)
+
+_LOOP = re.compile(r"^(?= *#pragma omp (?:for|single|parallel))", re.MULTILINE)
 
 _COSTLY = tuple(getattr(torch.ops.aten, name) for name in ("pow", "exp", "log", "cos"))
 
@@ -59,8 +68,11 @@ def source(graph: GraphModule, args: Sequence[Tensor]) -> tuple[str, str]:
         return lambda _: []  # is not called: the library is
 
     _scalars_once(graph)
+    values = (node.meta.get("val") for node in graph.graph.nodes)
+    size = sum(v.nbytes for v in values if isinstance(v, Tensor))
+    options = _CPU | {"fx_graph_cache": False, "memory_planning": size <= _PLANNED}
     with mock.patch.object(CppWrapperCodeCache, "load_pybinding", keep), _no_probes():
-        _inductor(graph, args, _CPU | {"fx_graph_cache": False})
+        _inductor(graph, args, options)
     [(calls, kernels)] = written
     # The loop is called without the interpreter's lock, so a step has none to release.
     calls = re.sub(r"py::gil_scoped_release\w* \w+;", "", calls.replace(_HEADER, _HEADER + SHORTCUTS, 1))
@@ -93,7 +105,17 @@ def build(texts: tuple[str, str], folder: Path) -> Path:
         path.unlink()
     for name in objects:
         Path(name).unlink()
+    if len(texts[0]) > _LONG:
+        _return_memory()
     return Path(library.get_target_file_path())
+
+
+def _return_memory() -> None:
+    """What Inductor leaves of a large graph: tens of megabytes in rings of objects, which would count beside the steps'."""
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:  # glibc's
+        trim(0)
 
 
 def _no_probes() -> Any:
@@ -126,11 +148,15 @@ def _inductor(graph: GraphModule, args: Sequence[Tensor], options: dict[str, Any
 
 
 def _serial(kernel: str) -> str:
-    """A kernel that adds from many threads into one place, as an embedding's gradient does, on one thread.
+    """A kernel whose loops that add from many threads into one place, as an embedding's gradient does, run on one thread.
 
     Else the order of the additions, and so the last bits, would be another in each run.
     """
-    return re.sub(r"^ *#pragma omp .*$", "", kernel, flags=re.MULTILINE) if "atomic_add" in kernel else kernel
+    loops = _LOOP.split(kernel)
+    return "".join(
+        re.sub("#pragma omp for.*", "#pragma omp single", loop, count=1) if "atomic_add" in loop else loop
+        for loop in loops
+    )
 
 
 def _scalars_once(graph: GraphModule) -> None:

@@ -1,6 +1,7 @@
 """Fingerprints: one for each graph, and one for all that is only data."""
 
 import collections
+import contextlib
 import dataclasses
 import enum
 import functools
@@ -243,6 +244,11 @@ def kind(value):
     return enum.Enum("Kind", {"A": value}).A
 
 
+@contextlib.contextmanager
+def scope(value):
+    yield value
+
+
 def dict_with(value):
     made = Dict(a=1)
     made.more = value
@@ -296,6 +302,7 @@ ODD = {
     "a cached property": lambda v: type("Local", (), {"a": functools.cached_property(lambda self: v)}),
     "a cached function": lambda v: functools.lru_cache(lambda: v),
     "a nested function": lambda v: lambda: lambda: v,
+    "a decorator made from a generator": lambda v: scope(v)(lambda: None),
     "no_grad": lambda v: torch.no_grad()(lambda: v),
     "vmap": lambda v: torch.func.vmap(lambda x: x * v),
     "one of two lambdas": lambda v: lambdas()[v == 1],
