@@ -28,7 +28,7 @@ class Job:
     model: str
     """The model in words: `mlp 64-128-10`."""
     best: str
-    """The held-out metric that tells the best epoch."""
+    """The held-out metric that tells the best epoch, if the settings name none."""
 
     @property
     def data(self) -> str:
@@ -56,6 +56,7 @@ def job(config: TrainConfig) -> Job:
         objective,
         *metrics,
         backward.gradients(),
+        update.finite(config.on_nonfinite),
         *([update.clip_norm(config.clip)] if config.clip else []),
         _optimizer(config, config.epochs * order.count(len(train), config.batch_size)),
     )

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 import tomllib
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +28,9 @@ def refusal(message: str, word: str = "", known: Any = ()) -> Exception:
     return ConfigError(message + (did_you_mean(word, known) if word else ""))
 
 
-def _setting(default: Any, help: str, *checks: Any) -> Any:
-    return field(default=default, validator=list(checks), metadata={"help": help})
+def _setting(default: Any, help: str, *checks: Any, fixed: bool = False) -> Any:
+    """`fixed`: what a run that goes on can't have otherwise."""
+    return field(default=default, validator=list(checks), metadata={"help": help, "fixed": fixed})
 
 
 def _one_of(known: Any) -> Any:
@@ -73,22 +76,24 @@ def _steps(_: Any, attribute: Attribute[Any], value: str) -> None:
 class TrainConfig:
     """What `pipe train` does. None means: chosen from the other settings."""
 
-    data: str = _setting("digits", "digits, random, or a file: .npz, .csv, or IDX images", _data)
-    model: str = _setting("mlp", "mlp, convnet or transformer", _one_of(MODELS))
-    hidden: tuple[int, ...] = _setting((128,), "widths between input and output, such as 128,64", _at_least(1))
+    data: str = _setting("digits", "digits, random, or a file: .npz, .csv, or IDX images", _data, fixed=True)
+    model: str = _setting("mlp", "mlp, convnet or transformer", _one_of(MODELS), fixed=True)
+    hidden: tuple[int, ...] = _setting(
+        (128,), "widths between input and output, such as 128,64", _at_least(1), fixed=True
+    )
     epochs: int = _setting(20, "passes over the training data", _at_least(1))
-    batch_size: int = _setting(64, "samples a step", _at_least(1))
+    batch_size: int = _setting(64, "samples a step", _at_least(1), fixed=True)
     lr: float | None = _setting(
         None, "learning rate  [default: 0.3 for sgd, 0.003 for adam and adamw]", _at_least(0, True)
     )
-    optimizer: str = _setting("sgd", "sgd, adam or adamw", _one_of(OPTIMIZERS))
+    optimizer: str = _setting("sgd", "sgd, adam or adamw", _one_of(OPTIMIZERS), fixed=True)
     momentum: float | None = _setting(None, "of sgd  [default: 0.9]", _at_least(0))
     weight_decay: float | None = _setting(None, "[default: 0; 0.01 for adamw]", _at_least(0))
     schedule: str = _setting(
         "cosine", "of the learning rate: constant, cosine, exponential, linear or step", _one_of(SCHEDULES)
     )
     clip: float = _setting(1.0, "largest gradient norm; 0 for no clipping", _at_least(0))
-    seed: int = _setting(0, "of the weights, the order and dropout", _seed)
+    seed: int = _setting(0, "of the weights, the order and dropout", _seed, fixed=True)
     device: str = _setting("auto", "auto, cpu, cuda or cuda:N")
     precision: str = _setting("fp32", "fp32, or bf16 for the products in the forward", _one_of(("fp32", "bf16")))
     threads: int | None = _setting(None, "of the CPU  [default: 1 for small steps, else all cores]", _at_least(1))
@@ -96,7 +101,23 @@ class TrainConfig:
         "auto", "steps in one call of the compiled program: a number, epoch, or auto: about 0.1 s of them", _steps
     )
     compile: bool = _setting(True, "run the step as one compiled graph")
-    out: str | None = _setting(None, "folder of the run  [default: the next free runs/DATA-MODEL-N]")
+    on_nonfinite: str = _setting(
+        "stop",
+        "where a loss or gradient is NaN or infinite: stop, or skip that step",
+        _one_of(("stop", "skip")),
+        fixed=True,
+    )
+    save_steps: int | None = _setting(None, "also write a checkpoint after each N steps", _at_least(1))
+    save_minutes: float = _setting(
+        5.0,
+        "minutes between checkpoints inside an epoch; each epoch has one too, as far as they take no 0.5 % of the time",
+        _at_least(0),
+    )
+    keep: int = _setting(2, "how many of the newest checkpoints stay, beside the best", _at_least(1))
+    best: str | None = _setting(
+        None, "held-out metric that tells the best epoch  [default: accuracy, or r2 for values]"
+    )
+    out: str | None = _setting(None, "folder of the run  [default: the next free runs/DATA-MODEL-N]", fixed=True)
 
     def __attrs_post_init__(self) -> None:
         if not self.compile and self.steps_per_call not in ("auto", "1"):
@@ -133,17 +154,48 @@ def make(settings: dict[str, Any]) -> TrainConfig:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The settings in a run's config.toml, as plain values."""
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as e:
-        raise refusal(f"can't read {path}: {e.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
-        raise refusal(f"{path} is no TOML file: {e}") from None
+    """The settings in a run's config.toml, as plain values, with the threads that the run took."""
+    table = document(path)
     settings = table.get("settings", table)
     if not isinstance(settings, dict):
         raise refusal(f"{path} has no table [settings]")
-    return settings
+    run = table.get("run")
+    # What threads add up depends on how many they are: the same run again takes as many.
+    return {**({"threads": run["threads"]} if isinstance(run, dict) and "threads" in run else {}), **settings}
+
+
+def document(path: Path) -> dict[str, Any]:
+    """All that a config.toml says."""
+    try:
+        if path.exists() and not path.is_file():
+            raise refusal(f"can't read {path}: it is no file")
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as e:
+        if isinstance(e, tomllib.TOMLDecodeError | UnicodeDecodeError):
+            raise refusal(f"{path} is no TOML file: {e}") from None
+        raise refusal(f"can't read {path}: {getattr(e, 'strerror', None) or e}") from None
+    except RecursionError:
+        raise refusal(f"{path} is no TOML file: it is nested too deep") from None
+
+
+def resumed(folder: Path, given: dict[str, Any]) -> tuple[TrainConfig, TrainConfig]:
+    """The settings of a run that goes on: as they were, and with those given now in their place."""
+    if not (folder / CONFIG).exists():
+        raise refusal(f"{folder} holds no run: it has no {CONFIG}")
+    settings = read(folder / CONFIG)
+    old, new = make(settings), make({**settings, **given})
+    for f in fields(TrainConfig):
+        before, now = getattr(old, f.name), getattr(new, f.name)
+        if f.metadata["fixed"] and before != now:
+            raise refusal(f"{flag(f.name)} {now} would not be the same run, which has {before}; start a new one")
+    for name in ("clip", "momentum"):  # with 0, the stage or its memory is left out
+        before, now = getattr(old, name), getattr(new, name)
+        if (before == 0) != (now == 0):
+            raise refusal(f"{flag(name)} {now} would not be the same run, which has {before}; start a new one")
+    return old, new
+
+
+CONFIG = "config.toml"
 
 
 def write(path: Path, config: TrainConfig, resolved: dict[str, Any]) -> None:
@@ -152,4 +204,19 @@ def write(path: Path, config: TrainConfig, resolved: dict[str, Any]) -> None:
     text = tomli_w.dumps(
         {"settings": {k: list(v) if isinstance(v, tuple) else v for k, v in settings.items()}, **resolved}
     )
-    path.write_text(text, encoding="utf-8")
+    replace(path, text.encode())
+
+
+def replace(path: Path, content: bytes) -> None:
+    """Write a file so that it is the old one or the new one, never a part."""
+    work = path.with_name(f".making-{path.name}")
+    try:
+        with work.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        work.replace(path)
+    except OSError as e:
+        with suppress(OSError):
+            work.unlink()
+        raise refusal(f"can't write {path}: {e.strerror}") from None

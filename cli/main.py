@@ -13,14 +13,18 @@ from attrs import fields
 
 from cli import config
 
-TYPES: dict[str, Any] = {"epochs": int, "threads": int, "batch_size": int, "seed": int, "compile": bool}
+TYPES: dict[str, Any] = {
+    **dict.fromkeys(("epochs", "threads", "batch_size", "seed", "save_steps", "keep"), int),
+    **dict.fromkeys(("lr", "momentum", "weight_decay", "clip", "save_minutes"), float),
+    "compile": bool,
+}
+"""Of the settings that are not text."""
 
 
 def settings(command: Callable[..., Any]) -> Callable[..., Any]:
     """An option for each setting. What is not given stays out, so that a config file may give it."""
     for f in reversed(fields(config.TrainConfig)):
-        number = f.name in ("lr", "momentum", "weight_decay", "clip")
-        kind = float if number else TYPES.get(f.name, str)
+        kind = TYPES.get(f.name, str)
         names = [f"{config.flag(f.name)}/--no-{f.name}"] if kind is bool else [config.flag(f.name)]
         shown = ",".join(map(str, f.default)) if isinstance(f.default, tuple) else f.default
         text = f.metadata["help"] + ("" if f.default is None else f"  [default: {shown}]".replace("True", "on"))
@@ -39,16 +43,33 @@ def cli() -> None:
 @cli.command()
 @click.argument("file", required=False, metavar="[CONFIG.toml]")
 @settings
+@click.option("--resume", metavar="RUN", help="go on with the run in a folder, exactly where its last checkpoint is")
+@click.option(
+    "--verify",
+    is_flag=True,
+    help="with --resume: replay from the checkpoint before the last, compare the bits, and stop",
+)
 @click.option("-q", "--quiet", is_flag=True, help="only the result")
 @click.option("-v", "--verbose", is_flag=True, help="the pipeline, the graphs and each class's figures as well")
-def train(file: str | None, quiet: bool, verbose: bool, **given: Any) -> None:
+def train(file: str | None, resume: str | None, verify: bool, quiet: bool, verbose: bool, **given: Any) -> None:
     """Train a model; without arguments, an MLP on handwritten digits.
 
-    CONFIG.toml is the config of an earlier run; options given beside it win.
+    CONFIG.toml is the config of an earlier run, which is done again; options given beside it win. With --resume, more
+    --epochs or another --lr, --schedule and the like may be given, and are recorded; what makes the run another may not.
     """
+    if resume is None:
+        if verify:
+            raise config.refusal("--verify needs --resume RUN, the run to verify")
+        from cli import train as command
+
+        command.run(_config(file, given), quiet=quiet, verbose=verbose)
+        return
+    if file is not None:
+        raise config.refusal(f"--resume goes on with the config of its run; leave out {file}")
+    old, new = config.resumed(Path(resume), _given(given))
     from cli import train as command
 
-    command.run(_config(file, given), quiet=quiet, verbose=verbose)
+    command.resume(Path(resume), old, new, verify=verify, quiet=quiet, verbose=verbose)
 
 
 @cli.command()
@@ -88,13 +109,20 @@ def cache(action: str) -> None:
 
 
 def _config(file: str | None, given: dict[str, Any]) -> config.TrainConfig:
+    earlier = config.read(Path(file)) if file else {}
+    earlier.pop("out", None)  # the same run again is another folder
+    return config.make({**earlier, **_given(given)})
+
+
+def _given(given: dict[str, Any]) -> dict[str, Any]:
+    """The settings among the options, as plain values."""
     chosen = {name: value for name, value in given.items() if value is not None}
     if "hidden" in chosen:
         try:
             chosen["hidden"] = [int(width) for width in chosen["hidden"].split(",") if width]
         except ValueError:
             raise config.refusal(f"--hidden {chosen['hidden']!r} is no list of widths such as 128,64") from None
-    return config.make({**(config.read(Path(file)) if file else {}), **chosen})
+    return chosen
 
 
 def main() -> None:

@@ -2,89 +2,234 @@
 
 from __future__ import annotations
 
-import json
-import math
+import hashlib
 import platform
 import signal
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
-from itertools import count
 from pathlib import Path
 from typing import Any
 
 import torch
+from attrs import asdict
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 from cli import config as settings
+from cli import folder as folders
 from cli.build import Job, job, parameters, threads
 from cli.config import TrainConfig
-from pipeline import Report, State, evaluate, fit
+from pipeline import Report, State, checkpoint, evaluate, fit, testing
+from pipeline.checkpoint import Saved, Saver
 from pipeline.compiled import Compiled
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, NonFiniteError, did_you_mean
 from pipeline.state import format_metric
+
+WEIGHTS = "model.safetensors"
 
 
 def run(config: TrainConfig, *, quiet: bool = False, verbose: bool = False) -> None:
     """Train, printing a line an epoch. What was learned is saved also where the run is interrupted."""
+    made, state = _made(config)
+    say = _plain(quiet)
+    with folders.new(config) as folder:
+        _head(say, made, state, config, verbose)
+        settings.write(folder / settings.CONFIG, config, _resolved(made, state))
+        _train(made, config, folder, state, None, say, verbose)
+
+
+def resume(
+    folder: Path,
+    old: TrainConfig,
+    config: TrainConfig,
+    *,
+    verify: bool = False,
+    quiet: bool = False,
+    verbose: bool = False,
+) -> None:
+    """Go on with the run in a folder from its newest good checkpoint, or replay what led to it."""
+    with folders.locked(folder):
+        table = settings.document(folder / settings.CONFIG)
+        made, state = _made(config)
+        say = _plain(quiet)
+        _head(say, made, state, config, verbose)
+        _same(table, made)
+        found = checkpoint.newest(folder / folders.CHECKPOINTS)
+        for fault in found.faults:
+            _warn(f"{fault}; it is passed over")
+        saved = found.saved
+        if verify:
+            _verify(made, folder, state, saved, config, say)
+            return
+        if saved is None:
+            say.print("resume  no checkpoint yet, so from the beginning")
+        else:
+            say.print(f"resume  {saved.path.name}: {_place(made, saved)}")
+            # The numbers of the schedule and the like are the config's: another lr may have been asked for.
+            state = saved.restore(made.pipe).replace(hyper=state.hyper)
+            if saved.epoch >= config.epochs:
+                raise ConfigError(
+                    f"the run has done its {config.epochs} epochs; for more: --epochs {2 * config.epochs}"
+                )
+        changes = {
+            name: [f"{asdict(c)[name]}" for c in (old, config)]
+            for name in asdict(config)
+            if asdict(old)[name] != asdict(config)[name]
+        }
+        past = [*table.get("resumed", []), {"step": saved.step if saved else 0, **_versions(), **changes}]
+        settings.write(folder / settings.CONFIG, config, {**_resolved(made, state), "resumed": past})
+        _train(made, config, folder, state, saved, say, verbose)
+
+
+def _made(config: TrainConfig) -> tuple[Job, State]:
+    """What a run trains, and its first State; everything that can be checked is."""
     made = job(config)
     state = made.pipe.init(config.seed)
     torch.set_num_threads(threads(made, state, config.threads))
     made.pipe.check(state, made.held_out)
-    folder = _folder(config)
-    say = Plain(quiet=quiet, highlight=False, soft_wrap=True, markup=False)
-    result = Plain(highlight=False, soft_wrap=True, markup=False)
+    known = made.pipe.finish(made.pipe.zeros())
+    if config.best is not None and config.best not in known:
+        raise ConfigError(f"--best {config.best!r} is no metric of this run{did_you_mean(config.best, known)}")
+    return made, state
 
+
+def _head(say: Console, made: Job, state: State, config: TrainConfig, verbose: bool) -> None:
+    precision = "" if config.precision == "fp32" else f", {config.precision}"
     say.print(f"data    {config.data}: {made.data}")
     say.print(f"model   {made.model}: {parameters(state.params):,} parameters")
-    say.print(
-        f"device  {made.pipe.place.device}, {_threads()}{'' if config.precision == 'fp32' else ', ' + config.precision}"
-    )
+    say.print(f"device  {made.pipe.place.device}, {_threads()}{precision}")
     if verbose:
         say.print(f"\n{made.pipe}\n")
-    settings.write(folder / "config.toml", config, _resolved(made, state))
-    program = _compile(made, state, say, verbose) if config.compile else False
 
-    fixed = {"auto": None, "epoch": "epoch"}
-    per_call: Any = fixed[config.steps_per_call] if config.steps_per_call in fixed else int(config.steps_per_call)
-    best: Report | None = None
+
+def _train(
+    made: Job, config: TrainConfig, folder: Path, state: State, saved: Saved | None, say: Console, verbose: bool
+) -> None:
+    metric = config.best or made.best
     signals: list[int] = []
-    try:
-        with (folder / "metrics.jsonl").open("w", encoding="utf-8") as log, _live(say) as show, _interrupts(signals):
-            for report in fit(
-                made.pipe, epochs=config.epochs, validate=made.held_out, state=state, compile=program, interval=0.1,
-                steps_per_call=per_call,
-            ):  # fmt: skip
-                state = report.state
-                show(report)
-                if report.complete:
-                    log.write(json.dumps(_line(report)) + "\n")
-                    log.flush()
-                    if best is None or report.validate[made.best] > best.validate[made.best]:
-                        best = report
-                    say.print(str(report))
-                if signals:
-                    break
-    finally:
-        # Also where the output's reader has gone.
-        from safetensors.torch import save_file  # not before the first step
-
-        weights = made.pipe.models[0].state_dict(state.tree)
-        save_file({k: t.clone(memory_format=torch.contiguous_format) for k, t in weights.items()}, folder / WEIGHTS)
-    if verbose and "accuracy" in report.validate:
+    report: Report | None = None
+    last = False
+    with (
+        folders.Log(folder, saved.step if saved else 0) as log,
+        Saver(folder / folders.CHECKPOINTS, keep=config.keep, best=metric, steps=config.save_steps,
+              minutes=config.save_minutes, saved=saved) as saver,
+    ):  # fmt: skip
+        missing = sorted(set(range(1, saved.epoch + 1 if saved else 1)) - set(log.epochs))
+        if missing:
+            _warn(f"{log.path} has no line for epoch {', '.join(map(str, missing))}; it goes on without")
+        program = _compile(made, state, say, verbose) if config.compile else False
+        try:
+            with _live(say) as show, _interrupts(signals):
+                for report in fit(
+                    made.pipe, epochs=config.epochs, validate=made.held_out, state=state, compile=program, interval=0.1,
+                    steps_per_call=_per_call(config), every=config.save_steps, start=saved.start if saved else (0, 0),
+                ):  # fmt: skip
+                    state = report.state
+                    show(report)
+                    if report.complete:
+                        log.write(report)
+                        say.print(str(report))
+                    last = report.complete and report.epoch == config.epochs
+                    saver.offer(report, now=last or bool(signals))
+                    if signals:
+                        break
+        except NonFiniteError as e:
+            state = e.state
+            saver.save(state, e.epoch, e.batch)
+            saver.close()
+            _save_weights(made, state, folder)
+            raise ConfigError(f"{e}\npipe: go on with: pipe train --resume {folder} --lr X") from None
+        except BrokenPipeError:  # the output's reader has gone
+            if report is not None:
+                saver.offer(report, now=True)
+            _save_weights(made, state, folder)
+            raise
+        saver.close()
+        best = saver.best
+    _save_weights(made, state, folder)
+    if verbose and report is not None and "accuracy" in report.validate:
         say.print(f"\n{_classes(made, state)}\n")
+    result = _plain(False)
     if best is not None:
-        result.print(f"best    {format_metric(made.best, best.validate[made.best])} in epoch {best.epoch}")
-    result.print(f"run     {folder} (config.toml, metrics.jsonl, {WEIGHTS}: the weights as they are now)")
-    if signals:
-        Plain(stderr=True, soft_wrap=True).print(
-            f"pipe: stopped by a signal in epoch {report.epoch}; the weights are saved"
+        result.print(f"best    {format_metric(metric, best.value)} in epoch {best.epoch}")
+    result.print(
+        f"run     {folder} ({settings.CONFIG}, {folders.METRICS}, {folders.CHECKPOINTS}, {WEIGHTS}: the weights as they are now)"
+    )
+    if signals and report is not None and not last:
+        _warn(
+            f"stopped by a signal in epoch {report.epoch}, after step {report.step}; go on with: pipe train --resume {folder}"
         )
         sys.exit(128 + signals[0])
+
+
+def _per_call(config: TrainConfig) -> Any:
+    """As `fit` takes it."""
+    return (
+        {"auto": None, "epoch": "epoch"}[config.steps_per_call]
+        if config.steps_per_call.isalpha()
+        else int(config.steps_per_call)
+    )
+
+
+def _verify(made: Job, folder: Path, first: State, saved: Saved | None, config: TrainConfig, say: Console) -> None:
+    """Replay from the checkpoint before the newest, or from the beginning, and compare every bit."""
+    if saved is None:
+        raise ConfigError(f"{folder} has no checkpoint yet that could be verified")
+    before = checkpoint.newest(folder / folders.CHECKPOINTS, below=saved.step).saved
+    wanted = saved.restore(made.pipe)
+    # No step changes a hyperparameter, so those of the newest were in force since it was resumed from the one before.
+    state = (before.restore(made.pipe) if before else first).replace(hyper=wanted.hyper)
+    start = before.start if before else (0, 0)
+    program = made.pipe.compile(fallback="eager") if config.compile else False
+    for report in fit(made.pipe, epochs=config.epochs, state=state, compile=program, every=saved.step, start=start):
+        if report.step >= saved.step:
+            break
+    steps = f"steps {before.step + 1 if before else 1:,} to {saved.step:,}"
+    differ = testing.differences(report.state.tree, wanted.tree)
+    if differ:
+        _warn(f"{steps}, replayed, are not those of the run: {len(differ)} tensors differ, the first is {differ[0]}")
+        sys.exit(1)
+    say.print(f"verify  {steps} replayed: every tensor of the State is the same, bit for bit")
+
+
+def _place(made: Job, saved: Saved) -> str:
+    batch = f", batch {saved.batch} of {made.pipe.load.batches}" if saved.batch and made.pipe.load else ""
+    return f"after {saved.step:,} steps, {saved.epoch} epochs{batch}"
+
+
+def _same(table: dict[str, Any], made: Job) -> None:
+    """Refuse to go on with other data; say what may change the bits."""
+    run = table.get("run") if isinstance(table.get("run"), dict) else {}
+    assert isinstance(run, dict)
+    if run.get("data", _digest(made)) != _digest(made):
+        raise ConfigError(
+            "the data are no longer those that the run was made with; start a new run, or bring them back"
+        )
+    before = table.get("versions")
+    for name, now in _versions().items():
+        was = before.get(name, now) if isinstance(before, dict) else now
+        if was != now:
+            _warn(f"the run was made with {name} {was}, and this is {now}: its last bits may differ from here on")
+
+
+def _save_weights(made: Job, state: State, folder: Path) -> None:
+    from safetensors.torch import save  # not before the first step
+
+    weights = made.pipe.models[0].state_dict(state.tree)
+    content = save({k: t.clone(memory_format=torch.contiguous_format) for k, t in weights.items()})
+    settings.replace(folder / WEIGHTS, content)
+
+
+def _plain(quiet: bool) -> Plain:
+    return Plain(quiet=quiet, highlight=False, soft_wrap=True, markup=False)
+
+
+def _warn(message: str) -> None:
+    Plain(stderr=True, soft_wrap=True, highlight=False, markup=False).print(f"pipe: {message}")
 
 
 class Plain(Console):
@@ -110,9 +255,6 @@ def _threads() -> str:
     return f"{count} thread{'s' if count > 1 else ''}"
 
 
-WEIGHTS = "model.safetensors"
-
-
 def _compile(made: Job, state: State, say: Console, verbose: bool) -> Compiled:
     """The compiled step with all its graphs, or one that runs eagerly and said why."""
     program = made.pipe.compile(fallback="eager")
@@ -133,57 +275,35 @@ def _compile(made: Job, state: State, say: Console, verbose: bool) -> Compiled:
     return program
 
 
-def _folder(config: TrainConfig) -> Path:
-    """The run's folder, made: the one asked for, if no run is in it, or the next free one under runs/."""
-    try:
-        if config.out is not None:
-            folder = Path(config.out)
-            folder.mkdir(parents=True, exist_ok=True)
-            if (folder / "config.toml").exists():
-                raise ConfigError(f"{folder} already holds a run; choose another --out")
-        else:
-            name = f"{Path(config.data).stem}-{config.model}"
-            taken = (Path("runs") / f"{name}-{n}" for n in count(1))
-            folder = next(path for path in taken if not path.exists())
-            folder.mkdir(parents=True)
-        (folder / "metrics.jsonl").touch()
-    except OSError as e:
-        raise ConfigError(
-            f"can't write to the output folder {e.filename}: {e.strerror}; choose another --out"
-        ) from None
-    return folder
-
-
 def _resolved(made: Job, state: State) -> dict[str, Any]:
     """What the config records beside the settings, to know the run by."""
-    packages = ("pipe-train", "torch", "numpy", "scikit-learn")
     return {
         "run": {
             "device": str(made.pipe.place.device),
             "threads": torch.get_num_threads(),
             "model": made.model,
             "parameters": parameters(state.params),
+            "data": _digest(made),
             "training_samples": len(made.train),
             "held_out_samples": len(made.held_out),
             "hyper": {name: value.item() for name, value in state.hyper.items()},
         },
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
+        "versions": _versions(),
     }
 
 
-def _line(report: Report) -> dict[str, Any]:
-    def plain(metrics: Mapping[str, Any]) -> dict[str, Any]:
-        # JSON has no NaN.
-        return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in metrics.items()}
+def _versions() -> dict[str, str]:
+    packages = ("pipe-train", "torch", "numpy")
+    return {"python": platform.python_version(), **{name: version(name) for name in packages}}
 
-    return {
-        "epoch": report.epoch,
-        "step": report.step,
-        "train": plain(report.train),
-        "validate": plain(report.validate),
-        "seconds": report.seconds,
-        "samples_per_second": report.samples_per_second,
-    }
+
+def _digest(made: Job) -> str:
+    """A hash of the training data."""
+    whole = hashlib.sha256()
+    for name, t in sorted(made.train.tensors.items()):
+        whole.update(f"{name} {tuple(t.shape)} {t.dtype}".encode())
+        whole.update(t.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return whole.hexdigest()
 
 
 @contextmanager

@@ -3,7 +3,20 @@
 The modules are the steps of the training loop, in its order; a Pipeline is made of their stages.
 """
 
-from pipeline import backward, evaluate, forward, load, loss, models, order, place, schedules, sources, update
+from pipeline import (
+    backward,
+    checkpoint,
+    evaluate,
+    forward,
+    load,
+    loss,
+    models,
+    order,
+    place,
+    schedules,
+    sources,
+    update,
+)
 from pipeline.compiled import Compiled
 from pipeline.compose import Pipeline
 from pipeline.errors import PipeError
@@ -22,6 +35,7 @@ __all__ = [
     "Stage",
     "State",
     "backward",
+    "checkpoint",
     "evaluate",
     "fit",
     "forward",

@@ -27,6 +27,7 @@ from pipeline.place import Place
 from pipeline.run import first_memory, forward, hyper_numbers, hyper_value, through_backward
 from pipeline.stage import Stage, Tree
 from pipeline.state import Batch, State, tree_map
+from pipeline.update import Finite
 from pipeline.wiring import LASTS, check_names, check_wiring, needed_to_measure
 
 if TYPE_CHECKING:
@@ -143,7 +144,11 @@ class Pipeline:
             pending = []
         memory.update({name: tree_map(torch.add, memory[name], s) for name, s in sums.items()})
         lasting = {name: values[name] for name in tree if name not in LASTS}
-        return {**tree, **lasting, "memory": memory, "step": tree["step"] + 1}, self.finish(sums)
+        new = {**tree, **lasting, "memory": memory, "step": tree["step"] + 1}
+        for s in self.graph:
+            if isinstance(s, Finite):
+                new = s.choose(values[s.writes[0]], tree, new)
+        return new, self.finish(sums)
 
     def measure(self, tree: dict[str, Tree], sums: dict[str, Tree], batch: Batch) -> dict[str, Tree]:
         """The evaluation program: `sums` with those of one more batch added."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 
 class PipeError(Exception):
@@ -36,6 +37,18 @@ class CaptureError(PipeError):
 
 class StateError(PipeError):
     """A State does not fit the pipeline, or was donated and used again."""
+
+
+class CheckpointError(PipeError):
+    """A checkpoint can't be written, or what is on disk is not what was written."""
+
+
+class NonFiniteError(PipeError):
+    """A step's loss or gradients are not finite. `state` is the one before that step, at batch `batch` of epoch `epoch`."""
+
+    def __init__(self, message: str, state: Any, epoch: int, batch: int) -> None:
+        super().__init__(message)
+        self.state, self.epoch, self.batch = state, epoch, batch
 
 
 class DataError(PipeError):

@@ -7,11 +7,15 @@ import time
 from collections.abc import Iterator
 from typing import Any, TypeAlias
 
+import torch
+
 from pipeline.compiled import Compiled, Fallback, Steps
 from pipeline.compose import Pipeline
-from pipeline.errors import ConfigError, WiringError
+from pipeline.diagnose import first_nonfinite
+from pipeline.errors import ConfigError, NonFiniteError, WiringError
 from pipeline.stage import is_count
 from pipeline.state import Report, State
+from pipeline.update import Finite
 
 CALL = 0.1
 """Seconds that a call of many steps takes, about, where nobody says how many."""
@@ -28,6 +32,8 @@ def fit(
     steps_per_call: Steps | None = None,
     fallback: Fallback = "error",
     interval: float | None = None,
+    every: int | None = None,
+    start: tuple[int, int] = (0, 0),
 ) -> Iterator[Report]:
     """Train for `epochs` passes over the pipeline's data, yielding a Report after each.
 
@@ -39,13 +45,22 @@ def fit(
       of a second, where the data set is in memory and fits on the device, else one. The result is the same.
     - `fallback`: as in `Pipeline.compile`.
     - `interval`: also yield a Report about every so many seconds inside an epoch; it has no validation.
+    - `every`: also yield one where `State.step` is a multiple of this.
+    - `start`: with `state`, where that is in the order: epochs done, and batches of the next one. The run then goes on as
+      if it had not been stopped.
 
-    Everything that can be checked is checked here, before the first step.
+    Everything that can be checked is checked here, before the first step. Where the pipeline has `update.finite()`, raises
+    NonFiniteError, before the next Report, after a step whose loss or gradients are not finite.
     """
     if not is_count(epochs):
         raise ConfigError(f"epochs={epochs} is not a positive whole number")
     if pipe.load is None:
         raise WiringError("fit() needs batches: put load.batches(...) or load.loader(...) first in the pipeline")
+    if every is not None and not is_count(every):
+        raise ConfigError(f"every={every!r} is not a positive whole number")
+    _check_start(start, epochs, pipe.load.batches)
+    if start != (0, 0) and state is None:
+        raise ConfigError(f"start={start} needs the State of that place: pass state=")
     if isinstance(compile, Compiled) and compile.pipe is not pipe:
         raise ConfigError("compile= was made by another pipeline; use pipe.compile() of this one")
     if steps_per_call not in (None, 1):
@@ -57,74 +72,125 @@ def fit(
         state = pipe.init(seed, steps=None if batches is None else batches * epochs)
     else:
         pipe.check_state(state)
-        state = state.clone()
+        state = _unstopped(pipe, state.clone())
     for data in (None, validate) if validate is not None else (None,):
         pipe.check(state, data)
     program = compile if isinstance(compile, Compiled) else pipe.compile(fallback=fallback) if compile else None
     if program is not None:
         program.prepare(state, validate)
     steps = _fused if program is not None and program.resident and program.report.fallback is None else _single
-    return _epochs(pipe, program or pipe, steps, state, epochs, validate, steps_per_call, interval)
+    return _epochs(pipe, program or pipe, steps, state, epochs, validate, steps_per_call, interval, every, start)
+
+
+def _check_start(start: tuple[int, int], epochs: int, batches: int | None) -> None:
+    epoch, batch = start
+    if not 0 <= epoch <= epochs:
+        raise ConfigError(f"start={start} begins after {epoch} epochs, but the run has {epochs}")
+    if batch < 0 or (batches is not None and batch >= batches):
+        raise ConfigError(f"start={start} begins after {batch} batches, but an epoch has {batches}")
 
 
 def _epochs(
     pipe: Pipeline, program: Compiled | Pipeline, steps: Any, state: State, epochs: int, validate: Any,
-    per_call: Steps | None, interval: float | None,
+    per_call: Steps | None, interval: float | None, every: int | None, start: tuple[int, int],
 ) -> Iterator[Report]:  # fmt: skip
     assert pipe.load is not None
-    done = int(state.step)  # the one value read from the device before training: from here on it is counted
-    seed = int(state["seed"])
+    first, k = start
+    # The values read from the device before training: from here on they are counted.
+    done, seed = int(state.step) - k, int(state["seed"])
     batches = pipe.load.batches
-    for epoch in range(1, epochs + 1):
-        state = program.restart_metrics(state)
-        seconds, samples, k, compiling = 0.0, 0, 0, _compile_seconds(program)
-        start = time.perf_counter()
-        for after, k, samples in steps(program, state, seed, epoch - 1, per_call):
-            state = after
-            if interval is not None and time.perf_counter() - start > interval and k != batches:
-                metrics = pipe.results(state)
-                seconds += time.perf_counter() - start
+    for epoch in range(first + 1, epochs + 1):
+        if k == 0:
+            state = program.restart_metrics(state)
+        seconds, samples, compiling = 0.0, 0, _compile_seconds(program)
+        began = time.perf_counter()
+        for after, now, samples in steps(program, state, seed, epoch - 1, k, per_call, every and (every, done)):
+            state, k = after, now
+            due = interval is not None and time.perf_counter() - began > interval
+            if (due or (every is not None and (done + k) % every == 0)) and k != batches:
+                metrics = _results(pipe, state, epoch, done)
+                seconds += time.perf_counter() - began
                 spent = seconds - (_compile_seconds(program) - compiling)
                 yield Report(epoch, epochs, done + k, k, batches, False, metrics, {}, spent, samples, state)
-                start = time.perf_counter()
-        metrics = pipe.results(state)  # waits for the device: the epoch ends here
-        seconds += time.perf_counter() - start - (_compile_seconds(program) - compiling)
+                began = time.perf_counter()
+        metrics = _results(pipe, state, epoch, done)  # waits for the device: the epoch ends here
+        seconds += time.perf_counter() - began - (_compile_seconds(program) - compiling)
         done += k
         results = {} if validate is None else program.evaluate(state, validate)
         yield Report(epoch, epochs, done, k, batches, True, metrics, results, seconds, samples, state)
+        k = 0
+
+
+def _results(pipe: Pipeline, state: State, epoch: int, done: int) -> dict[str, Any]:
+    """The metrics so far. Raises NonFiniteError where State was stopped, saying what was wrong in the step that did it."""
+    if not any(int(state.memory[name]["stopped"]) for name in _stops(pipe)):
+        return pipe.results(state)
+    assert pipe.load is not None
+    step = int(state.step)
+    state, k = _unstopped(pipe, state), step - done
+    why = None
+    if pipe.load.known:
+        batch = next(pipe.load.epoch(int(state["seed"]), epoch - 1, k))
+        why = first_nonfinite(pipe, state, pipe.prepared(batch, True))
+    raise NonFiniteError(
+        f"step {step + 1} (epoch {epoch}, batch {k + 1}) is not finite: {why or 'its loss or a gradient'}; State is as it was "
+        "before it: lower the learning rate, clip, or skip such steps",
+        state, epoch - 1, k,
+    )  # fmt: skip
+
+
+def _stops(pipe: Pipeline) -> list[str]:
+    return [s.name for s in pipe.graph if isinstance(s, Finite) and s.stops]
+
+
+def _unstopped(pipe: Pipeline, state: State) -> State:
+    """The same State, free to advance."""
+    if not _stops(pipe):
+        return state
+    free = {name: {"stopped": torch.zeros_like(state.memory[name]["stopped"])} for name in _stops(pipe)}
+    return state.replace(memory={**state.memory, **free})
 
 
 Progress: TypeAlias = Iterator[tuple[State, int, int]]
-"""The State after some steps of an epoch, with the numbers of batches and samples so far."""
+"""The State after some steps of an epoch, with the number of its batches so far, and of samples since the first of them."""
+Every: TypeAlias = tuple[int, int] | None
+"""A call of many steps ends where (step + the second number) is a multiple of the first."""
 
 
-def _single(program: Compiled | Pipeline, state: State, seed: int, epoch: int, per_call: Steps | None) -> Progress:
-    """An epoch, a batch from the host at a time."""
+def _single(
+    program: Compiled | Pipeline, state: State, seed: int, epoch: int, k: int, per_call: Steps | None, every: Every
+) -> Progress:
+    """An epoch from batch k on, a batch from the host at a time."""
     pipe = program if isinstance(program, Pipeline) else program.pipe
     assert pipe.load is not None
-    samples = 0
-    for k, batch in enumerate(pipe.place.ahead(pipe.prepared(b, True) for b in pipe.load.epoch(seed, epoch)), 1):
+    samples, batches = 0, pipe.load.epoch(seed, epoch, k)
+    for batch in pipe.place.ahead(pipe.prepared(b, True) for b in batches):
         state, _ = program.step(state, batch)
-        samples += len(next(iter(batch.values())))
+        samples, k = samples + len(next(iter(batch.values()))), k + 1
         yield state, k, samples
 
 
-def _fused(program: Compiled, state: State, seed: int, epoch: int, per_call: Steps | None) -> Progress:
-    """An epoch, many steps a call, on data that is on the device."""
+def _fused(
+    program: Compiled, state: State, seed: int, epoch: int, k: int, per_call: Steps | None, every: Every
+) -> Progress:
+    """An epoch from batch k on, many steps a call, on data that is on the device."""
     load = program.pipe.load
     assert load is not None
     assert load.batches is not None
-    k, count, all_samples = 0, 1, load.batches * load.size if load.drop_last else len(load.data)
+    first, count = k, 1
     while k < load.batches:
         # The first call tells how long a step takes; so a call is never long, and a signal is never long unheard.
         wanted = count if per_call is None else load.batches if per_call == "epoch" else per_call
         steps = min(wanted, load.batches - k)
+        if every is not None:
+            steps = min(steps, every[0] - (every[1] + k) % every[0])
         start = time.perf_counter()
         state, _ = program.advance(state, epoch, k, steps)
         k += steps
         spent = max(time.perf_counter() - start, 1e-9)
         count = max(int(min(steps * CALL / spent, 2**20)), 1)
-        yield state, k, min(k * load.size, all_samples)
+        end = len(load.data) if k == load.batches and not load.drop_last else k * load.size
+        yield state, k, end - first * load.size
 
 
 def _compile_seconds(program: Compiled | Pipeline) -> float:

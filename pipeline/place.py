@@ -90,6 +90,11 @@ def on(device: str | torch.device = "auto", *, precision: str = "fp32") -> Place
     return Place("place.on", device=resolve(device), precision=precision)
 
 
+def host(tree: Tree) -> Tree:
+    """A copy of a pytree of tensors on the host, which shares no storage with it."""
+    return tree_map(lambda t: t.detach().to("cpu", copy=True), tree)
+
+
 def resolve(device: str | torch.device) -> torch.device:
     """The device that a name means on this machine."""
     if device == "auto":

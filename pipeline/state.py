@@ -181,10 +181,21 @@ PERCENT = ("accuracy", "top")
 
 
 def format_metric(name: str, value: float) -> str:
-    """One metric as text: `loss 0.2311`, `accuracy 94.17 %`."""
+    """One metric as text: `loss 0.2311`, `accuracy 94.17 %`, `skipped 3`."""
+    if isinstance(value, int):
+        return f"{name} {value:,}"
     if name.startswith(PERCENT):
         return f"{name} {100 * value:.2f} %"
     return f"{name} {value:.4g}" if abs(value) >= 1e4 else f"{name} {value:.4f}"
+
+
+LOWER = ("loss", "error", "perplexity")
+"""Metrics with these words in their names are better the lower they are; others the higher."""
+
+
+def is_better(metric: str, value: float, than: float) -> bool:
+    """Whether a metric's value is better than another; NaN is never."""
+    return value < than if any(word in metric for word in LOWER) else value > than
 
 
 def tree_map(function: Callable[..., Any], *trees: Tree) -> Tree:

@@ -39,6 +39,25 @@ def same(a: Any, b: Any, tolerance: float = 0.0) -> None:
             assert x == y, f"{x!r} != {y!r}"
 
 
+def differences(a: Any, b: Any) -> list[str]:
+    """Where two trees of tensors are not the same bit for bit: the names of those tensors. NaNs of the same bits are the same.
+
+    >>> differences({"x": torch.zeros(2), "y": torch.ones(1)}, {"x": torch.zeros(2), "y": torch.ones(1) + 1e-7})
+    ["['y']"]
+    """
+    (these, spec), (those, other) = (pytree.tree_flatten_with_path(tree) for tree in (a, b))
+    if spec != other:
+        return ["their structure"]
+    return [
+        pytree.keystr(path) for (path, x), (_, y) in zip(these, those, strict=True)
+        if (x.shape, x.dtype) != (y.shape, y.dtype) or not torch.equal(_bits(x), _bits(y))
+    ]  # fmt: skip
+
+
+def _bits(x: Tensor) -> Tensor:
+    return x.contiguous().reshape(-1).view(torch.uint8)
+
+
 def pure(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """A call changes none of its arguments, leaves torch's global generator alone, and gives the same bits again.
 

@@ -10,11 +10,13 @@ from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import torch
+from attrs import field, frozen
 from torch import Tensor
 
 from pipeline.errors import ConfigError
 from pipeline.schedules import Schedule
-from pipeline.stage import Number, Stage
+from pipeline.stage import Number, Stage, Tree
+from pipeline.state import tree_map
 
 Tensors: TypeAlias = dict[str, Tensor]
 
@@ -35,6 +37,59 @@ def _below_one(stage: str, **hyper: Number) -> None:
 
 def _zeros(params: Tensors) -> Tensors:
     return {k: torch.zeros_like(p) for k, p in params.items()}
+
+
+@frozen(eq=False)
+class Finite(Stage):
+    """A stage that says whether State may advance. `stops` where it may not after the first step that is not finite."""
+
+    stops: bool = field(kw_only=True)
+
+    def choose(self, finite: Tensor, before: dict[str, Tree], after: dict[str, Tree]) -> dict[str, Tree]:
+        """The tree of State that a step ends with, of those before and after it."""
+        chosen: dict[str, Tree] = tree_map(
+            lambda new, old: new if new is old else torch.where(finite, new, old), after, before
+        )
+        memory = {**chosen["memory"], self.name: after["memory"][self.name]}
+        return {**chosen, "memory": memory, "step": chosen["step"] if self.stops else after["step"]}
+
+
+def finite(otherwise: str = "stop", *, loss: str = "loss", grads: str = "grads") -> Finite:
+    """State advances only where the loss and all gradients are finite; this is decided inside the graph.
+
+    Put it after the backward. `otherwise`: "stop" leaves State as it was before the first such step, whatever
+    comes after, so that `fit` can say what was wrong and raise NonFiniteError; "skip" leaves such a step out: it changes
+    nothing but the count of steps, and the metric "skipped" counts it.
+
+    >>> finite("skip")(loss=torch.tensor(1.0), grads={"w": torch.tensor([1.0, float("nan")])})
+    (tensor(False), {'skipped': tensor(1)})
+    """
+    if otherwise not in ("stop", "skip"):
+        raise ConfigError(f"update.finite: otherwise={otherwise!r} is unknown; use 'stop' or 'skip'")
+
+    def both(loss: Tensor, grads: Tensors) -> Tensor:
+        # A number times 0 is 0, unless it is not finite; and a sum is one pass over memory.
+        parts = [loss.sum(), *(g.sum() for g in grads.values())]
+        return torch.stack([(p * 0).double() for p in parts]).sum() == 0
+
+    def skip(loss: Tensor, grads: Tensors) -> tuple[Tensor, Any]:
+        good = both(loss, grads)
+        return good, {"skipped": (~good).long()}
+
+    def stop(loss: Tensor, grads: Tensors, memory: Any, step: Tensor) -> tuple[Tensor, Any]:
+        first = torch.where(both(loss, grads), 0, step + 1)
+        stopped = torch.where(memory["stopped"] > 0, memory["stopped"], first)
+        return stopped == 0, {"stopped": stopped}
+
+    name, names = "update.finite", {"loss": loss, "grads": grads}
+    writes = ("finite" if grads == "grads" else f"{grads}.finite",)
+
+    def zero(key: str) -> Callable[[], Any]:
+        return lambda: {key: torch.zeros((), dtype=torch.int64)}
+
+    if otherwise == "stop":
+        return Finite(name, stop, writes=writes, init=zero("stopped"), names=names, stops=True)
+    return Finite(name, skip, writes=writes, init=zero("skipped"), finish=dict, names=names, stops=False)
 
 
 def sgd(lr: Number, *, momentum: Number = 0.0, dampening: Number = 0.0, weight_decay: Number = 0.0,

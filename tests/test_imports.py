@@ -17,7 +17,7 @@ LAYERS = [
     STEPS,
     {"run", "wiring"},
     {"compose"},
-    {"fingerprint", "native", "trace"},
+    {"checkpoint", "diagnose", "fingerprint", "native", "trace"},
     {"lower", "package"},
     {"compiled"},
     {"loop", "testing"},
