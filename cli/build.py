@@ -127,7 +127,7 @@ def _model(config: TrainConfig, data: Tensors, held_out: Tensors) -> tuple[Any, 
                 f"model 'transformer' takes token ids and targets (N, T) int64, but {config.data} has inputs "
                 f"{tuple(inputs.shape)} {_dtype(inputs)} and targets {tuple(targets.shape)}; use mlp or convnet"
             )
-        options = {"width": config.hidden[0], "context": inputs.shape[1]}
+        options = {"width": config.hidden[0], "context": inputs.shape[1], "dropout": config.dropout}
         heads = next(h for h in (8, 4, 2, 1) if config.hidden[0] % h == 0)
         tokens = max(_most("inputs", data, held_out), outputs)
         return lambda: models.transformer(tokens, heads=heads, **options), f"transformer of width {config.hidden[0]}"
@@ -142,11 +142,10 @@ def _model(config: TrainConfig, data: Tensors, held_out: Tensors) -> tuple[Any, 
                 "use --model mlp"
             )
         widths = config.hidden
-        return lambda: models.convnet(
-            shape[0], outputs, widths=widths
-        ), f"convnet {shape[0]}-{_dashes(widths)}-{outputs}"
+        words = f"convnet {shape[0]}-{_dashes(widths)}-{outputs}"
+        return lambda: models.convnet(shape[0], outputs, widths=widths, dropout=config.dropout), words
     layers = (inputs[0].numel(), *config.hidden, outputs)
-    return lambda: models.mlp(*layers), f"mlp {_dashes(layers)}"
+    return lambda: models.mlp(*layers, dropout=config.dropout), f"mlp {_dashes(layers)}"
 
 
 def _optimizer(config: TrainConfig, steps: int) -> Stage:

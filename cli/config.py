@@ -50,6 +50,11 @@ def _data(_: Any, attribute: Attribute[Any], value: str) -> None:
         _one_of(DATA)(_, attribute, value)
 
 
+def _below_one(_: Any, attribute: Attribute[Any], value: float) -> None:
+    if not 0 <= value < 1:
+        raise refusal(f"{flag(attribute.name)} {value} is out of range: it must be from 0 to below 1")
+
+
 def _at_least(low: float, above: bool = False) -> Any:
     def check(_: Any, attribute: Attribute[Any], value: Any) -> None:
         for number in value if isinstance(value, tuple) else (value,):
@@ -81,6 +86,7 @@ class TrainConfig:
     hidden: tuple[int, ...] = _setting(
         (128,), "widths between input and output, such as 128,64", _at_least(1), fixed=True
     )
+    dropout: float = _setting(0.0, "fraction of activations that training leaves out", _below_one, fixed=True)
     epochs: int = _setting(20, "passes over the training data", _at_least(1))
     batch_size: int = _setting(64, "samples a step", _at_least(1), fixed=True)
     lr: float | None = _setting(

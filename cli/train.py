@@ -72,9 +72,7 @@ def resume(
             # The numbers of the schedule and the like are the config's: another lr may have been asked for.
             state = saved.restore(made.pipe).replace(hyper=state.hyper)
             if saved.epoch >= config.epochs:
-                raise ConfigError(
-                    f"the run has done its {config.epochs} epochs; for more: --epochs {2 * config.epochs}"
-                )
+                say.print(f"done    all {saved.epoch} epochs; for more, add --epochs {2 * saved.epoch}")
         changes = {
             name: [f"{asdict(c)[name]}" for c in (old, config)]
             for name in asdict(config)
@@ -121,13 +119,16 @@ def _train(
         missing = sorted(set(range(1, saved.epoch + 1 if saved else 1)) - set(log.epochs))
         if missing:
             _warn(f"{log.path} has no line for epoch {', '.join(map(str, missing))}; it goes on without")
-        program = _compile(made, state, say, verbose) if config.compile else False
+        start = saved.start if saved else (0, 0)
+        going = start[0] < config.epochs
+        program = _compile(made, state, say, verbose) if config.compile and going else False
         try:
             with _live(say) as show, _interrupts(signals):
-                for report in fit(
+                reports = fit(
                     made.pipe, epochs=config.epochs, validate=made.held_out, state=state, compile=program, interval=0.1,
-                    steps_per_call=_per_call(config), every=config.save_steps, start=saved.start if saved else (0, 0),
-                ):  # fmt: skip
+                    steps_per_call=_per_call(config), every=config.save_steps, start=start,
+                ) if going else ()  # fmt: skip
+                for report in reports:
                     state = report.state
                     show(report)
                     if report.complete:

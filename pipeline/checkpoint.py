@@ -30,6 +30,7 @@ from typing import Any
 
 import torch
 from attrs import asdict, frozen
+from cattrs import Converter
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
@@ -45,6 +46,8 @@ _NAME, _MAKING = "step-", ".making-"
 
 SHARE = 0.005
 """How much of the time checkpoints may take that nobody asked for by number."""
+
+_CONVERTER = Converter(detailed_validation=False)  # whose errors are Python's own
 
 _START, _RATE = 5e-3, 2e8
 """Seconds, and bytes a second, that a checkpoint takes before one was timed."""
@@ -140,13 +143,11 @@ def read(path: str | Path) -> Saved:
             raise CheckpointError(f"{path / FACTS} is damaged: its checksum is another")
         if facts["sha256"] != _sha256(_regular(path / STATE)):
             raise CheckpointError(f"{path / STATE} is damaged: its checksum is another")
-        best = None if facts["best"] is None else Best(**facts["best"])
-        saved = Saved(path, facts["step"], facts["epoch"], facts["batch"], best, facts["torch"])
+        return _CONVERTER.structure({"path": path, **facts}, Saved)
     except OSError as e:
         raise CheckpointError(f"{path} can't be read: {Path(e.filename or path).name}: {e.strerror or e}") from None
     except (ValueError, TypeError, KeyError, RecursionError):
         raise CheckpointError(f"{path / FACTS} is damaged: it is not what was written") from None
-    return saved
 
 
 class Saver:

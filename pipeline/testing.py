@@ -55,7 +55,7 @@ def differences(a: Any, b: Any) -> list[str]:
 
 
 def _bits(x: Tensor) -> Tensor:
-    return x.contiguous().reshape(-1).view(torch.uint8)
+    return x.new_empty(x.numel()).copy_(x.reshape(-1)).view(torch.uint8)
 
 
 def pure(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

@@ -68,9 +68,8 @@ def finite(otherwise: str = "stop", *, loss: str = "loss", grads: str = "grads")
         raise ConfigError(f"update.finite: otherwise={otherwise!r} is unknown; use 'stop' or 'skip'")
 
     def both(loss: Tensor, grads: Tensors) -> Tensor:
-        # A number times 0 is 0, unless it is not finite; and a sum is one pass over memory.
-        parts = [loss.sum(), *(g.sum() for g in grads.values())]
-        return torch.stack([(p * 0).double() for p in parts]).sum() == 0
+        # A sum is finite where all that is added up is, in float64, and one pass over memory.
+        return torch.stack([part.sum(dtype=torch.float64) for part in (loss, *grads.values())]).sum().isfinite()
 
     def skip(loss: Tensor, grads: Tensors) -> tuple[Tensor, Any]:
         good = both(loss, grads)

@@ -75,7 +75,7 @@ def check_wiring(stages: Sequence[Stage], source: Load | None, host: Sequence[St
 def _explain_unread(
     s: Stage, name: str, stages: Sequence[Stage], available: set[str], known: Sequence[str] | None
 ) -> None:
-    later = [t.name for t in stages if name in t.values_written]
+    later = [t.name for t in stages if t is not s and name in t.values_written]
     if later:
         raise WiringError(
             f"stage {s.name!r} reads {name!r}, which no earlier stage writes; put {later[0]!r}, which does, before it"

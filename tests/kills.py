@@ -1,0 +1,103 @@
+"""Kill a run at random moments, resume it each time, and compare what comes out with the run that was never stopped.
+
+python -m tests.kills --times 100
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from safetensors.numpy import load_file
+
+PIPE = [sys.executable, "-c", "from cli.main import main; main()", "train"]
+MODES = {
+    "fused": [],
+    "single steps": ["--steps-per-call", "1"],
+    "an epoch a call": ["--steps-per-call", "epoch"],
+    "uncompiled": ["--no-compile"],
+}
+RUN = ["--model", "convnet", "--hidden", "4,8", "--dropout", "0.3", "--batch-size", "64", "--save-steps", "7"]  # fmt: skip
+
+
+def ended(folder: Path) -> tuple[bytes, dict[str, bytes], list[object], object]:
+    """All that a finished run leaves, without the times."""
+    newest = max((folder / "checkpoints").glob("step-*"))
+    tensors = {name: t.tobytes() for name, t in load_file(newest / "state.safetensors").items()}
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    figures: list[object] = [(line["epoch"], line["step"], line["train"], line["validate"]) for line in lines]
+    best = json.loads((newest / "checkpoint.json").read_text())["best"]
+    return (folder / "model.safetensors").read_bytes(), tensors, figures, best
+
+
+def killed(folder: Path, args: list[str], left: int, longest: float, seed: random.Random) -> int:
+    """Run until it is done, with at most `left` kills; how many there were."""
+    kills = 0
+    while True:
+        command = (
+            [*PIPE, "--resume", str(folder)]
+            if (folder / "config.toml").exists()
+            else [*PIPE, *args, "--out", str(folder)]
+        )
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, cwd=folder.parent)
+        if kills < left:
+            before = _newest(folder)
+            while process.poll() is None and _newest(folder) == before:  # what comes before is no part of the run
+                time.sleep(0.001)
+            try:
+                process.wait(seed.uniform(0, longest))
+            except subprocess.TimeoutExpired:
+                process.send_signal(signal.SIGKILL)
+        said = process.communicate()[1].decode()
+        if process.returncode == 0:
+            return kills
+        assert process.returncode == -signal.SIGKILL, f"{command} ended with {process.returncode}: {said}"
+        kills += 1
+
+
+def _newest(folder: Path) -> set[str]:
+    return {p.name for p in (folder / "checkpoints").glob("*")}
+
+
+def campaign(times: int, modes: list[str], epochs: int, longest: float, seed: int) -> dict[str, tuple[int, int, int]]:
+    """Of each mode: kills, runs that were killed and finished, and those that ended as the one never stopped."""
+    chance, found = random.Random(seed), {}
+    with tempfile.TemporaryDirectory(prefix="kills-") as root:
+        os.environ.setdefault("PIPE_CACHE", f"{root}/cache")
+        for n, mode in enumerate(modes):
+            args = [*RUN, *MODES[mode], "--epochs", str(epochs)]
+            whole = Path(root) / f"whole-{n}"
+            subprocess.run([*PIPE, *args, "--out", str(whole)], check=True, stdout=subprocess.DEVNULL)
+            kills = runs = same = 0
+            while kills < times:
+                folder = Path(root) / f"killed-{n}-{runs}"
+                kills += killed(folder, args, times - kills, longest, chance)
+                runs, same = runs + 1, same + (ended(folder) == ended(whole))
+            found[mode] = kills, runs, same
+            print(
+                f"{mode}: {kills} kills in {runs} runs, {same} of them ended bitwise as the run never stopped",
+                flush=True,
+            )
+    return found
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--times", type=int, default=100, help="kills of each mode")
+    parser.add_argument("--modes", default="fused,single steps", help=", ".join(MODES))
+    parser.add_argument("--epochs", type=int, default=200)
+    parser.add_argument(
+        "--longest", type=float, default=0.5, help="seconds that a process may train before it is killed"
+    )
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    ends = campaign(options.times, options.modes.split(","), options.epochs, options.longest, options.seed)
+    sys.exit(any(runs != same for _, runs, same in ends.values()))

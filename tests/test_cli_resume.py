@@ -1,0 +1,385 @@
+"""`pipe train --resume`: a run goes on as if it had not stopped; what can't is said in a line, and nothing is lost."""
+
+import contextlib
+import io
+import json
+import os
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import tempfile
+import time
+import tomllib
+from pathlib import Path
+
+import pytest
+import tomli_w
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.numpy import load_file, save_file
+
+from cli import config
+from cli.main import main
+from pipeline import checkpoint
+from tests import kills
+from tests.test_checkpoint import rewrite
+from tests.test_cli import PIPE, fresh
+
+TINY = ["train", "--no-compile", "--hidden", "8", "--dropout", "0.2", "--batch-size", "479", "--save-steps", "2"]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """A run of 4 epochs of 3 steps that was never stopped, in a folder that is copied."""
+    root = tmp_path_factory.mktemp("runs")
+    done = subprocess.run(
+        [*PIPE, *TINY, "--epochs", "4", "--out", "whole"], cwd=root, capture_output=True, text=True, env=fresh()
+    )
+    assert done.returncode == 0, done.stderr
+    return root
+
+
+@pytest.fixture
+def folder(runs, tmp_path, monkeypatch):
+    """A copy of that run."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(runs / "whole", tmp_path / "run")
+    return tmp_path / "run"
+
+
+def checkpoints(folder):
+    return sorted(p.name for p in (folder / "checkpoints").iterdir())
+
+
+def back_to(folder, step):
+    """Forget what is newer than a checkpoint, as a kill does; the log is a step ahead, and cut in a line."""
+    for path in (folder / "checkpoints").iterdir():
+        if int(path.name.removeprefix("step-")) > step:
+            shutil.rmtree(path)
+    (folder / "model.safetensors").unlink()
+    with (folder / "metrics.jsonl").open("a") as log:
+        log.write('{"epoch": 5, "st')
+
+
+@pytest.mark.parametrize("step", [10, 11])
+def test_a_run_goes_on_where_it_was(pipe, runs, folder, step):
+    """In the middle of an epoch: the same weights, memories, figures, and lines of the log."""
+    if step == 11:  # as an interrupt makes one
+        shutil.rmtree(folder)
+        stopped(folder, 11)
+    else:
+        back_to(folder, 10)
+    code, out, err = pipe("train", "--resume", folder)
+    assert (code, err) == (0, "")
+    assert f"resume  step-{step:09d}: after {step} steps, 3 epochs, batch {step - 9} of 3\n" in out
+    assert kills.ended(folder) == kills.ended(runs / "whole")
+    table = tomllib.loads((folder / "config.toml").read_text())
+    assert table["resumed"][-1]["step"] == step
+
+
+def stopped(folder, step):
+    """The same run, ended by a signal after a step."""
+    code = f"""
+import os, signal, sys
+from pipeline.checkpoint import Saver
+offer = Saver.offer
+def watched(self, report, **options):
+    if report.step == {step}:
+        os.kill(os.getpid(), signal.SIGTERM)
+    return offer(self, report, now=report.step == {step})
+Saver.offer = watched
+sys.argv = ["pipe", *sys.argv[1:]]
+from cli.main import main
+main()
+"""
+    args = [*TINY, "--epochs", "4", "--out", str(folder), "--save-steps", "1"]
+    done = subprocess.run([sys.executable, "-c", code, *args], capture_output=True, text=True, env=fresh())
+    assert done.returncode == 128 + signal.SIGTERM, done.stderr
+    assert f"after step {step}; go on with: pipe train --resume {folder}" in done.stderr
+
+
+def test_a_finished_run_has_nothing_to_do(pipe, folder, runs):
+    """It says so; weights that a kill left unwritten are written; more epochs go on."""
+    (folder / "model.safetensors").unlink()
+    code, out, err = pipe("train", "--resume", folder)
+    assert (code, err) == (0, "")
+    assert "done    all 4 epochs; for more, add --epochs 8" in out
+    assert kills.ended(folder) == kills.ended(runs / "whole")
+    code, out, err = pipe("train", "--resume", folder, "--epochs", 6, "--lr", 0.05)
+    assert (code, err) == (0, "")
+    assert [json.loads(line)["epoch"] for line in (folder / "metrics.jsonl").read_text().splitlines()] == [
+        1,
+        2,
+        3,
+        4,
+        5,
+        6,
+    ]
+    table = tomllib.loads((folder / "config.toml").read_text())
+    assert table["resumed"][-1] | {"epochs": ["4", "6"], "lr": ["None", "0.05"], "step": 12} == table["resumed"][-1]
+    assert table["settings"]["epochs"] == 6
+    assert table["run"]["hyper"]["update.sgd.lr"] == 0.05
+
+
+def test_verify_replays_and_compares(pipe, folder):
+    """The steps between the last two checkpoints, bit for bit; a State that is no step's is found out, with exit code 1."""
+    before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.name != ".lock"}
+    code, out, err = pipe("train", "--resume", folder, "--verify")
+    assert (code, err) == (0, "")
+    assert "verify  steps 11 to 12 replayed: every tensor of the State is the same, bit for bit" in out
+    assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.name != ".lock"} == before
+    with_other_bits(folder / "checkpoints" / "step-000000012")
+    code, out, err = pipe("train", "--resume", folder, "--verify")
+    assert code == 1
+    assert (
+        "pipe: steps 11 to 12, replayed, are not those of the run: 1 tensors differ, the first is ['params']['1.bias']"
+        in err
+    )
+
+
+def with_other_bits(path):
+    """A checkpoint whose checksums are right, of another State."""
+    tensors = load_file(path / checkpoint.STATE)
+    tensors["params/1.bias"][0] += 1e-6
+    save_file(tensors, path / checkpoint.STATE)
+    rewrite(path, sha256=checkpoint._sha256(path / checkpoint.STATE))
+
+
+def test_a_damaged_checkpoint_is_passed_over(pipe, folder, runs):
+    """The one before it serves, and that is said."""
+    (folder / "checkpoints/step-000000012/state.safetensors").write_bytes(b"nothing")
+    code, _, err = pipe("train", "--resume", folder)
+    assert code == 0
+    assert err == (
+        f"pipe: {folder}/checkpoints/step-000000012/state.safetensors is damaged: its checksum is another; it is passed over\n"
+    )
+    assert kills.ended(folder) == kills.ended(runs / "whole")
+
+
+def test_without_a_checkpoint_it_begins_anew(pipe, folder, runs):
+    """As where a run was killed before the first one."""
+    shutil.rmtree(folder / "checkpoints")
+    code, out, _ = pipe("train", "--resume", folder)
+    assert code == 0
+    assert "resume  no checkpoint yet, so from the beginning" in out
+    assert kills.ended(folder) == kills.ended(runs / "whole")
+
+
+def test_a_lost_log_is_said(pipe, folder):
+    """Lines that are gone are named, and the run goes on."""
+    back_to(folder, 10)
+    (folder / "metrics.jsonl").unlink()
+    code, _, err = pipe("train", "--resume", folder)
+    assert code == 0
+    assert "metrics.jsonl has no line for epoch 1, 2, 3; it goes on without" in err
+
+
+REFUSED = {
+    ("--batch-size", "32"): "--batch-size 32 would not be the same run, which has 479; start a new one",
+    ("--seed", "1"): "--seed 1 would not be the same run",
+    ("--hidden", "9"): "--hidden (9,) would not be the same run",
+    ("--clip", "0"): "--clip 0.0 would not be the same run",
+    ("--momentum", "0"): "--momentum 0.0 would not be the same run",
+    ("--epochs", "0"): "--epochs 0 is out of range",
+    ("--best", "acuracy"): "--best 'acuracy' is no metric of this run; did you mean 'accuracy'?",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("args", "message"), REFUSED.items(), ids=[a[0] for a in REFUSED])
+def test_what_would_be_another_run_is_refused(pipe, folder, args, message):
+    before = (folder / "config.toml").read_bytes()
+    code, _, err = pipe("train", "--resume", folder, *args)
+    assert code == 2
+    assert message in err
+    assert (folder / "config.toml").read_bytes() == before
+
+
+def test_other_uses_that_make_no_sense(pipe, folder):
+    """Each is one line and exit code 2."""
+    for args, message in {
+        ("--resume", "nowhere"): "nowhere holds no run: it has no config.toml",
+        ("--verify",): "--verify needs --resume RUN",
+        ("--resume", "run", "other.toml"): "leave out other.toml",
+        ("--out", "run"): "run already holds a run; choose another --out, or go on with it: --resume run",
+        ("--out", "run/config.toml"): "can't write to the output folder",
+    }.items():
+        code, _, err = pipe("train", *args)
+        assert (code, len(err.splitlines())) == (2, 1)
+        assert message in err
+
+
+def test_other_data_are_refused(pipe, folder):
+    """A file that has changed since."""
+    text = (folder / "config.toml").read_text()
+    (folder / "config.toml").write_text(text.replace('data = "', 'data = "0', 2).replace('"0digits"', '"digits"'))
+    code, _, err = pipe("train", "--resume", folder)
+    assert code == 2
+    assert "the data are no longer those that the run was made with" in err
+
+
+def test_another_version_is_said(pipe, folder):
+    """Its bits are not promised."""
+    text = (folder / "config.toml").read_text()
+    (folder / "config.toml").write_text(text.replace('numpy = "', 'numpy = "0.'))
+    code, _, err = pipe("train", "--resume", folder)
+    assert code == 0
+    assert "the run was made with numpy 0." in err
+    assert "its last bits may differ from here on" in err
+
+
+def test_two_processes_can_not_have_one_folder(pipe, folder):
+    """The second says who has it, and changes nothing."""
+    args = [*PIPE, "train", "--resume", str(folder), "--epochs", "1000000"]
+    process = subprocess.Popen(args, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=fresh())
+    assert process.stdout is not None
+    while "epoch" not in process.stdout.readline():
+        pass
+    try:
+        code, _, err = pipe("train", "--resume", folder)
+        assert (code, err) == (
+            2,
+            f"pipe: another process ({process.pid}) is writing to {folder}; wait for it or stop it\n",
+        )
+    finally:
+        process.kill()
+        process.communicate()
+    assert pipe("train", "--resume", folder, "--verify")[0] == 0
+
+
+@pytest.mark.skipif(os.getuid() == 0, reason="root may write everywhere")
+def test_a_folder_that_may_not_be_written(pipe, folder):
+    (folder / "checkpoints").chmod(stat.S_IRUSR | stat.S_IXUSR)
+    back_to(folder, 10)
+    code, _, err = pipe("train", "--resume", folder)
+    assert code == 2
+    assert "can't write the checkpoint" in err
+
+
+def test_interrupts(tmp_path):
+    """Ctrl-C and SIGTERM: the step in hand is finished and saved, and the command that goes on is said."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        out = tmp_path / f"run-{number}"
+        args = [*PIPE, "train", "--no-compile", "--epochs", "1000000", "--out", str(out)]
+        process = subprocess.Popen(args, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=fresh())
+        assert process.stdout is not None
+        while "epoch 3/" not in process.stdout.readline():
+            pass
+        began = time.monotonic()
+        process.send_signal(number)
+        _, said = process.communicate(timeout=60)
+        assert process.returncode == 128 + number
+        assert time.monotonic() - began < 10
+        assert f"go on with: pipe train --resume {out}" in said
+        newest = checkpoints(out)[-1]
+        assert f"after step {int(newest.removeprefix('step-'))};" in said
+
+
+def test_a_step_that_is_not_finite(pipe, tmp_path, monkeypatch):
+    """The State before it is saved, what was wrong is said, and another rate goes on; or such steps are skipped."""
+    monkeypatch.chdir(tmp_path)
+    args = [
+        "train",
+        "--data",
+        "random",
+        "--no-compile",
+        "--epochs",
+        3,
+        "--clip",
+        0,
+        "--schedule",
+        "constant",
+        "--hidden",
+        8,
+    ]
+    code, out, err = pipe(*args, "--lr", 1e30, "--out", "a")
+    assert code == 2
+    assert err.startswith("pipe: step 2 (epoch 1, batch 2) is not finite: stage 'forward.model' made 'outputs' has ")
+    assert err.endswith("pipe: go on with: pipe train --resume a --lr X\n")
+    assert checkpoints(tmp_path / "a") == ["step-000000001"]
+    code, out, err = pipe(*args, "--lr", 1e30, "--out", "b", "--on-nonfinite", "skip")
+    assert code == 0
+    assert "skipped 15" in out
+    code, out, err = pipe("train", "--resume", "a", "--lr", 0.1)
+    assert code == 2  # the weights are as large as they were
+    assert "step 2 " in err
+
+
+def test_killed_at_any_moment(tmp_path):
+    """A few of the kills of tests/kills.py, of single eager steps, which need no compiler."""
+    found = kills.campaign(times=3, modes=["uncompiled"], epochs=4, longest=0.6, seed=1)
+    [(count, ended, same)] = found.values()
+    assert count == 3
+    assert same == ended
+
+
+flags = st.sampled_from(
+    sorted({config.flag(f.name) for f in config.fields(config.TrainConfig)} - {"--out", "--compile", "--epochs"})
+)
+words = st.one_of(
+    st.sampled_from(["0", "1", "-1", "2", "1e400", "nan", "inf", "", " ", "auto", "cpu", "sgd", "adam", "mlp", "digits", "skip",
+                     "epoch", "constant", "loss", "9" * 30, "--", "-", "\0"[:0], "a/b", "\N{SNOWMAN}", "run", "run/config.toml"]),
+    st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=8),
+)  # fmt: skip
+settings_of = st.dictionaries(
+    st.sampled_from([f.name for f in config.fields(config.TrainConfig)]),
+    st.one_of(st.integers(), st.floats(), st.booleans(), st.text(max_size=5), st.lists(st.integers(), max_size=3), st.just({}))
+)  # fmt: skip
+
+
+@given(st.data())
+@settings(max_examples=settings.default.max_examples * 4)
+def test_fuzzed_commands(data):
+    """Whatever flags, config files and folders are given: exit code 0 or 2 and words, never a traceback, never a hang."""
+    with tempfile.TemporaryDirectory() as root:
+        run = Path(root) / "run"
+        shape_run(data, run)
+        given_flags = data.draw(st.lists(st.tuples(flags, words), max_size=3))
+        args = ["show", "train"][data.draw(st.booleans())]
+        command = [args, "--no-compile", "--epochs", "1", "--hidden", "4", *[w for pair in given_flags for w in pair]]
+        if args == "train":
+            command += data.draw(
+                st.sampled_from([["--resume", str(run)], ["--resume", str(run), "--verify"], ["--out", f"{root}/new"]])
+            )
+        if data.draw(st.booleans()):
+            table = {k: v for k, v in data.draw(settings_of).items() if v is not None}
+            content = data.draw(st.one_of(st.binary(max_size=60), st.just(tomli_w.dumps({"settings": table}).encode())))
+            (Path(root) / "some.toml").write_bytes(content)
+            command += [f"{root}/some.toml"] * data.draw(st.integers(0, 1))
+        out, err = io.StringIO(), io.StringIO()
+        before, argv = os.getcwd(), sys.argv
+        os.chdir(root)
+        sys.argv = ["pipe", *command]
+        try:
+            with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.raises(SystemExit) as ended:
+                main()
+        finally:
+            os.chdir(before)
+            sys.argv = argv
+        assert ended.value.code in (0, 2), (command, err.getvalue())
+        assert ended.value.code == 0 or err.getvalue().startswith("pipe: "), (command, err.getvalue())
+
+
+def shape_run(data, run):
+    """A run's folder with anything in the place of its files."""
+    run.mkdir()
+    names = ["config.toml", "metrics.jsonl", "checkpoints", ".lock", "checkpoints/step-000000003",
+             "checkpoints/step-000000003/checkpoint.json", "checkpoints/step-000000003/state.safetensors"]  # fmt: skip
+    for name in names:
+        kind = data.draw(st.sampled_from(["good", "good", "none", "bytes", "folder", "fifo", "link", "device"]))
+        path = run / name
+        if not path.parent.is_dir() or kind == "none":
+            continue
+        if kind == "folder" or (kind == "good" and "." not in name.split("/")[-1]):
+            path.mkdir()
+        elif kind == "fifo":
+            os.mkfifo(path)
+        elif kind == "link":
+            path.symlink_to(data.draw(st.sampled_from(["nowhere", ".", "/", path.name])))
+        elif kind == "device":
+            path.symlink_to("/dev/zero")
+        elif kind == "bytes":
+            path.write_bytes(data.draw(st.binary(max_size=40)))
+        elif name == "config.toml":
+            path.write_text("[settings]\nepochs = 1\ncompile = false\nhidden = [4]\n")
