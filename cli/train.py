@@ -73,11 +73,8 @@ def resume(
             state = saved.restore(made.pipe).replace(hyper=state.hyper)
             if saved.epoch >= config.epochs:
                 say.print(f"done    all {saved.epoch} epochs; for more, add --epochs {2 * saved.epoch}")
-        changes = {
-            name: [f"{asdict(c)[name]}" for c in (old, config)]
-            for name in asdict(config)
-            if asdict(old)[name] != asdict(config)[name]
-        }
+        before, now = asdict(old), asdict(config)
+        changes = {k: ["default" if v is None else v for v in (before[k], now[k])] for k in now if before[k] != now[k]}
         past = [*table.get("resumed", []), {"step": saved.step if saved else 0, **_versions(), **changes}]
         settings.write(folder / settings.CONFIG, config, {**_resolved(made, state), "resumed": past})
         _train(made, config, folder, state, saved, say, verbose)
@@ -140,8 +137,9 @@ def _train(
                         break
         except NonFiniteError as e:
             state = e.state
-            saver.save(state, e.epoch, e.batch)
-            saver.close()
+            if all(t.isfinite().all() for t in state.params.values()):
+                saver.save(state, e.epoch, e.batch)
+                saver.close()
             _save_weights(made, state, folder)
             raise ConfigError(f"{e}\npipe: go on with: pipe train --resume {folder} --lr X") from None
         except BrokenPipeError:  # the output's reader has gone
@@ -169,11 +167,8 @@ def _train(
 
 def _per_call(config: TrainConfig) -> Any:
     """As `fit` takes it."""
-    return (
-        {"auto": None, "epoch": "epoch"}[config.steps_per_call]
-        if config.steps_per_call.isalpha()
-        else int(config.steps_per_call)
-    )
+    text = config.steps_per_call
+    return None if text == "auto" else text if text == "epoch" else int(text)
 
 
 def _verify(made: Job, folder: Path, first: State, saved: Saved | None, config: TrainConfig, say: Console) -> None:

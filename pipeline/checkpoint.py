@@ -19,7 +19,6 @@ import json
 import os
 import shutil
 import stat
-import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -308,9 +307,9 @@ class _Job:
 @contextmanager
 def _writing(path: Path) -> Iterator[Path]:
     """A folder to write into, which becomes `path` when it is whole and on the disk. Raises CheckpointError where that fails."""
-    work: Path | None = None
+    work = path.with_name(_MAKING + path.name)
     try:
-        work = Path(tempfile.mkdtemp(prefix=_MAKING, dir=path.parent))
+        work.mkdir()
         yield work
         for file in (*work.iterdir(), work):
             _flush(file)
@@ -327,7 +326,7 @@ def _writing(path: Path) -> Iterator[Path]:
     except Exception as e:  # safetensors tells trouble with the disk in a class of its own
         raise CheckpointError(f"can't write the checkpoint {path}: {first_line(e)}; {_ADVICE}") from None
     finally:
-        if work is not None and work.exists():
+        if work.exists():
             shutil.rmtree(work, ignore_errors=True)
 
 

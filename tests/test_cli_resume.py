@@ -118,7 +118,7 @@ def test_a_finished_run_has_nothing_to_do(pipe, folder, runs):
         6,
     ]
     table = tomllib.loads((folder / "config.toml").read_text())
-    assert table["resumed"][-1] | {"epochs": ["4", "6"], "lr": ["None", "0.05"], "step": 12} == table["resumed"][-1]
+    assert table["resumed"][-1] | {"epochs": [4, 6], "lr": ["default", 0.05], "step": 12} == table["resumed"][-1]
     assert table["settings"]["epochs"] == 6
     assert table["run"]["hyper"]["update.sgd.lr"] == 0.05
 
