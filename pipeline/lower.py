@@ -35,7 +35,7 @@ _CPU: dict[str, Any] = {
     "cpp_wrapper_build_separate": True,  # the kernels as a text of their own, compiled beside that of the calls
 }
 _PLANNED = 32 << 20
-"""Bytes of intermediate results up to which they share one allocation: more, and the system would map it anew in each step."""
+"""Bytes of intermediate results up to which they share one allocation; of large ones, Inductor's plan needs more memory than malloc."""
 
 _LONG = 100_000
 """Characters of C++ above which a second of tidying up after Inductor is little beside its work."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import weakref
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -169,11 +170,25 @@ def handles(tensors: Sequence[Tensor]) -> list[int]:
     return [_pointer(c, None) for c in capsules]
 
 
+@cache
+def _keep_memory() -> None:
+    """Have glibc keep what is freed: given back to the system, the buffers of a step would be mapped and cleared anew in each.
+
+    It holds for the whole process, as a step's memory is most of what a training process has.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        trim_threshold, mmap_threshold = -1, -3  # as malloc.h has them
+        mallopt(trim_threshold, 2**31 - 1)
+        mallopt(mmap_threshold, 2**30)
+
+
 class Native:
     """A loaded library. `bind` it to the tensors that stay in place."""
 
     def __init__(self, path: Path, outputs: tuple[Output, ...]) -> None:
         self.outputs = outputs
+        _keep_memory()
         library = ctypes.CDLL(str(path))  # lets other threads of Python run meanwhile
         number, array = ctypes.c_int64, ctypes.c_void_p
         self.run = library.pipeline_run
