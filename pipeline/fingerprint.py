@@ -51,6 +51,8 @@ _NOT_CODE = ("__dict__", "__weakref__", "__doc__", "__annotations__", "__module_
              "__annotate__", "__annotate_func__", "__annotations_cache__", "__conditional_annotations__",
              "__dataclass_fields__", "__dataclass_params__")  # fmt: skip
 _NOT_STATE = ("_non_persistent_buffers_set", "_flat_weight_refs")
+_PER_PROCESS = ("_original_object_hash",)
+"""What transformers keeps of a text's hash(), which is another in each process."""
 _VALUES = (tuple, frozenset, types.CodeType, types.MappingProxyType)
 _DESCRIPTORS = (types.GetSetDescriptorType, types.MemberDescriptorType)
 _BUILT_IN = (types.BuiltinFunctionType, types.MethodDescriptorType, types.WrapperDescriptorType,
@@ -233,7 +235,7 @@ class _Walk:
                     v = v.__get__(value)
                 except AttributeError:
                     continue
-            if name not in without:
+            if name not in (*without, *_PER_PROCESS):
                 self.note(name)
                 self(v)
 
