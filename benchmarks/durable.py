@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import report
+from pipeline.checkpoint import SHARE
 
 TRAIN = """
 import sys, time
@@ -114,6 +115,10 @@ def digits(rounds: int = 15) -> dict[str, list[float]]:
     return found
 
 
+def _spread(values: list[float]) -> str:
+    return f"{statistics.median(values):.2f} ({min(values):.2f} - {max(values):.2f})"
+
+
 def main() -> None:
     runs = digits()
     gpt = answer(GPT, str(Path.cwd()))
@@ -121,20 +126,22 @@ def main() -> None:
     with_, without = (statistics.median(runs[how]) for how in ("with", "without"))
     costs = [s - p for s, p in zip(gpt["saved"], gpt["plain"], strict=True)]
     cost, took = statistics.median(costs), statistics.median(gpt["took"])
-    first, last = memory[1][1] / 2**20, memory[-1][1] / 2**20
     lines = [
         "| what | measured |",
         "| --- | ---: |",
-        f"| `pipe train`, the whole process, seconds: with checkpoints | {with_:.3f} |",
-        f"| without | {without:.3f} |",
-        f"| cost, median of the rounds' | {100 * statistics.median([a / b - 1 for a, b in zip(runs['with'], runs['without'], strict=True)]):.2f} % |",
+        f"| `pipe train`, the whole process, seconds: with checkpoints, median (least - most) | {_spread(runs['with'])} |",
+        f"| without | {_spread(runs['without'])} |",
+        f"| cost, by the medians | {100 * (with_ / without - 1):.2f} % |",
         f"| GPT of 10.9 M parameters: megabytes of a checkpoint | {gpt['megabytes']:.0f} |",
-        f"| seconds that steps beside one take longer, median (least - most) | {cost:.2f} ({min(costs):.2f} - {max(costs):.2f}) |",
+        f"| seconds that steps beside one take longer | {_spread(costs)} |",
         f"| seconds it takes by its own clock, copy included | {took:.2f} |",
-        f"| so at its defaults one each {took / 0.005:.0f} s, and a cost of | {100 * cost / (took / 0.005):.2f} % |",
-        f"| memory at step {memory[1][0]:,}, MiB | {first:.1f} |",
-        f"| memory at step {memory[-1][0]:,}, MiB | {last:.1f} |",
+        f"| so at its defaults one each {took / SHARE:.0f} s, and a cost of | {100 * cost / (took / SHARE):.2f} % |",
     ]
+    for part, words in ((memory[1:20], "a step a call"), (memory[20:], "fused")):
+        values = [m / 2**20 for _, m in part]
+        lines.append(
+            f"| memory, steps {part[0][0]:,} to {part[-1][0]:,}, {words}, MiB: least - most | {min(values):.1f} - {max(values):.1f} |"
+        )
     text = "\n".join(lines)
     print(text)
     question = __doc__.splitlines()[0]

@@ -56,7 +56,9 @@ def test_train_says_what_it_does(run):
     epoch = rf"epoch \d/4  loss {number}  val loss {number}  accuracy \d+\.\d\d %  [\d,]+ samples/s"
     assert all(re.fullmatch(epoch, line) for line in lines[5:9])
     assert re.fullmatch(r"best    accuracy \d+\.\d\d % in epoch \d", lines[9])
-    assert lines[10].startswith("run     runs/digits-mlp-1 (config.toml, metrics.jsonl, model.safetensors: ")
+    assert lines[10].startswith(
+        "run     runs/digits-mlp-1 (config.toml, metrics.jsonl, checkpoints, model.safetensors: "
+    )
     assert len(lines) == 11
 
 
