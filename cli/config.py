@@ -50,6 +50,11 @@ def _data(_: Any, attribute: Attribute[Any], value: str) -> None:
         _one_of(DATA)(_, attribute, value)
 
 
+def _threads(_: Any, attribute: Attribute[Any], value: int | None) -> None:
+    if value is not None and not 1 <= value <= 4096:
+        raise refusal(f"--threads {value} is out of range: it must be from 1 to 4096")
+
+
 def _below_one(_: Any, attribute: Attribute[Any], value: float) -> None:
     if not 0 <= value < 1:
         raise refusal(f"{flag(attribute.name)} {value} is out of range: it must be from 0 to below 1")
@@ -102,7 +107,7 @@ class TrainConfig:
     seed: int = _setting(0, "of the weights, the order and dropout", _seed, fixed=True)
     device: str = _setting("auto", "auto, cpu, cuda or cuda:N")
     precision: str = _setting("fp32", "fp32, or bf16 for the products in the forward", _one_of(("fp32", "bf16")))
-    threads: int | None = _setting(None, "of the CPU  [default: 1 for small steps, else all cores]", _at_least(1))
+    threads: int | None = _setting(None, "of the CPU  [default: 1 for small steps, else all cores]", _threads)
     steps_per_call: str = _setting(
         "auto", "steps in one call of the compiled program: a number, epoch, or auto: about 0.1 s of them", _steps
     )
@@ -173,7 +178,7 @@ def read(path: Path) -> dict[str, Any]:
 def document(path: Path) -> dict[str, Any]:
     """All that a config.toml says."""
     try:
-        if path.exists() and not path.is_file():
+        if os.path.lexists(path) and path.exists() and not path.is_file():
             raise refusal(f"can't read {path}: it is no file")
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as e:
@@ -186,7 +191,7 @@ def document(path: Path) -> dict[str, Any]:
 
 def resumed(folder: Path, given: dict[str, Any]) -> tuple[TrainConfig, TrainConfig]:
     """The settings of a run that goes on: as they were, and with those given now in their place."""
-    if not (folder / CONFIG).exists():
+    if not os.path.lexists(folder / CONFIG):  # Path.exists() raises where a name is too long
         raise refusal(f"{folder} holds no run: it has no {CONFIG}")
     settings = read(folder / CONFIG)
     old, new = make(settings), make({**settings, **given})
@@ -222,6 +227,11 @@ def replace(path: Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         work.replace(path)
+        handle = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
     except OSError as e:
         with suppress(OSError):
             work.unlink()

@@ -23,7 +23,7 @@ from cli import config as settings
 from cli import folder as folders
 from cli.build import Job, job, parameters, threads
 from cli.config import TrainConfig
-from pipeline import Report, State, checkpoint, evaluate, fit, testing
+from pipeline import Report, State, checkpoint, evaluate, fit, package, testing
 from pipeline.checkpoint import Saved, Saver
 from pipeline.compiled import Compiled
 from pipeline.errors import ConfigError, NonFiniteError, did_you_mean
@@ -62,20 +62,27 @@ def resume(
         for fault in found.faults:
             _warn(f"{fault}; it is passed over")
         saved = found.saved
+        if saved is None and found.faults:
+            raise ConfigError(
+                f"no checkpoint in {folder} can be used; to begin anew, move {folder / folders.CHECKPOINTS} away"
+            )
+        past = table["resumed"] if isinstance(table.get("resumed"), list) else []
         if verify:
-            _verify(made, folder, state, saved, config, say)
+            if old != config:
+                raise ConfigError("--verify replays the run as it was; leave out other settings")
+            _verify(made, folder, state, saved, past, config.compile, say)
             return
         if saved is None:
             say.print("resume  no checkpoint yet, so from the beginning")
         else:
             say.print(f"resume  {saved.path.name}: {_place(made, saved)}")
             # The numbers of the schedule and the like are the config's: another lr may have been asked for.
-            state = saved.restore(made.pipe).replace(hyper=state.hyper)
+            state = saved.restore(made.pipe, state.hyper)
             if saved.epoch >= config.epochs:
                 say.print(f"done    all {saved.epoch} epochs; for more, add --epochs {2 * saved.epoch}")
         before, now = asdict(old), asdict(config)
         changes = {k: ["default" if v is None else v for v in (before[k], now[k])] for k in now if before[k] != now[k]}
-        past = [*table.get("resumed", []), {"step": saved.step if saved else 0, **_versions(), **changes}]
+        past = [*past, {"step": saved.step if saved else 0, **_versions(), **changes}]
         settings.write(folder / settings.CONFIG, config, {**_resolved(made, state), "resumed": past})
         _train(made, config, folder, state, saved, say, verbose)
 
@@ -111,7 +118,7 @@ def _train(
     with (
         folders.Log(folder, saved.step if saved else 0) as log,
         Saver(folder / folders.CHECKPOINTS, keep=config.keep, best=metric, steps=config.save_steps,
-              minutes=config.save_minutes, saved=saved) as saver,
+              minutes=config.save_minutes, saved=saved, beside=[log.path]) as saver,
     ):  # fmt: skip
         missing = sorted(set(range(1, saved.epoch + 1 if saved else 1)) - set(log.epochs))
         if missing:
@@ -136,12 +143,10 @@ def _train(
                     if signals:
                         break
         except NonFiniteError as e:
-            state = e.state
-            if all(t.isfinite().all() for t in state.params.values()):
-                saver.save(state, e.epoch, e.batch)
-                saver.close()
-            _save_weights(made, state, folder)
-            raise ConfigError(f"{e}\npipe: go on with: pipe train --resume {folder} --lr X") from None
+            _save_weights(made, e.state, folder)
+            raise ConfigError(
+                f"{e}\npipe: to go on from the last checkpoint: pipe train --resume {folder} --lr X"
+            ) from None
         except BrokenPipeError:  # the output's reader has gone
             if report is not None:
                 saver.offer(report, now=True)
@@ -171,20 +176,31 @@ def _per_call(config: TrainConfig) -> Any:
     return None if text == "auto" else text if text == "epoch" else int(text)
 
 
-def _verify(made: Job, folder: Path, first: State, saved: Saved | None, config: TrainConfig, say: Console) -> None:
+def _verify(
+    made: Job, folder: Path, first: State, saved: Saved | None, past: list[Any], compiled: bool, say: Console
+) -> None:
     """Replay from the checkpoint before the newest, or from the beginning, and compare every bit."""
     if saved is None:
         raise ConfigError(f"{folder} has no checkpoint yet that could be verified")
     before = checkpoint.newest(folder / folders.CHECKPOINTS, below=saved.step).saved
+    done = before.step if before else 0
+    if any(
+        done < r.get("step", 0) < saved.step and set(r) - {"step", *_versions()} for r in past if isinstance(r, dict)
+    ):
+        raise ConfigError(
+            f"the settings were changed between steps {done:,} and {saved.step:,}, so they can't be replayed as one"
+        )
     wanted = saved.restore(made.pipe)
-    # No step changes a hyperparameter, so those of the newest were in force since it was resumed from the one before.
-    state = (before.restore(made.pipe) if before else first).replace(hyper=wanted.hyper)
-    start = before.start if before else (0, 0)
-    program = made.pipe.compile(fallback="eager") if config.compile else False
-    for report in fit(made.pipe, epochs=config.epochs, state=state, compile=program, every=saved.step, start=start):
+    # No step changes a hyperparameter: those of the newest were in force since the one before.
+    state = before.restore(made.pipe, wanted.hyper) if before else first.replace(hyper=wanted.hyper)
+    program = made.pipe.compile(fallback="eager") if compiled else False
+    for report in fit(
+        made.pipe, epochs=saved.epoch + (saved.batch > 0), state=state, compile=program,
+        every=saved.step, start=before.start if before else (0, 0),
+    ):  # fmt: skip
         if report.step >= saved.step:
             break
-    steps = f"steps {before.step + 1 if before else 1:,} to {saved.step:,}"
+    steps = f"steps {done + 1:,} to {saved.step:,}"
     differ = testing.differences(report.state.tree, wanted.tree)
     if differ:
         _warn(f"{steps}, replayed, are not those of the run: {len(differ)} tensors differ, the first is {differ[0]}")
@@ -205,9 +221,13 @@ def _same(table: dict[str, Any], made: Job) -> None:
         raise ConfigError(
             "the data are no longer those that the run was made with; start a new run, or bring them back"
         )
-    before = table.get("versions")
-    for name, now in _versions().items():
-        was = before.get(name, now) if isinstance(before, dict) else now
+    before = table.get("versions") if isinstance(table.get("versions"), dict) else {}
+    assert isinstance(before, dict)
+    here = {"device": str(made.pipe.place.device), "threads": torch.get_num_threads(), "processor": _processor()}
+    for was, now, name in (
+        *((before.get(name, now), now, name) for name, now in _versions().items()),
+        *((run.get(name, now), now, name) for name, now in here.items()),
+    ):
         if was != now:
             _warn(f"the run was made with {name} {was}, and this is {now}: its last bits may differ from here on")
 
@@ -277,6 +297,7 @@ def _resolved(made: Job, state: State) -> dict[str, Any]:
         "run": {
             "device": str(made.pipe.place.device),
             "threads": torch.get_num_threads(),
+            "processor": _processor(),
             "model": made.model,
             "parameters": parameters(state.params),
             "data": _digest(made),
@@ -293,10 +314,15 @@ def _versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: version(name) for name in packages}}
 
 
+def _processor() -> str:
+    """A hash of what it is and can: other ones may add up in another order."""
+    return str(package.machine()["processor"])
+
+
 def _digest(made: Job) -> str:
-    """A hash of the training data."""
+    """A hash of the data."""
     whole = hashlib.sha256()
-    for name, t in sorted(made.train.tensors.items()):
+    for name, t in (*sorted(made.train.tensors.items()), *sorted(made.held_out.tensors.items())):
         whole.update(f"{name} {tuple(t.shape)} {t.dtype}".encode())
         whole.update(t.contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return whole.hexdigest()

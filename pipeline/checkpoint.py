@@ -20,7 +20,7 @@ import os
 import shutil
 import stat
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -35,13 +35,13 @@ from torch.utils import _pytree as pytree
 
 from pipeline import place
 from pipeline.compose import Pipeline
-from pipeline.errors import CheckpointError, ConfigError, StateError, did_you_mean
+from pipeline.errors import CheckpointError, ConfigError, PipeError, StateError, did_you_mean
 from pipeline.stage import first_line, is_count
 from pipeline.state import Report, State, is_better
 
 FORMAT = 1
 STATE, FACTS = "state.safetensors", "checkpoint.json"
-_NAME, _MAKING = "step-", ".making-"
+_NAME, _MAKING, _ASIDE = "step-", ".making-", "aside-"
 
 SHARE = 0.005
 """How much of the time checkpoints may take that nobody asked for by number."""
@@ -82,19 +82,22 @@ class Saved:
         """Where `fit(start=...)` goes on."""
         return self.epoch, self.batch
 
-    def restore(self, pipe: Pipeline) -> State:
-        """The State, on the device of the pipeline, which must be the one that made it.
+    def restore(self, pipe: Pipeline, hyper: Mapping[str, Tensor] | None = None) -> State:
+        """The State, on the device of the pipeline, which must be the one that made it; with other hyperparameters, if given.
 
         Raises CheckpointError where it is not.
         """
         from safetensors.torch import load_file  # takes as long as a small run's first steps
 
         like = pipe.init(0, steps=1)
-        names, leaves, spec = _named(like.tree)
+        names, leaves, spec = _named((like if hyper is None else like.replace(hyper=dict(hyper))).tree)
         try:
             tensors = load_file(self.path / STATE)
         except Exception as e:  # of safetensors, which has a class of its own for what is no such file
             raise CheckpointError(f"{self.path / STATE} can't be read: {first_line(e)}") from None
+        if hyper is not None:
+            tensors = {name: t for name, t in tensors.items() if not name.startswith("hyper/")}
+            tensors |= {name: t for name, t in zip(names, leaves, strict=True) if name.startswith("hyper/")}
         for name, leaf in zip(names, leaves, strict=True):
             there = tensors.get(name)
             if there is None or there.shape != leaf.shape or there.dtype != leaf.dtype:
@@ -105,8 +108,9 @@ class Saved:
         if len(tensors) != len(names):
             more = ", ".join(sorted(set(tensors) - set(names))[:3])
             raise CheckpointError(f"{self.path} is of another pipeline: it also holds {more}")
-        # Copies, which lie in memory as torch lays tensors: BLAS may round otherwise where they lie elsewhere.
-        return State(pipe.place.tree(pytree.tree_unflatten([tensors[n].clone() for n in names], spec)))
+        # Into tensors that lie in memory as torch lays them: BLAS may round otherwise where they lie elsewhere.
+        restored = [torch.empty_like(leaf).copy_(tensors[name]) for name, leaf in zip(names, leaves, strict=True)]
+        return State(pytree.tree_unflatten(restored, spec))
 
 
 @frozen
@@ -142,10 +146,10 @@ def read(path: str | Path) -> Saved:
             raise CheckpointError(f"{path / FACTS} is damaged: its checksum is another")
         if facts["sha256"] != _sha256(_regular(path / STATE)):
             raise CheckpointError(f"{path / STATE} is damaged: its checksum is another")
-        return _CONVERTER.structure({"path": path, **facts}, Saved)
+        return _CONVERTER.structure({**facts, "path": path}, Saved)
     except OSError as e:
         raise CheckpointError(f"{path} can't be read: {Path(e.filename or path).name}: {e.strerror or e}") from None
-    except (ValueError, TypeError, KeyError, RecursionError):
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
         raise CheckpointError(f"{path / FACTS} is damaged: it is not what was written") from None
 
 
@@ -157,13 +161,14 @@ class Saver:
     - `steps`: also after each multiple of so many steps, where `fit(every=steps)` reports them.
     - `minutes`: also about every so many minutes inside an epoch, where `fit(interval=...)` reports.
     - `saved`: what the run goes on from, if it does.
+    - `beside`: files, such as a log, that must be on the disk before a checkpoint that follows them.
 
     Epochs and minutes are left out where all checkpoints would take more than 0.5 % of the time. Use it as a context, or close() it.
     """
 
     def __init__(
         self, folder: str | Path, *, keep: int = 2, best: str | None = None, steps: int | None = None, minutes: float = 5.0,
-        saved: Saved | None = None,
+        saved: Saved | None = None, beside: Sequence[Path] = (),
     ) -> None:  # fmt: skip
         for name, value in (("keep", keep), ("steps", steps)):
             if value is not None and not is_count(value):
@@ -171,6 +176,7 @@ class Saver:
         self.folder = Path(folder)
         self.keep, self.metric, self.steps, self.minutes = keep, best, steps, minutes
         self.best = saved.best if saved is not None and saved.best and saved.best.metric == best else None
+        self.beside = tuple(beside)
         self.last = saved.step if saved is not None else -1
         """The step of the newest checkpoint, written or being written."""
         self._best: _Job | None = None  # not written yet
@@ -182,6 +188,7 @@ class Saver:
             self.folder.mkdir(parents=True, exist_ok=True)
             for path in self.folder.glob(f"{_MAKING}*"):  # of a process that was killed
                 shutil.rmtree(path, ignore_errors=True)
+            _flush(self.folder.parent)
         except OSError as e:
             raise _unwritable(self.folder, e) from None
 
@@ -218,7 +225,8 @@ class Saver:
         try:
             self._finish()
             if self._best is not None:
-                self._write([self._best])
+                best, self._best = self._best, None
+                self._write([best])
         finally:
             self._writer.shutdown()
 
@@ -237,11 +245,11 @@ class Saver:
     def _due(self, report: Report) -> bool:
         if self.steps is not None and report.step % self.steps == 0:
             return True
+        if self._writing is not None and self._writing.done():
+            self._finish()
         waited = time.monotonic() - self._at
         if not report.complete and waited < 60 * self.minutes:
             return False
-        if self._writing is not None and self._writing.done():
-            self._finish()
         took = self._took
         if took is None:
             took = _START + sum(t.nbytes for t in pytree.tree_leaves(report.state.tree)) / _RATE
@@ -274,7 +282,9 @@ class Saver:
             names, leaves, _ = _named(job.tree)
             step = int(job.tree["step"])
             with _writing(self.folder / f"{_NAME}{step:09d}") as work:
-                save_file(dict(zip(names, leaves, strict=True)), work / STATE)
+                for file in self.beside:
+                    _flush(file)
+                save_file({n: t.contiguous() for n, t in zip(names, leaves, strict=True)}, work / STATE)
                 facts = {
                     "format": FORMAT, "step": step, "epoch": job.epoch, "batch": job.batch,
                     "best": None if job.best is None else asdict(job.best), "torch": torch.__version__,
@@ -286,11 +296,14 @@ class Saver:
         return time.monotonic() - began
 
     def _tidy(self, step: int, best: Best | None) -> None:
-        """Remove what is neither among the newest nor the best; newer ones than this are damaged, or of a past that was left."""
+        """Remove what is neither among the newest nor the best. Newer ones than this could not be used: they are put aside."""
         there = _steps(self.folder)
         wanted = sorted(n for n, _ in there if n <= step)[-self.keep :]
         for n, path in there:
-            if n not in wanted and (best is None or n != best.step):
+            if n > step:
+                with suppress(OSError):
+                    path.rename(path.with_name(f"{_ASIDE}{path.name}"))
+            elif n not in wanted and (best is None or n != best.step):
                 shutil.rmtree(path, ignore_errors=True)
 
 
@@ -307,27 +320,25 @@ class _Job:
 @contextmanager
 def _writing(path: Path) -> Iterator[Path]:
     """A folder to write into, which becomes `path` when it is whole and on the disk. Raises CheckpointError where that fails."""
-    work = path.with_name(_MAKING + path.name)
+    work, old = path.with_name(_MAKING + path.name), path.with_name(f"{_MAKING}old-{path.name}")
     try:
         work.mkdir()
         yield work
         for file in (*work.iterdir(), work):
             _flush(file)
         if path.exists():  # damaged, or of a past that was left
-            path.rename(work / "old")
-            with suppress(OSError):
-                shutil.rmtree(work / "old")
+            path.rename(old)
         work.rename(path)
         _flush(path.parent)
     except OSError as e:
         raise _unwritable(path, e) from None
-    except CheckpointError:
+    except PipeError:
         raise
     except Exception as e:  # safetensors tells trouble with the disk in a class of its own
         raise CheckpointError(f"can't write the checkpoint {path}: {first_line(e)}; {_ADVICE}") from None
     finally:
-        if work.exists():
-            shutil.rmtree(work, ignore_errors=True)
+        for left in (work, old):
+            shutil.rmtree(left, ignore_errors=True)
 
 
 _ADVICE = "earlier checkpoints are whole, and the run can go on from them"

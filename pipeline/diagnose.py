@@ -6,7 +6,7 @@ A step is a function of State and batch, so what a compiled step met can be met 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -29,10 +29,15 @@ def first_nonfinite(pipe: Pipeline, state: State, batch: Batch) -> str | None:
     >>> first_nonfinite(pipe, pipe.init(0), {"inputs": torch.tensor([[1.0, float("nan")]]), "targets": torch.tensor([0])})
     "the batch's 'inputs' has NaN"
     """
-    return next(_found(pipe, state, batch), None)
+    found = list(_found(pipe, state, batch))
+    return next((words for certain, words in found if certain), found[0][1] if found else None)
 
 
-def _found(pipe: Pipeline, state: State, batch: Batch) -> Iterator[str]:
+Fault: TypeAlias = tuple[bool, str]
+"""Whether it is one for certain: minus infinity masks attention, and may be what is wanted. And in words."""
+
+
+def _found(pipe: Pipeline, state: State, batch: Batch) -> Iterator[Fault]:
     batch = pipe.place.batch(batch)
     yield from _bad("the batch's", batch)
     for name, kept in state.tree.items():
@@ -56,8 +61,9 @@ def _found(pipe: Pipeline, state: State, batch: Batch) -> Iterator[str]:
         values |= written
 
 
-def _bad(whose: str, values: Any) -> Iterator[str]:
+def _bad(whose: str, values: Any) -> Iterator[Fault]:
     for path, value in pytree.tree_flatten_with_path(values)[0]:
         if isinstance(value, Tensor) and value.is_floating_point() and not value.isfinite().all():
             name = ".".join(str(getattr(k, "key", getattr(k, "idx", k))) for k in path)
-            yield f"{whose} {name!r} has {'NaN' if value.isnan().any() else 'infinity'}"
+            certain = bool((value.isnan() | value.isposinf()).any())
+            yield certain, f"{whose} {name!r} has {'NaN' if value.isnan().any() else 'infinity'}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any, TypeAlias
 
 import torch
@@ -12,7 +13,7 @@ import torch
 from pipeline.compiled import Compiled, Fallback, Steps
 from pipeline.compose import Pipeline
 from pipeline.diagnose import first_nonfinite
-from pipeline.errors import ConfigError, NonFiniteError, WiringError
+from pipeline.errors import ConfigError, NonFiniteError, PipeError, WiringError
 from pipeline.stage import is_count
 from pipeline.state import Report, State
 from pipeline.update import Finite
@@ -131,7 +132,8 @@ def _results(pipe: Pipeline, state: State, epoch: int, done: int) -> dict[str, A
     why = None
     if pipe.load.known:
         batch = next(pipe.load.epoch(int(state["seed"]), epoch - 1, k))
-        why = first_nonfinite(pipe, state, pipe.prepared(batch, True))
+        with suppress(PipeError, RuntimeError):  # as without the memory for an uncompiled step
+            why = first_nonfinite(pipe, state, pipe.prepared(batch, True))
     raise NonFiniteError(
         f"step {step + 1} (epoch {epoch}, batch {k + 1}) is not finite: {why or 'its loss or a gradient'}; State is as it was "
         "before it: lower the learning rate, clip, or skip such steps",

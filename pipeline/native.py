@@ -179,8 +179,9 @@ def _keep_memory() -> None:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         trim_threshold, mmap_threshold = -1, -3  # as malloc.h has them
+        if not mallopt(mmap_threshold, 2**30):
+            mallopt(mmap_threshold, 32 << 20)  # the most that older ones take
         mallopt(trim_threshold, 2**31 - 1)
-        mallopt(mmap_threshold, 2**30)
 
 
 class Native:

@@ -189,7 +189,7 @@ def format_metric(name: str, value: float) -> str:
     return f"{name} {value:.4g}" if abs(value) >= 1e4 else f"{name} {value:.4f}"
 
 
-LOWER = ("loss", "error", "perplexity")
+LOWER = ("loss", "error", "perplexity", "mae", "mse")
 """Metrics with these words in their names are better the lower they are; others the higher."""
 
 

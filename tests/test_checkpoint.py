@@ -25,7 +25,6 @@ from pipeline import (
     forward,
     load,
     loss,
-    models,
     place,
     stage,
     testing,
@@ -107,6 +106,18 @@ def keeping(memory):
         return memory
 
     return keeps
+
+
+def test_tensors_that_lie_otherwise(tmp_path):
+    """A State of another memory format comes back in that format."""
+    pipe = pipeline(model=lambda: torch.nn.Sequential(torch.nn.Unflatten(1, (1, 2, 2)), torch.nn.Conv2d(1, 3, 2).to(
+        memory_format=torch.channels_last), torch.nn.Flatten()))  # fmt: skip
+    state = pipe.init(0)
+    with Saver(tmp_path) as saver:
+        saver.save(state, 0, 0)
+    back = checkpoint.newest(tmp_path).saved.restore(pipe)
+    assert testing.differences(back.tree, state.tree) == []
+    assert [t.stride() for t in back.params.values()] == [t.stride() for t in state.params.values()]
 
 
 def test_every_byte_counts(saved):
@@ -311,8 +322,8 @@ def test_trouble_on_disk_is_said_and_earlier_ones_stay(saved, monkeypatch):
     def full(_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(os, "fsync", full)
     saver = Saver(folder)
+    monkeypatch.setattr(os, "fsync", full)
     saver.save(at(pipe, 5), 0, 5)
     with pytest.raises(CheckpointError, match="No space left on device; earlier checkpoints"):
         saver.close()
@@ -329,9 +340,9 @@ def test_trouble_on_disk_is_said_and_earlier_ones_stay(saved, monkeypatch):
 
 LIMITED = """
 import resource, sys
-from pipeline import checkpoint
+from pipeline import checkpoint, models
 from pipeline.errors import CheckpointError
-from tests.test_checkpoint import at, models, pipeline
+from tests.test_checkpoint import at, pipeline
 pipe = pipeline(model=lambda: models.mlp(4, 1000, 3))
 with checkpoint.Saver(sys.argv[1]) as saver:
     saver.save(at(pipe, 1), 0, 1)

@@ -123,6 +123,31 @@ def test_a_finished_run_has_nothing_to_do(pipe, folder, runs):
     assert table["run"]["hyper"]["update.sgd.lr"] == 0.05
 
 
+def test_another_schedule_goes_on(pipe, folder):
+    """Its numbers are others, and take the place of the old ones; what was changed in between can't be verified as one."""
+    back_to(folder, 10)
+    code, out, err = pipe("train", "--resume", folder, "--schedule", "constant", "--keep", 1, "--save-steps", 100)
+    assert (code, err) == (0, "")
+    assert "resume  step-000000010" in out
+    for path in (folder / "checkpoints").iterdir():
+        if path.name == "step-000000010":
+            shutil.rmtree(path)
+    code, _, err = pipe("train", "--resume", folder, "--verify")
+    assert (code, "the settings were changed between steps" in err) == (2, True)
+    code, _, err = pipe("train", "--resume", folder, "--verify", "--lr", 1)
+    assert (code, "leave out other settings" in err) == (2, True)
+
+
+def test_no_checkpoint_that_can_be_used_is_no_beginning(pipe, folder):
+    """The run is not begun anew over what may be mended."""
+    for path in (folder / "checkpoints").iterdir():
+        (path / "state.safetensors").unlink()
+    before = (folder / "metrics.jsonl").read_bytes()
+    code, _, err = pipe("train", "--resume", folder)
+    assert (code, "can be used; to begin anew, move " in err) == (2, True)
+    assert (folder / "metrics.jsonl").read_bytes() == before
+
+
 def test_verify_replays_and_compares(pipe, folder):
     """The steps between the last two checkpoints, bit for bit; a State that is no step's is found out, with exit code 1."""
     before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.name != ".lock"}
@@ -183,6 +208,7 @@ REFUSED = {
     ("--clip", "0"): "--clip 0.0 would not be the same run",
     ("--momentum", "0"): "--momentum 0.0 would not be the same run",
     ("--epochs", "0"): "--epochs 0 is out of range",
+    ("--threads", "3000000000"): "--threads 3000000000 is out of range",
     ("--best", "acuracy"): "--best 'acuracy' is no metric of this run; did you mean 'accuracy'?",
 }  # fmt: skip
 
@@ -200,6 +226,7 @@ def test_other_uses_that_make_no_sense(pipe, folder):
     """Each is one line and exit code 2."""
     for args, message in {
         ("--resume", "nowhere"): "nowhere holds no run: it has no config.toml",
+        ("--resume", "n" * 5000): "holds no run: it has no config.toml",
         ("--verify",): "--verify needs --resume RUN",
         ("--resume", "run", "other.toml"): "leave out other.toml",
         ("--out", "run"): "run already holds a run; choose another --out, or go on with it: --resume run",
@@ -277,7 +304,7 @@ def test_interrupts(tmp_path):
 
 
 def test_a_step_that_is_not_finite(pipe, tmp_path, monkeypatch):
-    """The State before it is saved, what was wrong is said, and another rate goes on; or such steps are skipped."""
+    """What was wrong is said, checkpoints stay as they were, and another rate goes on; or such steps are skipped."""
     monkeypatch.chdir(tmp_path)
     args = [
         "train",
@@ -293,17 +320,15 @@ def test_a_step_that_is_not_finite(pipe, tmp_path, monkeypatch):
         "--hidden",
         8,
     ]
-    code, out, err = pipe(*args, "--lr", 1e30, "--out", "a")
+    code, _, err = pipe(*args, "--lr", 1e30, "--out", "a")
     assert code == 2
     assert err.startswith("pipe: step 2 (epoch 1, batch 2) is not finite: stage 'forward.model' made 'outputs' has ")
-    assert err.endswith("pipe: go on with: pipe train --resume a --lr X\n")
-    assert checkpoints(tmp_path / "a") == ["step-000000001"]
-    code, out, err = pipe(*args, "--lr", 1e30, "--out", "b", "--on-nonfinite", "skip")
+    assert err.endswith("pipe: to go on from the last checkpoint: pipe train --resume a --lr X\n")
+    assert checkpoints(tmp_path / "a") == []
+    code, out, _ = pipe(*args, "--lr", 1e30, "--out", "b", "--on-nonfinite", "skip")
     assert code == 0
     assert "skipped 15" in out
-    code, out, err = pipe("train", "--resume", "a", "--lr", 0.1)
-    assert code == 2  # the weights are as large as they were
-    assert "step 2 " in err
+    assert pipe("train", "--resume", "a", "--lr", 0.1)[0] == 0
 
 
 def test_killed_at_any_moment(tmp_path):

@@ -156,6 +156,17 @@ def test_what_is_at_fault():
     assert first_nonfinite(pipe, big, batch).startswith("stage 'forward.model' made 'outputs' has")
 
 
+def test_a_mask_is_not_at_fault():
+    """Minus infinity, as attention is masked with, is named only where there is nothing else."""
+    pipe = pipeline("stop")
+    state = pipe.init(0)
+    masked = state.replace(
+        params={k: p.fill_(-float("inf")) if k == "1.bias" else p for k, p in state.clone().params.items()}
+    )
+    assert first_nonfinite(pipe, masked, data(3, float("nan"))) == "the batch's 'inputs' has NaN"
+    assert first_nonfinite(pipe, masked, data()) == "State's params '1.bias' has infinity"
+
+
 def test_an_accumulated_step():
     """Parts of a batch are looked at as a whole."""
     pipe = pipeline("stop", data(20), accumulate=3)
