@@ -13,7 +13,7 @@ import threading
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline import (
@@ -395,6 +395,7 @@ def test_it_is_written_on_another_thread(tmp_path, monkeypatch):
 
 
 @given(st.integers(1, 45), st.sampled_from([None, 1, 5, "epoch"]), st.sampled_from(["mlp", "convnet"]))
+@settings(max_examples=settings.default.max_examples // 2)  # each is three runs
 def test_resumed_is_as_if_never_stopped(tmp_path_factory, stop, per_call, name):
     """Stopped after any step, saved, and gone on with: State and figures are those of the run that was not, bit for bit.
 
