@@ -5,13 +5,11 @@ from __future__ import annotations
 import math
 import os
 import tomllib
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import cattrs
-import tomli_w
-from attrs import Attribute, asdict, field, fields, frozen
+from attrs import Attribute, field, fields, frozen
 
 DATA = ("digits", "random")
 MODELS = ("convnet", "mlp", "transformer")
@@ -207,32 +205,3 @@ def resumed(folder: Path, given: dict[str, Any]) -> tuple[TrainConfig, TrainConf
 
 
 CONFIG = "config.toml"
-
-
-def write(path: Path, config: TrainConfig, resolved: dict[str, Any]) -> None:
-    """The settings, and beside them what this run made of them."""
-    settings = {name: value for name, value in asdict(config).items() if value is not None}
-    text = tomli_w.dumps(
-        {"settings": {k: list(v) if isinstance(v, tuple) else v for k, v in settings.items()}, **resolved}
-    )
-    replace(path, text.encode())
-
-
-def replace(path: Path, content: bytes) -> None:
-    """Write a file so that it is the old one or the new one, never a part."""
-    work = path.with_name(f".making-{path.name}")
-    try:
-        with work.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        work.replace(path)
-        handle = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-    except OSError as e:
-        with suppress(OSError):
-            work.unlink()
-        raise refusal(f"can't write {path}: {e.strerror}") from None

@@ -12,9 +12,13 @@ from itertools import count
 from pathlib import Path
 from typing import IO, Any
 
+import tomli_w
+from attrs import asdict
+
 from cli import config as settings
 from cli.config import TrainConfig
 from pipeline import Report
+from pipeline.checkpoint import flush
 from pipeline.errors import ConfigError
 
 METRICS, CHECKPOINTS, _LOCK = "metrics.jsonl", "checkpoints", ".lock"
@@ -82,6 +86,27 @@ def _unwritable(error: OSError) -> ConfigError:
     return ConfigError(f"can't write to the output folder {error.filename}: {error.strerror}; choose another --out")
 
 
+def write_config(folder: Path, config: TrainConfig, facts: Mapping[str, Any]) -> None:
+    """The settings, and beside them what is recorded of the run."""
+    told = {name: value for name, value in asdict(config).items() if value is not None}
+    text = tomli_w.dumps({"settings": {k: list(v) if isinstance(v, tuple) else v for k, v in told.items()}, **facts})
+    replace(folder / settings.CONFIG, text.encode())
+
+
+def replace(path: Path, content: bytes) -> None:
+    """Write a file so that it is the old one or the new one, never a part."""
+    work = path.with_name(f".making-{path.name}")
+    try:
+        work.write_bytes(content)
+        flush(work)
+        work.replace(path)
+        flush(path.parent)
+    except OSError as e:
+        with suppress(OSError):
+            work.unlink()
+        raise ConfigError(f"can't write {path}: {e.strerror}") from None
+
+
 class Log:
     """metrics.jsonl: a line an epoch."""
 
@@ -90,7 +115,7 @@ class Log:
         self.path = folder / METRICS
         kept = _lines(self.path, step) if step else []
         self.epochs = [line["epoch"] for line in kept]
-        settings.replace(self.path, b"".join(json.dumps(line).encode() + b"\n" for line in kept))
+        replace(self.path, b"".join(json.dumps(line).encode() + b"\n" for line in kept))
         self._file: IO[str] = self.path.open("a", encoding="utf-8")
 
     def write(self, report: Report) -> None:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
-import platform
 import signal
 import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +18,10 @@ from rich.progress import BarColumn, Progress, TextColumn
 
 from cli import config as settings
 from cli import folder as folders
+from cli import record
 from cli.build import Job, job, parameters, threads
 from cli.config import TrainConfig
-from pipeline import Report, State, checkpoint, evaluate, fit, package, testing
+from pipeline import Report, State, checkpoint, evaluate, fit, testing
 from pipeline.checkpoint import Saved, Saver
 from pipeline.compiled import Compiled
 from pipeline.errors import ConfigError, NonFiniteError, did_you_mean
@@ -38,7 +36,7 @@ def run(config: TrainConfig, *, quiet: bool = False, verbose: bool = False) -> N
     say = _plain(quiet)
     with folders.new(config) as folder:
         _head(say, made, state, config, verbose)
-        settings.write(folder / settings.CONFIG, config, _resolved(made, state))
+        folders.write_config(folder, config, record.facts(made, state))
         _train(made, config, folder, state, None, say, verbose)
 
 
@@ -57,7 +55,9 @@ def resume(
         made, state = _made(config)
         say = _plain(quiet)
         _head(say, made, state, config, verbose)
-        _same(table, made)
+        facts = record.facts(made, state)
+        for difference in record.differences(table, facts):
+            _warn(f"{difference}: its last bits may differ from here on")
         found = checkpoint.newest(folder / folders.CHECKPOINTS)
         for fault in found.faults:
             _warn(f"{fault}; it is passed over")
@@ -82,8 +82,8 @@ def resume(
                 say.print(f"done    all {saved.epoch} epochs; for more, add --epochs {2 * saved.epoch}")
         before, now = asdict(old), asdict(config)
         changes = {k: ["default" if v is None else v for v in (before[k], now[k])] for k in now if before[k] != now[k]}
-        past = [*past, {"step": saved.step if saved else 0, **_versions(), **changes}]
-        settings.write(folder / settings.CONFIG, config, {**_resolved(made, state), "resumed": past})
+        past = [*past, {"step": saved.step if saved else 0, **facts["versions"], **changes}]
+        folders.write_config(folder, config, {**facts, "resumed": past})
         _train(made, config, folder, state, saved, say, verbose)
 
 
@@ -185,7 +185,9 @@ def _verify(
     before = checkpoint.newest(folder / folders.CHECKPOINTS, below=saved.step).saved
     done = before.step if before else 0
     if any(
-        done < r.get("step", 0) < saved.step and set(r) - {"step", *_versions()} for r in past if isinstance(r, dict)
+        done < r.get("step", 0) < saved.step and set(r) - {"step", *record.versions()}
+        for r in past
+        if isinstance(r, dict)
     ):
         raise ConfigError(
             f"the settings were changed between steps {done:,} and {saved.step:,}, so they can't be replayed as one"
@@ -213,31 +215,12 @@ def _place(made: Job, saved: Saved) -> str:
     return f"after {saved.step:,} steps, {saved.epoch} epochs{batch}"
 
 
-def _same(table: dict[str, Any], made: Job) -> None:
-    """Refuse to go on with other data; say what may change the bits."""
-    run = table.get("run") if isinstance(table.get("run"), dict) else {}
-    assert isinstance(run, dict)
-    if run.get("data", _digest(made)) != _digest(made):
-        raise ConfigError(
-            "the data are no longer those that the run was made with; start a new run, or bring them back"
-        )
-    before = table.get("versions") if isinstance(table.get("versions"), dict) else {}
-    assert isinstance(before, dict)
-    here = {"device": str(made.pipe.place.device), "threads": torch.get_num_threads(), "processor": _processor()}
-    for was, now, name in (
-        *((before.get(name, now), now, name) for name, now in _versions().items()),
-        *((run.get(name, now), now, name) for name, now in here.items()),
-    ):
-        if was != now:
-            _warn(f"the run was made with {name} {was}, and this is {now}: its last bits may differ from here on")
-
-
 def _save_weights(made: Job, state: State, folder: Path) -> None:
     from safetensors.torch import save  # not before the first step
 
     weights = made.pipe.models[0].state_dict(state.tree)
     content = save({k: t.clone(memory_format=torch.contiguous_format) for k, t in weights.items()})
-    settings.replace(folder / WEIGHTS, content)
+    folders.replace(folder / WEIGHTS, content)
 
 
 def _plain(quiet: bool) -> Plain:
@@ -289,43 +272,6 @@ def _compile(made: Job, state: State, say: Console, verbose: bool) -> Compiled:
     if verbose:
         say.print(f"{report}\n")
     return program
-
-
-def _resolved(made: Job, state: State) -> dict[str, Any]:
-    """What the config records beside the settings, to know the run by."""
-    return {
-        "run": {
-            "device": str(made.pipe.place.device),
-            "threads": torch.get_num_threads(),
-            "processor": _processor(),
-            "model": made.model,
-            "parameters": parameters(state.params),
-            "data": _digest(made),
-            "training_samples": len(made.train),
-            "held_out_samples": len(made.held_out),
-            "hyper": {name: value.item() for name, value in state.hyper.items()},
-        },
-        "versions": _versions(),
-    }
-
-
-def _versions() -> dict[str, str]:
-    packages = ("pipe-train", "torch", "numpy")
-    return {"python": platform.python_version(), **{name: version(name) for name in packages}}
-
-
-def _processor() -> str:
-    """A hash of what it is and can: other ones may add up in another order."""
-    return str(package.machine()["processor"])
-
-
-def _digest(made: Job) -> str:
-    """A hash of the data."""
-    whole = hashlib.sha256()
-    for name, t in (*sorted(made.train.tensors.items()), *sorted(made.held_out.tensors.items())):
-        whole.update(f"{name} {tuple(t.shape)} {t.dtype}".encode())
-        whole.update(t.contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return whole.hexdigest()
 
 
 @contextmanager

@@ -179,7 +179,7 @@ class Saver:
         self.beside = tuple(beside)
         self.last = saved.step if saved is not None else -1
         """The step of the newest checkpoint, written or being written."""
-        self._best: _Job | None = None  # not written yet
+        self._unwritten: _Job | None = None  # not written yet
         self._writer = ThreadPoolExecutor(1)
         self._writing: Future[float] | None = None
         self._took: float | None = None
@@ -188,7 +188,7 @@ class Saver:
             self.folder.mkdir(parents=True, exist_ok=True)
             for path in self.folder.glob(f"{_MAKING}*"):  # of a process that was killed
                 shutil.rmtree(path, ignore_errors=True)
-            _flush(self.folder.parent)
+            flush(self.folder.parent)
         except OSError as e:
             raise _unwritable(self.folder, e) from None
 
@@ -200,12 +200,12 @@ class Saver:
         epoch, batch = (report.epoch, 0) if report.complete else (report.epoch - 1, report.batch)
         improved = self._improved(report)
         if improved is not None:
-            self.best, self._best = improved, None
+            self.best, self._unwritten = improved, None
         if now or self._due(report):
             self.save(report.state, epoch, batch)
             return True
         if improved is not None:
-            self._best = _Job(place.host(report.state.tree), epoch, batch, improved)
+            self._unwritten = _Job(place.host(report.state.tree), epoch, batch, improved)
         return False
 
     def save(self, state: State, epoch: int, batch: int) -> None:
@@ -214,9 +214,9 @@ class Saver:
         began, step = time.monotonic(), int(state.step)
         if step == self.last:
             return
-        jobs = [self._best] if self._best is not None else []
+        jobs = [self._unwritten] if self._unwritten is not None else []
         jobs.append(_Job(place.host(state.tree), epoch, batch, self.best))
-        self.last, self._best = step, None
+        self.last, self._unwritten = step, None
         copied = time.monotonic() - began
         self._writing = self._writer.submit(lambda: copied + self._write(jobs))
 
@@ -224,8 +224,8 @@ class Saver:
         """Wait until what was to be written is on disk."""
         try:
             self._finish()
-            if self._best is not None:
-                best, self._best = self._best, None
+            if self._unwritten is not None:
+                best, self._unwritten = self._unwritten, None
                 self._write([best])
         finally:
             self._writer.shutdown()
@@ -283,7 +283,7 @@ class Saver:
             step = int(job.tree["step"])
             with _writing(self.folder / f"{_NAME}{step:09d}") as work:
                 for file in self.beside:
-                    _flush(file)
+                    flush(file)
                 save_file({n: t.contiguous() for n, t in zip(names, leaves, strict=True)}, work / STATE)
                 facts = {
                     "format": FORMAT, "step": step, "epoch": job.epoch, "batch": job.batch,
@@ -325,11 +325,11 @@ def _writing(path: Path) -> Iterator[Path]:
         work.mkdir()
         yield work
         for file in (*work.iterdir(), work):
-            _flush(file)
+            flush(file)
         if path.exists():  # damaged, or of a past that was left
             path.rename(old)
         work.rename(path)
-        _flush(path.parent)
+        flush(path.parent)
     except OSError as e:
         raise _unwritable(path, e) from None
     except PipeError:
@@ -348,7 +348,8 @@ def _unwritable(path: Path, error: OSError) -> CheckpointError:
     return CheckpointError(f"can't write the checkpoint {path}: {error.strerror or error}; {_ADVICE}")
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
+    """Wait until a file, or a folder's list of files, is on the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

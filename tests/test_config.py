@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cli import config
+from cli import config, folder
 from pipeline.errors import ConfigError
 
 configs = st.builds(
@@ -25,7 +25,7 @@ configs = st.builds(
 def test_a_config_written_and_read_is_the_same(tmp_path_factory, made):
     """config.toml holds every setting."""
     path = tmp_path_factory.getbasetemp() / "config.toml"
-    config.write(path, made, {"run": {"device": "cpu"}})
+    folder.write_config(path.parent, made, {"run": {"device": "cpu"}})
     assert config.make(config.read(path)) == made
 
 
