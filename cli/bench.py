@@ -10,7 +10,6 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from importlib.metadata import version
 from itertools import count, islice
 from pathlib import Path
 from typing import Any
@@ -20,11 +19,12 @@ from attrs import asdict, frozen
 from rich.console import Console
 from rich.table import Table
 
+from cli import record
 from cli.build import job, parameters, threads
 from cli.config import TrainConfig
 from cli.measure import Floor, Timing, Way, clock, floor, race
 from pipeline import Batch, Pipeline, State
-from pipeline.compiled import Compiled, CompileReport
+from pipeline.compile import Compiled, CompileReport
 from pipeline.errors import ConfigError
 from pipeline.load import Load
 
@@ -85,8 +85,7 @@ def run(config: TrainConfig, *, seconds: float, file: str | None = None) -> None
     if file is not None:
         about = {"data": config.data, "model": made.model, "parameters": parameters(state.params),
                  "device": device, "threads": number}  # fmt: skip
-        versions = {name: version(name) for name in ("pipe-train", "torch", "numpy")}
-        versions |= {"python": platform.python_version(), "system": platform.platform()}
+        versions = {**record.versions(), "system": platform.platform()}
         facts = {**about, **_plain(figures), "settings": asdict(config), "versions": versions}
         _write(file, "w", json.dumps(facts, indent=1) + "\n")
 

@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.table import Table
 
 from cli.config import refusal
-from pipeline import package
-from pipeline.package import Package
+from pipeline.compile import storage
+from pipeline.compile.storage import Package
 
 ACTIONS = ("list", "verify", "clear")
 
@@ -23,21 +23,21 @@ def run(action: str) -> None:
     say = Console(highlight=False, soft_wrap=True, markup=False)
     found = folders()
     if not found:
-        say.print(f"no packages in {package.folder()}")
+        say.print(f"no packages in {storage.folder()}")
         return
     {"list": show, "verify": verify, "clear": clear}[action](say, found)
 
 
 def folders() -> dict[Path, Package | None]:
     """The cache's folders, with the package that each holds."""
-    packages = {p.path: p for p in package.packages()}
-    return {path: packages.get(path) for path in package.folders()}
+    packages = {p.path: p for p in storage.packages()}
+    return {path: packages.get(path) for path in storage.folders()}
 
 
 def fault(path: Path, found: Package | None) -> str | None:
     """Why a folder's package can't be used, if so."""
     if found is None:
-        return f"{package.FACTS} can't be read"
+        return f"{storage.FACTS} can't be read"
     try:
         return found.fault()
     except OSError as e:
@@ -57,17 +57,17 @@ def show(say: Console, found: dict[Path, Package | None]) -> None:
     for path, p in found.items():
         if p is None:
             continue
-        made = time.strftime("%Y-%m-%d %H:%M", time.localtime((path / package.FACTS).stat().st_mtime))
+        made = time.strftime("%Y-%m-%d %H:%M", time.localtime((path / storage.FACTS).stat().st_mtime))
         torch = p.identity.get("torch", "?") if isinstance(p.identity, dict) else "?"
         table.add_row(str(p.program), str(p.operations), _bytes(size(path)), made, str(torch), str(p.batch))
-    say.print(f"{package.folder()}\n")
+    say.print(f"{storage.folder()}\n")
     say.width = 1000  # a batch is long, and not cut
     say.print(table)
     say.print(f"\n{_count(found)}, {_bytes(sum(map(size, found)))}{_others(found)}")
 
 
 def verify(say: Console, found: dict[Path, Package | None]) -> None:
-    whole = [path for path in found if package.finished(path)]
+    whole = [path for path in found if storage.finished(path)]
     faults = {path: reason for path in whole if (reason := fault(path, found[path]))}
     for path in whole:
         p, reason = found[path], faults.get(path)
@@ -81,11 +81,11 @@ def verify(say: Console, found: dict[Path, Package | None]) -> None:
 
 def clear(say: Console, found: dict[Path, Package | None]) -> None:
     total = sum(map(size, found))
-    package.clear()
+    storage.clear()
     left = folders()
     if left:
         raise refusal(f"can't remove {next(iter(left))} and what is in it; {len(found) - len(left)} others are removed")
-    say.print(f"removed {len(found)} packages, {_bytes(total)}, from {package.folder()}")
+    say.print(f"removed {len(found)} packages, {_bytes(total)}, from {storage.folder()}")
 
 
 def _count(found: dict[Path, Package | None]) -> str:

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from cli.build import Job, parameters
-from pipeline import State, package
+from pipeline import State
+from pipeline.compile import key
 from pipeline.errors import ConfigError
 
 
@@ -21,7 +22,7 @@ def facts(made: Job, state: State) -> dict[str, Any]:
         "run": {
             "device": str(made.pipe.place.device),
             "threads": torch.get_num_threads(),
-            "processor": package.machine()["processor"],
+            "processor": key.machine()["processor"],
             "model": made.model,
             "parameters": parameters(state.params),
             "data": _digest(made),
@@ -34,8 +35,9 @@ def facts(made: Job, state: State) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    packages = ("pipe-train", "torch", "numpy")
-    return {"python": platform.python_version(), **{name: version(name) for name in packages}}
+    """What may change the last bits. A wheel's metadata may leave out what torch's own version says of its build."""
+    others = {name: version(name) for name in ("pipe-train", "numpy")}
+    return {"python": platform.python_version(), "torch": torch.__version__, **others}
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:

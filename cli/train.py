@@ -23,7 +23,7 @@ from cli.build import Job, job, parameters, threads
 from cli.config import TrainConfig
 from pipeline import Report, State, checkpoint, evaluate, fit, testing
 from pipeline.checkpoint import Saved, Saver
-from pipeline.compiled import Compiled
+from pipeline.compile import Compiled
 from pipeline.errors import ConfigError, NonFiniteError, did_you_mean
 from pipeline.state import format_metric
 

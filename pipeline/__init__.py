@@ -17,10 +17,10 @@ from pipeline import (
     sources,
     update,
 )
-from pipeline.compiled import Compiled
-from pipeline.compose import Pipeline
+from pipeline.compile import Compiled
 from pipeline.errors import PipeError
 from pipeline.loop import fit
+from pipeline.pipe import Pipeline
 from pipeline.schedules import Schedule
 from pipeline.stage import Stage, stage
 from pipeline.state import Batch, Report, State

@@ -34,7 +34,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from pipeline import place
-from pipeline.compose import Pipeline
+from pipeline.compose import Composition
 from pipeline.errors import CheckpointError, ConfigError, PipeError, StateError, did_you_mean
 from pipeline.stage import first_line, is_count
 from pipeline.state import Report, State, is_better
@@ -82,7 +82,7 @@ class Saved:
         """Where `fit(start=...)` goes on."""
         return self.epoch, self.batch
 
-    def restore(self, pipe: Pipeline, hyper: Mapping[str, Tensor] | None = None) -> State:
+    def restore(self, pipe: Composition, hyper: Mapping[str, Tensor] | None = None) -> State:
         """The State, on the device of the pipeline, which must be the one that made it; with other hyperparameters, if given.
 
         Raises CheckpointError where it is not.

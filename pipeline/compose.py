@@ -12,40 +12,38 @@ Nothing here compiles, and nothing names a device.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any, Self
 
 import torch
 from attrs import field, frozen
 from torch import Tensor
 
 from pipeline import evaluate, load, place
-from pipeline.backward import Gradients
 from pipeline.errors import StateError, WiringError, did_you_mean
 from pipeline.forward import Model
 from pipeline.load import Load
 from pipeline.place import Place
-from pipeline.run import first_memory, forward, hyper_numbers, hyper_value, through_backward
-from pipeline.stage import Stage, Tree
+from pipeline.run import Segment, first_memory, hyper_numbers, hyper_value, segments, through
+from pipeline.stage import Part, Stage, Tree
 from pipeline.state import Batch, State, tree_map
 from pipeline.update import Finite
 from pipeline.wiring import LASTS, check_names, check_wiring, needed_to_measure
 
-if TYPE_CHECKING:
-    from pipeline.compiled import Compiled
-
 
 @frozen(eq=False, init=False, repr=False)
-class Pipeline:
+class Composition:
     """An immutable sequence of stages. Raises WiringError where two do not fit.
 
-    >>> from pipeline import forward, loss, models, update, backward
+    It is what a Pipeline is without the way to compile it.
+
+    >>> from pipeline import Pipeline, forward, loss, models, update, backward
     >>> pipe = Pipeline(forward.model(lambda: models.mlp(4, 2)), loss.cross_entropy(), backward.gradients(), update.sgd(0.1))
     >>> state, metrics = pipe.step(pipe.init(seed=0), {"inputs": torch.zeros(8, 4), "targets": torch.arange(8) % 2})
     >>> sorted(metrics), int(state.step)
     (['loss'], 1)
     """
 
-    stages: tuple[Stage, ...]
+    stages: tuple[Part, ...]
     load: Load | None
     place: Place
     host: tuple[Stage, ...]
@@ -54,11 +52,13 @@ class Pipeline:
     """Stages after place: the compiled step."""
     measured: tuple[Stage, ...]
     """The stages of the evaluation program."""
+    segments: tuple[Segment, ...] = field(init=False)
+    """`graph`, parted after each backward: what a step runs, one after the other."""
     metrics: tuple[Stage, ...] = field(init=False)
 
-    def __init__(self, *stages: Stage) -> None:
+    def __init__(self, *stages: Part) -> None:
         for s in stages:
-            if not isinstance(s, Stage):
+            if not isinstance(s, Part):
                 hint = "; make one with @stage" if callable(s) else ""
                 raise WiringError(f"a Pipeline is made of stages, not {type(s).__name__}{hint}")
         check_names(stages)
@@ -66,8 +66,7 @@ class Pipeline:
         places = [s for s in stages if isinstance(s, Place)]
         border = stages.index(places[0]) if places else -1
         host, graph = (
-            [s for s in part if not isinstance(s, Load | Place)]
-            for part in (stages[: max(border, 0)], stages[border + 1 :])
+            [s for s in part if isinstance(s, Stage)] for part in (stages[: max(border, 0)], stages[border + 1 :])
         )
         check_wiring(stages, loads[0] if loads else None, host, graph)
         self.__attrs_init__(
@@ -78,6 +77,7 @@ class Pipeline:
             tuple(graph),
             needed_to_measure(graph),
         )
+        object.__setattr__(self, "segments", segments(graph))
         object.__setattr__(self, "metrics", tuple(s for s in graph if s.finish is not None))
 
     # -- what comes out of it
@@ -118,12 +118,6 @@ class Pipeline:
             sums = self.measure(state.tree, sums, batch)
         return evaluate.read(self.finish(sums))
 
-    def compile(self, **options: Any) -> Compiled:
-        """The same step as one compiled graph: see pipeline.compiled.Compiled."""
-        from pipeline.compiled import Compiled  # the one import against the arrows: compiled is built on this module
-
-        return Compiled(self, **options)
-
     # -- the two programs, on plain trees
 
     def train(self, tree: dict[str, Tree], batch: Batch) -> tuple[dict[str, Tree], dict[str, Tensor]]:
@@ -131,18 +125,12 @@ class Pipeline:
         values = {**self._kept(tree), "training": True, **batch}
         hyper, memory = self.hyper(tree), dict(tree["memory"])
         sums: dict[str, Tree] = {}
-        pending: list[Stage] = []
-        for s in (*self.graph, None):
-            if s is not None and not isinstance(s, Gradients):
-                pending.append(s)
-                continue
-            run = forward if s is None else through_backward(s, tuple(batch), self.place.autocast)
-            written, remembered, added = run(pending, values, hyper, memory)
-            values.update(written)
-            memory.update(remembered)
-            sums.update(added)
-            pending = []
-        memory.update({name: tree_map(torch.add, memory[name], s) for name, s in sums.items()})
+        for segment in self.segments:
+            written, remembered, added = segment.run(values, hyper, memory, tuple(batch), self.place.autocast)
+            values |= written
+            memory |= remembered
+            sums |= added
+        memory |= {name: tree_map(torch.add, memory[name], s) for name, s in sums.items()}
         lasting = {name: values[name] for name in tree if name not in LASTS}
         new = {**tree, **lasting, "memory": memory, "step": tree["step"] + 1}
         for s in self.graph:
@@ -154,7 +142,7 @@ class Pipeline:
         """The evaluation program: `sums` with those of one more batch added."""
         values = {**self._kept(tree), "training": False, **batch}
         with torch.no_grad(), self.place.autocast():
-            _, _, added = forward(self.measured, values, self.hyper(tree), tree["memory"])
+            _, _, added = through(self.measured, values, self.hyper(tree), tree["memory"])
             return {name: tree_map(torch.add, sums[name], s) for name, s in added.items()}
 
     # -- the pieces that loops are made of
@@ -183,7 +171,7 @@ class Pipeline:
         """A batch after the stages that run on the host."""
         if not self.host:
             return batch
-        written, _, _ = forward(self.host, {**batch, "training": training}, {}, {})
+        written, _, _ = through(self.host, {**batch, "training": training}, {}, {})
         return {**batch, **written}
 
     def zeros(self) -> dict[str, Tree]:
@@ -229,7 +217,7 @@ class Pipeline:
             for s in self.measured:
                 if s.check is not None:
                     s.check(**{p: {**values, **whole}[v] for p, v in s.parameters})
-                values.update(forward([s], values, hyper, state.memory)[0])
+                values.update(through([s], values, hyper, state.memory)[0])
 
     def check_state(self, state: State) -> None:
         """Raise StateError unless `state` has the names that this pipeline's `init` would give it."""
@@ -256,24 +244,24 @@ class Pipeline:
     def models(self) -> tuple[Model, ...]:
         return tuple(s for s in self.stages if isinstance(s, Model))
 
-    def replace(self, name: str, stage: Stage) -> Pipeline:
+    def replace(self, name: str, stage: Part) -> Self:
         """A Pipeline with another stage in the place of `name`."""
         i = self._index(name)
-        return Pipeline(*self.stages[:i], stage, *self.stages[i + 1 :])
+        return type(self)(*self.stages[:i], stage, *self.stages[i + 1 :])
 
-    def insert(self, stage: Stage, *, before: str | None = None, after: str | None = None) -> Pipeline:
+    def insert(self, stage: Part, *, before: str | None = None, after: str | None = None) -> Self:
         """A Pipeline with one more stage, before or after the named one."""
         if (before is None) == (after is None):
             raise WiringError(f"insert({stage.name!r}) needs either before= or after= the name of a stage")
         i = self._index(before) if before is not None else self._index(after or "") + 1
-        return Pipeline(*self.stages[:i], stage, *self.stages[i:])
+        return type(self)(*self.stages[:i], stage, *self.stages[i:])
 
-    def without(self, name: str) -> Pipeline:
+    def without(self, name: str) -> Self:
         """A Pipeline without the named stage."""
         i = self._index(name)
-        return Pipeline(*self.stages[:i], *self.stages[i + 1 :])
+        return type(self)(*self.stages[:i], *self.stages[i + 1 :])
 
-    def __getitem__(self, name: str) -> Stage:
+    def __getitem__(self, name: str) -> Any:
         return self.stages[self._index(name)]
 
     def _index(self, name: str) -> int:

@@ -6,6 +6,7 @@ import copy
 import zlib
 from collections.abc import Callable, Mapping
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from attrs import field, frozen
@@ -26,7 +27,6 @@ class Module:
 
     build: Build | nn.Module
     frozen: bool
-    _skeletons: dict[bool, nn.Module] = field(factory=dict, repr=False)
 
     def real(self, seed: int) -> nn.Module:
         """The module with its first weights: an instance as it is, a factory's initialised from the seed."""
@@ -43,11 +43,11 @@ class Module:
 
     def skeleton(self, training: bool = False, real: nn.Module | None = None) -> nn.Module:
         """The module without storage, in train or eval mode. Made once."""
-        if not self._skeletons:
+        if self not in _SKELETONS:
             real = real or self.real(0)
-            self._skeletons[False] = _without_storage(real).eval()
-            self._skeletons[True] = self._skeletons[False] if self.frozen else _without_storage(real).train()
-        return self._skeletons[training]
+            evaluated = _without_storage(real).eval()
+            _SKELETONS[self] = evaluated, evaluated if self.frozen else _without_storage(real).train()
+        return _SKELETONS[self][training]
 
     def create(self, seed: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Copies of the trained parameters, and of the buffers and what `requires_grad=False` has frozen."""
@@ -65,6 +65,10 @@ class Module:
     def mutable(self) -> set[str]:
         """Names of what a forward in train mode may write into."""
         return {name for name, _ in self.skeleton().named_buffers()}
+
+
+_SKELETONS: WeakKeyDictionary[Module, tuple[nn.Module, nn.Module]] = WeakKeyDictionary()
+"""In eval mode and in train mode."""
 
 
 def _copied(value: Any) -> Any:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from attrs import field, frozen
 from torch import Tensor
@@ -14,22 +13,14 @@ from torch import Tensor
 from pipeline import order
 from pipeline.errors import ConfigError, DataError
 from pipeline.sources import Source, Tensors, source
-from pipeline.stage import Stage, is_count
+from pipeline.stage import Part, is_count
 from pipeline.state import Batch
-
-AHEAD = 64
-"""Epochs whose keys are worked out together."""
-
-
-def _nothing() -> None:
-    """A load stage's work is done by `Load.epoch`, before the step."""
 
 
 @frozen(eq=False)
-class Load(Stage):
-    """A stage that begins a pipeline; `names` of its values are known where the data set has them."""
+class Load(Part):
+    """What begins a pipeline, before the step: batches by `epoch`. Its values' names are known where the data set has them."""
 
-    function: Callable[..., Any] = field(default=_nothing, repr=False)
     data: Any = None
     size: int = 0
     shuffle: bool = True
@@ -138,65 +129,6 @@ def loader(data: Iterable[Any], *, names: tuple[str, ...] = ("inputs", "targets"
     if isinstance(data, Iterator):
         raise DataError("load.loader() iterates anew in each epoch; pass a DataLoader or a list, not an iterator")
     return Load("load.loader", data=data, fields=tuple(names))
-
-
-@frozen(eq=False)
-class Placed:
-    """A data set on the device, with what a graph computes its batches from: the order is evaluated where it is used."""
-
-    load: Load
-    tensors: Mapping[str, Tensor]
-    keys: Tensor
-    """Of the epoch's shuffle: int64, three a round."""
-    cursor: Tensor
-    """The next batch of the epoch: int64, (1,)."""
-    n: int
-    _ahead: dict[tuple[int, int], Tensor] = field(factory=dict)
-    """The keys of some epochs, by seed and epoch: worked out many at a time."""
-    _at: list[tuple[int, int] | None] = field(factory=lambda: [None])
-
-    @classmethod
-    def on(cls, place: Callable[[Any], Any], load: Load, tensors: Mapping[str, Tensor] | None = None) -> Placed:
-        """What `place` makes of the data set, or of `tensors` where that is done."""
-        tensors = tensors or {name: t.contiguous() for name, t in load.data.tensors.items()}
-        keys, cursor = torch.zeros(3 * order.ROUNDS, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)
-        return cls(load, place(tensors), place(keys), place(cursor), len(load.data))
-
-    @property
-    def static(self) -> tuple[Tensor, ...]:
-        return (*self.tensors.values(), self.keys, self.cursor)
-
-    def signature(self, size: int) -> tuple[Any, ...]:
-        """What a graph that gathers batches of `size` is made for."""
-        shapes = tuple((name, t.shape, t.dtype, t.device) for name, t in self.tensors.items())
-        return (size, self.load.size, self.load.shuffle, *shapes)
-
-    def stretches(self, start: int, count: int) -> list[tuple[int, int]]:
-        """Batches `start` to `start + count` of an epoch as (size, how many): all of one size but the last of the epoch."""
-        size, whole = self.load.size, self.n // self.load.size
-        full = max(min(whole - start, count), 0)
-        return [(s, k) for s, k in ((size, full), (self.n - whole * size, count - full)) if k]
-
-    def seek(self, seed: int, epoch: int, start: int) -> None:
-        """Make batch `start` of an epoch the next one."""
-        if self.load.shuffle and self._at[0] != (seed, epoch):
-            if (seed, epoch) not in self._ahead:
-                self._ahead.clear()
-                numbers = torch.from_numpy(order.keys(self.n, seed, np.arange(epoch, epoch + AHEAD))).flatten(1)
-                self._ahead.update({(seed, epoch + i): row for i, row in enumerate(numbers.unbind())})
-            self.keys.copy_(self._ahead[seed, epoch])
-            self._at[0] = (seed, epoch)
-        self.cursor.fill_(start)
-
-    def gather(self, size: int, static: Sequence[Tensor]) -> tuple[Batch, list[Tensor]]:
-        """The next batch, and the cursor after it: a pure function of the tensors in `static`."""
-        *data, keys, cursor = static
-        positions = cursor * self.load.size + torch.arange(size, device=cursor.device)
-        if self.load.shuffle:
-            numbers = keys.unbind()
-            positions = order.permute(positions, self.n, list(zip(*[iter(numbers)] * 3, strict=True)))
-        batch = {name: t.index_select(0, positions) for name, t in zip(self.tensors, data, strict=True)}
-        return batch, [cursor + 1]
 
 
 def first(load: Load, samples: int) -> Batch:

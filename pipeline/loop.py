@@ -10,10 +10,10 @@ from typing import Any, TypeAlias
 
 import torch
 
-from pipeline.compiled import Compiled, Fallback, Steps
-from pipeline.compose import Pipeline
+from pipeline.compile import Backend, Compiled, Fallback, Steps
 from pipeline.diagnose import first_nonfinite
 from pipeline.errors import ConfigError, NonFiniteError, PipeError, WiringError
+from pipeline.pipe import Pipeline
 from pipeline.stage import is_count
 from pipeline.state import Report, State
 from pipeline.update import Finite
@@ -31,6 +31,7 @@ def fit(
     state: State | None = None,
     compile: bool | Compiled = True,
     steps_per_call: Steps | None = None,
+    backend: Backend = "auto",
     fallback: Fallback = "error",
     interval: float | None = None,
     every: int | None = None,
@@ -44,7 +45,7 @@ def fit(
     - `compile`: True, False, or a step that `pipe.compile()` made, to use its graphs again.
     - `steps_per_call`: how many steps the compiled program does at once: a number or "epoch". By default as many as take about a tenth
       of a second, where the data set is in memory and fits on the device, else one. The result is the same.
-    - `fallback`: as in `Pipeline.compile`.
+    - `backend`, `fallback`: as in `Pipeline.compile`.
     - `interval`: also yield a Report about every so many seconds inside an epoch; it has no validation.
     - `every`: also yield one where `State.step` is a multiple of this.
     - `start`: with `state`, where that is in the order: epochs done, and batches of the next one. The run then goes on as
@@ -76,7 +77,13 @@ def fit(
         state = _unstopped(pipe, state.clone())
     for data in (None, validate) if validate is not None else (None,):
         pipe.check(state, data)
-    program = compile if isinstance(compile, Compiled) else pipe.compile(fallback=fallback) if compile else None
+    program = (
+        compile
+        if isinstance(compile, Compiled)
+        else pipe.compile(backend=backend, fallback=fallback)
+        if compile
+        else None
+    )
     if program is not None:
         program.prepare(state, validate)
     steps = _fused if program is not None and program.resident and program.report.fallback is None else _single

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -11,22 +11,17 @@ from attrs import field, frozen
 from torch import Tensor
 
 from pipeline.errors import DeviceError, did_you_mean
-from pipeline.stage import Stage, Tree
+from pipeline.stage import Part, Tree
 from pipeline.state import Batch, tree_map
 
 KNOWN = ("auto", "cpu", "cuda")
 PRECISIONS = ("fp32", "bf16")
 
 
-def _nothing() -> None:
-    """Placing is done by `Place.tree` and `Place.ahead`, at the border of the step."""
-
-
 @frozen(eq=False)
-class Place(Stage):
+class Place(Part):
     """The border of the step: stages before it run on the host, those after it are one graph on `device`."""
 
-    function: Callable[..., Any] = field(default=_nothing, repr=False)
     device: torch.device = field(factory=lambda: torch.device("cpu"))
     precision: str = "fp32"
 

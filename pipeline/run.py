@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeAlias
 
 import torch
+from attrs import frozen
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
@@ -26,7 +27,7 @@ Written: TypeAlias = tuple[dict[str, Any], dict[str, Tree], dict[str, Tree]]
 Autocast: TypeAlias = Callable[[], AbstractContextManager[Any]]
 
 
-def forward(
+def through(
     stages: Iterable[Stage], values: Mapping[str, Any], hyper: Mapping[str, Any], memory: Mapping[str, Tree]
 ) -> Written:
     values = dict(values)
@@ -51,14 +52,77 @@ def _batch_size(values: Mapping[str, Any]) -> Tensor:
     return torch.full((), first.shape[0], dtype=torch.float64, device=first.device)
 
 
+@frozen(eq=False)
+class Segment:
+    """Stages that run one after the other, and the backward that ends them: a step is a few of these, in order."""
+
+    stages: tuple[Stage, ...]
+    gradients: Gradients | None = None
+    """Takes the gradients of what the stages compute; none after the last backward."""
+
+    def run(
+        self, values: Mapping[str, Any], hyper: Mapping[str, Any], memory: Mapping[str, Tree],
+        batch: Sequence[str], autocast: Autocast = nullcontext,
+    ) -> Written:  # fmt: skip
+        """What the stages and the backward write. `batch` names the values of which a backward that accumulates takes parts."""
+        if self.gradients is None:
+            return through(self.stages, values, hyper, memory)
+        size = min((values[n].shape[0] for n in batch), default=1)
+        count = max(min(self.gradients.accumulate, size), 1)
+        if count == 1:
+            return _differentiated(self.gradients, self.stages, values, hyper, memory, autocast)
+        return self._accumulated(self.gradients, values, hyper, memory, batch, size, count, autocast)
+
+    def _accumulated(
+        self, g: Gradients, values: Mapping[str, Any], hyper: Mapping[str, Any], memory: Mapping[str, Tree],
+        batch: Sequence[str], size: int, count: int, autocast: Autocast,
+    ) -> Written:  # fmt: skip
+        """The same in `count` parts, one after the other: each goes on with what the one before remembered and kept."""
+        parts = [values[n].tensor_split(count) for n in batch]
+        values, memory = dict(values), dict(memory)
+        total: Tree = None
+        all_sums: dict[str, Tree] = {}
+        history: list[dict[str, Any]] = []
+        for i in range(count):
+            values |= {n: part[i] for n, part in zip(batch, parts, strict=True)}
+            if i:
+                values["seed"] = random.key(values["seed"], i)  # other dropout for each part
+            written, remembered, sums = _differentiated(g, self.stages, values, hyper, memory, autocast)
+            weighted = tree_map(lambda x, w=sums[g.name]["weight"]: x * w, written.pop(g.grads))
+            total = weighted if total is None else tree_map(torch.add, total, weighted)
+            all_sums = sums if not all_sums else tree_map(torch.add, all_sums, sums)
+            memory |= remembered
+            values |= {k: v for k, v in written.items() if k in values and k not in batch}
+            history.append(written)
+        whole = all_sums[g.name]["weight"]
+        # Where nothing counted, sums of zeros stay zeros.
+        divisor = torch.where(whole > 0, whole, 1.0)
+        grads = tree_map(lambda x: x / divisor, total)
+        remembered = {s.name: memory[s.name] for s in self.stages if s.remembers and s.finish is None}
+        return {**_joined(history, size), g.of: all_sums[g.name]["sum"] / divisor, g.grads: grads}, remembered, all_sums
+
+
+def segments(stages: Iterable[Stage]) -> tuple[Segment, ...]:
+    """Stages in order, parted after each backward."""
+    made: list[Segment] = []
+    begun: list[Stage] = []
+    for s in stages:
+        if isinstance(s, Gradients):
+            made.append(Segment(tuple(begun), s))
+            begun = []
+        else:
+            begun.append(s)
+    return (*made, Segment(tuple(begun)))
+
+
 def _differentiated(g: Gradients, stages: Sequence[Stage], values: Mapping[str, Any], hyper: Mapping[str, Any],
-                    memory: Mapping[str, Tree], autocast: Autocast) -> tuple[Tree, Written]:  # fmt: skip
-    """The gradients of what `stages` compute, and what they wrote."""
+                    memory: Mapping[str, Tree], autocast: Autocast) -> Written:  # fmt: skip
+    """What `stages` write, with the gradients of what they compute."""
     rest: list[Any] = []
 
     def objective(params: Tree) -> tuple[Tensor, Tree]:
         with autocast():  # not around the backward, which computes in the forward's dtypes
-            written, remembered, sums = forward([*stages, g], {**values, g.wrt: params}, hyper, memory)
+            written, remembered, sums = through([*stages, g], {**values, g.wrt: params}, hyper, memory)
         if not isinstance(written[g.of], Tensor) or written[g.of].ndim > 0:
             [writer] = [s.name for s in stages if g.of in s.writes][-1:]
             raise StageError(writer, f"must return {g.of!r} as one number, a 0-d tensor, to be differentiated")
@@ -69,45 +133,8 @@ def _differentiated(g: Gradients, stages: Sequence[Stage], values: Mapping[str, 
 
     grads, tensors = g.differentiate(objective, values[g.wrt])
     spec, leaves = rest
-    return grads, pytree.tree_unflatten([tensors.get(i, x) for i, x in enumerate(leaves)], spec)
-
-
-def through_backward(g: Gradients, names: Sequence[str], autocast: Autocast = nullcontext) -> Callable[..., Written]:
-    """`forward` through a backward, over the parts of the batch that it asks for."""
-
-    def run(
-        stages: Sequence[Stage], values: Mapping[str, Any], hyper: Mapping[str, Any], memory: Mapping[str, Tree]
-    ) -> Written:
-        size = min((values[n].shape[0] for n in names), default=1)
-        count = max(min(g.accumulate, size), 1)
-        if count == 1:
-            grads, (written, remembered, sums) = _differentiated(g, stages, values, hyper, memory, autocast)
-            return {**written, g.grads: grads}, remembered, sums
-        parts = [values[n].tensor_split(count) for n in names]
-        values, memory = dict(values), dict(memory)
-        total: Tree = None
-        all_sums: dict[str, Tree] = {}
-        history: list[dict[str, Any]] = []
-        for i in range(count):
-            values |= {n: part[i] for n, part in zip(names, parts, strict=True)}
-            if i:
-                values["seed"] = random.key(values["seed"], i)  # other dropout for each part
-            grads, (written, remembered, sums) = _differentiated(g, stages, values, hyper, memory, autocast)
-            weight = sums[g.name]["weight"]
-            weighted = tree_map(lambda x, w=weight: x * w, grads)
-            total = weighted if total is None else tree_map(torch.add, total, weighted)
-            all_sums = sums if not all_sums else tree_map(torch.add, all_sums, sums)
-            memory |= remembered
-            values |= {k: v for k, v in written.items() if k in values and k not in names}
-            history.append(written)
-        whole = all_sums[g.name]["weight"]
-        # Where nothing counted, sums of zeros stay zeros.
-        divisor = torch.where(whole > 0, whole, 1.0)
-        grads = tree_map(lambda x: x / divisor, total)
-        remembered = {s.name: memory[s.name] for s in stages if s.remembers and s.finish is None}
-        return {**_joined(history, size), g.of: all_sums[g.name]["sum"] / divisor, g.grads: grads}, remembered, all_sums
-
-    return run
+    written, remembered, sums = pytree.tree_unflatten([tensors.get(i, x) for i, x in enumerate(leaves)], spec)
+    return {**written, g.grads: grads}, remembered, sums
 
 
 def _joined(history: list[dict[str, Any]], size: int) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from __future__ import annotations
 import inspect
 import operator
 from collections.abc import Callable, Mapping
-from typing import Any, SupportsIndex
+from typing import Any, Self, SupportsIndex
 
 from attrs import evolve, field, frozen
 
@@ -41,27 +41,50 @@ def _is_number(value: object) -> bool:
 
 
 @frozen(eq=False)
-class Stage:
-    """A pure function with its wiring. Build one with `@stage`, or with the functions of the step modules."""
+class Part:
+    """What a Pipeline is made of, with its wiring: a Stage, or one of the two that work before the step, Load and Place."""
 
     name: str
-    function: Callable[..., Any]
-    writes: tuple[str, ...] = ()
-    init: Callable[..., Tree] | None = None
+    writes: tuple[str, ...] = field(default=(), kw_only=True)
+    init: Callable[..., Tree] | None = field(default=None, kw_only=True)
     """The first memory, from values in State, which it reads by its parameter names."""
-    create: Callable[[int], dict[str, Tree]] | None = None
-    """From the seed, the values that this stage brings into State (`keeps` names them)."""
-    keeps: tuple[str, ...] = ()
-    finish: Callable[[Tree], dict[str, Any]] | None = None
-    """Makes the stage a metric: its function then returns sums, memory adds them up, and this divides at the end."""
-    check: Callable[..., None] | None = None
+    create: Callable[[int], dict[str, Tree]] | None = field(default=None, kw_only=True)
+    """From the seed, the values that this part brings into State (`keeps` names them)."""
+    keeps: tuple[str, ...] = field(default=(), kw_only=True)
+    finish: Callable[[Tree], dict[str, Any]] | None = field(default=None, kw_only=True)
+    """Makes a stage a metric: its function then returns sums, memory adds them up, and this divides at the end."""
+    hyper: Mapping[str, Number] = field(factory=dict, kw_only=True)
+    reads: tuple[str, ...] = field(default=(), init=False)
+    optional: tuple[str, ...] = field(default=(), init=False)
+
+    @property
+    def values_read(self) -> tuple[str, ...]:
+        """What it takes from earlier stages, the batch and State; not what the pipeline gives to all."""
+        return tuple(name for name in self.reads if name not in GIVEN)
+
+    @property
+    def values_written(self) -> tuple[str, ...]:
+        return self.writes
+
+    @property
+    def remembers(self) -> bool:
+        return self.init is not None
+
+    def named(self, name: str) -> Self:
+        """The same under another name; two stages of one pipeline need two names."""
+        return evolve(self, name=name)
+
+
+@frozen(eq=False)
+class Stage(Part):
+    """A pure function with its wiring. Build one with `@stage`, or with the functions of the step modules."""
+
+    function: Callable[..., Any]
+    check: Callable[..., None] | None = field(default=None, kw_only=True)
     """Looks at data before training, where it may read values on the host, and raises a DataError."""
-    hyper: Mapping[str, Number] = field(factory=dict)
-    names: Mapping[str, str] = field(factory=dict)
+    names: Mapping[str, str] = field(factory=dict, kw_only=True)
     """Parameter -> the value it reads, where the two differ; what is no parameter goes to the function's **kwargs."""
-    reads: tuple[str, ...] = field(init=False)
-    optional: tuple[str, ...] = field(init=False)
-    parameters: tuple[tuple[str, str], ...] = field(init=False, repr=False)
+    parameters: tuple[tuple[str, str], ...] = field(default=(), init=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
         required: list[str] = []
@@ -91,26 +114,9 @@ class Stage:
         object.__setattr__(self, "optional", tuple(optional))
         object.__setattr__(self, "parameters", tuple(wired))
 
-    @property
-    def values_read(self) -> tuple[str, ...]:
-        """What it takes from earlier stages, the batch and State; not what the pipeline gives to all."""
-        return tuple(name for name in self.reads if name not in GIVEN)
-
-    @property
-    def values_written(self) -> tuple[str, ...]:
-        return self.writes
-
-    @property
-    def remembers(self) -> bool:
-        return self.init is not None
-
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The plain function, for trying a stage by hand."""
         return self.function(*args, **kwargs)
-
-    def named(self, name: str) -> Stage:
-        """The same stage under another name; two stages of one pipeline need two names."""
-        return evolve(self, name=name)
 
     def rename(self, **names: str) -> Stage:
         """The same stage on other values: `update.sgd(lr=0.1).rename(params="critic", grads="critic_grads")`."""

@@ -24,6 +24,20 @@ from pipeline.stage import Tree
 Batch: TypeAlias = Mapping[str, Tensor]
 
 
+class Lease:
+    """What States that share tensors have in common. It means nothing by itself."""
+
+    __slots__ = ("__weakref__",)
+
+
+def _never(lease: Lease) -> bool:
+    return False
+
+
+donated: Callable[[Lease], bool] = _never
+"""Whether the tensors of States with this lease were handed over. The compile layer, which takes them, puts its answer here."""
+
+
 @frozen(eq=False, repr=False)
 class State:
     """Everything that lasts from one step to the next.
@@ -33,22 +47,16 @@ class State:
     """
 
     _tree: dict[str, Tree]
-    _spent: list[bool] = field(factory=lambda: [False])
+    lease: Lease = field(factory=Lease)
 
     @property
     def tree(self) -> dict[str, Tree]:
-        if self._spent[0]:
+        if donated(self.lease):
             raise StateError(
                 "this State was donated to a compiled step and no longer holds its values; use the State that the "
                 "step returned, or keep a copy with state.clone() before the call, or compile(donate=False)"
             )
         return self._tree
-
-    def spend(self, tree: dict[str, Tree] | None = None) -> State:
-        """The same storage (as `tree`, where that is given) as a new State, while this one raises from now on."""
-        successor = State(self.tree if tree is None else tree)
-        self._spent[0] = True
-        return successor
 
     def __getitem__(self, name: str) -> Any:
         """What is kept under a name: `state["params"]`, `state["teacher"]`."""
@@ -88,7 +96,7 @@ class State:
         for name in values:
             self[name]
         # It shares tensors with this one, so a donation of either spends both.
-        return State({**self.tree, **values}, self._spent)
+        return State({**self.tree, **values}, self.lease)
 
     def with_hyper(self, values: Mapping[str, float | Tensor] | None = None, /, **short: float | Tensor) -> State:
         """A State with other hyperparameters: `with_hyper(lr=0.01)`, or by the whole name where two stages have one.
@@ -107,7 +115,7 @@ class State:
         return State(pytree.tree_map(lambda x: x.clone(), self.tree))
 
     def __repr__(self) -> str:
-        if self._spent[0]:
+        if donated(self.lease):
             return "State(donated)"
         numbers = {name: sum(x.numel() for x in pytree.tree_leaves(value)) for name, value in self._tree.items()}
         kept = ", ".join(f"{name}: {n:,}" for name, n in numbers.items() if name not in ("step", "seed"))

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from pipeline.compiled import Compiled
-from pipeline.compose import Pipeline
+from pipeline.compile import Compiled
+from pipeline.compose import Composition
 from pipeline.state import Batch, State
 
 
@@ -75,7 +75,7 @@ def pure(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     return result
 
 
-def keeps_shapes(pipe: Pipeline, state: State, batch: Batch) -> None:
+def keeps_shapes(pipe: Composition, state: State, batch: Batch) -> None:
     """A step gives a State of the structure, shapes and dtypes that it was given, and 0-d or fixed-size metrics."""
     after, _ = pipe.step(state, batch)
     old, spec = pytree.tree_flatten(state.tree)
@@ -85,12 +85,12 @@ def keeps_shapes(pipe: Pipeline, state: State, batch: Batch) -> None:
         assert (a.shape, a.dtype, a.device) == (b.shape, b.dtype, b.device)
 
 
-def evaluation_changes_nothing(pipe: Pipeline, state: State, batch: Batch) -> None:
+def evaluation_changes_nothing(pipe: Composition, state: State, batch: Batch) -> None:
     """Measuring is pure, and the same in the middle of training as before it."""
     pure(pipe.measure, state.tree, pipe.zeros(), batch)
 
 
-def vmaps(pipe: Pipeline, state: State, batch: Batch, tolerance: float = 1e-5) -> None:
+def vmaps(pipe: Composition, state: State, batch: Batch, tolerance: float = 1e-5) -> None:
     """A step mapped over two stacked States does to each what a step alone does."""
     other = state.replace(seed=state["seed"] + 1)
     stacked = State(pytree.tree_map(lambda *xs: torch.stack(xs), state.tree, other.tree))
@@ -109,7 +109,7 @@ def compiled_equals_eager(compiled: Compiled, state: State, batches: Iterable[Ba
     same(donated.tree, plain.tree, 2 * tolerance)
 
 
-def lawful(pipe: Pipeline, state: State, batch: Batch) -> None:
+def lawful(pipe: Composition, state: State, batch: Batch) -> None:
     """All laws but compiling, which takes seconds: purity, shapes, evaluation, vmap."""
     pure(pipe.step, state, batch)
     keeps_shapes(pipe, state, batch)

@@ -8,7 +8,7 @@ from pipeline.backward import Gradients
 from pipeline.errors import WiringError, did_you_mean
 from pipeline.load import Load
 from pipeline.place import Place
-from pipeline.stage import GIVEN, Stage
+from pipeline.stage import GIVEN, Part, Stage
 
 LASTS = ("memory", "hyper", "step", "seed")
 """What State keeps besides the values of the stages."""
@@ -21,7 +21,7 @@ HINTS = {
 }
 
 
-def check_names(stages: Sequence[Stage]) -> None:
+def check_names(stages: Sequence[Part]) -> None:
     if not stages:
         raise WiringError("a Pipeline needs at least one stage")
     seen: set[str] = set()
@@ -43,7 +43,7 @@ def check_names(stages: Sequence[Stage]) -> None:
             owners[k] = s.name
 
 
-def check_wiring(stages: Sequence[Stage], source: Load | None, host: Sequence[Stage], graph: Sequence[Stage]) -> None:
+def check_wiring(stages: Sequence[Part], source: Load | None, host: Sequence[Stage], graph: Sequence[Stage]) -> None:
     first = next((s for s in stages if not isinstance(s, Place)), None)
     if source is not None and first is not None and first is not source:
         raise WiringError(f"stage {first.name!r} stands before {source.name!r}, where batches begin; put that first")
@@ -73,7 +73,7 @@ def check_wiring(stages: Sequence[Stage], source: Load | None, host: Sequence[St
 
 
 def _explain_unread(
-    s: Stage, name: str, stages: Sequence[Stage], available: set[str], known: Sequence[str] | None
+    s: Stage, name: str, stages: Sequence[Part], available: set[str], known: Sequence[str] | None
 ) -> None:
     later = [t.name for t in stages if t is not s and name in t.values_written]
     if later:

@@ -9,7 +9,7 @@ import torch
 
 from cli import bench, config, measure
 from cli.build import job
-from pipeline import lower
+from pipeline.compile.backends import torch as generic
 
 TINY = ("--hidden", 16, "--batch-size", 479, "--seconds", 0.05)
 
@@ -80,7 +80,7 @@ def test_without_a_compiler_it_says_why(pipe, monkeypatch, tmp_path):
         raise RuntimeError("no C++ compiler was found")
 
     monkeypatch.setenv("PIPE_CACHE", str(tmp_path))
-    monkeypatch.setattr(lower, "compile_fx", no_compiler)
+    monkeypatch.setattr(generic, "make", no_compiler)
     code, out, _ = pipe("bench", *TINY)
     assert code == 0
     assert re.search(r"graphs  none: .*C\+\+ compiler", out)

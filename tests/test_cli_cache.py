@@ -2,11 +2,12 @@
 
 import os
 import re
+import types
 
 import pytest
 import torch
 
-from pipeline import package
+from pipeline.compile import key, storage
 
 
 @pytest.fixture
@@ -16,13 +17,10 @@ def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("PIPE_CACHE", str(folder))
 
     def add(name):
-        def build(work):
-            (work / "step.so").write_bytes(name.encode() * 1000)
-            return work / "step.so"
-
+        (tmp_path / "code").write_bytes(name.encode() * 1000)
+        library = types.SimpleNamespace(path=tmp_path / "code", entry="run", inputs=(0,), outputs=())
         batch = f"inputs {name} (64, 1, 28, 28), targets (64,) of its own 60,000 samples, whose line is long"
-        facts = {"program": "train step", "batch": batch, "operations": 12, "outputs": ()}
-        return package.make({**package.machine(), "batch": name}, build, **facts)
+        return storage.keep(library, {**key.machine(), "batch": name}, "train step", batch, 12)
 
     return folder, add
 

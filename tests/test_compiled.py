@@ -6,7 +6,7 @@ import warnings
 import pytest
 import torch
 
-from pipeline import Pipeline, backward, fit, forward, loss, lower, models, stage, testing, update
+from pipeline import Pipeline, backward, fit, forward, loss, models, stage, testing, update
 from pipeline.errors import CaptureError, ConfigError, StageError, StateError
 from tests import pipes
 
@@ -127,7 +127,8 @@ def test_without_a_compiler_the_fallback_runs(monkeypatch, tmp_path):
         raise RuntimeError("no C++ compiler was found")
 
     monkeypatch.setenv("PIPE_CACHE", str(tmp_path))
-    monkeypatch.setattr(lower, "compile_fx", no_compiler)
+    monkeypatch.setattr("torch._inductor.cpp_builder.CppBuilder.build", no_compiler)
+    monkeypatch.setattr("torch._inductor.codecache.CppCodeCache.load_async", no_compiler)
     pipe = small()
     with pytest.raises(CaptureError, match=r"can't be compiled here: .*C\+\+ compiler"):
         pipe.compile()(pipe.init(0), BATCH)

@@ -17,10 +17,9 @@ LAYERS = [
     STEPS,
     {"run", "wiring"},
     {"compose"},
-    {"checkpoint", "diagnose", "fingerprint", "native", "trace"},
-    {"lower", "package"},
-    {"compiled"},
-    {"loop", "testing"},
+    {"checkpoint", "diagnose", "compile"},
+    {"pipe", "testing"},
+    {"loop"},
     {"__init__"},
 ]
 LAYER = {name: i for i, names in enumerate(LAYERS) for name in names}
@@ -48,10 +47,19 @@ def test_imports_run_one_way(path):
 
 
 @pytest.mark.parametrize(
-    ("what", "home"), [("_inductor", "lower.py"), (" print(", None), ("pickle.", None), (".cuda(", None)]
+    ("what", "home"),
+    [
+        ("_inductor", "native.py"),
+        ("torch.compile(", "torch.py"),
+        (" print(", None),
+        ("pickle.", None),
+        (".cuda(", None),
+        ('.to("', "place.py"),
+        ('device="', "place.py"),
+    ],
 )
 def test_each_thing_has_one_home(what, home):
-    """Only lower.py compiles, and nothing in the library prints or unpickles."""
+    """One file calls torch.compile, one knows Inductor, and nothing in the library prints or unpickles."""
     for path in FILES:
         code = "\n".join(ast.unparse(node) for node in _code(path))
         if path.name != home:

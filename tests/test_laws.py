@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import optim
 
-from pipeline import Pipeline, backward, evaluate, fit, forward, loss, models, testing, trace, update
+from pipeline import Pipeline, backward, evaluate, fit, forward, loss, models, testing, update
+from pipeline.compile import programs
 from tests import by_hand, pipes, strategies
 
 eager = pytest.mark.parametrize("name", pipes.ALL)
@@ -148,7 +149,7 @@ def test_compiled_evaluation_equals_eager(name):
 def test_one_trace_for_any_lr_step_and_epoch(monkeypatch, tmp_path):
     """Three epochs with a changing lr and a short last batch are traced and compiled twice: once for each shape."""
     traced = []
-    monkeypatch.setattr(trace, "trace", lambda *args, kept=trace.trace: traced.append(args) or kept(*args))
+    monkeypatch.setattr(programs, "trace", lambda *args, kept=programs.trace: traced.append(args) or kept(*args))
     monkeypatch.setenv("PIPE_CACHE", str(tmp_path))
     pipe = pipes.mlp()
     compiled = pipe.compile()

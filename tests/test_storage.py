@@ -2,11 +2,14 @@
 
 import json
 import shutil
+import tempfile
+import types
 
 import pytest
 import torch
 
-from pipeline import Pipeline, backward, forward, loss, package, testing, update
+from pipeline import Pipeline, backward, forward, loss, testing, update
+from pipeline.compile import storage
 from tests import pipes
 
 BATCH = {"inputs": torch.randn(6, 4), "targets": torch.arange(6) % 3}
@@ -29,7 +32,7 @@ def made(tmp_path_factory):
         patch.setenv("PIPE_CACHE", str(tmp_path_factory.mktemp("made")))
         compiled = small(0.1).compile()
         ran(compiled, 0)
-        [found] = package.packages()
+        [found] = storage.packages()
         yield compiled, found
 
 
@@ -38,7 +41,7 @@ def copied(made, monkeypatch, tmp_path):
     """A copy of the package, in a cache of its own."""
     monkeypatch.setenv("PIPE_CACHE", str(tmp_path))
     shutil.copytree(made[1].path, tmp_path / made[1].path.name)
-    [found] = package.packages()
+    [found] = storage.packages()
     return found
 
 
@@ -90,7 +93,7 @@ def a_folder_for(name):
 
 
 OUTPUT = {"name": "loss", "shape": [], "dtype": "float32"}
-KEYS = ("path", "identity", "program", "batch", "operations", "checksum", "outputs")
+KEYS = ("path", "identity", "program", "batch", "operations", "entry", "inputs", "checksum", "outputs")
 DAMAGES = {
     "a flipped byte": lambda folder: flip(folder / "step.so"),
     "half a library": lambda folder: (folder / "step.so").write_bytes((folder / "step.so").read_bytes()[:4000]),
@@ -118,6 +121,9 @@ DAMAGES = {
     "an output of another shape": rewrite(outputs=[{**OUTPUT, "shape": [1000]}]),
     "an output of no shape": rewrite(outputs=[{**OUTPUT, "shape": ["a"]}]),
     "an output fewer": rewrite(outputs=[]),
+    "inputs of no list": rewrite(inputs=3),
+    "inputs of no numbers": rewrite(inputs=["a"]),
+    "an entry of no name": rewrite(entry=3),
     **{f"no {key}": without(key) for key in KEYS if key not in ("path", "checksum")},
 }
 
@@ -126,28 +132,28 @@ DAMAGES = {
 def test_what_is_damaged_is_removed_and_never_loaded(copied, damage):
     """A package of any fault is not found, and a new one can take its place."""
     damage(copied.path)
-    for found in package.packages():
+    for found in storage.packages():
         assert found.fault() or found.identity != copied.identity
-    assert package.find(copied.identity) is None
+    assert storage.find(copied.identity) is None
     assert not copied.path.exists()
-    facts = {"program": "train step", "batch": "b", "operations": 1, "outputs": copied.outputs}
-    again = package.make(copied.identity, written, **facts)
-    assert package.find(copied.identity) == again
+    again = kept(copied.identity)
+    assert again is not None
+    assert storage.find(copied.identity) == again
 
 
-def written(folder):
-    """A stand-in for the compiler."""
-    (folder / "some.so").write_bytes(b"code")
-    return folder / "some.so"
-
-
-FACTS = {"program": "train step", "batch": "b", "operations": 1, "outputs": ()}
+def kept(identity):
+    """A stand-in for a compiled program, put into the cache."""
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(b"code")
+        file.flush()
+        library = types.SimpleNamespace(path=file.name, entry="run", inputs=(0,), outputs=())
+        return storage.keep(library, identity, "train step", "b", 1)
 
 
 def test_whole_packages_are_found_under_their_identity_alone(copied):
     """An identity that differs in one word finds nothing, and removes nothing."""
-    assert package.find({**copied.identity, "torch": "1.0"}) is None
-    assert package.find(copied.identity) == copied
+    assert storage.find({**copied.identity, "torch": "1.0"}) is None
+    assert storage.find(copied.identity) == copied
     assert copied.fault() is None
     assert (copied.path / "step.so").stat().st_size > 1000
 
@@ -157,10 +163,10 @@ def test_clear_removes_packages_and_what_was_never_finished_but_nothing_else(cop
     (tmp_path / ".making-abc").mkdir()
     (tmp_path / "photos").mkdir()
     (tmp_path / "notes.txt").write_text("mine")
-    assert [p.path for p in package.packages()] == [copied.path]
-    assert package.clear() == 2
+    assert [p.path for p in storage.packages()] == [copied.path]
+    assert storage.clear() == 2
     assert sorted(p.name for p in tmp_path.iterdir()) == ["notes.txt", "photos"]
-    assert package.clear() == 0
+    assert storage.clear() == 0
 
 
 @pytest.mark.parametrize("place", ["file/cache", "no/such/folder"])
@@ -168,7 +174,7 @@ def test_a_cache_that_is_not_there_is_empty(monkeypatch, tmp_path, place):
     """Looking into it makes nothing and raises nothing."""
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("PIPE_CACHE", str(tmp_path / place))
-    assert (list(package.packages()), package.clear(), package.find({"a": 1})) == ([], 0, None)
+    assert (list(storage.packages()), storage.clear(), storage.find({"a": 1})) == ([], 0, None)
 
 
 def test_an_unwritable_cache_still_compiles(monkeypatch, tmp_path):
@@ -188,38 +194,18 @@ def test_a_relative_cache_is_kept_too(monkeypatch, tmp_path):
     """$PIPE_CACHE may be a path from where the process began."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PIPE_CACHE", "cache")
-    made = package.make({"a": 1}, written, **FACTS)
-    assert package.find({"a": 1}) == made
+    made = kept({"a": 1})
+    assert storage.find({"a": 1}) == made
     assert made.path.parent == tmp_path / "cache"
 
 
-def test_a_compiler_that_fails_leaves_nothing(monkeypatch, tmp_path):
-    """Its error comes through, and the cache is as before."""
-
-    def fails(folder):
-        (folder / "step.cpp").write_text("")
-        raise ValueError("no compiler")
-
-    monkeypatch.setenv("PIPE_CACHE", str(tmp_path))
-    with pytest.raises(ValueError, match="no compiler"):
-        package.make({"a": 1}, fails, **FACTS)
-    assert not list(tmp_path.iterdir())
-
-
 def test_something_else_in_a_packages_place_gives_way(monkeypatch, tmp_path):
-    """A file of the package's name is replaced, and the code is built once."""
-    calls = []
-
-    def build(folder):
-        calls.append(folder)
-        return written(folder)
-
+    """A file of the package's name is replaced, and a package that is there already stays."""
     monkeypatch.setenv("PIPE_CACHE", str(tmp_path))
-    path = package.make({"a": 1}, written, **FACTS).path
+    path = kept({"a": 1}).path
     shutil.rmtree(path)
     path.write_text("")
-    assert package.find({"a": 1}) is None
-    assert package.make({"a": 1}, build, **FACTS).path == path
-    assert len(calls) == 1
-    again = package.make({"a": 1}, build, **FACTS)
-    assert (again.path, [p.name for p in tmp_path.iterdir()]) == (path, [path.name])
+    assert storage.find({"a": 1}) is None
+    assert kept({"a": 1}).path == path
+    assert kept({"a": 1}).path == path
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]

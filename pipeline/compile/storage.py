@@ -1,4 +1,4 @@
-"""Packages: compiled programs on disk, so that a step once compiled starts at once in the next process.
+"""Storage: compiled programs on disk, so that a step once compiled starts at once in the next process.
 
 A package is a folder `<key>/` with the library and `package.json`, which says what it was made from, for which machine, and
 a checksum of both. The key is a hash of all of that. What does not fit, is damaged, or could have been written by somebody
@@ -7,26 +7,22 @@ else is never loaded.
 
 from __future__ import annotations
 
-import atexit
 import hashlib
 import json
 import os
-import platform
 import re
 import shutil
 import stat
-import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
-from attrs import asdict, evolve, frozen
+from attrs import asdict, frozen
 
-from pipeline.native import Native, Output
+from pipeline.compile.backends.library import Library, Output
 
 FACTS = "package.json"
 _LIBRARY, _MAKING = "step.so", ".making-"
@@ -42,11 +38,14 @@ class Package:
     program: str
     batch: str
     operations: int
-    checksum: str
+    entry: str
+    inputs: tuple[int, ...]
     outputs: tuple[Output, ...]
+    checksum: str
 
-    def load(self) -> Native:
-        return Native(self.path / _LIBRARY, self.outputs)
+    def load(self) -> Library:
+        """Raises OSError where nothing may be run from the folder."""
+        return Library(self.path / _LIBRARY, self.entry, self.inputs, self.outputs)
 
     def fault(self) -> str | None:
         """Why it can't be used, if so."""
@@ -87,40 +86,27 @@ def find(identity: Mapping[str, Any]) -> Package | None:
     return package
 
 
-def make(identity: Mapping[str, Any] | None, build: Callable[[Path], Path], **facts: Any) -> Package:
-    """A new package, kept in the cache; only for this process where there is no identity, or no folder to write to."""
-    work = _workplace(identity)
-    kept = identity is not None and work.parent == folder()
+def keep(library: Library, identity: Mapping[str, Any], program: str, batch: str, operations: int) -> Package | None:
+    """Keep a program in the cache; None where that can't be written, which is no harm."""
+    work = None
     try:
-        library = build(work)
-        if library.name != _LIBRARY:
-            library = library.rename(work / _LIBRARY)
-        library.chmod(0o700)
-        package = Package(work, identity or {}, checksum="", **facts)
-        package = evolve(package, checksum=_checksum(library, _described(package)))
-        if kept:
-            (work / FACTS).write_text(json.dumps(_described(package), indent=1), encoding="utf-8")
-            (work / FACTS).chmod(0o600)
-    except OSError:
-        _remove(work)
-        if not kept:
-            raise
-        return make(None, build, **facts)  # a cache that can't be written is none
-    except BaseException:
-        _remove(work)
-        raise
-    if kept and identity is not None:
+        folder().mkdir(parents=True, exist_ok=True, mode=0o700)
+        work = Path(tempfile.mkdtemp(prefix=_MAKING, dir=folder()))
+        shutil.copyfile(library.path, work / _LIBRARY)
+        (work / _LIBRARY).chmod(0o700)
+        facts = (work, identity, program, batch, operations, library.entry, library.inputs, library.outputs)
+        described = _described(Package(*facts, checksum=""))
+        described["checksum"] = _checksum(work / _LIBRARY, described)
+        (work / FACTS).write_text(json.dumps(described, indent=1), encoding="utf-8")
+        (work / FACTS).chmod(0o600)
         with suppress(OSError):  # another process was faster, or something else is there
             work.rename(folder() / _key(identity))
-        found = find(identity)
-        if found is not None:
-            if work.exists():
-                _remove(work)
-            return found
-        if not work.exists():  # what is written there never passes, as where all may write to all files
-            return make(None, build, **facts)
-    atexit.register(_remove, work)
-    return package
+        return find(identity)
+    except OSError:
+        return None
+    finally:
+        if work is not None:
+            _remove(work)
 
 
 def packages() -> Iterator[Package]:
@@ -152,27 +138,6 @@ def clear() -> int:
     return len(found)
 
 
-@cache
-def machine() -> Mapping[str, Any]:
-    """What compiled code depends on besides the pipeline: versions, this library's own code, and the processor."""
-    try:
-        described = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n\n")[0].splitlines()
-        keep = ("vendor_id", "model name", "flags", "Features")
-        processor = "\n".join(line for line in described if line.startswith(keep))
-    except OSError:
-        processor = platform.processor()
-    own = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.rglob("*.py")):
-        own.update(path.read_bytes())
-    return {
-        "torch": torch.__version__,
-        "python": sys.version.split()[0],
-        "system": platform.platform(),
-        "processor": hashlib.sha256(processor.encode()).hexdigest()[:16],
-        "pipeline": own.hexdigest()[:16],
-    }
-
-
 def _key(identity: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:32]
 
@@ -191,28 +156,19 @@ def _remove(path: Path) -> None:
             path.unlink()
 
 
-def _workplace(identity: Mapping[str, Any] | None) -> Path:
-    if identity is not None:
-        try:
-            folder().mkdir(parents=True, exist_ok=True, mode=0o700)
-            return Path(tempfile.mkdtemp(prefix=_MAKING, dir=folder()))
-        except OSError:
-            pass  # a cache that can't be written is none
-    return Path(tempfile.mkdtemp(prefix="pipe-train-"))
-
-
 def _described(package: Package) -> dict[str, Any]:
     """A package as JSON."""
     outputs = [{"name": o.name, "shape": list(o.shape), "dtype": str(o.dtype)[6:]} for o in package.outputs]
-    return {**asdict(package, recurse=False), "path": None, "outputs": outputs}
+    return {**asdict(package, recurse=False), "path": None, "inputs": list(package.inputs), "outputs": outputs}
 
 
 def _read(path: Path) -> Package | None:
     try:
         facts = json.loads((path / FACTS).read_text(encoding="utf-8"))
         made = tuple(Output(o["name"], tuple(o["shape"]), getattr(torch, o["dtype"])) for o in facts.pop("outputs"))
-        package = Package(**{**facts, "path": path, "outputs": made})
+        package = Package(**{**facts, "path": path, "inputs": tuple(facts["inputs"]), "outputs": made})
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
-    sized = all(isinstance(o.dtype, torch.dtype) and all(type(n) is int for n in o.shape) for o in made)
+    numbers = all(type(n) is int for n in (*package.inputs, *(n for o in made for n in o.shape)))
+    sized = numbers and isinstance(package.entry, str) and all(isinstance(o.dtype, torch.dtype) for o in made)
     return package if sized and isinstance(package.identity, dict) else None

@@ -1,0 +1,35 @@
+// Small buffers are kept for the next step, one for each place in the code that asks for one.
+static thread_local std::vector<void*> pipeline_pools;
+
+static AOTITorchError pipeline_empty(
+    AtenTensorHandle* kept, int64_t dims, const int64_t* sizes, const int64_t* strides, int32_t dtype, int32_t device,
+    int32_t index, AtenTensorHandle* made) {
+  if (*kept) return aoti_torch_new_tensor_handle(*kept, made);
+  AOTITorchError failed = aoti_torch_empty_strided(dims, sizes, strides, dtype, device, index, made);
+  int64_t bytes;
+  if (failed || aoti_torch_get_storage_size(*made, &bytes) || bytes > 1 << 20) return failed;
+  void* data;
+  aoti_torch_get_data_ptr(*made, &data);
+  pipeline_pools.push_back(data);
+  *kept = *made;
+  return aoti_torch_new_tensor_handle(*kept, made);
+}
+
+static AOTITorchError pipeline_part(
+    AtenTensorHandle* kept, AtenTensorHandle pool, int64_t offset, int32_t dtype, int64_t dims, const int64_t* sizes,
+    const int64_t* strides, AtenTensorHandle* made) {
+  if (*kept) return aoti_torch_new_tensor_handle(*kept, made);
+  AOTITorchError failed = aoti_torch__alloc_from_pool(pool, offset, dtype, dims, sizes, strides, made);
+  void* data;
+  if (failed || aoti_torch_get_data_ptr(pool, &data)) return failed;
+  for (void* known : pipeline_pools) {
+    if (known != data) continue;
+    *kept = *made;
+    return aoti_torch_new_tensor_handle(*kept, made);
+  }
+  return failed;
+}
+
+#define PIPELINE_KEPT ([] { static thread_local AtenTensorHandle kept = nullptr; return &kept; }())
+#define aoti_torch_empty_strided(...) pipeline_empty(PIPELINE_KEPT, __VA_ARGS__)
+#define aoti_torch__alloc_from_pool(...) pipeline_part(PIPELINE_KEPT, __VA_ARGS__)

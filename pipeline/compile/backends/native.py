@@ -1,0 +1,261 @@
+"""The native backend: Inductor's C++ for a CPU, in a library with a loop of its own. The only file that imports Inductor.
+
+It is a backend as torch has them: a GraphModule and example inputs in, a callable out. `compile` is it for anybody (under
+the name "pipe"); `begin` is it for a pipeline's programs, which are compiled in the background, those that wait together
+in one library: torch's headers take the compiler longer than a step does.
+"""
+
+from __future__ import annotations
+
+import atexit
+import ctypes
+import gc
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cache
+from pathlib import Path
+from threading import Lock
+from typing import Any, TypeAlias
+from unittest import mock
+
+import torch
+from attrs import field, frozen
+from torch import Tensor
+from torch.fx import GraphModule
+
+from pipeline.compile.backends import text
+from pipeline.compile.backends.library import Call, Library, Output, capsules
+from pipeline.compile.backends.torch import reason
+from pipeline.errors import CaptureError
+from pipeline.stage import first_line
+
+_CPU: dict[str, Any] = {
+    "cpp_wrapper": True,  # the calls of the kernels in C++ too
+    "cpp.vec_isa_ok": True,  # saves seconds of building probes; a compiler too old for the processor fails as any
+    "cpp_wrapper_build_separate": True,  # the kernels as a text of their own, compiled beside that of the calls
+    "fx_graph_cache": False,
+    "size_asserts": False,  # shapes are checked by whoever calls
+    "alignment_asserts": False,
+}
+_PLANNED = 32 << 20
+"""Bytes of intermediate results up to which they share one allocation; of large ones, Inductor's plan needs more memory than malloc."""
+
+_LARGE = 1000
+"""Operations above which compiling takes care of what grows faster than the graph."""
+_BOUNDED: dict[str, Any] = {
+    "max_fusion_buffer_group_pairwise_attempts": 8,  # of 64: all updates read lr, and each pair of them was looked at
+}
+_LONG = 100_000
+"""Characters of calls above which the C++ compiler's -O3 takes minutes, and tidying up after Inductor is little beside its work."""
+
+_COSTLY = tuple(getattr(torch.ops.aten, name) for name in ("pow", "exp", "log", "cos"))
+_GATHER = torch.ops.aten.index_select.default
+
+Inputs: TypeAlias = tuple[int, ...]
+
+
+@frozen(eq=False)
+class Lowered:
+    """A program's C++, on its way to a library."""
+
+    code: text.Code
+    inputs: Inputs
+    outputs: tuple[Output, ...]
+    library: Future[Library] = field(factory=Future)
+
+
+def settings() -> str:
+    """All that Inductor is told, by whomever."""
+    from torch._inductor import config  # tracing has imported it already
+
+    return repr(sorted(config.get_config_copy().items()))
+
+
+def begin(make: Callable[..., Any], graph: GraphModule, args: Sequence[Tensor], outputs: Sequence[Output]) -> Lowered:
+    """Have `make`, which calls torch.compile, compile a graph by this backend; the C++ compiler works in the background.
+
+    Raises CaptureError where Inductor refuses the graph, or where what it wrote is not what this file knows.
+    """
+    examples = [
+        torch.empty_strided(t.shape, t.stride(), dtype=t.dtype) for t in args
+    ]  # each its own, and never touched
+    found: list[Lowered] = []
+
+    def backend(module: GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
+        if not all(isinstance(t, Tensor) for t in inputs):
+            raise CaptureError("the native backend takes no symbolic sizes")
+        indices = {id(t): i for i, t in enumerate(examples)}
+        which = tuple(indices[id(t)] for t in inputs)
+
+        def collect(code: text.Code) -> Callable[[Sequence[Any]], list[Any]]:
+            found.append(Lowered(code, which, tuple(outputs)))
+            # The library is what runs later, not this.
+            return lambda _: capsules([torch.empty(o.shape, dtype=o.dtype) for o in outputs])
+
+        return _lower(module, inputs, collect)
+
+    try:
+        with torch.no_grad():
+            make(graph, backend)(*examples)
+        [lowered] = found
+        for kind in ((True, False), (True, True), (False, False)):
+            _options(*kind)
+    except CaptureError:
+        raise
+    except Exception as e:
+        raise CaptureError(f"Inductor can't compile it: {reason(e)}") from e
+    _BUILDER.add(lowered)
+    return lowered
+
+
+def compile(graph: GraphModule, inputs: Sequence[Any], **_: Any) -> Callable[..., Any]:
+    """The backend "pipe" of torch.compile, for any function: as Inductor's C++, with small products straight to BLAS.
+
+    Graphs with symbolic sizes, or on another device, are Inductor's own.
+
+    >>> torch.compile(lambda x: (x * 2).sum(), backend="pipe")(torch.ones(3))
+    tensor(6.)
+    """
+    plain = all(isinstance(t, Tensor) and t.device.type == "cpu" for t in inputs)
+    made: Callable[..., Any] = _lower(graph, inputs, _called) if plain else _compile_fx()(graph, list(inputs))
+    return made
+
+
+def _called(code: text.Code) -> Call:
+    return Call(_build([code], text.CALL), text.entry(0), code.outputs)
+
+
+def _compile_fx() -> Any:
+    from torch._inductor.compile_fx import compile_fx  # takes seconds
+
+    return compile_fx
+
+
+def _lower(graph: GraphModule, inputs: Sequence[Any], load: Callable[[text.Code], Any]) -> Callable[..., Any]:
+    """What Inductor makes of a graph, with `load` where it would compile and load its C++."""
+    compile_fx = _compile_fx()
+    from torch._functorch import config as functorch_config
+    from torch._inductor.codecache import CppWrapperCodeCache
+
+    def pybinding(*, main_code: str, kernel_code: str | None = None, num_outputs: int = -1, **_: Any) -> Any:
+        return load(text.Code.read(main_code, kernel_code or "", num_outputs))
+
+    _store(graph)
+    values = (n.meta.get("example_value", n.meta.get("val")) for n in graph.graph.nodes)
+    size = sum(v.nbytes for v in values if isinstance(v, Tensor))
+    options = _CPU | {"memory_planning": size <= _PLANNED} | (_BOUNDED if len(graph.graph.nodes) > _LARGE else {})
+    # A hit in AOTAutograd's cache would not pass by what listens here.
+    cached = functorch_config.patch(enable_autograd_cache=False)
+    with mock.patch.object(CppWrapperCodeCache, "load_pybinding", pybinding), _no_probes(), cached:
+        made: Callable[..., Any] = compile_fx(graph, list(inputs), config_patches=options)
+    return made
+
+
+def _store(graph: GraphModule) -> None:
+    """Have what is costly to work out and small put in memory once a step: a power or a cosine of one number, as of a schedule,
+    and the indices of a gather.
+
+    Inductor would work it out anew in every loop that reads it; as_strided needs a place in memory, so it stops that.
+    """
+    for node in list(graph.graph.nodes):
+        value = node.meta.get("example_value")
+        number = (
+            getattr(node.target, "overloadpacket", None) in _COSTLY and isinstance(value, Tensor) and value.ndim == 0
+        )
+        if number or any(user.target is _GATHER and user.args[2] is node for user in node.users):
+            with graph.graph.inserting_after(node):
+                there = (node, list(value.shape), list(value.stride()))
+                stored = graph.graph.call_function(torch.ops.aten.as_strided.default, there)
+            stored.meta["example_value"] = value
+            node.replace_all_uses_with(stored, delete_user_cb=lambda user, stored=stored: user is not stored)
+    graph.recompile()
+
+
+def _no_probes() -> Any:
+    """Take the compiler to know the instructions that the processor has: torch would build a file for each to see."""
+    from torch._inductor.cpu_vec_isa import VecISA
+
+    return mock.patch.object(VecISA, "check_build", return_value=True)
+
+
+class _Builder:
+    """Compiles C++ on a thread of its own. What waits when it becomes free is compiled together."""
+
+    def __init__(self) -> None:
+        self._waiting: list[Lowered] = []
+        self._lock = Lock()
+        self._thread = ThreadPoolExecutor(1)
+
+    def add(self, lowered: Lowered) -> None:
+        with self._lock:
+            self._waiting.append(lowered)
+        self._thread.submit(self._next)
+
+    def _next(self) -> None:
+        with self._lock:
+            group, self._waiting = self._waiting, []
+        if not group:
+            return
+        try:
+            path = _build([lowered.code for lowered in group], text.RUN)
+            for k, lowered in enumerate(group):
+                lowered.library.set_result(Library(path, text.entry(k), lowered.inputs, lowered.outputs))
+        except Exception as e:
+            for lowered in group:
+                error = (
+                    e if isinstance(e, CaptureError) else CaptureError(f"the C++ can't be compiled: {first_line(e)}")
+                )
+                lowered.library.set_exception(error)
+        if max(len(lowered.code.calls) for lowered in group) > _LONG:
+            _return_memory()
+
+
+_BUILDER = _Builder()
+
+
+def _build(codes: Sequence[text.Code], kind: str) -> Path:
+    """C++ as a shared library, in a folder of this process. Raises CaptureError without a compiler that can."""
+    from torch._inductor.cpp_builder import CppBuilder
+
+    folder = Path(tempfile.mkdtemp(prefix="pipe-train-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    try:
+        parts = []
+        for name, content in zip(("calls", "kernels"), text.joined(codes, kind), strict=True):
+            path = folder / f"{name}.cpp"
+            path.write_text(content, encoding="utf-8")
+            quick = name == "calls" and len(content) > _LONG
+            parts.append(CppBuilder(name, str(path), _options(True, quick), output_dir=str(folder)))
+        with ThreadPoolExecutor(len(parts)) as beside:
+            list(beside.map(CppBuilder.build, parts))
+        objects = [part.get_target_file_path() for part in parts]
+        library = CppBuilder("step", objects, _options(False, False), output_dir=str(folder))
+        library.build()
+        for path in (*folder.glob("*.cpp"), *map(Path, objects)):
+            path.unlink()
+    except Exception as e:
+        raise CaptureError(f"the C++ can't be compiled here: {reason(e)}") from e
+    return Path(library.get_target_file_path())
+
+
+@cache
+def _options(compile_only: bool, quick: bool) -> Any:
+    """How the C++ compiler is called. Found out before it works beside Inductor, whose settings it depends on."""
+    from torch._inductor import config
+    from torch._inductor.cpp_builder import CppTorchDeviceOptions
+    from torch._inductor.cpu_vec_isa import pick_vec_isa
+
+    with config.patch({"cpp.vec_isa_ok": True}), _no_probes():
+        processor = pick_vec_isa()
+    flags = ["-g0", "-w", *(["-O1"] if quick else [])]
+    return CppTorchDeviceOptions(vec_isa=processor, device_type="cpu", extra_flags=flags, compile_only=compile_only)
+
+
+def _return_memory() -> None:
+    """What Inductor leaves of a large graph: tens of megabytes in rings of objects, which would count beside the steps'."""
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:  # glibc's
+        trim(0)

@@ -1,0 +1,101 @@
+"""Text: the C++ that Inductor wrote for several programs, as one of calls and one of kernels.
+
+Each change of what Inductor wrote says how often it must apply; where it does not, that is another Inductor than this file
+knows, and an error: a change that went unnoticed would make another step.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from attrs import frozen
+
+from pipeline.errors import CaptureError
+
+RUN, CALL = "RUN", "CALL"
+"""What a library is for: to run steps in place, or to be called for new tensors."""
+
+_HEADER = "#include <torch/csrc/inductor/cpp_wrapper/cpu.h>\n"
+_INCLUDE = re.compile(r"^[ \t]*#[ \t]*include\b.*\n", re.MULTILINE)
+_RELEASE = re.compile(r"^.*gil_scoped_release\w* \w+;\n", re.MULTILINE)
+_KERNEL = re.compile(r'^extern "C" [^;{]*{$.*?^}$', re.MULTILINE | re.DOTALL)
+_DEFINED = re.compile(r'^extern "C"\s+(?:__attribute__\S+\s+)?void\s+(\w+)\(', re.MULTILINE)
+_LOOP = re.compile(r"^(?= *#pragma omp (?:for|single|parallel))", re.MULTILINE)
+_SHARED = re.compile(r"#pragma omp for.*")
+_ADDS = "atomic_add"
+
+
+@frozen
+class Code:
+    """What Inductor wrote for one program."""
+
+    calls: str
+    kernels: str
+    outputs: int
+
+    @classmethod
+    def read(cls, calls: str, kernels: str, outputs: int) -> Code:
+        """With what has to be changed in it changed. Raises CaptureError where it is not as expected."""
+        _once("header", calls.count(_HEADER), 1)
+        # The loop is called without the interpreter's lock, so a step has none to release.
+        calls, count = _RELEASE.subn("", calls)
+        _once("release of the interpreter's lock", count, 1)
+        _once("kernel", len(_KERNEL.findall(kernels)), len(_DEFINED.findall(kernels)))
+        return cls(calls, _KERNEL.sub(lambda k: _serial(k.group()), kernels), outputs)
+
+
+def entry(k: int) -> str:
+    """The name under which a library has program k."""
+    return f"pipeline_program_{k}"
+
+
+def joined(codes: Sequence[Code], kind: str) -> tuple[str, str]:
+    """The text of the calls and that of the kernels of all programs, each program in a namespace of its own."""
+    includes: dict[str, None] = {
+        "#include <cstdint>\n#include <cstring>\n#include <exception>\n#include <vector>\n": None
+    }
+    kernel_includes: dict[str, None] = {}
+    calls: list[str] = []
+    kernels: list[str] = []
+    for k, code in enumerate(codes):
+        rename = _renaming(_DEFINED.findall(code.kernels), k)
+        for part, texts, found in ((code.calls, calls, includes), (code.kernels, kernels, kernel_includes)):
+            found.update(dict.fromkeys(_INCLUDE.findall(part)))
+            texts.append(f"namespace program_{k} {{\n{rename(_INCLUDE.sub('', part))}\n}}\n")
+    entries = [f"PIPELINE_{kind}({entry(k)}, program_{k})\n" for k in range(len(codes))]
+    shortcuts = [_source("products"), *([_source("buffers")] if kind == RUN else [])]
+    return "".join([*includes, *shortcuts, *calls, _source("loop"), *entries]), "".join([*kernel_includes, *kernels])
+
+
+def _renaming(names: Sequence[str], k: int) -> Callable[[str], str]:
+    """Kernels are known by name beyond their namespace, so those of two programs need two names."""
+    if not names:
+        return lambda code: code
+    words = re.compile(rf"\b({'|'.join(map(re.escape, names))})\b")
+    return lambda code: words.sub(rf"\1_{k}", code)
+
+
+def _source(name: str) -> str:
+    return (Path(__file__).parent / f"{name}.cpp").read_text(encoding="utf-8")
+
+
+def _once(what: str, found: int, expected: int) -> None:
+    if found != expected:
+        raise CaptureError(f"Inductor's C++ is not as known: it has {found} times a {what}, not {expected}")
+
+
+def _serial(kernel: str) -> str:
+    """A kernel whose loops that add from many threads into one place, as an embedding's gradient does, run on one thread.
+
+    Else the order of the additions, and so the last bits, would be another in each run.
+    """
+    if "#pragma omp" not in kernel:
+        return kernel
+    loops = _LOOP.split(kernel)
+    for i, loop in enumerate(loops):
+        if _ADDS in loop:
+            loops[i], count = _SHARED.subn("#pragma omp single", loop, count=1)
+            _once("shared loop around an addition", count + loop.count("#pragma omp single"), 1)
+    return "".join(loops)

@@ -1,0 +1,231 @@
+"""Compiled: a pipeline's step and its evaluation as compiled graphs: what a user holds.
+
+A pipeline can't change, so nothing is guarded at a call; what could differ, the shapes and dtypes of the batch, is looked up
+here. State is donated: its tensors stay where the programs read and write them, so K steps are one call.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any, Literal, TypeAlias
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from pipeline import evaluate
+from pipeline.compile.donation import Held
+from pipeline.compile.feeds import Feed, Feeds, Resident, Signature, given_feed, given_inputs
+from pipeline.compile.functions import EVALUATION, TRAIN, Kind, listed
+from pipeline.compile.programs import Backend, Fallback, Programs, Run
+from pipeline.compile.report import CompileReport
+from pipeline.compose import Composition
+from pipeline.errors import ConfigError
+from pipeline.stage import is_count
+from pipeline.state import Batch, State
+
+Steps: TypeAlias = int | Literal["epoch"]
+Metrics: TypeAlias = dict[str, Tensor]
+Subject: TypeAlias = tuple[Kind, tuple[Tensor, ...]]
+"""Which program, and the tensors that it works on besides those of a feed."""
+
+
+class Compiled:
+    """A pipeline's step as one graph: `state, metrics = compiled(state, batch)`.
+
+    - `steps`: how many steps a call does, on the pipeline's own data: a number or "epoch". Then `compiled(state)` takes no
+      batch, goes on where `state.step` says, and returns each metric stacked, (steps, ...).
+    - `donate`: the State passed in is used up, and raises an error when it is used again.
+    - `backend`: what torch.compile compiles by: "native", our engine for a CPU, "inductor", or any name or callable that torch
+      takes. "auto" is native on a CPU, and inductor elsewhere and for what native can't do.
+    - `fallback`: what to do where no backend can: "error" raises CaptureError, "eager" runs the same functions uncompiled, with
+      one warning.
+
+    Without a batch, the data set is placed on the device once, and the gather is part of the graph. A batch of other shapes
+    makes one more graph, counted in `report`, and from the third on one of symbolic sizes. A new program is run once on copies,
+    beside the plain functions, before it is used. The native backend's are kept on disk (see pipeline.compile.storage).
+    """
+
+    def __init__(
+        self,
+        pipe: Composition,
+        *,
+        steps: Steps = 1,
+        donate: bool = True,
+        backend: Backend = "auto",
+        fallback: Fallback = "error",
+    ) -> None:
+        if steps != "epoch" and not is_count(steps):
+            raise ConfigError(f"steps={steps!r} is neither a positive whole number nor 'epoch'")
+        self.pipe, self.steps = pipe, steps
+        self._programs = Programs(pipe, backend, fallback)
+        self._feeds = Feeds(pipe)
+        if steps != 1:
+            self._feeds.own()
+        self._held = Held(pipe, donate)
+        self._runs: dict[Signature, Run] = {}
+        self._names: tuple[str, ...] = ()
+
+    @property
+    def resident(self) -> bool:
+        """Whether the pipeline's own data set is on the device as a whole, so that the graph gathers its batches."""
+        return self._feeds.resident
+
+    @property
+    def report(self) -> CompileReport:
+        """What was compiled so far."""
+        return self._programs.report
+
+    def __call__(self, state: State, batch: Batch | None = None) -> tuple[State, Metrics]:
+        if self.steps == 1:
+            return self.step(state, batch)
+        if batch is not None:
+            raise ConfigError(f"a call of {self.steps} steps reads the pipeline's own data: leave out the batch")
+        return self._go_on(state, self._feeds.own().batches or 0 if self.steps == "epoch" else self.steps)
+
+    def step(self, state: State, batch: Batch | None = None) -> tuple[State, Metrics]:
+        """The new State and the batch's metrics, 0-d tensors on the device, which the batch must be on.
+
+        Without a batch: of the pipeline's own data, at `state.step`.
+        """
+        if batch is None:
+            state, metrics = self._go_on(state, 1)
+            return state, {name: m[0] for name, m in metrics.items()}
+        if self._programs.reason is not None:
+            return self.pipe.step(state, batch)
+        self._take(state)
+        given, signature = given_inputs(self._names or tuple(batch), batch)
+        run = self._runs.get(signature)
+        if run is None:
+            names = self._names or tuple(batch)
+            run = self._bound(self._trained(), given_feed(names, batch), signature)
+            if run is None:
+                return self.pipe.step(state, batch)
+            self._names = names
+        made = run.run(listed(given))
+        return self._held.give(1), {o.name: m for o, m in zip(run.outputs, made, strict=True)}
+
+    def advance(
+        self, state: State, epoch: int, start: int, count: int, *, results: bool = False
+    ) -> tuple[State, Metrics]:
+        """`count` steps on the pipeline's own data, from batch `start` of an epoch on, which must have as many.
+
+        Returns the new State and, where `results`, each metric stacked: (count, ...).
+        """
+        own = self._feeds.own()
+        if self._programs.reason is None:
+            self._take(state)
+            data = self._feeds.place(own)
+            runs = {size: self._own(data, size) for size in data.sizes(start, count)}
+        if self._programs.reason is not None:
+            return self._eagerly(state, epoch, start, count)
+        parts: list[Metrics] = []
+        permute = getattr(next(iter(runs.values())), "permute", None)
+        for size, steps in data.walk(self._held.key(), epoch, start, count, permute):
+            run = runs[size]
+            assert run is not None
+            rows = run.run(steps=steps, results=results)
+            parts.append({o.name: row for o, row in zip(run.outputs, rows, strict=results)})
+        return self._held.give(count), _joined(parts)
+
+    def evaluate(self, state: State, data: Any = None) -> dict[str, Any]:
+        """`Pipeline.evaluate` with each batch as one compiled graph."""
+        source = self.pipe.over(data)
+        if self._programs.reason is None:
+            subject = self._measured(state)
+            for feed, steps in self._feeds.epoch(source, False):
+                # Data sets of one shape share a program, but are bound each for itself.
+                run = self._bound(subject, feed, (EVALUATION, *feed.signature, *map(id, feed.static)))
+                if run is None:
+                    break
+                run.run(listed(feed.given), steps=steps)
+        if self._programs.reason is not None:
+            return self.pipe.evaluate(state, data)
+        spec, sums = self._zeros
+        return evaluate.read(self.pipe.finish(pytree.tree_unflatten(list(sums), spec)))
+
+    def restart_metrics(self, state: State) -> State:
+        """`Pipeline.restart_metrics`, in place."""
+        self._take(state)
+        for s in self.pipe.metrics:
+            for t in pytree.tree_leaves(self._held.memory(s.name)):
+                t.zero_()
+        return self._held.give(0)
+
+    def prepare(self, state: State, validate: Any = None) -> CompileReport:
+        """Compile now what a run will need, where its data tell their shapes: full and last batches, and validation."""
+        self._take(state)
+        wanted: list[tuple[Subject, Feed]] = []
+        if self.pipe.load is not None and self.pipe.load.known:
+            wanted += [(self._trained(), feed) for feed in self._feeds.kinds(self.pipe.load, True)]
+        if validate is not None and self.pipe.over(validate).known:
+            subject = self._measured(state)
+            wanted += [(subject, feed) for feed in self._feeds.kinds(self.pipe.over(validate), False)]
+        builds = [self._programs.request(*subject, feed) for subject, feed in wanted]
+        for build in builds:
+            if build is None or not self._programs.finish(build):
+                break
+        return self.report
+
+    def _take(self, state: State) -> None:
+        if self._held.take(state):
+            self._runs.clear()
+
+    def _trained(self) -> Subject:
+        return Kind(TRAIN, self._held.spec, len(self._held.leaves)), self._held.leaves
+
+    @cached_property
+    def _zeros(self) -> tuple[Any, list[Tensor]]:
+        """Where an evaluation adds its sums up."""
+        sums, spec = pytree.tree_flatten(self.pipe.zeros())
+        return spec, sums
+
+    def _measured(self, state: State) -> Subject:
+        """An evaluation of a State, with sums that begin at zero."""
+        spec, sums = self._zeros
+        for t in sums:
+            t.zero_()
+        leaves = tuple([t.contiguous() for t in self._held.of(state)])
+        return Kind(EVALUATION, self._held.spec, len(leaves), spec, len(sums)), (*leaves, *sums)
+
+    def _bound(self, subject: Subject, feed: Feed, signature: Signature) -> Run | None:
+        """A program bound to its tensors; None where steps run uncompiled."""
+        kind, kept = subject
+        # An evaluation may be of another State than the one that steps work on.
+        held = all(a is b for a, b in zip(kept, self._held.leaves, strict=False)) and bool(self._held.leaves)
+        run = self._runs.get(signature) if held else None
+        if run is None:
+            run = self._programs.bind(kind, kept, feed)
+            if run is not None and held:
+                self._runs[signature] = run
+        return run
+
+    def _own(self, data: Resident, size: int) -> Run | None:
+        run = self._runs.get((size,))
+        return run or self._bound(self._trained(), data.feed(size), (size,))
+
+    def _go_on(self, state: State, count: int) -> tuple[State, Metrics]:
+        """So many steps from where the State is in its own data."""
+        batches = self._feeds.own().batches or 0
+        parts: list[Metrics] = []
+        while count:
+            if self._programs.reason is None:
+                self._take(state)
+            epoch, start = self._held.position(state, batches)
+            steps = min(count, batches - start)
+            state, metrics = self.advance(state, epoch, start, steps, results=True)
+            parts.append(metrics)
+            count -= steps
+        return state, _joined(parts)
+
+    def _eagerly(self, state: State, epoch: int, start: int, count: int) -> tuple[State, Metrics]:
+        own, rows = self._feeds.own(), []
+        batches = own.epoch(int(state["seed"]), epoch, start)
+        for _ in range(count):
+            state, metrics = self.pipe.step(state, next(batches))
+            rows.append(metrics)
+        return state, {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+
+
+def _joined(parts: list[Metrics]) -> Metrics:
+    return parts[0] if len(parts) == 1 else {name: torch.cat([p[name] for p in parts]) for name in parts[0]}

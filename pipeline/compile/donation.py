@@ -1,0 +1,112 @@
+"""Donation: a State's tensors stay where programs read and write them, and the State that was handed over says so."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+from weakref import WeakSet
+
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from pipeline import state as states
+from pipeline.compose import Composition
+from pipeline.errors import StateError
+from pipeline.state import Lease, State
+
+_SPENT: WeakSet[Lease] = WeakSet()
+states.donated = _SPENT.__contains__
+
+
+class Held:
+    """The leaves of the State that a step's programs work on."""
+
+    def __init__(self, pipe: Composition, donate: bool) -> None:
+        self.pipe, self.donate = pipe, donate
+        self.spec: Any = None
+        self.leaves: tuple[Tensor, ...] = ()
+        self.done: int | None = None
+        """`state.step` as a number, where it is known without asking the device."""
+        self.seed: int | None = None
+        self._current: State | None = None
+        self._tree: Any = None
+        self._signature: Any = None
+
+    def take(self, state: State) -> bool:
+        """Let the leaves of a State be what programs read and write; whether they lie elsewhere than those before."""
+        tree = state.tree  # raises where the State was donated, before anything is written
+        if state is self._current:
+            return False
+        leaves = self.of(state)
+        if not self.donate:
+            leaves = [t.clone() for t in leaves]
+        elif _share_storage(leaves):
+            raise StateError(
+                "two tensors of the State share their storage, so it can't be donated; make the State with state.clone() "
+                "first"
+            )
+        places = {t.data_ptr() for t in self.leaves}
+        new = [(there, t) for there, t in zip(self.leaves, leaves, strict=False) if t is not there]
+        moved = len(new) == len(self.leaves) or any(t.data_ptr() in places for _, t in new)
+        self._current, self.seed = state, None
+        if moved:
+            self.leaves = tuple(leaves)
+            self._tree = pytree.tree_unflatten(leaves, self.spec)
+            self.done = None
+            return True
+        # A State made from the last one, as with another lr: what is new in it moves to where the programs look.
+        for there, t in new:
+            there.copy_(t)
+        if tree["step"] is not self._tree["step"]:
+            self.done = None
+        return False
+
+    def give(self, steps: int) -> State:
+        """The State after so many steps; the one taken is spent."""
+        assert self._current is not None
+        if self.done is not None:
+            self.done += steps
+        state = State(self._tree)
+        if self.donate:
+            _SPENT.add(self._current.lease)
+            self._current = state
+        else:
+            self._current, self.leaves = None, ()
+        return state
+
+    def position(self, state: State, batches: int) -> tuple[int, int]:
+        """Epoch and batch at which a State is in its own data."""
+        if state is not self._current or self.done is None:
+            self.done = int(state.step)
+        return divmod(self.done, batches)
+
+    def key(self) -> int:
+        """The seed as a number."""
+        if self.seed is None:
+            self.seed = int(self._tree["seed"])
+        return self.seed
+
+    def memory(self, name: str) -> Any:
+        """What a stage of the State taken remembers."""
+        return self._tree["memory"][name]
+
+    def of(self, state: State) -> list[Tensor]:
+        """The tensors of a State, which must be like the first one seen."""
+        leaves, spec = pytree.tree_flatten(state.tree)
+        if any(not t.is_contiguous() and t.clone().stride() != t.stride() for t in leaves):
+            raise StateError("a tensor of the State has gaps in its storage; make the State with state.clone() first")
+        signature = tuple((t.shape, t.stride(), t.dtype, t.device) for t in leaves)
+        if self.spec is None:
+            self.pipe.check_state(state)
+            self.spec, self._signature = spec, signature
+        elif spec != self.spec or signature != self._signature:
+            self.pipe.check_state(state)
+            raise StateError(
+                "the State has other shapes, dtypes or devices than the one this step was compiled for; compile anew"
+            )
+        return leaves
+
+
+def _share_storage(leaves: Sequence[Tensor]) -> bool:
+    places = [t.data_ptr() for t in leaves if t.numel()]
+    return len(set(places)) < len(places)

@@ -1,0 +1,88 @@
+"""Keys: what a compiled program depends on, in full: the graph itself, its constants, the machine and the settings.
+
+A step that is traced again gives the same key only where it is the same graph, so a kept program can't be a wrong one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import sys
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule
+
+from pipeline.compile.tracing import Traced
+
+_VARIABLES = ("TORCHINDUCTOR_", "TORCH_COMPILE", "CXX")
+
+
+def identity(traced: Traced, settings: str) -> dict[str, Any] | None:
+    """All that a program is made from, as JSON; None where the graph calls what its text does not tell.
+
+    `settings` is what the backend was told besides.
+    """
+    graph = hashlib.sha256()
+    for module in traced.graph.modules():
+        if isinstance(module, GraphModule):
+            graph.update(module.code.encode())
+    for node in traced.graph.graph.nodes:
+        if node.op == "call_function" and not _known(node.target):
+            return None
+        value = node.meta.get("val") if node.op == "placeholder" else None
+        if isinstance(value, Tensor):
+            graph.update(repr((value.shape, value.stride(), value.dtype, value.device)).encode())
+    for tensor in traced.constants:
+        # A copy to hash; no step sees it.
+        plain = tensor.cpu().resolve_conj().resolve_neg().contiguous().reshape(-1)
+        graph.update(plain.view(torch.uint8).numpy().tobytes())
+    return {**machine(), "graph": graph.hexdigest(), "settings": [*_settings(), settings]}
+
+
+def _known(target: Any) -> bool:
+    """Whether an operation is torch's own or Python's, whose version stands for what it does."""
+    return (
+        str(getattr(target, "namespace", "")) in ("aten", "prims", "prim") or target.__class__.__module__ == "builtins"
+    )
+
+
+@cache
+def machine() -> Mapping[str, Any]:
+    """Versions, this layer's own code, and the processor."""
+    try:
+        described = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n\n")[0].splitlines()
+        keep = ("vendor_id", "model name", "flags", "Features")
+        processor = "\n".join(line for line in described if line.startswith(keep))
+    except OSError:
+        processor = platform.processor()
+    own = hashlib.sha256()
+    for path in sorted(p for p in Path(__file__).parent.rglob("*") if p.suffix in (".py", ".cpp")):
+        own.update(path.read_bytes())
+    return {
+        "torch": torch.__version__,
+        "python": sys.version.split()[0],
+        "system": platform.platform(),
+        "processor": hashlib.sha256(processor.encode()).hexdigest()[:16],
+        "pipeline": own.hexdigest()[:16],
+    }
+
+
+def _settings() -> list[str]:
+    """What torch was told about computing in general: compilers follow it."""
+    # Inductor sets the folder of its own cache when it is imported; code does not depend on it.
+    variables = {k: v for k, v in os.environ.items() if k.startswith(_VARIABLES) and k != "TORCHINDUCTOR_CACHE_DIR"}
+    told = (
+        torch.get_num_threads(),
+        torch.get_default_dtype(),
+        torch.get_float32_matmul_precision(),
+        torch.are_deterministic_algorithms_enabled(),
+        torch.backends.mkldnn.enabled,
+        sorted(variables.items()),
+    )
+    return [repr(part) for part in told]

@@ -1,0 +1,186 @@
+"""Tracing: a program as one flat graph of tensor operations, or the stage and the reason why it can't be.
+
+A graph is a function of its inputs alone: tensors that a stage or a module holds, and those made from numbers, are found
+while tracing and become inputs too, which are bound once.
+"""
+
+from __future__ import annotations
+
+import functools
+import random
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from attrs import evolve, frozen
+from torch import Tensor
+from torch._subclasses import fake_tensor
+from torch.fx import GraphModule, Node
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.experimental.symbolic_shapes import (
+    DimDynamic,
+    GuardOnDataDependentSymNode,
+    ShapeEnv,
+    StatelessSymbolicContext,
+)
+from torch.fx.traceback import annotate, preserve_node_meta
+
+from pipeline.compose import Composition
+from pipeline.errors import CaptureError, StageError
+from pipeline.stage import Stage, first_line
+
+_VALUE_ERRORS = (
+    fake_tensor.DataDependentOutputException,
+    fake_tensor.DynamicOutputShapeException,
+    fake_tensor.UnsupportedOperatorException,
+    GuardOnDataDependentSymNode,
+)
+
+_LOW = (torch.bfloat16, torch.float16)
+
+
+@frozen(eq=False)
+class Traced:
+    """A graph whose placeholders are the arguments that it was traced on, and behind them `constants`."""
+
+    graph: GraphModule
+    constants: tuple[Tensor, ...]
+    fakes: tuple[fake_tensor.FakeTensor, ...]
+    """The arguments with the symbols of their sizes."""
+    shapes: ShapeEnv
+
+    @property
+    def operations(self) -> int:
+        return sum(node.op == "call_function" for node in self.graph.graph.nodes)
+
+    @property
+    def low_precision(self) -> bool:
+        """Whether some number in it has fewer bits than float32."""
+        return any(getattr(node.meta.get("val"), "dtype", None) in _LOW for node in self.graph.graph.nodes)
+
+    @property
+    def outputs(self) -> tuple[Tensor, ...]:
+        """What it returns, as fake tensors."""
+        [node] = self.graph.graph.find_nodes(op="output")
+        return tuple(n.meta["val"] for n in node.args[0])
+
+    def fits(self, args: Sequence[Tensor]) -> bool:
+        """Whether it also holds for these arguments: all is the same but for symbolic sizes, of which it asks no more."""
+        alike = len(args) == len(self.fakes) and all(
+            (t.dtype, t.device, t.ndim) == (f.dtype, f.device, f.ndim)
+            and all(isinstance(n, torch.SymInt) or m == n for m, n in zip(t.shape, f.shape, strict=True))
+            for t, f in zip(args, self.fakes, strict=True)
+        )
+        return alike and bool(self.shapes.evaluate_guards_for_args(self.fakes, args))
+
+
+def trace(function: Callable[..., Any], args: Sequence[Tensor], varying: Sequence[Collection[int]] = ()) -> Traced:
+    """A function of tensors as one flat graph of ATen operations, gradients included.
+
+    `varying` names the dimensions that get symbolic sizes, for as many of the last arguments as it has entries. Raises
+    CaptureError where the result would depend on more than tensors: on a value read into Python, or on torch's global
+    generator.
+    """
+    shapes = ShapeEnv()
+    mode = fake_tensor.FakeTensorMode(allow_non_fake_inputs=True, shape_env=shapes, static_shapes=not varying)
+    symbolic = [()] * (len(args) - len(varying)) + list(varying)
+    fakes = tuple(_fake(mode, t, dims if varying else None) for t, dims in zip(args, symbolic, strict=True))
+    try:
+        with torch.no_grad(), mode, preserve_node_meta(), _tracing():
+            graph = make_fx(function)(*fakes)
+    except StageError as e:
+        if isinstance(e.__cause__, _VALUE_ERRORS):
+            raise CaptureError(
+                f"stage {e.stage!r} can't be captured as a graph: it reads a tensor's value into Python "
+                f"({first_line(e.__cause__)}); use tensor operations such as torch.where, or fallback='eager'"
+            ) from e
+        raise
+    for node in graph.graph.nodes:
+        # Attention carries the tag for a dropout of its own, which is 0 here: pipeline.random has done it already.
+        attention = "scaled_dot_product" in str(node.target)
+        if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()) and not attention:
+            raise CaptureError(
+                f"stage {_stage(node)!r} draws random numbers through {node.target}, which can't be made a function of "
+                "(seed, step); draw with torch.rand or nn.Dropout, or use fallback='eager'"
+            )
+    return Traced(graph, _lifted(graph), fakes, shapes)
+
+
+def _fake(mode: fake_tensor.FakeTensorMode, tensor: Tensor, varying: Collection[int] | None) -> fake_tensor.FakeTensor:
+    if varying is None:
+        return mode.from_tensor(tensor)
+    sizes = [DimDynamic.DYNAMIC if d in varying else DimDynamic.STATIC for d in range(tensor.ndim)]
+    return mode.from_tensor(tensor, symbolic_context=StatelessSymbolicContext(sizes))
+
+
+def _lifted(graph: GraphModule) -> tuple[Tensor, ...]:
+    """Make the tensors that a graph holds its last inputs, and return them."""
+    places: dict[int, Node] = {}
+    constants: list[Tensor] = []
+    last = list(graph.graph.find_nodes(op="placeholder"))[-1]
+    for node in graph.graph.find_nodes(op="get_attr"):
+        value = getattr(graph, str(node.target))
+        if not isinstance(value, Tensor):
+            continue  # the graph of a higher-order operation
+        if value.layout is not torch.strided or value.is_quantized or value.is_nested:
+            raise CaptureError(f"stage {_stage(node)!r} holds a tensor of layout {value.layout}; hold a plain one")
+        held = value.detach()
+        if id(value) not in places:
+            with graph.graph.inserting_after(last):
+                last = places[id(value)] = graph.graph.placeholder(f"held_{len(constants)}")
+            constants.append(held.view(1) if held.ndim == 0 else held)  # no input is 0-d: see functions
+            last.meta["val"] = constants[-1]
+        read = places[id(value)]
+        if held.ndim == 0:
+            with graph.graph.inserting_before(node):
+                read = graph.graph.call_function(torch.ops.aten.view.default, (read, []))
+            read.meta.update(node.meta, val=held)
+        node.replace_all_uses_with(read)
+        graph.graph.erase_node(node)
+    graph.recompile()
+    return tuple(constants)
+
+
+def _stage(node: Node) -> str:
+    stage: str = node.meta.get("custom", {}).get("stage", "?")
+    return stage
+
+
+def watched(pipe: Composition) -> Composition:
+    """The same pipeline with stages that note their names in the graph, and refuse Python's random numbers."""
+
+    def watch(s: Stage) -> Stage:
+        @functools.wraps(s.function)
+        def function(*args: Any, **kwargs: Any) -> Any:
+            before = _global_random()
+            with annotate({"stage": s.name}):
+                result = s.function(*args, **kwargs)
+            if _global_random() != before:
+                raise CaptureError(
+                    f"stage {s.name!r} draws from Python's or NumPy's random module, which a graph would do only once; "
+                    "use torch.rand, or fallback='eager'"
+                )
+            return result
+
+        return evolve(s, function=function)
+
+    return type(pipe)(*[watch(s) if isinstance(s, Stage) else s for s in pipe.stages])
+
+
+def _global_random() -> tuple[Any, ...]:
+    """What changes when Python's or NumPy's generator is drawn from."""
+    state: Any = np.random.get_state()
+    return random.getstate(), state[1].tobytes(), state[2:]
+
+
+@contextmanager
+def _tracing() -> Iterator[None]:
+    """torch.compiler.is_compiling() says so meanwhile: models ask it before they look at values."""
+    before = torch.compiler._is_compiling_flag
+    torch.compiler._is_compiling_flag = True
+    try:
+        yield
+    finally:
+        torch.compiler._is_compiling_flag = before
