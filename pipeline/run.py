@@ -67,17 +67,19 @@ class Segment:
         """What the stages and the backward write. `batch` names the values of which a backward that accumulates takes parts."""
         if self.gradients is None:
             return through(self.stages, values, hyper, memory)
-        size = min((values[n].shape[0] for n in batch), default=1)
-        count = max(min(self.gradients.accumulate, size), 1)
+        count = self.gradients.accumulate
+        if count > 1:  # else no size is read, which may be a symbol
+            count = max(min(count, *[values[n].shape[0] for n in batch]), 1)
         if count == 1:
             return _differentiated(self.gradients, self.stages, values, hyper, memory, autocast)
-        return self._accumulated(self.gradients, values, hyper, memory, batch, size, count, autocast)
+        return self._accumulated(self.gradients, values, hyper, memory, batch, count, autocast)
 
     def _accumulated(
         self, g: Gradients, values: Mapping[str, Any], hyper: Mapping[str, Any], memory: Mapping[str, Tree],
-        batch: Sequence[str], size: int, count: int, autocast: Autocast,
+        batch: Sequence[str], count: int, autocast: Autocast,
     ) -> Written:  # fmt: skip
         """The same in `count` parts, one after the other: each goes on with what the one before remembered and kept."""
+        size = min(values[n].shape[0] for n in batch)
         parts = [values[n].tensor_split(count) for n in batch]
         values, memory = dict(values), dict(memory)
         total: Tree = None

@@ -161,10 +161,9 @@ class Compiled:
         if validate is not None and self.pipe.over(validate).known:
             subject = self._measured(state)
             wanted += [(subject, feed) for feed in self._feeds.kinds(self.pipe.over(validate), False)]
-        builds = [self._programs.request(*subject, feed) for subject, feed in wanted]
-        for build in builds:
-            if build is None or not self._programs.finish(build):
-                break
+        # Each is begun before any is waited for: the C++ compiler works in the background.
+        begun = [self._programs.request(*subject, feed) for subject, feed in wanted]
+        all(begun) and all(self._programs.finish(*subject, feed) for subject, feed in wanted)
         return self.report
 
     def _take(self, state: State) -> None:

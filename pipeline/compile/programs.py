@@ -4,26 +4,28 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, Literal, Protocol, TypeAlias
 
-import torch
 from attrs import define, field
 from torch import Tensor
 
 from pipeline.compile import functions, key, storage
 from pipeline.compile.backends import torch as generic
-from pipeline.compile.backends.library import Output
+from pipeline.compile.backends.library import Library, Output
 from pipeline.compile.check import check
 from pipeline.compile.feeds import Feed, Signature
 from pipeline.compile.functions import Kind
 from pipeline.compile.report import CompileReport, Graph
 from pipeline.compile.tracing import Traced, trace, watched
 from pipeline.compose import Composition
-from pipeline.errors import CaptureError, ConfigError, StageError
+from pipeline.errors import CaptureError, ConfigError, StageError, did_you_mean
 
 Backend: TypeAlias = str | Callable[..., Any]
 Fallback: TypeAlias = Literal["error", "eager"]
+
+OWN = ("auto", "native")
+"""Names of backends that torch does not know."""
 
 STATIC_SHAPES = 2
 """From one more shape on, a program's batches get symbolic sizes."""
@@ -54,14 +56,12 @@ class Build:
     feed: Feed
     args: tuple[Tensor, ...]
     traced: Traced
-    varying: Sequence[Collection[int]]
     outputs: tuple[Output, ...]
     began: float
     identity: dict[str, Any] | None = None
     pending: Any = None
     """What the native backend is at work on."""
     program: Program | None = None
-    error: Exception | None = None
     loaded: bool = False
     refused: list[str] = field(factory=list)
 
@@ -72,10 +72,14 @@ class Programs:
     def __init__(self, pipe: Composition, backend: Backend, fallback: Fallback) -> None:
         if fallback not in ("error", "eager"):
             raise ConfigError(f"fallback={fallback!r} is unknown; use 'error' or 'eager'")
+        if isinstance(backend, str) and backend not in OWN and backend not in generic.known():
+            raise ConfigError(f"backend={backend!r} is unknown{did_you_mean(backend, {*OWN, *generic.known()})}")
         self.pipe, self.backend, self.fallback = pipe, backend, fallback
         self.reason: str | None = None
         """Why steps run uncompiled, if they do."""
         self._builds: dict[Signature, Build] = {}
+        self._rigid: set[str] = set()
+        """Programs for which symbolic sizes did not do."""
         self._graphs: list[tuple[Build, float]] = []
 
     @property
@@ -84,58 +88,71 @@ class Programs:
 
     def bind(self, kind: Kind, kept: Sequence[Tensor], feed: Feed) -> Run | None:
         """A program bound to `kept`, State's leaves and the like, and to its feed; None where steps run uncompiled."""
-        build = self.request(kind, kept, feed)
-        if build is None or not self.finish(build):
+        if not self.request(kind, kept, feed) or not self.finish(kind, kept, feed):
             return None
+        build = self._builds[kind.program, *feed.signature]
         assert build.program is not None
         return build.program.bind(functions.listed((*kept, *feed.static)), len(feed.given), build.traced.constants)
 
-    def request(self, kind: Kind, kept: Sequence[Tensor], feed: Feed) -> Build | None:
-        """Begin to make a program, if there is none for these shapes; None where it can't be captured."""
+    def request(self, kind: Kind, kept: Sequence[Tensor], feed: Feed) -> bool:
+        """Begin to make a program, if there is none for these shapes; False where steps run uncompiled."""
         signature = (kind.program, *feed.signature)
-        if signature not in self._builds:
+        if signature not in self._builds and self.reason is None:
             try:
                 self._builds[signature] = self._begun(kind, feed, (*kept, *feed.static, *feed.given))
             except (CaptureError, StageError) as e:  # where a stage itself is at fault, the eager step will say so
                 self._fall_back(e)
-                return None
-        return self._builds[signature]
+        return self.reason is None
 
-    def finish(self, build: Build) -> bool:
-        """Wait for a program, and check it; the next backend is tried where it is none. Whether there is one."""
-        if build.program is None and build.error is None:
-            try:
-                self._complete(build)
-            except (CaptureError, StageError) as e:
-                build.error = e
-        if build.error is not None:
-            self._fall_back(build.error)
-        return build.error is None
+    def finish(self, kind: Kind, kept: Sequence[Tensor], feed: Feed) -> bool:
+        """Wait for a program that was requested, and check it; the next backend is tried where it is none."""
+        build = self._builds[kind.program, *feed.signature]
+        if build.program is not None:
+            return True
+        try:
+            self._complete(build)
+        except CaptureError as e:
+            if build.traced.sizes is None:
+                return self._fall_back(e)
+            # With sizes that are numbers, backends can do more.
+            self._rigid.add(kind.program)
+            self._builds = {k: b for k, b in self._builds.items() if b is not build}
+            return self.request(kind, kept, feed) and self.finish(kind, kept, feed)
+        except StageError as e:
+            return self._fall_back(e)
+        return True
 
-    def _fall_back(self, error: Exception) -> None:
+    def _fall_back(self, error: Exception) -> bool:
         if self.fallback == "error":
             raise error
         if self.reason is None:
             self.reason = str(error)
             warnings.warn(f"steps run uncompiled: {error}", stacklevel=6)
+        return False
 
     def _begun(self, kind: Kind, feed: Feed, args: tuple[Tensor, ...]) -> Build:
-        varying = self._varying(kind, feed)
-        for build in self._builds.values():  # one of symbolic sizes may do
-            if build.kind.program == kind.program and build.varying and build.traced.fits(functions.listed(args)):
+        for build in self._builds.values():
+            sizes = build.traced.sizes
+            if sizes is not None and build.kind.program == kind.program and sizes.fit(functions.listed(args)):
                 return build
         began, names = time.perf_counter(), list[str]()
-        traced = trace(functions.function(watched(self.pipe), kind, feed, args, names), functions.listed(args), varying)
+        function = functions.function(watched(self.pipe), kind, feed, args, names)
+        traced = trace(function, functions.listed(args), varying=self._varying(kind, feed))
+        if traced.sizes is not None and not traced.sizes.free:  # something in it needs a size as a number
+            self._rigid.add(kind.program)
+            traced = trace(function, functions.listed(args))
         outputs = tuple(Output(n, tuple(t.shape), t.dtype) for n, t in zip(names, traced.outputs, strict=True))
-        build = Build(kind, feed, args, traced, varying, outputs, began)
-        if self.backend in ("auto", "native") and args[0].device.type == "cpu" and not varying:
+        build = Build(kind, feed, args, traced, outputs, began)
+        if self.backend in OWN and args[0].device.type == "cpu" and traced.sizes is None:
             self._native(build)
         return build
 
     def _varying(self, kind: Kind, feed: Feed) -> list[Collection[int]]:
         """Which dimensions of what is given get symbolic sizes: where two shapes were seen, those that differ and the first."""
-        seen = [b.feed.given for b in self._builds.values() if b.kind.program == kind.program and b.feed.given]
-        alike = [s for s in seen if [(t.ndim, t.dtype) for t in s] == [(t.ndim, t.dtype) for t in feed.given]]
+        if self.backend == "native" or kind.program in self._rigid:
+            return []
+        seen = [b.feed.given for b in self._builds.values() if b.kind.program == kind.program]
+        alike = [s for s in seen if s and [(t.ndim, t.dtype) for t in s] == [(t.ndim, t.dtype) for t in feed.given]]
         if len(alike) < STATIC_SHAPES:
             return []
         varying: list[Collection[int]] = []
@@ -152,11 +169,12 @@ class Programs:
         found = storage.find(build.identity) if build.identity is not None else None
         if found is not None:
             try:
-                build.program, build.loaded = found.load(), True
+                program = found.load()
             except OSError:  # a folder that nothing may be run from
                 build.identity = None
             else:
-                self._graphs.append((build, time.perf_counter() - build.began))
+                build.loaded = True
+                self._made(build, program)
                 return
         try:
             args = (*functions.listed(build.args), *build.traced.constants)
@@ -165,41 +183,35 @@ class Programs:
             build.refused.append(f"native: {e}")
 
     def _complete(self, build: Build) -> None:
-        if build.pending is not None:
+        for name, make in self._ways(build):
             try:
-                library = build.pending.library.result()
-                self._check(build, library)
-            except CaptureError as e:
-                build.refused.append(f"native: {e}")
-            else:
-                if build.identity is not None:
-                    facts = (build.kind.program, build.feed.batch, build.traced.operations)
-                    storage.keep(library, build.identity, *facts)
-                self._made(build, library)
-                return
-        for backend in self._others(build):
-            name = backend if isinstance(backend, str) else getattr(backend, "__name__", type(backend).__name__)
-            call = generic.make(build.traced.graph, backend, bool(build.varying))
-            program = generic.Function(name, call, build.outputs)
-            try:
+                program = make()
                 self._check(build, program)
-            except CaptureError as e:
-                build.refused.append(f"{name}: {e}")
-            else:
-                self._made(build, program)
-                return
+            except StageError:
+                raise
+            except Exception as e:  # whatever a compiler raises
+                build.refused.append(f"{name}: {generic.reason(e)}")
+                continue
+            if isinstance(program, Library) and build.identity is not None:
+                facts = (build.kind.program, build.feed.batch, build.traced.operations)
+                storage.keep(program, build.identity, *facts)
+            self._made(build, program)
+            return
         raise CaptureError(f"the {build.kind.program} can't be compiled here: {'; '.join(build.refused)}")
 
-    def _others(self, build: Build) -> list[Backend]:
-        """The backends that torch.compile calls for this program, in their order."""
-        if self.backend == "auto":
-            return ["inductor"]
+    def _ways(self, build: Build) -> Iterator[tuple[str, Callable[[], Program]]]:
+        """The backends that are tried for this program, in their order, and what makes it by each."""
+        if build.pending is not None:
+            yield "native", build.pending.library.result
+        elif self.backend in OWN and not build.refused and (device := build.args[0].device.type) == "cpu":
+            build.refused.append("native: takes no symbolic sizes")
+        elif self.backend == "native" and not build.refused:
+            build.refused.append(f"native: takes no {device} device")
         if self.backend != "native":
-            return [self.backend]
-        if not build.refused:
-            device = build.args[0].device.type
-            build.refused.append(f"native: takes no {'symbolic sizes' if device == 'cpu' else device + ' device'}")
-        return []
+            backend = "inductor" if self.backend == "auto" else self.backend
+            name = backend if isinstance(backend, str) else getattr(backend, "__name__", type(backend).__name__)
+            graph, dynamic = build.traced.graph, build.traced.sizes is not None
+            yield name, lambda: generic.Function(name, generic.make(graph, backend, dynamic), build.outputs)
 
     def _made(self, build: Build, program: Program) -> None:
         build.program = program
@@ -207,29 +219,22 @@ class Programs:
         self._graphs.append((build, time.perf_counter() - build.began))
 
     def _check(self, build: Build, program: Program) -> None:
-        """Raise CaptureError where a program fails, or does not do what the plain functions do."""
+        """Raise CaptureError where a program does not do what the plain functions do."""
         kind, feed = build.kind, build.feed
         end = kind.kept + len(feed.static)
 
         def built(args: Sequence[Tensor]) -> Sequence[Tensor]:
-            for t, dims in zip(reversed(args), reversed(build.varying), strict=False):
-                for d in dims:
-                    torch._dynamo.mark_dynamic(t, d)
+            if build.traced.sizes is not None:
+                build.traced.sizes.mark(args)
             return program.bind(args[:end], len(feed.given), build.traced.constants).run(args[end:])
 
-        try:
-            plain = functions.function(self.pipe, kind, feed, build.args, [])
-            check(built, plain, functions.listed(build.args), kind.written(feed), build.traced.low_precision)
-        except (CaptureError, StageError):
-            raise
-        except Exception as e:  # whatever a compiler raises
-            raise CaptureError(generic.reason(e)) from e
+        plain = functions.function(self.pipe, kind, feed, build.args, [])
+        check(built, plain, functions.listed(build.args), kind.written(feed), build.traced.low_precision)
 
 
 def _described(build: Build, seconds: float) -> Graph:
     assert build.program is not None
-    notes = [*build.refused, *([build.program.note] if build.program.note else [])]
-    return Graph(
-        build.kind.program, build.feed.batch, build.traced.operations, build.program.backend, seconds, build.loaded,
-        tuple(notes),
-    )  # fmt: skip
+    notes = (*build.refused, *([build.program.note] if build.program.note else []))
+    batch = build.feed.batch + (" and other sizes" if build.traced.sizes else "")
+    about = build.kind.program, batch, build.traced.operations
+    return Graph(*about, build.program.backend, seconds, build.loaded, notes)

@@ -9,8 +9,8 @@ from __future__ import annotations
 import functools
 import random
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from contextlib import contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -19,23 +19,20 @@ from torch import Tensor
 from torch._subclasses import fake_tensor
 from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
-from torch.fx.experimental.symbolic_shapes import (
-    DimDynamic,
-    GuardOnDataDependentSymNode,
-    ShapeEnv,
-    StatelessSymbolicContext,
-)
 from torch.fx.traceback import annotate, preserve_node_meta
 
+from pipeline.compile.recurrent import kept_whole
 from pipeline.compose import Composition
 from pipeline.errors import CaptureError, StageError
 from pipeline.stage import Stage, first_line
 
-_VALUE_ERRORS = (
+if TYPE_CHECKING:
+    from pipeline.compile.symbolic import Sizes
+
+_VALUE_ERRORS: tuple[type[Exception], ...] = (
     fake_tensor.DataDependentOutputException,
     fake_tensor.DynamicOutputShapeException,
     fake_tensor.UnsupportedOperatorException,
-    GuardOnDataDependentSymNode,
 )
 
 _LOW = (torch.bfloat16, torch.float16)
@@ -47,9 +44,8 @@ class Traced:
 
     graph: GraphModule
     constants: tuple[Tensor, ...]
-    fakes: tuple[fake_tensor.FakeTensor, ...]
-    """The arguments with the symbols of their sizes."""
-    shapes: ShapeEnv
+    sizes: Sizes | None
+    """Those that are symbols, if some are."""
 
     @property
     def operations(self) -> int:
@@ -66,15 +62,6 @@ class Traced:
         [node] = self.graph.graph.find_nodes(op="output")
         return tuple(n.meta["val"] for n in node.args[0])
 
-    def fits(self, args: Sequence[Tensor]) -> bool:
-        """Whether it also holds for these arguments: all is the same but for symbolic sizes, of which it asks no more."""
-        alike = len(args) == len(self.fakes) and all(
-            (t.dtype, t.device, t.ndim) == (f.dtype, f.device, f.ndim)
-            and all(isinstance(n, torch.SymInt) or m == n for m, n in zip(t.shape, f.shape, strict=True))
-            for t, f in zip(args, self.fakes, strict=True)
-        )
-        return alike and bool(self.shapes.evaluate_guards_for_args(self.fakes, args))
-
 
 def trace(function: Callable[..., Any], args: Sequence[Tensor], varying: Sequence[Collection[int]] = ()) -> Traced:
     """A function of tensors as one flat graph of ATen operations, gradients included.
@@ -83,15 +70,18 @@ def trace(function: Callable[..., Any], args: Sequence[Tensor], varying: Sequenc
     CaptureError where the result would depend on more than tensors: on a value read into Python, or on torch's global
     generator.
     """
-    shapes = ShapeEnv()
-    mode = fake_tensor.FakeTensorMode(allow_non_fake_inputs=True, shape_env=shapes, static_shapes=not varying)
-    symbolic = [()] * (len(args) - len(varying)) + list(varying)
-    fakes = tuple(_fake(mode, t, dims if varying else None) for t, dims in zip(args, symbolic, strict=True))
+    sizes, unreadable = None, _VALUE_ERRORS
+    if varying:
+        from pipeline.compile import symbolic
+
+        sizes, unreadable = symbolic.Sizes(args, varying), (*_VALUE_ERRORS, symbolic.UNREADABLE)
+    mode = sizes.mode if sizes else fake_tensor.FakeTensorMode(allow_non_fake_inputs=True)
+    fakes = sizes.fakes if sizes else [mode.from_tensor(t) for t in args]
     try:
-        with torch.no_grad(), mode, preserve_node_meta(), _tracing():
+        with torch.no_grad(), mode, sizes.tracing() if sizes else nullcontext(), kept_whole(), preserve_node_meta(), _tracing():
             graph = make_fx(function)(*fakes)
     except StageError as e:
-        if isinstance(e.__cause__, _VALUE_ERRORS):
+        if isinstance(e.__cause__, unreadable):
             raise CaptureError(
                 f"stage {e.stage!r} can't be captured as a graph: it reads a tensor's value into Python "
                 f"({first_line(e.__cause__)}); use tensor operations such as torch.where, or fallback='eager'"
@@ -105,14 +95,7 @@ def trace(function: Callable[..., Any], args: Sequence[Tensor], varying: Sequenc
                 f"stage {_stage(node)!r} draws random numbers through {node.target}, which can't be made a function of "
                 "(seed, step); draw with torch.rand or nn.Dropout, or use fallback='eager'"
             )
-    return Traced(graph, _lifted(graph), fakes, shapes)
-
-
-def _fake(mode: fake_tensor.FakeTensorMode, tensor: Tensor, varying: Collection[int] | None) -> fake_tensor.FakeTensor:
-    if varying is None:
-        return mode.from_tensor(tensor)
-    sizes = [DimDynamic.DYNAMIC if d in varying else DimDynamic.STATIC for d in range(tensor.ndim)]
-    return mode.from_tensor(tensor, symbolic_context=StatelessSymbolicContext(sizes))
+    return Traced(graph, _lifted(graph), sizes)
 
 
 def _lifted(graph: GraphModule) -> tuple[Tensor, ...]:

@@ -78,6 +78,9 @@ def begin(make: Callable[..., Any], graph: GraphModule, args: Sequence[Tensor], 
 
     Raises CaptureError where Inductor refuses the graph, or where what it wrote is not what this file knows.
     """
+    for node in graph.graph.nodes:
+        if isinstance(node.target, torch._ops.OpOverload) and node.target.namespace not in ("aten", "prims"):
+            raise CaptureError(f"it calls {node.target}, which is no operation of torch's C++")
     examples = [
         torch.empty_strided(t.shape, t.stride(), dtype=t.dtype) for t in args
     ]  # each its own, and never touched

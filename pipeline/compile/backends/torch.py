@@ -25,6 +25,11 @@ def make(graph: GraphModule, backend: str | Callable[..., Any], dynamic: bool = 
     return compiled
 
 
+def known() -> list[str]:
+    """The names of torch's backends."""
+    return torch._dynamo.list_backends(exclude_tags=())
+
+
 def reason(error: BaseException) -> str:
     """What lies under the exceptions that torch's compilers wrap others in, in a line."""
     while (inner := getattr(error, "inner_exception", None) or error.__cause__) is not None:
@@ -58,6 +63,8 @@ class FunctionRun:
         """As LibraryRun.run, without waiting for the device."""
         if self._launch and self._graph is None:
             self._record(given)
+        elif steps is None and self._graph is None:
+            return list(self._call(given))
         count = 1 if steps is None else steps
         device = self._static[0].device
         history = [torch.empty((count, *o.shape), dtype=o.dtype, device=device) for o in self.outputs if results]

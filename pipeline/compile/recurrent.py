@@ -1,0 +1,103 @@
+"""Recurrent layers as one operation each: traced as torch computes them on a CPU, they are thousands, one after the other.
+
+Their backward computes the forward again. On a GPU they are one operation already.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+_LAYERS = {
+    name: getattr(torch._VF, name) for name in ("lstm", "gru", "rnn_tanh", "rnn_relu")  # type: ignore[attr-defined]
+}
+
+
+class kept_whole(TorchFunctionMode):
+    """Within it, a layer without dropout of its own is one operation of a graph."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        name = getattr(func, "__name__", "")
+        # Of the two forms of arguments, the other one is for packed sequences.
+        if _LAYERS.get(name) is func and len(args) == 9 and args[0].device.type == "cpu":
+            x, hx, weights, biases, layers, dropout, train, bidirectional, batch_first = args
+            first = list(hx) if name == "lstm" else [hx]
+            if not (dropout and train):
+                flags = [biases, layers, bidirectional, batch_first]
+                made: Any = _Layer.apply(name, [int(f) for f in flags], len(first), x, *first, *weights)
+                return made
+        return func(*args, **(kwargs or {}))
+
+
+def _run(name: str, flags: Sequence[int], states: int, tensors: Sequence[Tensor]) -> list[Tensor]:
+    biases, layers, bidirectional, batch_first = flags
+    x, first, weights = tensors[0], list(tensors[1 : 1 + states]), list(tensors[1 + states :])
+    hx = first if name == "lstm" else first[0]
+    return list(_LAYERS[name](x, hx, weights, bool(biases), layers, 0.0, True, bool(bidirectional), bool(batch_first)))
+
+
+def _forward(name: str, flags: Sequence[int], states: int, tensors: Sequence[Tensor]) -> list[Tensor]:
+    """What a layer returns: its outputs, and its last states."""
+    with torch.no_grad():
+        return [t.clone(memory_format=torch.contiguous_format) for t in _run(name, flags, states, tensors)]
+
+
+def _forward_fake(name: str, flags: Sequence[int], states: int, tensors: Sequence[Tensor]) -> list[Tensor]:
+    x, first = tensors[0], tensors[1 : 1 + states]
+    width = first[0].shape[-1] * (2 if flags[2] else 1)  # the last layer's states, of each direction
+    return [x.new_empty(*x.shape[:-1], width), *[t.new_empty(t.shape) for t in first]]
+
+
+def _backward(
+    name: str, flags: Sequence[int], states: int, tensors: Sequence[Tensor], grads: Sequence[Tensor]
+) -> list[Tensor]:
+    """The gradients with respect to all tensors of a layer."""
+    # Whoever called may have put gradients out of reach.
+    reachable = torch._C._SetExcludeDispatchKeyGuard(torch._C.DispatchKey.AutogradFunctionality, False)
+    with reachable, torch.enable_grad():
+        leaves = [t.detach().requires_grad_() for t in tensors]
+        made = torch.autograd.grad(_run(name, flags, states, leaves), leaves, list(grads))
+    return [t.clone(memory_format=torch.contiguous_format) for t in made]
+
+
+def _backward_fake(
+    name: str, flags: Sequence[int], states: int, tensors: Sequence[Tensor], grads: Sequence[Tensor]
+) -> list[Tensor]:
+    return [t.new_empty(t.shape) for t in tensors]
+
+
+# Not by torch.library.custom_op, whose autograd torch.func refuses.
+_LIBRARY = torch.library.Library("pipeline", "FRAGMENT")
+for _name, _real, _fake, _more in (
+    ("recurrent", _forward, _forward_fake, ""),
+    ("recurrent_backward", _backward, _backward_fake, ", Tensor[] grads"),
+):
+    _LIBRARY.define(f"{_name}(str name, int[] flags, int states, Tensor[] tensors{_more}) -> Tensor[]")
+    _LIBRARY.impl(_name, _real, "CPU")
+    torch.library.register_fake(f"pipeline::{_name}", _fake, lib=_LIBRARY)
+
+
+class _Layer(torch.autograd.Function):
+    """The operation with its gradients, in the form that torch.func takes."""
+
+    @staticmethod
+    def forward(name: str, flags: list[int], states: int, *tensors: Tensor) -> tuple[Tensor, ...]:
+        return tuple(torch.ops.pipeline.recurrent(name, flags, states, tensors))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.name, ctx.flags, ctx.states, *tensors = inputs
+        ctx.save_for_backward(*tensors)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+        tensors = ctx.saved_tensors
+        return None, None, None, *torch.ops.pipeline.recurrent_backward(
+            ctx.name, ctx.flags, ctx.states, tensors, [g.contiguous() for g in grads]
+        )
