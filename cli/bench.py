@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from itertools import count, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from attrs import asdict, frozen
@@ -72,7 +72,7 @@ def run(config: TrainConfig, *, seconds: float, file: str | None = None) -> None
     say.print(f"model   {made.model}: {parameters(state.params):,} parameters")
     precision = "" if config.precision == "fp32" else f", {config.precision}"
     say.print(f"device  {device}, {number} thread{'s' if number > 1 else ''}{precision}")
-    figures = measure(made.pipe, state, config.seed, seconds, compile=config.compile)
+    figures = measure(made.pipe, state, config.seed, seconds, compile=config.compile and config.backend)
     say.print(f"graphs  {_graphs(figures)}\n")
     say.print(_table(figures))
     work = f"{len(figures.floor.calls)} products, {figures.floor.operations / 1e6:,.1f} MFLOP a step"
@@ -90,13 +90,18 @@ def run(config: TrainConfig, *, seconds: float, file: str | None = None) -> None
         _write(file, "w", json.dumps(facts, indent=1) + "\n")
 
 
-def measure(pipe: Pipeline, state: State, seed: int, seconds: float, *, compile: bool = True) -> Figures:
-    """Each way to step that the pipeline has, for about so many seconds, on whole batches of its own data."""
+def measure(
+    pipe: Pipeline, state: State, seed: int, seconds: float, *, compile: str | Literal[False] = "auto"
+) -> Figures:
+    """Each way to step that the pipeline has, for about so many seconds, on whole batches of its own data.
+
+    `compile` is the backend, or False for none.
+    """
     load = pipe.load
     assert load is not None
     batches = _batches(pipe, load, seed)
     ways = {EAGER: _by_batch(pipe.step, pipe, state, batches)}
-    program, took = (pipe.compile(fallback="eager"), 0.0) if compile else (None, 0.0)
+    program, took = (pipe.compile(backend=compile, fallback="eager"), 0.0) if compile else (None, 0.0)
     if program is not None:
         own = state.clone()  # which the compiled step uses up
         start = time.perf_counter()

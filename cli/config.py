@@ -110,6 +110,9 @@ class TrainConfig:
         "auto", "steps in one call of the compiled program: a number, epoch, or auto: about 0.1 s of them", _steps
     )
     compile: bool = _setting(True, "run the step as one compiled graph")
+    backend: str = _setting(
+        "auto", "what torch.compile compiles it by: auto, native (for a CPU), inductor, or another that torch has"
+    )
     on_nonfinite: str = _setting(
         "stop",
         "where a loss or gradient is NaN or infinite: stop, or skip that step",

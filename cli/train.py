@@ -14,7 +14,10 @@ from typing import Any
 import torch
 from attrs import asdict
 from rich.console import Console
+from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn
+from rich.spinner import Spinner
+from rich.text import Text
 
 from cli import config as settings
 from cli import folder as folders
@@ -70,7 +73,7 @@ def resume(
         if verify:
             if old != config:
                 raise ConfigError("--verify replays the run as it was; leave out other settings")
-            _verify(made, folder, state, saved, past, config.compile, say)
+            _verify(made, config, folder, state, saved, past, say)
             return
         if saved is None:
             say.print("resume  no checkpoint yet, so from the beginning")
@@ -125,7 +128,7 @@ def _train(
             _warn(f"{log.path} has no line for epoch {', '.join(map(str, missing))}; it goes on without")
         start = saved.start if saved else (0, 0)
         going = start[0] < config.epochs
-        program = _compile(made, state, say, verbose) if config.compile and going else False
+        program = _compile(made, config, state, say, verbose) if config.compile and going else False
         try:
             with _live(say) as show, _interrupts(signals):
                 reports = fit(
@@ -177,7 +180,7 @@ def _per_call(config: TrainConfig) -> Any:
 
 
 def _verify(
-    made: Job, folder: Path, first: State, saved: Saved | None, past: list[Any], compiled: bool, say: Console
+    made: Job, config: TrainConfig, folder: Path, first: State, saved: Saved | None, past: list[Any], say: Console
 ) -> None:
     """Replay from the checkpoint before the newest, or from the beginning, and compare every bit."""
     if saved is None:
@@ -195,7 +198,7 @@ def _verify(
     wanted = saved.restore(made.pipe)
     # No step changes a hyperparameter: those of the newest were in force since the one before.
     state = before.restore(made.pipe, wanted.hyper) if before else first.replace(hyper=wanted.hyper)
-    program = made.pipe.compile(fallback="eager") if compiled else False
+    program = made.pipe.compile(backend=config.backend, fallback="eager") if config.compile else False
     for report in fit(
         made.pipe, epochs=saved.epoch + (saved.batch > 0), state=state, compile=program,
         every=saved.step, start=before.start if before else (0, 0),
@@ -254,24 +257,44 @@ def _threads() -> str:
     return f"{count} thread{'s' if count > 1 else ''}"
 
 
-def _compile(made: Job, state: State, say: Console, verbose: bool) -> Compiled:
+def _compile(made: Job, config: TrainConfig, state: State, say: Console, verbose: bool) -> Compiled:
     """The compiled step with all its graphs, or one that runs eagerly and said why."""
-    program = made.pipe.compile(fallback="eager")
-    say.print("compiling the step and the evaluation")
+    program = made.pipe.compile(backend=config.backend, fallback="eager")
     start = time.perf_counter()
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _waiting(say, lambda: f"{program.doing}, {time.perf_counter() - start:.0f} s"):
         warnings.simplefilter("ignore")  # the fallback's warning is printed below
         report = program.prepare(state, made.held_out)
     seconds = time.perf_counter() - start
     if report.fallback:
         say.print(f"runs uncompiled: {report.fallback}")
-    else:
-        loaded = sum(g.loaded for g in report.graphs)
-        kept = f", {loaded} from the cache" if loaded else ""
-        say.print(f"compiled {len(report.graphs)} graphs in {seconds:.1f} s{kept}")
+        return program
+    loaded = sum(g.loaded for g in report.graphs)
+    kept = f", {loaded} from the cache" if loaded else ""
+    backends = " and ".join(sorted({g.backend for g in report.graphs}))
+    say.print(f"compiled {len(report.graphs)} graphs by {backends} in {seconds:.1f} s{kept}")
     if verbose:
         say.print(f"{report}\n")
+    else:
+        for reason in dict.fromkeys(reason for g in report.graphs for reason in g.refused):
+            say.print(f"  not by {reason}")
     return program
+
+
+@contextmanager
+def _waiting(say: Console, doing: Callable[[], str]) -> Iterator[None]:
+    """On a terminal, what is being done and for how long, for as long as it is; in a pipe, that it began."""
+    if not say.is_terminal or say.quiet:
+        say.print("compiling the step and the evaluation; --no-compile does without")
+        yield
+        return
+    spinner = Spinner("dots")
+
+    def line() -> Spinner:
+        spinner.update(text=Text(f"compiling; --no-compile does without: {doing()}"))
+        return spinner
+
+    with Live(get_renderable=line, console=say, transient=True, refresh_per_second=8):
+        yield
 
 
 @contextmanager

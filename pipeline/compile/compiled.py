@@ -72,6 +72,11 @@ class Compiled:
         return self._feeds.resident
 
     @property
+    def doing(self) -> str:
+        """What is being compiled, for who waits."""
+        return self._programs.doing
+
+    @property
     def report(self) -> CompileReport:
         """What was compiled so far."""
         return self._programs.report

@@ -76,7 +76,7 @@ def function(
         kept = [v if v is flat[i] else _read_first(v, stored, state["step"]) for i, v in zip(places, new, strict=True)]
         for i, value in zip(places, kept, strict=True):
             if value is not flat[i]:
-                given[i].copy_(value.reshape(given[i].shape))
+                given[i].copy_(value.view(1) if i in numbers else value)
         return tuple(t.contiguous().clone() for t in results)
 
     return program

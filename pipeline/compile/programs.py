@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import time
 import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal, Protocol, TypeAlias
 
 from attrs import define, field
@@ -77,6 +79,8 @@ class Programs:
         self.pipe, self.backend, self.fallback = pipe, backend, fallback
         self.reason: str | None = None
         """Why steps run uncompiled, if they do."""
+        self.doing = ""
+        """What is being done, in words."""
         self._builds: dict[Signature, Build] = {}
         self._rigid: set[str] = set()
         """Programs for which symbolic sizes did not do."""
@@ -99,7 +103,8 @@ class Programs:
         signature = (kind.program, *feed.signature)
         if signature not in self._builds and self.reason is None:
             try:
-                self._builds[signature] = self._begun(kind, feed, (*kept, *feed.static, *feed.given))
+                with _uncollected():
+                    self._builds[signature] = self._begun(kind, feed, (*kept, *feed.static, *feed.given))
             except (CaptureError, StageError) as e:  # where a stage itself is at fault, the eager step will say so
                 self._fall_back(e)
         return self.reason is None
@@ -110,7 +115,8 @@ class Programs:
         if build.program is not None:
             return True
         try:
-            self._complete(build)
+            with _uncollected():
+                self._complete(build)
         except CaptureError as e:
             if build.traced.sizes is None:
                 return self._fall_back(e)
@@ -135,6 +141,7 @@ class Programs:
             sizes = build.traced.sizes
             if sizes is not None and build.kind.program == kind.program and sizes.fit(functions.listed(args)):
                 return build
+        self.doing = f"tracing the {kind.program}"
         began, names = time.perf_counter(), list[str]()
         function = functions.function(watched(self.pipe), kind, feed, args, names)
         traced = trace(function, functions.listed(args), varying=self._varying(kind, feed))
@@ -176,6 +183,7 @@ class Programs:
                 build.loaded = True
                 self._made(build, program)
                 return
+        self.doing = f"{build.traced.operations:,} operations of the {build.kind.program} to C++"
         try:
             args = (*functions.listed(build.args), *build.traced.constants)
             build.pending = native.begin(generic.make, build.traced.graph, args, build.outputs)
@@ -184,6 +192,7 @@ class Programs:
 
     def _complete(self, build: Build) -> None:
         for name, make in self._ways(build):
+            self.doing = f"the {build.kind.program} by {name}"
             try:
                 program = make()
                 self._check(build, program)
@@ -230,6 +239,18 @@ class Programs:
 
         plain = functions.function(self.pipe, kind, feed, build.args, [])
         check(built, plain, functions.listed(build.args), kind.written(feed), build.traced.low_precision)
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Compilers make millions of objects that stay: to look for dead ones among them took a tenth of the time."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
 
 
 def _described(build: Build, seconds: float) -> Graph:

@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 _LAYERS = {
-    name: getattr(torch._VF, name) for name in ("lstm", "gru", "rnn_tanh", "rnn_relu")  # type: ignore[attr-defined]
+    name: getattr(torch._VF, name)
+    for name in ("lstm", "gru", "rnn_tanh", "rnn_relu")
 }
 
 
@@ -30,8 +31,8 @@ class kept_whole(TorchFunctionMode):
             first = list(hx) if name == "lstm" else [hx]
             if not (dropout and train):
                 flags = [biases, layers, bidirectional, batch_first]
-                made: Any = _Layer.apply(name, [int(f) for f in flags], len(first), x, *first, *weights)
-                return made
+                apply: Any = _Layer.apply
+                return apply(name, [int(f) for f in flags], len(first), x, *first, *weights)
         return func(*args, **(kwargs or {}))
 
 
@@ -73,13 +74,14 @@ def _backward_fake(
 
 
 # Not by torch.library.custom_op, whose autograd torch.func refuses.
-_LIBRARY = torch.library.Library("pipeline", "FRAGMENT")
+_LIBRARY = torch.library.Library("pipeline", "FRAGMENT")  # type: ignore[no-untyped-call]  # torch's
 for _name, _real, _fake, _more in (
     ("recurrent", _forward, _forward_fake, ""),
     ("recurrent_backward", _backward, _backward_fake, ", Tensor[] grads"),
 ):
-    _LIBRARY.define(f"{_name}(str name, int[] flags, int states, Tensor[] tensors{_more}) -> Tensor[]")
-    _LIBRARY.impl(_name, _real, "CPU")
+    _types = f"str name, int[] flags, int states, Tensor[] tensors{_more}"
+    _LIBRARY.define(f"{_name}({_types}) -> Tensor[]")  # type: ignore[no-untyped-call]  # torch's
+    _LIBRARY.impl(_name, _real, "CPU")  # type: ignore[no-untyped-call]  # torch's
     torch.library.register_fake(f"pipeline::{_name}", _fake, lib=_LIBRARY)
 
 
@@ -98,6 +100,11 @@ class _Layer(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
         tensors = ctx.saved_tensors
-        return None, None, None, *torch.ops.pipeline.recurrent_backward(
-            ctx.name, ctx.flags, ctx.states, tensors, [g.contiguous() for g in grads]
+        return (
+            None,
+            None,
+            None,
+            *torch.ops.pipeline.recurrent_backward(
+                ctx.name, ctx.flags, ctx.states, tensors, [g.contiguous() for g in grads]
+            ),
         )

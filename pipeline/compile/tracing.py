@@ -78,7 +78,14 @@ def trace(function: Callable[..., Any], args: Sequence[Tensor], varying: Sequenc
     mode = sizes.mode if sizes else fake_tensor.FakeTensorMode(allow_non_fake_inputs=True)
     fakes = sizes.fakes if sizes else [mode.from_tensor(t) for t in args]
     try:
-        with torch.no_grad(), mode, sizes.tracing() if sizes else nullcontext(), kept_whole(), preserve_node_meta(), _tracing():
+        with (
+            torch.no_grad(),
+            mode,
+            sizes.tracing() if sizes else nullcontext(),
+            kept_whole(),
+            preserve_node_meta(),
+            _tracing(),
+        ):
             graph = make_fx(function)(*fakes)
     except StageError as e:
         if isinstance(e.__cause__, unreadable):
