@@ -50,8 +50,8 @@ def test_train_says_what_it_does(run):
     assert lines[0] == "data    digits: 1,437 training and 360 held-out samples, inputs 1x8x8, 10 classes"
     assert lines[1] == "model   mlp 64-16-10: 1,210 parameters"
     assert lines[2].startswith("device  cpu, ")
-    assert lines[3] == "compiling the step and the evaluation"
-    assert re.fullmatch(r"compiled 2 graphs in \d+\.\d s", lines[4])
+    assert lines[3] == "compiling the step and the evaluation; --no-compile does without"
+    assert re.fullmatch(r"compiled 2 graphs by native in \d+\.\d s", lines[4])
     number = r"\d+\.\d{4}"
     epoch = rf"epoch \d/4  loss {number}  val loss {number}  accuracy \d+\.\d\d %  [\d,]+ samples/s"
     assert all(re.fullmatch(epoch, line) for line in lines[5:9])
