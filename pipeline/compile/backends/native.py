@@ -29,7 +29,6 @@ from pipeline.compile.backends import text
 from pipeline.compile.backends.library import Call, Library, Output, capsules
 from pipeline.compile.backends.torch import reason
 from pipeline.errors import CaptureError
-from pipeline.stage import first_line
 
 _CPU: dict[str, Any] = {
     "cpp_wrapper": True,  # the calls of the kernels in C++ too
@@ -105,10 +104,8 @@ def begin(make: Callable[..., Any], graph: GraphModule, args: Sequence[Tensor], 
         [lowered] = found
         for kind in ((True, False), (True, True), (False, False)):
             _options(*kind)
-    except CaptureError:
-        raise
     except Exception as e:
-        raise CaptureError(f"Inductor can't compile it: {reason(e)}") from e
+        raise CaptureError(reason(e)) from e
     _BUILDER.add(lowered)
     return lowered
 
@@ -207,10 +204,7 @@ class _Builder:
                 lowered.library.set_result(Library(path, text.entry(k), lowered.inputs, lowered.outputs))
         except Exception as e:
             for lowered in group:
-                error = (
-                    e if isinstance(e, CaptureError) else CaptureError(f"the C++ can't be compiled: {first_line(e)}")
-                )
-                lowered.library.set_exception(error)
+                lowered.library.set_exception(e)
         if max(len(lowered.code.calls) for lowered in group) > _LONG:
             _return_memory()
 
@@ -239,7 +233,8 @@ def _build(codes: Sequence[text.Code], kind: str) -> Path:
         for path in (*folder.glob("*.cpp"), *map(Path, objects)):
             path.unlink()
     except Exception as e:
-        raise CaptureError(f"the C++ can't be compiled here: {reason(e)}") from e
+        errors = [line.strip() for line in str(e).splitlines() if "error:" in line]
+        raise CaptureError(f"the C++ can't be compiled here: {errors[0] if errors else reason(e)}") from e
     return Path(library.get_target_file_path())
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from pipeline.compile.backends.library import Output
+from pipeline.errors import CaptureError
 from pipeline.stage import first_line
 
 
@@ -32,9 +33,9 @@ def known() -> list[str]:
 
 def reason(error: BaseException) -> str:
     """What lies under the exceptions that torch's compilers wrap others in, in a line."""
-    while (inner := getattr(error, "inner_exception", None) or error.__cause__) is not None:
+    while (inner := getattr(error, "inner_exception", None)) is not None:
         error = inner
-    return first_line(error)
+    return str(error) if isinstance(error, CaptureError) else first_line(error)
 
 
 class Function:

@@ -1,0 +1,345 @@
+"""Every program is made by torch.compile: the laws with each backend, what they hold, and what happens where one fails."""
+
+import functools
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from pipeline import Pipeline, backward, evaluate, forward, load, loss, place, stage, testing, update
+from pipeline.compile.backends import text
+from pipeline.errors import CaptureError, ConfigError
+from tests import pipes, strategies
+
+
+def plain(graph, inputs):
+    """A backend of one's own: the graph as it is."""
+    return graph.forward
+
+
+BACKENDS = {"native": "native", "inductor": "inductor", "aot_eager": "aot_eager", "own": plain}
+
+backends = pytest.mark.parametrize("backend", BACKENDS)
+
+
+@functools.cache
+def compiled(backend, name):
+    pipe, native = pipes.compiled(name)
+    return pipe, native if backend == "native" else pipe.compile(backend=BACKENDS[backend])
+
+
+@backends
+@pytest.mark.parametrize("name", pipes.ALL)
+def test_laws_of_a_compiled_step_hold_with_each_backend(backend, name):
+    """Single steps, fused ones and evaluation are those of the plain functions, whatever compiles them."""
+    pipe, step = compiled(backend, name)
+    testing.compiled_equals_eager(step, pipe.init(0, steps=99), [pipes.first(pipe, k) for k in range(2)])
+    fused, metrics = step.advance(pipe.init(0, steps=99), 0, 0, pipe.load.batches, results=True)
+    fused, single = fused.clone(), pipe.init(0, steps=99)
+    for k in range(pipe.load.batches):
+        single, one = step(single)
+        testing.same({name: m[k] for name, m in metrics.items()}, one)
+    testing.same(fused.tree, single.tree)
+    assert step.evaluate(fused) == pytest.approx(pipe.evaluate(fused), rel=1e-5)
+    assert {g.backend for g in step.report.graphs} == {"plain" if backend == "own" else backend}
+
+
+@backends
+def test_without_donation_a_compiled_step_is_pure(backend):
+    """Neither State nor batch changes, and the same call gives the same bits."""
+    pipe = Pipeline(forward.model(pipes.Linear), loss.cross_entropy(), backward.gradients(), update.sgd(0.1))
+    batch = {"inputs": torch.randn(6, 4), "targets": torch.arange(6) % 3}
+    testing.pure(pipe.compile(backend=BACKENDS[backend], donate=False), pipe.init(0), batch)
+
+
+@backends
+def test_torch_compile_makes_every_program(backend, pipe, monkeypatch, tmp_path):
+    """`pipe train` calls torch.compile once for each graph that was not in the cache, with its backend."""
+    calls = []
+    kept = torch.compile
+
+    def counted(*args, **options):
+        calls.append(options["backend"])
+        return kept(*args, **options)
+
+    monkeypatch.setattr(torch, "compile", counted)
+    monkeypatch.setenv("PIPE_CACHE", str(tmp_path / "cache"))
+    name = BACKENDS[backend]
+    if callable(name):
+        name = "eager"  # the command takes names
+    options = ("--hidden", 4, "--batch-size", 479, "--epochs", 1, "--backend", name)
+    for run, built in enumerate((2, 0 if backend == "native" else 2)):
+        calls.clear()
+        code, out, _ = pipe("train", *options, "--out", tmp_path / str(run))
+        assert code == 0
+        assert f"compiled 2 graphs by {name} in" in out
+        assert len(calls) == built
+        assert all(callable(b) if backend == "native" else b == name for b in calls)
+
+
+# -- tensors that a program holds
+
+
+class Holding(nn.Module):
+    """Tensors that are neither parameters nor buffers, in each place where people keep them."""
+
+    def __init__(self, shift, layers=1):
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+        self.shift, self.table = shift, {"scale": torch.linspace(0.5, 1.5, 3)}
+        self.more = [nn.Linear(3, 3) for _ in range(layers)]
+
+    def forward(self, x):
+        x = self.layer(x) * self.table["scale"] + self.shift
+        for layer in self.more:
+            x = layer(x).tanh()
+        return x * torch.tensor(2.0) + torch.tensor([1.0, 2.0, 3.0])
+
+
+def closing(parameter, double):
+    @stage(writes="outputs", name="closing")
+    def closing(outputs):
+        return outputs * parameter + double.float()[torch.tensor([2, 0, 1])] + outputs[:, [1, 2, 0]]
+
+    return closing
+
+
+def counting():
+    return evaluate.metric(
+        "seen", lambda targets: {"n": torch.tensor(len(targets))}, lambda sums: {"seen": sums["n"]}, {"n": torch.int64}
+    )
+
+
+@st.composite
+def holders(draw):
+    """A pipeline whose stages hold some of them, and its class weights."""
+    weight = draw(strategies.normals((3,))).abs() + 0.1
+    shift = draw(strategies.normals((3,)))
+    stages = [
+        *draw(st.sampled_from([[], [closing(nn.Parameter(draw(strategies.normals((3,)))), weight.double())]])),
+        loss.cross_entropy(weight=draw(st.sampled_from([None, weight]))),
+        *draw(st.sampled_from([[], [counting()]])),
+        backward.gradients(),
+        update.adamw(1e-2),
+    ]
+    data = load.batches(
+        {"inputs": torch.randn(12, 4), "targets": torch.arange(12) % 3}, size=draw(st.sampled_from([4, 12]))
+    )
+    layers = draw(st.integers(0, 2))
+    return Pipeline(data, place.on("cpu"), forward.model(lambda: Holding(shift, layers)), *stages)
+
+
+def holds(pipe, step):
+    """Single and fused steps and evaluation equal the plain ones."""
+    testing.compiled_equals_eager(step, pipe.init(0), [pipes.first(pipe, k) for k in range(2)])
+    eager = pipe.init(0)
+    for _ in range(3):
+        eager, _ = pipe.step(eager)
+    fused, _ = step._go_on(pipe.init(0), 3)
+    testing.same(fused.tree, eager.tree, 1e-4)
+    assert step.evaluate(fused) == pytest.approx(pipe.evaluate(fused), rel=1e-4)
+
+
+@settings(max_examples=8)
+@given(holders())
+def test_programs_may_hold_tensors(pipe):
+    """Class weights, tables, plain lists of layers, closures and numbers made tensors are a program's inputs."""
+    holds(pipe, pipe.compile(backend="aot_eager"))
+
+
+@pytest.mark.parametrize("backend", ["native", "inductor"])
+def test_programs_may_hold_tensors_in_memory_of_their_own(backend, monkeypatch, tmp_path):
+    """The same, all of them at once, where a compiler lays them out; from the cache too, which another tensor does not find."""
+    monkeypatch.setenv("PIPE_CACHE", str(tmp_path))
+    torch.manual_seed(0)
+    weight, parameter, shift = torch.rand(3) + 0.1, nn.Parameter(torch.rand(3)), torch.rand(3)
+
+    def made(weight):
+        torch.manual_seed(1)  # the plain list's layers are the same
+        model = Holding(shift)
+        return Pipeline(
+            load.batches({"inputs": torch.randn(12, 4), "targets": torch.arange(12) % 3}, size=12),
+            place.on("cpu"),
+            forward.model(model),
+            closing(parameter, weight.double()),
+            loss.cross_entropy(weight=weight),
+            counting(),
+            backward.gradients(),
+            update.adamw(1e-2),
+        )
+
+    step = made(weight).compile(backend=backend)
+    holds(step.pipe, step)
+    if backend == "native":
+        again, other = (made(w).compile(backend=backend) for w in (weight.clone(), weight + 1.0))
+        for step, loaded in ((again, True), (other, False)):
+            holds(step.pipe, step)
+            assert {g.loaded for g in step.report.graphs} == {loaded}
+
+
+# -- where a backend fails
+
+BATCH = {"inputs": torch.arange(24.0).reshape(6, 4) / 24, "targets": torch.arange(6) % 3}
+
+
+def small():
+    return Pipeline(forward.model(pipes.Linear), loss.cross_entropy(), backward.gradients(), update.sgd(0.1))
+
+
+def wrong(graph, inputs):
+    """Its results are a hundredth too large."""
+    return lambda *args: [t * 1.01 for t in graph.forward(*args)]
+
+
+def raising(graph, inputs):
+    raise NotImplementedError("no such operation here")
+
+
+@pytest.mark.parametrize(
+    ("backend", "reason"),
+    [
+        (wrong, "wrong: its results are not those of the plain functions"),
+        (raising, "raising: no such operation here"),
+    ],
+)
+def test_a_backend_that_fails_is_not_used(backend, reason):
+    """The error says which and why; with the fallback, steps run uncompiled, with one warning, and are right."""
+    pipe = small()
+    with pytest.raises(CaptureError, match=reason):
+        pipe.compile(backend=backend)(pipe.init(0), BATCH)
+    step = pipe.compile(backend=backend, fallback="eager")
+    with pytest.warns(UserWarning, match=reason) as caught:
+        testing.compiled_equals_eager(step, pipe.init(0), [BATCH, BATCH])
+    assert len([w for w in caught if "uncompiled" in str(w.message)]) == 1
+    assert reason in str(step.report)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "reason"),
+    [
+        (
+            "_HEADER",
+            "#include <elsewhere.h>\n",
+            "native: Inductor's C++ is not as known: it has 0 times a header, not 1",
+        ),
+        ("_source", lambda name: "#error not today\n", "native: the C++ can't be compiled here"),
+    ],
+)
+def test_what_native_cannot_do_inductor_does(name, value, reason, monkeypatch, tmp_path):
+    """Text that is not as known, or does not compile: the next backend is taken, and a line says why."""
+    monkeypatch.setenv("PIPE_CACHE", str(tmp_path))
+    monkeypatch.setattr(text, name, value)
+    pipe = small()
+    with pytest.raises(CaptureError, match=reason.replace("+", r"\+")):
+        pipe.compile(backend="native")(pipe.init(0), BATCH)
+    step = pipe.compile()
+    testing.compiled_equals_eager(step, pipe.init(0), [BATCH, BATCH])
+    [graph] = step.report.graphs
+    assert graph.backend == "inductor"
+    assert len(graph.refused) == 1
+    assert graph.refused[0].startswith(reason)
+
+
+def test_a_native_program_with_wrong_numbers_is_not_used(monkeypatch, tmp_path):
+    """What was miscompiled is seen on the step itself, and never kept."""
+    monkeypatch.setenv("PIPE_CACHE", str(tmp_path))
+    kept = text.joined
+
+    def miscompiled(codes, kind):
+        calls, kernels = kept(codes, kind)
+        changed = kernels.replace(" - ", " + ")
+        assert changed != kernels
+        return calls, changed
+
+    monkeypatch.setattr(text, "joined", miscompiled)
+    step = small().compile()
+    testing.compiled_equals_eager(step, step.pipe.init(0), [BATCH, BATCH])
+    [graph] = step.report.graphs
+    assert graph.backend == "inductor"
+    assert "native: its results are not those of the plain functions" in str(graph)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unknown_backend_is_refused_at_once(pipe):
+    """By name, with a guess; the command too."""
+    with pytest.raises(ConfigError, match="backend='inductr' is unknown; did you mean 'inductor'"):
+        small().compile(backend="inductr")
+    code, _, err = pipe("train", "--backend", "natve")
+    assert code == 2
+    assert "did you mean 'native'" in err
+
+
+# -- the native backend for anybody
+
+
+def test_torch_compile_finds_the_native_backend_by_name():
+    """torch.compile(f, backend="pipe") computes what f does, gradients included, for other shapes too."""
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3))
+    made = torch.compile(module, backend="pipe")
+    for size in (5, 6, 7):
+        x = torch.randn(size, 8)
+        results = []
+        for f in (made, module):
+            y = f(x)
+            results.append((y.detach(), torch.autograd.grad(y.square().sum(), list(module.parameters()))))
+        testing.same(*results, 1e-5)
+
+
+# -- sizes that vary
+
+
+class Attending(nn.Module):
+    """Tokens of any length, with dropout."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.inner, self.head = nn.Embedding(13, 16), nn.Linear(16, 16), nn.Linear(16, 13)
+        self.drop = nn.Dropout(0.2)
+
+    def forward(self, tokens):
+        x = self.embed(tokens)
+        x = x + self.drop(self.inner(x).relu())
+        return self.head(torch.softmax(x @ x.transpose(1, 2) / 4, -1) @ x)
+
+
+def lengths(sizes):
+    for size, length in sizes:
+        inputs = torch.arange(size * length).reshape(size, length) * 7 % 13
+        yield {"inputs": inputs, "targets": (inputs + 1) % 13}
+
+
+def tokens(model):
+    return Pipeline(
+        forward.model(model), loss.cross_entropy(dim=-1), evaluate.accuracy(dim=-1), backward.gradients(),
+        update.adamw(1e-2),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("backend", ["auto", "aot_eager"])
+def test_sequences_of_many_lengths_take_three_graphs(backend):
+    """From the third shape on, one graph has symbolic sizes: 10 lengths and 2 sizes of batches are 3 graphs, and equal."""
+    step = tokens(Attending).compile(backend=backend)
+    sizes = [(size, length) for length in range(5, 15) for size in (8, 3)]
+    testing.compiled_equals_eager(step, step.pipe.init(0), lengths(sizes), tolerance=1e-4)
+    graphs = step.report.graphs
+    assert len(graphs) == 3
+    assert [g.backend for g in graphs] == (["native", "native", "inductor"] if backend == "auto" else ["aot_eager"] * 3)
+    assert "and other sizes" in str(graphs[-1])
+
+
+class Pooling(Attending):
+    """Its pooling needs the length as a number."""
+
+    def forward(self, tokens):
+        pooled = nn.functional.max_pool1d(self.embed(tokens).transpose(1, 2), 2, stride=1, padding=1)
+        return self.head(pooled[..., : tokens.shape[1]].transpose(1, 2))
+
+
+def test_sizes_that_are_needed_as_numbers_take_a_graph_each():
+    """Where no symbol will do, each shape has a graph of its own, and the results are right."""
+    step = tokens(Pooling).compile(backend="aot_eager")
+    testing.compiled_equals_eager(step, step.pipe.init(0), lengths([(4, n) for n in range(5, 9)]), tolerance=1e-4)
+    assert len(step.report.graphs) == 4
