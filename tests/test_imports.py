@@ -15,7 +15,7 @@ LAYERS = [
     {"state", "order"},
     {"sources", "models"},
     STEPS,
-    {"run", "wiring"},
+    {"run", "wiring", "resident"},
     {"compose"},
     {"checkpoint", "diagnose", "compile"},
     {"pipe", "testing"},

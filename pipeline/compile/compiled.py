@@ -15,12 +15,13 @@ from torch.utils import _pytree as pytree
 
 from pipeline import evaluate
 from pipeline.compile.donation import Held
-from pipeline.compile.feeds import Feed, Feeds, Resident, Signature, given_feed, given_inputs
+from pipeline.compile.feeds import Feed, Feeds, Signature, given_feed, given_inputs, resident_feed
 from pipeline.compile.functions import EVALUATION, TRAIN, Kind, listed
 from pipeline.compile.programs import Backend, Fallback, Programs, Run
 from pipeline.compile.report import CompileReport
 from pipeline.compose import Composition
 from pipeline.errors import ConfigError
+from pipeline.resident import Resident
 from pipeline.stage import is_count
 from pipeline.state import Batch, State
 
@@ -206,7 +207,7 @@ class Compiled:
 
     def _own(self, data: Resident, size: int) -> Run | None:
         run = self._runs.get((size,))
-        return run or self._bound(self._trained(), data.feed(size), (size,))
+        return run or self._bound(self._trained(), resident_feed(data, size), (size,))
 
     def _go_on(self, state: State, count: int) -> tuple[State, Metrics]:
         """So many steps from where the State is in its own data."""

@@ -12,10 +12,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-_LAYERS = {
-    name: getattr(torch._VF, name)
-    for name in ("lstm", "gru", "rnn_tanh", "rnn_relu")
-}
+_LAYERS = {name: getattr(torch._VF, name) for name in ("lstm", "gru", "rnn_tanh", "rnn_relu")}
 
 
 class kept_whole(TorchFunctionMode):

@@ -1,0 +1,89 @@
+"""Resident: a data set that lives on the device as a whole, with the order in which its samples come."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline import order
+from pipeline.load import Load
+
+WINDOW, BATCHES = 2048, 64
+"""The order is worked out for at least so many samples, and so many batches, at once."""
+
+AHEAD = 64
+"""Epochs whose keys are worked out together."""
+
+Permute: TypeAlias = Callable[[Tensor, int, int, Tensor], None]
+"""A fast way to write into (count,) int64 where so many positions, from one on, go in a shuffle of n samples by its keys."""
+
+
+class Resident:
+    """A data set on the device. Its order is worked out for many batches at once, into a tensor that a graph gathers by."""
+
+    def __init__(self, place: Callable[[Any], Any], load: Load, tensors: dict[str, Tensor] | None = None) -> None:
+        self.load, self.n = load, len(load.data)
+        self.tensors: dict[str, Tensor] = tensors or place({k: t.contiguous() for k, t in load.data.tensors.items()})
+        self.batches = load.batches or 0
+        """Of an epoch."""
+        self.window = max(min(max(WINDOW // load.size, BATCHES), self.batches), 1)
+        """Batches whose order is there."""
+        self.order: Tensor = place(torch.zeros(self.window * load.size, dtype=torch.int64))
+        self.cursor: Tensor = place(torch.zeros(1, dtype=torch.int64))
+        """The next batch of the window."""
+        self.static = (*self.tensors.values(), self.order, self.cursor)
+        self._keys: dict[tuple[int, int], Tensor] = {}
+        self._there: tuple[int, int, int] | None = None
+        """Seed, epoch and window whose order is there."""
+        self._next = 0
+
+    def sizes(self, start: int, count: int) -> list[int]:
+        """The sizes of batches `start` to `start + count` of an epoch: of them all but, perhaps, the last one."""
+        whole = self.n // self.load.size
+        return [
+            *([self.load.size] if start < whole else []),
+            *([self.n % self.load.size] if start + count > whole else []),
+        ]
+
+    def walk(
+        self, seed: int, epoch: int, start: int, count: int, permute: Permute | None = None
+    ) -> Iterator[tuple[int, int]]:
+        """Batches `start` to `start + count` of an epoch, in stretches of (size, how many): before each is given out, the
+        cursor and the order are where it begins."""
+        size, whole, end = self.load.size, self.n // self.load.size, start + count
+        while start < end:
+            at = self.seek(seed, epoch, start, permute)
+            stop = min(end, start - at + self.window, *([whole] if start < whole else []))
+            self._next = at + stop - start
+            yield (size if start < whole else self.n - whole * size), stop - start
+            start = stop
+
+    def seek(self, seed: int, epoch: int, batch: int, permute: Permute | None = None) -> int:
+        """Have the order of the window that a batch of an epoch is in; its place in there."""
+        window, at = divmod(batch, self.window)
+        if self._there != (seed, epoch, window):
+            self._fill(seed, epoch, window * self.window * self.load.size, permute)
+            self._there = (seed, epoch, window)
+        elif self._next == at:
+            return at
+        self.cursor.fill_(at)
+        return at
+
+    def _fill(self, seed: int, epoch: int, first: int, permute: Permute | None) -> None:
+        there = self.order[: min(self.n - first, len(self.order))]
+        if not self.load.shuffle:
+            there.copy_(torch.arange(first, first + len(there)))
+            return
+        if (seed, epoch) not in self._keys:
+            numbers = torch.from_numpy(order.keys(self.n, seed, np.arange(epoch, epoch + AHEAD)))
+            self._keys = {(seed, epoch + i): keys for i, keys in enumerate(numbers.unbind())}
+        keys = self._keys[seed, epoch]
+        if permute is not None:
+            permute(there, first, self.n, keys)
+        else:
+            positions = order.permute(np.arange(first, first + len(there)), self.n, keys.tolist())
+            there.copy_(torch.from_numpy(positions))
