@@ -13,10 +13,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from attrs import evolve
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, DataError
 from pipeline.stage import Stage, Tree
 
 INT, FLOAT = torch.int64, torch.float64
@@ -80,14 +81,26 @@ def top_k(k: int = 5, *, dim: int = 1, ignore_index: int = -100) -> Stage:
 def confusion(classes: int, *, dim: int = 1) -> Stage:
     """The confusion matrix (C, C), rows true and columns predicted, with each class's precision, recall and F1 (C,).
 
-    A class without samples, or never predicted, has 0 where the division would be 0 / 0.
+    A class without samples, or never predicted, has 0 where the division would be 0 / 0. Labels outside the classes
+    do not count; `fit` refuses data with such labels before it begins.
     """
 
     def measure(outputs: Tensor, targets: Tensor) -> Tree:
-        # A product of one-hot matrices rather than bincount: its shape is static and it vmaps.
-        true = F.one_hot(targets.flatten(), classes).to(FLOAT)
-        guess = F.one_hot(outputs.argmax(dim).flatten(), classes).to(FLOAT)
+        if outputs.shape[dim] > classes:
+            raise ValueError(f"the model gives {outputs.shape[dim]} classes, more than {classes}")
+        # A product of one-hot matrices rather than bincount: its shape is static and it vmaps. They are made by
+        # comparing, because F.one_hot looks at the labels, which nothing before the backward may do.
+        kinds = torch.arange(classes, device=targets.device)
+        true = (targets.reshape(-1, 1) == kinds).to(FLOAT)
+        guess = (outputs.argmax(dim).reshape(-1, 1) == kinds).to(FLOAT)
         return {"matrix": (true.T @ guess).to(INT)}
+
+    def check(outputs: Tensor, targets: Tensor) -> None:
+        wrong = targets[(targets < 0) | (targets >= classes)]
+        if len(wrong):
+            raise DataError(
+                f"label {wrong[0].item()} is outside the {classes} classes of evaluate.confusion({classes})"
+            )
 
     def finish(sums: Any) -> dict[str, Any]:
         m = sums["matrix"].to(FLOAT)
@@ -99,7 +112,7 @@ def confusion(classes: int, *, dim: int = 1) -> Stage:
             "f1": 2 * right / (true + guessed).clamp(min=1),
         }
 
-    return metric("evaluate.confusion", measure, finish, {"matrix": (INT, (classes, classes))})
+    return evolve(metric("evaluate.confusion", measure, finish, {"matrix": (INT, (classes, classes))}), check=check)
 
 
 def _errors(outputs: Tensor, targets: Tensor) -> Tensor:
