@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pipeline.errors import ConfigError, DataError
-from pipeline.stage import Stage, Tree
+from pipeline.stage import Stage, Tree, fitted
 
 INT, FLOAT = torch.int64, torch.float64
 
@@ -115,19 +115,15 @@ def confusion(classes: int, *, dim: int = 1) -> Stage:
     return evolve(metric("evaluate.confusion", measure, finish, {"matrix": (INT, (classes, classes))}), check=check)
 
 
-def _errors(outputs: Tensor, targets: Tensor) -> Tensor:
-    if outputs.ndim == targets.ndim + 1 and outputs.shape[-1] == 1:
-        outputs = outputs.squeeze(-1)
-    if outputs.shape != targets.shape:
-        raise ValueError("outputs and targets must have one shape, or (B, 1) and (B,)")
-    return outputs.to(FLOAT) - targets.to(FLOAT)
+def _errors(stage: str, outputs: Tensor, targets: Tensor) -> Tensor:
+    return fitted(stage, outputs, targets).to(FLOAT) - targets.to(FLOAT)
 
 
 def mean_absolute_error() -> Stage:
     """The mean of |output - target| over all values; reported as `mae`."""
 
     def measure(outputs: Tensor, targets: Tensor) -> Tree:
-        return {"sum": _errors(outputs, targets).abs().sum(), "count": _count(targets)}
+        return {"sum": _errors("evaluate.mean_absolute_error", outputs, targets).abs().sum(), "count": _count(targets)}
 
     return metric("evaluate.mean_absolute_error", measure, _ratio("mae"), {"sum": FLOAT, "count": INT})
 
@@ -136,7 +132,7 @@ def mean_squared_error() -> Stage:
     """The mean of (output - target)^2 over all values; reported as `mse`."""
 
     def measure(outputs: Tensor, targets: Tensor) -> Tree:
-        return {"sum": (_errors(outputs, targets) ** 2).sum(), "count": _count(targets)}
+        return {"sum": (_errors("evaluate.mean_squared_error", outputs, targets) ** 2).sum(), "count": _count(targets)}
 
     return metric("evaluate.mean_squared_error", measure, _ratio("mse"), {"sum": FLOAT, "count": INT})
 
@@ -146,7 +142,7 @@ def r2() -> Stage:
 
     def measure(outputs: Tensor, targets: Tensor) -> Tree:
         y = targets.to(FLOAT)
-        residual = (_errors(outputs, targets) ** 2).sum()
+        residual = (_errors("evaluate.r2", outputs, targets) ** 2).sum()
         return {"residual": residual, "y": y.sum(), "y2": (y * y).sum(), "count": _count(targets)}
 
     def finish(s: Any) -> dict[str, Any]:
