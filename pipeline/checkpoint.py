@@ -14,15 +14,12 @@ there; and it is read only after all of it was verified. Nothing in it can run c
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import shutil
-import stat
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -33,15 +30,15 @@ from cattrs import Converter
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from pipeline import place
+from pipeline import files, place
 from pipeline.compose import Composition
-from pipeline.errors import CheckpointError, ConfigError, PipeError, StateError, did_you_mean
+from pipeline.errors import CheckpointError, ConfigError, StateError, did_you_mean
 from pipeline.stage import first_line, is_count
 from pipeline.state import Report, State, is_better
 
 FORMAT = 1
 STATE, FACTS = "state.safetensors", "checkpoint.json"
-_NAME, _MAKING, _ASIDE = "step-", ".making-", "aside-"
+_NAME, _ASIDE = "step-", "aside-"
 
 SHARE = 0.005
 """How much of the time checkpoints may take that nobody asked for by number."""
@@ -137,14 +134,14 @@ def read(path: str | Path) -> Saved:
     """A checkpoint, with all of its content verified. Raises CheckpointError where anything in it is not as it was written."""
     path = Path(path)
     try:
-        facts = json.loads(_regular(path / FACTS).read_text(encoding="utf-8"))
+        facts = json.loads(files.plain(path / FACTS).read_text(encoding="utf-8"))
         if facts["format"] != FORMAT:
             raise CheckpointError(
                 f"{path} has format {facts['format']!r}, which this version of pipe-train does not know; update it"
             )
-        if facts["checksum"] != _checksum(facts):
+        if facts["checksum"] != files.checksum(facts):
             raise CheckpointError(f"{path / FACTS} is damaged: its checksum is another")
-        if facts["sha256"] != _sha256(_regular(path / STATE)):
+        if facts["sha256"] != files.sha256(files.plain(path / STATE)):
             raise CheckpointError(f"{path / STATE} is damaged: its checksum is another")
         return _CONVERTER.structure({**facts, "path": path}, Saved)
     except OSError as e:
@@ -186,9 +183,9 @@ class Saver:
         self._at = time.monotonic()
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            for path in self.folder.glob(f"{_MAKING}*"):  # of a process that was killed
+            for path in self.folder.glob(f"{files.MAKING}*"):  # of a process that was killed
                 shutil.rmtree(path, ignore_errors=True)
-            flush(self.folder.parent)
+            files.flush(self.folder.parent)
         except OSError as e:
             raise _unwritable(self.folder, e) from None
 
@@ -281,17 +278,22 @@ class Saver:
         for job in jobs:
             names, leaves, _ = _named(job.tree)
             step = int(job.tree["step"])
-            with _writing(self.folder / f"{_NAME}{step:09d}") as work:
+            path = self.folder / f"{_NAME}{step:09d}"
+            try:
                 for file in self.beside:
-                    flush(file)
-                save_file({n: t.contiguous() for n, t in zip(names, leaves, strict=True)}, work / STATE)
-                facts = {
-                    "format": FORMAT, "step": step, "epoch": job.epoch, "batch": job.batch,
-                    "best": None if job.best is None else asdict(job.best), "torch": torch.__version__,
-                    "sha256": _sha256(work / STATE),
-                }  # fmt: skip
-                text = json.dumps({**facts, "checksum": _checksum(facts)}, indent=1)
-                (work / FACTS).write_text(text + "\n", encoding="utf-8")
+                    files.flush(file)
+                with files.making(path) as work:
+                    save_file({n: t.contiguous() for n, t in zip(names, leaves, strict=True)}, work / STATE)
+                    facts = {
+                        "format": FORMAT, "step": step, "epoch": job.epoch, "batch": job.batch,
+                        "best": None if job.best is None else asdict(job.best), "torch": torch.__version__,
+                        "sha256": files.sha256(work / STATE),
+                    }  # fmt: skip
+                    text = json.dumps({**facts, "checksum": files.checksum(facts)}, indent=1)
+                    (work / FACTS).write_text(text + "\n", encoding="utf-8")
+                    files.put(work, path)  # in place of one that is damaged, or of a past that was left
+            except Exception as e:  # safetensors tells trouble with the disk in a class of its own
+                raise _unwritable(path, e) from None
             self._tidy(step, job.best)
         return time.monotonic() - began
 
@@ -317,44 +319,11 @@ class _Job:
     best: Best | None
 
 
-@contextmanager
-def _writing(path: Path) -> Iterator[Path]:
-    """A folder to write into, which becomes `path` when it is whole and on the disk. Raises CheckpointError where that fails."""
-    work, old = path.with_name(_MAKING + path.name), path.with_name(f"{_MAKING}old-{path.name}")
-    try:
-        work.mkdir()
-        yield work
-        for file in (*work.iterdir(), work):
-            flush(file)
-        if path.exists():  # damaged, or of a past that was left
-            path.rename(old)
-        work.rename(path)
-        flush(path.parent)
-    except OSError as e:
-        raise _unwritable(path, e) from None
-    except PipeError:
-        raise
-    except Exception as e:  # safetensors tells trouble with the disk in a class of its own
-        raise CheckpointError(f"can't write the checkpoint {path}: {first_line(e)}; {_ADVICE}") from None
-    finally:
-        for left in (work, old):
-            shutil.rmtree(left, ignore_errors=True)
-
-
-_ADVICE = "earlier checkpoints are whole, and the run can go on from them"
-
-
-def _unwritable(path: Path, error: OSError) -> CheckpointError:
-    return CheckpointError(f"can't write the checkpoint {path}: {error.strerror or error}; {_ADVICE}")
-
-
-def flush(path: Path) -> None:
-    """Wait until a file, or a folder's list of files, is on the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+def _unwritable(path: Path, error: Exception) -> CheckpointError:
+    why = getattr(error, "strerror", None) or first_line(error)
+    return CheckpointError(
+        f"can't write the checkpoint {path}: {why}; earlier checkpoints are whole, and the run can go on from them"
+    )
 
 
 def _steps(folder: Path) -> list[tuple[int, Path]]:
@@ -380,20 +349,3 @@ def _named(tree: Any) -> tuple[list[str], list[Tensor], Any]:
             f"two tensors of the State are called {twice}, so a checkpoint can't tell them apart; rename one"
         )
     return names, [leaf for _, leaf in found], spec
-
-
-def _checksum(facts: Mapping[str, Any]) -> str:
-    rest = {k: v for k, v in facts.items() if k != "checksum"}
-    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _regular(path: Path) -> Path:
-    """The same path, if it is a plain file: opening another kind may wait for ever."""
-    if not stat.S_ISREG(path.stat().st_mode):
-        raise OSError(None, "is no plain file", str(path))
-    return path
