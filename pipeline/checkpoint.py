@@ -32,9 +32,9 @@ from torch.utils import _pytree as pytree
 
 from pipeline import files, place
 from pipeline.compose import Composition
-from pipeline.errors import CheckpointError, ConfigError, StateError, did_you_mean
+from pipeline.errors import CheckpointError, ConfigError, did_you_mean
 from pipeline.stage import first_line, is_count
-from pipeline.state import Report, State, is_better
+from pipeline.state import Report, State, is_better, named
 
 FORMAT = 1
 STATE, FACTS = "state.safetensors", "checkpoint.json"
@@ -86,28 +86,29 @@ class Saved:
         """
         from safetensors.torch import load_file  # takes as long as a small run's first steps
 
-        like = pipe.init(0, steps=1)
-        names, leaves, spec = _named((like if hyper is None else like.replace(hyper=dict(hyper))).tree)
+        new = pipe.init(0, steps=1)
+        tree = (new if hyper is None else new.replace(hyper=dict(hyper))).tree
+        like = named(tree)
         try:
             tensors = load_file(self.path / STATE)
         except Exception as e:  # of safetensors, which has a class of its own for what is no such file
             raise CheckpointError(f"{self.path / STATE} can't be read: {first_line(e)}") from None
         if hyper is not None:
             tensors = {name: t for name, t in tensors.items() if not name.startswith("hyper/")}
-            tensors |= {name: t for name, t in zip(names, leaves, strict=True) if name.startswith("hyper/")}
-        for name, leaf in zip(names, leaves, strict=True):
+            tensors |= {name: t for name, t in like.items() if name.startswith("hyper/")}
+        for name, leaf in like.items():
             there = tensors.get(name)
             if there is None or there.shape != leaf.shape or there.dtype != leaf.dtype:
                 has = "nothing" if there is None else f"{tuple(there.shape)} {there.dtype}"
                 raise CheckpointError(
                     f"{self.path} is of another pipeline: for {name} it has {has}, not {tuple(leaf.shape)} {leaf.dtype}"
                 )
-        if len(tensors) != len(names):
-            more = ", ".join(sorted(set(tensors) - set(names))[:3])
+        if len(tensors) != len(like):
+            more = ", ".join(sorted(set(tensors) - set(like))[:3])
             raise CheckpointError(f"{self.path} is of another pipeline: it also holds {more}")
         # Into tensors that lie in memory as torch lays them: BLAS may round otherwise where they lie elsewhere.
-        restored = [torch.empty_like(leaf).copy_(tensors[name]) for name, leaf in zip(names, leaves, strict=True)]
-        return State(pytree.tree_unflatten(restored, spec))
+        restored = [torch.empty_like(leaf).copy_(tensors[name]) for name, leaf in like.items()]
+        return State(pytree.tree_unflatten(restored, pytree.tree_structure(tree)))
 
 
 @frozen
@@ -276,14 +277,14 @@ class Saver:
 
         began = time.monotonic()
         for job in jobs:
-            names, leaves, _ = _named(job.tree)
+            tensors = {name: t.contiguous() for name, t in named(job.tree).items()}
             step = int(job.tree["step"])
             path = self.folder / f"{_NAME}{step:09d}"
             try:
                 for file in self.beside:
                     files.flush(file)
                 with files.making(path) as work:
-                    save_file({n: t.contiguous() for n, t in zip(names, leaves, strict=True)}, work / STATE)
+                    save_file(tensors, work / STATE)
                     facts = {
                         "format": FORMAT, "step": step, "epoch": job.epoch, "batch": job.batch,
                         "best": None if job.best is None else asdict(job.best), "torch": torch.__version__,
@@ -335,17 +336,3 @@ def _steps(folder: Path) -> list[tuple[int, Path]]:
     except OSError as e:
         raise CheckpointError(f"can't look into {folder}: {e.strerror}") from None
     return sorted((int(p.name[len(_NAME) :]), p) for p in found if p.name[len(_NAME) :].isdecimal())
-
-
-def _named(tree: Any) -> tuple[list[str], list[Tensor], Any]:
-    """The tensors of a tree under the names of where they are: `params/layers.0.weight`."""
-    found, spec = pytree.tree_flatten_with_path(tree)
-    names = [
-        "/".join(str(getattr(k, "key", getattr(k, "idx", getattr(k, "name", k)))) for k in path) for path, _ in found
-    ]
-    if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise StateError(
-            f"two tensors of the State are called {twice}, so a checkpoint can't tell them apart; rename one"
-        )
-    return names, [leaf for _, leaf in found], spec

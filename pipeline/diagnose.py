@@ -9,12 +9,11 @@ from collections.abc import Iterator, Mapping
 from typing import Any, TypeAlias
 
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from pipeline.backward import Gradients
 from pipeline.compose import Composition
 from pipeline.stage import Stage
-from pipeline.state import Batch, State
+from pipeline.state import Batch, State, named
 
 
 def first_nonfinite(pipe: Composition, state: State, batch: Batch) -> str | None:
@@ -57,8 +56,7 @@ def _watched(pipe: Composition, found: list[Fault]) -> Composition:
 
 
 def _bad(whose: str, values: Any) -> Iterator[Fault]:
-    for path, value in pytree.tree_flatten_with_path(values)[0]:
+    for name, value in named(values).items():
         if isinstance(value, Tensor) and value.is_floating_point() and not value.isfinite().all():
-            name = ".".join(str(getattr(k, "key", getattr(k, "idx", k))) for k in path)
             certain = bool((value.isnan() | value.isposinf()).any())
             yield certain, f"{whose} {name!r} has {'NaN' if value.isnan().any() else 'infinity'}"

@@ -158,10 +158,8 @@ def test_verify_replays_and_compares(pipe, folder):
     with_other_bits(folder / "checkpoints" / "step-000000012")
     code, out, err = pipe("train", "--resume", folder, "--verify")
     assert code == 1
-    assert (
-        "pipe: steps 11 to 12, replayed, are not those of the run: 1 tensors differ, the first is ['params']['1.bias']"
-        in err
-    )
+    assert "are not those of the run: 1 tensors differ, the first is params/1.bias" in err
+    assert "pipe: steps 11 to 12, replayed" in err
 
 
 def with_other_bits(path):
