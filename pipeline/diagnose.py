@@ -21,9 +21,12 @@ def first_nonfinite(pipe: Composition, state: State, batch: Batch) -> str | None
 
     None where all are finite, as after another order of rounding.
 
+    >>> import torch
     >>> from pipeline import Pipeline, forward, loss, models, backward, update
-    >>> pipe = Pipeline(forward.model(lambda: models.mlp(2, 2)), loss.cross_entropy(), backward.gradients(), update.sgd(0.1))
-    >>> first_nonfinite(pipe, pipe.init(0), {"inputs": torch.tensor([[1.0, float("nan")]]), "targets": torch.tensor([0])})
+    >>> model = forward.model(lambda: models.mlp(2, 2))
+    >>> pipe = Pipeline(model, loss.cross_entropy(), backward.gradients(), update.sgd(0.1))
+    >>> batch = {"inputs": torch.tensor([[1.0, float("nan")]]), "targets": torch.tensor([0])}
+    >>> first_nonfinite(pipe, pipe.init(0), batch)
     "the batch's 'inputs' has NaN"
     """
     batch = pipe.place.batch(batch)
