@@ -50,7 +50,8 @@ def _ratio(name: str) -> Callable[[Any], dict[str, Any]]:
 
 
 def accuracy(*, dim: int = 1, ignore_index: int = -100) -> Stage:
-    """The fraction of targets that have the largest logit; for outputs of the targets' shape, of logits on the right side of 0."""
+    """The fraction of targets that have the largest logit; for outputs of the targets' shape, of logits on the right
+    side of 0."""
 
     def measure(outputs: Tensor, targets: Tensor) -> Tree:
         if outputs.shape == targets.shape:

@@ -1,4 +1,4 @@
-"""Files: written so that they are whole or not there, and hashed. All raise OSError, and the caller says what it means."""
+"""Files: written so that they are whole or not there, and hashed. All raise OSError; the caller says more."""
 
 from __future__ import annotations
 

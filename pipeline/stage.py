@@ -216,7 +216,7 @@ def describe(values: Mapping[str, Any]) -> str:
 
 
 def fitted(stage: str, outputs: Tensor, targets: Tensor) -> Tensor:
-    """The outputs in the shape of the targets: theirs, or (B, 1) for (B,). Any other would broadcast, silently wrong."""
+    """Outputs in the targets' shape: alike, or (B, 1) for (B,). Any other would broadcast, silently wrong."""
     if outputs.ndim == targets.ndim + 1 and outputs.shape[-1] == 1:
         outputs = outputs.squeeze(-1)
     if outputs.shape != targets.shape:

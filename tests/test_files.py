@@ -113,7 +113,7 @@ def test_sha256_is_of_the_content(tmp_path_factory, content):
 
 @given(st.dictionaries(st.text(), json_values, max_size=4), st.text())
 def test_a_checksum_is_of_what_json_keeps_but_for_itself(facts, own):
-    """It is the same after a round trip through JSON, in any order and with a checksum in the facts; else it is another."""
+    """It is the same after a round trip through JSON, in any order and with a checksum in the facts."""
     facts.pop("checksum", None)
     back = json.loads(json.dumps({"checksum": own, **dict(reversed(facts.items()))}))
     assert files.checksum(back) == files.checksum(facts)
