@@ -17,8 +17,7 @@ from attrs import asdict
 
 from cli import config as settings
 from cli.config import TrainConfig
-from pipeline import Report
-from pipeline.checkpoint import flush
+from pipeline import Report, files
 from pipeline.errors import ConfigError
 
 METRICS, CHECKPOINTS, _LOCK = "metrics.jsonl", "checkpoints", ".lock"
@@ -95,15 +94,9 @@ def write_config(folder: Path, config: TrainConfig, facts: Mapping[str, Any]) ->
 
 def replace(path: Path, content: bytes) -> None:
     """Write a file so that it is the old one or the new one, never a part."""
-    work = path.with_name(f".making-{path.name}")
     try:
-        work.write_bytes(content)
-        flush(work)
-        work.replace(path)
-        flush(path.parent)
+        files.replace(path, content)
     except OSError as e:
-        with suppress(OSError):
-            work.unlink()
         raise ConfigError(f"can't write {path}: {e.strerror}") from None
 
 
@@ -148,9 +141,7 @@ def _lines(path: Path, step: int) -> list[dict[str, Any]]:
     """The whole lines of a log for up to so many steps; the last one may have been cut off by a crash."""
     found: dict[int, dict[str, Any]] = {}
     try:
-        if path.exists() and not path.is_file():
-            raise ConfigError(f"can't read {path}: it is no file")
-        text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+        text = files.plain(path).read_text(encoding="utf-8", errors="replace") if path.exists() else ""
     except OSError as e:
         raise ConfigError(f"can't read {path}: {e.strerror}") from None
     for row in text.splitlines():

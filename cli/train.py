@@ -245,7 +245,8 @@ def _classes(made: Job, state: State) -> str:
     """Each class's precision, recall and F1 on the held-out data."""
     names = made.train.classes
     dim = -1 if made.train.tensors["targets"].ndim > 1 else 1
-    confusion = evaluate.confusion(len(names) or int(made.train.tensors["targets"].max()) + 1, dim=dim)
+    most = max(int(part.tensors["targets"].max()) for part in (made.train, made.held_out))  # as the model's outputs
+    confusion = evaluate.confusion(len(names) or most + 1, dim=dim)
     figures = made.pipe.insert(confusion, after="evaluate.accuracy").evaluate(state, made.held_out)
     rows = zip(figures["precision"], figures["recall"], figures["f1"], strict=True)
     lines = [f"{names[i] if names else i:>8}  {p:9.4f}  {r:6.4f}  {f:6.4f}" for i, (p, r, f) in enumerate(rows)]

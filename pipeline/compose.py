@@ -36,8 +36,10 @@ class Composition:
 
     It is what a Pipeline is without the way to compile it.
 
+    >>> import torch
     >>> from pipeline import Pipeline, forward, loss, models, update, backward
-    >>> pipe = Pipeline(forward.model(lambda: models.mlp(4, 2)), loss.cross_entropy(), backward.gradients(), update.sgd(0.1))
+    >>> model = forward.model(lambda: models.mlp(4, 2))
+    >>> pipe = Pipeline(model, loss.cross_entropy(), backward.gradients(), update.sgd(0.1))
     >>> state, metrics = pipe.step(pipe.init(seed=0), {"inputs": torch.zeros(8, 4), "targets": torch.arange(8) % 2})
     >>> sorted(metrics), int(state.step)
     (['loss'], 1)

@@ -9,12 +9,11 @@ from collections.abc import Iterator, Mapping
 from typing import Any, TypeAlias
 
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from pipeline.backward import Gradients
 from pipeline.compose import Composition
 from pipeline.stage import Stage
-from pipeline.state import Batch, State
+from pipeline.state import Batch, State, named
 
 
 def first_nonfinite(pipe: Composition, state: State, batch: Batch) -> str | None:
@@ -22,9 +21,12 @@ def first_nonfinite(pipe: Composition, state: State, batch: Batch) -> str | None
 
     None where all are finite, as after another order of rounding.
 
+    >>> import torch
     >>> from pipeline import Pipeline, forward, loss, models, backward, update
-    >>> pipe = Pipeline(forward.model(lambda: models.mlp(2, 2)), loss.cross_entropy(), backward.gradients(), update.sgd(0.1))
-    >>> first_nonfinite(pipe, pipe.init(0), {"inputs": torch.tensor([[1.0, float("nan")]]), "targets": torch.tensor([0])})
+    >>> model = forward.model(lambda: models.mlp(2, 2))
+    >>> pipe = Pipeline(model, loss.cross_entropy(), backward.gradients(), update.sgd(0.1))
+    >>> batch = {"inputs": torch.tensor([[1.0, float("nan")]]), "targets": torch.tensor([0])}
+    >>> first_nonfinite(pipe, pipe.init(0), batch)
     "the batch's 'inputs' has NaN"
     """
     batch = pipe.place.batch(batch)
@@ -57,8 +59,7 @@ def _watched(pipe: Composition, found: list[Fault]) -> Composition:
 
 
 def _bad(whose: str, values: Any) -> Iterator[Fault]:
-    for path, value in pytree.tree_flatten_with_path(values)[0]:
+    for name, value in named(values).items():
         if isinstance(value, Tensor) and value.is_floating_point() and not value.isfinite().all():
-            name = ".".join(str(getattr(k, "key", getattr(k, "idx", k))) for k in path)
             certain = bool((value.isnan() | value.isposinf()).any())
             yield certain, f"{whose} {name!r} has {'NaN' if value.isnan().any() else 'infinity'}"

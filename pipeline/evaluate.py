@@ -13,11 +13,12 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from attrs import evolve
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipeline.errors import ConfigError
-from pipeline.stage import Stage, Tree
+from pipeline.errors import ConfigError, DataError
+from pipeline.stage import Stage, Tree, fitted
 
 INT, FLOAT = torch.int64, torch.float64
 
@@ -49,7 +50,8 @@ def _ratio(name: str) -> Callable[[Any], dict[str, Any]]:
 
 
 def accuracy(*, dim: int = 1, ignore_index: int = -100) -> Stage:
-    """The fraction of targets that have the largest logit; for outputs of the targets' shape, of logits on the right side of 0."""
+    """The fraction of targets that have the largest logit; for outputs of the targets' shape, of logits on the right
+    side of 0."""
 
     def measure(outputs: Tensor, targets: Tensor) -> Tree:
         if outputs.shape == targets.shape:
@@ -80,14 +82,26 @@ def top_k(k: int = 5, *, dim: int = 1, ignore_index: int = -100) -> Stage:
 def confusion(classes: int, *, dim: int = 1) -> Stage:
     """The confusion matrix (C, C), rows true and columns predicted, with each class's precision, recall and F1 (C,).
 
-    A class without samples, or never predicted, has 0 where the division would be 0 / 0.
+    A class without samples, or never predicted, has 0 where the division would be 0 / 0. Labels outside the classes
+    do not count; `fit` refuses data with such labels before it begins.
     """
 
     def measure(outputs: Tensor, targets: Tensor) -> Tree:
-        # A product of one-hot matrices rather than bincount: its shape is static and it vmaps.
-        true = F.one_hot(targets.flatten(), classes).to(FLOAT)
-        guess = F.one_hot(outputs.argmax(dim).flatten(), classes).to(FLOAT)
+        if outputs.shape[dim] > classes:
+            raise ValueError(f"the model gives {outputs.shape[dim]} classes, more than {classes}")
+        # A product of one-hot matrices rather than bincount: its shape is static and it vmaps. They are made by
+        # comparing, because F.one_hot looks at the labels, which nothing before the backward may do.
+        kinds = torch.arange(classes, device=targets.device)
+        true = (targets.reshape(-1, 1) == kinds).to(FLOAT)
+        guess = (outputs.argmax(dim).reshape(-1, 1) == kinds).to(FLOAT)
         return {"matrix": (true.T @ guess).to(INT)}
+
+    def check(outputs: Tensor, targets: Tensor) -> None:
+        wrong = targets[(targets < 0) | (targets >= classes)]
+        if len(wrong):
+            raise DataError(
+                f"label {wrong[0].item()} is outside the {classes} classes of evaluate.confusion({classes})"
+            )
 
     def finish(sums: Any) -> dict[str, Any]:
         m = sums["matrix"].to(FLOAT)
@@ -99,22 +113,18 @@ def confusion(classes: int, *, dim: int = 1) -> Stage:
             "f1": 2 * right / (true + guessed).clamp(min=1),
         }
 
-    return metric("evaluate.confusion", measure, finish, {"matrix": (INT, (classes, classes))})
+    return evolve(metric("evaluate.confusion", measure, finish, {"matrix": (INT, (classes, classes))}), check=check)
 
 
-def _errors(outputs: Tensor, targets: Tensor) -> Tensor:
-    if outputs.ndim == targets.ndim + 1 and outputs.shape[-1] == 1:
-        outputs = outputs.squeeze(-1)
-    if outputs.shape != targets.shape:
-        raise ValueError("outputs and targets must have one shape, or (B, 1) and (B,)")
-    return outputs.to(FLOAT) - targets.to(FLOAT)
+def _errors(stage: str, outputs: Tensor, targets: Tensor) -> Tensor:
+    return fitted(stage, outputs, targets).to(FLOAT) - targets.to(FLOAT)
 
 
 def mean_absolute_error() -> Stage:
     """The mean of |output - target| over all values; reported as `mae`."""
 
     def measure(outputs: Tensor, targets: Tensor) -> Tree:
-        return {"sum": _errors(outputs, targets).abs().sum(), "count": _count(targets)}
+        return {"sum": _errors("evaluate.mean_absolute_error", outputs, targets).abs().sum(), "count": _count(targets)}
 
     return metric("evaluate.mean_absolute_error", measure, _ratio("mae"), {"sum": FLOAT, "count": INT})
 
@@ -123,7 +133,7 @@ def mean_squared_error() -> Stage:
     """The mean of (output - target)^2 over all values; reported as `mse`."""
 
     def measure(outputs: Tensor, targets: Tensor) -> Tree:
-        return {"sum": (_errors(outputs, targets) ** 2).sum(), "count": _count(targets)}
+        return {"sum": (_errors("evaluate.mean_squared_error", outputs, targets) ** 2).sum(), "count": _count(targets)}
 
     return metric("evaluate.mean_squared_error", measure, _ratio("mse"), {"sum": FLOAT, "count": INT})
 
@@ -133,7 +143,7 @@ def r2() -> Stage:
 
     def measure(outputs: Tensor, targets: Tensor) -> Tree:
         y = targets.to(FLOAT)
-        residual = (_errors(outputs, targets) ** 2).sum()
+        residual = (_errors("evaluate.r2", outputs, targets) ** 2).sum()
         return {"residual": residual, "y": y.sum(), "y2": (y * y).sum(), "count": _count(targets)}
 
     def finish(s: Any) -> dict[str, Any]:

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipeline.errors import DataError, StageError
-from pipeline.stage import Stage, describe, stage
+from pipeline.errors import DataError
+from pipeline.stage import Stage, fitted, stage
 
 WRITES = ("loss", "loss.weight")
 
@@ -71,22 +71,12 @@ def cross_entropy(
 
 def _elementwise(name: str, per_element: Callable[..., Tensor], **hyper: float) -> Stage:
     def mean(outputs: Tensor, targets: Tensor, **numbers: Tensor) -> tuple[Tensor, Tensor]:
-        outputs, targets = _same_shape(name, outputs, targets)
-        values = per_element(outputs, targets, **numbers)
+        values = per_element(fitted(f"loss.{name}", outputs, targets), targets.to(outputs.dtype), **numbers)
         return values.mean(), torch.full((), values.numel(), dtype=torch.float64, device=values.device)
 
     if not hyper:
         return _stage(name, lambda outputs, targets: mean(outputs, targets))
     return _stage(name, lambda outputs, targets, delta: mean(outputs, targets, delta=delta), hyper=hyper)
-
-
-def _same_shape(name: str, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Targets (B,) fit outputs (B, 1); any other difference would broadcast, silently wrong."""
-    if outputs.ndim == targets.ndim + 1 and outputs.shape[-1] == 1:
-        outputs = outputs.squeeze(-1)
-    if outputs.shape != targets.shape:
-        raise StageError(f"loss.{name}", f"takes one shape, not {describe({'outputs': outputs, 'targets': targets})}")
-    return outputs, targets.to(outputs.dtype)
 
 
 def mse() -> Stage:

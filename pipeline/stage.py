@@ -21,6 +21,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Self, SupportsIndex
 
 from attrs import evolve, field, frozen
+from torch import Tensor
 
 from pipeline.errors import PipeError, StageError, WiringError, did_you_mean
 from pipeline.schedules import Schedule
@@ -212,6 +213,15 @@ def describe(values: Mapping[str, Any]) -> str:
         if hasattr(value, "shape") and hasattr(value, "dtype") and value.ndim > 0
     ]
     return ", ".join(shapes) or "its values"
+
+
+def fitted(stage: str, outputs: Tensor, targets: Tensor) -> Tensor:
+    """Outputs in the targets' shape: alike, or (B, 1) for (B,). Any other would broadcast, silently wrong."""
+    if outputs.ndim == targets.ndim + 1 and outputs.shape[-1] == 1:
+        outputs = outputs.squeeze(-1)
+    if outputs.shape != targets.shape:
+        raise StageError(stage, f"takes one shape, not {describe({'outputs': outputs, 'targets': targets})}")
+    return outputs
 
 
 def first_line(error: BaseException) -> str:

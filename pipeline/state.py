@@ -209,3 +209,18 @@ def is_better(metric: str, value: float, than: float) -> bool:
 def tree_map(function: Callable[..., Any], *trees: Tree) -> Tree:
     """`function` on the leaves of trees of one structure."""
     return pytree.tree_map(function, *trees)
+
+
+def named(tree: Tree) -> dict[str, Any]:
+    """The leaves of a tree, in their order, by where they are. Raises StateError where that is one name for two.
+
+    >>> named({"step": 3, "params": {"layers.0.weight": 0.5}, "memory": [1, 2]})
+    {'step': 3, 'params/layers.0.weight': 0.5, 'memory/0': 1, 'memory/1': 2}
+    """
+    found: dict[str, Any] = {}
+    for path, leaf in pytree.tree_flatten_with_path(tree)[0]:
+        name = "/".join(str(getattr(k, "key", getattr(k, "idx", getattr(k, "name", k)))) for k in path)
+        if name in found:
+            raise StateError(f"two tensors are called {name}, so they can't be told apart; rename one")
+        found[name] = leaf
+    return found

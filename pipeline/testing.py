@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 
 from pipeline.compile import Compiled
 from pipeline.compose import Composition
-from pipeline.state import Batch, State
+from pipeline.state import Batch, State, named
 
 
 def _tensors(tree: Any) -> list[Tensor]:
@@ -40,18 +40,15 @@ def same(a: Any, b: Any, tolerance: float = 0.0) -> None:
 
 
 def differences(a: Any, b: Any) -> list[str]:
-    """Where two trees of tensors are not the same bit for bit: the names of those tensors. NaNs of the same bits are the same.
+    """The names of the tensors that are not the same, bit for bit, in two trees. NaNs of the same bits are the same.
 
     >>> differences({"x": torch.zeros(2), "y": torch.ones(1)}, {"x": torch.zeros(2), "y": torch.ones(1) + 1e-7})
-    ["['y']"]
+    ['y']
     """
-    (these, spec), (those, other) = (pytree.tree_flatten_with_path(tree) for tree in (a, b))
-    if spec != other:
+    if pytree.tree_structure(a) != pytree.tree_structure(b):
         return ["their structure"]
-    return [
-        pytree.keystr(path) for (path, x), (_, y) in zip(these, those, strict=True)
-        if (x.shape, x.dtype) != (y.shape, y.dtype) or not torch.equal(_bits(x), _bits(y))
-    ]  # fmt: skip
+    pairs = zip(named(a).items(), named(b).values(), strict=True)
+    return [n for (n, x), y in pairs if (x.shape, x.dtype) != (y.shape, y.dtype) or not torch.equal(_bits(x), _bits(y))]
 
 
 def _bits(x: Tensor) -> Tensor:

@@ -18,7 +18,8 @@ from pipeline.schedules import Schedule
 from pipeline.stage import Number, Stage, Tree
 from pipeline.state import tree_map
 
-Tensors: TypeAlias = dict[str, Tensor]
+Params: TypeAlias = dict[str, Tensor]
+"""Tensors by parameter name: the parameters themselves, their gradients, or what a rule remembers of each."""
 
 
 def _positive(stage: str, **hyper: Number) -> None:
@@ -35,7 +36,7 @@ def _below_one(stage: str, **hyper: Number) -> None:
             raise ConfigError(f"{stage}: {name}={value} is not below 1")
 
 
-def _zeros(params: Tensors) -> Tensors:
+def _zeros(params: Params) -> Params:
     return {k: torch.zeros_like(p) for k, p in params.items()}
 
 
@@ -67,15 +68,15 @@ def finite(otherwise: str = "stop", *, loss: str = "loss", grads: str = "grads")
     if otherwise not in ("stop", "skip"):
         raise ConfigError(f"update.finite: otherwise={otherwise!r} is unknown; use 'stop' or 'skip'")
 
-    def both(loss: Tensor, grads: Tensors) -> Tensor:
+    def both(loss: Tensor, grads: Params) -> Tensor:
         # A sum is finite where all that is added up is, in float64, and one pass over memory.
         return torch.stack([part.sum(dtype=torch.float64) for part in (loss, *grads.values())]).sum().isfinite()
 
-    def skip(loss: Tensor, grads: Tensors) -> tuple[Tensor, Any]:
+    def skip(loss: Tensor, grads: Params) -> tuple[Tensor, Any]:
         good = both(loss, grads)
         return good, {"skipped": (~good).long()}
 
-    def stop(loss: Tensor, grads: Tensors, memory: Any, step: Tensor) -> tuple[Tensor, Any]:
+    def stop(loss: Tensor, grads: Params, memory: Any, step: Tensor) -> tuple[Tensor, Any]:
         first = torch.where(both(loss, grads), 0, step + 1)
         stopped = torch.where(memory["stopped"] > 0, memory["stopped"], first)
         return stopped == 0, {"stopped": stopped}
@@ -103,11 +104,11 @@ def sgd(lr: Number, *, momentum: Number = 0.0, dampening: Number = 0.0, weight_d
     if nesterov and (momentum == 0 or dampening != 0):
         raise ConfigError("update.sgd: nesterov=True needs a momentum above 0 and no dampening")
 
-    def plain(params: Tensors, grads: Tensors, lr: Tensor, weight_decay: Tensor) -> Tensors:
+    def plain(params: Params, grads: Params, lr: Tensor, weight_decay: Tensor) -> Params:
         return {k: p - lr * (grads[k] + weight_decay * p) for k, p in params.items()}
 
-    def heavy(params: Tensors, grads: Tensors, memory: Any, lr: Tensor, momentum: Tensor, dampening: Tensor,
-              weight_decay: Tensor) -> tuple[Tensors, Any]:  # fmt: skip
+    def heavy(params: Params, grads: Params, memory: Any, lr: Tensor, momentum: Tensor, dampening: Tensor,
+              weight_decay: Tensor) -> tuple[Params, Any]:  # fmt: skip
         new, velocity = {}, {}
         keep = torch.where(memory["count"] == 0, 1.0, 1.0 - dampening)
         for k, p in params.items():
@@ -116,7 +117,7 @@ def sgd(lr: Number, *, momentum: Number = 0.0, dampening: Number = 0.0, weight_d
             new[k] = p - lr * (g + momentum * velocity[k] if nesterov else velocity[k])
         return new, {"count": memory["count"] + 1, "velocity": velocity}
 
-    def init(params: Tensors) -> Any:
+    def init(params: Params) -> Any:
         return {"count": _count(params), "velocity": _zeros(params)}
 
     hyper: dict[str, Number] = {"lr": lr, "weight_decay": weight_decay}
@@ -148,8 +149,8 @@ def _adam(name: str, decoupled: bool, lr: Number, betas: tuple[Number, Number], 
     _positive(name, lr=lr, eps=eps, weight_decay=decay)
     _below_one(name, beta1=betas[0], beta2=betas[1])
 
-    def rule(params: Tensors, grads: Tensors, memory: Any, lr: Tensor, beta1: Tensor, beta2: Tensor, eps: Tensor,
-             weight_decay: Tensor) -> tuple[Tensors, Any]:  # fmt: skip
+    def rule(params: Params, grads: Params, memory: Any, lr: Tensor, beta1: Tensor, beta2: Tensor, eps: Tensor,
+             weight_decay: Tensor) -> tuple[Params, Any]:  # fmt: skip
         count = memory["count"] + 1
         rate = lr / (1.0 - beta1**count)
         scale = torch.sqrt(1.0 - beta2**count)
@@ -162,20 +163,20 @@ def _adam(name: str, decoupled: bool, lr: Number, betas: tuple[Number, Number], 
             new[k] = kept - rate * (m / (torch.sqrt(v) / scale + eps))
         return new, {"count": count, "first": first, "second": second}
 
-    def init(params: Tensors) -> Any:
+    def init(params: Params) -> Any:
         return {"count": _count(params), "first": _zeros(params), "second": _zeros(params)}
 
     hyper = {"lr": lr, "beta1": betas[0], "beta2": betas[1], "eps": eps, "weight_decay": decay}
     return Stage(name, rule, writes=("params",), init=init, hyper=hyper)
 
 
-def _count(params: Tensors) -> Tensor:
+def _count(params: Params) -> Tensor:
     # On the parameters' device, also where a step is mapped over them.
     device = next(iter(params.values())).device if params else None
     return torch.zeros((), dtype=torch.int64, device=device)
 
 
-def _clip(name: str, function: Callable[..., Tensors], limit: Number) -> Stage:
+def _clip(name: str, function: Callable[..., Params], limit: Number) -> Stage:
     _positive(name, limit=limit)
     return Stage(name, function, writes=("grads",), hyper={"limit": limit})
 
@@ -188,7 +189,7 @@ def clip_norm(limit: Number) -> Stage:
     [0.6, 0.8]
     """
 
-    def function(grads: Tensors, limit: Tensor) -> Tensors:
+    def function(grads: Params, limit: Tensor) -> Params:
         # The norm of norms, in torch's own order of operations.
         norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in grads.values()]))
         scale = (limit / (norm + 1e-6)).clamp(max=1.0).to(norm.dtype)
@@ -200,7 +201,7 @@ def clip_norm(limit: Number) -> Stage:
 def clip_value(limit: Number) -> Stage:
     """Each gradient entry clamped to [-limit, limit], as torch.nn.utils.clip_grad_value_."""
 
-    def function(grads: Tensors, limit: Tensor) -> Tensors:
+    def function(grads: Params, limit: Tensor) -> Params:
         return {k: torch.minimum(torch.maximum(g, -limit.to(g.dtype)), limit.to(g.dtype)) for k, g in grads.items()}
 
     return _clip("update.clip_value", function, limit)

@@ -21,6 +21,7 @@ from pipeline import (
     backward,
     checkpoint,
     evaluate,
+    files,
     fit,
     forward,
     load,
@@ -183,7 +184,7 @@ def test_mutations_are_found(tmp_path_factory, data):
 def rewrite(path, **changes):
     """Facts changed by somebody who knows how their checksum is made."""
     facts = {**json.loads((path / checkpoint.FACTS).read_text()), **changes}
-    facts["checksum"] = checkpoint._checksum(facts)
+    facts["checksum"] = files.checksum(facts)
     (path / checkpoint.FACTS).write_text(json.dumps(facts))
 
 
@@ -257,7 +258,7 @@ def test_nothing_is_unpickled(saved):
     (whole.path / checkpoint.FACTS).write_bytes(good)
     for content in (pickle.dumps(Malicious()), zipped(Malicious())):
         (whole.path / checkpoint.STATE).write_bytes(content)
-        rewrite(whole.path, sha256=checkpoint._sha256(whole.path / checkpoint.STATE))
+        rewrite(whole.path, sha256=files.sha256(whole.path / checkpoint.STATE))
         with pytest.raises(CheckpointError, match="can't be read"):
             checkpoint.read(whole.path).restore(pipe)
 

@@ -22,7 +22,7 @@ from safetensors.numpy import load_file, save_file
 
 from cli import config
 from cli.main import main
-from pipeline import checkpoint
+from pipeline import checkpoint, files
 from tests import kills
 from tests.test_checkpoint import rewrite
 from tests.test_cli import PIPE, fresh
@@ -158,10 +158,8 @@ def test_verify_replays_and_compares(pipe, folder):
     with_other_bits(folder / "checkpoints" / "step-000000012")
     code, out, err = pipe("train", "--resume", folder, "--verify")
     assert code == 1
-    assert (
-        "pipe: steps 11 to 12, replayed, are not those of the run: 1 tensors differ, the first is ['params']['1.bias']"
-        in err
-    )
+    assert "are not those of the run: 1 tensors differ, the first is params/1.bias" in err
+    assert "pipe: steps 11 to 12, replayed" in err
 
 
 def with_other_bits(path):
@@ -169,7 +167,7 @@ def with_other_bits(path):
     tensors = load_file(path / checkpoint.STATE)
     tensors["params/1.bias"][0] += 1e-6
     save_file(tensors, path / checkpoint.STATE)
-    rewrite(path, sha256=checkpoint._sha256(path / checkpoint.STATE))
+    rewrite(path, sha256=files.sha256(path / checkpoint.STATE))
 
 
 def test_a_damaged_checkpoint_is_passed_over(pipe, folder, runs):

@@ -7,9 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn import metrics as sklearn_metrics
 
-from pipeline import evaluate, loss
-from pipeline.errors import ConfigError, StageError
+from pipeline import Pipeline, backward, evaluate, forward, loss, testing, update
+from pipeline.errors import ConfigError, DataError, StageError
 from pipeline.state import tree_map
+from tests import pipes
 from tests.strategies import classification, cuts, labels, normals, regression, samples
 
 
@@ -138,12 +139,37 @@ def test_a_class_without_samples_has_zeros():
     }
 
 
+def test_a_confusion_matrix_may_stand_before_the_backward():
+    """It looks at no value, so the step compiles with it anywhere, and counts what the plain step counts."""
+    metric = evaluate.confusion(3)
+    pipe = Pipeline(forward.model(pipes.Linear), loss.cross_entropy(), metric, backward.gradients(), update.sgd(0.1))
+    batch = {"inputs": torch.randn(6, 4), "targets": torch.arange(6) % 3}
+    testing.compiled_equals_eager(pipe.compile(), pipe.init(0), [batch])
+
+
+@pytest.mark.parametrize("label", [-100, 3])
+def test_labels_outside_the_classes_do_not_count_and_are_refused_by_fit(label):
+    """Such a label is in no row of the confusion matrix, and check(), which `fit` calls first, names it."""
+    outputs, targets = torch.eye(3), torch.tensor([0, label, 2])
+    assert measured(evaluate.confusion(3), (outputs, targets))["confusion"] == [[1, 0, 0], [0, 0, 0], [0, 0, 1]]
+    with pytest.raises(DataError, match=f"label {label} is outside the 3 classes"):
+        evaluate.confusion(3).check(outputs, targets)
+    evaluate.confusion(3).check(outputs, torch.arange(3))
+
+
+def test_more_outputs_than_classes_are_refused():
+    """A guess can't be a class that the confusion matrix has no column for."""
+    with pytest.raises(StageError, match="gives 4 classes, more than 3"):
+        measured(evaluate.confusion(3), (torch.zeros(2, 4), torch.arange(2)))
+
+
 @pytest.mark.parametrize("make", [evaluate.mean_absolute_error, evaluate.mean_squared_error, evaluate.r2])
 @pytest.mark.parametrize(("outputs", "targets"), [((2, 3), (3, 2)), ((4, 1), (1, 4)), ((4, 2), (4,))])
 def test_values_of_two_shapes_are_refused(make, outputs, targets):
     """Outputs and targets of two shapes raise a StageError that shows both, even where their numbers are as many."""
-    with pytest.raises(StageError, match=r"outputs .* targets .* one shape"):
+    with pytest.raises(StageError, match=r"takes one shape, not outputs .* targets") as error:
         measured(make(), (torch.zeros(outputs), torch.zeros(targets)))
+    assert error.value.stage == make().name
 
 
 def test_top_k_needs_a_k():

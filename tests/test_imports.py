@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 STEPS = {"load", "place", "forward", "loss", "backward", "update", "evaluate"}
 LAYERS = [
-    {"errors", "schedules"},
+    {"errors", "schedules", "files"},
     {"stage", "random"},
     {"state", "order"},
     {"sources", "models"},

@@ -8,7 +8,7 @@ from torch.utils import _pytree as pytree
 from pipeline import Pipeline, Report, State, backward, forward, loss, models, testing, update
 from pipeline.compile import donation
 from pipeline.errors import StateError
-from pipeline.state import format_metric
+from pipeline.state import format_metric, named
 from tests.strategies import learning_rates, parameters, seeds
 
 
@@ -162,3 +162,18 @@ def test_a_metric_is_shown_to_four_digits(value):
     assert float(text) == pytest.approx(value, abs=5.1e-5, rel=5e-4)
     share, percent = format_metric("top5", value / 1e9).removeprefix("top5 ").split()
     assert (float(share), percent) == (pytest.approx(value / 1e7, abs=0.0051), "%")
+
+
+@given(parameters())
+def test_names_are_in_the_order_of_the_leaves(params):
+    """A tree has as many names as leaves, in one order, so that it can be made again of them."""
+    tree = {"params": params, "memory": [dict(params), (torch.zeros(2),)], "step": torch.tensor(3)}
+    found = named(tree)
+    assert all(a is b for a, b in zip(found.values(), pytree.tree_leaves(tree), strict=True))
+    assert {"step", "memory/1/0", *(f"params/{name}" for name in params)} <= set(found)
+
+
+def test_two_tensors_of_one_name_are_refused():
+    """A name that two leaves would have tells neither."""
+    with pytest.raises(StateError, match="two tensors are called a/b"):
+        named({"a/b": torch.zeros(1), "a": {"b": torch.zeros(1)}})

@@ -7,7 +7,6 @@ else is never loaded.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -22,11 +21,12 @@ from typing import Any
 import torch
 from attrs import asdict, frozen
 
+from pipeline import files
 from pipeline.compile.backends.library import Library, Output
 
 FACTS = "package.json"
-_LIBRARY, _MAKING = "step.so", ".making-"
-_NAME = re.compile(r"[0-9a-f]{32}|\.making-.+")
+_LIBRARY = "step.so"
+_NAME = re.compile(rf"[0-9a-f]{{32}}|{re.escape(files.MAKING)}.+")
 
 
 @frozen
@@ -88,25 +88,22 @@ def find(identity: Mapping[str, Any]) -> Package | None:
 
 def keep(library: Library, identity: Mapping[str, Any], program: str, batch: str, operations: int) -> Package | None:
     """Keep a program in the cache; None where that can't be written, which is no harm."""
-    work = None
+    path = folder() / _key(identity)
     try:
-        folder().mkdir(parents=True, exist_ok=True, mode=0o700)
-        work = Path(tempfile.mkdtemp(prefix=_MAKING, dir=folder()))
-        shutil.copyfile(library.path, work / _LIBRARY)
-        (work / _LIBRARY).chmod(0o700)
-        facts = (work, identity, program, batch, operations, library.entry, library.inputs, library.outputs)
-        described = _described(Package(*facts, checksum=""))
-        described["checksum"] = _checksum(work / _LIBRARY, described)
-        (work / FACTS).write_text(json.dumps(described, indent=1), encoding="utf-8")
-        (work / FACTS).chmod(0o600)
-        with suppress(OSError):  # another process was faster, or something else is there
-            work.rename(folder() / _key(identity))
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with files.making(path, 0o700) as work:
+            shutil.copyfile(library.path, work / _LIBRARY)
+            (work / _LIBRARY).chmod(0o700)
+            facts = (work, identity, program, batch, operations, library.entry, library.inputs, library.outputs)
+            described = _described(Package(*facts, checksum=""))
+            described["checksum"] = _checksum(work / _LIBRARY, described)
+            (work / FACTS).write_text(json.dumps(described, indent=1), encoding="utf-8")
+            (work / FACTS).chmod(0o600)
+            with suppress(OSError):  # another process was faster, or something else is there
+                work.rename(path)
         return find(identity)
     except OSError:
         return None
-    finally:
-        if work is not None:
-            _remove(work)
 
 
 def packages() -> Iterator[Package]:
@@ -127,7 +124,7 @@ def folders() -> list[Path]:
 
 def finished(path: Path) -> bool:
     """Whether a folder of the cache is a package, not the beginnings of one."""
-    return not path.name.startswith(_MAKING)
+    return not path.name.startswith(files.MAKING)
 
 
 def clear() -> int:
@@ -139,13 +136,11 @@ def clear() -> int:
 
 
 def _key(identity: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:32]
+    return files.checksum(identity)[:32]
 
 
 def _checksum(library: Path, described: Mapping[str, Any]) -> str:
-    whole = hashlib.sha256(library.read_bytes())
-    whole.update(json.dumps({**described, "checksum": None}, sort_keys=True).encode())
-    return whole.hexdigest()
+    return files.checksum({**described, "library": files.sha256(library)})
 
 
 def _remove(path: Path) -> None:

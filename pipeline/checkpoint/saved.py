@@ -1,0 +1,183 @@
+"""A checkpoint on disk: what is in it, and how it is written and read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from attrs import asdict, frozen
+from cattrs import Converter
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from pipeline import files
+from pipeline.compose import Composition
+from pipeline.errors import CheckpointError
+from pipeline.stage import first_line
+from pipeline.state import State, named
+
+FORMAT = 1
+STATE, FACTS = "state.safetensors", "checkpoint.json"
+_NAME = "step-"
+
+_CONVERTER = Converter(detailed_validation=False)  # whose errors are Python's own
+
+
+@frozen
+class Best:
+    """The best epoch so far."""
+
+    metric: str
+    value: float
+    epoch: int
+    step: int
+
+
+@frozen
+class Saved:
+    """A checkpoint on disk, verified."""
+
+    path: Path
+    step: int
+    """Steps done."""
+    epoch: int
+    """Epochs done."""
+    batch: int
+    """Batches done of the epoch after those."""
+    best: Best | None
+    torch: str
+    """The version that made it."""
+
+    @property
+    def start(self) -> tuple[int, int]:
+        """Where `fit(start=...)` goes on."""
+        return self.epoch, self.batch
+
+    def restore(self, pipe: Composition, hyper: Mapping[str, Tensor] | None = None) -> State:
+        """The State, on the device of the pipeline; with other hyperparameters, if given.
+
+        Raises CheckpointError where the pipeline is not the one that made it.
+        """
+        from safetensors.torch import load_file  # takes as long as a small run's first steps
+
+        new = pipe.init(0, steps=1)
+        tree = (new if hyper is None else new.replace(hyper=dict(hyper))).tree
+        like = named(tree)
+        try:
+            tensors = load_file(self.path / STATE)
+        except Exception as e:  # of safetensors, which has a class of its own for what is no such file
+            raise CheckpointError(f"{self.path / STATE} can't be read: {first_line(e)}") from None
+        if hyper is not None:
+            tensors = {name: t for name, t in tensors.items() if not name.startswith("hyper/")}
+            tensors |= {name: t for name, t in like.items() if name.startswith("hyper/")}
+        for name, leaf in like.items():
+            there = tensors.get(name)
+            if there is None or there.shape != leaf.shape or there.dtype != leaf.dtype:
+                has = "nothing" if there is None else f"{tuple(there.shape)} {there.dtype}"
+                raise CheckpointError(
+                    f"{self.path} is of another pipeline: for {name} it has {has}, not {tuple(leaf.shape)} {leaf.dtype}"
+                )
+        if len(tensors) != len(like):
+            more = ", ".join(sorted(set(tensors) - set(like))[:3])
+            raise CheckpointError(f"{self.path} is of another pipeline: it also holds {more}")
+        # Into tensors that lie in memory as torch lays them: BLAS may round otherwise where they lie elsewhere.
+        restored = [torch.empty_like(leaf).copy_(tensors[name]) for name, leaf in like.items()]
+        return State(pytree.tree_unflatten(restored, pytree.tree_structure(tree)))
+
+
+@frozen
+class Found:
+    """What a folder of checkpoints holds: the newest good one, and why newer ones were passed over."""
+
+    saved: Saved | None
+    faults: tuple[str, ...] = ()
+
+
+def newest(folder: str | Path, below: int | None = None) -> Found:
+    """The newest checkpoint that is whole, of those with fewer than `below` steps.
+
+    Raises CheckpointError where it can't look.
+    """
+    faults: list[str] = []
+    for step, path in reversed(steps(Path(folder))):
+        if below is None or step < below:
+            try:
+                return Found(read(path), tuple(faults))
+            except CheckpointError as e:
+                faults.append(str(e))
+    return Found(None, tuple(faults))
+
+
+def read(path: str | Path) -> Saved:
+    """A checkpoint, with all of its content verified.
+
+    Raises CheckpointError where anything in it is not as it was written.
+    """
+    path = Path(path)
+    try:
+        facts = json.loads(files.plain(path / FACTS).read_text(encoding="utf-8"))
+        if facts["format"] != FORMAT:
+            raise CheckpointError(
+                f"{path} has format {facts['format']!r}, which this version of pipe-train does not know; update it"
+            )
+        if facts["checksum"] != files.checksum(facts):
+            raise CheckpointError(f"{path / FACTS} is damaged: its checksum is another")
+        if facts["sha256"] != files.sha256(files.plain(path / STATE)):
+            raise CheckpointError(f"{path / STATE} is damaged: its checksum is another")
+        return _CONVERTER.structure({**facts, "path": path}, Saved)
+    except OSError as e:
+        raise CheckpointError(f"{path} can't be read: {Path(e.filename or path).name}: {e.strerror or e}") from None
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
+        raise CheckpointError(f"{path / FACTS} is damaged: it is not what was written") from None
+
+
+def write(
+    folder: Path, tree: dict[str, Any], epoch: int, batch: int, best: Best | None, beside: Sequence[Path] = ()
+) -> int:
+    """Write a checkpoint of State's tree into a folder, once the files `beside` are on the disk; its step.
+
+    Raises CheckpointError where it can't be written.
+    """
+    from safetensors.torch import save_file
+
+    tensors = {name: t.contiguous() for name, t in named(tree).items()}
+    step = int(tree["step"])
+    path = folder / f"{_NAME}{step:09d}"
+    try:
+        for file in beside:
+            files.flush(file)
+        with files.making(path) as work:
+            save_file(tensors, work / STATE)
+            facts = {
+                "format": FORMAT, "step": step, "epoch": epoch, "batch": batch,
+                "best": None if best is None else asdict(best), "torch": torch.__version__,
+                "sha256": files.sha256(work / STATE),
+            }  # fmt: skip
+            text = json.dumps({**facts, "checksum": files.checksum(facts)}, indent=1)
+            (work / FACTS).write_text(text + "\n", encoding="utf-8")
+            files.put(work, path)  # in place of one that is damaged, or of a past that was left
+    except Exception as e:  # safetensors tells trouble with the disk in a class of its own
+        raise unwritable(path, e) from None
+    return step
+
+
+def unwritable(path: Path, error: Exception) -> CheckpointError:
+    """What to raise where a checkpoint, or their folder, can't be written."""
+    why = getattr(error, "strerror", None) or first_line(error)
+    return CheckpointError(
+        f"can't write the checkpoint {path}: {why}; earlier checkpoints are whole, and the run can go on from them"
+    )
+
+
+def steps(folder: Path) -> list[tuple[int, Path]]:
+    """The checkpoints in a folder, by their steps."""
+    try:
+        found = [p for p in folder.iterdir() if p.name.startswith(_NAME) and p.name[len(_NAME) :].isascii()]
+    except FileNotFoundError:
+        return []
+    except OSError as e:
+        raise CheckpointError(f"can't look into {folder}: {e.strerror}") from None
+    return sorted((int(p.name[len(_NAME) :]), p) for p in found if p.name[len(_NAME) :].isdecimal())

@@ -1,0 +1,180 @@
+"""When a run's checkpoints are written, and which of them stay."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from attrs import frozen
+from torch.utils import _pytree as pytree
+
+from pipeline import files, place
+from pipeline.checkpoint.saved import Best, Saved, steps, unwritable, write
+from pipeline.errors import CheckpointError, ConfigError, did_you_mean
+from pipeline.stage import is_count
+from pipeline.state import Report, State, is_better
+
+SHARE = 0.005
+"""How much of the time checkpoints may take that nobody asked for by number."""
+
+_START, _RATE = 5e-3, 2e8
+"""Seconds, and bytes a second, that a checkpoint takes before one was timed."""
+
+_ASIDE = "aside-"
+
+
+class Saver:
+    """Writes checkpoints of a run into a folder, on a thread of its own, and removes those that are no longer wanted.
+
+    - `keep`: how many of the newest stay.
+    - `best`: the validation metric whose best epoch stays as well.
+    - `steps`: also after each multiple of so many steps, where `fit(every=steps)` reports them.
+    - `minutes`: also about every so many minutes inside an epoch, where `fit(interval=...)` reports.
+    - `saved`: what the run goes on from, if it does.
+    - `beside`: files, such as a log, that must be on the disk before a checkpoint that follows them.
+
+    Epochs and minutes are left out where all checkpoints would take more than 0.5 % of the time. Use it as a context,
+    or close() it.
+    """
+
+    def __init__(
+        self, folder: str | Path, *, keep: int = 2, best: str | None = None, steps: int | None = None,
+        minutes: float = 5.0, saved: Saved | None = None, beside: Sequence[Path] = (),
+    ) -> None:  # fmt: skip
+        for name, value in (("keep", keep), ("steps", steps)):
+            if value is not None and not is_count(value):
+                raise ConfigError(f"{name}={value!r} is not a positive whole number")
+        self.folder = Path(folder)
+        self.keep, self.metric, self.steps, self.minutes = keep, best, steps, minutes
+        self.best = saved.best if saved is not None and saved.best and saved.best.metric == best else None
+        self.beside = tuple(beside)
+        self.last = saved.step if saved is not None else -1
+        """The step of the newest checkpoint, written or being written."""
+        self._unwritten: _Job | None = None  # not written yet
+        self._writer = ThreadPoolExecutor(1)
+        self._writing: Future[float] | None = None
+        self._took: float | None = None
+        self._at = time.monotonic()
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for path in self.folder.glob(f"{files.MAKING}*"):  # of a process that was killed
+                shutil.rmtree(path, ignore_errors=True)
+            files.flush(self.folder.parent)
+        except OSError as e:
+            raise unwritable(self.folder, e) from None
+
+    def offer(self, report: Report, *, now: bool = False) -> bool:
+        """Write a checkpoint of a Report's State where one is due, or `now`; whether it did.
+
+        Raises CheckpointError where this one, or the one before it, can't be written; earlier ones stay as they are.
+        """
+        epoch, batch = (report.epoch, 0) if report.complete else (report.epoch - 1, report.batch)
+        improved = self._improved(report)
+        if improved is not None:
+            self.best, self._unwritten = improved, None
+        if now or self._due(report):
+            self.save(report.state, epoch, batch)
+            return True
+        if improved is not None:
+            self._unwritten = _Job(place.host(report.state.tree), epoch, batch, improved)
+        return False
+
+    def save(self, state: State, epoch: int, batch: int) -> None:
+        """Write a checkpoint of a State after `epoch` epochs and `batch` batches, on the writer's thread."""
+        self._finish()
+        began, step = time.monotonic(), int(state.step)
+        if step == self.last:
+            return
+        jobs = [self._unwritten] if self._unwritten is not None else []
+        jobs.append(_Job(place.host(state.tree), epoch, batch, self.best))
+        self.last, self._unwritten = step, None
+        copied = time.monotonic() - began
+        self._writing = self._writer.submit(lambda: copied + self._write(jobs))
+
+    def close(self) -> None:
+        """Wait until what was to be written is on disk."""
+        try:
+            self._finish()
+            if self._unwritten is not None:
+                best, self._unwritten = self._unwritten, None
+                self._write([best])
+        finally:
+            self._writer.shutdown()
+
+    def __enter__(self) -> Saver:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self.close()
+        except CheckpointError:
+            if error is None:
+                raise
+
+    def _due(self, report: Report) -> bool:
+        if self.steps is not None and report.step % self.steps == 0:
+            return True
+        if self._writing is not None and self._writing.done():
+            self._finish()
+        waited = time.monotonic() - self._at
+        if not report.complete and waited < 60 * self.minutes:
+            return False
+        took = self._took
+        if took is None:
+            took = _START + sum(t.nbytes for t in pytree.tree_leaves(report.state.tree)) / _RATE
+        return self._writing is None and waited * SHARE > took
+
+    def _finish(self) -> None:
+        if self._writing is not None:
+            writing, self._writing = self._writing, None
+            self._took = writing.result()
+            self._at = time.monotonic()
+
+    def _improved(self, report: Report) -> Best | None:
+        if self.metric is None or not report.complete:
+            return None
+        value = report.validate.get(self.metric)
+        if not isinstance(value, int | float):
+            raise ConfigError(
+                f"best={self.metric!r} is no number that validation gives{did_you_mean(self.metric, report.validate)}"
+            )
+        if value != value or (self.best is not None and not is_better(self.metric, value, self.best.value)):
+            return None
+        return Best(self.metric, float(value), report.epoch, report.step)
+
+    def _write(self, jobs: list[_Job]) -> float:
+        """Seconds that it took."""
+        began = time.monotonic()
+        for job in jobs:
+            step = write(self.folder, job.tree, job.epoch, job.batch, job.best, self.beside)
+            self._tidy(step, job.best)
+        return time.monotonic() - began
+
+    def _tidy(self, step: int, best: Best | None) -> None:
+        """Remove what is neither among the newest nor the best. Newer ones could not be used, and are put aside."""
+        there = steps(self.folder)
+        wanted = sorted(n for n, _ in there if n <= step)[-self.keep :]
+        for n, path in there:
+            if n > step:
+                with suppress(OSError):
+                    path.rename(path.with_name(f"{_ASIDE}{path.name}"))
+            elif n not in wanted and (best is None or n != best.step):
+                shutil.rmtree(path, ignore_errors=True)
+
+
+@frozen(eq=False)
+class _Job:
+    """What is to be written: a copy of State's tree, where in the order it is, and the best epoch up to there."""
+
+    tree: dict[str, Any]
+    epoch: int
+    batch: int
+    best: Best | None
