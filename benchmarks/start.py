@@ -24,13 +24,11 @@ import json, sys, time
 import torch
 torch.set_num_threads(1)
 start = time.perf_counter()
-from pipeline import sources
-from benchmarks import digits_step
-_, test = sources.digits()
-pipe = digits_step.pipeline()
-state = pipe.init(0, steps=460)
-compiled = pipe.compile(backend=sys.argv[1])
-compiled.prepare(state, test)
+from cli import build, config
+made = build.job(config.make({}))
+state = made.pipe.init(0, steps=460)
+compiled = made.pipe.compile(backend=sys.argv[1])
+compiled.prepare(state, made.held_out)
 compiled.step(state)
 print(json.dumps({"all": time.perf_counter() - start, "graphs": len(compiled.report.graphs)}))
 """

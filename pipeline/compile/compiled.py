@@ -167,7 +167,7 @@ class Compiled:
         if validate is not None and self.pipe.over(validate).known:
             subject = self._measured(state)
             wanted += [(subject, feed) for feed in self._feeds.kinds(self.pipe.over(validate), False)]
-        # Each is begun before any is waited for: the C++ compiler works in the background.
+        # Each is begun before any is waited for: their C++ is compiled together.
         begun = [self._programs.request(*subject, feed) for subject, feed in wanted]
         all(begun) and all(self._programs.finish(*subject, feed) for subject, feed in wanted)
         return self.report

@@ -84,6 +84,8 @@ class Programs:
         self._builds: dict[Signature, Build] = {}
         self._rigid: set[str] = set()
         """Programs for which symbolic sizes did not do."""
+        self._waiting: list[Any] = []
+        """What the native backend compiles with the next program that is waited for."""
         self._graphs: list[tuple[Build, float]] = []
 
     @property
@@ -186,7 +188,7 @@ class Programs:
         self.doing = f"{build.traced.operations:,} operations of the {build.kind.program} to C++"
         try:
             args = (*functions.listed(build.args), *build.traced.constants)
-            build.pending = native.begin(generic.make, build.traced.graph, args, build.outputs)
+            build.pending = native.begin(generic.make, build.traced.graph, args, build.outputs, self._waiting)
         except CaptureError as e:
             build.refused.append(f"native: {e}")
 
@@ -211,7 +213,7 @@ class Programs:
     def _ways(self, build: Build) -> Iterator[tuple[str, Callable[[], Program]]]:
         """The backends that are tried for this program, in their order, and what makes it by each."""
         if build.pending is not None:
-            yield "native", build.pending.library.result
+            yield "native", build.pending.library
         elif self.backend in OWN and not build.refused and (device := build.args[0].device.type) == "cpu":
             build.refused.append("native: takes no symbolic sizes")
         elif self.backend == "native" and not build.refused:

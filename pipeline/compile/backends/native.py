@@ -1,8 +1,7 @@
 """The native backend: Inductor's C++ for a CPU, in a library with a loop of its own. The only file that imports Inductor.
 
 It is a backend as torch has them: a GraphModule and example inputs in, a callable out. `compile` is it for anybody (under
-the name "pipe"); `begin` is it for a pipeline's programs, which are compiled in the background, those that wait together
-in one library: torch's headers take the compiler longer than a step does.
+the name "pipe"); `begin` is it for a pipeline's programs, which are brought to C++ one by one, and compiled together.
 """
 
 from __future__ import annotations
@@ -13,15 +12,14 @@ import gc
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
-from threading import Lock
 from typing import Any, TypeAlias
 from unittest import mock
 
 import torch
-from attrs import field, frozen
+from attrs import define
 from torch import Tensor
 from torch.fx import GraphModule
 
@@ -55,14 +53,24 @@ _GATHER = torch.ops.aten.index_select.default
 Inputs: TypeAlias = tuple[int, ...]
 
 
-@frozen(eq=False)
+@define(eq=False)
 class Lowered:
-    """A program's C++, on its way to a library."""
+    """A program's C++, which waits with others to become one library: torch's headers take the compiler longer than a step."""
 
     code: text.Code
     inputs: Inputs
     outputs: tuple[Output, ...]
-    library: Future[Library] = field(factory=Future)
+    waiting: list[Lowered]
+    made: Library | Exception | None = None
+
+    def library(self) -> Library:
+        """Compiled, with all that wait. Raises CaptureError without a compiler that can."""
+        if self.made is None:
+            _build_all(self.waiting)
+        assert self.made is not None
+        if isinstance(self.made, Exception):
+            raise self.made
+        return self.made
 
 
 def settings() -> str:
@@ -72,8 +80,14 @@ def settings() -> str:
     return repr(sorted(config.get_config_copy().items()))
 
 
-def begin(make: Callable[..., Any], graph: GraphModule, args: Sequence[Tensor], outputs: Sequence[Output]) -> Lowered:
-    """Have `make`, which calls torch.compile, compile a graph by this backend; the C++ compiler works in the background.
+def begin(
+    make: Callable[..., Any],
+    graph: GraphModule,
+    args: Sequence[Tensor],
+    outputs: Sequence[Output],
+    waiting: list[Lowered],
+) -> Lowered:
+    """Have `make`, which calls torch.compile, compile a graph by this backend, up to its C++, which joins those waiting.
 
     Raises CaptureError where Inductor refuses the graph, or where what it wrote is not what this file knows.
     """
@@ -92,7 +106,7 @@ def begin(make: Callable[..., Any], graph: GraphModule, args: Sequence[Tensor], 
         which = tuple(indices[id(t)] for t in inputs)
 
         def collect(code: text.Code) -> Callable[[Sequence[Any]], list[Any]]:
-            found.append(Lowered(code, which, tuple(outputs)))
+            found.append(Lowered(code, which, tuple(outputs), waiting))
             # The library is what runs later, not this.
             return lambda _: capsules([torch.empty(o.shape, dtype=o.dtype) for o in outputs])
 
@@ -102,11 +116,9 @@ def begin(make: Callable[..., Any], graph: GraphModule, args: Sequence[Tensor], 
         with torch.no_grad():
             make(graph, backend)(*examples)
         [lowered] = found
-        for kind in ((True, False), (True, True), (False, False)):
-            _options(*kind)
     except Exception as e:
         raise CaptureError(reason(e)) from e
-    _BUILDER.add(lowered)
+    waiting.append(lowered)
     return lowered
 
 
@@ -180,36 +192,20 @@ def _no_probes() -> Any:
     return mock.patch.object(VecISA, "check_build", return_value=True)
 
 
-class _Builder:
-    """Compiles C++ on a thread of its own. What waits when it becomes free is compiled together."""
-
-    def __init__(self) -> None:
-        self._waiting: list[Lowered] = []
-        self._lock = Lock()
-        self._thread = ThreadPoolExecutor(1)
-
-    def add(self, lowered: Lowered) -> None:
-        with self._lock:
-            self._waiting.append(lowered)
-        self._thread.submit(self._next)
-
-    def _next(self) -> None:
-        with self._lock:
-            group, self._waiting = self._waiting, []
-        if not group:
-            return
-        try:
-            path = _build([lowered.code for lowered in group], text.RUN)
-            for k, lowered in enumerate(group):
-                lowered.library.set_result(Library(path, text.entry(k), lowered.inputs, lowered.outputs))
-        except Exception as e:
-            for lowered in group:
-                lowered.library.set_exception(e)
-        if max(len(lowered.code.calls) for lowered in group) > _LONG:
-            _return_memory()
-
-
-_BUILDER = _Builder()
+def _build_all(waiting: list[Lowered]) -> None:
+    """Programs as one library; where that fails, each as its own."""
+    group = list(waiting)
+    waiting.clear()
+    try:
+        path = _build([lowered.code for lowered in group], text.RUN)
+        for k, lowered in enumerate(group):
+            lowered.made = Library(path, text.entry(k), lowered.inputs, lowered.outputs)
+    except Exception as e:
+        group[0].made = e
+        for lowered in group if len(group) > 1 else ():
+            _build_all([lowered])
+    if max(len(lowered.code.calls) for lowered in group) > _LONG:
+        _return_memory()
 
 
 def _build(codes: Sequence[text.Code], kind: str) -> Path:
@@ -240,7 +236,7 @@ def _build(codes: Sequence[text.Code], kind: str) -> Path:
 
 @cache
 def _options(compile_only: bool, quick: bool) -> Any:
-    """How the C++ compiler is called. Found out before it works beside Inductor, whose settings it depends on."""
+    """How the C++ compiler is called."""
     from torch._inductor import config
     from torch._inductor.cpp_builder import CppTorchDeviceOptions
     from torch._inductor.cpu_vec_isa import pick_vec_isa
