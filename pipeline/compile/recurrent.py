@@ -25,8 +25,8 @@ class kept_whole(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         name = getattr(func, "__name__", "")
-        # Of the two forms of arguments, the other one is for packed sequences.
-        if _LAYERS.get(name) is func and len(args) == 9 and args[0].device.type == "cpu":
+        # Of the two forms of arguments, the other one is for packed sequences: it has weights where this has a flag.
+        if _LAYERS.get(name) is func and isinstance(args[3], bool) and args[0].device.type == "cpu":
             x, hx, weights, biases, layers, dropout, train, bidirectional, batch_first = args
             first = list(hx) if name == "lstm" else [hx]
             if not (dropout and train):
