@@ -12,10 +12,9 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-_LAYERS = {
-    name: getattr(torch._VF, name)
-    for name in ("lstm", "gru", "rnn_tanh", "rnn_relu")
-}
+from pipeline.errors import CaptureError
+
+_LAYERS = {name: getattr(torch._VF, name) for name in ("lstm", "gru", "rnn_tanh", "rnn_relu")}
 
 
 class kept_whole(TorchFunctionMode):
@@ -99,12 +98,24 @@ class _Layer(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
-        tensors = ctx.saved_tensors
-        return (
-            None,
-            None,
-            None,
-            *torch.ops.pipeline.recurrent_backward(
-                ctx.name, ctx.flags, ctx.states, tensors, [g.contiguous() for g in grads]
-            ),
+        tensors = (*ctx.saved_tensors, *[g.contiguous() for g in grads])
+        apply: Any = _Gradients.apply
+        return (None, None, None, *apply(ctx.name, ctx.flags, ctx.states, len(grads), *tensors))
+
+
+class _Gradients(torch.autograd.Function):
+    """The operation of the gradients, which has none: they are refused, where they would be taken for zero."""
+
+    @staticmethod
+    def forward(name: str, flags: list[int], states: int, grads: int, *tensors: Tensor) -> tuple[Tensor, ...]:
+        return tuple(torch.ops.pipeline.recurrent_backward(name, flags, states, tensors[:-grads], tensors[-grads:]))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+        raise CaptureError(
+            "a gradient of a recurrent layer's gradient can't be captured as a graph; use fallback='eager'"
         )
