@@ -149,7 +149,9 @@ def test_compiled_evaluation_equals_eager(name):
 def test_one_trace_for_any_lr_step_and_epoch(monkeypatch, tmp_path):
     """Three epochs with a changing lr and a short last batch are traced and compiled twice: once for each shape."""
     traced = []
-    monkeypatch.setattr(programs, "trace", lambda *args, kept=programs.trace: traced.append(args) or kept(*args))
+    monkeypatch.setattr(
+        programs, "trace", lambda *args, kept=programs.trace, **options: traced.append(args) or kept(*args, **options)
+    )
     monkeypatch.setenv("PIPE_CACHE", str(tmp_path))
     pipe = pipes.mlp()
     compiled = pipe.compile()

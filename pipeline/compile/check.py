@@ -51,8 +51,8 @@ def check(
     expected = after(plainly, args)
     got = after(built, args)
     off = [distance(e, g) for e, g in zip(expected, got, strict=True)]
-    changed = [distance(e, b) for e, b in zip(expected, before, strict=False)]
-    changed += [float(e.abs().max()) if e.numel() else 0.0 for e in expected[len(before) :]]
+    changed = [_largest(_numbers(e) - _numbers(b)) for e, b in zip(expected, before, strict=False)]
+    changed += [_largest(e) for e in expected[len(before) :]]
     limits = [close * c + 8 * _epsilon(e) * _largest(e) for e, c in zip(expected, changed, strict=True)]
     if _within(off, limits):
         return
@@ -72,9 +72,9 @@ def distance(a: Tensor, b: Tensor) -> float:
     """The largest difference of two tensors of one shape; what is not finite in one alone is infinitely far."""
     if a.shape != b.shape or not a.numel():
         return 0.0 if a.shape == b.shape else float("inf")
-    x, y = a.double(), b.double()
+    x, y = _numbers(a), _numbers(b)
     same = (x == y) | (x.isnan() & y.isnan())
-    gap = torch.where(same, 0.0, (x - y).abs()).nan_to_num(nan=float("inf"))
+    gap = torch.where(same, 0.0, (x - y).abs()).nan_to_num(nan=float("inf"), posinf=float("inf"))
     return float(gap.max())
 
 
@@ -82,17 +82,27 @@ def _within(off: Sequence[float], limits: Sequence[float]) -> bool:
     return all(o <= limit for o, limit in zip(off, limits, strict=True))
 
 
+def _numbers(t: Tensor) -> Tensor:
+    """As float64; a complex number is two."""
+    return (torch.view_as_real(t.resolve_conj()) if t.is_complex() else t).double()
+
+
 def _largest(t: Tensor) -> float:
-    return float(t.double().abs().nan_to_num(nan=0.0, posinf=0.0, neginf=0.0).max()) if t.numel() else 0.0
+    """The largest size of what is finite."""
+    return float(_numbers(t).abs().nan_to_num(nan=0.0, posinf=0.0, neginf=0.0).max()) if t.numel() else 0.0
+
+
+def _inexact(t: Tensor) -> bool:
+    return t.is_floating_point() or t.is_complex()
 
 
 def _epsilon(t: Tensor) -> float:
-    return torch.finfo(t.dtype).eps if t.is_floating_point() else 0.0
+    return torch.finfo(t.dtype).eps if _inexact(t) else 0.0
 
 
 def _nudged(t: Tensor, size: float, seed: int) -> Tensor:
     """A tensor of numbers, each changed a little."""
-    if not t.is_floating_point() or t.ndim == 0:
+    if not _inexact(t) or t.ndim == 0:
         return t
     noise = torch.randn(t.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float32)
     return t * (1 + size * noise.to(t.device)).to(t.dtype)

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from pipeline.errors import CaptureError
+
 _LAYERS = {name: getattr(torch._VF, name) for name in ("lstm", "gru", "rnn_tanh", "rnn_relu")}
 
 
@@ -22,8 +24,8 @@ class kept_whole(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         name = getattr(func, "__name__", "")
-        # Of the two forms of arguments, the other one is for packed sequences.
-        if _LAYERS.get(name) is func and len(args) == 9 and args[0].device.type == "cpu":
+        # Of the two forms of arguments, the other one is for packed sequences: it has weights where this has a flag.
+        if _LAYERS.get(name) is func and isinstance(args[3], bool) and args[0].device.type == "cpu":
             x, hx, weights, biases, layers, dropout, train, bidirectional, batch_first = args
             first = list(hx) if name == "lstm" else [hx]
             if not (dropout and train):
@@ -96,12 +98,24 @@ class _Layer(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
-        tensors = ctx.saved_tensors
-        return (
-            None,
-            None,
-            None,
-            *torch.ops.pipeline.recurrent_backward(
-                ctx.name, ctx.flags, ctx.states, tensors, [g.contiguous() for g in grads]
-            ),
+        tensors = (*ctx.saved_tensors, *[g.contiguous() for g in grads])
+        apply: Any = _Gradients.apply
+        return (None, None, None, *apply(ctx.name, ctx.flags, ctx.states, len(grads), *tensors))
+
+
+class _Gradients(torch.autograd.Function):
+    """The operation of the gradients, which has none: they are refused, where they would be taken for zero."""
+
+    @staticmethod
+    def forward(name: str, flags: list[int], states: int, grads: int, *tensors: Tensor) -> tuple[Tensor, ...]:
+        return tuple(torch.ops.pipeline.recurrent_backward(name, flags, states, tensors[:-grads], tensors[-grads:]))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+        raise CaptureError(
+            "a gradient of a recurrent layer's gradient can't be captured as a graph; use fallback='eager'"
         )
