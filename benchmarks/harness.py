@@ -1,9 +1,9 @@
 """Contenders on the same work, in one interleaved run.
 
-A contender is a function that prepares (imports, compiles) and returns `start`. `start()` makes everything new, which is
-not timed, and returns `work`; `work()` is timed and returns Done. Each contender has a process of its own (worker.py),
-so that none sees another's global state; the processes take turns, A B C A B C ..., one at a time.
-Ratios are taken round by round, so that what disturbs a whole round cancels.
+A contender is a function that prepares (imports, compiles) and returns `start`. `start()` makes everything new, which
+is not timed, and returns `work`; `work()` is timed and returns Done. Each contender has a process of its own
+(worker.py), so that none sees another's global state; the processes take turns, A B C A B C ..., one at a time. Ratios
+are taken round by round, so that what disturbs a whole round cancels.
 """
 
 from __future__ import annotations

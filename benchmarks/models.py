@@ -1,7 +1,8 @@
 """Does a step of a larger model cost more time or memory than the best torch.compile idiom?
 
-A ConvNet, a GPT, and transformers' Llama and BERT with small configurations and random weights; AdamW, gradients clipped
-to norm 1. Loading is left out: the same four batches in turn. Peak memory is that of the contender's own process.
+A ConvNet, a GPT, and transformers' Llama and BERT with small configurations and random weights; AdamW, gradients
+clipped to norm 1. Loading is left out: the same four batches in turn. Peak memory is that of the contender's own
+process.
 """
 
 from __future__ import annotations

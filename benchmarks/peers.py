@@ -1,4 +1,5 @@
-"""The digits job in the training libraries, as their documentation writes it, with loggers, bars and checkpoints off."""
+"""The digits job in the training libraries, as their documentation writes it, with loggers, bars and checkpoints
+off."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
 """How long until the first step is done: on empty caches, in the next process, and for large graphs?
 
-`python -m benchmarks.start [large]`. Each start is a process of its own, timed from torch imported to the first step done. Digits: the
-train step for whole batches and for the last one, and the evaluation, as `pipe train` needs them, one thread. "inductor": the same
-programs through torch.compile with Inductor's defaults, in turn. Next: `pipe train` with another lr, seed and number of epochs.
-Large: one train step on a batch, two threads; "by hand" is torch.compile(model) and a loop by hand, with its loss and optimizer
-uncompiled: the recurrent layers are left out of its graph.
+`python -m benchmarks.start [large]`. Each start is a process of its own, timed from torch imported to the first step
+done. Digits: the train step for whole batches and for the last one, and the evaluation, as `pipe train` needs them, one
+thread. "inductor": the same programs through torch.compile with Inductor's defaults, in turn. Next: `pipe train` with
+another lr, seed and number of epochs. Large: one train step on a batch, two threads; "by hand" is torch.compile(model)
+and a loop by hand, with its loss and optimizer uncompiled: the recurrent layers are left out of its graph.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """How far is a step of the tutorials' network from its bare matrix products?
 
-784-128-10, SGD with lr 0.01, batch 64, 1,000 random samples, the loss measured. The floor is the five matrix products of
-a step's forward and backward, into memory that is there already, without a bias, ReLU, loss, update or batch.
+784-128-10, SGD with lr 0.01, batch 64, 1,000 random samples, the loss measured. The floor is the five matrix products
+of a step's forward and backward, into memory that is there already, without a bias, ReLU, loss, update or batch.
 """
 
 from __future__ import annotations

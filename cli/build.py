@@ -138,7 +138,8 @@ def _model(config: TrainConfig, data: Tensors, held_out: Tensors) -> tuple[Any, 
     if config.model == "convnet":
         if len(shape) != 3:
             raise ConfigError(
-                f"model 'convnet' takes images (channels, height, width), but {config.data} has inputs of shape {shape}; "
+                f"model 'convnet' takes images (channels, height, width), but {config.data} has inputs of shape "
+                f"{shape}; "
                 "use --model mlp"
             )
         widths = config.hidden

@@ -1,4 +1,5 @@
-"""The settings of a run: the one home of their defaults, their help and their checks. Imports no torch, so that help is quick."""
+"""The settings of a run: the one home of their defaults, their help and their checks. Imports no torch, so that help is
+quick."""
 
 from __future__ import annotations
 

@@ -56,7 +56,8 @@ def _next(root: Path, name: str) -> Path:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """One process at a time has a run's folder. The lock is the system's, and goes with the process, however that ends."""
+    """One process at a time has a run's folder. The lock is the system's, and goes with the process, however that
+    ends."""
     try:
         file = os.fdopen(os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_NONBLOCK, 0o644), "r+")
     except OSError as e:
@@ -67,7 +68,8 @@ def locked(folder: Path) -> Iterator[None]:
         except BlockingIOError:
             other = file.read(20).strip()
             raise ConfigError(
-                f"another process{f' ({other})' if other.isdecimal() else ''} is writing to {folder}; wait for it or stop it"
+                f"another process{f' ({other})' if other.isdecimal() else ''} is writing to {folder}; wait for it "
+                "or stop it"
             ) from None
         except OSError as e:
             raise ConfigError(f"can't lock {folder / _LOCK}: {e.strerror}") from None

@@ -55,7 +55,8 @@ def train(file: str | None, resume: str | None, verify: bool, quiet: bool, verbo
     """Train a model; without arguments, an MLP on handwritten digits.
 
     CONFIG.toml is the config of an earlier run, which is done again; options given beside it win. With --resume, more
-    --epochs or another --lr, --schedule and the like may be given, and are recorded; what makes the run another may not.
+    --epochs or another --lr, --schedule and the like may be given, and are recorded; what makes the run another may
+    not.
     """
     if resume is None:
         if verify:
@@ -90,9 +91,10 @@ def show(file: str | None, **given: Any) -> None:
 def bench(file: str | None, seconds: float, out_json: str | None, **given: Any) -> None:
     """Measure how fast `pipe train` with the same options would step on this machine. Trains nothing.
 
-    Each way to step is timed in turns: eagerly, compiled with one step a call, and fused, many steps a call. The floor is
-    a step's matrix products (and convolutions and attention) by themselves: called from Python one by one, as one eager
-    step has them, without bias, activations, loss, update or batch. Small ones can be quicker inside a fused step.
+    Each way to step is timed in turns: eagerly, compiled with one step a call, and fused, many steps a call. The floor
+    is a step's matrix products (and convolutions and attention) by themselves: called from Python one by one, as one
+    eager step has them, without bias, activations, loss, update or batch. Small ones can be quicker inside a fused
+    step.
     """
     from cli import bench as command
 

@@ -1,4 +1,5 @@
-"""What a run's config records beside its settings: what it was made with, so that it is known when something differs."""
+"""What a run's config records beside its settings: what it was made with, so that it is known when something
+differs."""
 
 from __future__ import annotations
 

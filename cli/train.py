@@ -164,11 +164,13 @@ def _train(
     if best is not None:
         result.print(f"best    {format_metric(metric, best.value)} in epoch {best.epoch}")
     result.print(
-        f"run     {folder} ({settings.CONFIG}, {folders.METRICS}, {folders.CHECKPOINTS}, {WEIGHTS}: the weights as they are now)"
+        f"run     {folder} ({settings.CONFIG}, {folders.METRICS}, {folders.CHECKPOINTS}, {WEIGHTS}: the weights as "
+        "they are now)"
     )
     if signals and report is not None and not last:
         _warn(
-            f"stopped by a signal in epoch {report.epoch}, after step {report.step}; go on with: pipe train --resume {folder}"
+            f"stopped by a signal in epoch {report.epoch}, after step {report.step}; go on with: pipe train "
+            f"--resume {folder}"
         )
         sys.exit(128 + signals[0])
 

@@ -72,8 +72,8 @@ def gradients(
 
     - `route`: "functional" (torch.func: composes with vmap and with itself) or "tape" (torch.autograd.grad: allows
       activation checkpointing).
-    - `accumulate`: the batch is taken in this many parts, one after the other, with the memory of one; the result is the
-      mean over the whole batch, also where the parts are unequal.
+    - `accumulate`: the batch is taken in this many parts, one after the other, with the memory of one; the result is
+      the mean over the whole batch, also where the parts are unequal.
     """
     if route not in ("functional", "tape"):
         raise WiringError(f"backward route {route!r} is unknown; use 'functional' or 'tape'")

@@ -42,7 +42,8 @@ Fault: TypeAlias = tuple[bool, str]
 
 
 def _watched(pipe: Composition, found: list[Fault]) -> Composition:
-    """The same pipeline with a stage behind each that looks at what it wrote, while the step is done, and notes faults."""
+    """The same pipeline with a stage behind each that looks at what it wrote, while the step is done, and notes
+    faults."""
 
     def behind(s: Stage) -> Stage:
         def look(**written: Any) -> None:

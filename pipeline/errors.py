@@ -44,7 +44,8 @@ class CheckpointError(PipeError):
 
 
 class NonFiniteError(PipeError):
-    """A step's loss or gradients are not finite. `state` is the one before that step, at batch `batch` of epoch `epoch`."""
+    """A step's loss or gradients are not finite. `state` is the one before that step, at batch `batch` of epoch
+    `epoch`."""
 
     def __init__(self, message: str, state: Any = None, epoch: int = 0, batch: int = 0) -> None:
         super().__init__(message)

@@ -116,7 +116,8 @@ def model(
 ) -> Model:
     """`outputs = module(inputs)`, for any nn.Module.
 
-    - `module`: a factory, initialised from the run's seed (two factories of one kind begin alike), or an instance, whose weights are copied and never touched.
+    - `module`: a factory, initialised from the run's seed (two factories of one kind begin alike), or an instance,
+      whose weights are copied and never touched.
     - `inputs`: the value it is called on; several as positions ("a", "b") or as keywords {"argument": "value"}.
     - `params`: the name under which State keeps its parameters; its buffers are kept as "buffers" (or
       "<params>.buffers"), with the parameters that have requires_grad=False.
@@ -139,7 +140,8 @@ def model(
     salt = zlib.crc32(name.encode())
 
     def forward(params: Any, buffers: Any, seed: Tensor, step: Tensor, training: bool, **values: Any) -> Any:
-        # A module may write into what it is given, so it is given copies; a compiled graph drops those it does not need.
+        # A module may write into what it is given, so it is given copies; a compiled graph drops those it does not
+        # need.
         mutable = parted.mutable()
         given = {k: b.clone() if k in mutable else b for k, b in buffers.items()}
         args = tuple(tree_map(_copied, values[p]) for p in positions)

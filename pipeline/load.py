@@ -19,7 +19,8 @@ from pipeline.state import Batch
 
 @frozen(eq=False)
 class Load(Part):
-    """What begins a pipeline, before the step: batches by `epoch`. Its values' names are known where the data set has them."""
+    """What begins a pipeline, before the step: batches by `epoch`. Its values' names are known where the data set has
+    them."""
 
     data: Any = None
     size: int = 0

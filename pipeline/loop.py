@@ -43,16 +43,17 @@ def fit(
     - `seed`: of the first weights, the order and dropout; a run is a function of it.
     - `state`: go on from this State (it is copied, and keeps its own seed) instead of a new one.
     - `compile`: True, False, or a step that `pipe.compile()` made, to use its graphs again.
-    - `steps_per_call`: how many steps the compiled program does at once: a number or "epoch". By default as many as take about a tenth
-      of a second, where the data set is in memory and fits on the device, else one. The result is the same.
+    - `steps_per_call`: how many steps the compiled program does at once: a number or "epoch". By default as many as
+      take about a tenth of a second, where the data set is in memory and fits on the device, else one. The result is
+      the same.
     - `backend`, `fallback`: as in `Pipeline.compile`.
     - `interval`: also yield a Report about every so many seconds inside an epoch; it has no validation.
     - `every`: also yield one where `State.step` is a multiple of this.
-    - `start`: with `state`, where that is in the order: epochs done, and batches of the next one. The run then goes on as
-      if it had not been stopped.
+    - `start`: with `state`, where that is in the order: epochs done, and batches of the next one. The run then goes on
+      as if it had not been stopped.
 
-    Everything that can be checked is checked here, before the first step. Where the pipeline has `update.finite()`, raises
-    NonFiniteError, before the next Report, after a step whose loss or gradients are not finite.
+    Everything that can be checked is checked here, before the first step. Where the pipeline has `update.finite()`,
+    raises NonFiniteError, before the next Report, after a step whose loss or gradients are not finite.
     """
     if not is_count(epochs):
         raise ConfigError(f"epochs={epochs} is not a positive whole number")
@@ -130,7 +131,8 @@ def _epochs(
 
 
 def _results(pipe: Pipeline, state: State, epoch: int, done: int) -> dict[str, Any]:
-    """The metrics so far. Raises NonFiniteError where State was stopped, saying what was wrong in the step that did it."""
+    """The metrics so far. Raises NonFiniteError where State was stopped, saying what was wrong in the step that did
+    it."""
     if not any(int(state.memory[name]["stopped"]) for name in _stops(pipe)):
         return pipe.results(state)
     assert pipe.load is not None
@@ -142,7 +144,8 @@ def _results(pipe: Pipeline, state: State, epoch: int, done: int) -> dict[str, A
         with suppress(PipeError, RuntimeError):  # as without the memory for an uncompiled step
             why = first_nonfinite(pipe, state, pipe.prepared(batch, True))
     raise NonFiniteError(
-        f"step {step + 1} (epoch {epoch}, batch {k + 1}) is not finite: {why or 'its loss or a gradient'}; State is as it was "
+        f"step {step + 1} (epoch {epoch}, batch {k + 1}) is not finite: {why or 'its loss or a gradient'}; State is "
+        "as it was "
         "before it: lower the learning rate, clip, or skip such steps",
         state, epoch - 1, k,
     )  # fmt: skip
@@ -161,7 +164,8 @@ def _unstopped(pipe: Pipeline, state: State) -> State:
 
 
 Progress: TypeAlias = Iterator[tuple[State, int, int]]
-"""The State after some steps of an epoch, with the number of its batches so far, and of samples since the first of them."""
+"""The State after some steps of an epoch, with the number of its batches so far, and of samples since the first of
+them."""
 Every: TypeAlias = tuple[int, int] | None
 """A call of many steps ends where (step + the second number) is a multiple of the first."""
 

@@ -72,8 +72,8 @@ class Place(Part):
 def on(device: str | torch.device = "auto", *, precision: str = "fp32") -> Place:
     """Place State and batches on "auto" (a GPU if there is one), "cpu", "cuda", "cuda:1" or a torch.device.
 
-    - `precision`: "bf16" computes the stages up to a backward, and evaluation, under torch.autocast; weights, gradients and
-      updates stay float32.
+    - `precision`: "bf16" computes the stages up to a backward, and evaluation, under torch.autocast; weights, gradients
+      and updates stay float32.
 
     To a GPU, batches go pinned, non-blocking and one ahead. Raises DeviceError for a device that is not here.
 

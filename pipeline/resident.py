@@ -19,11 +19,13 @@ AHEAD = 64
 """Epochs whose keys are worked out together."""
 
 Permute: TypeAlias = Callable[[Tensor, int, int, Tensor], None]
-"""A fast way to write into (count,) int64 where so many positions, from one on, go in a shuffle of n samples by its keys."""
+"""A fast way to write into (count,) int64 where so many positions, from one on, go in a shuffle of n samples by its
+keys."""
 
 
 class Resident:
-    """A data set on the device. Its order is worked out for many batches at once, into a tensor that a graph gathers by."""
+    """A data set on the device. Its order is worked out for many batches at once, into a tensor that a graph gathers
+    by."""
 
     def __init__(self, place: Callable[[Any], Any], load: Load, tensors: dict[str, Tensor] | None = None) -> None:
         self.load, self.n = load, len(load.data)
@@ -52,8 +54,8 @@ class Resident:
     def walk(
         self, seed: int, epoch: int, start: int, count: int, permute: Permute | None = None
     ) -> Iterator[tuple[int, int]]:
-        """Batches `start` to `start + count` of an epoch, in stretches of (size, how many): before each is given out, the
-        cursor and the order are where it begins."""
+        """Batches `start` to `start + count` of an epoch, in stretches of (size, how many): before each is given out,
+        the cursor and the order are where it begins."""
         size, whole, end = self.load.size, self.n // self.load.size, start + count
         while start < end:
             at = self.seek(seed, epoch, start, permute)

@@ -1,4 +1,5 @@
-"""Running stages: in order, and through a backward, which makes a function of the stages before it and differentiates that."""
+"""Running stages: in order, and through a backward, which makes a function of the stages before it and differentiates
+that."""
 
 from __future__ import annotations
 
@@ -64,7 +65,8 @@ class Segment:
         self, values: Mapping[str, Any], hyper: Mapping[str, Any], memory: Mapping[str, Tree],
         batch: Sequence[str], autocast: Autocast = nullcontext,
     ) -> Written:  # fmt: skip
-        """What the stages and the backward write. `batch` names the values of which a backward that accumulates takes parts."""
+        """What the stages and the backward write. `batch` names the values of which a backward that accumulates takes
+        parts."""
         if self.gradients is None:
             return through(self.stages, values, hyper, memory)
         count = self.gradients.accumulate
@@ -140,7 +142,8 @@ def _differentiated(g: Gradients, stages: Sequence[Stage], values: Mapping[str, 
 
 
 def _joined(history: list[dict[str, Any]], size: int) -> dict[str, Any]:
-    """What the parts wrote, as the whole batch would have: per-sample values one after the other, others as they were last."""
+    """What the parts wrote, as the whole batch would have: per-sample values one after the other, others as they were
+    last."""
     joined = dict(history[-1])
     for name, last in joined.items():
         parts = [written[name] for written in history]

@@ -43,7 +43,8 @@ def _is_number(value: object) -> bool:
 
 @frozen(eq=False)
 class Part:
-    """What a Pipeline is made of, with its wiring: a Stage, or one of the two that work before the step, Load and Place."""
+    """What a Pipeline is made of, with its wiring: a Stage, or one of the two that work before the step, Load and
+    Place."""
 
     name: str
     writes: tuple[str, ...] = field(default=(), kw_only=True)

@@ -35,7 +35,8 @@ def _never(lease: Lease) -> bool:
 
 
 donated: Callable[[Lease], bool] = _never
-"""Whether the tensors of States with this lease were handed over. The compile layer, which takes them, puts its answer here."""
+"""Whether the tensors of States with this lease were handed over. The compile layer, which takes them, puts its answer
+here."""
 
 
 @frozen(eq=False, repr=False)

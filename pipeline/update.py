@@ -58,8 +58,8 @@ class Finite(Stage):
 def finite(otherwise: str = "stop", *, loss: str = "loss", grads: str = "grads") -> Finite:
     """State advances only where the loss and all gradients are finite; this is decided inside the graph.
 
-    Put it after the backward. `otherwise`: "stop" leaves State as it was before the first such step, whatever
-    comes after, so that `fit` can say what was wrong and raise NonFiniteError; "skip" leaves such a step out: it changes
+    Put it after the backward. `otherwise`: "stop" leaves State as it was before the first such step, whatever comes
+    after, so that `fit` can say what was wrong and raise NonFiniteError; "skip" leaves such a step out: it changes
     nothing but the count of steps, and the metric "skipped" counts it.
 
     >>> finite("skip")(loss=torch.tensor(1.0), grads={"w": torch.tensor([1.0, float("nan")])})

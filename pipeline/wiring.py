@@ -38,7 +38,8 @@ def check_names(stages: Sequence[Part]) -> None:
         for k in s.keeps:
             if k in owners or k in LASTS or k in GIVEN:
                 raise WiringError(
-                    f"stages {owners.get(k, 'State')!r} and {s.name!r} both keep {k!r}; give one other names (params=...)"
+                    f"stages {owners.get(k, 'State')!r} and {s.name!r} both keep {k!r}; give one other names "
+                    "(params=...)"
                 )
             owners[k] = s.name
 
@@ -49,7 +50,8 @@ def check_wiring(stages: Sequence[Part], source: Load | None, host: Sequence[Sta
         raise WiringError(f"stage {first.name!r} stands before {source.name!r}, where batches begin; put that first")
     if source is not None and stages[0] is not source and not source.in_memory:
         raise WiringError(
-            f"stage {source.name!r} stands after place, so its data set is placed as a whole, and must be tensors in memory; "
+            f"stage {source.name!r} stands after place, so its data set is placed as a whole, and must be tensors "
+            "in memory; "
             "put it before place"
         )
     known = source.writes if source is not None and source.known else None
@@ -64,7 +66,8 @@ def check_wiring(stages: Sequence[Part], source: Load | None, host: Sequence[Sta
         if isinstance(s, Gradients):
             if s.of not in since:
                 raise WiringError(
-                    f"stage {s.name!r} differentiates {s.of!r}, which no stage since the backward before it writes; put the "
+                    f"stage {s.name!r} differentiates {s.of!r}, which no stage since the backward before it writes; "
+                    "put the "
                     "stages that compute it between the two"
                 )
             since = set()
@@ -86,7 +89,8 @@ def _explain_unread(
         )
     if known is not None:
         raise WiringError(
-            f"stage {s.name!r} reads {name!r}, which neither the data nor an earlier stage has{did_you_mean(name, available - {*GIVEN})}"
+            f"stage {s.name!r} reads {name!r}, which neither the data nor an earlier stage "
+            f"has{did_you_mean(name, available - {*GIVEN})}"
         )
     # Without a data set of known names, what no stage writes must come with the batch.
     available.add(name)

@@ -1,4 +1,5 @@
-"""Every program is made by torch.compile: the laws with each backend, what they hold, and what happens where one fails."""
+"""Every program is made by torch.compile: the laws with each backend, what they hold, and what happens where one
+fails."""
 
 import functools
 
@@ -154,7 +155,8 @@ def test_programs_may_hold_tensors(pipe):
 
 @pytest.mark.parametrize("backend", ["native", "inductor"])
 def test_programs_may_hold_tensors_in_memory_of_their_own(backend, monkeypatch, tmp_path):
-    """The same, all of them at once, where a compiler lays them out; from the cache too, which another tensor does not find."""
+    """The same, all of them at once, where a compiler lays them out; from the cache too, which another tensor does not
+    find."""
     monkeypatch.setenv("PIPE_CACHE", str(tmp_path))
     torch.manual_seed(0)
     weight, parameter, shift = torch.rand(3) + 0.1, nn.Parameter(torch.rand(3)), torch.rand(3)
@@ -323,7 +325,8 @@ def tokens(model):
 
 @pytest.mark.parametrize("backend", ["auto", "aot_eager"])
 def test_sequences_of_many_lengths_take_three_graphs(backend):
-    """From the third shape on, one graph has symbolic sizes: 10 lengths and 2 sizes of batches are 3 graphs, and equal."""
+    """From the third shape on, one graph has symbolic sizes: 10 lengths and 2 sizes of batches are 3 graphs, and
+    equal."""
     step = tokens(Attending).compile(backend=backend)
     sizes = [(size, length) for length in range(5, 15) for size in (8, 3)]
     testing.compiled_equals_eager(step, step.pipe.init(0), lengths(sizes), tolerance=1e-4)

@@ -86,7 +86,8 @@ ODD = [torch.float64, torch.float16, torch.bfloat16, torch.int8, torch.uint8, to
 
 @given(st.sampled_from(ODD), st.sampled_from([(), (0,), (1,), (2, 0), (3, 1, 2)]), st.integers(0, 2**31))
 def test_any_tensor_is_read_back(tmp_path_factory, dtype, shape, seed):
-    """Whatever a stage remembers: any dtype and shape, empty ones too, in dicts, lists and tuples; NaN keeps its bits."""
+    """Whatever a stage remembers: any dtype and shape, empty ones too, in dicts, lists and tuples; NaN keeps its
+    bits."""
     value = (
         torch.full(shape, float("nan"))
         if seed % 5 == 0 and dtype.is_floating_point
@@ -271,7 +272,8 @@ def zipped(value):
 
 
 def test_the_newest_and_the_best_stay(tmp_path):
-    """`keep` of them and the best epoch's; what a killed process began is removed; newer ones are of a past that was left."""
+    """`keep` of them and the best epoch's; what a killed process began is removed; newer ones are of a past that was
+    left."""
     pipe = pipeline()
     (tmp_path / ".making-abc").mkdir()
     shutil.copytree(tmp_path / ".making-abc", tmp_path / "step-000001000")
@@ -398,7 +400,8 @@ def test_it_is_written_on_another_thread(tmp_path, monkeypatch):
 @given(st.integers(1, 45), st.sampled_from([None, 1, 5, "epoch"]), st.sampled_from(["mlp", "convnet"]))
 @settings(max_examples=settings.default.max_examples // 2)  # each is three runs
 def test_resumed_is_as_if_never_stopped(tmp_path_factory, stop, per_call, name):
-    """Stopped after any step, saved, and gone on with: State and figures are those of the run that was not, bit for bit.
+    """Stopped after any step, saved, and gone on with: State and figures are those of the run that was not, bit for
+    bit.
 
     With BatchNorm, dropout, momentum or Adam, a schedule, and a short last batch.
     """

@@ -80,7 +80,8 @@ def test_the_runs_folder(run):
 
 
 def test_a_second_run_starts_from_the_cache(run):
-    """With another lr, seed, number of epochs and of steps a call the graphs are the same: no compiler is even imported."""
+    """With another lr, seed, number of epochs and of steps a call the graphs are the same: no compiler is even
+    imported."""
     code = """
 import sys
 from cli import config, train
@@ -266,8 +267,10 @@ def test_on_a_terminal_there_is_a_bar(tmp_path):
     assert seen.decode().count("samples/s") >= 6
 
 
-@given(st.dictionaries(st.sampled_from([*config.MODELS, "epochs", "hidden", "lr", "compile", "seed", "data"]),
-                       st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.lists(st.integers())))  # fmt: skip
+values = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.lists(st.integers())
+
+
+@given(st.dictionaries(st.sampled_from([*config.MODELS, *"epochs hidden lr compile seed data".split()]), values))
 def test_any_settings_make_a_config_or_a_config_error(settings):
     """Whatever a config file holds, it is a config or one message."""
     try:

@@ -35,7 +35,8 @@ def pipeline(otherwise, source=None, value=float("nan"), **options):
     return Pipeline(
         load.batches(source or data(), size=8, shuffle=False),
         spoiling(value), forward.model(lambda: models.mlp(4, 5, 3)), loss.cross_entropy(),
-        evaluate.accuracy(), backward.gradients(**options), update.finite(otherwise), update.clip_norm(1.0), update.adamw(0.01),
+        evaluate.accuracy(), backward.gradients(**options),
+        update.finite(otherwise), update.clip_norm(1.0), update.adamw(0.01),
     )  # fmt: skip
 
 
@@ -61,7 +62,8 @@ kinds = pytest.mark.parametrize("kind", ["eager", "single", "fused"])
 
 @kinds
 def test_stop_names_the_step_and_leaves_the_state_before_it(kind):
-    """Sample 20 is in batch 3: two steps are done, whatever is asked of the steps after it, and they are those without it."""
+    """Sample 20 is in batch 3: two steps are done, whatever is asked of the steps after it, and they are those without
+    it."""
     pipe = PIPES["stop", "nan"]
     said = r"step 3 \(epoch 1, batch 3\) is not finite: stage 'spoil' made 'inputs' has NaN"
     with pytest.raises(NonFiniteError, match=said) as caught:

@@ -12,7 +12,8 @@ from tests import pipes
 
 @pytest.mark.parametrize("name", pipes.ALL)
 def test_k_fused_steps_equal_k_single_steps(name):
-    """An epoch in one call gives the State and each step's metrics of single steps, bit for bit, and of eager ones nearly."""
+    """An epoch in one call gives the State and each step's metrics of single steps, bit for bit, and of eager ones
+    nearly."""
     pipe, compiled = pipes.compiled(name)
     batches = pipe.load.batches
     fused, metrics = compiled.advance(pipe.init(0, steps=99), 0, 0, batches, results=True)

@@ -77,5 +77,14 @@ def _code(path):
 
 def test_help_does_not_import_torch():
     """`pipe --help` is quick because torch is imported only by the commands that need it."""
-    code = "import sys\nsys.argv = ['pipe', '--help']\nfrom cli.main import main\ntry: main()\nexcept SystemExit: pass\nassert 'torch' not in sys.modules"
+    code = """
+import sys
+sys.argv = ["pipe", "--help"]
+from cli.main import main
+try:
+    main()
+except SystemExit:
+    pass
+assert "torch" not in sys.modules
+"""
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0

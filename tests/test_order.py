@@ -94,7 +94,8 @@ def test_neighbours_part(seed):
 
 @pytest.mark.parametrize("n", [10**6, 2**32 + 1, 10**12, 2**61])
 def test_a_huge_data_set_is_spread_too(n):
-    """The first samples of any data set, however large, come from all over it, by the median chi-square of some seeds."""
+    """The first samples of any data set, however large, come from all over it, by the median chi-square of some
+    seeds."""
     chis = []
     for seed in range(9):
         places = order.permute(np.arange(10_000), n, order.keys(n, seed, 0))

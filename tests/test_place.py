@@ -92,7 +92,8 @@ def test_a_gpu_gets_the_same_values(device):
 
 
 def test_bf16_computes_in_it_and_keeps_float32_weights():
-    """Under bf16 products are bfloat16; weights, gradients, metrics and the State's dtypes are as without; it learns as well."""
+    """Under bf16 products are bfloat16; weights, gradients, metrics and the State's dtypes are as without; it learns as
+    well."""
     seen = []
 
     @stage
@@ -118,7 +119,8 @@ def test_bf16_computes_in_it_and_keeps_float32_weights():
 @pytest.mark.skipif(not gpu, reason="needs a CUDA GPU")
 @pytest.mark.parametrize("precision", place.PRECISIONS)
 def test_a_recorded_step_is_the_step(precision):
-    """On a GPU the compiled step, replayed as a CUDA graph, follows a changing lr, evaluations between steps and the short batch."""
+    """On a GPU the compiled step, replayed as a CUDA graph, follows a changing lr, evaluations between steps and the
+    short batch."""
     pipe = pipes.digits(update.sgd(0.1, momentum=0.9)).replace("place.on", place.on("cuda", precision=precision))
     compiled = pipe.compile()
     state, eager = pipe.init(0), pipe.init(0)

@@ -110,7 +110,8 @@ DRAWS = {
 
 @pytest.mark.parametrize("draw", DRAWS.values(), ids=DRAWS)
 def test_a_draw_is_a_function_of_its_key(draw):
-    """Any draw is the same under the same (seed, step, salt), other under another, and leaves torch's generator alone."""
+    """Any draw is the same under the same (seed, step, salt), other under another, and leaves torch's generator
+    alone."""
     before = torch.get_rng_state()
     first = under(draw)
     assert torch.equal(first, under(draw))

@@ -1,4 +1,5 @@
-"""The README's Python blocks run, one after the other in one namespace, and its install commands are the ones CI runs."""
+"""The README's Python blocks run, one after the other in one namespace, and its install commands are the ones CI
+runs."""
 
 import re
 from pathlib import Path

@@ -111,7 +111,8 @@ def test_csv_as_spreadsheets_write_it(tmp_path):
 
 
 def test_digits():
-    """The digits are 1,797 images in [0, 1] of ten classes, in two disjoint parts with the same shares of each class."""
+    """The digits are 1,797 images in [0, 1] of ten classes, in two disjoint parts with the same shares of each
+    class."""
     train, test = sources.digits()
     (x, y), (held_x, held_y) = parts(train), parts(test)
     assert (x.shape, x.dtype, y.dtype) == ((1437, 1, 8, 8), torch.float32, torch.int64)

@@ -150,7 +150,8 @@ def test_memory_that_was_not_returned_is_an_error():
 
 @given(shapes, st.data())
 def test_a_failure_shows_the_shapes(shape, data):
-    """A stage that fails raises a StageError with its name, the shapes it was given and the first line of the reason."""
+    """A stage that fails raises a StageError with its name, the shapes it was given and the first line of the
+    reason."""
     made = stage(writes="y", name="bad")(lambda x: x @ torch.zeros(7, 7, 7, 7)[..., :6, :])
     with pytest.raises(StageError) as error:
         made.run({"x": data.draw(normals(shape))}, {}, None)

@@ -1,6 +1,7 @@
 """Check: a newly built program is run once on copies, beside the plain functions, before it is used.
 
-Compilers have silently dropped writes and reordered reads here; what a test can't foresee is seen on the user's own step.
+Compilers have silently dropped writes and reordered reads here; what a test can't foresee is seen on the user's own
+step.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ def check(
 ) -> None:
     """Raise CaptureError where `built` and `plain` differ by more than rounding, on copies of what they write into.
 
-    `written` are the places of the arguments that they write into, `low` says whether they compute in less than float32.
+    `written` are the places of the arguments that they write into, `low` says whether they compute in less than
+    float32.
     """
     close, nudge = (_CLOSE_LOW, _NUDGE_LOW) if low else (_CLOSE, _NUDGE)
     before = [args[i] for i in written]
@@ -63,7 +65,8 @@ def check(
     if not _within(off, limits):
         worst = max(range(len(off)), key=lambda i: off[i] - limits[i])
         raise CaptureError(
-            f"its results are not those of the plain functions: a tensor of shape {tuple(expected[worst].shape)} is off by "
+            f"its results are not those of the plain functions: a tensor of shape {tuple(expected[worst].shape)} is "
+            "off by "
             f"{off[worst]:.3g}"
         )
 

@@ -1,7 +1,7 @@
 """Compiled: a pipeline's step and its evaluation as compiled graphs: what a user holds.
 
-A pipeline can't change, so nothing is guarded at a call; what could differ, the shapes and dtypes of the batch, is looked up
-here. State is donated: its tensors stay where the programs read and write them, so K steps are one call.
+A pipeline can't change, so nothing is guarded at a call; what could differ, the shapes and dtypes of the batch, is
+looked up here. State is donated: its tensors stay where the programs read and write them, so K steps are one call.
 """
 
 from __future__ import annotations
@@ -34,17 +34,18 @@ Subject: TypeAlias = tuple[Kind, tuple[Tensor, ...]]
 class Compiled:
     """A pipeline's step as one graph: `state, metrics = compiled(state, batch)`.
 
-    - `steps`: how many steps a call does, on the pipeline's own data: a number or "epoch". Then `compiled(state)` takes no
-      batch, goes on where `state.step` says, and returns each metric stacked, (steps, ...).
+    - `steps`: how many steps a call does, on the pipeline's own data: a number or "epoch". Then `compiled(state)` takes
+      no batch, goes on where `state.step` says, and returns each metric stacked, (steps, ...).
     - `donate`: the State passed in is used up, and raises an error when it is used again.
-    - `backend`: what torch.compile compiles by: "native", our engine for a CPU, "inductor", or any name or callable that torch
-      takes. "auto" is native on a CPU, and inductor elsewhere and for what native can't do.
-    - `fallback`: what to do where no backend can: "error" raises CaptureError, "eager" runs the same functions uncompiled, with
-      one warning.
+    - `backend`: what torch.compile compiles by: "native", our engine for a CPU, "inductor", or any name or callable
+      that torch takes. "auto" is native on a CPU, and inductor elsewhere and for what native can't do.
+    - `fallback`: what to do where no backend can: "error" raises CaptureError, "eager" runs the same functions
+      uncompiled, with one warning.
 
-    Without a batch, the data set is placed on the device once, and the gather is part of the graph. A batch of other shapes
-    makes one more graph, counted in `report`, and from the third on one of symbolic sizes. A new program is run once on copies,
-    beside the plain functions, before it is used. The native backend's are kept on disk (see pipeline.compile.storage).
+    Without a batch, the data set is placed on the device once, and the gather is part of the graph. A batch of other
+    shapes makes one more graph, counted in `report`, and from the third on one of symbolic sizes. A new program is run
+    once on copies, beside the plain functions, before it is used. The native backend's are kept on disk (see
+    pipeline.compile.storage).
     """
 
     def __init__(

@@ -42,7 +42,8 @@ class Held:
             leaves = [t.clone() for t in leaves]
         elif _share_storage(leaves):
             raise StateError(
-                "two tensors of the State share their storage, so it can't be donated; make the State with state.clone() "
+                "two tensors of the State share their storage, so it can't be donated; make the State with "
+                "state.clone() "
                 "first"
             )
         places = {t.data_ptr() for t in self.leaves}

@@ -22,7 +22,8 @@ DATA_SETS = 8
 """How many data sets stay on the device, the pipeline's own among them."""
 
 OWN_DATA = (
-    "a data set of tensors in memory that fits on the device, and no stages before place: use load.batches() with tensors, "
+    "a data set of tensors in memory that fits on the device, and no stages before place: use load.batches() with "
+    "tensors, "
     "or pass each batch"
 )
 

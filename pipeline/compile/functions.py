@@ -1,7 +1,7 @@
 """Functions: a pipeline's two programs as functions of a flat list of tensors, which they write their results into.
 
-The list is State's leaves, for evaluation the sums, what stays of the feed, and what is given. Writing into what was given
-is what donation is, inside a graph: there is one copy of State, and the same call can be made again and again.
+The list is State's leaves, for evaluation the sums, what stays of the feed, and what is given. Writing into what was
+given is what donation is, inside a graph: there is one copy of State, and the same call can be made again and again.
 
 No tensor in it is 0-d: torch guards on the value of a 0-d float64 input, and drops what is written into it.
 """
@@ -52,8 +52,8 @@ def listed(tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
 def function(
     pipe: Composition, kind: Kind, feed: Feed, args: Sequence[Tensor], names: list[str]
 ) -> Callable[..., tuple[Tensor, ...]]:
-    """A program as a function of tensors such as `listed(args)` that returns the metrics of a step, and puts their names
-    into `names`."""
+    """A program as a function of tensors such as `listed(args)` that returns the metrics of a step, and puts their
+    names into `names`."""
     n, places, numbers = kind.kept, kind.written(feed), {i for i, t in enumerate(args) if t.ndim == 0}
 
     def program(*given: Tensor) -> tuple[Tensor, ...]:

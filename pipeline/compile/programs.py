@@ -1,4 +1,5 @@
-"""Programs: each traced once, looked for on disk, else given to one backend after another, and checked before it is used."""
+"""Programs: each traced once, looked for on disk, else given to one backend after another, and checked before it is
+used."""
 
 from __future__ import annotations
 
@@ -157,7 +158,8 @@ class Programs:
         return build
 
     def _varying(self, kind: Kind, feed: Feed) -> list[Collection[int]]:
-        """Which dimensions of what is given get symbolic sizes: where two shapes were seen, those that differ and the first."""
+        """Which dimensions of what is given get symbolic sizes: where two shapes were seen, those that differ and the
+        first."""
         if self.backend == "native" or kind.program in self._rigid:
             return []
         seen = [b.feed.given for b in self._builds.values() if b.kind.program == kind.program]

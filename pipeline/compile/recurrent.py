@@ -1,4 +1,5 @@
-"""Recurrent layers as one operation each: traced as torch computes them on a CPU, they are thousands, one after the other.
+"""Recurrent layers as one operation each: traced as torch computes them on a CPU, they are thousands, one after the
+other.
 
 Their backward computes the forward again. On a GPU they are one operation already.
 """

@@ -1,8 +1,8 @@
 """Storage: compiled programs on disk, so that a step once compiled starts at once in the next process.
 
-A package is a folder `<key>/` with the library and `package.json`, which says what it was made from, for which machine, and
-a checksum of both. The key is a hash of all of that. What does not fit, is damaged, or could have been written by somebody
-else is never loaded.
+A package is a folder `<key>/` with the library and `package.json`, which says what it was made from, for which machine,
+and a checksum of both. The key is a hash of all of that. What does not fit, is damaged, or could have been written by
+somebody else is never loaded.
 """
 
 from __future__ import annotations

@@ -65,7 +65,8 @@ class Sizes:
 
 
 class _Flattened(TorchFunctionMode):
-    """Linear layers take matrices: of what has more dimensions, torch's own reads the sizes as numbers under torch.func."""
+    """Linear layers take matrices: of what has more dimensions, torch's own reads the sizes as numbers under
+    torch.func."""
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None

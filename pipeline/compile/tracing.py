@@ -1,7 +1,7 @@
 """Tracing: a program as one flat graph of tensor operations, or the stage and the reason why it can't be.
 
-A graph is a function of its inputs alone: tensors that a stage or a module holds, and those made from numbers, are found
-while tracing and become inputs too, which are bound once.
+A graph is a function of its inputs alone: tensors that a stage or a module holds, and those made from numbers, are
+found while tracing and become inputs too, which are bound once.
 """
 
 from __future__ import annotations

@@ -86,8 +86,8 @@ def csv(path: str | Path, target: str | None = None) -> Tensors:
 def idx(images: str | Path, labels: str | Path | None = None) -> Tensors:
     """A pair of IDX files, gzipped or not: inputs (N, 1, H, W) float32 in [0, 1], targets (N,) int64.
 
-    Without `labels`, the name is made from that of the images, as in train-images-idx3-ubyte -> train-labels-idx1-ubyte.
-    Format: Y. LeCun, C. Cortes, C. Burges, The MNIST database, "File formats".
+    Without `labels`, the name is made from that of the images, as in train-images-idx3-ubyte ->
+    train-labels-idx1-ubyte. Format: Y. LeCun, C. Cortes, C. Burges, The MNIST database, "File formats".
     """
     images = Path(images)
     if labels is None:
@@ -110,7 +110,8 @@ def _idx(path: Path) -> np.ndarray:
 
 
 def _labelled(inputs: Tensor, targets: np.ndarray) -> Tensors:
-    """Whole numbers and words become classes 0..C-1, several integers a sample stay token ids, others become float32."""
+    """Whole numbers and words become classes 0..C-1, several integers a sample stay token ids, others become
+    float32."""
     if targets.size == 0:
         raise DataError("the data set is empty: it has no samples")
     numeric = np.issubdtype(targets.dtype, np.number)

@@ -72,7 +72,8 @@ def _refuse_non_finite(name: str, tensor: Tensor) -> None:
     if len(rows):
         value = tensor.reshape(len(tensor), -1)[bad][0].item()
         raise DataError(
-            f"{name} holds {value} in sample {rows[0].item()} ({len(rows)} of {len(tensor)} samples have NaN or infinite "
+            f"{name} holds {value} in sample {rows[0].item()} ({len(rows)} of {len(tensor)} samples have NaN or "
+            "infinite "
             "values); remove or fill them first"
         )
 
@@ -122,8 +123,8 @@ def split(data: Tensors, held_out: float = 0.2, seed: int = 0) -> tuple[Tensors,
     n, held = len(data), math.ceil(held_out * len(data))
     if not 0 < held < n:
         raise DataError(f"{n} samples can't be split into two parts with {held_out:.0%} held out; give more samples")
-    # By classes, where they have a share in both parts, and shuffled in each: the samples to hold out are then spread evenly
-    # over this order. One shuffle where there are no classes.
+    # By classes, where they have a share in both parts, and shuffled in each: the samples to hold out are then spread
+    # evenly over this order. One shuffle where there are no classes.
     order = np.random.default_rng(seed).permutation(n)
     if targets is not None and targets.ndim == 1 and not targets.is_floating_point():
         counts = torch.unique(targets, return_counts=True)[1]

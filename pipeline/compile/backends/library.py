@@ -1,7 +1,7 @@
 """Library: a program compiled to a shared library, which runs any number of steps in a call.
 
-It is called through ctypes with handles of tensors, which are made once for all that stays where it is (State, data set).
-Loading one needs neither a trace nor a compiler.
+It is called through ctypes with handles of tensors, which are made once for all that stays where it is (State, data
+set). Loading one needs neither a trace nor a compiler.
 """
 
 from __future__ import annotations
@@ -51,7 +51,8 @@ def capsules(tensors: Sequence[Tensor]) -> list[Any]:
 
 @cache
 def _keep_memory() -> None:
-    """Have glibc keep what is freed: given back to the system, the buffers of a step would be mapped and cleared anew in each.
+    """Have glibc keep what is freed: given back to the system, the buffers of a step would be mapped and cleared anew
+    in each.
 
     It holds for the whole process, as a step's memory is most of what a training process has.
     """
@@ -154,7 +155,8 @@ def _release(delete: Any, own: list[int]) -> None:
 
 
 class Call:
-    """A library in the place of the function that Inductor's wrapper calls: capsules of handles, which it takes over, in and out."""
+    """A library in the place of the function that Inductor's wrapper calls: capsules of handles, which it takes over,
+    in and out."""
 
     def __init__(self, path: Path, entry: str, outputs: int) -> None:
         self._call = ctypes.CDLL(str(path))[entry]

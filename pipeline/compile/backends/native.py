@@ -1,7 +1,9 @@
-"""The native backend: Inductor's C++ for a CPU, in a library with a loop of its own. The only file that imports Inductor.
+"""The native backend: Inductor's C++ for a CPU, in a library with a loop of its own. The only file that imports
+Inductor.
 
-It is a backend as torch has them: a GraphModule and example inputs in, a callable out. `compile` is it for anybody (under
-the name "pipe"); `begin` is it for a pipeline's programs, which are brought to C++ one by one, and compiled together.
+It is a backend as torch has them: a GraphModule and example inputs in, a callable out. `compile` is it for anybody
+(under the name "pipe"); `begin` is it for a pipeline's programs, which are brought to C++ one by one, and compiled
+together.
 """
 
 from __future__ import annotations
@@ -37,7 +39,8 @@ _CPU: dict[str, Any] = {
     "alignment_asserts": False,
 }
 _PLANNED = 32 << 20
-"""Bytes of intermediate results up to which they share one allocation; of large ones, Inductor's plan needs more memory than malloc."""
+"""Bytes of intermediate results up to which they share one allocation; of large ones, Inductor's plan needs more memory
+than malloc."""
 
 _LARGE = 1000
 """Operations above which compiling takes care of what grows faster than the graph."""
@@ -45,7 +48,8 @@ _BOUNDED: dict[str, Any] = {
     "max_fusion_buffer_group_pairwise_attempts": 8,  # of 64: all updates read lr, and each pair of them was looked at
 }
 _LONG = 100_000
-"""Characters of calls above which the C++ compiler's -O3 takes minutes, and tidying up after Inductor is little beside its work."""
+"""Characters of calls above which the C++ compiler's -O3 takes minutes, and tidying up after Inductor is little beside
+its work."""
 
 _COSTLY = tuple(getattr(torch.ops.aten, name) for name in ("pow", "exp", "log", "cos"))
 _GATHER = torch.ops.aten.index_select.default
@@ -55,7 +59,8 @@ Inputs: TypeAlias = tuple[int, ...]
 
 @define(eq=False)
 class Lowered:
-    """A program's C++, which waits with others to become one library: torch's headers take the compiler longer than a step."""
+    """A program's C++, which waits with others to become one library: torch's headers take the compiler longer than a
+    step."""
 
     code: text.Code
     inputs: Inputs
@@ -87,7 +92,8 @@ def begin(
     outputs: Sequence[Output],
     waiting: list[Lowered],
 ) -> Lowered:
-    """Have `make`, which calls torch.compile, compile a graph by this backend, up to its C++, which joins those waiting.
+    """Have `make`, which calls torch.compile, compile a graph by this backend, up to its C++, which joins those
+    waiting.
 
     Raises CaptureError where Inductor refuses the graph, or where what it wrote is not what this file knows.
     """
@@ -166,8 +172,8 @@ def _lower(graph: GraphModule, inputs: Sequence[Any], load: Callable[[text.Code]
 
 
 def _store(graph: GraphModule) -> None:
-    """Have what is costly to work out and small put in memory once a step: a power or a cosine of one number, as of a schedule,
-    and the indices of a gather.
+    """Have what is costly to work out and small put in memory once a step: a power or a cosine of one number, as of a
+    schedule, and the indices of a gather.
 
     Inductor would work it out anew in every loop that reads it; as_strided needs a place in memory, so it stops that.
     """
@@ -248,7 +254,8 @@ def _options(compile_only: bool, quick: bool) -> Any:
 
 
 def _return_memory() -> None:
-    """What Inductor leaves of a large graph: tens of megabytes in rings of objects, which would count beside the steps'."""
+    """What Inductor leaves of a large graph: tens of megabytes in rings of objects, which would count beside the
+    steps'."""
     gc.collect()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:  # glibc's

@@ -1,7 +1,7 @@
 """Text: the C++ that Inductor wrote for several programs, as one of calls and one of kernels.
 
-Each change of what Inductor wrote says how often it must apply; where it does not, that is another Inductor than this file
-knows, and an error: a change that went unnoticed would make another step.
+Each change of what Inductor wrote says how often it must apply; where it does not, that is another Inductor than this
+file knows, and an error: a change that went unnoticed would make another step.
 """
 
 from __future__ import annotations
@@ -87,7 +87,8 @@ def _once(what: str, found: int, expected: int) -> None:
 
 
 def _serial(kernel: str) -> str:
-    """A kernel whose loops that add from many threads into one place, as an embedding's gradient does, run on one thread.
+    """A kernel whose loops that add from many threads into one place, as an embedding's gradient does, run on one
+    thread.
 
     Else the order of the additions, and so the last bits, would be another in each run.
     """

@@ -1,4 +1,5 @@
-"""Any backend that torch.compile knows, on any device: the one call of it, and a program that goes through what it returned."""
+"""Any backend that torch.compile knows, on any device: the one call of it, and a program that goes through what it
+returned."""
 
 from __future__ import annotations
 
@@ -88,9 +89,11 @@ class FunctionRun:
         return self._made
 
     def _record(self, given: Sequence[Tensor]) -> None:
-        """Record the launches of a step as a CUDA graph; where that fails, each step launches them, and the report says so.
+        """Record the launches of a step as a CUDA graph; where that fails, each step launches them, and the report says
+        so.
 
-        What is lazy (libraries' handles and their memory) is done on copies first, because recording can't, and runs nothing.
+        What is lazy (libraries' handles and their memory) is done on copies first, because recording can't, and runs
+        nothing.
         """
         self._launch = False
         self._batch = [t.clone() for t in given]
