@@ -270,7 +270,9 @@ def test_on_a_terminal_there_is_a_bar(tmp_path):
 values = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.lists(st.integers())
 
 
-@given(st.dictionaries(st.sampled_from([*config.MODELS, *"epochs hidden lr compile seed data".split()]), values))
+@given(
+    st.dictionaries(st.sampled_from([*config.MODELS, *["epochs", "hidden", "lr", "compile", "seed", "data"]]), values)
+)
 def test_any_settings_make_a_config_or_a_config_error(settings):
     """Whatever a config file holds, it is a config or one message."""
     try:

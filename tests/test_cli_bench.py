@@ -39,7 +39,7 @@ def test_bench_measures_each_way(pipe, monkeypatch, tmp_path):
     assert re.fullmatch(r"graphs  1 (compiled|loaded from the cache) in \d+\.\d+ s", lines[3])
     assert [re.split("  +", line)[0] for line in lines[5:10]] == ["way", *WAYS]
     assert re.fullmatch(r"floor   \d+% of the time of 'compiled, fused' .*: 5 products, \d\.\d MFLOP a step", lines[11])
-    assert re.fullmatch(r"memory  at most \d+ MB of the process", lines[12])
+    assert re.fullmatch(r"memory  at most [\d,]+ MB of the process", lines[12])
     found = json.loads((tmp_path / "b.json").read_text())
     assert list(found["ways"]) == WAYS
     for name, way in found["ways"].items():

@@ -14,10 +14,11 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from pipeline import evaluate
+from pipeline.compile.backends.program import Run
 from pipeline.compile.donation import Held
 from pipeline.compile.feeds import Feed, Feeds, Signature, given_feed, given_inputs, resident_feed
 from pipeline.compile.functions import EVALUATION, TRAIN, Kind, listed
-from pipeline.compile.programs import Backend, Fallback, Programs, Run
+from pipeline.compile.programs import Backend, Fallback, Programs
 from pipeline.compile.report import CompileReport
 from pipeline.compose import Composition
 from pipeline.errors import ConfigError

@@ -8,14 +8,15 @@ import time
 import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from attrs import define, field
 from torch import Tensor
 
 from pipeline.compile import functions, key, storage
 from pipeline.compile.backends import torch as generic
-from pipeline.compile.backends.library import Library, Output
+from pipeline.compile.backends.library import Library
+from pipeline.compile.backends.program import Output, Program, Run
 from pipeline.compile.check import check
 from pipeline.compile.feeds import Feed, Signature
 from pipeline.compile.functions import Kind
@@ -32,23 +33,6 @@ OWN = ("auto", "native")
 
 STATIC_SHAPES = 2
 """From one more shape on, a program's batches get symbolic sizes."""
-
-
-class Run(Protocol):
-    """A program bound to the tensors that stay in place."""
-
-    outputs: tuple[Output, ...]
-
-    def run(self, given: Sequence[Tensor] = ..., steps: int | None = ..., results: bool = ...) -> list[Tensor]: ...
-
-
-class Program(Protocol):
-    """What a graph was compiled to."""
-
-    backend: str
-    note: str | None
-
-    def bind(self, static: Sequence[Tensor], given: int = ..., constants: Sequence[Tensor] = ...) -> Run: ...
 
 
 @define(eq=False)

@@ -22,7 +22,8 @@ import torch
 from attrs import asdict, frozen
 
 from pipeline import files
-from pipeline.compile.backends.library import Library, Output
+from pipeline.compile.backends.library import Library
+from pipeline.compile.backends.program import Output
 
 FACTS = "package.json"
 _LIBRARY = "step.so"

@@ -7,6 +7,7 @@ set). Loading one needs neither a trace nor a compiler.
 from __future__ import annotations
 
 import ctypes
+import gc
 import weakref
 from collections.abc import Sequence
 from functools import cache
@@ -14,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from attrs import frozen
 from torch import Tensor
+
+from pipeline.compile.backends.program import Output
 
 _pointer = ctypes.pythonapi.PyCapsule_GetPointer
 _pointer.restype, _pointer.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
@@ -23,19 +25,6 @@ _capsule = ctypes.pythonapi.PyCapsule_New
 _capsule.restype, _capsule.argtypes = ctypes.py_object, [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p]
 _ROOM = 1000
 _NUMBER, _ARRAY = ctypes.c_int64, ctypes.c_void_p
-
-
-@frozen
-class Output:
-    """What a program returns each step: a contiguous tensor of known shape."""
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-
-    @property
-    def bytes(self) -> int:
-        return torch.Size(self.shape).numel() * self.dtype.itemsize
 
 
 def handles(tensors: Sequence[Tensor]) -> list[int]:
@@ -62,6 +51,15 @@ def _keep_memory() -> None:
         if not mallopt(mmap_threshold, 2**30):
             mallopt(mmap_threshold, 32 << 20)  # the most that older ones take
         mallopt(trim_threshold, 2**31 - 1)
+
+
+def return_memory() -> None:
+    """What Inductor leaves of a large graph: tens of megabytes in rings of objects, which would count beside the
+    steps'."""
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:  # glibc's
+        trim(0)
 
 
 class Library:

@@ -9,8 +9,6 @@ together.
 from __future__ import annotations
 
 import atexit
-import ctypes
-import gc
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
@@ -26,7 +24,8 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from pipeline.compile.backends import text
-from pipeline.compile.backends.library import Call, Library, Output, capsules
+from pipeline.compile.backends.library import Call, Library, capsules, return_memory
+from pipeline.compile.backends.program import Output
 from pipeline.compile.backends.torch import reason
 from pipeline.errors import CaptureError
 
@@ -100,9 +99,8 @@ def begin(
     for node in graph.graph.nodes:
         if isinstance(node.target, torch._ops.OpOverload) and node.target.namespace not in ("aten", "prims"):
             raise CaptureError(f"it calls {node.target}, which is no operation of torch's C++")
-    examples = [
-        torch.empty_strided(t.shape, t.stride(), dtype=t.dtype) for t in args
-    ]  # each its own, and never touched
+    # Each is its own memory, which is never touched.
+    examples = [torch.empty_strided(t.shape, t.stride(), dtype=t.dtype) for t in args]
     found: list[Lowered] = []
 
     def backend(module: GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
@@ -179,10 +177,9 @@ def _store(graph: GraphModule) -> None:
     """
     for node in list(graph.graph.nodes):
         value = node.meta.get("example_value")
-        number = (
-            getattr(node.target, "overloadpacket", None) in _COSTLY and isinstance(value, Tensor) and value.ndim == 0
-        )
-        if number or any(user.target is _GATHER and user.args[2] is node for user in node.users):
+        number = isinstance(value, Tensor) and value.ndim == 0
+        costly = getattr(node.target, "overloadpacket", None) in _COSTLY
+        if (number and costly) or any(user.target is _GATHER and user.args[2] is node for user in node.users):
             with graph.graph.inserting_after(node):
                 there = (node, list(value.shape), list(value.stride()))
                 stored = graph.graph.call_function(torch.ops.aten.as_strided.default, there)
@@ -211,7 +208,7 @@ def _build_all(waiting: list[Lowered]) -> None:
         for lowered in group if len(group) > 1 else ():
             _build_all([lowered])
     if max(len(lowered.code.calls) for lowered in group) > _LONG:
-        _return_memory()
+        return_memory()
 
 
 def _build(codes: Sequence[text.Code], kind: str) -> Path:
@@ -251,12 +248,3 @@ def _options(compile_only: bool, quick: bool) -> Any:
         processor = pick_vec_isa()
     flags = ["-g0", "-w", *(["-O1"] if quick else [])]
     return CppTorchDeviceOptions(vec_isa=processor, device_type="cpu", extra_flags=flags, compile_only=compile_only)
-
-
-def _return_memory() -> None:
-    """What Inductor leaves of a large graph: tens of megabytes in rings of objects, which would count beside the
-    steps'."""
-    gc.collect()
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:  # glibc's
-        trim(0)

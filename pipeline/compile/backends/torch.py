@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
-from pipeline.compile.backends.library import Output
+from pipeline.compile.backends.program import Output
 from pipeline.errors import CaptureError
 from pipeline.stage import first_line
 
