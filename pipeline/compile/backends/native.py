@@ -246,5 +246,5 @@ def _options(compile_only: bool, quick: bool) -> Any:
 
     with config.patch({"cpp.vec_isa_ok": True}), _no_probes():
         processor = pick_vec_isa()
-    flags = ["-g0", "-w", *(["-O1"] if quick else [])]
+    flags = ["-g0", "-w", *(["-Og"] if quick else [])]
     return CppTorchDeviceOptions(vec_isa=processor, device_type="cpu", extra_flags=flags, compile_only=compile_only)
