@@ -47,7 +47,7 @@ class Traced:
     sizes: Sizes | None
     """Those that are symbols, if some are."""
 
-    @property
+    @functools.cached_property
     def operations(self) -> int:
         return sum(node.op == "call_function" for node in self.graph.graph.nodes)
 
