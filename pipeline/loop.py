@@ -189,12 +189,13 @@ def _fused(
     """An epoch from batch k on, many steps a call, on data that is on the device."""
     load = program.pipe.load
     assert load is not None
-    assert load.batches is not None
+    batches = load.batches
+    assert batches is not None
     first, count = k, 1
-    while k < load.batches:
+    while k < batches:
         # The first call tells how long a step takes; so a call is never long, and a signal is never long unheard.
-        wanted = count if per_call is None else load.batches if per_call == "epoch" else per_call
-        steps = min(wanted, load.batches - k)
+        wanted = count if per_call is None else batches if per_call == "epoch" else per_call
+        steps = min(wanted, batches - k)
         if every is not None:
             steps = min(steps, every[0] - (every[1] + k) % every[0])
         start = time.perf_counter()
@@ -202,10 +203,10 @@ def _fused(
         k += steps
         spent = max(time.perf_counter() - start, 1e-9)
         count = max(int(min(steps * CALL / spent, 2**20)), 1)
-        end = len(load.data) if k == load.batches and not load.drop_last else k * load.size
+        end = len(load.data) if k == batches and not load.drop_last else k * load.size
         yield state, k, end - first * load.size
 
 
 def _compile_seconds(program: Compiled | Pipeline) -> float:
     """Loaders do not tell their shapes before they are read: their graphs are made inside the first epoch."""
-    return program.report.seconds if isinstance(program, Compiled) else 0.0
+    return program.seconds if isinstance(program, Compiled) else 0.0

@@ -76,7 +76,7 @@ class Resident:
         return at
 
     def _fill(self, seed: int, epoch: int, first: int, permute: Permute | None) -> None:
-        there = self.order[: min(self.n - first, len(self.order))]
+        there = self.order[: self.n - first]
         if not self.load.shuffle:
             there.copy_(torch.arange(first, first + len(there)))
             return

@@ -80,6 +80,11 @@ class Compiled:
         return self._programs.doing
 
     @property
+    def seconds(self) -> float:
+        """How long compiling took so far."""
+        return self._programs.seconds
+
+    @property
     def report(self) -> CompileReport:
         """What was compiled so far."""
         return self._programs.report
@@ -89,7 +94,7 @@ class Compiled:
             return self.step(state, batch)
         if batch is not None:
             raise ConfigError(f"a call of {self.steps} steps reads the pipeline's own data: leave out the batch")
-        return self._go_on(state, self._feeds.own().batches or 0 if self.steps == "epoch" else self.steps)
+        return self._go_on(state, self._feeds.batches if self.steps == "epoch" else self.steps)
 
     def step(self, state: State, batch: Batch | None = None) -> tuple[State, Metrics]:
         """The new State and the batch's metrics, 0-d tensors on the device, which the batch must be on.
@@ -120,10 +125,9 @@ class Compiled:
 
         Returns the new State and, where `results`, each metric stacked: (count, ...).
         """
-        own = self._feeds.own()
         if self._programs.reason is None:
+            data = self._feeds.home
             self._take(state)
-            data = self._feeds.place(own)
             runs = {size: self._own(data, size) for size in data.sizes(start, count)}
         if self._programs.reason is not None:
             return self._eagerly(state, epoch, start, count)
@@ -213,7 +217,7 @@ class Compiled:
 
     def _go_on(self, state: State, count: int) -> tuple[State, Metrics]:
         """So many steps from where the State is in its own data."""
-        batches = self._feeds.own().batches or 0
+        batches = self._feeds.batches
         parts: list[Metrics] = []
         while count:
             if self._programs.reason is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from typing import Any, TypeAlias
 
 import torch
@@ -87,6 +88,16 @@ class Feeds:
         if self.pipe.load is None or not self.resident:
             raise WiringError(f"steps without batches need {OWN_DATA}")
         return self.pipe.load
+
+    @cached_property
+    def batches(self) -> int:
+        """Of an epoch of the pipeline's own data."""
+        return self.own().batches or 0
+
+    @cached_property
+    def home(self) -> Resident:
+        """The pipeline's own data set on the device."""
+        return self.place(self.own())
 
     def place(self, source: Load) -> Resident:
         """A data set on the device, once."""

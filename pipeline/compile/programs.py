@@ -74,6 +74,10 @@ class Programs:
         self._graphs: list[tuple[Build, float]] = []
 
     @property
+    def seconds(self) -> float:
+        return sum(seconds for _, seconds in self._graphs)
+
+    @property
     def report(self) -> CompileReport:
         return CompileReport(tuple(_described(build, seconds) for build, seconds in self._graphs), self.reason)
 
