@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Callable
@@ -38,6 +39,8 @@ def settings(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.version_option(package_name="pipe-train", prog_name="pipe")
 def cli() -> None:
     """Train models with pipelines of pure stages, compiled as one graph."""
+    # torch built for CUDA says there that a machine has no GPU; which device is used, we say ourselves.
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
 
 
 @cli.command()

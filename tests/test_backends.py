@@ -45,7 +45,8 @@ def test_laws_of_a_compiled_step_hold_with_each_backend(backend, name):
     for k in range(pipe.load.batches):
         single, one = step(single)
         testing.same({name: m[k] for name, m in metrics.items()}, one)
-    testing.same(fused.tree, single.tree)
+    # Inductor's own code adds up an embedding's gradient from several threads, in the order in which they come.
+    testing.same(fused.tree, single.tree, 1e-6 if backend == "inductor" else 0.0)
     assert step.evaluate(fused) == pytest.approx(pipe.evaluate(fused), rel=1e-5)
     assert {g.backend for g in step.report.graphs} == {"plain" if backend == "own" else backend}
 
