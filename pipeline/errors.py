@@ -31,6 +31,10 @@ class StageError(PipeError):
         return f"stage {self.stage!r} {self.message}"
 
 
+class DrawError(PipeError):
+    """Random numbers are drawn in a way that can't be a function of (seed, step)."""
+
+
 class CaptureError(PipeError):
     """The step can't be captured as one graph, or can't be compiled here."""
 

@@ -38,7 +38,7 @@ def metric(name: str, measure: Callable[..., Tree], finish: Callable[[Any], dict
         described = {k: v if isinstance(v, tuple) else (v, ()) for k, v in sums.items()}
         return {k: torch.zeros(shape, dtype=dtype) for k, (dtype, shape) in described.items()}
 
-    return Stage(name, measure, init=init, finish=finish)
+    return Stage(name, measure, init=init, finish=finish, draws=True)
 
 
 def _count(x: Tensor) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import zlib
 from collections.abc import Callable, Mapping
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -14,7 +13,6 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from pipeline.errors import WiringError
-from pipeline.random import keyed
 from pipeline.stage import Stage
 from pipeline.state import tree_map
 
@@ -137,21 +135,16 @@ def model(
     else:
         positions = (inputs,) if isinstance(inputs, str) else tuple(inputs)
     kept_params, kept_buffers = params, "buffers" if params == "params" else f"{params}.buffers"
-    salt = zlib.crc32(name.encode())
 
-    def forward(params: Any, buffers: Any, seed: Tensor, step: Tensor, training: bool, **values: Any) -> Any:
+    def forward(params: Any, buffers: Any, training: bool, **values: Any) -> Any:
         # A module may write into what it is given, so it is given copies; a compiled graph drops those it does not
         # need.
         mutable = parted.mutable()
         given = {k: b.clone() if k in mutable else b for k, b in buffers.items()}
         args = tuple(tree_map(_copied, values[p]) for p in positions)
         kwargs = {argument: tree_map(_copied, values[argument]) for argument in keywords}
-        if not training or frozen:
-            result = functional_call(parted.skeleton(False), {**params, **given}, args, kwargs)
-            return result if frozen else (result, buffers)
-        with keyed(seed, step, salt):
-            result = functional_call(parted.skeleton(True), {**params, **given}, args, kwargs)
-        return result, given
+        result = functional_call(parted.skeleton(training and not frozen), {**params, **given}, args, kwargs)
+        return result if frozen else (result, given if training else buffers)
 
     def create(seed: int) -> dict[str, Any]:
         return dict(zip((kept_params, kept_buffers), parted.create(seed), strict=True))
@@ -161,6 +154,7 @@ def model(
         forward,
         writes=(outputs,) if frozen else (outputs, kept_buffers),
         create=create,
+        draws=True,
         keeps=(kept_params, kept_buffers),
         names={"params": kept_params, "buffers": kept_buffers, **{p: p for p in positions}, **keywords},
         module=parted,

@@ -17,13 +17,16 @@ from __future__ import annotations
 
 import inspect
 import operator
+import zlib
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Self, SupportsIndex
 
 from attrs import evolve, field, frozen
 from torch import Tensor
 
-from pipeline.errors import PipeError, StageError, WiringError, did_you_mean
+from pipeline.draws import keyed
+from pipeline.errors import DrawError, PipeError, StageError, WiringError, did_you_mean
 from pipeline.schedules import Schedule
 
 Tree = Any  # a pytree of tensors: nested dicts, tuples and lists with tensors as leaves
@@ -84,6 +87,8 @@ class Stage(Part):
     function: Callable[..., Any]
     check: Callable[..., None] | None = field(default=None, kw_only=True)
     """Looks at data before training, where it may read values on the host, and raises a DataError."""
+    draws: bool = field(default=False, kw_only=True)
+    """Whether its function calls code that may draw random numbers."""
     names: Mapping[str, str] = field(factory=dict, kw_only=True)
     """Parameter -> the value it reads, where the two differ; what is no parameter goes to the function's **kwargs."""
     parameters: tuple[tuple[str, str], ...] = field(default=(), init=False, repr=False)
@@ -149,12 +154,21 @@ class Stage(Part):
         if self.remembers and self.finish is None:
             kwargs["memory"] = memory
         try:
-            result = self.function(**kwargs)
+            with self._keyed(values):
+                result = self.function(**kwargs)
+        except DrawError as e:
+            raise StageError(self.name, str(e)) from e
         except PipeError:
             raise
         except Exception as e:
             raise StageError(self.name, f"failed on {describe(kwargs)}: {first_line(e)}") from e
         return self._written(result)
+
+    def _keyed(self, values: Mapping[str, Any]) -> AbstractContextManager[None]:
+        """Where its code may draw, what it draws is a function of (seed, step); stages on the host know neither."""
+        if not self.draws or "seed" not in values:
+            return nullcontext()
+        return keyed(values["seed"], values["step"], zlib.crc32(self.name.encode()))
 
     def _written(self, result: Any) -> tuple[dict[str, Any], Tree]:
         returns = (*self.writes, "memory") if self.remembers else self.writes
@@ -200,6 +214,7 @@ def stage(
             function=f,
             writes=(writes,) if isinstance(writes, str) else tuple(writes),
             init=init,
+            draws=True,
             hyper={k: v for k, v in defaults.items() if _is_number(v)},
         )
 

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from pipeline.random import keyed
+from pipeline.draws import keyed
 
 
 def train(module, batches, optimizer, *, criterion=F.cross_entropy, clip=None, scheduler=None, salt=0):

@@ -11,7 +11,9 @@ ROOT = Path(__file__).parent.parent
 STEPS = {"load", "place", "forward", "loss", "backward", "update", "evaluate"}
 LAYERS = [
     {"errors", "schedules", "files"},
-    {"stage", "random"},
+    {"random"},
+    {"draws"},
+    {"stage"},
     {"state", "order"},
     {"sources", "models"},
     STEPS,

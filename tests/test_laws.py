@@ -108,7 +108,8 @@ def test_dropout_is_a_function_of_seed_and_step(batch, step, seed):
     params, buffers = model.module.create(0)
 
     def outputs(at):
-        return model(params, buffers, torch.tensor(seed), torch.tensor(at), training=True, inputs=batch["inputs"])[0]
+        values = {"params": params, "buffers": buffers, "training": True, **batch}
+        return model.run({**values, "seed": torch.tensor(seed), "step": torch.tensor(at)}, {}, None)[0]["outputs"]
 
     assert torch.equal(outputs(step), outputs(step))
     assert not torch.equal(outputs(step), outputs(step + 1))

@@ -4,23 +4,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import nn
-from torch.nn import functional as F
 
 from pipeline import random
-from tests.strategies import fractions, seeds, shapes
+from tests.strategies import seeds, shapes
 
 N = 200_000
 KEY = torch.tensor(random.key(3, 1))
-
-
-def under(draw, seed=0, step=0, salt=0):
-    """What `draw` gives under a key."""
-    with random.keyed(torch.tensor(seed), torch.tensor(step), salt):
-        return draw()
-
-
-# -- the generator
 
 
 @given(seeds, shapes, st.sampled_from([torch.float64, torch.float32, torch.float16, torch.bfloat16]))
@@ -79,136 +68,3 @@ def test_mix_is_a_bijection_that_spreads_every_bit():
         changed = random.mix(x) ^ random.mix(x ^ (1 << bit))
         ones = (changed.unsqueeze(1) >> torch.arange(32)) & 1
         assert abs(ones.double().mean() - 0.5) < 0.03
-
-
-# -- draws under a key
-
-X = torch.ones(2, 3, 4, 4)
-Q = torch.randn(2, 3, 5, 4, generator=torch.Generator().manual_seed(0))
-DRAWS = {
-    "dropout": lambda: nn.Dropout(0.5)(X),
-    "torch.dropout": lambda: torch.dropout(X, 0.5, True),
-    "dropout1d": lambda: nn.Dropout1d(0.5)(X[0]),
-    "dropout2d": lambda: nn.Dropout2d(0.5)(X.repeat(1, 4, 1, 1)),
-    "dropout3d": lambda: nn.Dropout3d(0.5)(X.repeat(1, 4, 1, 1).unsqueeze(-1)),
-    "alpha_dropout": lambda: nn.AlphaDropout(0.5)(X),
-    "rand": lambda: torch.rand(3, 4),
-    "rand, a tuple": lambda: torch.rand((3, 4), dtype=torch.float64),
-    "rand, by keyword": lambda: torch.rand(size=(3, 4)),
-    "randn": lambda: torch.randn(3, 4),
-    "rand_like": lambda: torch.rand_like(X),
-    "randn_like": lambda: torch.randn_like(X),
-    "bernoulli": lambda: torch.bernoulli(X * 0.5),
-    "bernoulli method": lambda: (X * 0.5).bernoulli(),
-    "bernoulli_": lambda: torch.empty(50).bernoulli_(0.5),
-    "normal_": lambda: torch.empty(5).normal_(2.0, 3.0),
-    "uniform_": lambda: torch.empty(5).uniform_(2.0, 3.0),
-    "attention": lambda: F.scaled_dot_product_attention(Q, Q, Q, dropout_p=0.5),
-    "causal attention": lambda: F.scaled_dot_product_attention(Q, Q, Q, dropout_p=0.5, is_causal=True),
-}
-
-
-@pytest.mark.parametrize("draw", DRAWS.values(), ids=DRAWS)
-def test_a_draw_is_a_function_of_its_key(draw):
-    """Any draw is the same under the same (seed, step, salt), other under another, and leaves torch's generator
-    alone."""
-    before = torch.get_rng_state()
-    first = under(draw)
-    assert torch.equal(first, under(draw))
-    for other in ({"seed": 1}, {"step": 1}, {"salt": 1}):
-        assert not torch.equal(first, under(draw, **other))
-    assert torch.equal(before, torch.get_rng_state())
-
-
-@pytest.mark.parametrize("draw", DRAWS.values(), ids=DRAWS)
-def test_a_draw_looks_like_torchs(draw):
-    """Any draw has the shape, the dtype and, over many keys, the mean and the deviation of torch's own."""
-    keyed = torch.stack([under(draw, seed) for seed in range(200)]).double()
-    own = torch.stack([draw() for _ in range(200)]).double()
-    assert (keyed.shape, under(draw).dtype) == (own.shape, draw().dtype)
-    for mine, torchs in ((keyed, own), (keyed**2, own**2)):
-        # Within a draw numbers may share their fate (channels), so the draws are what is counted.
-        mine, torchs = mine.flatten(1).mean(1), torchs.flatten(1).mean(1)
-        error = ((mine.var() + torchs.var()) / 200).sqrt()
-        assert abs(mine.mean() - torchs.mean()) <= 5 * error
-
-
-def test_draws_in_one_step_differ():
-    """Two draws under one key are two draws."""
-    a, b = under(lambda: (torch.rand(50), torch.rand(50)))
-    assert not torch.equal(a, b)
-
-
-@given(fractions, seeds)
-def test_dropout_keeps_its_rate(p, seed):
-    """Dropout zeroes a share p of the entries and scales the others by 1 / (1 - p)."""
-    x = under(lambda: nn.Dropout(p)(torch.ones(40_000)), seed)
-    kept = x != 0
-    assert abs(kept.double().mean() - (1 - p)) <= 5 * math.sqrt(p * (1 - p) / 40_000)
-    torch.testing.assert_close(x[kept], torch.full_like(x[kept], 1 / (1 - p)))
-
-
-@pytest.mark.parametrize("module", [nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout])
-def test_dropout_at_its_ends(module):
-    """Dropout of 0, and dropout in eval mode, change nothing; dropout of 1 leaves zeros."""
-    x = torch.ones(2, 3, 4, 4, 4)[(0,) * (module is nn.Dropout1d) + (0,) * (module in (nn.Dropout1d, nn.Dropout2d))]
-    assert torch.equal(under(lambda: module(0.0)(x)), x)
-    assert torch.equal(under(lambda: module(0.5).eval()(x)), x)
-    assert not under(lambda: module(1.0)(x)).any()
-
-
-@pytest.mark.parametrize(
-    ("module", "shape", "channels"),
-    [
-        (nn.Dropout1d, (8, 9), 1),
-        (nn.Dropout1d, (8, 9, 4), 2),
-        (nn.Dropout2d, (8, 9, 4), 2),
-        (nn.Dropout2d, (8, 9, 4, 4), 2),
-        (nn.Dropout3d, (8, 4, 4, 4), 1),
-        (nn.Dropout3d, (8, 9, 4, 4, 4), 2),
-    ],
-)
-@pytest.mark.filterwarnings("ignore:dropout2d")
-def test_channels_drop_whole(module, shape, channels):
-    """Channel dropout drops whole channels, the ones that torch takes for channels, and not all of them."""
-    x = under(lambda: module(0.5)(torch.ones(shape))).flatten(channels)
-    assert torch.equal(x, x[..., :1].expand_as(x))
-    own = module(0.5)(torch.ones(shape)).flatten(channels)
-    assert torch.equal(own, own[..., :1].expand_as(own))
-    assert len(x.unique()) == 2
-    assert x[..., 0].reshape(8, -1).unique(dim=0).shape[0] > 1
-
-
-@pytest.mark.parametrize("masked", [None, torch.bool, torch.float32])
-def test_attention_without_dropout_in_the_mean(masked):
-    """Attention with dropout is, in the mean over many draws, attention without it, for each kind of mask."""
-    mask = torch.ones(5, 5, dtype=torch.bool).tril()
-    options = {} if masked is None else {"attn_mask": mask if masked is torch.bool else mask.float()}
-    many = Q[0].expand(10_000, *Q[0].shape)
-    plain = F.scaled_dot_product_attention(many, many, many, **options)
-    dropped = under(lambda: F.scaled_dot_product_attention(many, many, many, dropout_p=0.2, **options))
-    torch.testing.assert_close(dropped.mean(0), plain[0], atol=0.05, rtol=0)
-    assert not torch.equal(dropped, plain)
-
-
-def test_grouped_attention():
-    """Attention with dropout takes fewer heads of keys and values than of queries."""
-
-    def draw(dropout_p):
-        return F.scaled_dot_product_attention(Q[:, :2], Q[:, :1], Q[:, :1], dropout_p=dropout_p, enable_gqa=True)
-
-    torch.testing.assert_close(under(lambda: draw(1e-9)), draw(0.0))
-
-
-def test_draws_map_over_seeds():
-    """A mapped draw is the stack of the draws, one a seed."""
-    seeds = torch.arange(4)
-
-    def draw(seed):
-        with random.keyed(seed, torch.tensor(5), 0):
-            return F.dropout(torch.ones(30), 0.5), torch.rand(3)
-
-    mapped = torch.vmap(draw)(seeds)
-    for i in range(4):
-        for together, alone in zip(mapped, draw(seeds[i]), strict=True):
-            assert torch.equal(together[i], alone)

@@ -1,0 +1,313 @@
+import math
+import re
+
+import pytest
+import torch
+from hypothesis import given
+from torch import distributions as D
+from torch import nn
+from torch.nn import functional as F
+
+from pipeline import Pipeline, backward, evaluate, forward, loss, stage, testing, update
+from pipeline.draws import keyed
+from pipeline.errors import DrawError, StageError
+from tests.strategies import fractions, seeds
+
+N = 200_000
+
+
+def under(draw, seed=0, step=0, salt=0):
+    """What `draw` gives under a key."""
+    with keyed(torch.tensor(seed), torch.tensor(step), salt):
+        return draw()
+
+
+X = torch.ones(2, 3, 4, 4)
+Q = torch.randn(2, 3, 5, 4, generator=torch.Generator().manual_seed(0))
+WEIGHTS = torch.tensor([0.1, 0.2, 0.3, 0.4])
+MHA = nn.MultiheadAttention(4, 2, dropout=0.5, batch_first=True)
+ENCODER = nn.TransformerEncoderLayer(4, 2, 8, dropout=0.5, batch_first=True)
+LSTM, GRU = nn.LSTM(4, 3, 3, dropout=0.5, batch_first=True), nn.GRU(4, 3, 2, dropout=0.5, bidirectional=True)
+PACKED = nn.utils.rnn.pack_padded_sequence(Q[0], [5, 4, 2], batch_first=True)
+DRAWS = {
+    "dropout": lambda: nn.Dropout(0.5)(X),
+    "torch.dropout": lambda: torch.dropout(X, 0.5, True),
+    "dropout1d": lambda: nn.Dropout1d(0.5)(X[0]),
+    "dropout2d": lambda: nn.Dropout2d(0.5)(X.repeat(1, 4, 1, 1)),
+    "dropout3d": lambda: nn.Dropout3d(0.5)(X.repeat(1, 4, 1, 1).unsqueeze(-1)),
+    "alpha_dropout": lambda: nn.AlphaDropout(0.5)(X),
+    "rand": lambda: torch.rand(3, 4),
+    "rand, a tuple": lambda: torch.rand((3, 4), dtype=torch.float64),
+    "rand, by keyword": lambda: torch.rand(size=(3, 4)),
+    "randn": lambda: torch.randn(3, 4),
+    "rand_like": lambda: torch.rand_like(X),
+    "randn_like": lambda: torch.randn_like(X),
+    "bernoulli": lambda: torch.bernoulli(X * 0.5),
+    "bernoulli method": lambda: (X * 0.5).bernoulli(),
+    "bernoulli_": lambda: torch.empty(50).bernoulli_(0.5),
+    "normal_": lambda: torch.empty(5).normal_(2.0, 3.0),
+    "uniform_": lambda: torch.empty(5).uniform_(2.0, 3.0),
+    "attention": lambda: F.scaled_dot_product_attention(Q, Q, Q, dropout_p=0.5),
+    "randint": lambda: torch.randint(3, 9, (3, 4)),
+    "randint, by keyword": lambda: torch.randint(high=5, size=(9,)),
+    "randint, half by keyword": lambda: torch.randint(2, high=5, size=(9,)),
+    "a wide randint": lambda: torch.randint(2**40, (3,)) / 2**40,
+    "randint_like": lambda: torch.randint_like(X, 7),
+    "randperm": lambda: torch.randperm(20)[:3],
+    "multinomial": lambda: torch.multinomial(WEIGHTS, 2),
+    "multinomial, replaced": lambda: torch.multinomial(WEIGHTS.expand(3, 4), 5, replacement=True),
+    "normal": lambda: torch.normal(2.0, 3.0, (4,)),
+    "normal of tensors": lambda: torch.normal(torch.arange(4.0), torch.arange(1.0, 5.0)),
+    "normal of a mean": lambda: torch.normal(torch.arange(4.0)),
+    "exponential_": lambda: torch.empty(9).exponential_(2.0),
+    "geometric_": lambda: torch.empty(9).geometric_(0.3),
+    "cauchy_": lambda: torch.empty(9).cauchy_(1.0, 2.0).atan(),
+    "log_normal_": lambda: torch.empty(9).log_normal_(0.0, 0.3),
+    "random_": lambda: torch.empty(9, dtype=torch.int64).random_(3, 8),
+    "random_ below": lambda: torch.empty(9).random_(8),
+    "random_ of all": lambda: torch.empty(9).random_() / 2**24,
+    "poisson": lambda: torch.poisson(torch.tensor([0.0, 0.3, 4.0, 300.0])),
+    "gamma": lambda: torch._standard_gamma(torch.tensor([0.1, 0.7, 1.0, 5.0, 90.0])),
+    "dirichlet": lambda: torch._sample_dirichlet(torch.tensor([0.2, 1.0, 3.0])),
+    "rrelu": lambda: nn.RReLU()(-X),
+    "rrelu_": lambda: F.rrelu(-X, training=True, inplace=True),
+    "feature alpha dropout": lambda: nn.FeatureAlphaDropout(0.5)(X),
+    "in place": lambda: nn.Dropout(0.5, inplace=True)(X.clone()),
+    "gumbel softmax": lambda: F.gumbel_softmax(WEIGHTS.log()),
+    "hard gumbel softmax": lambda: F.gumbel_softmax(WEIGHTS.log(), hard=True),
+    "fractional pooling": lambda: nn.FractionalMaxPool2d(2, output_size=4)(torch.arange(432.0).view(1, 3, 12, 12)),
+    "multi-head attention": lambda: MHA(Q[0], Q[0], Q[0])[0],
+    "multi-head attention, no weights": lambda: MHA(Q[0], Q[0], Q[0], need_weights=False)[0],
+    "encoder layer": lambda: ENCODER(Q[0]),
+    "lstm": lambda: LSTM(Q[0])[0],
+    "gru": lambda: GRU(Q[0])[1],
+    "packed lstm": lambda: LSTM(PACKED)[0].data,
+    "categorical": lambda: D.Categorical(WEIGHTS).sample((3,)),
+    "beta": lambda: D.Beta(torch.tensor([2.0]), torch.tensor([0.5])).rsample(),
+    "student": lambda: D.StudentT(torch.tensor([9.0])).sample(),
+    "multivariate": lambda: D.MultivariateNormal(torch.zeros(2), torch.eye(2) + 1).sample(),
+    "mixture": lambda: D.MixtureSameFamily(D.Categorical(WEIGHTS), D.Normal(torch.arange(4.0), 0.1)).sample((2,)),
+    "causal attention": lambda: F.scaled_dot_product_attention(Q, Q, Q, dropout_p=0.5, is_causal=True),
+}
+
+
+@pytest.mark.parametrize("draw", DRAWS.values(), ids=DRAWS)
+def test_a_draw_is_a_function_of_its_key(draw):
+    """Any draw is the same under the same (seed, step, salt), other under another, and leaves torch's generator
+    alone."""
+    before = torch.get_rng_state()
+    first = under(draw)
+    assert torch.equal(first, under(draw))
+    for other in ({"seed": 1}, {"step": 1}, {"salt": 1}):
+        assert not torch.equal(first, under(draw, **other))
+    assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("draw", DRAWS.values(), ids=DRAWS)
+def test_a_draw_looks_like_torchs(draw):
+    """Any draw has the shape, the dtype and, over many keys, the mean and the deviation of torch's own."""
+    keyed = torch.stack([under(draw, seed) for seed in range(200)]).double()
+    own = torch.stack([draw() for _ in range(200)]).double()
+    assert (keyed.shape, under(draw).dtype) == (own.shape, draw().dtype)
+    for mine, torchs in ((keyed, own), (keyed**2, own**2)):
+        # Within a draw numbers may share their fate (channels), so the draws are what is counted.
+        mine, torchs = mine.flatten(1).mean(1), torchs.flatten(1).mean(1)
+        error = ((mine.var() + torchs.var()) / 200).sqrt()
+        assert abs(mine.mean() - torchs.mean()) <= 5 * error
+
+
+def test_draws_in_one_step_differ():
+    """Two draws under one key are two draws."""
+    a, b = under(lambda: (torch.rand(50), torch.rand(50)))
+    assert not torch.equal(a, b)
+
+
+@given(fractions, seeds)
+def test_dropout_keeps_its_rate(p, seed):
+    """Dropout zeroes a share p of the entries and scales the others by 1 / (1 - p)."""
+    x = under(lambda: nn.Dropout(p)(torch.ones(40_000)), seed)
+    kept = x != 0
+    assert abs(kept.double().mean() - (1 - p)) <= 5 * math.sqrt(p * (1 - p) / 40_000)
+    torch.testing.assert_close(x[kept], torch.full_like(x[kept], 1 / (1 - p)))
+
+
+@pytest.mark.parametrize("module", [nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout])
+def test_dropout_at_its_ends(module):
+    """Dropout of 0, and dropout in eval mode, change nothing; dropout of 1 leaves zeros."""
+    x = torch.ones(2, 3, 4, 4, 4)[(0,) * (module is nn.Dropout1d) + (0,) * (module in (nn.Dropout1d, nn.Dropout2d))]
+    assert torch.equal(under(lambda: module(0.0)(x)), x)
+    assert torch.equal(under(lambda: module(0.5).eval()(x)), x)
+    assert not under(lambda: module(1.0)(x)).any()
+
+
+@pytest.mark.parametrize(
+    ("module", "shape", "channels"),
+    [
+        (nn.Dropout1d, (8, 9), 1),
+        (nn.Dropout1d, (8, 9, 4), 2),
+        (nn.Dropout2d, (8, 9, 4), 2),
+        (nn.Dropout2d, (8, 9, 4, 4), 2),
+        (nn.Dropout3d, (8, 4, 4, 4), 1),
+        (nn.Dropout3d, (8, 9, 4, 4, 4), 2),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:dropout2d")
+def test_channels_drop_whole(module, shape, channels):
+    """Channel dropout drops whole channels, the ones that torch takes for channels, and not all of them."""
+    x = under(lambda: module(0.5)(torch.ones(shape))).flatten(channels)
+    assert torch.equal(x, x[..., :1].expand_as(x))
+    own = module(0.5)(torch.ones(shape)).flatten(channels)
+    assert torch.equal(own, own[..., :1].expand_as(own))
+    assert len(x.unique()) == 2
+    assert x[..., 0].reshape(8, -1).unique(dim=0).shape[0] > 1
+
+
+@pytest.mark.parametrize("masked", [None, torch.bool, torch.float32])
+def test_attention_without_dropout_in_the_mean(masked):
+    """Attention with dropout is, in the mean over many draws, attention without it, for each kind of mask."""
+    mask = torch.ones(5, 5, dtype=torch.bool).tril()
+    options = {} if masked is None else {"attn_mask": mask if masked is torch.bool else mask.float()}
+    many = Q[0].expand(10_000, *Q[0].shape)
+    plain = F.scaled_dot_product_attention(many, many, many, **options)
+    dropped = under(lambda: F.scaled_dot_product_attention(many, many, many, dropout_p=0.2, **options))
+    torch.testing.assert_close(dropped.mean(0), plain[0], atol=0.05, rtol=0)
+    assert not torch.equal(dropped, plain)
+
+
+def test_grouped_attention():
+    """Attention with dropout takes fewer heads of keys and values than of queries."""
+
+    def draw(dropout_p):
+        return F.scaled_dot_product_attention(Q[:, :2], Q[:, :1], Q[:, :1], dropout_p=dropout_p, enable_gqa=True)
+
+    torch.testing.assert_close(under(lambda: draw(1e-9)), draw(0.0))
+
+
+def test_draws_map_over_seeds():
+    """A mapped draw is the stack of the draws, one a seed."""
+    seeds = torch.arange(4)
+
+    def draw(seed):
+        with keyed(seed, torch.tensor(5), 0):
+            return F.dropout(torch.ones(30), 0.5), torch.rand(3)
+
+    mapped = torch.vmap(draw)(seeds)
+    for i in range(4):
+        for together, alone in zip(mapped, draw(seeds[i]), strict=True):
+            assert torch.equal(together[i], alone)
+
+
+def test_more_draws_map_over_seeds():
+    """Draws by whatever torch's Python functions are made of map too, with what those functions do besides."""
+    seeds = torch.arange(3)
+
+    def draw(seed):
+        with keyed(seed, torch.tensor(5), 0):
+            numbers = torch.randint(9, (4,)), torch.normal(0.0, 1.0, (2,)), torch.randperm(3)
+            return *numbers, F.gumbel_softmax(WEIGHTS.log()), MHA(Q[0], Q[0], Q[0])[0]
+
+    mapped = torch.vmap(draw)(seeds)
+    for i in range(3):
+        for together, alone in zip(mapped, draw(seeds[i]), strict=True):
+            torch.testing.assert_close(together[i], alone)
+
+
+OWN = torch.Generator()
+REFUSED = {
+    "a generator": (lambda: torch.rand(3, generator=OWN), "torch.Generator of its own"),
+    "a generator, in place": (lambda: torch.empty(3).normal_(generator=OWN), "torch.Generator of its own"),
+    "binomial": (lambda: torch.binomial(torch.tensor([3.0]), torch.tensor([0.5])), "aten.binomial"),
+}
+
+
+@pytest.mark.parametrize(("draw", "said"), REFUSED.values(), ids=REFUSED)
+def test_what_cannot_be_keyed_is_refused(draw, said):
+    """A draw that would depend on more than its key is an error that names it."""
+    with pytest.raises(DrawError, match=re.escape(said)):
+        under(draw)
+
+
+# -- in a pipeline
+
+
+class Recurrent(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer, self.head = nn.GRU(4, 5, 2, dropout=0.5, batch_first=True), nn.Linear(5, 3)
+
+    def forward(self, x):
+        return self.head(self.layer(x)[0][:, -1])
+
+
+class Encoder(nn.Module):
+    def __init__(self):
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(4, 2, 8, dropout=0.3, batch_first=True)
+        self.layers, self.head = nn.TransformerEncoder(layer, 2), nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.head(self.layers(x).mean(1))
+
+
+@stage(writes="inputs")
+def noised(inputs):
+    """Diffusion's way: a time for each sample, an order, and noise."""
+    times = torch.randint(1, 10, (len(inputs), 1, 1)) / 10
+    return inputs[torch.randperm(len(inputs))] + times * torch.randn_like(inputs)
+
+
+BATCH = {"inputs": torch.randn(6, 5, 4), "targets": torch.arange(6) % 3}
+
+
+def training(model, *before):
+    return Pipeline(
+        *before, forward.model(model), loss.cross_entropy(), evaluate.accuracy(), backward.gradients(), update.sgd(0.1)
+    )
+
+
+KINDS = {
+    "recurrent": training(Recurrent),
+    "encoder": training(Encoder),
+    "noise": training(lambda: nn.Sequential(nn.Flatten(), nn.RReLU(), nn.Linear(20, 3)), noised),
+}
+
+
+@pytest.mark.parametrize("pipe", KINDS.values(), ids=KINDS)
+def test_steps_that_draw_are_pure_and_compile(pipe):
+    """A step with draws of any kind is the same when it is done again, eager and compiled, and another when the step
+    is another."""
+    state = pipe.init(0)
+    testing.lawful(pipe, state, BATCH)
+    after, metrics = testing.pure(pipe.step, state, BATCH)
+    compiled = pipe.compile(backend="aot_eager", donate=False)
+    again, same = compiled(state, BATCH)
+    testing.same((after.tree, metrics), (again.tree, same), 1e-5)
+    assert pipe.step(after, BATCH)[1]["loss"] != compiled(again.replace(step=again.step + 1), BATCH)[1]["loss"]
+
+
+def test_an_evaluation_that_draws_is_a_function_of_the_state():
+    """What a model draws in eval mode, as a sampler does, comes from its State too."""
+
+    class Sampler(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(4, 3)
+
+        def forward(self, x):
+            return self.layer(x.mean(1)) + torch.randn(3)
+
+    pipe = training(Sampler)
+    state = pipe.init(0)
+    first = testing.pure(pipe.evaluate, state, BATCH)
+    assert first == pipe.evaluate(state, BATCH)
+
+
+def test_a_refused_draw_names_its_stage():
+    """The message says which stage draws, by what, and what to do."""
+    own = stage(lambda inputs: inputs + torch.rand(4, generator=OWN), writes="inputs", name="noise")
+    pipe = training(lambda: nn.Linear(20, 3), own)
+    for step in (pipe.step, pipe.compile()):
+        with pytest.raises(
+            StageError, match=r"stage 'noise' draws by a torch.Generator of its own \(rand\); leave it out"
+        ):
+            step(pipe.init(0), BATCH)
