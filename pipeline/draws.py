@@ -17,9 +17,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pipeline.errors import DrawError
+from pipeline.errors import ImpureError
 from pipeline.random import MASK, bits, key, mix, normal, uniform
 
 Key = Callable[[], Tensor]
@@ -28,6 +29,8 @@ Key = Callable[[], Tensor]
 
 class keyed:  # noqa: N801 - used as a word of its own: `with keyed(...)`
     """Within it, all draws come from a key: the i-th one from (seed, step, salt, i).
+
+    What is `given`, named values, may not be written into. Raises ImpureError where it is, or where a draw has no key.
 
     >>> import torch
     >>> with keyed(torch.tensor(0), torch.tensor(7), 1):
@@ -38,11 +41,11 @@ class keyed:  # noqa: N801 - used as a word of its own: `with keyed(...)`
     True
     """
 
-    def __init__(self, seed: Tensor, step: Tensor, salt: int) -> None:
+    def __init__(self, seed: Tensor, step: Tensor, salt: int, given: Mapping[str, Any] | None = None) -> None:
         self._parts = salt, seed, step
         self._base: Tensor | None = None
         self._draws = 0
-        self._modes = _Operators(self._key), _Functions(self._key)
+        self._modes = _Operators(self._key, given or {}), _Functions(self._key)
 
     def __enter__(self) -> None:
         for mode in self._modes:
@@ -69,6 +72,8 @@ class _Functions(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        if func == _SET_DATA:
+            raise ImpureError("assigns to a tensor's .data, which no transformation sees; use copy_() under no_grad")
         draw = _FUNCTIONS.get(func)
         if draw is not None:
             result = _drawn(func, draw, self.key, args, kwargs)
@@ -82,9 +87,9 @@ class _Functions(TorchFunctionMode):
 
 
 class _Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's
-    def __init__(self, key: Key) -> None:
+    def __init__(self, key: Key, given: Mapping[str, Any]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # torch's
-        self.key = key
+        self.key, self.given = key, given
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
@@ -93,16 +98,37 @@ class _Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's
         if torch.Tag.nondeterministic_seeded in func.tags and not _without_dropout(func, args, kwargs):
             draw = _OPERATORS.get(func.overloadpacket.__name__)
             if draw is None:
-                raise DrawError(f"draws random numbers through {func}, which can't be made a function of (seed, step)")
+                raise ImpureError(
+                    f"draws random numbers through {func}, which can't be made a function of (seed, step)"
+                )
             return _drawn(func, draw, self.key, args, kwargs)
+        if func._schema.is_mutable:
+            self._look(func, args, kwargs)
         return func(*args, **kwargs)
+
+    def _look(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        """Refuse an operator that would write into what was given."""
+        written = [a for a, s in zip(args, func._schema.arguments, strict=False) if s.is_write]
+        written += [kwargs[s.name] for s in func._schema.arguments if s.is_write and s.name in kwargs]
+        places = {_place(t) for t in pytree.tree_leaves(written) if isinstance(t, Tensor)}
+        for name, value in self.given.items():
+            for path, t in pytree.tree_leaves_with_path(value):
+                if isinstance(t, Tensor) and _place(t) in places:
+                    where = ".".join([name, *[str(getattr(p, "key", getattr(p, "idx", p))) for p in path]])
+                    raise ImpureError(f"writes into {where!r} in place ({func}); return a new tensor instead")
+
+
+def _place(t: Tensor) -> int:
+    while torch._C._functorch.is_functorch_wrapped_tensor(t):
+        t = torch._C._functorch.get_unwrapped(t)
+    place: int = t.untyped_storage()._cdata
+    return place
 
 
 def _drawn(func: Any, draw: Callable[..., Any], k: Key, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
     if kwargs.get("generator") is not None or any(isinstance(a, torch.Generator) for a in args):
         name = getattr(func, "__name__", func)
-        raise DrawError(f"draws by a torch.Generator of its own ({name}); leave it out: a draw is a function of (seed, "
-                        "step), the same in each run")  # fmt: skip
+        raise ImpureError(f"draws by a torch.Generator of its own ({name}); leave it out: draws follow (seed, step)")
     out = kwargs.get("out")
     result = draw(k, *args, **{n: v for n, v in kwargs.items() if n not in ("generator", "out")})
     return result if out is None else out.copy_(result)
@@ -130,6 +156,8 @@ def _opened(func: FunctionType) -> FunctionType | None:
     copy.__kwdefaults__ = func.__kwdefaults__
     return copy
 
+
+_SET_DATA = Tensor.data.__set__  # type: ignore[attr-defined]  # a property of C's
 
 _INSIDE = {"dropout", "scaled_dot_product_attention", "rand"}
 """What such functions draw by."""

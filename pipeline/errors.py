@@ -31,8 +31,8 @@ class StageError(PipeError):
         return f"stage {self.stage!r} {self.message}"
 
 
-class DrawError(PipeError):
-    """Random numbers are drawn in a way that can't be a function of (seed, step)."""
+class ImpureError(PipeError):
+    """Code does what no function of its arguments does: it writes into one, or draws from a generator of its own."""
 
 
 class CaptureError(PipeError):

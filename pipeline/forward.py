@@ -44,7 +44,9 @@ class Module:
         if self not in _SKELETONS:
             real = real or self.real(0)
             evaluated = _without_storage(real).eval()
-            _SKELETONS[self] = evaluated, evaluated if self.frozen else _without_storage(real).train()
+            trained = evaluated if self.frozen else _without_storage(real)
+            # Where the module as a whole trains, parts of it that do not, such as frozen BatchNorms, were meant so.
+            _SKELETONS[self] = evaluated, trained if trained.training or self.frozen else trained.train()
         return _SKELETONS[self][training]
 
     def create(self, seed: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -54,15 +56,17 @@ class Module:
             raise WiringError("the module has lazy parameters; call it once on a batch, then pass the instance")
         self.skeleton(real=module)
         named = dict(module.named_parameters())
+        for name, p in named.items():
+            if p._backward_hooks or getattr(p, "_post_accumulate_grad_hooks", None):
+                raise WiringError(
+                    f"parameter {name!r} has a hook, which a function of State can't call: remove it, and put a stage "
+                    "that changes grads[...] after backward.gradients()"
+                )
         params = {k: p.detach().clone() for k, p in named.items() if p.requires_grad or self.frozen}
         buffers = {
             k: p.detach().clone() for k, p in {**named, **dict(module.named_buffers())}.items() if k not in params
         }
         return params, buffers
-
-    def mutable(self) -> set[str]:
-        """Names of what a forward in train mode may write into."""
-        return {name for name, _ in self.skeleton().named_buffers()}
 
 
 _SKELETONS: WeakKeyDictionary[Module, tuple[nn.Module, nn.Module]] = WeakKeyDictionary()
@@ -79,6 +83,18 @@ def _without_storage(module: nn.Module) -> nn.Module:
     for p in module.parameters():
         copies[id(p)] = nn.Parameter(torch.empty_like(p, device="meta"), requires_grad=p.requires_grad)
     return copy.deepcopy(module, copies)
+
+
+class _Ending(nn.Module):
+    """A module that returns its tensors beside its outputs: one that it assigned anew is lost where it ends."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, *args: Any, **kwargs: Any) -> tuple[Any, dict[str, Tensor]]:
+        result = self.module(*args, **kwargs)
+        return result, {**dict(self.module.named_parameters()), **dict(self.module.named_buffers())}
 
 
 @frozen(eq=False)
@@ -121,7 +137,9 @@ def model(
       "<params>.buffers"), with the parameters that have requires_grad=False.
     - `frozen`: a module that is only read, in eval mode: a teacher.
 
-    In training, BatchNorm's statistics come back as new buffers, and dropout is a function of (seed, step).
+    In training, buffers and frozen parameters come back as the module leaves them, written in place or assigned anew;
+    what it draws is a function of (seed, step). Parts of an instance that are in eval mode stay in it, unless it is as a
+    whole. Raises WiringError for parameters with hooks, and StageError where it writes into a trained one.
     """
     if not isinstance(module, nn.Module) and not callable(module):
         raise WiringError(
@@ -139,12 +157,16 @@ def model(
     def forward(params: Any, buffers: Any, training: bool, **values: Any) -> Any:
         # A module may write into what it is given, so it is given copies; a compiled graph drops those it does not
         # need.
-        mutable = parted.mutable()
-        given = {k: b.clone() if k in mutable else b for k, b in buffers.items()}
+        given = {k: b.clone() for k, b in buffers.items()}
         args = tuple(tree_map(_copied, values[p]) for p in positions)
         kwargs = {argument: tree_map(_copied, values[argument]) for argument in keywords}
-        result = functional_call(parted.skeleton(training and not frozen), {**params, **given}, args, kwargs)
-        return result if frozen else (result, given if training else buffers)
+        module = parted.skeleton(training and not frozen)
+        if frozen or not training:
+            result = functional_call(module, {**params, **given}, args, kwargs)
+            return result if frozen else (result, buffers)
+        given = {f"module.{name}": t for name, t in {**params, **given}.items()}
+        result, after = functional_call(_Ending(module), given, args, kwargs)
+        return result, {name: after[name] for name in buffers}
 
     def create(seed: int) -> dict[str, Any]:
         return dict(zip((kept_params, kept_buffers), parted.create(seed), strict=True))

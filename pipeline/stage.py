@@ -26,7 +26,7 @@ from attrs import evolve, field, frozen
 from torch import Tensor
 
 from pipeline.draws import keyed
-from pipeline.errors import DrawError, PipeError, StageError, WiringError, did_you_mean
+from pipeline.errors import ImpureError, PipeError, StageError, WiringError, did_you_mean
 from pipeline.schedules import Schedule
 
 Tree = Any  # a pytree of tensors: nested dicts, tuples and lists with tensors as leaves
@@ -154,9 +154,9 @@ class Stage(Part):
         if self.remembers and self.finish is None:
             kwargs["memory"] = memory
         try:
-            with self._keyed(values):
+            with self._keyed(values, kwargs):
                 result = self.function(**kwargs)
-        except DrawError as e:
+        except ImpureError as e:
             raise StageError(self.name, str(e)) from e
         except PipeError:
             raise
@@ -164,11 +164,12 @@ class Stage(Part):
             raise StageError(self.name, f"failed on {describe(kwargs)}: {first_line(e)}") from e
         return self._written(result)
 
-    def _keyed(self, values: Mapping[str, Any]) -> AbstractContextManager[None]:
-        """Where its code may draw, what it draws is a function of (seed, step); stages on the host know neither."""
+    def _keyed(self, values: Mapping[str, Any], given: Mapping[str, Any]) -> AbstractContextManager[None]:
+        """Where its code may be impure, what it draws is a function of (seed, step), and it writes into nothing given;
+        stages on the host know neither."""
         if not self.draws or "seed" not in values:
             return nullcontext()
-        return keyed(values["seed"], values["step"], zlib.crc32(self.name.encode()))
+        return keyed(values["seed"], values["step"], zlib.crc32(self.name.encode()), given)
 
     def _written(self, result: Any) -> tuple[dict[str, Any], Tree]:
         returns = (*self.writes, "memory") if self.remembers else self.writes

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from pipeline import Pipeline, backward, evaluate, forward, loss, stage, testing, update
 from pipeline.draws import keyed
-from pipeline.errors import DrawError, StageError
+from pipeline.errors import ImpureError, StageError
 from tests.strategies import fractions, seeds
 
 N = 200_000
@@ -223,7 +223,7 @@ REFUSED = {
 @pytest.mark.parametrize(("draw", "said"), REFUSED.values(), ids=REFUSED)
 def test_what_cannot_be_keyed_is_refused(draw, said):
     """A draw that would depend on more than its key is an error that names it."""
-    with pytest.raises(DrawError, match=re.escape(said)):
+    with pytest.raises(ImpureError, match=re.escape(said)):
         under(draw)
 
 

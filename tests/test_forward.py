@@ -1,12 +1,15 @@
 """Any module becomes a pure function of what it is given."""
 
+import copy
+import re
+
 import pytest
 import torch
 from torch import nn
 
 from pipeline import Pipeline, backward, evaluate, forward, loss, models, stage, testing, update
-from pipeline.errors import StageError, WiringError
-from tests import pipes
+from pipeline.errors import PipeError, StageError, WiringError
+from tests import by_hand, pipes
 
 BATCH = {"inputs": torch.randn(6, 4), "targets": torch.tensor([0, 1, 2, 0, 1, 2])}
 
@@ -155,3 +158,125 @@ def test_lazy_modules_are_refused():
     """A module whose shapes are unknown has to be called once before."""
     with pytest.raises(WiringError, match="lazy"):
         Pipeline(forward.model(lambda: nn.LazyLinear(3))).init(0)
+
+
+# -- modules that change their own tensors
+
+
+class Kept(nn.Module):
+    """A layer, a buffer and a frozen copy of the layer; what its forward does with them differs."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.teacher = nn.Linear(4, 3), nn.Linear(4, 3).requires_grad_(False)
+        self.register_buffer("mean", torch.zeros(3))
+        self.register_buffer("queue", torch.zeros(8, 3))
+        self.register_buffer("at", torch.zeros((), dtype=torch.int64))
+
+
+class Assigns(Kept):
+    def forward(self, x):
+        y = self.layer(x)
+        self.mean = 0.9 * self.mean + 0.1 * y.detach().mean(0)
+        return y - self.mean
+
+
+class Writes(Kept):
+    def forward(self, x):
+        y = self.layer(x)
+        self.mean.mul_(0.9).add_(y.detach().mean(0), alpha=0.1)
+        return y - self.mean
+
+
+class Queues(Kept):
+    def forward(self, x):
+        y = self.layer(x)
+        outputs = y + self.queue.mean(0)
+        self.queue[(self.at + torch.arange(len(y))) % 8] = y.detach()
+        self.at += len(y)
+        return outputs
+
+
+class Follows(Kept):
+    @torch.no_grad()
+    def follow(self):
+        for teacher, own in zip(self.teacher.parameters(), self.layer.parameters(), strict=True):
+            teacher.mul_(0.9).add_(own, alpha=0.1)
+
+    def forward(self, x):
+        self.follow()
+        return self.layer(x) - self.teacher(x)
+
+
+@pytest.mark.parametrize("route", ["functional", "tape"])
+@pytest.mark.parametrize("kind", [Assigns, Writes, Queues, Follows])
+def test_modules_that_change_their_tensors(kind, route):
+    """Buffers written in place or assigned anew, and teachers inside, are those of the loop by hand; State stays."""
+    torch.manual_seed(0)
+    module = kind()
+    batch = {"inputs": torch.randn(6, 4), "targets": torch.arange(6) % 3}
+    pipe = Pipeline(forward.model(module), loss.cross_entropy(), backward.gradients(route=route), update.sgd(0.1))
+    states = {way: pipe.init(0) for way in ("eager", "compiled")}
+    compiled = pipe.compile(backend="aot_eager", donate=False)
+    by_hand.train(module, [batch] * 3, torch.optim.SGD(module.layer.parameters(), lr=0.1))
+    for _ in range(3):
+        states["eager"], _ = testing.pure(pipe.step, states["eager"], batch)
+        states["compiled"], _ = testing.pure(compiled, states["compiled"], batch)
+    for state in states.values():
+        made = {**state.params, **state.buffers}
+        testing.same({name: made[name] for name in module.state_dict()}, dict(module.state_dict()), 1e-6)
+
+
+class Renormed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.words = nn.Embedding(5, 3, max_norm=1.0)
+
+    def forward(self, x):
+        return self.words(x)
+
+
+class Assigned(Kept):
+    def forward(self, x):
+        self.teacher.weight.data = self.layer.weight.data
+        return self.layer(x)
+
+
+@pytest.mark.parametrize("route", ["functional", "tape"])
+@pytest.mark.parametrize(
+    ("kind", "inputs", "said"),
+    [(Renormed, torch.arange(6) % 5, "writes into 'params.words.weight'"), (Assigned, torch.randn(6, 4), ".data")],
+)
+def test_what_would_change_a_parameter_is_refused(kind, inputs, said, route):
+    """A forward that writes into a trained parameter is refused by its name, and State is as it was."""
+    gradients = backward.gradients(route=route)
+    pipe = Pipeline(forward.model(kind), loss.cross_entropy(), gradients, update.sgd(0.1))
+    state = pipe.init(0)
+    before = state.clone()
+    for step in (pipe.step, pipe.compile(donate=False)):
+        with pytest.raises(PipeError, match=re.escape(said)):
+            step(state, {"inputs": inputs, "targets": torch.arange(6) % 3})
+    testing.same(state.tree, before.tree)
+
+
+def test_parts_in_eval_mode_stay_in_it():
+    """A frozen BatchNorm keeps its statistics where the module trains; a module in eval mode as a whole trains."""
+    module = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.BatchNorm1d(4))
+    module[1].eval()
+    batch = {"inputs": torch.randn(6, 4), "targets": torch.arange(6) % 3}
+    for built, kept in ((module, True), (copy.deepcopy(module).eval(), False)):
+        pipe = Pipeline(forward.model(built), loss.cross_entropy(), backward.gradients(), update.sgd(0.1))
+        state = pipe.init(0)
+        after, _ = pipe.step(state, batch)
+        assert torch.equal(after.buffers["1.running_mean"], state.buffers["1.running_mean"]) == kept
+        assert not torch.equal(after.buffers["2.running_mean"], state.buffers["2.running_mean"])
+
+
+@pytest.mark.parametrize("hook", ["register_hook", "register_post_accumulate_grad_hook"])
+def test_hooks_on_parameters_are_refused(hook):
+    """A hook that would never be called is refused by its parameter's name."""
+    module = nn.Linear(4, 3)
+    getattr(module.weight, hook)(lambda grad: None)
+    pipe = Pipeline(forward.model(module), loss.cross_entropy(), backward.gradients(), update.sgd(0.1))
+    with pytest.raises(WiringError, match="parameter 'weight' has a hook"):
+        pipe.init(0)
