@@ -138,8 +138,8 @@ def model(
     - `frozen`: a module that is only read, in eval mode: a teacher.
 
     In training, buffers and frozen parameters come back as the module leaves them, written in place or assigned anew;
-    what it draws is a function of (seed, step). Parts of an instance that are in eval mode stay in it, unless it is as a
-    whole. Raises WiringError for parameters with hooks, and StageError where it writes into a trained one.
+    what it draws is a function of (seed, step). Parts of an instance that are in eval mode stay in it, unless it is as
+    a whole. Raises WiringError for parameters with hooks, and StageError where it writes into a trained one.
     """
     if not isinstance(module, nn.Module) and not callable(module):
         raise WiringError(
