@@ -1,5 +1,4 @@
-"""Programs: each traced once, looked for on disk, else given to one backend after another, and checked before it is
-used."""
+"""Programs: each traced once, looked for on disk, else given to one backend after another, and checked before use."""
 
 from __future__ import annotations
 
@@ -194,8 +193,7 @@ class Programs:
                 build.refused.append(f"{name}: {generic.reason(e)}")
                 continue
             if isinstance(program, Library) and build.identity is not None:
-                facts = (build.kind.program, build.feed.batch, build.traced.operations)
-                storage.keep(program, build.identity, *facts)
+                storage.keep(program, build.identity, build.kind.program, build.feed.batch, build.traced.operations)
             self._made(build, program)
             return
         raise CaptureError(f"the {build.kind.program} can't be compiled here: {'; '.join(build.refused)}")
@@ -222,9 +220,9 @@ class Programs:
     def _check(self, build: Build, program: Program) -> None:
         """Raise CaptureError where a program does not do what the plain functions do."""
         kind, feed = build.kind, build.feed
-        end = kind.kept + len(feed.static)
 
         def built(args: Sequence[Tensor]) -> Sequence[Tensor]:
+            end = kind.kept + len(feed.static)
             if build.traced.sizes is not None:
                 build.traced.sizes.mark(args)
             return program.bind(args[:end], len(feed.given), build.traced.constants).run(args[end:])
@@ -236,18 +234,17 @@ class Programs:
 @contextmanager
 def _uncollected() -> Iterator[None]:
     """Compilers make millions of objects that stay: to look for dead ones among them took a tenth of the time."""
-    collects = gc.isenabled()
+    collect = gc.enable if gc.isenabled() else gc.disable
     gc.disable()
     try:
         yield
     finally:
-        if collects:
-            gc.enable()
+        collect()
 
 
 def _described(build: Build, seconds: float) -> Graph:
     assert build.program is not None
     notes = (*build.refused, *([build.program.note] if build.program.note else []))
     batch = build.feed.batch + (" and other sizes" if build.traced.sizes else "")
-    about = build.kind.program, batch, build.traced.operations
-    return Graph(*about, build.program.backend, seconds, build.loaded, notes)
+    facts = build.kind.program, batch, build.traced.operations, build.program.backend
+    return Graph(*facts, seconds, build.loaded, notes)
