@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any, Literal, TypeAlias
+from weakref import WeakSet
 
 import torch
 from attrs import field, frozen
@@ -18,7 +19,10 @@ from pipeline.stage import Stage, Tree
 from pipeline.state import tree_map
 
 Objective: TypeAlias = Callable[[Tree], tuple[Tensor, Tree]]
-Route: TypeAlias = Literal["functional", "tape"]
+Route: TypeAlias = Literal["auto", "functional", "tape"]
+
+_BY_TAPE: WeakSet[Gradients] = WeakSet()
+"""Backwards with route="auto" whose code torch.func refused."""
 
 
 @frozen(eq=False)
@@ -46,9 +50,27 @@ class Gradients(Stage):
 
     def differentiate(self, objective: Objective, params: Tree) -> tuple[Tree, Tree]:
         """The gradients with the structure of `params`, and what the objective computed besides, without gradients."""
-        if self.route == "functional":
+        if self.taken == "tape":
+            return self._by_tape(objective, params)
+        try:
             grads, (_, aux) = grad_and_value(objective, has_aux=True)(params)
-            return grads, aux
+        except Exception as refused:
+            if self.route == "functional":
+                raise
+            try:
+                made = self._by_tape(objective, params)
+            except Exception:
+                raise refused from None  # it is no matter of the route
+            _BY_TAPE.add(self)
+            return made
+        return grads, aux
+
+    @property
+    def taken(self) -> Route:
+        """The route that it takes, as far as is known before it was tried."""
+        return "tape" if self in _BY_TAPE else self.route
+
+    def _by_tape(self, objective: Objective, params: Tree) -> tuple[Tree, Tree]:
         with torch.enable_grad():
             leaves = tree_map(lambda p: p.detach().requires_grad_(), params)
             loss, aux = objective(leaves)
@@ -64,19 +86,21 @@ def gradients(
     of: str = "loss",
     wrt: str = "params",
     writes: str = "grads",
-    route: Route = "functional",
+    route: Route = "auto",
     accumulate: int = 1,
     name: str = "backward.gradients",
 ) -> Gradients:
     """The gradients of the loss `of` with respect to `wrt`, through all stages since the backward before it.
 
-    - `route`: "functional" (torch.func: composes with vmap and with itself) or "tape" (torch.autograd.grad: allows
-      activation checkpointing).
+    - `route`: "functional" (torch.func: composes with vmap and with itself), "tape" (torch.autograd.grad: takes code
+      that torch.func refuses, such as an autograd.Function with ctx in its forward, hooks on a module's backward, and
+      autograd.grad inside a forward) or "auto": functional, and from where that is refused on, the tape;
+      `print(pipe)` says so.
     - `accumulate`: the batch is taken in this many parts, one after the other, with the memory of one; the result is
       the mean over the whole batch, also where the parts are unequal.
     """
-    if route not in ("functional", "tape"):
-        raise WiringError(f"backward route {route!r} is unknown; use 'functional' or 'tape'")
+    if route not in ("auto", "functional", "tape"):
+        raise WiringError(f"backward route {route!r} is unknown; use 'auto', 'functional' or 'tape'")
     if accumulate < 1:
         raise ConfigError(f"accumulate={accumulate} is not a positive whole number")
 

@@ -19,6 +19,7 @@ from attrs import field, frozen
 from torch import Tensor
 
 from pipeline import evaluate, load, place
+from pipeline.backward import Gradients
 from pipeline.errors import StateError, WiringError, did_you_mean
 from pipeline.forward import Model
 from pipeline.load import Load
@@ -277,7 +278,8 @@ class Composition:
         rows = [("stage", "reads", "writes", "keeps")]
         for s in self.stages:
             keeps = (*s.keeps, *s.hyper, *(["sums"] if s.finish else ["memory"] if s.remembers else []))
-            rows.append((s.name, ", ".join(s.values_read), ", ".join(s.values_written), ", ".join(keeps)))
+            by = " (by tape)" if isinstance(s, Gradients) and s.taken == "tape" else ""
+            rows.append((s.name + by, ", ".join(s.values_read), ", ".join(s.values_written), ", ".join(keeps)))
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
         return "\n".join(lines)

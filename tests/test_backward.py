@@ -6,8 +6,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from pipeline import Pipeline, backward, forward, loss, testing, update
-from pipeline.errors import ConfigError, WiringError
-from tests import pipes
+from pipeline.errors import ConfigError, StageError, WiringError
+from tests import by_hand, pipes
 
 BATCH = {"inputs": torch.randn(6, 4), "targets": torch.arange(6) % 3}
 
@@ -25,6 +25,69 @@ class Checkpointed(pipes.Linear):
 
     def forward(self, x):
         return checkpoint(self.layer, x, use_reentrant=False)
+
+
+class Doubled(torch.autograd.Function):
+    """As most such functions are written: with ctx in the forward."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return 2 * x
+
+    @staticmethod
+    def backward(ctx, grad):
+        return 2 * grad
+
+
+class WithFunction(pipes.Linear):
+    def forward(self, x):
+        return Doubled.apply(self.layer(x))
+
+
+class WithHook(pipes.Linear):
+    def __init__(self):
+        super().__init__()
+        self.layer.register_full_backward_hook(lambda module, before, after: None)
+
+
+class WithGradient(pipes.Linear):
+    """As a network of physics is: the gradient with respect to the inputs is part of the outputs."""
+
+    def forward(self, x):
+        x = x.detach().requires_grad_()
+        y = self.layer(x)
+        [slope] = torch.autograd.grad(y.square().sum(), x, create_graph=True)
+        return y + slope.sum(1, keepdim=True)
+
+
+@pytest.mark.parametrize("kind", [WithFunction, WithHook, WithGradient, pipes.Linear])
+def test_the_route_is_chosen(kind):
+    """What torch.func refuses goes by the tape, as the loop by hand does, eager and compiled; print(pipe) says so."""
+    torch.manual_seed(0)
+    module = kind()
+    made = []
+    for compiled in (False, True):
+        pipe = Pipeline(forward.model(module), loss.cross_entropy(), backward.gradients(), update.sgd(0.1))
+        step = pipe.compile(backend="aot_eager") if compiled else pipe.step
+        made.append(step(pipe.init(0), BATCH)[0].params)
+        assert ("backward.gradients (by tape)" in str(pipe)) == (kind is not pipes.Linear)
+    by_hand.train(module, [BATCH], torch.optim.SGD(module.parameters(), lr=0.1))
+    for params in made:
+        testing.same(params, dict(module.state_dict()), 1e-6)
+
+
+def test_what_no_route_takes_is_said_once():
+    """Where the code itself is wrong, the error is that of the code, and no route is decided."""
+
+    class Wrong(pipes.Linear):
+        def forward(self, x):
+            return self.layer(x[:, :2])
+
+    pipe = Pipeline(forward.model(Wrong), loss.cross_entropy(), backward.gradients(), update.sgd(0.1))
+    with pytest.raises(StageError, match=r"stage 'forward.model' failed on inputs"):
+        pipe.step(pipe.init(0), BATCH)
+    assert pipe["backward.gradients"].taken == "auto"
 
 
 def test_the_tape_allows_activation_checkpointing():
