@@ -54,13 +54,15 @@ class Gradients(Stage):
             return self._by_tape(objective, params)
         try:
             grads, (_, aux) = grad_and_value(objective, has_aux=True)(params)
-        except Exception as refused:
+        except Exception:
             if self.route == "functional":
                 raise
             try:
                 made = self._by_tape(objective, params)
             except Exception:
-                raise refused from None  # it is no matter of the route
+                made = None
+            if made is None:
+                raise  # it is no matter of the route
             _BY_TAPE.add(self)
             return made
         return grads, aux

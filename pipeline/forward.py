@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -86,15 +86,16 @@ def _without_storage(module: nn.Module) -> nn.Module:
 
 
 class _Ending(nn.Module):
-    """A module that returns its tensors beside its outputs: one that it assigned anew is lost where it ends."""
+    """A module that returns tensors of its own beside its outputs: one that it assigned anew is lost where it ends."""
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, names: Iterable[str]) -> None:
         super().__init__()
-        self.module = module
+        self.module, self.names = module, tuple(names)
 
     def forward(self, *args: Any, **kwargs: Any) -> tuple[Any, dict[str, Tensor]]:
         result = self.module(*args, **kwargs)
-        return result, {**dict(self.module.named_parameters()), **dict(self.module.named_buffers())}
+        after = {**dict(self.module.named_parameters()), **dict(self.module.named_buffers())}
+        return result, {name: after[name] for name in self.names}
 
 
 @frozen(eq=False)
@@ -165,8 +166,8 @@ def model(
             result = functional_call(module, {**params, **given}, args, kwargs)
             return result if frozen else (result, buffers)
         given = {f"module.{name}": t for name, t in {**params, **given}.items()}
-        result, after = functional_call(_Ending(module), given, args, kwargs)
-        return result, {name: after[name] for name in buffers}
+        made: tuple[Any, dict[str, Tensor]] = functional_call(_Ending(module, buffers), given, args, kwargs)
+        return made
 
     def create(seed: int) -> dict[str, Any]:
         return dict(zip((kept_params, kept_buffers), parted.create(seed), strict=True))
