@@ -95,6 +95,8 @@ class _Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        if func._schema.is_mutable:
+            self._look(func, args, kwargs)
         if torch.Tag.nondeterministic_seeded in func.tags and not _without_dropout(func, args, kwargs):
             draw = _OPERATORS.get(func.overloadpacket.__name__)
             if draw is None:
@@ -102,8 +104,6 @@ class _Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's
                     f"draws random numbers through {func}, which can't be made a function of (seed, step)"
                 )
             return _drawn(func, draw, self.key, args, kwargs)
-        if func._schema.is_mutable:
-            self._look(func, args, kwargs)
         return func(*args, **kwargs)
 
     def _look(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:

@@ -4,8 +4,8 @@ import re
 import pytest
 import torch
 from hypothesis import given
+from torch import Tensor, nn
 from torch import distributions as D
-from torch import nn
 from torch.nn import functional as F
 
 from pipeline import Pipeline, backward, evaluate, forward, loss, stage, testing, update
@@ -225,6 +225,15 @@ def test_what_cannot_be_keyed_is_refused(draw, said):
     """A draw that would depend on more than its key is an error that names it."""
     with pytest.raises(ImpureError, match=re.escape(said)):
         under(draw)
+
+
+@pytest.mark.parametrize("fill", [Tensor.normal_, torch.ops.aten.normal_, torch.relu_])
+def test_what_is_given_is_not_written_into(fill):
+    """Neither a draw nor another operator, however it is called, writes into what was given."""
+    x = torch.ones(3)
+    with keyed(torch.tensor(0), torch.tensor(0), 0, {"inputs": x}), pytest.raises(ImpureError, match="into 'inputs'"):
+        fill(x.view(3))
+    assert x.tolist() == [1.0, 1.0, 1.0]
 
 
 # -- in a pipeline
