@@ -83,7 +83,7 @@ def threads(made: Job, state: State, wanted: int | None) -> int:
             if weight.ndim > 1:  # each output channel is a product with a row of it
                 operations += 2 * weight.numel() * output.numel() // len(weight)
 
-    skeletons = [m.module.skeleton() for m in made.pipe.models]
+    skeletons = [m.module.skeleton().module for m in made.pipe.models]
     hooks = [part.register_forward_hook(count) for skeleton in skeletons for part in skeleton.modules()]
     try:
         made.pipe.check(state)  # on a few samples; a step is a forward of them all, and a backward of twice that

@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.func import grad_and_value
 
 from pipeline.errors import ConfigError, WiringError
-from pipeline.stage import Stage, Tree
-from pipeline.state import tree_map
+from pipeline.stage import Stage
+from pipeline.tree import Tree, tree_map
 
 Objective: TypeAlias = Callable[[Tree], tuple[Tensor, Tree]]
 Route: TypeAlias = Literal["auto", "functional", "tape"]
@@ -54,18 +54,14 @@ class Gradients(Stage):
             return self._by_tape(objective, params)
         try:
             grads, (_, aux) = grad_and_value(objective, has_aux=True)(params)
+            return grads, aux
         except Exception:
-            if self.route == "functional":
+            # Under a transformation of the user's own, such as vmap, the tape is no way out.
+            if self.route == "functional" or torch._C._functorch.peek_interpreter_stack() is not None:
                 raise
-            try:
-                made = self._by_tape(objective, params)
-            except Exception:
-                made = None
-            if made is None:
-                raise  # it is no matter of the route
-            _BY_TAPE.add(self)
-            return made
-        return grads, aux
+        made = self._by_tape(objective, params)  # what is no matter of the route is raised here
+        _BY_TAPE.add(self)
+        return made
 
     @property
     def taken(self) -> Route:

@@ -24,9 +24,10 @@ from pipeline.errors import StateError, WiringError, did_you_mean
 from pipeline.forward import Model
 from pipeline.load import Load
 from pipeline.place import Place
-from pipeline.run import Segment, first_memory, hyper_numbers, hyper_value, segments, through
-from pipeline.stage import Part, Stage, Tree
-from pipeline.state import Batch, State, tree_map
+from pipeline.run import Segment, counted, first_memory, hyper_numbers, hyper_value, segments, through
+from pipeline.stage import Part, Stage
+from pipeline.state import Batch, State
+from pipeline.tree import Tree, tree_map
 from pipeline.update import Finite
 from pipeline.wiring import LASTS, check_names, check_wiring, needed_to_measure
 
@@ -129,7 +130,7 @@ class Composition:
         hyper, memory = self.hyper(tree), dict(tree["memory"])
         sums: dict[str, Tree] = {}
         for segment in self.segments:
-            written, remembered, added = segment.run(values, hyper, memory, tuple(batch), self.place.autocast)
+            written, remembered, added = segment.run(values, hyper, memory, batch, self.samples, self.place.autocast)
             values |= written
             memory |= remembered
             sums |= added
@@ -145,8 +146,14 @@ class Composition:
         """The evaluation program: `sums` with those of one more batch added."""
         values = {**self._kept(tree), "training": False, **batch}
         with torch.no_grad(), self.place.autocast():
-            _, _, added = through(self.measured, values, self.hyper(tree), tree["memory"])
+            weigh = counted(batch, self.samples, tree["step"])
+            _, _, added = through(self.measured, values, self.hyper(tree), tree["memory"], weigh)
             return {name: tree_map(torch.add, sums[name], s) for name, s in added.items()}
+
+    @property
+    def samples(self) -> str | None:
+        """The value of a batch that says how many samples it has, where one was named."""
+        return self.load.samples if self.load is not None else None
 
     # -- the pieces that loops are made of
 
@@ -214,13 +221,14 @@ class Composition:
         source = self.over(data)
         batch = self.place.batch(self.prepared(load.first(source, 2), False))
         values = {**self._kept(state.tree), "training": False, **batch}
-        whole = source.data.tensors if hasattr(source.data, "tensors") and not self.host else {}
-        hyper = self.hyper(state.tree)
+        whole = source.data.batch(list(source.data.tensors.values())) if source.in_memory and not self.host else {}
+        hyper, weigh = self.hyper(state.tree), counted(batch, self.samples, state.step)
         with torch.no_grad(), self.place.autocast():
             for s in self.measured:
                 if s.check is not None:
-                    s.check(**{p: {**values, **whole}[v] for p, v in s.parameters})
-                values.update(through([s], values, hyper, state.memory)[0])
+                    seen = {**values, **whole}
+                    s.look(**{p: seen[v] for p, v in s.parameters if v in seen})
+                values.update(through([s], values, hyper, state.memory, weigh)[0])
 
     def check_state(self, state: State) -> None:
         """Raise StateError unless `state` has the names that this pipeline's `init` would give it."""

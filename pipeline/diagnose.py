@@ -13,7 +13,8 @@ from torch import Tensor
 from pipeline.backward import Gradients
 from pipeline.compose import Composition
 from pipeline.stage import Stage
-from pipeline.state import Batch, State, named
+from pipeline.state import Batch, State
+from pipeline.tree import named
 
 
 def first_nonfinite(pipe: Composition, state: State, batch: Batch) -> str | None:

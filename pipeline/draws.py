@@ -9,19 +9,22 @@ from __future__ import annotations
 
 import functools
 import math
+import random
 from collections.abc import Callable, Mapping
 from types import FunctionType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
+from torch.utils import checkpoint
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipeline.errors import ImpureError
-from pipeline.random import MASK, bits, key, mix, normal, uniform
+from pipeline.random import MASK, bits, key, mix, normal, settled, uniform
 
 Key = Callable[[], Tensor]
 """The key of the next draw."""
@@ -45,22 +48,76 @@ class keyed:  # noqa: N801 - used as a word of its own: `with keyed(...)`
         self._parts = salt, seed, step
         self._base: Tensor | None = None
         self._draws = 0
-        self._modes = _Operators(self._key, given or {}), _Functions(self._key)
+        self._given = given or {}
+        self._modes = _Operators(self._key, self._given), _Functions(self._key)
 
     def __enter__(self) -> None:
-        for mode in self._modes:
+        self._others = _other_generators()
+        self._recomputed = _Recomputed(self._again)
+        for mode in (self._recomputed, *self._modes):
             mode.__enter__()  # type: ignore[no-untyped-call]  # torch's
 
-    def __exit__(self, *error: Any) -> None:
-        for mode in reversed(self._modes):
-            mode.__exit__(*error)  # type: ignore[no-untyped-call]  # torch's
+    def __exit__(self, kind: type[BaseException] | None, *error: Any) -> None:
+        for mode in reversed((self._recomputed, *self._modes)):
+            mode.__exit__(kind, *error)  # type: ignore[no-untyped-call]  # torch's
+        if kind is None and self._others != _other_generators():
+            raise ImpureError(
+                "draws from Python's or NumPy's random module, whose numbers are no function of (seed, step); use "
+                "torch.rand or the like"
+            )
+
+    def _again(self) -> keyed:
+        """The draws that follow, for code that runs a second time."""
+        again = keyed(*self._parts[1:], self._parts[0], self._given)
+        again._base, again._draws = self._base, self._draws
+        return again
 
     def _key(self) -> Tensor:
         if self._base is None:  # most stages draw nothing
             self._base = key(*self._parts)
         self._draws += 1
-        k: Tensor = mix((self._base + self._draws * 0x3504F333) & MASK)
+        k: Tensor = settled(mix((self._base + self._draws * 0x3504F333) & MASK))
         return k
+
+
+class _Recomputed:
+    """Within it, what activation checkpointing computes a second time draws what it drew the first time.
+
+    The reentrant kind becomes the other one, which gives the same and goes with torch.autograd.grad.
+    """
+
+    def __init__(self, again: Callable[[], keyed]) -> None:
+        def generator(function: Any, preserve: bool, *args: Any, **kwargs: Any) -> Any:
+            draws = again()
+
+            def recomputed(*inputs: Any, **more: Any) -> Any:
+                with draws:
+                    return function(*inputs, **more)
+
+            return kept(recomputed, False, *args, **kwargs)  # torch's own generator is never drawn from
+
+        class Reentrant:
+            @staticmethod
+            def apply(function: Any, preserve: bool, *inputs: Any) -> Any:
+                return checkpoint.checkpoint(function, *inputs, use_reentrant=False)
+
+        kept = checkpoint._checkpoint_without_reentrant_generator
+        self._changed = {"_checkpoint_without_reentrant_generator": generator, "CheckpointFunction": Reentrant}
+
+    def __enter__(self) -> None:
+        self._before = {name: getattr(checkpoint, name) for name in self._changed}
+        for name, function in self._changed.items():
+            setattr(checkpoint, name, function)
+
+    def __exit__(self, *error: Any) -> None:
+        for name, function in self._before.items():
+            setattr(checkpoint, name, function)
+
+
+def _other_generators() -> tuple[Any, ...]:
+    """What changes when Python's or NumPy's generator is drawn from."""
+    state: Any = np.random.get_state()
+    return random.getstate(), state[1].tobytes(), state[2:]
 
 
 class _Functions(TorchFunctionMode):

@@ -18,7 +18,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pipeline.errors import ConfigError, DataError
-from pipeline.stage import Stage, Tree, fitted
+from pipeline.stage import Stage, fitted
+from pipeline.tree import Tree
 
 INT, FLOAT = torch.int64, torch.float64
 

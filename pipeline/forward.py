@@ -2,100 +2,51 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import is_dataclass
 from typing import Any
-from weakref import WeakKeyDictionary
 
-import torch
 from attrs import field, frozen
 from torch import Tensor, nn
-from torch.func import functional_call
+from torch.utils import _pytree as pytree
 
-from pipeline.errors import WiringError
-from pipeline.stage import Stage
-from pipeline.state import tree_map
+from pipeline.errors import StageError, WiringError, did_you_mean
+from pipeline.module import Build, Module
+from pipeline.stage import Stage, parts_of
+from pipeline.tree import tree_map
 
-Build = Callable[[], nn.Module]
+def _picker(stage: str, outputs: Any) -> tuple[tuple[str, ...], Callable[[Any], tuple[Any, ...]]]:
+    """The names that a forward writes, and how to take their values from what a module returned."""
+    if isinstance(outputs, str):
+        return (outputs,), lambda result: (result,)
 
+    def by_position(result: Any) -> tuple[Any, ...]:
+        if not isinstance(result, tuple | list) or len(result) < len(outputs):
+            raise StageError(stage, f"returns {parts_of(result)}, which has no parts {', '.join(outputs)} by position")
+        return tuple(result[: len(outputs)])
 
-@frozen(eq=False)
-class Module:
-    """A module parted from its tensors: skeletons hold no storage (meta device), so that nothing can change them."""
+    def by_name(result: Any) -> tuple[Any, ...]:
+        has = result if isinstance(result, Mapping) else {k: getattr(result, k) for k in outputs if hasattr(result, k)}
+        for key in outputs:
+            if has.get(key) is None:
+                raise StageError(stage, f"returns {parts_of(result)}, which has no {key!r}{did_you_mean(key, has)}")
+        return tuple(has[key] for key in outputs)
 
-    build: Build | nn.Module
-    frozen: bool
-
-    def real(self, seed: int) -> nn.Module:
-        """The module with its first weights: an instance as it is, a factory's initialised from the seed."""
-        if isinstance(self.build, nn.Module):
-            return self.build
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            module = self.build()
-        if not isinstance(module, nn.Module):
-            raise WiringError(
-                f"forward.model() takes an nn.Module or a function that makes one, not {type(module).__name__}"
-            )
-        return module
-
-    def skeleton(self, training: bool = False, real: nn.Module | None = None) -> nn.Module:
-        """The module without storage, in train or eval mode. Made once."""
-        if self not in _SKELETONS:
-            real = real or self.real(0)
-            evaluated = _without_storage(real).eval()
-            trained = evaluated if self.frozen else _without_storage(real)
-            # Where the module as a whole trains, parts of it that do not, such as frozen BatchNorms, were meant so.
-            _SKELETONS[self] = evaluated, trained if trained.training or self.frozen else trained.train()
-        return _SKELETONS[self][training]
-
-    def create(self, seed: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Copies of the trained parameters, and of the buffers and what `requires_grad=False` has frozen."""
-        module = self.real(seed)
-        if any(isinstance(p, nn.parameter.UninitializedParameter) for p in module.parameters()):
-            raise WiringError("the module has lazy parameters; call it once on a batch, then pass the instance")
-        self.skeleton(real=module)
-        named = dict(module.named_parameters())
-        for name, p in named.items():
-            if p._backward_hooks or getattr(p, "_post_accumulate_grad_hooks", None):
-                raise WiringError(
-                    f"parameter {name!r} has a hook, which a function of State can't call: remove it, and put a stage "
-                    "that changes grads[...] after backward.gradients()"
-                )
-        params = {k: p.detach().clone() for k, p in named.items() if p.requires_grad or self.frozen}
-        buffers = {
-            k: p.detach().clone() for k, p in {**named, **dict(module.named_buffers())}.items() if k not in params
-        }
-        return params, buffers
+    if isinstance(outputs, Mapping):
+        return tuple(outputs.values()), by_name
+    return tuple(outputs), by_position
 
 
-_SKELETONS: WeakKeyDictionary[Module, tuple[nn.Module, nn.Module]] = WeakKeyDictionary()
-"""In eval mode and in train mode."""
+def _known(result: Any) -> Any:
+    """What a module returned, a dataclass among what torch can look into: gradients go through all tensors in it."""
+    kind = type(result)
+    if is_dataclass(kind) and kind not in pytree.SUPPORTED_NODES:
+        pytree.register_dataclass(kind)
+    return result
 
 
 def _copied(value: Any) -> Any:
     return value.clone() if isinstance(value, Tensor) else value
-
-
-def _without_storage(module: nn.Module) -> nn.Module:
-    """A copy on the meta device. Tensors are handed to deepcopy as if copied before, so that tied ones stay tied."""
-    copies: dict[int, Tensor] = {id(b): torch.empty_like(b, device="meta") for b in module.buffers()}
-    for p in module.parameters():
-        copies[id(p)] = nn.Parameter(torch.empty_like(p, device="meta"), requires_grad=p.requires_grad)
-    return copy.deepcopy(module, copies)
-
-
-class _Ending(nn.Module):
-    """A module that returns tensors of its own beside its outputs: one that it assigned anew is lost where it ends."""
-
-    def __init__(self, module: nn.Module, names: Iterable[str]) -> None:
-        super().__init__()
-        self.module, self.names = module, tuple(names)
-
-    def forward(self, *args: Any, **kwargs: Any) -> tuple[Any, dict[str, Tensor]]:
-        result = self.module(*args, **kwargs)
-        after = {**dict(self.module.named_parameters()), **dict(self.module.named_buffers())}
-        return result, {name: after[name] for name in self.names}
 
 
 @frozen(eq=False)
@@ -115,7 +66,7 @@ class Model(Stage):
     def state_dict(self, values: Mapping[str, Any]) -> dict[str, Tensor]:
         """The weights under the module's own names, as `load_state_dict` takes them, tied weights under each name."""
         tensors = {**values[self.params], **values[self.buffers]}
-        skeleton = self.module.skeleton()
+        skeleton = self.module.skeleton().module
         owners = {id(t): name for name, t in [*skeleton.named_parameters(), *skeleton.named_buffers()]}
         return {name: tensors[owners[id(t)]] for name, t in skeleton.state_dict(keep_vars=True).items()}
 
@@ -124,7 +75,7 @@ def model(
     module: nn.Module | Build,
     *,
     inputs: str | tuple[str, ...] | Mapping[str, str] = "inputs",
-    outputs: str = "outputs",
+    outputs: str | tuple[str, ...] | Mapping[str, str] = "outputs",
     params: str = "params",
     frozen: bool = False,
     name: str = "forward.model",
@@ -134,6 +85,8 @@ def model(
     - `module`: a factory, initialised from the run's seed (two factories of one kind begin alike), or an instance,
       whose weights are copied and never touched.
     - `inputs`: the value it is called on; several as positions ("a", "b") or as keywords {"argument": "value"}.
+    - `outputs`: the name of what it returns; of several parts, those of a tuple by position ("outputs", "hidden"), or
+      those of a dict or an object by name {"logits": "outputs"}. A model that returns its own loss writes "loss".
     - `params`: the name under which State keeps its parameters; its buffers are kept as "buffers" (or
       "<params>.buffers"), with the parameters that have requires_grad=False.
     - `frozen`: a module that is only read, in eval mode: a teacher.
@@ -155,19 +108,19 @@ def model(
         positions = (inputs,) if isinstance(inputs, str) else tuple(inputs)
     kept_params, kept_buffers = params, "buffers" if params == "params" else f"{params}.buffers"
 
+    written, picked = _picker(name, outputs)
+
     def forward(params: Any, buffers: Any, training: bool, **values: Any) -> Any:
         # A module may write into what it is given, so it is given copies; a compiled graph drops those it does not
         # need.
         given = {k: b.clone() for k, b in buffers.items()}
         args = tuple(tree_map(_copied, values[p]) for p in positions)
         kwargs = {argument: tree_map(_copied, values[argument]) for argument in keywords}
-        module = parted.skeleton(training and not frozen)
-        if frozen or not training:
-            result = functional_call(module, {**params, **given}, args, kwargs)
-            return result if frozen else (result, buffers)
-        given = {f"module.{name}": t for name, t in {**params, **given}.items()}
-        made: tuple[Any, dict[str, Tensor]] = functional_call(_Ending(module, buffers), given, args, kwargs)
-        return made
+        result, after = parted.call(params, given, training, args, kwargs)
+        parts = picked(_known(result))
+        if frozen:
+            return parts if len(parts) > 1 else parts[0]
+        return (*parts, after if training else buffers)
 
     def create(seed: int) -> dict[str, Any]:
         return dict(zip((kept_params, kept_buffers), parted.create(seed), strict=True))
@@ -175,7 +128,7 @@ def model(
     return Model(
         name,
         forward,
-        writes=(outputs,) if frozen else (outputs, kept_buffers),
+        writes=written if frozen else (*written, kept_buffers),
         create=create,
         draws=True,
         keeps=(kept_params, kept_buffers),

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 from torch import Tensor
 
 from pipeline import order
@@ -28,6 +28,8 @@ class Load(Part):
     drop_last: bool = False
     fields: tuple[str, ...] = ()
     """Names for the parts of a tuple that an iterable yields."""
+    samples: str | None = None
+    """The value whose first dimension is the number of samples, where not all have the same."""
 
     known: bool = field(init=False)
     """Whether the data set tells its names and its length before it is read."""
@@ -75,11 +77,6 @@ class Load(Part):
     def batch(self, item: Any) -> Batch:
         """What a loader yields as a Batch: a mapping as it is, a sequence under the names of `fields`."""
         if isinstance(item, Mapping):
-            for name, value in item.items():
-                if not isinstance(value, Tensor):
-                    raise DataError(
-                        f"the loader yielded {name!r} as {type(value).__name__}; leave it out or collate it to a tensor"
-                    )
             return item
         if isinstance(item, Tensor):
             item = (item,)
@@ -94,12 +91,12 @@ class Load(Part):
         """A Load of other data in its own order, nothing dropped: what validation reads."""
         pair = isinstance(data, list) and len(data) == 2 and all(isinstance(part, Tensor) for part in data)
         if not isinstance(data, Source | Mapping | tuple) and isinstance(data, Iterable) and not pair:
-            return loader(data, names=self.fields or ("inputs", "targets"))
+            return loader(data, names=self.fields or ("inputs", "targets"), samples=self.samples)
         # Without gradients, several times a training batch takes no more memory.
         known, limit = source(data), 8 * self.size or 256
         # In as few batches of nearly one size as the limit allows: mostly one graph, not two.
         even = -(-len(known) // order.count(len(known), limit))
-        return batches(known, size=even, shuffle=False)
+        return evolve(batches(known, size=even, shuffle=False), samples=self.samples)
 
 
 def batches(data: Any, *, size: int, shuffle: bool = True, drop_last: bool = False) -> Load:
@@ -120,16 +117,21 @@ def batches(data: Any, *, size: int, shuffle: bool = True, drop_last: bool = Fal
     return Load("load.batches", writes=known.names, data=known, size=size, shuffle=shuffle, drop_last=drop_last)
 
 
-def loader(data: Iterable[Any], *, names: tuple[str, ...] = ("inputs", "targets")) -> Load:
+def loader(
+    data: Iterable[Any], *, names: tuple[str, ...] = ("inputs", "targets"), samples: str | None = None
+) -> Load:
     """Batches from a torch DataLoader or any iterable of batches, which is iterated anew each epoch.
 
-    It yields mappings, or tuples whose parts get `names`. Its order is its own, so (seed, epoch) does not fix it.
+    It yields mappings, or tuples whose parts get `names`: tensors, arrays, numbers, nested dicts and lists of them.
+    What is none of these, such as strings, is there for stages before place only. Its order is its own, so
+    (seed, epoch) does not fix it. `samples` names the value whose first dimension is the number of samples, where the
+    tensors differ in it, and neither `targets` nor `inputs` is the one.
     """
     if not isinstance(data, Iterable):
         raise DataError(f"load.loader() takes an iterable of batches, not {type(data).__name__}")
     if isinstance(data, Iterator):
         raise DataError("load.loader() iterates anew in each epoch; pass a DataLoader or a list, not an iterator")
-    return Load("load.loader", data=data, fields=tuple(names))
+    return Load("load.loader", data=data, fields=tuple(names), samples=samples)
 
 
 def first(load: Load, samples: int) -> Batch:

@@ -15,7 +15,7 @@ from pipeline.diagnose import first_nonfinite
 from pipeline.errors import ConfigError, NonFiniteError, PipeError, WiringError
 from pipeline.pipe import Pipeline
 from pipeline.stage import is_count
-from pipeline.state import Report, State
+from pipeline.state import Report, State, samples
 from pipeline.update import Finite
 
 CALL = 0.1
@@ -111,22 +111,22 @@ def _epochs(
     for epoch in range(first + 1, epochs + 1):
         if k == 0:
             state = program.restart_metrics(state)
-        seconds, samples, compiling = 0.0, 0, _compile_seconds(program)
+        seconds, seen, compiling = 0.0, 0, _compile_seconds(program)
         began = time.perf_counter()
-        for after, now, samples in steps(program, state, seed, epoch - 1, k, per_call, every and (every, done)):
+        for after, now, seen in steps(program, state, seed, epoch - 1, k, per_call, every and (every, done)):
             state, k = after, now
             due = interval is not None and time.perf_counter() - began > interval
             if (due or (every is not None and (done + k) % every == 0)) and k != batches:
                 metrics = _results(pipe, state, epoch, done)
                 seconds += time.perf_counter() - began
                 spent = seconds - (_compile_seconds(program) - compiling)
-                yield Report(epoch, epochs, done + k, k, batches, False, metrics, {}, spent, samples, state)
+                yield Report(epoch, epochs, done + k, k, batches, False, metrics, {}, spent, seen, state)
                 began = time.perf_counter()
         metrics = _results(pipe, state, epoch, done)  # waits for the device: the epoch ends here
         seconds += time.perf_counter() - began - (_compile_seconds(program) - compiling)
         done += k
         results = {} if validate is None else program.evaluate(state, validate)
-        yield Report(epoch, epochs, done, k, batches, True, metrics, results, seconds, samples, state)
+        yield Report(epoch, epochs, done, k, batches, True, metrics, results, seconds, seen, state)
         k = 0
 
 
@@ -176,11 +176,11 @@ def _single(
     """An epoch from batch k on, a batch from the host at a time."""
     pipe = program if isinstance(program, Pipeline) else program.pipe
     assert pipe.load is not None
-    samples, batches = 0, pipe.load.epoch(seed, epoch, k)
+    seen, batches = 0, pipe.load.epoch(seed, epoch, k)
     for batch in pipe.place.ahead(pipe.prepared(b, True) for b in batches):
         state, _ = program.step(state, batch)
-        samples, k = samples + len(next(iter(batch.values()))), k + 1
-        yield state, k, samples
+        seen, k = seen + samples(batch, pipe.samples), k + 1
+        yield state, k, seen
 
 
 def _fused(

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+import numpy as np
 import torch
 from attrs import field, frozen
 from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
 
 from pipeline.errors import DeviceError, did_you_mean
-from pipeline.stage import Part, Tree
-from pipeline.state import Batch, tree_map
+from pipeline.sources.tensors import as_tensor
+from pipeline.stage import Part
+from pipeline.state import Batch
+from pipeline.tree import Tree, tree_map
+
+_STAYS = object()
+"""In the place of what stays on the host."""
 
 KNOWN = ("auto", "cpu", "cuda")
 PRECISIONS = ("fp32", "bf16")
@@ -37,7 +44,30 @@ class Place(Part):
         return tree_map(lambda t: self._move(t) if isinstance(t, Tensor) else t, tree)
 
     def batch(self, batch: Batch) -> Batch:
-        return {name: self._move(t) if isinstance(t, Tensor) else t for name, t in batch.items()}
+        """A batch on the device: tensors, numbers as 0-d tensors, and nested ones. What else it has stays behind."""
+        placed = {name: self._placed(name, value) for name, value in batch.items()}
+        return {name: value for name, value in placed.items() if value is not _STAYS}
+
+    def _placed(self, name: str, value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return self._move(value)
+        if isinstance(value, bool | int | float | np.number | np.bool_):
+            return self._move(torch.tensor(value, dtype=None if isinstance(value, bool | int) else torch.float64))
+        if isinstance(value, np.ndarray) and value.dtype.kind in "biufc":
+            return self._move(as_tensor(name, value))
+        if value is None:
+            return value
+        if isinstance(value, Mapping):
+            return self.batch(value) or _STAYS
+        if isinstance(value, PackedSequence):
+            return value.to(self.device)
+        if isinstance(value, list | tuple):
+            parts = [self._placed(name, part) for part in value]
+            if all(part is _STAYS for part in parts):
+                return _STAYS
+            parts = [None if part is _STAYS else part for part in parts]
+            return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
+        return _STAYS
 
     def fits(self, tensors: Iterable[Tensor]) -> bool:
         """Whether tensors may all be on the device at once: on a GPU, in half of the memory that is free."""
@@ -50,7 +80,8 @@ class Place(Part):
         """The batches on the device, each sent while the step before it runs."""
         if self.device.type == "cpu":
             for batch in batches:
-                yield batch if all(t.device == self.device for t in batch.values()) else self.batch(batch)
+                there = all(isinstance(t, Tensor) and t.device == self.device for t in batch.values())
+                yield batch if there else self.batch(batch)
             return
         waiting: Batch | None = None
         for batch in batches:

@@ -38,7 +38,16 @@ def key(*parts: Any) -> Any:
     k: Any = 0x1B873593
     for part in parts:
         k = mix((k * 5 ^ part ^ part >> 32) & MASK)
-    return k
+    return settled(k)
+
+
+def settled(k: Any) -> Any:
+    """The same key, as a number in memory where it is a tensor.
+
+    A compiler would work it out anew in each loop that reads it, and follow that the harder the more rounds of mixing
+    lie behind it, each of which names its input twice. A view by strides is of something in memory.
+    """
+    return k.as_strided(k.shape, k.stride()) if isinstance(k, Tensor) else k
 
 
 def bits(k: Tensor, shape: tuple[int, ...]) -> Tensor:

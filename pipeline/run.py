@@ -18,8 +18,9 @@ from pipeline import random
 from pipeline.backward import Gradients
 from pipeline.errors import StageError, StateError
 from pipeline.schedules import Schedule
-from pipeline.stage import Stage, Tree
-from pipeline.state import tree_map
+from pipeline.stage import Stage
+from pipeline.state import Batch, samples
+from pipeline.tree import Tree, tree_map
 
 Written: TypeAlias = tuple[dict[str, Any], dict[str, Tree], dict[str, Tree]]
 """What stages wrote, the new memory of those that remember, and the sums of those that are metrics."""
@@ -29,15 +30,17 @@ Autocast: TypeAlias = Callable[[], AbstractContextManager[Any]]
 
 
 def through(
-    stages: Iterable[Stage], values: Mapping[str, Any], hyper: Mapping[str, Any], memory: Mapping[str, Tree]
-) -> Written:
+    stages: Iterable[Stage], values: Mapping[str, Any], hyper: Mapping[str, Any], memory: Mapping[str, Tree],
+    weigh: Callable[[], Tensor] | None = None,
+) -> Written:  # fmt: skip
+    """What stages write, one after the other. `weigh` gives the weight of a loss that states none."""
     values = dict(values)
     written: dict[str, Any] = {}
     remembered: dict[str, Tree] = {}
     sums: dict[str, Tree] = {}
     for s in stages:
-        if isinstance(s, Gradients):
-            values.setdefault(f"{s.of}.weight", _batch_size(values))
+        if isinstance(s, Gradients) and weigh is not None and f"{s.of}.weight" not in values:
+            values[f"{s.of}.weight"] = weigh()
         new, kept = s.run(values, hyper.get(s.name, {}), memory.get(s.name))
         values.update(new)
         written.update(new)
@@ -46,11 +49,9 @@ def through(
     return written, remembered, sums
 
 
-def _batch_size(values: Mapping[str, Any]) -> Tensor:
-    """The weight of a loss that states none: the number of samples. What State keeps is dicts and 0-d, so the first
-    tensor with a dimension is the batch's."""
-    first = next(v for v in values.values() if isinstance(v, Tensor) and v.ndim > 0)
-    return torch.full((), first.shape[0], dtype=torch.float64, device=first.device)
+def counted(batch: Batch, by: str | None, like: Tensor) -> Callable[[], Tensor]:
+    """The number of samples, on the device of a tensor."""
+    return lambda: torch.full((), samples(batch, by), dtype=torch.float64, device=like.device)
 
 
 @frozen(eq=False)
@@ -63,35 +64,37 @@ class Segment:
 
     def run(
         self, values: Mapping[str, Any], hyper: Mapping[str, Any], memory: Mapping[str, Tree],
-        batch: Sequence[str], autocast: Autocast = nullcontext,
+        batch: Batch, by: str | None = None, autocast: Autocast = nullcontext,
     ) -> Written:  # fmt: skip
-        """What the stages and the backward write. `batch` names the values of which a backward that accumulates takes
-        parts."""
-        if self.gradients is None:
+        """What the stages and the backward write. `batch` has the values of which a backward that accumulates takes
+        parts, and `by` the name of the one that says how many samples they are."""
+        g = self.gradients
+        if g is None:
             return through(self.stages, values, hyper, memory)
-        count = self.gradients.accumulate
-        if count > 1:  # else no size is read, which may be a symbol
-            count = max(min(count, *[values[n].shape[0] for n in batch]), 1)
-        if count == 1:
-            return _differentiated(self.gradients, self.stages, values, hyper, memory, autocast)
-        return self._accumulated(self.gradients, values, hyper, memory, batch, count, autocast)
+        if g.accumulate > 1 and (count := min(g.accumulate, samples(batch, by))) > 1:
+            return self._accumulated(g, values, hyper, memory, batch, by, count, autocast)
+        weigh = counted(batch, by, values["step"])
+        return _differentiated(g, self.stages, values, hyper, memory, weigh, autocast)
 
     def _accumulated(
         self, g: Gradients, values: Mapping[str, Any], hyper: Mapping[str, Any], memory: Mapping[str, Tree],
-        batch: Sequence[str], count: int, autocast: Autocast,
+        batch: Batch, by: str | None, count: int, autocast: Autocast,
     ) -> Written:  # fmt: skip
         """The same in `count` parts, one after the other: each goes on with what the one before remembered and kept."""
-        size = min(values[n].shape[0] for n in batch)
-        parts = [values[n].tensor_split(count) for n in batch]
+        size = samples(batch, by)
+        leaves, spec = pytree.tree_flatten(dict(batch))
+        split = [x.tensor_split(count) if _per_sample(x, size) else [x] * count for x in leaves]
+        parts = [pytree.tree_unflatten(list(some), spec) for some in zip(*split, strict=True)]
         values, memory = dict(values), dict(memory)
         total: Tree = None
         all_sums: dict[str, Tree] = {}
         history: list[dict[str, Any]] = []
         for i in range(count):
-            values |= {n: part[i] for n, part in zip(batch, parts, strict=True)}
+            values |= parts[i]
             if i:
                 values["seed"] = random.key(values["seed"], i)  # other dropout for each part
-            written, remembered, sums = _differentiated(g, self.stages, values, hyper, memory, autocast)
+            weigh = counted(parts[i], by, values["step"])
+            written, remembered, sums = _differentiated(g, self.stages, values, hyper, memory, weigh, autocast)
             weighted = tree_map(lambda x, w=sums[g.name]["weight"]: x * w, written.pop(g.grads))
             total = weighted if total is None else tree_map(torch.add, total, weighted)
             all_sums = sums if not all_sums else tree_map(torch.add, all_sums, sums)
@@ -120,13 +123,13 @@ def segments(stages: Iterable[Stage]) -> tuple[Segment, ...]:
 
 
 def _differentiated(g: Gradients, stages: Sequence[Stage], values: Mapping[str, Any], hyper: Mapping[str, Any],
-                    memory: Mapping[str, Tree], autocast: Autocast) -> Written:  # fmt: skip
+                    memory: Mapping[str, Tree], weigh: Callable[[], Tensor], autocast: Autocast) -> Written:  # fmt: skip
     """What `stages` write, with the gradients of what they compute."""
     rest: list[Any] = []
 
     def objective(params: Tree) -> tuple[Tensor, Tree]:
         with autocast():  # not around the backward, which computes in the forward's dtypes
-            written, remembered, sums = through([*stages, g], {**values, g.wrt: params}, hyper, memory)
+            written, remembered, sums = through([*stages, g], {**values, g.wrt: params}, hyper, memory, weigh)
         if not isinstance(written[g.of], Tensor) or written[g.of].ndim > 0:
             [writer] = [s.name for s in stages if g.of in s.writes][-1:]
             raise StageError(writer, f"must return {g.of!r} as one number, a 0-d tensor, to be differentiated")
@@ -144,14 +147,19 @@ def _differentiated(g: Gradients, stages: Sequence[Stage], values: Mapping[str, 
 def _joined(history: list[dict[str, Any]], size: int) -> dict[str, Any]:
     """What the parts wrote, as the whole batch would have: per-sample values one after the other, others as they were
     last."""
-    joined = dict(history[-1])
-    for name, last in joined.items():
-        parts = [written[name] for written in history]
-        if isinstance(last, Tensor) and last.ndim > 0 and sum(p.shape[0] for p in parts) == size:
-            joined[name] = torch.cat(parts)
-        elif name.endswith(".weight"):
-            joined[name] = sum(parts)
-    return joined
+
+    def join(*parts: Any) -> Any:
+        whole = isinstance(parts[0], Tensor) and parts[0].ndim > 0 and sum(p.shape[0] for p in parts) == size
+        return torch.cat(parts) if whole else parts[-1]
+
+    parts = {name: [written[name] for written in history] for name in history[-1]}
+    return {
+        name: sum(values) if name.endswith(".weight") else tree_map(join, *values) for name, values in parts.items()
+    }
+
+
+def _per_sample(x: Any, size: int) -> bool:
+    return isinstance(x, Tensor) and x.ndim > 0 and x.shape[0] == size
 
 
 def hyper_numbers(s: Stage, steps: int | None) -> Iterable[tuple[str, float]]:

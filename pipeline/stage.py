@@ -26,10 +26,10 @@ from attrs import evolve, field, frozen
 from torch import Tensor
 
 from pipeline.draws import keyed
-from pipeline.errors import ImpureError, PipeError, StageError, WiringError, did_you_mean
+from pipeline.errors import ImpureError, PipeError, StageError, WiringError, did_you_mean, place_of
 from pipeline.schedules import Schedule
+from pipeline.tree import Tree, describe
 
-Tree = Any  # a pytree of tensors: nested dicts, tuples and lists with tensors as leaves
 Number = int | float | Schedule
 
 GIVEN = ("step", "seed", "training")
@@ -147,7 +147,9 @@ class Stage(Part):
         if missing:
             known = [k for k in values if k not in GIVEN]
             raise StageError(
-                self.name, f"reads {missing[0]!r}, which the batch does not have{did_you_mean(missing[0], known)}"
+                self.name,
+                f"reads {missing[0]!r}, which the batch does not have{did_you_mean(missing[0], known)}"
+                " (what is neither tensor nor number stays on the host: read it in a stage before place)",
             )
         kwargs: dict[str, Any] = {p: values[v] for p, v in self.parameters if v in values}
         kwargs.update(hyper)
@@ -161,8 +163,32 @@ class Stage(Part):
         except PipeError:
             raise
         except Exception as e:
-            raise StageError(self.name, f"failed on {describe(kwargs)}: {first_line(e)}") from e
+            raise self._failed(e, kwargs) from e
         return self._written(result)
+
+    def _failed(self, error: Exception, given: Mapping[str, Any]) -> StageError:
+        """What went wrong in its function, in which line, and whether a value was no tensor."""
+        shown = {k: v for k, v in given.items() if k not in ("params", "buffers", "grads")}
+        said = f"failed on {describe(shown)}: {first_line(error)}{place_of(error)}"
+        values = dict(self.parameters)
+        for parameter, value in given.items():
+            if values.get(parameter) == "outputs" and not isinstance(value, Tensor):
+                return StageError(
+                    self.name,
+                    f"{said}; 'outputs' is {parts_of(value)}: name what it takes where it is made, "
+                    "forward.model(..., outputs=...)",
+                )
+        return StageError(self.name, said)
+
+    def look(self, **given: Any) -> None:
+        """Its check, whose failures are the stage's."""
+        try:
+            if self.check is not None:
+                self.check(**given)
+        except PipeError:
+            raise
+        except Exception as e:
+            raise self._failed(e, given) from e
 
     def _keyed(self, values: Mapping[str, Any], given: Mapping[str, Any]) -> AbstractContextManager[None]:
         """Where its code may be impure, what it draws is a function of (seed, step), and it writes into nothing given;
@@ -222,14 +248,11 @@ def stage(
     return make if function is None else make(function)
 
 
-def describe(values: Mapping[str, Any]) -> str:
-    """The shapes and dtypes of the tensors among named values, for messages: `inputs (64, 784) float32`."""
-    shapes = [
-        f"{name} {tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}"
-        for name, value in values.items()
-        if hasattr(value, "shape") and hasattr(value, "dtype") and value.ndim > 0
-    ]
-    return ", ".join(shapes) or "its values"
+def parts_of(value: Any) -> str:
+    """What something that is no tensor is made of: `a tuple of 2`, `a dict of logits, loss`."""
+    if isinstance(value, Mapping):
+        return f"a {type(value).__name__} of {', '.join(map(str, value))}"
+    return f"a {type(value).__name__}" + (f" of {len(value)}" if isinstance(value, tuple | list) else "")
 
 
 def fitted(stage: str, outputs: Tensor, targets: Tensor) -> Tensor:

@@ -5,7 +5,8 @@ Shapes are written with these letters, here and in the docstrings of the steps:
     B   samples in a batch          C   classes            D, H, W   features, height, width
     N   samples in a data set       T   positions (tokens) ()        a 0-d tensor
 
-A Batch is a plain mapping from names to tensors whose first dimension is B: `{"inputs": ..., "targets": ...}`.
+A Batch is a plain mapping from names to values: `{"inputs": ..., "targets": ...}`: tensors whose first dimension is B,
+nested dicts and lists of them, numbers, which become 0-d tensors, and what stays on the host, such as strings.
 """
 
 from __future__ import annotations
@@ -18,10 +19,33 @@ from attrs import field, frozen
 from torch import Tensor
 from torch.utils import _pytree as pytree  # the registry that torch.func and torch.compile read
 
-from pipeline.errors import StateError, did_you_mean
-from pipeline.stage import Tree
+from pipeline.errors import DataError, StateError, did_you_mean
+from pipeline.tree import Tree, describe
 
-Batch: TypeAlias = Mapping[str, Tensor]
+Batch: TypeAlias = Mapping[str, Any]
+
+
+def samples(batch: Batch, by: str | None = None) -> int:
+    """How many samples a batch has: the first dimension of the value called `by`.
+
+    Without a name, that of all its tensors, or, where they differ, of its targets or inputs. Raises DataError where
+    none says it.
+
+    >>> samples({"inputs": {"ids": torch.zeros(4, 7), "scale": torch.ones(())}, "targets": torch.zeros(4)})
+    4
+    """
+    for name in [by] if by is not None else [None, "targets", "inputs"]:
+        if name is None or name in batch:
+            leaves = pytree.tree_leaves(batch if name is None else batch[name])
+            sizes = [t.shape[0] for t in leaves if isinstance(t, Tensor) and t.ndim > 0]
+            if sizes and all(n == sizes[0] for n in sizes):
+                return sizes[0]
+            if name is None and not sizes:
+                return 1  # numbers alone
+    said = f"its {by!r} has no first dimension that is one" if by is not None else f"it has {describe(batch)}"
+    raise DataError(
+        f"a batch does not say how many samples it has: {said}; name the value that does: load.loader(..., samples=...)"
+    )
 
 
 class Lease:
@@ -205,23 +229,3 @@ LOWER = ("loss", "error", "perplexity", "mae", "mse")
 def is_better(metric: str, value: float, than: float) -> bool:
     """Whether a metric's value is better than another; NaN is never."""
     return value < than if any(word in metric for word in LOWER) else value > than
-
-
-def tree_map(function: Callable[..., Any], *trees: Tree) -> Tree:
-    """`function` on the leaves of trees of one structure."""
-    return pytree.tree_map(function, *trees)
-
-
-def named(tree: Tree) -> dict[str, Any]:
-    """The leaves of a tree, in their order, by where they are. Raises StateError where that is one name for two.
-
-    >>> named({"step": 3, "params": {"layers.0.weight": 0.5}, "memory": [1, 2]})
-    {'step': 3, 'params/layers.0.weight': 0.5, 'memory/0': 1, 'memory/1': 2}
-    """
-    found: dict[str, Any] = {}
-    for path, leaf in pytree.tree_flatten_with_path(tree)[0]:
-        name = "/".join(str(getattr(k, "key", getattr(k, "idx", getattr(k, "name", k)))) for k in path)
-        if name in found:
-            raise StateError(f"two tensors are called {name}, so they can't be told apart; rename one")
-        found[name] = leaf
-    return found

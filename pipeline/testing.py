@@ -17,7 +17,8 @@ from torch.utils import _pytree as pytree
 
 from pipeline.compile import Compiled
 from pipeline.compose import Composition
-from pipeline.state import Batch, State, named
+from pipeline.state import Batch, State
+from pipeline.tree import named
 
 
 def _tensors(tree: Any) -> list[Tensor]:

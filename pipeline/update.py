@@ -15,8 +15,8 @@ from torch import Tensor
 
 from pipeline.errors import ConfigError
 from pipeline.schedules import Schedule
-from pipeline.stage import Number, Stage, Tree
-from pipeline.state import tree_map
+from pipeline.stage import Number, Stage
+from pipeline.tree import Tree, tree_map
 
 Params: TypeAlias = dict[str, Tensor]
 """Tensors by parameter name: the parameters themselves, their gradients, or what a rule remembers of each."""

@@ -9,7 +9,7 @@ from sklearn import metrics as sklearn_metrics
 
 from pipeline import Pipeline, backward, evaluate, forward, loss, testing, update
 from pipeline.errors import ConfigError, DataError, StageError
-from pipeline.state import tree_map
+from pipeline.tree import tree_map
 from tests import pipes
 from tests.strategies import classification, cuts, labels, normals, regression, samples
 

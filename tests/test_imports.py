@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent
 STEPS = {"load", "place", "forward", "loss", "backward", "update", "evaluate"}
 LAYERS = [
     {"errors", "schedules", "files"},
-    {"random"},
+    {"random", "module", "tree"},
     {"draws"},
     {"stage"},
     {"state", "order"},

@@ -8,7 +8,8 @@ from torch.utils import _pytree as pytree
 from pipeline import Pipeline, Report, State, backward, forward, loss, models, testing, update
 from pipeline.compile import donation
 from pipeline.errors import StateError
-from pipeline.state import format_metric, named
+from pipeline.state import format_metric
+from pipeline.tree import named
 from tests.strategies import learning_rates, parameters, seeds
 
 

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from pipeline import schedules, testing, update
 from pipeline.errors import ConfigError
-from pipeline.state import tree_map
+from pipeline.tree import tree_map
 from tests.strategies import fractions, learning_rates, normals, parameters
 
 decays = st.floats(0.0, 0.2)

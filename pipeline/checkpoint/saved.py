@@ -17,7 +17,8 @@ from pipeline import files
 from pipeline.compose import Composition
 from pipeline.errors import CheckpointError
 from pipeline.stage import first_line
-from pipeline.state import State, named
+from pipeline.state import State
+from pipeline.tree import named
 
 FORMAT = 1
 STATE, FACTS = "state.safetensors", "checkpoint.json"

@@ -107,6 +107,8 @@ class Compiled:
         if self._programs.reason is not None:
             return self.pipe.step(state, batch)
         self._take(state)
+        if not all(isinstance(value, Tensor) for value in batch.values()):
+            batch = self.pipe.place.batch(batch)
         given, signature = given_inputs(self._names or tuple(batch), batch)
         run = self._runs.get(signature)
         if run is None:

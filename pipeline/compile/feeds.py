@@ -9,13 +9,14 @@ from typing import Any, TypeAlias
 import torch
 from attrs import frozen
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from pipeline.compose import Composition
 from pipeline.errors import StateError, WiringError
 from pipeline.load import Load
 from pipeline.resident import Resident
-from pipeline.stage import describe
 from pipeline.state import Batch
+from pipeline.tree import describe
 
 Signature: TypeAlias = tuple[Any, ...]
 
@@ -45,19 +46,30 @@ class Feed:
 
 
 def given_feed(names: tuple[str, ...], batch: Batch) -> Feed:
-    """A batch that comes with each call, under names."""
+    """A placed batch that comes with each call, under names."""
+    leaves, spec = pytree.tree_flatten({name: batch[name] for name in names})
     given, signature = given_inputs(names, batch)
-    return Feed(signature, describe(batch), (), given, lambda flat: (dict(zip(names, flat, strict=True)), []))
+
+    def read(flat: Sequence[Tensor]) -> tuple[Batch, list[Tensor]]:
+        tensors = iter(flat)
+        return pytree.tree_unflatten([next(tensors) if isinstance(x, Tensor) else x for x in leaves], spec), []
+
+    return Feed(signature, describe(batch), (), given, read)
 
 
 def given_inputs(names: Sequence[str], batch: Batch) -> tuple[tuple[Tensor, ...], Signature]:
-    """A batch as inputs, under the names that a step was first called with."""
+    """A placed batch as inputs, under the names that a step was first called with."""
     try:
-        # Graphs are made for contiguous batches: strides are not looked at.
-        inputs = tuple([batch[name].contiguous() for name in names])
+        values = [batch[name] for name in names]
     except KeyError as e:
         raise StateError(f"the batch has no {e.args[0]!r}; batches of one compiled step have the same names") from None
-    return inputs, tuple([(t.shape, t.dtype, t.device) for t in inputs])
+    structure: tuple[str, ...] = ()
+    if not all(isinstance(value, Tensor) for value in values):
+        values, spec = pytree.tree_flatten(values)
+        structure = (repr(spec), *[repr(value) for value in values if not isinstance(value, Tensor)])
+    # Graphs are made for contiguous batches: strides are not looked at.
+    inputs = tuple([t.contiguous() for t in values if isinstance(t, Tensor)])
+    return inputs, (*structure, *[(t.shape, t.dtype, t.device) for t in inputs])
 
 
 def resident_feed(data: Resident, size: int) -> Feed:
@@ -69,7 +81,7 @@ def resident_feed(data: Resident, size: int) -> Feed:
     def read(static: Sequence[Tensor]) -> tuple[Batch, list[Tensor]]:
         *tensors, order, cursor = static
         samples = order.index_select(0, cursor * data.load.size + torch.arange(size, device=cursor.device))
-        return {k: t.index_select(0, samples) for k, t in zip(data.tensors, tensors, strict=True)}, [cursor + 1]
+        return data.load.data.batch([t.index_select(0, samples) for t in tensors]), [cursor + 1]
 
     return Feed((size, data.load.size, data.window, *kinds), words, data.static, (), read, moved=1)
 

@@ -7,12 +7,10 @@ found while tracing and become inputs too, which are bound once.
 from __future__ import annotations
 
 import functools
-import random
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from attrs import evolve, frozen
 from torch import Tensor
@@ -139,30 +137,17 @@ def _stage(node: Node) -> str:
 
 
 def watched(pipe: Composition) -> Composition:
-    """The same pipeline with stages that note their names in the graph, and refuse Python's random numbers."""
+    """The same pipeline with stages that note their names in the graph."""
 
     def watch(s: Stage) -> Stage:
         @functools.wraps(s.function)
         def function(*args: Any, **kwargs: Any) -> Any:
-            before = _global_random()
             with annotate({"stage": s.name}):
-                result = s.function(*args, **kwargs)
-            if _global_random() != before:
-                raise CaptureError(
-                    f"stage {s.name!r} draws from Python's or NumPy's random module, which a graph would do only once; "
-                    "use torch.rand, or fallback='eager'"
-                )
-            return result
+                return s.function(*args, **kwargs)
 
         return evolve(s, function=function)
 
     return type(pipe)(*[watch(s) if isinstance(s, Stage) else s for s in pipe.stages])
-
-
-def _global_random() -> tuple[Any, ...]:
-    """What changes when Python's or NumPy's generator is drawn from."""
-    state: Any = np.random.get_state()
-    return random.getstate(), state[1].tobytes(), state[2:]
 
 
 @contextmanager

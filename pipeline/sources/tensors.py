@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from attrs import field, frozen
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from pipeline.errors import DataError
 from pipeline.state import Batch
+from pipeline.tree import named
 
 
 @runtime_checkable
@@ -41,6 +43,15 @@ class Tensors:
     tensors: Mapping[str, Tensor] = field(repr=lambda t: ", ".join(f"{k} {tuple(v.shape)}" for k, v in t.items()))
     classes: tuple[str, ...] = ()
     """Names of the classes, where targets are classes."""
+    spec: Any = field(default=None, repr=False)
+    """How a batch is nested, where it is."""
+
+    @classmethod
+    def of(cls, tree: Mapping[str, Any]) -> Tensors:
+        """A Source over arrays by name, which may be nested in dicts, tuples and lists of a fixed length."""
+        arrays = {name: value if _nested(value) else as_tensor(name, value) for name, value in tree.items()}
+        found = {path: as_tensor(path, value) for path, value in named(arrays).items()}
+        return cls(found, spec=None if found.keys() == arrays.keys() else pytree.tree_structure(arrays))
 
     def __attrs_post_init__(self) -> None:
         lengths = {name: len(t) if t.ndim else 0 for name, t in self.tensors.items()}
@@ -56,13 +67,25 @@ class Tensors:
 
     @property
     def names(self) -> tuple[str, ...]:
-        return tuple(self.tensors)
+        return tuple(dict.fromkeys(name.split("/")[0] for name in self.tensors) if self.spec else self.tensors)
 
     def __len__(self) -> int:
         return len(next(iter(self.tensors.values())))
 
     def __getitem__(self, indices: Tensor) -> Batch:
-        return {name: tensor.index_select(0, indices) for name, tensor in self.tensors.items()}
+        return self.batch([tensor.index_select(0, indices) for tensor in self.tensors.values()])
+
+    def batch(self, parts: Sequence[Tensor]) -> Batch:
+        """The samples as a batch, of what they have of each tensor."""
+        made: Batch = pytree.tree_unflatten(list(parts), self.spec) if self.spec else dict(zip(self.tensors, parts, strict=True))
+        return made
+
+
+def _nested(value: Any) -> bool:
+    """Whether it has parts that are arrays: a list of numbers, or of rows, is one array."""
+    return isinstance(value, Mapping) or (
+        isinstance(value, tuple | list) and len(value) > 0 and all(isinstance(x, Tensor | np.ndarray | Mapping) and (isinstance(x, Mapping) or x.ndim > 0) for x in value)
+    )
 
 
 def _refuse_non_finite(name: str, tensor: Tensor) -> None:
@@ -81,7 +104,7 @@ def _refuse_non_finite(name: str, tensor: Tensor) -> None:
 def source(data: Any) -> Source:
     """A Source from what people have: a Source, a mapping of arrays, an (inputs, targets) pair, or a TensorDataset."""
     if isinstance(data, Mapping):
-        return Tensors({name: as_tensor(name, value) for name, value in data.items()})
+        return Tensors.of(data)
     if isinstance(data, torch.utils.data.TensorDataset):
         data = data.tensors
     if isinstance(data, tuple | list) and len(data) == 2:
