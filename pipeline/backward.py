@@ -5,6 +5,7 @@ The pipeline hands the objective over: a function from the parameters to (loss, 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any, Literal, TypeAlias
 from weakref import WeakSet
@@ -14,8 +15,8 @@ from attrs import field, frozen
 from torch import Tensor
 from torch.func import grad_and_value
 
-from pipeline.errors import ConfigError, WiringError
-from pipeline.stage import Stage
+from pipeline.errors import ConfigError, PipeError, StageError, WiringError, place_of
+from pipeline.stage import Stage, first_line
 from pipeline.tree import Tree, tree_map
 
 Objective: TypeAlias = Callable[[Tree], tuple[Tensor, Tree]]
@@ -55,9 +56,11 @@ class Gradients(Stage):
         try:
             grads, (_, aux) = grad_and_value(objective, has_aux=True)(params)
             return grads, aux
-        except Exception:
+        except Exception as e:
             # Under a transformation of the user's own, such as vmap, the tape is no way out.
             if self.route == "functional" or torch._C._functorch.peek_interpreter_stack() is not None:
+                if re.search(r"torch\.func|functorch|doesn't have storage", str(e)):
+                    raise StageError(self.name, f'by route="functional": {e}; route="tape" takes such code') from e
                 raise
         made = self._by_tape(objective, params)  # what is no matter of the route is raised here
         _BY_TAPE.add(self)
@@ -74,7 +77,12 @@ class Gradients(Stage):
             loss, aux = objective(leaves)
             names, tensors = zip(*leaves.items(), strict=True)
             # A parameter that the loss does not depend on has a gradient of zeros, as on the functional route.
-            grads = torch.autograd.grad(loss, tensors, materialize_grads=True)
+            try:
+                grads = torch.autograd.grad(loss, tensors, materialize_grads=True)
+            except PipeError:
+                raise
+            except Exception as e:  # of what runs in the backward alone
+                raise StageError(self.name, f"failed: {first_line(e)}{place_of(e)}") from e
         detached = tree_map(lambda x: x.detach() if isinstance(x, Tensor) else x, aux)
         return dict(zip(names, grads, strict=True)), detached
 

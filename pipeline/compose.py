@@ -86,20 +86,35 @@ class Composition:
 
     # -- what comes out of it
 
-    def init(self, seed: int = 0, *, steps: int | None = None) -> State:
-        """The first State, on the device. `steps` is the run's length, for schedules that ask for it."""
-        tree: dict[str, Tree] = {}
-        for s in self.stages:
-            if s.create is not None:
-                tree.update(s.create(seed))
+    def init(self, seed: int = 0, *, steps: int | None = None, batch: Batch | None = None) -> State:
+        """The first State, on the device.
+
+        `steps` is the run's length, for schedules that ask for it. `batch` is one to look at, for modules that are
+        lazy, where the pipeline has no data of its own.
+        """
         hyper = {k: v for s in self.graph for k, v in hyper_numbers(s, steps)}
-        tree |= {
-            "memory": {s.name: first_memory(s, tree) for s in self.graph if s.remembers},
+        numbers = {
             "hyper": {k: torch.tensor(v, dtype=torch.float64) for k, v in hyper.items()},
             "step": torch.zeros((), dtype=torch.int64),
             "seed": torch.tensor(seed, dtype=torch.int64),
         }
-        return State(self.place.tree(tree))
+        tree: dict[str, Tree] = {}
+        for s in self.stages:
+            if s.create is not None:
+                tree.update(s.create(seed, lambda s=s: self._before(s, {**tree, **numbers}, batch)))
+        memory = {s.name: first_memory(s, tree) for s in self.graph if s.remembers}
+        return State(self.place.tree({**tree, "memory": memory, **numbers}))
+
+    def _before(self, stage: Part, tree: dict[str, Tree], batch: Batch | None) -> dict[str, Any]:
+        """The values that a stage finds, on the host, at the first samples of the data."""
+        if batch is None and self.load is None:
+            raise WiringError(f"stage {stage.name!r} has a lazy module, made by a look at a batch: pass init(batch=...)")
+        if batch is None:
+            batch = self.prepared(load.first(self.over(), 2), False)
+        values = {**self._kept(tree), "training": False, **place.host(self.place.batch(batch))}
+        earlier = [s for s in self.graph[: self.graph.index(stage)] if not s.remembers]
+        with torch.no_grad():
+            return {**values, **through(earlier, values, self.hyper(tree), {})[0]}
 
     def step(self, state: State, batch: Batch | None = None) -> tuple[State, dict[str, Tensor]]:
         """One train step, uncompiled: the new State and the batch's metrics, 0-d tensors on the device.
@@ -122,10 +137,16 @@ class Composition:
             sums = self.measure(state.tree, sums, batch)
         return evaluate.read(self.finish(sums))
 
+    def begin(self) -> None:
+        """Have the modules made, outside of what is keyed, transformed or traced: making one draws and writes."""
+        for m in self.models:
+            m.module.skeleton()
+
     # -- the two programs, on plain trees
 
     def train(self, tree: dict[str, Tree], batch: Batch) -> tuple[dict[str, Tree], dict[str, Tensor]]:
         """The train step as a function of a State's tree."""
+        self.begin()
         values = {**self._kept(tree), "training": True, **batch}
         hyper, memory = self.hyper(tree), dict(tree["memory"])
         sums: dict[str, Tree] = {}
@@ -136,6 +157,8 @@ class Composition:
             sums |= added
         memory |= {name: tree_map(torch.add, memory[name], s) for name, s in sums.items()}
         lasting = {name: values[name] for name in tree if name not in LASTS}
+        old = {name: tree[name] for name in lasting}
+        lasting, memory = tree_map(_as_it_was, (lasting, memory), (old, tree["memory"]))
         new = {**tree, **lasting, "memory": memory, "step": tree["step"] + 1}
         for s in self.graph:
             if isinstance(s, Finite):
@@ -144,10 +167,13 @@ class Composition:
 
     def measure(self, tree: dict[str, Tree], sums: dict[str, Tree], batch: Batch) -> dict[str, Tree]:
         """The evaluation program: `sums` with those of one more batch added."""
+        self.begin()
         values = {**self._kept(tree), "training": False, **batch}
-        with torch.no_grad(), self.place.autocast():
+        # Nothing here has a gradient but what asks for one: a derivative may be part of a model's outputs.
+        with torch.enable_grad(), self.place.autocast():
             weigh = counted(batch, self.samples, tree["step"])
             _, _, added = through(self.measured, values, self.hyper(tree), tree["memory"], weigh)
+        with torch.no_grad():
             return {name: tree_map(torch.add, sums[name], s) for name, s in added.items()}
 
     @property
@@ -223,7 +249,7 @@ class Composition:
         values = {**self._kept(state.tree), "training": False, **batch}
         whole = source.data.batch(list(source.data.tensors.values())) if source.in_memory and not self.host else {}
         hyper, weigh = self.hyper(state.tree), counted(batch, self.samples, state.step)
-        with torch.no_grad(), self.place.autocast():
+        with torch.enable_grad(), self.place.autocast():
             for s in self.measured:
                 if s.check is not None:
                     seen = {**values, **whole}
@@ -294,3 +320,8 @@ class Composition:
 
     def __repr__(self) -> str:
         return f"Pipeline({', '.join(s.name for s in self.stages)})"
+
+
+def _as_it_was(new: Any, old: Any) -> Any:
+    """In the dtype that State has for it: a 0-d parameter times a learning rate, which is 0-d float64, is float64."""
+    return new.to(old.dtype) if isinstance(new, Tensor) and new.ndim == 0 and new.dtype != old.dtype else new

@@ -25,6 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipeline.errors import ImpureError
 from pipeline.random import MASK, bits, key, mix, normal, settled, uniform
+from pipeline.tree import paths
 
 Key = Callable[[], Tensor]
 """The key of the next draw."""
@@ -49,7 +50,7 @@ class keyed:  # noqa: N801 - used as a word of its own: `with keyed(...)`
         self._base: Tensor | None = None
         self._draws = 0
         self._given = given or {}
-        self._modes = _Operators(self._key, self._given), _Functions(self._key)
+        self._modes = _Operators(self._key, self._given), _Functions(self._key, self._given)
 
     def __enter__(self) -> None:
         self._others = _other_generators()
@@ -121,9 +122,9 @@ def _other_generators() -> tuple[Any, ...]:
 
 
 class _Functions(TorchFunctionMode):
-    def __init__(self, key: Key) -> None:
+    def __init__(self, key: Key, given: Mapping[str, Any]) -> None:
         super().__init__()
-        self.key = key
+        self.key, self.given = key, given
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
@@ -131,6 +132,8 @@ class _Functions(TorchFunctionMode):
         kwargs = kwargs or {}
         if func == _SET_DATA:
             raise ImpureError("assigns to a tensor's .data, which no transformation sees; use copy_() under no_grad")
+        if func in _ASKS and (name := _given(self.given, [args[0]])) is not None:
+            raise ImpureError(f"sets requires_grad of {name!r}, which it was given; use .detach().requires_grad_()")
         draw = _FUNCTIONS.get(func)
         if draw is not None:
             result = _drawn(func, draw, self.key, args, kwargs)
@@ -152,6 +155,8 @@ class _Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        if func.namespace in ("c10d", "_c10d_functional") and torch.compiler.is_compiling():
+            raise ImpureError(f"calls the collective {func}, but a graph is of one process; use fallback='eager'")
         if func._schema.is_mutable:
             self._look(func, args, kwargs)
         if torch.Tag.nondeterministic_seeded in func.tags and not _without_dropout(func, args, kwargs):
@@ -167,12 +172,20 @@ class _Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's
         """Refuse an operator that would write into what was given."""
         written = [a for a, s in zip(args, func._schema.arguments, strict=False) if s.is_write]
         written += [kwargs[s.name] for s in func._schema.arguments if s.is_write and s.name in kwargs]
-        places = {_place(t) for t in pytree.tree_leaves(written) if isinstance(t, Tensor)}
-        for name, value in self.given.items():
-            for path, t in pytree.tree_leaves_with_path(value):
-                if isinstance(t, Tensor) and _place(t) in places:
-                    where = ".".join([name, *[str(getattr(p, "key", getattr(p, "idx", p))) for p in path]])
-                    raise ImpureError(f"writes into {where!r} in place ({func}); return a new tensor instead")
+        name = _given(self.given, pytree.tree_leaves(written))
+        if name is not None:
+            instead = "do so in a stage after the update" if name.startswith("params.") else "return a new tensor"
+            instead = "make it a buffer by register_buffer()" if name.startswith("held.") else instead
+            instead = "leave out max_norm, or scale the rows in a stage after the update" if "renorm" in str(func) else instead
+            raise ImpureError(f"writes into {name!r} in place ({func}); {instead}")
+
+
+def _given(given: Mapping[str, Any], tensors: list[Any]) -> str | None:
+    """The name of a value that was given, where one of the tensors is it, or a view of it."""
+    places = {_place(t) for t in tensors if isinstance(t, Tensor)}
+    found = (path for name, value in given.items() for path, t in paths({name: value}) if isinstance(t, Tensor) and _place(t) in places)
+    name = next(found, None)
+    return name and name.replace("/", ".")
 
 
 def _place(t: Tensor) -> int:
@@ -215,6 +228,7 @@ def _opened(func: FunctionType) -> FunctionType | None:
 
 
 _SET_DATA = Tensor.data.__set__  # type: ignore[attr-defined]  # a property of C's
+_ASKS = (Tensor.requires_grad_, Tensor.requires_grad.__set__)  # type: ignore[attr-defined]  # as that
 
 _INSIDE = {"dropout", "scaled_dot_product_attention", "rand"}
 """What such functions draw by."""

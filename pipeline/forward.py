@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import is_dataclass
 from typing import Any
 
@@ -63,6 +64,11 @@ class Model(Stage):
             f"stage {self.name!r} is renamed where it is made: forward.model(..., params=..., outputs=...)"
         )
 
+    def under_key(self, values: Mapping[str, Any], given: Mapping[str, Any]) -> AbstractContextManager[None]:
+        """What the module holds besides parameters and buffers is not to be written into either."""
+        skeleton = self.module.skeleton(bool(values.get("training")))
+        return super().under_key(values, {**given, "held": skeleton.held})
+
     def state_dict(self, values: Mapping[str, Any]) -> dict[str, Tensor]:
         """The weights under the module's own names, as `load_state_dict` takes them, tied weights under each name."""
         tensors = {**values[self.params], **values[self.buffers]}
@@ -122,8 +128,12 @@ def model(
             return parts if len(parts) > 1 else parts[0]
         return (*parts, after if training else buffers)
 
-    def create(seed: int) -> dict[str, Any]:
-        return dict(zip((kept_params, kept_buffers), parted.create(seed), strict=True))
+    def create(seed: int, before: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
+        def example() -> tuple[list[Any], dict[str, Any]]:
+            values = before()
+            return [values[p] for p in positions], {argument: values[v] for argument, v in keywords.items()}
+
+        return dict(zip((kept_params, kept_buffers), parted.create(seed, example), strict=True))
 
     return Model(
         name,

@@ -9,20 +9,29 @@ from __future__ import annotations
 import copy
 import functools
 import random
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MethodType
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 import numpy as np
 import torch
 from attrs import frozen
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
+from pipeline.draws import keyed
 from pipeline.errors import ImpureError, WiringError
+from pipeline.tree import tree_map
 
 Build = Callable[[], nn.Module]
 Tensors = dict[str, Tensor]
+Example = Callable[[], tuple[Sequence[Any], Mapping[str, Any]]]
+"""Arguments of a first call, for modules that are lazy."""
+
+_FORGETFUL: WeakSet[Module] = WeakSet()
+"""Modules of which a call was seen to leave nothing to the next one but their tensors."""
 
 _GENERATORS = (random.Random, np.random.Generator, np.random.RandomState)
 
@@ -34,19 +43,24 @@ class Module:
     build: Build | nn.Module
     frozen: bool
 
-    def real(self, seed: int) -> nn.Module:
-        """The module with its first weights: an instance as it is, a factory's initialised from the seed."""
+    def real(self, seed: int, example: Example | None = None) -> nn.Module:
+        """The module with its first weights: an instance as it is, a factory's initialised from the seed.
+
+        One that is lazy is called on an example's arguments.
+        """
         made = self.build
-        if not isinstance(made, nn.Module):
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(seed)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            if not isinstance(made, nn.Module):
                 made = made()
-        if not isinstance(made, nn.Module):
-            raise WiringError(
-                f"forward.model() takes an nn.Module or a function that makes one, not {type(made).__name__}"
-            )
-        module: nn.Module = getattr(made, "_orig_mod", made)  # of what torch.compile returned, the module itself
-        return module
+            if not isinstance(made, nn.Module):
+                raise WiringError(
+                    f"forward.model() takes an nn.Module or a function that makes one, not {type(made).__name__}"
+                )
+            module: nn.Module = getattr(made, "_orig_mod", made)  # of what torch.compile returned, the module itself
+            if any(isinstance(part, torch.jit.ScriptModule) for part in module.modules()):
+                raise WiringError("the module is a torch.jit script, whose tensors can't be a State's: pass it unscripted")
+            return _materialised(module, example) if _lazy(module) else module
 
     def skeleton(self, training: bool = False, real: nn.Module | None = None) -> Skeleton:
         """The module without storage, in train or eval mode. Made once."""
@@ -56,16 +70,15 @@ class Module:
             evaluated.module.eval()
             trained = evaluated if self.frozen else Skeleton.of(real)
             # Where the module as a whole trains, parts of it that do not, such as frozen BatchNorms, were meant so.
-            if not trained.module.training and not self.frozen:
-                trained.module.train()
+            modes = {part.training for part in trained.module.modules()}
+            if not self.frozen and (modes != {True, False} or not trained.module.training):
+                trained.module.train()  # also where all parts train: it may be the user's own
             _SKELETONS[self] = evaluated, trained
         return _SKELETONS[self][training]
 
-    def create(self, seed: int) -> tuple[Tensors, Tensors]:
+    def create(self, seed: int, example: Example) -> tuple[Tensors, Tensors]:
         """Copies of the trained parameters, and of the buffers and what `requires_grad=False` has frozen."""
-        module = self.real(seed)
-        if any(isinstance(p, nn.parameter.UninitializedParameter) for p in module.parameters()):
-            raise WiringError("the module has lazy parameters; call it once on a batch, then pass the instance")
+        module = self.real(seed, example)
         self.skeleton(real=module)
         named = dict(module.named_parameters())
         for name, p in named.items():
@@ -99,11 +112,85 @@ class Module:
         for i, name, attribute, number in skeleton.numbers:
             after = parts[i].__dict__.get(attribute)
             if type(after) is not type(number) or after != number:
-                raise ImpureError(
-                    f"changes the attribute {attribute!r} of {name or 'the module'} from {number} to {after}, which "
-                    "State does not hold; make it a tensor by register_buffer()"
-                )
+                now = after if isinstance(after, int | float) else f"a {type(after).__name__}"
+                raise _remembers(f"{name}.{attribute}".lstrip("."), f"from {number} to {now}")
+        if self not in _FORGETFUL and not torch.compiler.is_compiling():
+            self._judge(skeleton, parts, {**params, **buffers}, args, kwargs)
         return result, {name: _kept(name, b, module) for name, b in buffers.items()}
+
+    def _judge(self, skeleton: Skeleton, parts: list[nn.Module], tensors: Tensors, args: Any, kwargs: Any) -> None:
+        """Raise ImpureError where what a call left on its instance, an activation or a list, would change the next one.
+
+        The next one is done, on other numbers, with it and without it.
+        """
+        left = [(i, name, k, v) for i, (name, part) in enumerate(skeleton.module.named_modules())
+                for k, v in parts[i].__dict__.items() if _left(part.__dict__.get(k), v)]  # fmt: skip
+        if not left or _mapped():
+            return
+        args, kwargs = tree_map(_other, (args, kwargs))
+
+        def following(attributes: Sequence[tuple[int, str, str, Any]]) -> list[Any]:
+            module = skeleton.instance({name: t.detach().clone() for name, t in tensors.items()})
+            after = list(module.modules())
+            for i, _, k, v in attributes:
+                after[i].__dict__[k] = v
+            with torch.no_grad(), keyed(torch.tensor(0), torch.tensor(0), 0):
+                return [t for t in pytree.tree_leaves(module(*args, **kwargs)) if isinstance(t, Tensor)]
+
+        try:
+            same = all(map(torch.equal, following(left), following([])))
+        except Exception:  # it can't even be called twice
+            same = False
+        if not same:
+            _, name, attribute, _ = left[0]
+            raise _remembers(f"{name}.{attribute}".lstrip("."), "for the next call")
+        _FORGETFUL.add(self)
+
+
+def _left(before: Any, after: Any) -> bool:
+    """Whether a call left something in an attribute."""
+    if isinstance(after, list | dict | set | deque) and type(before) is type(after):
+        return len(before) != len(after)
+    return after is not None and (before is None or (isinstance(after, Tensor) and after is not before))
+
+
+def _mapped() -> bool:
+    """Whether this runs under vmap, where no value can be compared."""
+    levels = torch._C._functorch.get_interpreter_stack() or []
+    return any(level.key() == torch._C._functorch.TransformType.Vmap for level in levels)
+
+
+def _other(value: Any) -> Any:
+    """Other numbers of the same kind, in another order."""
+    if not isinstance(value, Tensor) or value.ndim == 0:
+        return value
+    return value.flip(0) * 0.75 if value.is_floating_point() else value.flip(0)
+
+
+def _remembers(attribute: str, how: str) -> ImpureError:
+    return ImpureError(
+        f"changes its attribute {attribute!r} {how}, which State does not hold; make it a tensor by register_buffer()"
+    )
+
+
+def _lazy(module: nn.Module) -> bool:
+    return any(map(nn.parameter.is_lazy, (*module.parameters(), *module.buffers())))
+
+
+def _materialised(module: nn.Module, example: Example | None) -> nn.Module:
+    """A copy of a lazy module with the shapes that the example has, and statistics as new ones have them."""
+    if example is None:
+        raise WiringError("the module is lazy, and was not looked at with a batch yet: call pipe.init() first")
+    lazies = [t for t in (*module.parameters(), *module.buffers()) if nn.parameter.is_lazy(t)]
+    # torch has no copies of lazy buffers.
+    module = copy.deepcopy(module, {id(t): type(t)(device=t.device, dtype=t.dtype) for t in lazies})
+    modes = [(part, part.training) for part in module.modules()]
+    args, kwargs = example()
+    with torch.no_grad():
+        module.eval()(*args, **kwargs)
+    for part, mode in modes:
+        part.training = mode
+    return module
 
 
 def _kept(name: str, before: Tensor, module: nn.Module) -> Tensor:
@@ -149,7 +236,7 @@ class Skeleton:
                 memo[id(held)] = held.detach().clone()
             elif isinstance(held, np.ndarray):
                 memo[id(held)] = held.copy()
-            elif isinstance(held, _GENERATORS):
+            elif isinstance(held, (*_GENERATORS, torch.Generator)):
                 memo[id(held)] = held
             else:
                 try:
@@ -176,6 +263,10 @@ class Skeleton:
             [x for x in shared if isinstance(x, _GENERATORS)],
             numbers,
         )
+
+    @property
+    def held(self) -> list[Tensor]:
+        return [x for x in self.shared.values() if isinstance(x, Tensor)]
 
     def instance(self, tensors: Mapping[str, Tensor]) -> nn.Module:
         """A copy that has these tensors, by name."""

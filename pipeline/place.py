@@ -118,7 +118,7 @@ def on(device: str | torch.device = "auto", *, precision: str = "fp32") -> Place
 
 def host(tree: Tree) -> Tree:
     """A copy of a pytree of tensors on the host, which shares no storage with it."""
-    return tree_map(lambda t: t.detach().to("cpu", copy=True), tree)
+    return tree_map(lambda t: t.detach().to("cpu", copy=True) if isinstance(t, Tensor) else t, tree)
 
 
 def resolve(device: str | torch.device) -> torch.device:

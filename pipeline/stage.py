@@ -53,8 +53,9 @@ class Part:
     writes: tuple[str, ...] = field(default=(), kw_only=True)
     init: Callable[..., Tree] | None = field(default=None, kw_only=True)
     """The first memory, from values in State, which it reads by its parameter names."""
-    create: Callable[[int], dict[str, Tree]] | None = field(default=None, kw_only=True)
-    """From the seed, the values that this part brings into State (`keeps` names them)."""
+    create: Callable[[int, Callable[[], Mapping[str, Any]]], dict[str, Tree]] | None = field(default=None, kw_only=True)
+    """From the seed, the values that this part brings into State (`keeps` names them). The second argument gives the
+    values that stand before it, on the host, for who has to look at them."""
     keeps: tuple[str, ...] = field(default=(), kw_only=True)
     finish: Callable[[Tree], dict[str, Any]] | None = field(default=None, kw_only=True)
     """Makes a stage a metric: its function then returns sums, memory adds them up, and this divides at the end."""
@@ -149,14 +150,14 @@ class Stage(Part):
             raise StageError(
                 self.name,
                 f"reads {missing[0]!r}, which the batch does not have{did_you_mean(missing[0], known)}"
-                " (what is neither tensor nor number stays on the host: read it in a stage before place)",
+                " (strings and other objects stay on the host: read them in a stage before place)",
             )
         kwargs: dict[str, Any] = {p: values[v] for p, v in self.parameters if v in values}
         kwargs.update(hyper)
         if self.remembers and self.finish is None:
             kwargs["memory"] = memory
         try:
-            with self._keyed(values, kwargs):
+            with self.under_key(values, kwargs):
                 result = self.function(**kwargs)
         except ImpureError as e:
             raise StageError(self.name, str(e)) from e
@@ -190,7 +191,7 @@ class Stage(Part):
         except Exception as e:
             raise self._failed(e, given) from e
 
-    def _keyed(self, values: Mapping[str, Any], given: Mapping[str, Any]) -> AbstractContextManager[None]:
+    def under_key(self, values: Mapping[str, Any], given: Mapping[str, Any]) -> AbstractContextManager[None]:
         """Where its code may be impure, what it draws is a function of (seed, step), and it writes into nothing given;
         stages on the host know neither."""
         if not self.draws or "seed" not in values:

@@ -11,8 +11,9 @@ ROOT = Path(__file__).parent.parent
 STEPS = {"load", "place", "forward", "loss", "backward", "update", "evaluate"}
 LAYERS = [
     {"errors", "schedules", "files"},
-    {"random", "module", "tree"},
+    {"random", "tree"},
     {"draws"},
+    {"module"},
     {"stage"},
     {"state", "order"},
     {"sources", "models"},

@@ -61,6 +61,7 @@ class Compiled:
         if steps != "epoch" and not is_count(steps):
             raise ConfigError(f"steps={steps!r} is neither a positive whole number nor 'epoch'")
         self.pipe, self.steps = pipe, steps
+        pipe.begin()
         self._programs = Programs(pipe, backend, fallback)
         self._feeds = Feeds(pipe)
         if steps != 1:

@@ -7,6 +7,7 @@ found while tracing and become inputs too, which are bound once.
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
@@ -21,7 +22,7 @@ from torch.fx.traceback import annotate, preserve_node_meta
 
 from pipeline.compile.recurrent import kept_whole
 from pipeline.compose import Composition
-from pipeline.errors import CaptureError, StageError
+from pipeline.errors import CaptureError, StageError, place_of
 from pipeline.stage import Stage, first_line
 
 if TYPE_CHECKING:
@@ -87,11 +88,9 @@ def trace(function: Callable[..., Any], args: Sequence[Tensor], varying: Sequenc
             graph = make_fx(function)(*fakes)
     except StageError as e:
         if isinstance(e.__cause__, unreadable):
-            raise CaptureError(
-                f"stage {e.stage!r} can't be captured as a graph: it reads a tensor's value into Python "
-                f"({first_line(e.__cause__)}); use tensor operations such as torch.where, or fallback='eager'"
-            ) from e
+            raise _uncaptured(e) from e
         raise
+    _mended(graph)
     for node in graph.graph.nodes:
         # Attention carries the tag for a dropout of its own, which is 0 here: pipeline.random has done it already.
         attention = "scaled_dot_product" in str(node.target)
@@ -101,6 +100,58 @@ def trace(function: Callable[..., Any], args: Sequence[Tensor], varying: Sequenc
                 "(seed, step); draw with torch.rand or nn.Dropout, or use fallback='eager'"
             )
     return Traced(graph, _lifted(graph), sizes)
+
+
+def _uncaptured(error: StageError) -> CaptureError:
+    """What a stage does that no graph can, in which line, and what to write instead."""
+    cause = error.__cause__
+    assert cause is not None
+    operator = re.search(r"(?:aten|prims|c10d)\.(\w+)", str(cause))
+    name = operator[1] if operator else ""
+    does, instead = next(
+        (words for known, words in _INSTEAD.items() if re.match(known, name)),
+        ("reads a tensor's value into Python", "use tensor operations such as torch.where"),
+    )
+    return CaptureError(
+        f"stage {error.stage!r} can't be captured as a graph: it {does}{place_of(cause)} ({first_line(cause)}); "
+        f"{instead}, or fallback='eager'"
+    )
+
+
+_INSTEAD = {
+    "nonzero|masked_select|unique": (
+        "makes a tensor whose size depends on values",
+        "keep all rows, and multiply or torch.where them by a mask",
+    ),
+    "_pack_padded_sequence|_use_cudnn_ctc|_ctc_loss|ctc_loss": ("reads lengths", "pad, and mask what is beyond them"),
+    "_local_scalar_dense|item": (
+        "reads a tensor's value into Python",
+        "use tensor operations: torch.where(flag, a, b) for an if, and index by tensors, queue[(at + torch.arange(n)) % size] for "
+        "queue[int(at) : int(at) + n]",
+    ),
+}
+"""What operators do that have no place in a graph, and what to write instead."""
+
+
+def _mended(graph: GraphModule) -> None:
+    """Take out what compilers do not take.
+
+    That is a profiler's marks, and torch.cat of one tensor and empty ones: for that, Inductor's is a clone with the
+    tensor's strides, where torch's is contiguous, and views of it rely on that.
+    """
+    for node in list(graph.graph.nodes):
+        if "_record_function" in str(node.target):
+            node.replace_all_uses_with(None)  # type: ignore[arg-type]  # an end takes what its beginning gave
+            graph.graph.erase_node(node)
+        elif node.target is torch.ops.aten.cat.default:
+            parts = [t for t in node.args[0] if t.meta["val"].shape != (0,)]
+            if len(parts) == 1 and node.meta["val"].is_contiguous():
+                with graph.graph.inserting_before(node):
+                    options = {"memory_format": torch.contiguous_format}
+                    made = graph.graph.call_function(torch.ops.aten.clone.default, (parts[0],), options)
+                made.meta.update(node.meta)
+                node.replace_all_uses_with(made)
+                graph.graph.erase_node(node)
 
 
 def _lifted(graph: GraphModule) -> tuple[Tensor, ...]:
