@@ -12,11 +12,12 @@ Nothing here compiles, and nothing names a device.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any, Self
 
 import torch
 from attrs import field, frozen
-from torch import Tensor
+from torch import Tensor, nn
 
 from pipeline import evaluate, load, place
 from pipeline.backward import Gradients
@@ -63,8 +64,7 @@ class Composition:
     def __init__(self, *stages: Part) -> None:
         for s in stages:
             if not isinstance(s, Part):
-                hint = "; make one with @stage" if callable(s) else ""
-                raise WiringError(f"a Pipeline is made of stages, not {type(s).__name__}{hint}")
+                raise WiringError(f"a Pipeline is made of stages, not {type(s).__name__}{_instead(s)}")
         check_names(stages)
         loads = [s for s in stages if isinstance(s, Load)]
         places = [s for s in stages if isinstance(s, Place)]
@@ -101,14 +101,16 @@ class Composition:
         tree: dict[str, Tree] = {}
         for s in self.stages:
             if s.create is not None:
-                tree.update(s.create(seed, lambda s=s: self._before(s, {**tree, **numbers}, batch)))
+                tree.update(s.create(seed, partial(self._before, s, {**tree, **numbers}, batch)))
         memory = {s.name: first_memory(s, tree) for s in self.graph if s.remembers}
         return State(self.place.tree({**tree, "memory": memory, **numbers}))
 
     def _before(self, stage: Part, tree: dict[str, Tree], batch: Batch | None) -> dict[str, Any]:
         """The values that a stage finds, on the host, at the first samples of the data."""
         if batch is None and self.load is None:
-            raise WiringError(f"stage {stage.name!r} has a lazy module, made by a look at a batch: pass init(batch=...)")
+            raise WiringError(
+                f"stage {stage.name!r} has a lazy module, which is made by a look at a batch: pass init(batch=...)"
+            )
         if batch is None:
             batch = self.prepared(load.first(self.over(), 2), False)
         values = {**self._kept(tree), "training": False, **place.host(self.place.batch(batch))}
@@ -279,7 +281,8 @@ class Composition:
 
     @property
     def models(self) -> tuple[Model, ...]:
-        return tuple(s for s in self.stages if isinstance(s, Model))
+        """Those that bring parameters into State."""
+        return tuple(s for s in self.stages if isinstance(s, Model) and s.create is not None)
 
     def replace(self, name: str, stage: Part) -> Self:
         """A Pipeline with another stage in the place of `name`."""
@@ -320,6 +323,25 @@ class Composition:
 
     def __repr__(self) -> str:
         return f"Pipeline({', '.join(s.name for s in self.stages)})"
+
+
+def _instead(thing: Any) -> str:
+    """What to write for something that is no stage."""
+    name = type(thing).__name__
+    if isinstance(thing, nn.modules.loss._Loss):
+        return f": write loss.function(nn.{name}())"
+    if isinstance(thing, nn.Module):
+        return ": write forward.model(...) around it"
+    if isinstance(thing, torch.optim.Optimizer):
+        return f": write update.{name.lower()}(...), which takes no parameters"
+    if isinstance(thing, torch.utils.data.DataLoader):
+        return ": write load.loader(...) around it"
+    if isinstance(thing, list | tuple):
+        return ": pass them one by one, Pipeline(*stages)"
+    home, called = str(getattr(thing, "__module__", "")), getattr(thing, "__qualname__", "")
+    if home.startswith("pipeline."):
+        return f": call it, {home.removeprefix('pipeline.')}.{called}(...)"
+    return ": make one with @stage" if callable(thing) else ""
 
 
 def _as_it_was(new: Any, old: Any) -> Any:

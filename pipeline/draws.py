@@ -55,12 +55,14 @@ class keyed:  # noqa: N801 - used as a word of its own: `with keyed(...)`
     def __enter__(self) -> None:
         self._others = _other_generators()
         self._recomputed = _Recomputed(self._again)
-        for mode in (self._recomputed, *self._modes):
+        self._recomputed.__enter__()
+        for mode in self._modes:
             mode.__enter__()  # type: ignore[no-untyped-call]  # torch's
 
     def __exit__(self, kind: type[BaseException] | None, *error: Any) -> None:
-        for mode in reversed((self._recomputed, *self._modes)):
+        for mode in reversed(self._modes):
             mode.__exit__(kind, *error)  # type: ignore[no-untyped-call]  # torch's
+        self._recomputed.__exit__()
         if kind is None and self._others != _other_generators():
             raise ImpureError(
                 "draws from Python's or NumPy's random module, whose numbers are no function of (seed, step); use "
@@ -174,18 +176,26 @@ class _Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's
         written += [kwargs[s.name] for s in func._schema.arguments if s.is_write and s.name in kwargs]
         name = _given(self.given, pytree.tree_leaves(written))
         if name is not None:
-            instead = "do so in a stage after the update" if name.startswith("params.") else "return a new tensor"
-            instead = "make it a buffer by register_buffer()" if name.startswith("held.") else instead
-            instead = "leave out max_norm, or scale the rows in a stage after the update" if "renorm" in str(func) else instead
+            instead = _INSTEAD.get(name.split(".")[0], "return a new tensor instead")
+            if "renorm" in str(func):
+                instead = "leave out max_norm, or scale the rows in a stage after the update"
             raise ImpureError(f"writes into {name!r} in place ({func}); {instead}")
 
 
 def _given(given: Mapping[str, Any], tensors: list[Any]) -> str | None:
     """The name of a value that was given, where one of the tensors is it, or a view of it."""
     places = {_place(t) for t in tensors if isinstance(t, Tensor)}
-    found = (path for name, value in given.items() for path, t in paths({name: value}) if isinstance(t, Tensor) and _place(t) in places)
-    name = next(found, None)
-    return name and name.replace("/", ".")
+    for path, t in paths(dict(given)):
+        if isinstance(t, Tensor) and _place(t) in places:
+            return path.replace("/", ".")
+    return None
+
+
+_INSTEAD = {
+    "params": "do so in a stage after the update",
+    "held": "a tensor that a module holds is State's only as a buffer: use register_buffer()",
+}
+"""What to write instead of writing into a value that was given."""
 
 
 def _place(t: Tensor) -> int:

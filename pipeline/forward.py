@@ -16,6 +16,7 @@ from pipeline.module import Build, Module
 from pipeline.stage import Stage, parts_of
 from pipeline.tree import tree_map
 
+
 def _picker(stage: str, outputs: Any) -> tuple[tuple[str, ...], Callable[[Any], tuple[Any, ...]]]:
     """The names that a forward writes, and how to take their values from what a module returned."""
     if isinstance(outputs, str):
@@ -64,6 +65,21 @@ class Model(Stage):
             f"stage {self.name!r} is renamed where it is made: forward.model(..., params=..., outputs=...)"
         )
 
+    def again(
+        self,
+        *,
+        inputs: str | tuple[str, ...] | Mapping[str, str] = "inputs",
+        outputs: str | tuple[str, ...] | Mapping[str, str] = "outputs",
+        name: str = "",
+    ) -> Model:
+        """The same module with the same parameters, called on other values: a critic on what is real and what is not.
+
+        >>> critic = model(lambda: nn.Linear(2, 1), inputs="real", outputs="score", params="critic")
+        >>> critic.again(inputs="fake", outputs="fake_score").reads
+        ('critic', 'critic.buffers', 'training', 'fake')
+        """
+        return _stage(self.module, inputs, outputs, self.params, name or f"{self.name}.again", first=False)
+
     def under_key(self, values: Mapping[str, Any], given: Mapping[str, Any]) -> AbstractContextManager[None]:
         """What the module holds besides parameters and buffers is not to be written into either."""
         skeleton = self.module.skeleton(bool(values.get("training")))
@@ -105,7 +121,12 @@ def model(
         raise WiringError(
             f"forward.model() takes an nn.Module or a function that makes one, not {type(module).__name__}"
         )
-    parted = Module(module, frozen)
+    return _stage(Module(module, frozen), inputs, outputs, params, name, first=True)
+
+
+def _stage(parted: Module, inputs: Any, outputs: Any, params: str, name: str, first: bool) -> Model:
+    """A call of a module; the first one in a pipeline brings its tensors into State."""
+    frozen = parted.frozen
     positions: tuple[str, ...] = ()
     keywords: dict[str, str] = {}
     if isinstance(inputs, Mapping):
@@ -113,7 +134,6 @@ def model(
     else:
         positions = (inputs,) if isinstance(inputs, str) else tuple(inputs)
     kept_params, kept_buffers = params, "buffers" if params == "params" else f"{params}.buffers"
-
     written, picked = _picker(name, outputs)
 
     def forward(params: Any, buffers: Any, training: bool, **values: Any) -> Any:
@@ -139,9 +159,9 @@ def model(
         name,
         forward,
         writes=written if frozen else (*written, kept_buffers),
-        create=create,
+        create=create if first else None,
         draws=True,
-        keeps=(kept_params, kept_buffers),
+        keeps=(kept_params, kept_buffers) if first else (),
         names={"params": kept_params, "buffers": kept_buffers, **{p: p for p in positions}, **keywords},
         module=parted,
         params=kept_params,

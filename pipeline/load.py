@@ -60,7 +60,17 @@ class Load(Part):
             return
         options = {"shuffle": self.shuffle, "drop_last": self.drop_last, "start": start}
         for indices in order.batches(len(self.data), self.size, seed, epoch, **options):  # type: ignore[arg-type]  # mixed option types
-            yield self.data[indices]
+            yield self.at(indices)
+
+    def at(self, indices: Tensor) -> Batch:
+        """The samples at some indices, (B,) int64, of a data set that is known."""
+        batch = self.data[indices]
+        if not isinstance(batch, Mapping):
+            raise DataError(
+                f"{type(self.data).__name__}[indices] gave {type(batch).__name__}, not a mapping from names to "
+                "tensors; a data set of single samples goes through load.loader(DataLoader(...))"
+            )
+        return batch
 
     def _iterate(self, start: int) -> Iterator[Batch]:
         empty = True
@@ -117,9 +127,7 @@ def batches(data: Any, *, size: int, shuffle: bool = True, drop_last: bool = Fal
     return Load("load.batches", writes=known.names, data=known, size=size, shuffle=shuffle, drop_last=drop_last)
 
 
-def loader(
-    data: Iterable[Any], *, names: tuple[str, ...] = ("inputs", "targets"), samples: str | None = None
-) -> Load:
+def loader(data: Iterable[Any], *, names: tuple[str, ...] = ("inputs", "targets"), samples: str | None = None) -> Load:
     """Batches from a torch DataLoader or any iterable of batches, which is iterated anew each epoch.
 
     It yields mappings, or tuples whose parts get `names`: tensors, arrays, numbers, nested dicts and lists of them.
@@ -137,6 +145,5 @@ def loader(
 def first(load: Load, samples: int) -> Batch:
     """A small batch to look at: the first `samples` of the data set, or what an iterable yields first."""
     if load.known:
-        batch: Batch = load.data[torch.arange(min(samples, len(load.data)))]
-        return batch
+        return load.at(torch.arange(min(samples, len(load.data))))
     return next(iter(load.epoch(0, 0)))

@@ -3,13 +3,17 @@ so in the `for` loop over it."""
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Iterator
+import warnings
+from collections.abc import Generator, Mapping
 from contextlib import suppress
 from typing import Any, TypeAlias
 
 import torch
+from attrs import evolve
 
+from pipeline.backward import Gradients
 from pipeline.compile import Backend, Compiled, Fallback, Steps
 from pipeline.diagnose import first_nonfinite
 from pipeline.errors import ConfigError, NonFiniteError, PipeError, WiringError
@@ -36,7 +40,7 @@ def fit(
     interval: float | None = None,
     every: int | None = None,
     start: tuple[int, int] = (0, 0),
-) -> Iterator[Report]:
+) -> Generator[Report, State | None, None]:
     """Train for `epochs` passes over the pipeline's data, yielding a Report after each.
 
     - `validate`: data to evaluate on after each epoch.
@@ -52,8 +56,17 @@ def fit(
     - `start`: with `state`, where that is in the order: epochs done, and batches of the next one. The run then goes on
       as if it had not been stopped.
 
+    A Report's State is spent as soon as `fit` goes on: keep `report.state.clone()`, such as of the best epoch. To go on
+    from another one, send it; what comes back is the same Report again, and the loop goes on with the next:
+
+        reports = fit(pipe, epochs=20)
+        for report in reports:
+            if report.epoch == 10:
+                reports.send(report.state.with_hyper(lr=0.01))
+
     Everything that can be checked is checked here, before the first step. Where the pipeline has `update.finite()`,
-    raises NonFiniteError, before the next Report, after a step whose loss or gradients are not finite.
+    raises NonFiniteError, before the next Report, after a step whose loss or gradients are not finite; else it
+    warns once where a loss is not.
     """
     if not is_count(epochs):
         raise ConfigError(f"epochs={epochs} is not a positive whole number")
@@ -102,32 +115,62 @@ def _check_start(start: tuple[int, int], epochs: int, batches: int | None) -> No
 def _epochs(
     pipe: Pipeline, program: Compiled | Pipeline, steps: Any, state: State, epochs: int, validate: Any,
     per_call: Steps | None, interval: float | None, every: int | None, start: tuple[int, int],
-) -> Iterator[Report]:  # fmt: skip
+) -> Generator[Report, State | None, None]:  # fmt: skip
     assert pipe.load is not None
     first, k = start
     # The values read from the device before training: from here on they are counted.
     done, seed = int(state.step) - k, int(state["seed"])
-    batches = pipe.load.batches
+    batches, warned = pipe.load.batches, False
     for epoch in range(first + 1, epochs + 1):
         if k == 0:
             state = program.restart_metrics(state)
         seconds, seen, compiling = 0.0, 0, _compile_seconds(program)
         began = time.perf_counter()
-        for after, now, seen in steps(program, state, seed, epoch - 1, k, per_call, every and (every, done)):
-            state, k = after, now
+        progress = steps(program, state, seed, epoch - 1, k, per_call, every and (every, done))
+        sent = None
+        while (reached := _next(progress, sent)) is not None:
+            state, k, seen = reached
             due = interval is not None and time.perf_counter() - began > interval
             if (due or (every is not None and (done + k) % every == 0)) and k != batches:
                 metrics = _results(pipe, state, epoch, done)
+                warned = warned or _warned(pipe, metrics, done + k)
                 seconds += time.perf_counter() - began
                 spent = seconds - (_compile_seconds(program) - compiling)
-                yield Report(epoch, epochs, done + k, k, batches, False, metrics, {}, spent, seen, state)
+                report = Report(epoch, epochs, done + k, k, batches, False, metrics, {}, spent, seen, state)
+                state = yield from _reported(pipe, report)
                 began = time.perf_counter()
+            sent = state
         metrics = _results(pipe, state, epoch, done)  # waits for the device: the epoch ends here
         seconds += time.perf_counter() - began - (_compile_seconds(program) - compiling)
         done += k
+        warned = warned or _warned(pipe, metrics, done)
         results = {} if validate is None else program.evaluate(state, validate)
-        yield Report(epoch, epochs, done, k, batches, True, metrics, results, seconds, seen, state)
+        report = Report(epoch, epochs, done, k, batches, True, metrics, results, seconds, seen, state)
+        state = yield from _reported(pipe, report)
         k = 0
+
+
+def _reported(pipe: Pipeline, report: Report) -> Generator[Report, State | None, State]:
+    """Give a Report out, and go on with its State, or with the one that was sent for it."""
+    state = report.state
+    while (sent := (yield report)) is not None:
+        pipe.check_state(sent)
+        state = sent
+        report = evolve(report, state=state)
+    return state
+
+
+def _warned(pipe: Pipeline, metrics: Mapping[str, Any], step: int) -> bool:
+    """Say that a loss is not finite, where nothing in the pipeline looks at that."""
+    for s in pipe.graph:
+        if isinstance(s, Gradients) and not math.isfinite(metrics.get(s.of, 0.0)):
+            warnings.warn(
+                f"the mean of {s.of!r} is {metrics[s.of]} up to step {step}; put update.finite() after {s.name!r}, "
+                "which says the step and the tensor that it came from",
+                stacklevel=3,
+            )
+            return True
+    return False
 
 
 def _results(pipe: Pipeline, state: State, epoch: int, done: int) -> dict[str, Any]:
@@ -163,9 +206,19 @@ def _unstopped(pipe: Pipeline, state: State) -> State:
     return state.replace(memory={**state.memory, **free})
 
 
-Progress: TypeAlias = Iterator[tuple[State, int, int]]
+Progress: TypeAlias = Generator[tuple[State, int, int], State, None]
 """The State after some steps of an epoch, with the number of its batches so far, and of samples since the first of
-them."""
+them. What is sent is the State to go on with."""
+
+
+def _next(progress: Progress, state: State | None) -> tuple[State, int, int] | None:
+    """Let the steps go on with a State; None where the epoch has ended."""
+    try:
+        return next(progress) if state is None else progress.send(state)
+    except StopIteration:
+        return None
+
+
 Every: TypeAlias = tuple[int, int] | None
 """A call of many steps ends where (step + the second number) is a multiple of the first."""
 
@@ -180,7 +233,7 @@ def _single(
     for batch in pipe.place.ahead(pipe.prepared(b, True) for b in batches):
         state, _ = program.step(state, batch)
         seen, k = seen + samples(batch, pipe.samples), k + 1
-        yield state, k, seen
+        state = yield state, k, seen
 
 
 def _fused(
@@ -204,7 +257,7 @@ def _fused(
         spent = max(time.perf_counter() - start, 1e-9)
         count = max(int(min(steps * CALL / spent, 2**20)), 1)
         end = len(load.data) if k == batches and not load.drop_last else k * load.size
-        yield state, k, end - first * load.size
+        state = yield state, k, end - first * load.size
 
 
 def _compile_seconds(program: Compiled | Pipeline) -> float:

@@ -10,10 +10,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.errors import DataError
+from pipeline.errors import DataError, WiringError
 from pipeline.stage import Stage, fitted, stage
 
 WRITES = ("loss", "loss.weight")
@@ -28,7 +28,7 @@ def cross_entropy(
 ) -> Stage:
     """Cross entropy of logits and class indices, as torch.nn.CrossEntropyLoss.
 
-    Shapes: outputs (B, C, ...) float, targets (B, ...) int64 -> (); for (B, T, C), as transformers give, pass dim=-1.
+    Shapes: outputs (B, C, ...) float, targets (B, ...) integers -> (); for (B, T, C), as of transformers, pass dim=-1.
     `smoothing` is the label smoothing, `weight` (C,) weighs the classes, targets equal to `ignore_index` do not count.
 
     >>> value, count = cross_entropy()(torch.zeros(4, 10), torch.arange(4))
@@ -37,6 +37,8 @@ def cross_entropy(
     """
 
     def function(outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        _indices(outputs, targets, dim)
+        targets = targets.long()
         logits = outputs.movedim(dim, 1)
         per_class = None if weight is None else weight.to(logits)
         counted = targets != ignore_index
@@ -52,11 +54,8 @@ def cross_entropy(
         return value / torch.where(total > 0, total, 1.0).to(value.dtype), total
 
     def check(outputs: Tensor, targets: Tensor) -> None:
+        _indices(outputs, targets, dim)
         classes = outputs.shape[dim]
-        if targets.is_floating_point():
-            raise DataError(
-                f"targets are {targets.dtype}, but loss.cross_entropy() takes class indices (int64); use loss.mse()"
-            )
         wrong = (targets < 0) | (targets >= classes)
         wrong &= targets != ignore_index
         if bool(wrong.any()):
@@ -67,6 +66,20 @@ def cross_entropy(
             )
 
     return _stage("cross_entropy", function, check=check)
+
+
+def _indices(outputs: Tensor, targets: Tensor, dim: int) -> None:
+    """Raise DataError for targets that are no class indices."""
+    has = f"targets are {tuple(targets.shape)} {targets.dtype}, but loss.cross_entropy() takes class indices (B, ...)"
+    if targets.ndim == outputs.ndim and outputs.shape[dim] > 1 and targets.shape[dim] == outputs.shape[dim]:
+        raise DataError(
+            f"{has}: of one-hot rows take targets.argmax({dim}); for probabilities write "
+            "loss.function(torch.nn.CrossEntropyLoss())"
+        )
+    if targets.is_floating_point():
+        raise DataError(f"{has}: take targets.long() if they are, or use loss.mse() for values")
+    if outputs.ndim > 1 and targets.ndim == outputs.ndim and targets.shape[dim] == 1:
+        raise DataError(f"{has}: take targets.squeeze({dim})")
 
 
 def _elementwise(name: str, per_element: Callable[..., Tensor], **hyper: float) -> Stage:
@@ -109,10 +122,22 @@ def binary_cross_entropy() -> Stage:
 
 
 def function(f: Callable[..., Tensor], name: str | None = None) -> Stage:
-    """Any function of named values that returns a mean over the batch, 0-d.
+    """Any function of named values that returns a mean over the batch, 0-d; or a loss of torch.nn, of outputs and
+    targets.
 
     >>> function(lambda outputs, inputs: ((outputs - inputs) ** 2).mean(), "loss.reconstruction").reads
     ('outputs', 'inputs')
+    >>> function(torch.nn.CrossEntropyLoss(label_smoothing=0.1)).name
+    'loss.CrossEntropyLoss'
     """
+    if isinstance(f, type):
+        raise WiringError(f"loss.function() takes a function or a module, not a class: write {f.__name__}()")
+    if isinstance(f, nn.Module):
+        criterion, name = f, name or f"loss.{type(f).__name__}"
+
+        def f(outputs: Tensor, targets: Tensor) -> Tensor:
+            value: Tensor = criterion(outputs, targets)
+            return value
+
     made: Stage = stage(writes="loss", name=name or getattr(f, "__name__", "loss.function"))(f)
     return made

@@ -52,14 +52,16 @@ class Module:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             if not isinstance(made, nn.Module):
-                made = made()
+                made = _made(made)
             if not isinstance(made, nn.Module):
                 raise WiringError(
                     f"forward.model() takes an nn.Module or a function that makes one, not {type(made).__name__}"
                 )
             module: nn.Module = getattr(made, "_orig_mod", made)  # of what torch.compile returned, the module itself
             if any(isinstance(part, torch.jit.ScriptModule) for part in module.modules()):
-                raise WiringError("the module is a torch.jit script, whose tensors can't be a State's: pass it unscripted")
+                raise WiringError(
+                    "the module is a torch.jit script, whose tensors can't be a State's: pass it as it was"
+                )
             return _materialised(module, example) if _lazy(module) else module
 
     def skeleton(self, training: bool = False, real: nn.Module | None = None) -> Skeleton:
@@ -76,7 +78,7 @@ class Module:
             _SKELETONS[self] = evaluated, trained
         return _SKELETONS[self][training]
 
-    def create(self, seed: int, example: Example) -> tuple[Tensors, Tensors]:
+    def create(self, seed: int, example: Example | None = None) -> tuple[Tensors, Tensors]:
         """Copies of the trained parameters, and of the buffers and what `requires_grad=False` has frozen."""
         module = self.real(seed, example)
         self.skeleton(real=module)
@@ -147,6 +149,16 @@ class Module:
         _FORGETFUL.add(self)
 
 
+def _made(build: Build) -> Any:
+    try:
+        return build()
+    except TypeError as e:
+        if isinstance(build, type):
+            name = build.__name__
+            raise WiringError(f"forward.model() can't make the module: {e}; write lambda: {name}(...)") from e
+        raise
+
+
 def _left(before: Any, after: Any) -> bool:
     """Whether a call left something in an attribute."""
     if isinstance(after, list | dict | set | deque) and type(before) is type(after):
@@ -183,7 +195,8 @@ def _materialised(module: nn.Module, example: Example | None) -> nn.Module:
         raise WiringError("the module is lazy, and was not looked at with a batch yet: call pipe.init() first")
     lazies = [t for t in (*module.parameters(), *module.buffers()) if nn.parameter.is_lazy(t)]
     # torch has no copies of lazy buffers.
-    module = copy.deepcopy(module, {id(t): type(t)(device=t.device, dtype=t.dtype) for t in lazies})
+    made: dict[int, Any] = {id(t): type(t)(device=t.device, dtype=t.dtype) for t in lazies}  # type: ignore[call-arg]
+    module = copy.deepcopy(module, made)
     modes = [(part, part.training) for part in module.modules()]
     args, kwargs = example()
     with torch.no_grad():
@@ -201,8 +214,8 @@ def _kept(name: str, before: Tensor, module: nn.Module) -> Tensor:
         raise ImpureError(f"leaves {name!r} as {type(after).__name__}; it has to stay a tensor")
     if (after.shape, after.dtype) != (before.shape, before.dtype):
         raise ImpureError(
-            f"makes {name!r} {tuple(after.shape)} {after.dtype} of {tuple(before.shape)} {before.dtype}, but what State "
-            "holds keeps its shape and dtype: register it as what it becomes"
+            f"makes {name!r} {tuple(after.shape)} {after.dtype} of {tuple(before.shape)} {before.dtype}, but what "
+            "State holds keeps its shape and dtype: register it as what it becomes"
         )
     return after
 

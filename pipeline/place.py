@@ -60,7 +60,7 @@ class Place(Part):
         if isinstance(value, Mapping):
             return self.batch(value) or _STAYS
         if isinstance(value, PackedSequence):
-            return value.to(self.device)
+            return value.to(self.device)  # type: ignore[arg-type]  # torch's types know dtypes alone
         if isinstance(value, list | tuple):
             parts = [self._placed(name, part) for part in value]
             if all(part is _STAYS for part in parts):

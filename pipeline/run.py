@@ -122,8 +122,10 @@ def segments(stages: Iterable[Stage]) -> tuple[Segment, ...]:
     return (*made, Segment(tuple(begun)))
 
 
-def _differentiated(g: Gradients, stages: Sequence[Stage], values: Mapping[str, Any], hyper: Mapping[str, Any],
-                    memory: Mapping[str, Tree], weigh: Callable[[], Tensor], autocast: Autocast) -> Written:  # fmt: skip
+def _differentiated(
+    g: Gradients, stages: Sequence[Stage], values: Mapping[str, Any], hyper: Mapping[str, Any],
+    memory: Mapping[str, Tree], weigh: Callable[[], Tensor], autocast: Autocast,
+) -> Written:  # fmt: skip
     """What `stages` write, with the gradients of what they compute."""
     rest: list[Any] = []
 

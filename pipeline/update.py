@@ -25,6 +25,8 @@ Params: TypeAlias = dict[str, Tensor]
 def _positive(stage: str, **hyper: Number) -> None:
     for name, value in hyper.items():
         number = value.base if isinstance(value, Schedule) else value
+        if not isinstance(number, int | float) or isinstance(number, bool):
+            raise ConfigError(f"{stage}: {name}={number!r} is neither a number nor a Schedule")
         if not number >= 0 or number == float("inf"):
             raise ConfigError(f"{stage}: {name}={number} is not a finite number of at least 0")
 

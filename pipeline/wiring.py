@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from pipeline.backward import Gradients
 from pipeline.errors import WiringError, did_you_mean
+from pipeline.forward import Model
 from pipeline.load import Load
 from pipeline.place import Place
 from pipeline.stage import GIVEN, Part, Stage
@@ -39,7 +40,7 @@ def check_names(stages: Sequence[Part]) -> None:
             if k in owners or k in LASTS or k in GIVEN:
                 raise WiringError(
                     f"stages {owners.get(k, 'State')!r} and {s.name!r} both keep {k!r}; give one other names "
-                    "(params=...)"
+                    "(params=...), or call one module twice by first.again(inputs=..., outputs=...)"
                 )
             owners[k] = s.name
 
@@ -88,9 +89,11 @@ def _explain_unread(
             f"stage {s.name!r} reads {name!r}, which no earlier stage writes; put {HINTS[name]} before it"
         )
     if known is not None:
+        has = available - {*GIVEN, *(k for t in stages for k in t.keeps)}
+        way = f"forward.model(..., inputs={known[0]!r})" if isinstance(s, Model) else f".rename({name}={known[-1]!r})"
         raise WiringError(
-            f"stage {s.name!r} reads {name!r}, which neither the data nor an earlier stage "
-            f"has{did_you_mean(name, available - {*GIVEN})}"
+            f"stage {s.name!r} reads {name!r}, which neither the data nor an earlier stage has"
+            f"{did_you_mean(name, has)}; to read another value write {way}"
         )
     # Without a data set of known names, what no stage writes must come with the batch.
     available.add(name)

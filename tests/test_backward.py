@@ -20,11 +20,15 @@ def test_unknown_routes_and_counts_are_refused():
         backward.gradients(accumulate=0)
 
 
-class Checkpointed(pipes.Linear):
-    """A layer whose activations are computed again in the backward."""
+class Dropping(pipes.Linear):
+    """Layers with dropout, each called by a function that may compute its activations again."""
+
+    def __init__(self, call):
+        super().__init__()
+        self.call, self.more = call, nn.Sequential(nn.Linear(3, 3), nn.Dropout(0.5), nn.GELU(), nn.Linear(3, 3))
 
     def forward(self, x):
-        return checkpoint(self.layer, x, use_reentrant=False)
+        return self.call(self.more, self.call(self.more, self.layer(x)))
 
 
 class Doubled(torch.autograd.Function):
@@ -71,6 +75,8 @@ def test_the_route_is_chosen(kind):
         pipe = Pipeline(forward.model(module), loss.cross_entropy(), backward.gradients(), update.sgd(0.1))
         step = pipe.compile(backend="aot_eager") if compiled else pipe.step
         made.append(step(pipe.init(0), BATCH)[0].params)
+        if compiled:
+            assert step.report.by_tape == (() if kind is pipes.Linear else ("backward.gradients",))
         assert ("backward.gradients (by tape)" in str(pipe)) == (kind is not pipes.Linear)
     by_hand.train(module, [BATCH], torch.optim.SGD(module.parameters(), lr=0.1))
     for params in made:
@@ -90,12 +96,40 @@ def test_what_no_route_takes_is_said_once():
     assert pipe["backward.gradients"].taken == "auto"
 
 
-def test_the_tape_allows_activation_checkpointing():
-    """A checkpointed model trains by the tape as the plain one does by functions."""
-    stages = loss.cross_entropy(), update.sgd(0.1)
-    by_tape = Pipeline(forward.model(Checkpointed), stages[0], backward.gradients(route="tape"), stages[1])
-    plain = Pipeline(forward.model(pipes.Linear), stages[0], backward.gradients(), stages[1])
-    testing.same(by_tape.step(by_tape.init(0), BATCH)[0].tree, plain.step(plain.init(0), BATCH)[0].tree, 1e-6)
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_activation_checkpointing_changes_nothing(reentrant, compiled):
+    """A model whose activations are computed again has the bits of one that keeps them, its dropout among them."""
+
+    def trained(again):
+        pipe = Pipeline(
+            forward.model(lambda: Dropping(again)), loss.cross_entropy(), backward.gradients(), update.sgd(0.1)
+        )
+        step = pipe.compile(backend="aot_eager") if compiled else pipe.step
+        state = pipe.init(0)
+        for _ in range(3):
+            state, _ = step(state, BATCH)
+        return state
+
+    def again(layer, x):
+        return checkpoint(layer, x, use_reentrant=reentrant)
+
+    testing.same(trained(again).tree, trained(lambda layer, x: layer(x)).tree)
+
+
+def test_what_the_backward_meets_is_said_with_its_stage():
+    """An error of the backward alone is one line with its stage and the line of the code."""
+
+    class Overwrites(pipes.Linear):
+        def forward(self, x):
+            y = self.layer(x)
+            z = y.exp()
+            z.mul_(2)
+            return z
+
+    pipe = Pipeline(forward.model(Overwrites), loss.cross_entropy(), backward.gradients(route="tape"), update.sgd(0.1))
+    with pytest.raises(StageError, match=r"stage 'backward.gradients' failed: one of the variables"):
+        pipe.step(pipe.init(0), BATCH)
 
 
 @pytest.mark.parametrize("route", ["functional", "tape"])

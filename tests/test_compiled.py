@@ -1,6 +1,6 @@
 """The compiled step: donation, fallback, what it refuses, and that graphs never meet."""
 
-import random
+import re
 import warnings
 
 import pytest
@@ -87,21 +87,10 @@ class Branching(pipes.Linear):
         return super().forward(x) if x.sum() > 0 else -super().forward(x)
 
 
-class Rolling(pipes.Linear):
-    def forward(self, x):
-        return super().forward(x) * random.random()
-
-
-@pytest.mark.parametrize(
-    ("model", "reason"),
-    [
-        (Branching, "'forward.model' can't be captured as a graph: it reads a tensor's value into Python"),
-        (Rolling, "'forward.model' draws from Python's or NumPy's random module"),
-    ],
-)
-def test_a_model_that_cannot_be_captured_names_the_reason(model, reason):
-    """The error says what stands in the way, and the fallback runs the same step with one warning."""
-    pipe = small(model)
+def test_a_model_that_cannot_be_captured_names_the_reason():
+    """The error says what stands in the way, in which line, and the fallback runs the same step with one warning."""
+    pipe = small(Branching)
+    reason = r"'forward.model' can't be captured as a graph: it reads a tensor's value .*\(test_compiled.py:\d+\)"
     with pytest.raises(CaptureError, match=reason):
         pipe.compile()(pipe.init(0), BATCH)
     compiled = pipe.compile(fallback="eager")
@@ -111,7 +100,7 @@ def test_a_model_that_cannot_be_captured_names_the_reason(model, reason):
         warnings.simplefilter("error")
         state, _ = compiled(state, BATCH)
     assert int(state.step) == 2
-    assert reason.split(" ")[-1] in str(compiled.report)
+    assert re.search(reason, str(compiled.report))
 
 
 def test_without_a_compiler_the_fallback_runs(monkeypatch, tmp_path):

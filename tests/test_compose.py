@@ -51,7 +51,20 @@ def doubled(inputs):
         ),
         ((load.batches(DATA, size=2), drawn, place.on("cpu"), MODEL), "'drawn' needs State"),
         ((), "at least one stage"),
-        ((models.mlp(2, 2),), "made of stages, not Sequential; make one with @stage"),
+        ((models.mlp(2, 2),), r"made of stages, not Sequential: write forward.model\(...\)"),
+        ((torch.nn.CrossEntropyLoss(),), r"not CrossEntropyLoss: write loss.function\(nn.CrossEntropyLoss\(\)\)"),
+        ((torch.optim.SGD([torch.zeros(1)], lr=1.0),), r"not SGD: write update.sgd\(...\)"),
+        (([MODEL, LOSS],), r"not list: pass them one by one"),
+        ((MODEL, loss.cross_entropy), r"not function: call it, loss.cross_entropy\(...\)"),
+        ((lambda outputs: outputs,), "not function: make one with @stage"),
+        (
+            (load.batches({"image": DATA["inputs"], "label": DATA["targets"]}, size=2), MODEL),
+            r"forward.model\(..., inputs='image'\)",
+        ),
+        (
+            (load.batches({"inputs": DATA["inputs"], "label": DATA["targets"]}, size=2), MODEL, LOSS),
+            r".rename\(targets='label'\)",
+        ),
     ],
 )
 def test_wiring_errors_are_raised_at_construction(stages, message):

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch.func import functional_call
 from torch.nn import functional as F
 
 from pipeline import Compiled, Pipeline, sources, testing
@@ -38,10 +37,10 @@ def moco(report, pipe, **_):
     assert (after["queue"].norm(dim=1) - 1).abs().max() < 1e-5
 
 
-def gan(report, generator, **_):
+def gan(points, **_):
     """What is generated lies about on the circle, and all around it."""
-    points = functional_call(generator, report.state["G"], torch.randn(1000, 8))
     assert (points.norm(dim=1) - 1).abs().mean() < 0.2
+    points = points.detach()
     assert torch.atan2(*points.T).histc(8, -torch.pi, torch.pi).min() > 40
 
 
@@ -61,7 +60,7 @@ def pinn(report, **_):
 # What has to be so after each, and by which backend: the default one where it compiles in few seconds.
 EXAMPLES = {
     "Diffusion": (diffusion, "aot_eager"),
-    "A variational autoencoder": (vae, "aot_eager"),
+    "A variational autoencoder": (vae, "auto"),
     "Contrastive learning with a queue": (moco, "auto"),
     "A GAN with gradient penalty": (gan, "aot_eager"),
     "A mixture of experts": (experts, "auto"),

@@ -2,6 +2,7 @@
 
 import copy
 import re
+import types
 
 import pytest
 import torch
@@ -154,10 +155,134 @@ def test_what_is_no_module(wrong):
         Pipeline(forward.model(wrong)).init(0)
 
 
-def test_lazy_modules_are_refused():
-    """A module whose shapes are unknown has to be called once before."""
-    with pytest.raises(WiringError, match="lazy"):
-        Pipeline(forward.model(lambda: nn.LazyLinear(3))).init(0)
+def test_lazy_modules_look_at_a_batch():
+    """A lazy module has the shapes and, from one seed, the weights of the same module called on the first batch."""
+    pipe = Pipeline(forward.model(lambda: nn.LazyLinear(3)), loss.cross_entropy(), backward.gradients())
+    with pytest.raises(WiringError, match=r"lazy module.*init\(batch=...\)"):
+        pipe.init(0)
+    torch.manual_seed(5)
+    module = nn.LazyLinear(3)
+    module(BATCH["inputs"])
+    testing.same(pipe.init(5, batch=BATCH).params, {k: p.detach() for k, p in module.named_parameters()})
+
+
+def test_a_factory_that_needs_arguments_says_so():
+    """A class given for a factory is refused with what to write."""
+    with pytest.raises(WiringError, match=r"missing 2 required.*write lambda: Linear\(...\)"):
+        Pipeline(forward.model(nn.Linear)).init(0)
+
+
+class Parts(pipes.Linear):
+    """Returns more than one thing."""
+
+    def __init__(self, make):
+        super().__init__()
+        self.make = make
+
+    def forward(self, x):
+        return self.make(self.layer(x), x)
+
+
+@pytest.mark.parametrize(
+    ("make", "outputs"),
+    [
+        (lambda y, x: (y, x), ("outputs", "more")),
+        (lambda y, x: [y, x, 3], ("outputs", "more")),
+        (lambda y, x: {"logits": y, "rest": x}, {"logits": "outputs", "rest": "more"}),
+        (lambda y, x: types.SimpleNamespace(logits=y, rest=x), {"logits": "outputs", "rest": "more"}),
+    ],
+)
+def test_parts_of_what_a_model_returns_have_names(make, outputs):
+    """Each part is a value of its own, by position or by name."""
+
+    @stage(writes=())
+    def look(more, outputs):
+        assert more.shape == (6, 4)
+        assert outputs.shape == (6, 3)
+
+    model = forward.model(lambda: Parts(make), outputs=outputs)
+    pipe = Pipeline(model, look, loss.cross_entropy(), backward.gradients(), update.sgd(0.1))
+    plain = Pipeline(forward.model(pipes.Linear), loss.cross_entropy(), backward.gradients(), update.sgd(0.1))
+    testing.same(pipe.step(pipe.init(0), BATCH)[0].params, plain.step(plain.init(0), BATCH)[0].params)
+
+
+@pytest.mark.parametrize(
+    ("outputs", "said"),
+    [
+        (
+            "outputs",
+            r"'loss.cross_entropy' failed.*'outputs' is a tuple of 2.*forward.model\(..., outputs=...\)",
+        ),
+        (("a", "b", "outputs"), r"returns a tuple of 2, which has no parts a, b, outputs"),
+        ({"logit": "outputs"}, "returns a tuple of 2, which has no 'logit'"),
+    ],
+)
+def test_parts_that_are_not_there_are_said(outputs, said):
+    """What does not fit is refused with what the module returns."""
+    with pytest.raises(StageError, match=said):
+        step(forward.model(lambda: Parts(lambda y, x: (y, x)), outputs=outputs))
+
+
+def test_a_model_may_be_called_again():
+    """Two calls of one module are those of the loop by hand, their buffers one after the other."""
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3))
+    model = forward.model(module)
+    joined = loss.function(lambda outputs, second, targets: nn.functional.cross_entropy(outputs + second, targets))
+    pipe = Pipeline(model, model.again(inputs="more", outputs="second"), joined, backward.gradients(), update.sgd(0.1))
+    batch = {**BATCH, "more": torch.randn(6, 4)}
+    after, _ = testing.pure(pipe.step, pipe.init(0), batch)
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+    nn.functional.cross_entropy(module(batch["inputs"]) + module(batch["more"]), batch["targets"]).backward()
+    optimizer.step()
+    made = {**after.params, **after.buffers}
+    testing.same({name: made[name] for name in module.state_dict()}, dict(module.state_dict()), 1e-6)
+    assert [m.name for m in pipe.models] == ["forward.model"]
+
+
+def test_modules_are_made_outside_of_what_is_keyed():
+    """A State of another pipeline is trained as its own: making the module late draws nothing and counts nothing."""
+    pipe, other = (
+        Pipeline(forward.model(lambda: models.mlp(4, 8, 3, dropout=0.5)), loss.cross_entropy(), backward.gradients())
+        for _ in range(2)
+    )
+    state = pipe.init(0)
+    expected = pipe.step(state, BATCH)[1]
+    testing.same([other.step(state, BATCH)[1] for _ in range(2)], [expected] * 2)
+
+
+def test_numbers_keep_their_dtype():
+    """A 0-d parameter stays float32, though hyperparameters are float64."""
+
+    class Scaled(pipes.Linear):
+        def __init__(self):
+            super().__init__()
+            self.scale = nn.Parameter(torch.tensor(2.0))
+
+        def forward(self, x):
+            return self.layer(x) * self.scale
+
+    pipe = Pipeline(forward.model(Scaled), loss.cross_entropy(), backward.gradients(), update.adamw(0.1))
+    testing.keeps_shapes(pipe, pipe.init(0), BATCH)
+
+
+def test_a_tensor_that_a_module_holds_is_not_written_into():
+    """One that is no buffer is refused by the call that writes into it, eager and compiled."""
+
+    class Holds(pipes.Linear):
+        def __init__(self):
+            super().__init__()
+            self.seen = torch.zeros(3)
+
+        def forward(self, x):
+            y = self.layer(x)
+            self.seen.add_(y.detach().mean(0))
+            return y - self.seen
+
+    pipe = Pipeline(forward.model(Holds), loss.cross_entropy(), backward.gradients(), update.sgd(0.1))
+    for step in (pipe.step, pipe.compile(backend="aot_eager")):
+        with pytest.raises(StageError, match=r"writes into 'held.0' in place.*use register_buffer\(\)"):
+            step(pipe.init(0), BATCH)
 
 
 # -- modules that change their own tensors

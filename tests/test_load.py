@@ -7,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader, TensorDataset
 
-from pipeline import load
+from pipeline import Pipeline, backward, fit, forward, load, loss, testing, update
 from pipeline.errors import ConfigError, DataError
+from tests import pipes
 from tests.strategies import batch_sizes, samples, seeds
 
 
@@ -135,3 +136,37 @@ def test_load_names_what_it_reads():
     """A load stage writes the names of its data set, from arrays too."""
     assert load.batches((np.zeros((3, 2)), np.zeros(3)), size=2).writes == ("inputs", "targets")
     assert load.batches({"a": torch.zeros(3)}, size=2).writes == ("a",)
+
+
+def test_a_data_set_may_be_nested():
+    """A batch is nested as the data set is, and trains on the device as a whole, in one graph."""
+    n, data = 10, {"inputs": {"a": np.ones((10, 2)), "b": (torch.ones(10, 3), torch.arange(10.0)[:, None])}}
+    at = load.batches({**data, "targets": torch.arange(n) % 2}, size=4)
+    first = next(iter(at.epoch(0, 0)))
+    assert at.writes == ("inputs", "targets")
+    assert torch.equal(first["inputs"]["b"][1][:, 0].long() % 2, first["targets"])
+
+    class Joins(pipes.Linear):
+        def forward(self, x):
+            return self.layer(torch.cat([x["a"], *x["b"]], 1))
+
+    pipe = Pipeline(at, forward.model(lambda: Joins(6)), loss.cross_entropy(), backward.gradients(), update.sgd(0.1))
+    [eager] = fit(pipe, epochs=1, compile=False)
+    [compiled] = fit(pipe, epochs=1, backend="aot_eager")
+    testing.same(compiled.state.tree, eager.state.tree, 1e-6)
+
+
+def test_a_source_gives_mappings():
+    """A data set of single samples is told where it belongs."""
+
+    class Single:
+        names = ("inputs", "targets")
+
+        def __len__(self):
+            return 3
+
+        def __getitem__(self, indices):
+            return torch.zeros(2), 1
+
+    with pytest.raises(DataError, match=r"Single\[indices\] gave tuple.*load.loader\(DataLoader"):
+        next(iter(load.batches(Single(), size=2).epoch(0, 0)))

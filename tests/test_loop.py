@@ -99,3 +99,36 @@ def test_training_learns():
                   validate=pipes.TEST)  # fmt: skip
     assert reports[-1].validate["accuracy"] > 0.9
     assert reports[-1].train["loss"] < reports[0].train["loss"]
+
+
+@pytest.mark.parametrize("compile", [False, True])
+def test_a_state_may_be_sent(compile):
+    """A State that is sent for a Report's is gone on with, inside an epoch too, and no Report is lost."""
+    pipe = pipes.digits(update.sgd(0.1), size=479)
+    compile = pipe.compile(backend="aot_eager") if compile else False
+
+    def trained(send):
+        reports = fit(pipe, epochs=2, every=2, compile=compile)
+        steps = []
+        for report in reports:
+            steps.append(report.step)
+            if send and report.step in (2, 3):
+                again = reports.send(report.state.with_hyper(lr=0.0))
+                assert again.step == report.step
+                assert float(again.state.hyper["update.sgd.lr"]) == 0.0
+                kept = again.state.clone()
+        assert steps == [2, 3, 4, 6]
+        return report.state, kept if send else None
+
+    state, kept = trained(True)
+    testing.same(state.params, kept.params)
+    assert any(not torch.equal(trained(False)[0].params[k], p) for k, p in state.params.items())
+
+
+def test_a_loss_that_is_not_finite_is_warned_of_once():
+    """Without update.finite(), fit says what to put where; the run goes on."""
+    pipe = pipes.digits(update.sgd(1e30), size=479)
+    with pytest.warns(UserWarning, match=r"the mean of 'loss' is \w+.*update.finite\(\) after") as said:
+        reports = list(fit(pipe, epochs=3, compile=False))
+    assert len(reports) == 3
+    assert len([w for w in said if "update.finite" in str(w.message)]) == 1

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from pipeline import loss
-from pipeline.errors import DataError, StageError
+from pipeline.errors import DataError, StageError, WiringError
 from tests.strategies import classification, cuts, normals, regression, seeds, shapes
 
 
@@ -185,3 +185,35 @@ def test_a_loss_of_ones_own():
     stage = loss.function(lambda outputs, inputs: (outputs - inputs).abs().max(), "loss.worst")
     assert (stage.name, stage.reads, stage.writes) == ("loss.worst", ("outputs", "inputs"), ("loss",))
     assert stage(torch.tensor([1.0, 5.0]), torch.tensor([0.0, 2.0])) == 3.0
+
+
+@pytest.mark.parametrize(
+    ("targets", "said"),
+    [
+        (torch.eye(3)[[0, 1]], r"one-hot rows take targets.argmax\(1\).*loss.function\(torch.nn.CrossEntropyLoss"),
+        (torch.eye(3).long()[[0, 1]], r"one-hot rows take targets.argmax\(1\)"),
+        (torch.tensor([0.0, 1.0]), r"targets.long\(\)"),
+        (torch.tensor([[0], [1]]), r"targets.squeeze\(1\)"),
+    ],
+)
+def test_targets_that_are_no_class_indices_say_what_to_write(targets, said):
+    """Before a number comes out of them that looks right."""
+    with pytest.raises(DataError, match=said):
+        loss.cross_entropy()(torch.zeros(2, 3), targets)
+
+
+@given(classification(extra=0), st.sampled_from([torch.int8, torch.int16, torch.int32, torch.uint8]))
+def test_class_indices_may_be_any_integers(case, dtype):
+    """The loss is that of the same labels as int64."""
+    outputs, targets = case
+    assert loss.cross_entropy()(outputs, targets.to(dtype))[0] == loss.cross_entropy()(outputs, targets)[0]
+
+
+@given(classification(extra=0))
+def test_a_loss_of_torch_is_a_stage(case):
+    """A loss module takes outputs and targets; its class is told to be called."""
+    outputs, targets = case
+    criterion = nn.CrossEntropyLoss(label_smoothing=0.1)
+    assert loss.function(criterion)(outputs, targets) == criterion(outputs, targets)
+    with pytest.raises(WiringError, match=r"write CrossEntropyLoss\(\)"):
+        loss.function(nn.CrossEntropyLoss)

@@ -373,7 +373,10 @@ def numpy_random(self, x):
     return self.layer(x * np.random.rand())
 
 
-@net(lambda: {**layer(), "rng": np.random.default_rng(0)}, refused=r"forward\.model.*generator that the module holds.*torch\.rand")
+@net(
+    lambda: {**layer(), "rng": np.random.default_rng(0)},
+    refused=r"forward\.model.*generator that the module holds.*torch\.rand",
+)
 def numpy_generator_of_its_own(self, x):
     return self.layer(x * self.rng.random())
 

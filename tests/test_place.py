@@ -1,3 +1,6 @@
+import collections
+
+import numpy as np
 import pytest
 import torch
 
@@ -137,3 +140,28 @@ def test_a_recorded_step_is_the_step(precision):
     testing.same(state.params, eager.params, tolerance)
     batch = pipe.place.batch(next(iter(pipe.load.epoch(0, 5))))
     testing.same(compiled(state, batch)[0].params, pipe.step(eager, batch)[0].params, tolerance)
+
+
+def test_a_batch_is_placed_as_people_have_it():
+    """Tensors, arrays and numbers, nested in whatever, become tensors; what is none of these stays behind."""
+    pair = collections.namedtuple("pair", "a b")
+    packed = torch.nn.utils.rnn.pack_sequence([torch.ones(2, 1), torch.ones(1, 1)])
+    batch = {
+        "x": torch.ones(2), "array": np.ones((2, 3)), "count": 3, "rate": 0.5, "flag": True, "number": np.float32(2),
+        "deep": {"ids": ["a", "b"], "parts": (torch.zeros(2), "c", [1])}, "pair": pair(1, None), "name": "d",
+        "words": ["e", "f"], "none": None, "packed": packed, "more": {"text": "g"},
+    }  # fmt: skip
+    placed = place.on("cpu").batch(batch)
+    assert set(placed) == set(batch) - {"name", "words", "more"}
+    assert placed["array"].dtype == torch.float32
+    assert (placed["count"].dtype, placed["rate"].dtype, placed["flag"].dtype) == (
+        torch.int64, torch.float64, torch.bool,
+    )  # fmt: skip
+    assert placed["number"].shape == ()
+    assert placed["deep"]["parts"][1] is None
+    assert placed["deep"]["parts"][2][0] == 1
+    assert set(placed["deep"]) == {"parts"}
+    assert placed["pair"] == (1, None)
+    assert placed["pair"].b is None
+    assert placed["none"] is None
+    assert torch.equal(placed["packed"].batch_sizes, packed.batch_sizes)

@@ -3,7 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import Stage, schedules, stage, update
+from pipeline import Pipeline, Stage, schedules, stage, update
 from pipeline.errors import ConfigError, StageError, WiringError
 from tests.strategies import normals, shapes
 
@@ -169,3 +169,17 @@ def test_errors_for_the_user_pass():
 
     with pytest.raises(ConfigError, match=r"^not this$"):
         refuse.run({}, {}, None)
+
+
+def test_a_stage_may_not_mark_what_it_is_given():
+    """Asking a batch for gradients would last beyond the step; the message has the way that does not."""
+
+    @stage(writes="loss")
+    def penalty(inputs):
+        return inputs.requires_grad_().sum()
+
+    batch = {"inputs": torch.ones(2)}
+    pipe = Pipeline(penalty)
+    with pytest.raises(StageError, match=r"sets requires_grad of 'inputs'.*detach\(\).requires_grad_\(\)"):
+        pipe.step(pipe.init(0), batch)
+    assert not batch["inputs"].requires_grad

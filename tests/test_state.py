@@ -7,8 +7,8 @@ from torch.utils import _pytree as pytree
 
 from pipeline import Pipeline, Report, State, backward, forward, loss, models, testing, update
 from pipeline.compile import donation
-from pipeline.errors import StateError
-from pipeline.state import format_metric
+from pipeline.errors import DataError, StateError
+from pipeline.state import format_metric, samples
 from pipeline.tree import named
 from tests.strategies import learning_rates, parameters, seeds
 
@@ -178,3 +178,27 @@ def test_two_tensors_of_one_name_are_refused():
     """A name that two leaves would have tells neither."""
     with pytest.raises(StateError, match="two tensors are called a/b"):
         named({"a/b": torch.zeros(1), "a": {"b": torch.zeros(1)}})
+
+
+@pytest.mark.parametrize(
+    ("batch", "by", "count"),
+    [
+        ({"inputs": torch.zeros(4, 2), "targets": torch.zeros(4)}, None, 4),
+        ({"deep": [{"x": torch.zeros(3, 2)}, torch.zeros(())], "at": torch.zeros(3)}, None, 3),
+        ({"edges": torch.zeros(2, 9), "targets": torch.zeros(5)}, None, 5),
+        ({"edges": torch.zeros(2, 9), "inputs": torch.zeros(5, 3)}, None, 5),
+        ({"edges": torch.zeros(2, 9), "nodes": torch.zeros(5, 3)}, "nodes", 5),
+        ({"scale": torch.zeros(())}, None, 1),
+    ],
+)
+def test_a_batch_says_how_many_samples_it_has(batch, by, count):
+    """It is the first dimension that all share, else that of the targets or the inputs, or of what was named."""
+    assert samples(batch, by) == count
+
+
+@pytest.mark.parametrize("by", [None, "scale"])
+def test_a_batch_that_does_not_say_how_many_samples_it_has(by):
+    """The message shows what there is, and what to write."""
+    batch = {"edges": torch.zeros(2, 9), "nodes": torch.zeros(5, 3), "scale": torch.zeros(())}
+    with pytest.raises(DataError, match=r"how many samples.*load.loader\(..., samples=...\)"):
+        samples(batch, by)

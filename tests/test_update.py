@@ -196,3 +196,10 @@ def test_what_torch_refuses_is_refused():
     for options in ({}, {"momentum": 0.9, "dampening": 0.1}):
         with pytest.raises(ConfigError, match="nesterov=True needs"):
             update.sgd(0.1, nesterov=True, **options)
+
+
+@pytest.mark.parametrize("lr", [None, [0.1], "0.1", True])
+def test_a_rate_is_a_number(lr):
+    """Anything else is refused where it is written."""
+    with pytest.raises(ConfigError, match=r"update.sgd: lr=.* is neither a number nor a Schedule"):
+        update.sgd(lr)

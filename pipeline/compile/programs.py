@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeAlias
 from attrs import define, field
 from torch import Tensor
 
+from pipeline.backward import Gradients
 from pipeline.compile import functions, key, storage
 from pipeline.compile.backends import torch as generic
 from pipeline.compile.backends.library import Library
@@ -78,7 +79,9 @@ class Programs:
 
     @property
     def report(self) -> CompileReport:
-        return CompileReport(tuple(_described(build, seconds) for build, seconds in self._graphs), self.reason)
+        graphs = tuple(_described(build, seconds) for build, seconds in self._graphs)
+        tape = tuple(s.name for s in self.pipe.graph if isinstance(s, Gradients) and s.taken == "tape")
+        return CompileReport(graphs, self.reason, tape)
 
     def bind(self, kind: Kind, kept: Sequence[Tensor], feed: Feed) -> Run | None:
         """A program bound to `kept`, State's leaves and the like, and to its feed; None where steps run uncompiled."""

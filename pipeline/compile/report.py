@@ -31,6 +31,8 @@ class CompileReport:
 
     graphs: tuple[Graph, ...] = ()
     fallback: str | None = None
+    by_tape: tuple[str, ...] = ()
+    """Backwards whose code torch.func refuses."""
 
     @property
     def seconds(self) -> float:
@@ -38,5 +40,6 @@ class CompileReport:
 
     def __str__(self) -> str:
         lines = [str(g) for g in self.graphs]
+        lines += [f"{name} goes by the tape" for name in self.by_tape]
         lines += [f"runs uncompiled: {self.fallback}"] if self.fallback else []
         return "\n".join(lines)

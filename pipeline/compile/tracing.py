@@ -16,10 +16,12 @@ import torch
 from attrs import evolve, frozen
 from torch import Tensor
 from torch._subclasses import fake_tensor
+from torch.distributions import Distribution
 from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.traceback import annotate, preserve_node_meta
 
+from pipeline.backward import Gradients
 from pipeline.compile.recurrent import kept_whole
 from pipeline.compose import Composition
 from pipeline.errors import CaptureError, StageError, place_of
@@ -126,8 +128,8 @@ _INSTEAD = {
     "_pack_padded_sequence|_use_cudnn_ctc|_ctc_loss|ctc_loss": ("reads lengths", "pad, and mask what is beyond them"),
     "_local_scalar_dense|item": (
         "reads a tensor's value into Python",
-        "use tensor operations: torch.where(flag, a, b) for an if, and index by tensors, queue[(at + torch.arange(n)) % size] for "
-        "queue[int(at) : int(at) + n]",
+        "use tensor operations: torch.where(flag, a, b) for an if, and index by tensors, such as "
+        "queue[(at + torch.arange(n)) % size] for queue[int(at) : int(at) + n]",
     ),
 }
 """What operators do that have no place in a graph, and what to write instead."""
@@ -141,13 +143,13 @@ def _mended(graph: GraphModule) -> None:
     """
     for node in list(graph.graph.nodes):
         if "_record_function" in str(node.target):
-            node.replace_all_uses_with(None)  # type: ignore[arg-type]  # an end takes what its beginning gave
+            node.replace_all_uses_with(None)  # an end takes what its beginning gave
             graph.graph.erase_node(node)
         elif node.target is torch.ops.aten.cat.default:
             parts = [t for t in node.args[0] if t.meta["val"].shape != (0,)]
             if len(parts) == 1 and node.meta["val"].is_contiguous():
                 with graph.graph.inserting_before(node):
-                    options = {"memory_format": torch.contiguous_format}
+                    options: dict[str, Any] = {"memory_format": torch.contiguous_format}
                     made = graph.graph.call_function(torch.ops.aten.clone.default, (parts[0],), options)
                 made.meta.update(node.meta)
                 node.replace_all_uses_with(made)
@@ -198,15 +200,17 @@ def watched(pipe: Composition) -> Composition:
 
         return evolve(s, function=function)
 
-    return type(pipe)(*[watch(s) if isinstance(s, Stage) else s for s in pipe.stages])
+    # A backward is the same one: it remembers its route.
+    return type(pipe)(*[watch(s) if isinstance(s, Stage) and not isinstance(s, Gradients) else s for s in pipe.stages])
 
 
 @contextmanager
 def _tracing() -> Iterator[None]:
-    """torch.compiler.is_compiling() says so meanwhile: models ask it before they look at values."""
-    before = torch.compiler._is_compiling_flag
-    torch.compiler._is_compiling_flag = True
+    """torch.compiler.is_compiling() says so meanwhile: models ask it before they look at values. Distributions do not
+    look at theirs."""
+    before, looks = torch.compiler._is_compiling_flag, Distribution._validate_args
+    torch.compiler._is_compiling_flag, Distribution._validate_args = True, False
     try:
         yield
     finally:
-        torch.compiler._is_compiling_flag = before
+        torch.compiler._is_compiling_flag, Distribution._validate_args = before, looks

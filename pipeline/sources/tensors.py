@@ -77,14 +77,18 @@ class Tensors:
 
     def batch(self, parts: Sequence[Tensor]) -> Batch:
         """The samples as a batch, of what they have of each tensor."""
-        made: Batch = pytree.tree_unflatten(list(parts), self.spec) if self.spec else dict(zip(self.tensors, parts, strict=True))
+        flat = dict(zip(self.tensors, parts, strict=True))
+        made: Batch = pytree.tree_unflatten(list(flat.values()), self.spec) if self.spec else flat
         return made
 
 
 def _nested(value: Any) -> bool:
     """Whether it has parts that are arrays: a list of numbers, or of rows, is one array."""
-    return isinstance(value, Mapping) or (
-        isinstance(value, tuple | list) and len(value) > 0 and all(isinstance(x, Tensor | np.ndarray | Mapping) and (isinstance(x, Mapping) or x.ndim > 0) for x in value)
+    if isinstance(value, Mapping):
+        return True
+    parts = value if isinstance(value, tuple | list) else []
+    return bool(parts) and all(
+        isinstance(x, Mapping) or (isinstance(x, Tensor | np.ndarray) and x.ndim > 0) for x in parts
     )
 
 
@@ -102,7 +106,10 @@ def _refuse_non_finite(name: str, tensor: Tensor) -> None:
 
 
 def source(data: Any) -> Source:
-    """A Source from what people have: a Source, a mapping of arrays, an (inputs, targets) pair, or a TensorDataset."""
+    """A Source from what people have: a Source, a mapping of arrays, inputs, an (inputs, targets) pair, or a
+    TensorDataset."""
+    if isinstance(data, Tensor | np.ndarray):
+        return Tensors.of({"inputs": data})
     if isinstance(data, Mapping):
         return Tensors.of(data)
     if isinstance(data, torch.utils.data.TensorDataset):
