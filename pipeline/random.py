@@ -11,10 +11,14 @@ mixing is of the xorshift-multiply family: C. Wellons, "Prospecting for hash fun
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
+
+Key = Callable[[], Tensor]
+"""Gives the key of the next draw."""
 
 MASK = 0xFFFFFFFF
 

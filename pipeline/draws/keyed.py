@@ -1,0 +1,253 @@
+"""Keyed: within it, whatever a module or a stage draws is a function of (seed, step, stage, draw).
+
+Draws are caught where they are made: at torch's Python functions, which know what a vmapped shape is, and behind them
+at the dispatcher, where all of torch's operators pass, those that C++ calls among them. What can't be keyed is refused
+there, eager and compiled alike: torch's global generator is never asked.
+"""
+
+from __future__ import annotations
+
+import functools
+import random
+from collections.abc import Callable, Mapping
+from types import FunctionType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+from torch.utils import checkpoint
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from pipeline.draws import tables
+from pipeline.errors import ImpureError
+from pipeline.random import MASK, Key, key, mix, settled
+from pipeline.tree import paths
+
+
+class keyed:  # noqa: N801 - used as a word of its own: `with keyed(...)`
+    """Within it, all draws come from a key: the i-th one from (seed, step, salt, i).
+
+    What is `given`, named values, may not be written into. Raises ImpureError where it is, or where a draw has no key.
+
+    >>> import torch
+    >>> with keyed(torch.tensor(0), torch.tensor(7), 1):
+    ...     first = torch.randint(10, (3,)), torch.randperm(4)
+    >>> with keyed(torch.tensor(0), torch.tensor(7), 1):
+    ...     again = torch.randint(10, (3,)), torch.randperm(4)
+    >>> all(map(torch.equal, first, again))
+    True
+    """
+
+    def __init__(self, seed: Tensor, step: Tensor, salt: int, given: Mapping[str, Any] | _Given | None = None) -> None:
+        self._parts = salt, seed, step
+        self._base: Tensor | None = None
+        self._draws = 0
+        self._given = given if isinstance(given, _Given) else _Given(given or {})
+        self._modes = _Operators(self._key, self._given), _Functions(self._key, self._given)
+
+    def __enter__(self) -> None:
+        self._others = _other_generators()
+        self._recomputed = _Recomputed(self._again)
+        self._recomputed.__enter__()
+        for mode in self._modes:
+            mode.__enter__()  # type: ignore[no-untyped-call]  # torch's
+
+    def __exit__(self, kind: type[BaseException] | None, *error: Any) -> None:
+        for mode in reversed(self._modes):
+            mode.__exit__(kind, *error)  # type: ignore[no-untyped-call]  # torch's
+        self._recomputed.__exit__()
+        if kind is None and self._others != _other_generators():
+            raise ImpureError(
+                "draws from Python's or NumPy's random module, whose numbers are no function of (seed, step); use "
+                "torch.rand or the like"
+            )
+
+    def _again(self) -> keyed:
+        """The draws that follow, for code that runs a second time."""
+        again = keyed(*self._parts[1:], self._parts[0], self._given)
+        again._base, again._draws = self._base, self._draws
+        return again
+
+    def _key(self) -> Tensor:
+        if self._base is None:  # most stages draw nothing
+            self._base = key(*self._parts)
+        self._draws += 1
+        k: Tensor = settled(mix((self._base + self._draws * 0x3504F333) & MASK))
+        return k
+
+
+class _Recomputed:
+    """Within it, what activation checkpointing computes a second time draws what it drew the first time.
+
+    The reentrant kind becomes the other one, which gives the same and goes with torch.autograd.grad.
+    """
+
+    def __init__(self, again: Callable[[], keyed]) -> None:
+        def generator(function: Any, preserve: bool, *args: Any, **kwargs: Any) -> Any:
+            draws = again()
+
+            def recomputed(*inputs: Any, **more: Any) -> Any:
+                with draws:
+                    return function(*inputs, **more)
+
+            return kept(recomputed, False, *args, **kwargs)  # torch's own generator is never drawn from
+
+        class Reentrant:
+            @staticmethod
+            def apply(function: Any, preserve: bool, *inputs: Any) -> Any:
+                return checkpoint.checkpoint(function, *inputs, use_reentrant=False)
+
+        kept = checkpoint._checkpoint_without_reentrant_generator
+        self._changed = {"_checkpoint_without_reentrant_generator": generator, "CheckpointFunction": Reentrant}
+
+    def __enter__(self) -> None:
+        self._before = {name: getattr(checkpoint, name) for name in self._changed}
+        for name, function in self._changed.items():
+            setattr(checkpoint, name, function)
+
+    def __exit__(self, *error: Any) -> None:
+        for name, function in self._before.items():
+            setattr(checkpoint, name, function)
+
+
+def _other_generators() -> tuple[Any, ...]:
+    """What changes when Python's or NumPy's generator is drawn from."""
+    state: Any = np.random.get_state()
+    return random.getstate(), state[1].tobytes(), state[2:]
+
+
+class _Functions(TorchFunctionMode):
+    def __init__(self, key: Key, given: _Given) -> None:
+        super().__init__()
+        self.key, self.given = key, given
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func == _SET_DATA:
+            raise ImpureError("assigns to a tensor's .data, which no transformation sees; use copy_() under no_grad")
+        if func in _ASKS and (name := self.given.name([args[0]])) is not None:
+            raise ImpureError(f"sets requires_grad of {name!r}, which it was given; use .detach().requires_grad_()")
+        draw = tables.FUNCTIONS.get(func)
+        if draw is not None:
+            result = _drawn(func, draw, self.key, args, kwargs)
+            return func(*args, **kwargs) if result is NotImplemented else result
+        plain = all(t in (Tensor, nn.Parameter) for t in types)
+        inside = _opened(func) if plain and isinstance(func, FunctionType) else None
+        if inside is None:
+            return func(*args, **kwargs)
+        with self:
+            return inside(*args, **kwargs)
+
+
+class _Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's
+    def __init__(self, key: Key, given: _Given) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # torch's
+        self.key, self.given = key, given
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func.namespace in ("c10d", "_c10d_functional") and torch.compiler.is_compiling():
+            raise ImpureError(f"calls the collective {func}, but a graph is of one process; use fallback='eager'")
+        if func._schema.is_mutable:
+            self._look(func, args, kwargs)
+        if torch.Tag.nondeterministic_seeded in func.tags and not _without_dropout(func, args, kwargs):
+            draw = tables.OPERATORS.get(func.overloadpacket.__name__)
+            if draw is None:
+                raise ImpureError(
+                    f"draws random numbers through {func}, which can't be made a function of (seed, step)"
+                )
+            return _drawn(func, draw, self.key, args, kwargs)
+        return func(*args, **kwargs)
+
+    def _look(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        """Refuse an operator that would write into what was given."""
+        written = [a for a, s in zip(args, func._schema.arguments, strict=False) if s.is_write]
+        written += [kwargs[s.name] for s in func._schema.arguments if s.is_write and s.name in kwargs]
+        name = self.given.name(pytree.tree_leaves(written))
+        if name is not None:
+            instead = _INSTEAD.get(name.split(".")[0], "return a new tensor instead")
+            if "renorm" in str(func):
+                instead = "leave out max_norm, or scale the rows in a stage after the update"
+            raise ImpureError(f"writes into {name!r} in place ({func}); {instead}")
+
+
+class _Given:
+    """What a stage was given, found by where its tensors lie."""
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        self.values = values
+
+    @functools.cached_property
+    def _places(self) -> dict[int, str]:
+        return {_place(t): path for path, t in reversed(paths(dict(self.values))) if _plain(t)}
+
+    def name(self, tensors: list[Any]) -> str | None:
+        """The name of the value that one of the tensors is, or is a view of."""
+        found = (self._places.get(_place(t)) for t in tensors if _plain(t))
+        name = next(filter(None, found), None)
+        return name and name.replace("/", ".")
+
+
+_INSTEAD = {
+    "params": "do so in a stage after the update",
+    "held": "a tensor that a module holds is State's only as a buffer: use register_buffer()",
+}
+"""What to write instead of writing into a value that was given."""
+
+
+def _plain(t: Any) -> bool:
+    return isinstance(t, Tensor) and t.layout is torch.strided
+
+
+def _place(t: Tensor) -> int:
+    while torch._C._functorch.is_functorch_wrapped_tensor(t):
+        t = torch._C._functorch.get_unwrapped(t)
+    place: int = t.untyped_storage()._cdata
+    return place
+
+
+def _drawn(func: Any, draw: Callable[..., Any], k: Key, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    if kwargs.get("generator") is not None or any(isinstance(a, torch.Generator) for a in args):
+        name = getattr(func, "__name__", func)
+        raise ImpureError(f"draws by a torch.Generator of its own ({name}); leave it out: draws follow (seed, step)")
+    out = kwargs.get("out")
+    result = draw(k, *args, **{n: v for n, v in kwargs.items() if n not in ("generator", "out")})
+    return result if out is None else out.copy_(result)
+
+
+def _without_dropout(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+    """Whether it is an attention or a recurrent layer that drops nothing: these could draw, and do not."""
+    for i, argument in enumerate(func._schema.arguments):
+        if argument.name in ("dropout_p", "dropout"):
+            p = kwargs.get(argument.name, args[i] if i < len(args) else argument.default_value)
+            return not p
+    return "sdp_choice" in func.__name__
+
+
+@functools.cache
+def _opened(func: FunctionType) -> FunctionType | None:
+    """A function of torch.nn.functional that draws by others, so that those are seen; None where it doesn't.
+
+    torch hands it over as a whole: in this copy of it, it does not.
+    """
+    if func.__globals__ is not F.__dict__ or not _INSIDE.intersection(func.__code__.co_names):
+        return None
+    itself = dict.fromkeys((n for n in F.__dict__ if n.startswith("has_torch_function")), lambda *_: False)
+    copy = FunctionType(func.__code__, {**F.__dict__, **itself}, func.__name__, func.__defaults__)
+    copy.__kwdefaults__ = func.__kwdefaults__
+    return copy
+
+
+_SET_DATA = Tensor.data.__set__  # type: ignore[attr-defined]  # a property of C's
+_ASKS = (Tensor.requires_grad_, Tensor.requires_grad.__set__)  # type: ignore[attr-defined]  # as that
+
+_INSIDE = {"dropout", "scaled_dot_product_attention", "rand"}
+"""What such functions draw by."""
