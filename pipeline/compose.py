@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from pipeline import evaluate, load, place
 from pipeline.backward import Gradients
 from pipeline.errors import StateError, WiringError, did_you_mean
+from pipeline.evaluate import HostMetric
 from pipeline.forward import Model
 from pipeline.load import Load
 from pipeline.place import Place
@@ -60,6 +61,7 @@ class Composition:
     segments: tuple[Segment, ...] = field(init=False)
     """`graph`, parted after each backward: what a step runs, one after the other."""
     metrics: tuple[Stage, ...] = field(init=False)
+    on_host: tuple[HostMetric, ...] = field(init=False)
 
     def __init__(self, *stages: Part) -> None:
         for s in stages:
@@ -73,14 +75,17 @@ class Composition:
             [s for s in part if isinstance(s, Stage)] for part in (stages[: max(border, 0)], stages[border + 1 :])
         )
         check_wiring(stages, loads[0] if loads else None, host, graph)
+        measured = needed_to_measure(graph)
+        host, graph = ([s for s in part if not isinstance(s, HostMetric)] for part in (host, graph))
         self.__attrs_init__(
             stages,
             loads[0] if loads else None,
             places[0] if places else place.on("cpu"),
             tuple(host),
             tuple(graph),
-            needed_to_measure(graph),
+            measured,
         )
+        object.__setattr__(self, "on_host", tuple(s for s in stages if isinstance(s, HostMetric)))
         object.__setattr__(self, "segments", segments(graph))
         object.__setattr__(self, "metrics", tuple(s for s in graph if s.finish is not None))
 
@@ -134,10 +139,20 @@ class Composition:
 
         In eval mode, without gradients; changes nothing. Without `data`, over the pipeline's own data set.
         """
-        sums = self.zeros()
-        for batch in self.place.ahead(self.prepared(b, False) for b in self.over(data).epoch(0, 0)):
-            sums = self.measure(state.tree, sums, batch)
-        return evaluate.read(self.finish(sums))
+        sums, seen = self.zeros(), {s.name: list[Any]() for s in self.on_host}
+        batches = (self.prepared(b, False) for b in self.over(data).epoch(0, 0))
+        if not self.on_host:
+            for batch in self.place.ahead(batches):
+                sums = self.measure(state.tree, sums, batch)
+            return evaluate.read(self.finish(sums))
+        for batch in batches:
+            sums, written = self._measured(state.tree, sums, self.place.batch(batch))
+            values = {**self._kept(state.tree), **batch, **written}
+            for s in self.on_host:
+                read = {p: values[v] for p, v in s.parameters if v in values}
+                seen[s.name].append(s(**place.host(read)))
+        more = [s.summary(seen[s.name]) for s in self.on_host]
+        return {**evaluate.read(self.finish(sums)), **{k: v for found in more for k, v in found.items()}}
 
     def begin(self) -> None:
         """Have the modules made, outside of what is keyed, transformed or traced: making one draws and writes."""
@@ -169,14 +184,20 @@ class Composition:
 
     def measure(self, tree: dict[str, Tree], sums: dict[str, Tree], batch: Batch) -> dict[str, Tree]:
         """The evaluation program: `sums` with those of one more batch added."""
+        return self._measured(tree, sums, batch)[0]
+
+    def _measured(
+        self, tree: dict[str, Tree], sums: dict[str, Tree], batch: Batch
+    ) -> tuple[dict[str, Tree], dict[str, Any]]:
+        """The same, with what the stages wrote."""
         self.begin()
         values = {**self._kept(tree), "training": False, **batch}
         # Nothing here has a gradient but what asks for one: a derivative may be part of a model's outputs.
         with torch.enable_grad(), self.place.autocast():
             weigh = counted(batch, self.samples, tree["step"])
-            _, _, added = through(self.measured, values, self.hyper(tree), tree["memory"], weigh)
+            written, _, added = through(self.measured, values, self.hyper(tree), tree["memory"], weigh)
         with torch.no_grad():
-            return {name: tree_map(torch.add, sums[name], s) for name, s in added.items()}
+            return {name: tree_map(torch.add, sums[name], s) for name, s in added.items()}, written
 
     @property
     def samples(self) -> str | None:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from attrs import evolve
+from attrs import evolve, field, frozen
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -40,6 +40,26 @@ def metric(name: str, measure: Callable[..., Tree], finish: Callable[[Any], dict
         return {k: torch.zeros(shape, dtype=dtype) for k, (dtype, shape) in described.items()}
 
     return Stage(name, measure, init=init, finish=finish, draws=True)
+
+
+@frozen(eq=False)
+class HostMetric(Stage):
+    """A metric that is taken on the host, a batch at a time, where a pipeline is evaluated."""
+
+    summary: Callable[[list[Any]], dict[str, Any]] = field(kw_only=True)
+
+
+def on_host(name: str, measure: Callable[..., Any], summary: Callable[[list[Any]], dict[str, Any]]) -> HostMetric:
+    """A metric of what no graph can read: strings, ids, or by a function of another library.
+
+    `measure(named values)` is given a batch's values on the host, with what stayed there, and returns anything;
+    `summary(all of them)` gives the named results. Evaluation only, which then runs uncompiled.
+
+    >>> longest = on_host("longest", lambda words: max(map(len, words)), lambda seen: {"longest": max(seen)})
+    >>> longest.summary([longest(["pure", "step"]), longest(["function"])])
+    {'longest': 8}
+    """
+    return HostMetric(name, measure, summary=summary)
 
 
 def _count(x: Tensor) -> Tensor:

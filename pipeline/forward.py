@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 from pipeline.errors import StageError, WiringError, did_you_mean
 from pipeline.module import Build, Module
 from pipeline.stage import Stage, parts_of
+from pipeline.state import State
 from pipeline.tree import tree_map
 
 
@@ -85,8 +86,9 @@ class Model(Stage):
         skeleton = self.module.skeleton(bool(values.get("training")))
         return super().under_key(values, {**given, "held": skeleton.held})
 
-    def state_dict(self, values: Mapping[str, Any]) -> dict[str, Tensor]:
-        """The weights under the module's own names, as `load_state_dict` takes them, tied weights under each name."""
+    def state_dict(self, values: Mapping[str, Any] | State) -> dict[str, Tensor]:
+        """The weights in a State, or in its tree, under the module's own names, as `load_state_dict` takes them, tied
+        ones under each name."""
         tensors = {**values[self.params], **values[self.buffers]}
         skeleton = self.module.skeleton().module
         owners = {id(t): name for name, t in [*skeleton.named_parameters(), *skeleton.named_buffers()]}

@@ -125,27 +125,29 @@ class Module:
 
         The next one is done, on other numbers, with it and without it.
         """
-        left = [(i, name, k, v) for i, (name, part) in enumerate(skeleton.module.named_modules())
-                for k, v in parts[i].__dict__.items() if _left(part.__dict__.get(k), v)]  # fmt: skip
+        named = skeleton.module.named_modules()
+        left = [(i, name, home, key) for i, (name, part) in enumerate(named) for home, key in _left(part, parts[i])]
         if not left or _mapped():
             return
         args, kwargs = tree_map(_other, (args, kwargs))
+        [number, *_] = [t for t in pytree.tree_leaves((tensors, args, kwargs)) if isinstance(t, Tensor)]
+        zero = number.detach().new_zeros((), dtype=torch.int64)
 
-        def following(attributes: Sequence[tuple[int, str, str, Any]]) -> list[Any]:
+        def following(after: bool) -> list[Tensor]:
             module = skeleton.instance({name: t.detach().clone() for name, t in tensors.items()})
-            after = list(module.modules())
-            for i, _, k, v in attributes:
-                after[i].__dict__[k] = v
-            with torch.no_grad(), keyed(torch.tensor(0), torch.tensor(0), 0):
+            new = list(module.modules())
+            for i, _, home, key in left if after else ():
+                home(new[i])[key] = home(parts[i])[key]
+            with torch.no_grad(), keyed(zero, zero, 0):
                 return [t for t in pytree.tree_leaves(module(*args, **kwargs)) if isinstance(t, Tensor)]
 
         try:
-            same = all(map(torch.equal, following(left), following([])))
+            same = all(map(torch.equal, following(True), following(False)))
         except Exception:  # it can't even be called twice
             same = False
         if not same:
-            _, name, attribute, _ = left[0]
-            raise _remembers(f"{name}.{attribute}".lstrip("."), "for the next call")
+            _, name, _, key = left[0]
+            raise _remembers(f"{name}.{key}".lstrip("."), "for the next call")
         _FORGETFUL.add(self)
 
 
@@ -159,11 +161,22 @@ def _made(build: Build) -> Any:
         raise
 
 
-def _left(before: Any, after: Any) -> bool:
-    """Whether a call left something in an attribute."""
-    if isinstance(after, list | dict | set | deque) and type(before) is type(after):
-        return len(before) != len(after)
-    return after is not None and (before is None or (isinstance(after, Tensor) and after is not before))
+def _left(before: nn.Module, after: nn.Module) -> Iterator[tuple[Callable[[nn.Module], dict[str, Any]], str]]:
+    """Where a call left something: in attributes of a part, or in buffers that were None."""
+    for key, value in after.__dict__.items():
+        old = before.__dict__.get(key)
+        if isinstance(value, list | dict | set | deque) and isinstance(old, list | dict | set | deque):
+            if len(old) != len(value) and not key.startswith("_"):  # of torch's own, the buffers are below
+                yield vars, key
+        elif value is not None and (old is None or (isinstance(value, Tensor) and value is not old)):
+            yield vars, key
+    for key, value in after._buffers.items():
+        if value is not None and before._buffers.get(key) is None:
+            yield _buffers, key
+
+
+def _buffers(module: nn.Module) -> dict[str, Any]:
+    return module._buffers
 
 
 def _mapped() -> bool:
@@ -181,7 +194,8 @@ def _other(value: Any) -> Any:
 
 def _remembers(attribute: str, how: str) -> ImpureError:
     return ImpureError(
-        f"changes its attribute {attribute!r} {how}, which State does not hold; make it a tensor by register_buffer()"
+        f"changes its attribute {attribute!r} {how}, which State does not hold; give it a first value by "
+        "register_buffer()"
     )
 
 

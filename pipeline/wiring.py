@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from pipeline.backward import Gradients
 from pipeline.errors import WiringError, did_you_mean
+from pipeline.evaluate import HostMetric
 from pipeline.forward import Model
 from pipeline.load import Load
 from pipeline.place import Place
@@ -114,7 +115,9 @@ def needed_to_measure(graph: Sequence[Stage]) -> tuple[Stage, ...]:
     needed: set[str] = set()
     chosen: list[Stage] = []
     for s in reversed(possible):
-        if s.finish is not None or needed & set(s.writes):
+        if isinstance(s, HostMetric):
+            needed |= set(s.reads)
+        elif s.finish is not None or needed & set(s.writes):
             chosen.append(s)
             needed |= {*s.reads, *s.optional}
     return tuple(reversed(chosen))

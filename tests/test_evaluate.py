@@ -1,4 +1,5 @@
 import math
+from itertools import chain
 
 import numpy as np
 import pytest
@@ -7,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn import metrics as sklearn_metrics
 
-from pipeline import Pipeline, backward, evaluate, forward, loss, testing, update
+from pipeline import Pipeline, backward, evaluate, fit, forward, load, loss, testing, update
 from pipeline.errors import ConfigError, DataError, StageError
 from pipeline.tree import tree_map
 from tests import pipes
@@ -200,3 +201,31 @@ def test_a_metric_of_ones_own():
     )
     batches = [(torch.tensor([1.0, 2.0]), torch.zeros(2)), (torch.tensor([6.0]), torch.zeros(1))]
     assert measured(worst, *batches) == {"bias": 3.0}
+
+
+@pytest.mark.parametrize("compile", [False, True])
+def test_a_metric_on_the_host_reads_what_no_graph_can(compile):
+    """It is given what the model made and what stayed on the host, batch by batch; training does not know it."""
+    rows = [{"inputs": torch.randn(3, 4), "targets": torch.arange(3), "ids": [f"{k}{i}" for i in "abc"]} for k in "xyz"]
+
+    def wrong(outputs, targets, ids):
+        return [name for name, right in zip(ids, outputs.argmax(1) == targets, strict=True) if not right]
+
+    def named(lists):
+        return {"wrong": list(chain(*lists)), "batches": len(lists)}
+
+    pipe = Pipeline(
+        load.loader(rows),
+        forward.model(pipes.Linear),
+        loss.cross_entropy(),
+        evaluate.on_host("evaluate.wrong", wrong, named),
+        backward.gradients(),
+        update.sgd(0.1),
+    )
+    [report] = fit(pipe, epochs=1, validate=rows, compile=pipe.compile(backend="aot_eager") if compile else False)
+    module = pipes.Linear()
+    module.load_state_dict(pipe.models[0].state_dict(report.state))
+    expected = [wrong(module(row["inputs"]), row["targets"], row["ids"]) for row in rows]
+    assert report.validate["wrong"] == list(chain(*expected))
+    assert report.validate["batches"] == 3
+    assert set(report.train) == {"loss"}

@@ -116,6 +116,7 @@ def by_hand(name):
     if any(nn.parameter.is_lazy(p) for p in module.parameters()):
         pipe = piped(kind)
         module.load_state_dict(pipe.models[0].state_dict(pipe.init(0).tree))
+    names = [k for k, _ in (*module.named_parameters(), *module.named_buffers())]  # not what is made on the way
     trained = [p for p in module.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(trained, lr=0.1)
     if not any(not m.training for m in module.modules()):
@@ -145,7 +146,7 @@ def by_hand(name):
         optimizer.step()
         losses.append(value.item())
     tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-    return losses, {k: t.detach() for k, t in tensors.items()}
+    return losses, {k: tensors[k].detach() for k in names}
 
 
 def piped(kind, route="auto"):
@@ -604,6 +605,33 @@ def tensor_made_in_the_first_call(self, x):
     y = self.layer(x)
     self.mean = y.detach().mean(0) if self.mean is None else 0.9 * self.mean + 0.1 * y.detach().mean(0)
     return y - self.mean
+
+
+class Late(nn.Module):
+    """A buffer that has no value before the first call."""
+
+    def __init__(self, first):
+        super().__init__()
+        self.layer, self.first = nn.Linear(4, 3), first
+        self.register_buffer("late", None)
+
+    def forward(self, x):
+        y = self.layer(x)
+        if self.late is None:
+            self.late = self.first(y.detach())
+        return y - self.late
+
+
+KINDS["buffer made of the first batch"] = Kind(
+    lambda: Late(lambda y: y.mean(0)), refused=r"forward\.model.*'late'.*first value by register_buffer"
+)
+KINDS["buffer that is a cache"] = Kind(lambda: Late(torch.ones_like))
+
+
+@net(lambda: {**layer(), "history": []}, refused=r"forward\.model.*'history'.*register_buffer")
+def list_that_grows(self, x):
+    self.history.append(self.layer(x).detach())
+    return self.layer(x) - sum(self.history[:-1], torch.zeros(()))
 
 
 @net(lambda: {**layer(), "seen": torch.zeros(1, 3)}, refused=r"forward\.model.*'seen'.*shape")

@@ -144,7 +144,9 @@ class Compiled:
         return self._held.give(count), _joined(parts)
 
     def evaluate(self, state: State, data: Any = None) -> dict[str, Any]:
-        """`Pipeline.evaluate` with each batch as one compiled graph."""
+        """`Pipeline.evaluate` with each batch as one compiled graph, but where a metric is taken on the host."""
+        if self.pipe.on_host:
+            return self.pipe.evaluate(state, data)
         source = self.pipe.over(data)
         if self._programs.reason is None:
             subject = self._measured(state)
@@ -173,7 +175,7 @@ class Compiled:
         wanted: list[tuple[Subject, Feed]] = []
         if self.pipe.load is not None and self.pipe.load.known:
             wanted += [(self._trained(), feed) for feed in self._feeds.kinds(self.pipe.load, True)]
-        if validate is not None and self.pipe.over(validate).known:
+        if validate is not None and self.pipe.over(validate).known and not self.pipe.on_host:
             subject = self._measured(state)
             wanted += [(subject, feed) for feed in self._feeds.kinds(self.pipe.over(validate), False)]
         # Each is begun before any is waited for: their C++ is compiled together.

@@ -1,5 +1,5 @@
 """Draws: random numbers as functions of (seed, step, stage, draw), wherever torch makes them."""
 
-from pipeline.draws.keyed import keyed
+from pipeline.draws.modes import keyed
 
 __all__ = ["keyed"]

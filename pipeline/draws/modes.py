@@ -1,4 +1,4 @@
-"""Keyed: within it, whatever a module or a stage draws is a function of (seed, step, stage, draw).
+"""Modes: within `keyed`, whatever a module or a stage draws is a function of (seed, step, stage, draw).
 
 Draws are caught where they are made: at torch's Python functions, which know what a vmapped shape is, and behind them
 at the dispatcher, where all of torch's operators pass, those that C++ calls among them. What can't be keyed is refused
