@@ -116,7 +116,7 @@ def by_hand(name):
     if any(nn.parameter.is_lazy(p) for p in module.parameters()):
         pipe = piped(kind)
         module.load_state_dict(pipe.models[0].state_dict(pipe.init(0).tree))
-    names = [k for k, _ in (*module.named_parameters(), *module.named_buffers())]  # not what is made on the way
+    own = [k for k, _ in (*module.named_parameters(), *module.named_buffers())]  # not what is made on the way
     trained = [p for p in module.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(trained, lr=0.1)
     if not any(not m.training for m in module.modules()):
@@ -146,7 +146,7 @@ def by_hand(name):
         optimizer.step()
         losses.append(value.item())
     tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-    return losses, {k: tensors[k].detach() for k in names}
+    return losses, {k: tensors[k].detach() for k in own}
 
 
 def piped(kind, route="auto"):
