@@ -17,7 +17,7 @@ from typing import Any, Self
 
 import torch
 from attrs import field, frozen
-from torch import Tensor, nn
+from torch import Tensor
 
 from pipeline import evaluate, load, place
 from pipeline.backward import Gradients
@@ -64,9 +64,6 @@ class Composition:
     on_host: tuple[HostMetric, ...] = field(init=False)
 
     def __init__(self, *stages: Part) -> None:
-        for s in stages:
-            if not isinstance(s, Part):
-                raise WiringError(f"a Pipeline is made of stages, not {type(s).__name__}{_instead(s)}")
         check_names(stages)
         loads = [s for s in stages if isinstance(s, Load)]
         places = [s for s in stages if isinstance(s, Place)]
@@ -344,25 +341,6 @@ class Composition:
 
     def __repr__(self) -> str:
         return f"Pipeline({', '.join(s.name for s in self.stages)})"
-
-
-def _instead(thing: Any) -> str:
-    """What to write for something that is no stage."""
-    name = type(thing).__name__
-    if isinstance(thing, nn.modules.loss._Loss):
-        return f": write loss.function(nn.{name}())"
-    if isinstance(thing, nn.Module):
-        return ": write forward.model(...) around it"
-    if isinstance(thing, torch.optim.Optimizer):
-        return f": write update.{name.lower()}(...), which takes no parameters"
-    if isinstance(thing, torch.utils.data.DataLoader):
-        return ": write load.loader(...) around it"
-    if isinstance(thing, list | tuple):
-        return ": pass them one by one, Pipeline(*stages)"
-    home, called = str(getattr(thing, "__module__", "")), getattr(thing, "__qualname__", "")
-    if home.startswith("pipeline."):
-        return f": call it, {home.removeprefix('pipeline.')}.{called}(...)"
-    return ": make one with @stage" if callable(thing) else ""
 
 
 def _as_it_was(new: Any, old: Any) -> Any:

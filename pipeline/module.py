@@ -7,15 +7,11 @@ call, and what is computed again in a backward finds the tensors of its forward.
 from __future__ import annotations
 
 import copy
-import functools
-import random
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from types import MethodType
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
 
-import numpy as np
 import torch
 from attrs import frozen
 from torch import Tensor, nn
@@ -23,6 +19,7 @@ from torch.utils import _pytree as pytree
 
 from pipeline.draws import keyed
 from pipeline.errors import ImpureError, WiringError
+from pipeline.skeleton import Skeleton
 from pipeline.tree import tree_map
 
 Build = Callable[[], nn.Module]
@@ -32,8 +29,6 @@ Example = Callable[[], tuple[Sequence[Any], Mapping[str, Any]]]
 
 _FORGETFUL: WeakSet[Module] = WeakSet()
 """Modules of which a call was seen to leave nothing to the next one but their tensors."""
-
-_GENERATORS = (random.Random, np.random.Generator, np.random.RandomState)
 
 
 @frozen(eq=False)
@@ -105,9 +100,9 @@ class Module:
         skeleton = self.skeleton(training and not self.frozen)
         module = skeleton.instance({**params, **buffers})
         parts = list(module.modules())
-        drawn = [_position(g) for g in skeleton.generators]
+        drawn = skeleton.drawn()
         result = module(*args, **kwargs)
-        if drawn != [_position(g) for g in skeleton.generators]:
+        if drawn != skeleton.drawn():
             raise ImpureError("draws by a generator that the module holds; use torch.rand: draws follow (seed, step)")
         if self.frozen or not training:
             return result, {}
@@ -234,102 +229,5 @@ def _kept(name: str, before: Tensor, module: nn.Module) -> Tensor:
     return after
 
 
-@frozen(eq=False)
-class Skeleton:
-    """A module whose tensors have no storage (meta device), so that nothing can change them."""
-
-    module: nn.Module
-    names: Mapping[str, int]
-    """The identity of each parameter and buffer; of tied ones, under one name."""
-    shared: Mapping[int, Any]
-    """What all instances have in common: held tensors, and what can't be copied, such as locks."""
-    generators: Sequence[Any]
-    """Generators of random numbers that it holds."""
-    numbers: Sequence[tuple[int, str, str, Any]]
-    """Numbers that it holds: which part, its name, the attribute, and the number."""
-
-    @classmethod
-    def of(cls, real: nn.Module) -> Skeleton:
-        """A copy on the meta device, of a module that is not touched."""
-        own: dict[int, Tensor] = {id(b): torch.empty_like(b, device="meta") for b in real.buffers()}
-        for p in real.parameters():
-            own[id(p)] = nn.Parameter(torch.empty_like(p, device="meta"), requires_grad=p.requires_grad)
-        memo: dict[int, Any] = dict(own)
-        shared: list[Any] = []
-        for held in _held(real, set()):
-            if id(held) in memo:
-                continue
-            if isinstance(held, Tensor):
-                memo[id(held)] = held.detach().clone()
-            elif isinstance(held, np.ndarray):
-                memo[id(held)] = held.copy()
-            elif isinstance(held, (*_GENERATORS, torch.Generator)):
-                memo[id(held)] = held
-            else:
-                try:
-                    copy.deepcopy(held, memo)
-                    continue
-                except Exception:  # whatever an object says that can't be copied
-                    memo[id(held)] = held
-            shared.append(memo[id(held)])
-        module = copy.deepcopy(real, memo)
-        for part in module.modules():
-            if isinstance(part, nn.Embedding | nn.EmbeddingBag):
-                part.sparse = False  # dense gradients are the same numbers, and every rule takes them
-        named = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-        numbers = [
-            (i, name, k, v)
-            for i, (name, part) in enumerate(module.named_modules())
-            for k, v in part.__dict__.items()
-            if type(v) in (int, float, bool) and k != "training"
-        ]
-        return cls(
-            module,
-            {name: id(t) for name, t in named.items()},
-            {id(x): x for x in shared},
-            [x for x in shared if isinstance(x, _GENERATORS)],
-            numbers,
-        )
-
-    @property
-    def held(self) -> list[Tensor]:
-        return [x for x in self.shared.values() if isinstance(x, Tensor)]
-
-    def instance(self, tensors: Mapping[str, Tensor]) -> nn.Module:
-        """A copy that has these tensors, by name."""
-        return copy.deepcopy(self.module, {**self.shared, **{i: tensors[name] for name, i in self.names.items()}})
-
-
 _SKELETONS: WeakKeyDictionary[Module, tuple[Skeleton, Skeleton]] = WeakKeyDictionary()
 """In eval mode and in train mode."""
-
-
-def _held(value: Any, seen: set[int]) -> Iterator[Any]:
-    """What is held at any depth of modules, containers and bound functions."""
-    if id(value) in seen:
-        return
-    seen.add(id(value))
-    parts: list[Any]
-    if isinstance(value, nn.Module):
-        parts = list(value.__dict__.values())
-    elif isinstance(value, dict):
-        parts = [*value, *value.values()]
-    elif isinstance(value, list | tuple | set | frozenset):
-        parts = list(value)
-    elif isinstance(value, MethodType):
-        parts = [value.__self__]
-    elif isinstance(value, functools.partial):
-        parts = [value.func, value.args, value.keywords]
-    else:
-        yield value
-        return
-    for part in parts:
-        yield from _held(part, seen)
-
-
-def _position(generator: Any) -> Any:
-    """Where a generator is, as something that can be compared."""
-    if isinstance(generator, random.Random):
-        return generator.getstate()
-    state = generator.bit_generator.state if isinstance(generator, np.random.Generator) else generator.get_state()
-    return repr(state)

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
 
 from pipeline.backward import Gradients
 from pipeline.errors import WiringError, did_you_mean
@@ -26,6 +30,9 @@ HINTS = {
 def check_names(stages: Sequence[Part]) -> None:
     if not stages:
         raise WiringError("a Pipeline needs at least one stage")
+    for s in stages:
+        if not isinstance(s, Part):
+            raise WiringError(f"a Pipeline is made of stages, not {type(s).__name__}{_instead(s)}")
     seen: set[str] = set()
     for s in stages:
         if s.name in seen:
@@ -44,6 +51,25 @@ def check_names(stages: Sequence[Part]) -> None:
                     "(params=...), or call one module twice by first.again(inputs=..., outputs=...)"
                 )
             owners[k] = s.name
+
+
+def _instead(thing: Any) -> str:
+    """What to write for something that is no stage."""
+    name = type(thing).__name__
+    if isinstance(thing, nn.modules.loss._Loss):
+        return f": write loss.function(nn.{name}())"
+    if isinstance(thing, nn.Module):
+        return ": write forward.model(...) around it"
+    if isinstance(thing, torch.optim.Optimizer):
+        return f": write update.{name.lower()}(...), which takes no parameters"
+    if isinstance(thing, torch.utils.data.DataLoader):
+        return ": write load.loader(...) around it"
+    if isinstance(thing, list | tuple):
+        return ": pass them one by one, Pipeline(*stages)"
+    home, called = str(getattr(thing, "__module__", "")), getattr(thing, "__qualname__", "")
+    if home.startswith("pipeline."):
+        return f": call it, {home.removeprefix('pipeline.')}.{called}(...)"
+    return ": make one with @stage" if callable(thing) else ""
 
 
 def check_wiring(stages: Sequence[Part], source: Load | None, host: Sequence[Stage], graph: Sequence[Stage]) -> None:

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent
 STEPS = {"load", "place", "forward", "loss", "backward", "update", "evaluate"}
 LAYERS = [
     {"errors", "schedules", "files"},
-    {"random", "tree"},
+    {"random", "tree", "skeleton"},
     {"draws"},
     {"module"},
     {"stage"},
