@@ -84,8 +84,7 @@ class Gradients(Stage):
             except Exception as e:  # of what runs in the backward alone
                 raise StageError(self.name, f"failed: {first_line(e)}{place_of(e)}") from e
         detached = tree_map(lambda x: x.detach() if isinstance(x, Tensor) else x, aux)
-        dense = [g if g.layout is torch.strided else g.to_dense() for g in grads]  # as every rule takes them
-        return dict(zip(names, dense, strict=True)), detached
+        return dict(zip(names, grads, strict=True)), detached
 
 
 def gradients(

@@ -61,9 +61,6 @@ class Skeleton:
                     memo[id(held)] = held
             shared.append(memo[id(held)])
         module = _copied(real, memo, functions)
-        for part in module.modules():
-            if isinstance(part, nn.Embedding | nn.EmbeddingBag):
-                part.sparse = False  # dense gradients are the same numbers, and every rule takes them
         named = {**dict(module.named_parameters()), **dict(module.named_buffers())}
         numbers = [
             (i, name, k, v)

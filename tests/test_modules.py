@@ -919,9 +919,9 @@ KINDS["ctc"] = Kind(lambda: nn.Linear(4, 3), SPOKEN, loss=ctc, by_tape=True, unc
 KINDS["ctc of tensors"] = Kind(lambda: nn.Linear(4, 3), SPOKEN, loss=ctc_of_tensors, uncaptured=UNCAPTURED)
 
 
-@net(lambda: {"words": nn.Embedding(7, 3, sparse=True)}, data=WORDS, or_refused=r"sparse=True.*(leave|dense|False)")
+@net(lambda: {"words": nn.Embedding(7, 3, sparse=True), "bag": nn.EmbeddingBag(7, 3, sparse=True)}, data=WORDS)
 def sparse_embedding(self, x):
-    return self.words(x).mean(1)
+    return self.words(x).mean(1) + self.bag(x) + F.embedding(x, self.words.weight, sparse=True).sum(1)
 
 
 @net(lambda: {"bag": nn.EmbeddingBag(7, 3, mode="mean")}, data=WORDS)

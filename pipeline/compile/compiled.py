@@ -21,7 +21,7 @@ from pipeline.compile.functions import EVALUATION, TRAIN, Kind, listed
 from pipeline.compile.programs import Backend, Fallback, Programs
 from pipeline.compile.report import CompileReport
 from pipeline.compose import Composition
-from pipeline.errors import ConfigError
+from pipeline.errors import CaptureError, ConfigError
 from pipeline.resident import Resident
 from pipeline.stage import is_count
 from pipeline.state import Batch, State
@@ -110,7 +110,11 @@ class Compiled:
         self._take(state)
         if not all(isinstance(value, Tensor) for value in batch.values()):
             batch = self.pipe.place.batch(batch)
-        given, signature = given_inputs(self._names or tuple(batch), batch)
+        try:
+            given, signature = given_inputs(self._names or tuple(batch), batch)
+        except CaptureError as e:
+            self._programs.fall_back(e)
+            return self.pipe.step(state, batch)
         run = self._runs.get(signature)
         if run is None:
             names = self._names or tuple(batch)

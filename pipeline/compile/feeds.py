@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from pipeline.compose import Composition
-from pipeline.errors import StateError, WiringError
+from pipeline.errors import CaptureError, StateError, WiringError
 from pipeline.load import Load
 from pipeline.resident import Resident
 from pipeline.state import Batch
@@ -58,7 +58,8 @@ def given_feed(names: tuple[str, ...], batch: Batch) -> Feed:
 
 
 def given_inputs(names: Sequence[str], batch: Batch) -> tuple[tuple[Tensor, ...], Signature]:
-    """A placed batch as inputs, under the names that a step was first called with."""
+    """A placed batch as inputs, under the names that a step was first called with. Raises CaptureError for what is no
+    plain tensor."""
     try:
         values = [batch[name] for name in names]
     except KeyError as e:
@@ -67,8 +68,12 @@ def given_inputs(names: Sequence[str], batch: Batch) -> tuple[tuple[Tensor, ...]
     if not all(isinstance(value, Tensor) for value in values):
         values, spec = pytree.tree_flatten(values)
         structure = (repr(spec), *[repr(value) for value in values if not isinstance(value, Tensor)])
+    tensors = [t for t in values if isinstance(t, Tensor)]
+    if any(t.layout is not torch.strided for t in tensors):
+        [layout, *_] = [t.layout for t in tensors if t.layout is not torch.strided]
+        raise CaptureError(f"the batch has a tensor of layout {layout}, which no graph takes; use fallback='eager'")
     # Graphs are made for contiguous batches: strides are not looked at.
-    inputs = tuple([t.contiguous() for t in values if isinstance(t, Tensor)])
+    inputs = tuple([t.contiguous() for t in tensors])
     return inputs, (*structure, *[(t.shape, t.dtype, t.device) for t in inputs])
 
 

@@ -99,7 +99,7 @@ class Programs:
                 with _uncollected():
                     self._builds[signature] = self._begun(kind, feed, (*kept, *feed.static, *feed.given))
             except (CaptureError, StageError) as e:  # where a stage itself is at fault, the eager step will say so
-                self._fall_back(e)
+                self.fall_back(e)
         return self.reason is None
 
     def finish(self, kind: Kind, kept: Sequence[Tensor], feed: Feed) -> bool:
@@ -112,16 +112,17 @@ class Programs:
                 self._complete(build)
         except CaptureError as e:
             if build.traced.sizes is None:
-                return self._fall_back(e)
+                return self.fall_back(e)
             # With sizes that are numbers, backends can do more.
             self._rigid.add(kind.program)
             self._builds = {k: b for k, b in self._builds.items() if b is not build}
             return self.request(kind, kept, feed) and self.finish(kind, kept, feed)
         except StageError as e:
-            return self._fall_back(e)
+            return self.fall_back(e)
         return True
 
-    def _fall_back(self, error: Exception) -> bool:
+    def fall_back(self, error: Exception) -> bool:
+        """Raise an error, or remember it as the reason why steps run uncompiled from now on: then False."""
         if self.fallback == "error":
             raise error
         if self.reason is None:

@@ -133,6 +133,10 @@ class _Functions(TorchFunctionMode):
             raise ImpureError("assigns to a tensor's .data, which no transformation sees; use copy_() under no_grad")
         if func in _ASKS and (name := self.given.name([args[0]])) is not None:
             raise ImpureError(f"sets requires_grad of {name!r}, which it was given; use .detach().requires_grad_()")
+        at = _SPARSE.get(func)
+        if at is not None:
+            args = args if len(args) <= at else (*args[:at], False, *args[at + 1 :])
+            kwargs = {**kwargs, "sparse": False} if "sparse" in kwargs else kwargs
         draw = tables.FUNCTIONS.get(func)
         if draw is not None:
             result = _drawn(func, draw, self.key, args, kwargs)
@@ -248,6 +252,9 @@ def _opened(func: FunctionType) -> FunctionType | None:
 
 _SET_DATA = Tensor.data.__set__  # type: ignore[attr-defined]  # a property of C's
 _ASKS = (Tensor.requires_grad_, Tensor.requires_grad.__set__)  # type: ignore[attr-defined]  # as that
+
+_SPARSE = {F.embedding: 6, F.embedding_bag: 7}
+"""Where they are told to make sparse gradients; dense ones are the same numbers, and all rules and graphs take them."""
 
 _INSIDE = {"dropout", "scaled_dot_product_attention", "rand"}
 """What such functions draw by."""
