@@ -8,7 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
@@ -162,5 +162,6 @@ def split(data: Tensors, held_out: float = 0.2, seed: int = 0) -> tuple[Tensors,
             order = order[np.argsort(targets.numpy()[order], kind="stable")]
     chosen = np.zeros(n, dtype=bool)
     chosen[order[(np.arange(held) * n + n // 2) // held]] = True
-    train, test = (Tensors(data[torch.from_numpy(np.flatnonzero(part))], data.classes) for part in (~chosen, chosen))
+    rows = (torch.from_numpy(np.flatnonzero(part)) for part in (~chosen, chosen))
+    train, test = (evolve(data, tensors={k: t.index_select(0, i) for k, t in data.tensors.items()}) for i in rows)
     return train, test
