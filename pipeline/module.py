@@ -122,7 +122,10 @@ class Module:
         """
         named = skeleton.module.named_modules()
         left = [(i, name, home, key) for i, (name, part) in enumerate(named) for home, key in _left(part, parts[i])]
-        if not left or _mapped():
+        if _mapped():
+            return
+        _FORGETFUL.add(self)
+        if not left:
             return
         args, kwargs = tree_map(_other, (args, kwargs))
         [number, *_] = [t for t in pytree.tree_leaves((tensors, args, kwargs)) if isinstance(t, Tensor)]
@@ -141,9 +144,9 @@ class Module:
         except Exception:  # it can't even be called twice
             same = False
         if not same:
+            _FORGETFUL.discard(self)
             _, name, _, key = left[0]
             raise _remembers(f"{name}.{key}".lstrip("."), "for the next call")
-        _FORGETFUL.add(self)
 
 
 def _made(build: Build) -> Any:

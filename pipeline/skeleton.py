@@ -5,8 +5,9 @@ from __future__ import annotations
 import copy
 import functools
 import random
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
-from types import CellType, FunctionType, MethodType
+from types import CellType, FunctionType, MethodType, NoneType
 from typing import Any
 
 import numpy as np
@@ -96,6 +97,11 @@ def _copied(module: nn.Module, memo: dict[int, Any], functions: Sequence[Functio
     for f in functions:
         closure = tuple(CellType() for _ in f.__closure__ or ())
         memo[id(f)] = FunctionType(f.__code__, f.__globals__, f.__name__, closure=closure or None)
+    plain = [part for part in module.modules() if id(part) not in memo and _plain(type(part))]  # type: ignore[arg-type]  # classes are hashable
+    for part in plain:
+        memo[id(part)] = part.__new__(type(part))
+    for part in reversed(plain):  # what is inside first, for parts with a way of their own to be copied
+        memo[id(part)].__dict__.update({k: _value(v, memo) for k, v in part.__dict__.items()})
     made: nn.Module = copy.deepcopy(module, memo)
     for f in functions:
         new = memo[id(f)]
@@ -104,6 +110,26 @@ def _copied(module: nn.Module, memo: dict[int, Any], functions: Sequence[Functio
         new.__defaults__, new.__kwdefaults__ = copy.deepcopy((f.__defaults__, f.__kwdefaults__), memo)
         new.__dict__.update(f.__dict__)
     return made
+
+
+@functools.cache
+def _plain(kind: Any) -> bool:
+    """Whether modules of a kind are copied as their attributes, as most are: deepcopy is slow to find that out."""
+    ways = ("__reduce_ex__", "__reduce__", "__getstate__", "__setstate__", "__new__")
+    same = all(getattr(kind, way) is getattr(nn.Module, way) for way in ways)
+    return same and not hasattr(kind, "__deepcopy__") and not any("__slots__" in vars(c) for c in kind.__mro__)
+
+
+def _value(value: Any, memo: dict[int, Any]) -> Any:
+    """A copy of an attribute; most are numbers, and dicts of tensors and modules that are there already."""
+    kind = type(value)
+    if kind in (bool, int, float, str, NoneType):
+        return value
+    if kind in (dict, OrderedDict) and all(type(k) is str and (x is None or id(x) in memo) for k, x in value.items()):
+        made = kind((k, None if x is None else memo[id(x)]) for k, x in value.items())
+        memo[id(value)] = made
+        return made
+    return copy.deepcopy(value, memo)
 
 
 def _held(value: Any, seen: dict[int, Any]) -> Iterator[Any]:
