@@ -111,7 +111,7 @@ def gradients(
         raise ConfigError(f"accumulate={accumulate} is not a positive whole number")
 
     def sums(loss: Tensor, weight: Any = None) -> Tree:
-        return {"sum": loss.detach().to(torch.float64) * weight, "weight": weight}
+        return {"sum": loss.to(torch.float64) * weight, "weight": weight}
 
     def init() -> Tree:
         return {"sum": torch.zeros((), dtype=torch.float64), "weight": torch.zeros((), dtype=torch.float64)}

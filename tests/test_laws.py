@@ -76,6 +76,26 @@ def test_accumulating_weighs_parts_by_what_counts():
 
 
 @given(strategies.batches(dtype=torch.float64), strategies.seeds)
+@settings(max_examples=10)
+def test_gradients_through_training_equal_finite_differences(batch, seed):
+    """The loss after three steps has a gradient with respect to the learning rate, which is its slope."""
+    model = forward.model(lambda: models.mlp(4, 5, 3).double())
+    pipe = Pipeline(model, loss.cross_entropy(), backward.gradients(), update.sgd(0.1, momentum=0.9))
+    first = pipe.init(seed)
+
+    def loss_after(lr):
+        state = first.replace(hyper={**first.hyper, "update.sgd.lr": lr})
+        for _ in range(3):
+            state, metrics = pipe.step(state, batch)
+        return metrics["loss"]
+
+    lr, near = torch.tensor(0.1, dtype=torch.float64), 1e-5
+    slope = (loss_after(lr + near) - loss_after(lr - near)) / (2 * near)
+    assert slope != 0
+    testing.same(torch.func.grad(loss_after)(lr), slope, 1e-4)
+
+
+@given(strategies.batches(dtype=torch.float64), strategies.seeds)
 def test_gradients_equal_finite_differences(batch, seed):
     """In float64, each gradient is the slope of the loss."""
     captured = {}
