@@ -18,10 +18,11 @@ from typing import Any, Self
 import torch
 from attrs import field, frozen
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from pipeline import evaluate, load, place
 from pipeline.backward import Gradients
-from pipeline.errors import StateError, WiringError, did_you_mean
+from pipeline.errors import StageError, StateError, WiringError, did_you_mean
 from pipeline.evaluate import HostMetric
 from pipeline.forward import Model
 from pipeline.load import Load
@@ -116,7 +117,9 @@ class Composition:
         if batch is None:
             batch = self.prepared(load.first(self.over(), 2), False)
         values = {**self._kept(tree), "training": False, **place.host(self.place.batch(batch))}
-        earlier = [s for s in self.graph[: self.graph.index(stage)] if not s.remembers]
+        grads = {s.grads for s in self.graph if isinstance(s, Gradients)}
+        before = self.graph[: self.graph.index(stage)]
+        earlier = [s for s in before if not s.remembers and not grads & {*s.reads}]
         with torch.no_grad():
             return {**values, **through(earlier, values, self.hyper(tree), {})[0]}
 
@@ -146,8 +149,8 @@ class Composition:
             sums, written = self._measured(state.tree, sums, self.place.batch(batch))
             values = {**self._kept(state.tree), **batch, **written}
             for s in self.on_host:
-                read = {p: values[v] for p, v in s.parameters if v in values}
-                seen[s.name].append(s(**place.host(read)))
+                read = {v: values[v] for v in (*s.reads, *s.optional) if v in values}
+                seen[s.name].append(s.measured(place.host(read)))
         more = [s.summary(seen[s.name]) for s in self.on_host]
         return {**evaluate.read(self.finish(sums)), **{k: v for found in more for k, v in found.items()}}
 
@@ -171,6 +174,9 @@ class Composition:
             sums |= added
         memory |= {name: tree_map(torch.add, memory[name], s) for name, s in sums.items()}
         lasting = {name: values[name] for name in tree if name not in LASTS}
+        for name, before in tree["memory"].items():
+            if pytree.tree_structure(memory[name]) != pytree.tree_structure(before):
+                raise StageError(name, "returned a memory of another structure than its init made")
         old = {name: tree[name] for name in lasting}
         lasting, memory = tree_map(_as_it_was, (lasting, memory), (old, tree["memory"]))
         new = {**tree, **lasting, "memory": memory, "step": tree["step"] + 1}
@@ -345,4 +351,5 @@ class Composition:
 
 def _as_it_was(new: Any, old: Any) -> Any:
     """In the dtype that State has for it: a 0-d parameter times a learning rate, which is 0-d float64, is float64."""
-    return new.to(old.dtype) if isinstance(new, Tensor) and new.ndim == 0 and new.dtype != old.dtype else new
+    number = isinstance(new, Tensor) and isinstance(old, Tensor) and new.ndim == 0
+    return new.to(old.dtype) if number and new.dtype != old.dtype else new

@@ -6,6 +6,7 @@ Each class knows the exit code the command line ends with, so that no caller has
 from __future__ import annotations
 
 import difflib
+import os
 import sys
 import sysconfig
 import traceback
@@ -81,7 +82,8 @@ def place_of(error: BaseException) -> str:
     ...     place_of(e)
     ' (net.py:1)'
     """
-    ours = (str(Path(__file__).parent), str(Path(getattr(sys.modules.get("torch"), "__file__", "?")).parent), "<")
+    homes = [Path(__file__).parent, Path(getattr(sys.modules.get("torch"), "__file__", "?")).parent]
+    ours = (*[f"{home}{os.sep}" for home in homes], "<")
     python = sysconfig.get_path("stdlib")
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
         path = frame.filename

@@ -48,6 +48,14 @@ class HostMetric(Stage):
 
     summary: Callable[[list[Any]], dict[str, Any]] = field(kw_only=True)
 
+    def measured(self, values: Mapping[str, Any]) -> Any:
+        """What its function makes of a batch."""
+        given = self.arguments(values)
+        try:
+            return self.function(**given)
+        except Exception as e:
+            raise self.failed(e, given) from e
+
 
 def on_host(name: str, measure: Callable[..., Any], summary: Callable[[list[Any]], dict[str, Any]]) -> HostMetric:
     """A metric of what no graph can read: strings, ids, or by a function of another library.

@@ -16,7 +16,7 @@ from attrs import evolve
 from pipeline.backward import Gradients
 from pipeline.compile import Backend, Compiled, Fallback, Steps
 from pipeline.diagnose import first_nonfinite
-from pipeline.errors import ConfigError, NonFiniteError, PipeError, WiringError
+from pipeline.errors import ConfigError, NonFiniteError, PipeError, StateError, WiringError
 from pipeline.pipe import Pipeline
 from pipeline.stage import is_count
 from pipeline.state import Report, State, samples
@@ -138,6 +138,7 @@ def _epochs(
                 spent = seconds - (_compile_seconds(program) - compiling)
                 report = Report(epoch, epochs, done + k, k, batches, False, metrics, {}, spent, seen, state)
                 state = yield from _reported(pipe, report)
+                done = done if state is report.state else int(state.step) - k
                 began = time.perf_counter()
             sent = state
         metrics = _results(pipe, state, epoch, done)  # waits for the device: the epoch ends here
@@ -147,6 +148,7 @@ def _epochs(
         results = {} if validate is None else program.evaluate(state, validate)
         report = Report(epoch, epochs, done, k, batches, True, metrics, results, seconds, seen, state)
         state = yield from _reported(pipe, report)
+        done = done if state is report.state else int(state.step)
         k = 0
 
 
@@ -155,7 +157,10 @@ def _reported(pipe: Pipeline, report: Report) -> Generator[Report, State | None,
     state = report.state
     while (sent := (yield report)) is not None:
         pipe.check_state(sent)
-        state = sent
+        if int(sent["seed"]) != int(report.state["seed"]):
+            raise StateError("a State that is sent has to have the seed of the run: the order of its samples goes on")
+        # One that was made from the Report's shares its tensors; any other stays the user's own.
+        state = _unstopped(pipe, sent if sent.lease is report.state.lease else sent.clone())
         report = evolve(report, state=state)
     return state
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn import functional as F
 
 from pipeline.errors import DataError, WiringError
@@ -55,7 +56,7 @@ def cross_entropy(
 
     def check(outputs: Tensor, targets: Tensor) -> None:
         _indices(outputs, targets, dim)
-        classes = outputs.shape[dim]
+        classes, targets = outputs.shape[dim], targets.long()
         wrong = (targets < 0) | (targets >= classes)
         wrong &= targets != ignore_index
         if bool(wrong.any()):
@@ -70,6 +71,8 @@ def cross_entropy(
 
 def _indices(outputs: Tensor, targets: Tensor, dim: int) -> None:
     """Raise DataError for targets that are no class indices."""
+    if outputs.ndim < 2:
+        raise DataError(f"outputs are {tuple(outputs.shape)}, but loss.cross_entropy() takes logits (B, C, ...)")
     has = f"targets are {tuple(targets.shape)} {targets.dtype}, but loss.cross_entropy() takes class indices (B, ...)"
     if targets.ndim == outputs.ndim and outputs.shape[dim] > 1 and targets.shape[dim] == outputs.shape[dim]:
         raise DataError(
@@ -78,7 +81,7 @@ def _indices(outputs: Tensor, targets: Tensor, dim: int) -> None:
         )
     if targets.is_floating_point():
         raise DataError(f"{has}: take targets.long() if they are, or use loss.mse() for values")
-    if outputs.ndim > 1 and targets.ndim == outputs.ndim and targets.shape[dim] == 1:
+    if targets.ndim == outputs.ndim and targets.shape[dim] == 1:
         raise DataError(f"{has}: take targets.squeeze({dim})")
 
 
@@ -135,8 +138,12 @@ def function(f: Callable[..., Tensor], name: str | None = None) -> Stage:
     if isinstance(f, nn.Module):
         criterion, name = f, name or f"loss.{type(f).__name__}"
 
+        if any(True for _ in criterion.parameters()):
+            raise WiringError(f"{name} has parameters, which State holds: write forward.model(..., outputs='loss')")
+
         def f(outputs: Tensor, targets: Tensor) -> Tensor:
-            value: Tensor = criterion(outputs, targets)
+            held = {name: b.clone().to(outputs.device) for name, b in criterion.named_buffers()}
+            value: Tensor = functional_call(criterion, held, (outputs, targets))
             return value
 
     made: Stage = stage(writes="loss", name=name or getattr(f, "__name__", "loss.function"))(f)

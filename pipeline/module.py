@@ -9,16 +9,18 @@ from __future__ import annotations
 import copy
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import FunctionType, MethodType
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
 
+import numpy as np
 import torch
 from attrs import frozen
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from pipeline.draws import keyed
-from pipeline.errors import ImpureError, WiringError
+from pipeline.errors import ImpureError, WiringError, place_of
 from pipeline.skeleton import Skeleton
 from pipeline.tree import tree_map
 
@@ -106,47 +108,58 @@ class Module:
             raise ImpureError("draws by a generator that the module holds; use torch.rand: draws follow (seed, step)")
         if self.frozen or not training:
             return result, {}
-        for i, name, attribute, number in skeleton.numbers:
-            after = parts[i].__dict__.get(attribute)
-            if type(after) is not type(number) or after != number:
-                now = after if isinstance(after, int | float) else f"a {type(after).__name__}"
-                raise _remembers(f"{name}.{attribute}".lstrip("."), f"from {number} to {now}")
         if self not in _FORGETFUL and not torch.compiler.is_compiling():
             self._judge(skeleton, parts, {**params, **buffers}, args, kwargs)
         return result, {name: _kept(name, b, module) for name, b in buffers.items()}
 
     def _judge(self, skeleton: Skeleton, parts: list[nn.Module], tensors: Tensors, args: Any, kwargs: Any) -> None:
-        """Raise ImpureError where what a call left on its instance, an activation or a list, would change the next one.
+        """Raise ImpureError where what a call left on its instance, an activation or a count, would change later ones.
 
         The next one is done, on other numbers, with it and without it.
         """
-        named = skeleton.module.named_modules()
-        left = [(i, name, home, key) for i, (name, part) in enumerate(named) for home, key in _left(part, parts[i])]
         if _mapped():
             return
         _FORGETFUL.add(self)
-        if not left:
+        names = [name for name, _ in skeleton.module.named_modules()]
+        fresh = skeleton.instance(tensors).modules()
+        left = [(i, *at) for i, (old, new) in enumerate(zip(fresh, parts, strict=False)) for at in _left(old, new)]
+        numbers = [t for t in pytree.tree_leaves((tensors, args, kwargs)) if isinstance(t, Tensor)]
+        if not left or not numbers:
             return
-        args, kwargs = tree_map(_other, (args, kwargs))
-        [number, *_] = [t for t in pytree.tree_leaves((tensors, args, kwargs)) if isinstance(t, Tensor)]
-        zero = number.detach().new_zeros((), dtype=torch.int64)
+        zero = numbers[0].detach().new_zeros((), dtype=torch.int64)
 
-        def following(after: bool) -> list[Tensor]:
+        def following(after: bool, args: Any, kwargs: Any) -> tuple[list[nn.Module], list[Tensor]]:
             module = skeleton.instance({name: t.detach().clone() for name, t in tensors.items()})
             new = list(module.modules())
-            for i, _, home, key in left if after else ():
-                home(new[i])[key] = home(parts[i])[key]
+            for i, home, key in left if after else ():
+                value = home(parts[i])[key]
+                home(new[i])[key] = value if isinstance(value, Tensor) else copy.copy(value)
             with torch.no_grad(), keyed(zero, zero, 0):
-                return [t for t in pytree.tree_leaves(module(*args, **kwargs)) if isinstance(t, Tensor)]
+                made = module(*args, **kwargs)
+            return new, [t.nan_to_num() for t in pytree.tree_leaves(made) if isinstance(t, Tensor)]
 
         try:
-            same = all(map(torch.equal, following(True), following(False)))
-        except Exception:  # it can't even be called twice
-            same = False
-        if not same:
+            args, kwargs = tree_map(_other, (args, kwargs))
+            plain, expected = following(False, args, kwargs)
+        except Exception:  # not all code takes other numbers
             _FORGETFUL.discard(self)
-            _, name, _, key = left[0]
-            raise _remembers(f"{name}.{key}".lstrip("."), "for the next call")
+            return
+        try:
+            new, made = following(True, args, kwargs)
+            same = all(map(torch.equal, made, expected))
+            # A count goes on from where it was, whether or not it is read by now.
+            counts = [(i, key) for i, home, key in left if isinstance(v := home(new[i]).get(key), int | float)
+                      and not _same(home(plain[i]).get(key), v)]  # fmt: skip
+        except Exception:  # it can't even be called twice
+            same, counts = False, []
+        if not same or counts:
+            _FORGETFUL.discard(self)
+            i, key = counts[0] if counts else (left[0][0], left[0][2])
+            attribute = f"{names[i]}.{key}".lstrip(".")
+            raise ImpureError(
+                f"changes its attribute {attribute!r} for later calls, which State does not hold; give it a first "
+                "value by register_buffer()"
+            )
 
 
 def _made(build: Build) -> Any:
@@ -162,15 +175,36 @@ def _made(build: Build) -> Any:
 def _left(before: nn.Module, after: nn.Module) -> Iterator[tuple[Callable[[nn.Module], dict[str, Any]], str]]:
     """Where a call left something: in attributes of a part, or in buffers that were None."""
     for key, value in after.__dict__.items():
-        old = before.__dict__.get(key)
-        if isinstance(value, list | dict | set | deque) and isinstance(old, list | dict | set | deque):
-            if len(old) != len(value) and not key.startswith("_"):  # of torch's own, the buffers are below
-                yield vars, key
-        elif value is not None and (old is None or (isinstance(value, Tensor) and value is not old)):
+        if key not in _OWN and value is not None and not _same(before.__dict__.get(key), value):
             yield vars, key
     for key, value in after._buffers.items():
         if value is not None and before._buffers.get(key) is None:
             yield _buffers, key
+
+
+_OWN = ("training", "_parameters", "_buffers", "_modules")
+"""Attributes that torch itself changes, or that are looked at apart."""
+
+
+def _same(a: Any, b: Any, depth: int = 3) -> bool:
+    """Whether two copies of an attribute hold the same, as far as can be seen."""
+    if a is b or not depth:
+        return True
+    if type(a) is not type(b):
+        return False
+    if isinstance(a, Tensor):
+        return a.shape == b.shape and a.dtype == b.dtype and torch.equal(a, b)
+    if isinstance(a, np.ndarray):
+        return np.array_equal(a, b)
+    if isinstance(a, int | float | complex | str):
+        return a == b or a != a
+    if isinstance(a, dict):
+        return len(a) == len(b) and all(_same(x, y, depth - 1) for x, y in zip(a.values(), b.values(), strict=True))
+    if isinstance(a, list | tuple | deque):
+        return len(a) == len(b) and all(_same(x, y, depth - 1) for x, y in zip(a, b, strict=True))
+    if isinstance(a, nn.Module | MethodType | FunctionType) or not hasattr(a, "__dict__"):
+        return True
+    return _same(vars(a), vars(b), depth - 1)
 
 
 def _buffers(module: nn.Module) -> dict[str, Any]:
@@ -190,13 +224,6 @@ def _other(value: Any) -> Any:
     return value.flip(0) * 0.75 if value.is_floating_point() else value.flip(0)
 
 
-def _remembers(attribute: str, how: str) -> ImpureError:
-    return ImpureError(
-        f"changes its attribute {attribute!r} {how}, which State does not hold; give it a first value by "
-        "register_buffer()"
-    )
-
-
 def _lazy(module: nn.Module) -> bool:
     return any(map(nn.parameter.is_lazy, (*module.parameters(), *module.buffers())))
 
@@ -211,8 +238,11 @@ def _materialised(module: nn.Module, example: Example | None) -> nn.Module:
     module = copy.deepcopy(module, made)
     modes = [(part, part.training) for part in module.modules()]
     args, kwargs = example()
-    with torch.no_grad():
-        module.eval()(*args, **kwargs)
+    try:
+        with torch.no_grad():
+            module.eval()(*args, **kwargs)
+    except Exception as e:
+        raise WiringError(f"the module is lazy, and fails on the first samples: {e}{place_of(e)}") from e
     for part, mode in modes:
         part.training = mode
     return module

@@ -51,8 +51,10 @@ class Place(Part):
     def _placed(self, name: str, value: Any) -> Any:
         if isinstance(value, Tensor):
             return self._move(value)
-        if isinstance(value, bool | int | float | np.number | np.bool_):
-            return self._move(torch.tensor(value, dtype=None if isinstance(value, bool | int) else torch.float64))
+        if isinstance(value, np.generic):
+            value = value.item()
+        if isinstance(value, bool | int | float):
+            return self._move(torch.tensor(value, dtype=torch.float64 if isinstance(value, float) else None))
         if isinstance(value, np.ndarray) and value.dtype.kind in "biufc":
             return self._move(as_tensor(name, value))
         if value is None:

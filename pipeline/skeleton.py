@@ -29,8 +29,6 @@ class Skeleton:
     """What all instances have in common: held tensors, and what can't be copied, such as locks."""
     generators: Sequence[Any]
     """Generators of random numbers that it holds."""
-    numbers: Sequence[tuple[int, str, str, Any]]
-    """Numbers that it holds: which part, its name, the attribute, and the number."""
     functions: Sequence[FunctionType]
     """Functions that it holds, such as hooks, whose closures refer to it."""
 
@@ -51,7 +49,7 @@ class Skeleton:
             if isinstance(held, Tensor):
                 memo[id(held)] = held.detach().clone()
             elif isinstance(held, np.ndarray):
-                memo[id(held)] = held.copy()
+                continue  # each instance has its own
             elif isinstance(held, (*_GENERATORS, torch.Generator)):
                 memo[id(held)] = held
             else:
@@ -63,18 +61,11 @@ class Skeleton:
             shared.append(memo[id(held)])
         module = _copied(real, memo, functions)
         named = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-        numbers = [
-            (i, name, k, v)
-            for i, (name, part) in enumerate(module.named_modules())
-            for k, v in part.__dict__.items()
-            if type(v) in (int, float, bool) and k != "training"
-        ]
         return cls(
             module,
             {name: id(t) for name, t in named.items()},
             {id(x): x for x in shared},
             [x for x in shared if isinstance(x, _GENERATORS)],
-            numbers,
             [memo[id(f)] for f in functions],
         )
 
@@ -106,7 +97,8 @@ def _copied(module: nn.Module, memo: dict[int, Any], functions: Sequence[Functio
     for f in functions:
         new = memo[id(f)]
         for cell, old in zip(new.__closure__ or (), f.__closure__ or (), strict=True):
-            cell.cell_contents = copy.deepcopy(old.cell_contents, memo)
+            for content in _contents(old):
+                cell.cell_contents = copy.deepcopy(content, memo)
         new.__defaults__, new.__kwdefaults__ = copy.deepcopy((f.__defaults__, f.__kwdefaults__), memo)
         new.__dict__.update(f.__dict__)
     return made
@@ -165,9 +157,17 @@ def _parts(value: Any) -> list[Any] | None:
     if isinstance(value, functools.partial):
         return [value.func, value.args, value.keywords]
     if isinstance(value, FunctionType):
-        contents = [cell.cell_contents for cell in value.__closure__ or ()]
+        contents = [x for cell in value.__closure__ or () for x in _contents(cell)]
         return [*contents, *(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values()]
     return None
+
+
+def _contents(cell: CellType) -> list[Any]:
+    """What a closure's cell holds: one thing, or nothing yet."""
+    try:
+        return [cell.cell_contents]
+    except ValueError:
+        return []
 
 
 def _position(generator: Any) -> Any:

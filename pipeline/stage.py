@@ -144,15 +144,7 @@ class Stage(Part):
 
     def run(self, values: Mapping[str, Any], hyper: Mapping[str, Any], memory: Tree) -> tuple[dict[str, Any], Tree]:
         """Call the function on the values it names; returns what it wrote and its new memory (or its sums)."""
-        missing = [v for v in self.reads if v not in values]
-        if missing:
-            known = [k for k in values if k not in GIVEN]
-            raise StageError(
-                self.name,
-                f"reads {missing[0]!r}, which the batch does not have{did_you_mean(missing[0], known)}"
-                " (strings and other objects stay on the host: read them in a stage before place)",
-            )
-        kwargs: dict[str, Any] = {p: values[v] for p, v in self.parameters if v in values}
+        kwargs = self.arguments(values)
         kwargs.update(hyper)
         if self.remembers and self.finish is None:
             kwargs["memory"] = memory
@@ -164,10 +156,22 @@ class Stage(Part):
         except PipeError:
             raise
         except Exception as e:
-            raise self._failed(e, kwargs) from e
+            raise self.failed(e, kwargs) from e
         return self._written(result)
 
-    def _failed(self, error: Exception, given: Mapping[str, Any]) -> StageError:
+    def arguments(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """What its function takes of named values. Raises StageError where one is missing."""
+        missing = [v for v in self.reads if v not in values]
+        if missing:
+            known = [k for k in values if k not in GIVEN]
+            raise StageError(
+                self.name,
+                f"reads {missing[0]!r}, which the batch does not have{did_you_mean(missing[0], known)}"
+                " (strings and other objects stay on the host: read them in a stage before place)",
+            )
+        return {p: values[v] for p, v in self.parameters if v in values}
+
+    def failed(self, error: Exception, given: Mapping[str, Any]) -> StageError:
         """What went wrong in its function, in which line, and whether a value was no tensor."""
         shown = {k: v for k, v in given.items() if k not in ("params", "buffers", "grads")}
         said = f"failed on {describe(shown)}: {first_line(error)}{place_of(error)}"
@@ -189,7 +193,7 @@ class Stage(Part):
         except PipeError:
             raise
         except Exception as e:
-            raise self._failed(e, given) from e
+            raise self.failed(e, given) from e
 
     def under_key(self, values: Mapping[str, Any], given: Mapping[str, Any]) -> AbstractContextManager[None]:
         """Where its code may be impure, what it draws is a function of (seed, step), and it writes into nothing given;

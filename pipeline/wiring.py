@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,10 +14,14 @@ from pipeline.evaluate import HostMetric
 from pipeline.forward import Model
 from pipeline.load import Load
 from pipeline.place import Place
+from pipeline.sources import Source
 from pipeline.stage import GIVEN, Part, Stage
 
 LASTS = ("memory", "hyper", "step", "seed")
 """What State keeps besides the values of the stages."""
+
+RULES = ("SGD", "Adam", "AdamW")
+"""Optimizers of torch for which there is a rule of that name."""
 
 HINTS = {
     "grads": "backward.gradients()",
@@ -51,6 +55,22 @@ def check_names(stages: Sequence[Part]) -> None:
                     "(params=...), or call one module twice by first.again(inputs=..., outputs=...)"
                 )
             owners[k] = s.name
+    _check_calls(stages)
+
+
+def _check_calls(stages: Sequence[Part]) -> None:
+    """Raise WiringError where a call of a model is of another one than keeps the parameters."""
+    first = {s.params: s for s in stages if isinstance(s, Model) and s.create is not None}
+    for s in stages:
+        if (
+            isinstance(s, Model)
+            and s.create is None
+            and (s.params not in first or first[s.params].module is not s.module)
+        ):
+            raise WiringError(
+                f"stage {s.name!r} calls a model again that does not keep {s.params!r} here; make it with .again() of "
+                "the one that does"
+            )
 
 
 def _instead(thing: Any) -> str:
@@ -61,13 +81,21 @@ def _instead(thing: Any) -> str:
     if isinstance(thing, nn.Module):
         return ": write forward.model(...) around it"
     if isinstance(thing, torch.optim.Optimizer):
-        return f": write update.{name.lower()}(...), which takes no parameters"
+        return (
+            f": write update.{name.lower()}(...), which takes no parameters"
+            if name in RULES
+            else ": make one with @stage"
+        )
+    if isinstance(thing, type) and issubclass(thing, nn.Module):
+        return f": write {thing.__name__}() in forward.model(...) or loss.function(...)"
+    if isinstance(thing, Source | Mapping):
+        return ": write load.batches(..., size=...) around it"
     if isinstance(thing, torch.utils.data.DataLoader):
         return ": write load.loader(...) around it"
     if isinstance(thing, list | tuple):
         return ": pass them one by one, Pipeline(*stages)"
     home, called = str(getattr(thing, "__module__", "")), getattr(thing, "__qualname__", "")
-    if home.startswith("pipeline."):
+    if home.startswith("pipeline.") and called:
         return f": call it, {home.removeprefix('pipeline.')}.{called}(...)"
     return ": make one with @stage" if callable(thing) else ""
 

@@ -117,6 +117,29 @@ def test_activation_checkpointing_changes_nothing(reentrant, compiled):
     testing.same(trained(again).tree, trained(lambda layer, x: layer(x)).tree)
 
 
+def test_what_is_computed_a_third_time_draws_the_same():
+    """A gradient of a gradient through a checkpointed part with dropout is that of the part as it is."""
+
+    class Twice(pipes.Linear):
+        def __init__(self, call):
+            super().__init__()
+            self.call, self.more = call, nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5), nn.Tanh())
+
+        def forward(self, x):
+            z = x.detach().requires_grad_()
+            y = self.layer(self.call(self.more, z))
+            [g] = torch.autograd.grad(y.pow(2).sum(), z, create_graph=True)
+            return y + g.pow(2).sum()
+
+    def trained(call):
+        model = forward.model(lambda: Twice(call))
+        pipe = Pipeline(model, loss.cross_entropy(), backward.gradients(), update.sgd(0.1))
+        return pipe.step(pipe.init(0), BATCH)[0].params
+
+    again = trained(lambda layer, x: checkpoint(layer, x, use_reentrant=False))
+    testing.same(again, trained(lambda layer, x: layer(x)), 1e-6)
+
+
 def test_what_the_backward_meets_is_said_with_its_stage():
     """An error of the backward alone is one line with its stage and the line of the code."""
 

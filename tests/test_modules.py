@@ -645,6 +645,22 @@ KINDS["buffer made of the first batch"] = Kind(
 KINDS["buffer that is a cache"] = Kind(lambda: Late(torch.ones_like))
 
 
+@net(
+    lambda: {**layer(), "counts": {"calls": np.zeros(1, np.float32)}},
+    refused=r"forward\.model.*'counts'.*register_buffer",
+)
+def array_that_counts(self, x):
+    self.counts["calls"] += 1
+    return self.layer(x) * float(self.counts["calls"][0])
+
+
+@net(lambda: {**layer(), "size": 0, "balance": 0.0, "pad": float("nan")})
+def facts_kept(self, x):
+    y = self.layer(x)
+    self.size, self.balance = len(x), y.mean()
+    return y
+
+
 @net(lambda: {**layer(), "history": []}, refused=r"forward\.model.*'history'.*register_buffer")
 def list_that_grows(self, x):
     self.history.append(self.layer(x).detach())

@@ -94,7 +94,7 @@ def trace(function: Callable[..., Any], args: Sequence[Tensor], varying: Sequenc
         raise
     _mended(graph)
     for node in graph.graph.nodes:
-        # Attention carries the tag for a dropout of its own, which is 0 here: pipeline.random has done it already.
+        # Attention carries the tag for a dropout of its own, which is 0 here: pipeline.draws has done it already.
         attention = "scaled_dot_product" in str(node.target)
         if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()) and not attention:
             raise CaptureError(
@@ -147,7 +147,8 @@ def _mended(graph: GraphModule) -> None:
             graph.graph.erase_node(node)
         elif node.target is torch.ops.aten.cat.default:
             parts = [t for t in node.args[0] if t.meta["val"].shape != (0,)]
-            if len(parts) == 1 and node.meta["val"].is_contiguous():
+            same = len(parts) == 1 and parts[0].meta["val"].dtype == node.meta["val"].dtype
+            if same and node.meta["val"].is_contiguous():
                 with graph.graph.inserting_before(node):
                     options: dict[str, Any] = {"memory_format": torch.contiguous_format}
                     made = graph.graph.call_function(torch.ops.aten.clone.default, (parts[0],), options)

@@ -88,10 +88,10 @@ class _Recomputed:
 
     def __init__(self, again: Callable[[], keyed]) -> None:
         def generator(function: Any, preserve: bool, *args: Any, **kwargs: Any) -> Any:
-            draws = again()
+            first = again()
 
             def recomputed(*inputs: Any, **more: Any) -> Any:
-                with draws:
+                with first._again():  # a backward of a backward computes it a third time
                     return function(*inputs, **more)
 
             return kept(recomputed, False, *args, **kwargs)  # torch's own generator is never drawn from
@@ -191,11 +191,11 @@ class _Given:
 
     @functools.cached_property
     def _places(self) -> dict[int, str]:
-        return {_place(t): path for path, t in reversed(paths(dict(self.values))) if _plain(t)}
+        return {_place(t): path for path, t in reversed(paths(dict(self.values))) if _strided(t)}
 
     def name(self, tensors: list[Any]) -> str | None:
         """The name of the value that one of the tensors is, or is a view of."""
-        found = (self._places.get(_place(t)) for t in tensors if _plain(t))
+        found = (self._places.get(_place(t)) for t in tensors if _strided(t))
         name = next(filter(None, found), None)
         return name and name.replace("/", ".")
 
@@ -207,7 +207,7 @@ _INSTEAD = {
 """What to write instead of writing into a value that was given."""
 
 
-def _plain(t: Any) -> bool:
+def _strided(t: Any) -> bool:
     return isinstance(t, Tensor) and t.layout is torch.strided
 
 

@@ -56,8 +56,17 @@ def randint(k: Key, *bounds: Any, dtype: Any = None, **names: Any) -> Tensor:
     return _below(k, tuple(size), low, high).to(dtype or torch.int64)
 
 
+def _bounds(given: tuple[Any, ...], low: Any, high: Any) -> tuple[Any, Any]:
+    """The bounds of a draw: one that is given alone is the lower one where the other has its name."""
+    if len(given) == 2:
+        return given[0], given[1]
+    if given:
+        return (given[0], high) if high is not None else (low or 0, given[0])
+    return low or 0, high
+
+
 def randint_like(k: Key, input: Tensor, *bounds: Any, dtype: Any = None, **names: Any) -> Tensor:
-    low, high = bounds if len(bounds) == 2 else (names.get("low", 0), *(bounds or (names.get("high"),)))
+    low, high = _bounds(bounds, names.get("low"), names.get("high"))
     return _below(k, tuple(input.shape), low, high).to(dtype or input.dtype)
 
 
@@ -118,7 +127,7 @@ def uniform(k: Key, like: Tensor, a: float = 0.0, b: float = 1.0, **names: Any) 
 def any_number(k: Key, like: Tensor, *bounds: Any, **names: Any) -> Tensor:
     whole = 2 ** round(1 - math.log2(torch.finfo(like.dtype).eps)) if like.is_floating_point() else None
     most = whole + 1 if whole else torch.iinfo(like.dtype).max
-    low, high = bounds if len(bounds) == 2 else (names.get("from", 0), *(bounds or (names.get("to"),)))
+    low, high = _bounds(bounds, names.get("from"), names.get("to"))
     return _below(k, tuple(like.shape), low, most if high is None else high)
 
 

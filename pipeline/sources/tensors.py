@@ -48,7 +48,7 @@ class Tensors:
 
     @classmethod
     def of(cls, tree: Mapping[str, Any]) -> Tensors:
-        """A Source over arrays by name, which may be nested in dicts, tuples and lists of a fixed length."""
+        """A Source over arrays by name, which may be nested in dicts and tuples."""
         arrays = {name: value if _nested(value) else as_tensor(name, value) for name, value in tree.items()}
         found = {path: as_tensor(path, value) for path, value in named(arrays).items()}
         return cls(found, spec=None if found.keys() == arrays.keys() else pytree.tree_structure(arrays))
@@ -83,12 +83,9 @@ class Tensors:
 
 
 def _nested(value: Any) -> bool:
-    """Whether it has parts that are arrays: a list of numbers, or of rows, is one array."""
-    if isinstance(value, Mapping):
-        return True
-    parts = value if isinstance(value, tuple | list) else []
-    return bool(parts) and all(
-        isinstance(x, Mapping) or (isinstance(x, Tensor | np.ndarray) and x.ndim > 0) for x in parts
+    """Whether it has parts that are arrays: a list, of numbers or of rows, is one array."""
+    return isinstance(value, Mapping) or (
+        isinstance(value, tuple) and bool(value) and all(isinstance(x, Mapping | Tensor | np.ndarray) for x in value)
     )
 
 
@@ -139,7 +136,8 @@ def as_tensor(name: str, value: Any) -> Tensor:
         raise DataError(f"{name} holds {array.dtype} values, which can't be a tensor; encode them as numbers") from None
     if tensor.dtype == torch.float64:
         return tensor.float()
-    return tensor if tensor.is_floating_point() or tensor.dtype == torch.bool else tensor.long()
+    kept = tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool
+    return tensor if kept else tensor.long()
 
 
 def split(data: Tensors, held_out: float = 0.2, seed: int = 0) -> tuple[Tensors, Tensors]:
