@@ -142,6 +142,7 @@ def function(f: Callable[..., Tensor], name: str | None = None) -> Stage:
             raise WiringError(f"{name} has parameters, which State holds: write forward.model(..., outputs='loss')")
 
         def f(outputs: Tensor, targets: Tensor) -> Tensor:
+            # Copies beside the outputs, as of cross_entropy's weight: a stage holds them, so place does not know them.
             held = {name: b.clone().to(outputs.device) for name, b in criterion.named_buffers()}
             value: Tensor = functional_call(criterion, held, (outputs, targets))
             return value

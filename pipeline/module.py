@@ -234,7 +234,7 @@ def _materialised(module: nn.Module, example: Example | None) -> nn.Module:
         raise WiringError("the module is lazy, and was not looked at with a batch yet: call pipe.init() first")
     lazies = [t for t in (*module.parameters(), *module.buffers()) if nn.parameter.is_lazy(t)]
     # torch has no copies of lazy buffers.
-    made: dict[int, Any] = {id(t): type(t)(device=t.device, dtype=t.dtype) for t in lazies}  # type: ignore[call-arg]
+    made: dict[int, Any] = {id(t): type(t)(device=t.device, dtype=t.dtype) for t in lazies}  # type: ignore[call-arg]  # torch's types lack them
     module = copy.deepcopy(module, made)
     modes = [(part, part.training) for part in module.modules()]
     args, kwargs = example()

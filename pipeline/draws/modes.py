@@ -80,6 +80,14 @@ class keyed:  # noqa: N801 - used as a word of its own: `with keyed(...)`
         return k
 
 
+class _NotReentrant:
+    """In the place of torch's reentrant kind of checkpointing: the other one."""
+
+    @staticmethod
+    def apply(function: Any, preserve: bool, *inputs: Any) -> Any:
+        return checkpoint.checkpoint(function, *inputs, use_reentrant=False)
+
+
 class _Recomputed:
     """Within it, what activation checkpointing computes a second time draws what it drew the first time.
 
@@ -96,13 +104,8 @@ class _Recomputed:
 
             return kept(recomputed, False, *args, **kwargs)  # torch's own generator is never drawn from
 
-        class Reentrant:
-            @staticmethod
-            def apply(function: Any, preserve: bool, *inputs: Any) -> Any:
-                return checkpoint.checkpoint(function, *inputs, use_reentrant=False)
-
         kept = checkpoint._checkpoint_without_reentrant_generator
-        self._changed = {"_checkpoint_without_reentrant_generator": generator, "CheckpointFunction": Reentrant}
+        self._changed = {"_checkpoint_without_reentrant_generator": generator, "CheckpointFunction": _NotReentrant}
 
     def __enter__(self) -> None:
         self._before = {name: getattr(checkpoint, name) for name in self._changed}
