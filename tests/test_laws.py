@@ -10,6 +10,7 @@ from torch import optim
 
 from pipeline import Pipeline, backward, evaluate, fit, forward, loss, models, testing, update
 from pipeline.compile import programs
+from pipeline.stage import Stage
 from tests import by_hand, pipes, strategies
 
 eager = pytest.mark.parametrize("name", pipes.ALL)
@@ -105,7 +106,7 @@ def test_gradients_equal_finite_differences(batch, seed):
         return params
 
     stages = forward.model(lambda: pipes.Linear(dtype=torch.float64)), loss.cross_entropy(), backward.gradients()
-    pipe = Pipeline(*stages, update.Stage("capture", capture, writes=("params",)))
+    pipe = Pipeline(*stages, Stage("capture", capture, writes=("params",)))
     state = pipe.init(seed)
     pipe.step(state, batch)
 
