@@ -40,7 +40,8 @@ def is_count(value: object) -> bool:
     return isinstance(value, SupportsIndex) and not isinstance(value, bool) and operator.index(value) > 0
 
 
-def _is_number(value: object) -> bool:
+def is_number(value: object) -> bool:
+    """Whether something stands for a hyperparameter."""
     return isinstance(value, int | float | Schedule) and not isinstance(value, bool)
 
 
@@ -247,7 +248,7 @@ def stage(
             writes=(writes,) if isinstance(writes, str) else tuple(writes),
             init=init,
             draws=True,
-            hyper={k: v for k, v in defaults.items() if _is_number(v)},
+            hyper={k: v for k, v in defaults.items() if is_number(v)},
         )
 
     return make if function is None else make(function)

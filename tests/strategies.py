@@ -55,10 +55,11 @@ def widths(features: int = 4, outputs: int = 3) -> st.SearchStrategy[tuple[int, 
 
 
 @st.composite
-def parameters(draw, dtype=torch.float64):
-    """Named tensors, as a module's parameters."""
+def parameters(draw, dtype=torch.float64, dimensions=None):
+    """Named tensors, as a module's parameters; all of so many dimensions, where that is given."""
+    alike = shapes if dimensions is None else st.tuples(*[st.integers(1, 5)] * dimensions)
     return {
-        f"p{i}": draw(normals(shape, dtype)) for i, shape in enumerate(draw(st.lists(shapes, min_size=1, max_size=3)))
+        f"p{i}": draw(normals(shape, dtype)) for i, shape in enumerate(draw(st.lists(alike, min_size=1, max_size=3)))
     }
 
 

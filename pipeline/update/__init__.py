@@ -1,12 +1,45 @@
-"""Update: new parameters from gradients. Each rule is a pure function of the values it names, equal to torch.optim's.
+"""Update: new parameters from gradients. Each rule is a pure function of one tensor, equal to torch.optim's.
 
 Shapes: params and grads are dicts of tensors by parameter name, alike in structure, shapes and dtype; every
 hyperparameter is a 0-d float64 tensor, which multiplies float32 without promoting it.
 """
 
-from pipeline.update.adam import adam, adamw
-from pipeline.update.clip import clip_norm, clip_value
+from pipeline.update.adagrad import adadelta, adafactor, adagrad, rmsprop
+from pipeline.update.adam import adam, adamax, adamw, lamb, nadam, radam
+from pipeline.update.clip import centralize, clip_adaptive, clip_norm, clip_value, noise, weight_decay
 from pipeline.update.finite import Finite, finite
-from pipeline.update.sgd import sgd
+from pipeline.update.groups import frozen, groups, layerwise, thawed
+from pipeline.update.muon import muon
+from pipeline.update.rule import rule
+from pipeline.update.sgd import asgd, lion, rprop, sgd
 
-__all__ = ["Finite", "adam", "adamw", "clip_norm", "clip_value", "finite", "sgd"]
+__all__ = [
+    "Finite",
+    "adadelta",
+    "adafactor",
+    "adagrad",
+    "adam",
+    "adamax",
+    "adamw",
+    "asgd",
+    "centralize",
+    "clip_adaptive",
+    "clip_norm",
+    "clip_value",
+    "finite",
+    "frozen",
+    "groups",
+    "lamb",
+    "layerwise",
+    "lion",
+    "muon",
+    "nadam",
+    "noise",
+    "radam",
+    "rmsprop",
+    "rprop",
+    "rule",
+    "sgd",
+    "thawed",
+    "weight_decay",
+]
