@@ -32,16 +32,16 @@ def plot(
             "schedules.plot draws with matplotlib, which is not installed: pip install 'pipe-train[plot]'"
         ) from None
     lines = what if isinstance(what, Mapping) else {"": what}
-    figure = Figure(figsize=(7.0, 3.6), layout="constrained")
+    figure = Figure(figsize=(7.5, 3.6), layout="constrained")
     axes = figure.add_subplot()
     at = torch.arange(steps)
     for name, line in lines.items():
         schedule = line if isinstance(line, Schedule) else constant(line)
         axes.plot(at.tolist(), schedule.values(at, steps, batches).tolist(), label=name or None)
-    axes.set(xlabel="step of the run (number of batches)", ylabel="value (no unit)", xlim=(0, max(steps - 1, 1)))
+    axes.set(xlabel="step of the run (number of batches)", ylabel="value (no unit)", xlim=(0, steps))
     axes.grid(alpha=0.3)
     if any(lines):
-        axes.legend()
+        figure.legend(loc="outside right upper")  # where it covers no line
     if path is not None:
         try:
             figure.savefig(path, dpi=150)
