@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -150,7 +151,7 @@ def _model(config: TrainConfig, data: Tensors, held_out: Tensors) -> tuple[Any, 
 
 
 def _optimizer(config: TrainConfig, steps: int) -> Stage:
-    lr = _schedule(config.schedule, config.lr or OPTIMIZERS[config.optimizer], steps)
+    lr = _learning_rate(config, steps)
     made = {
         "sgd": lambda: update.sgd(lr, momentum=0.9 if config.momentum is None else config.momentum),
         "adam": lambda: update.adam(lr),
@@ -159,16 +160,31 @@ def _optimizer(config: TrainConfig, steps: int) -> Stage:
     return made if config.weight_decay is None else made.with_hyper(weight_decay=config.weight_decay)
 
 
-def _schedule(name: str, lr: float, steps: int) -> Schedule | float:
-    if name == "cosine":
-        return schedules.cosine(lr, steps=steps)
-    if name == "linear":  # a warm-up over the first tenth
-        return schedules.linear(lr, steps=max(steps / 10, 1))
-    if name == "step":  # a tenth of it in each third
-        return schedules.step(lr, every=max(steps // 3, 1))
-    if name == "exponential":  # down to a hundredth
-        return schedules.exponential(lr, gamma=0.01, every=steps)
-    return lr
+def _learning_rate(config: TrainConfig, steps: int) -> Schedule | float:
+    """The schedule of a run of so many steps, behind its warm-up."""
+    warmup = round(config.warmup * steps) if config.warmup < 1 else round(config.warmup)
+    if warmup and warmup >= steps:
+        raise ConfigError(f"--warmup {config.warmup:g} is no shorter than the run, which has {steps:,} steps")
+    lr = _schedule(config, config.lr or OPTIMIZERS[config.optimizer], steps - warmup)
+    # A plateau has one in any case, of 0 steps: so State has the same names where a run goes on with another.
+    return schedules.warmup(lr, steps=warmup) if warmup or config.schedule == "plateau" else lr
+
+
+def _schedule(config: TrainConfig, lr: float, steps: int) -> Schedule | float:
+    made: dict[str, Callable[[], Schedule | float]] = {
+        "constant": lambda: lr,
+        "cosine": lambda: schedules.cosine(lr, steps=steps),
+        "cosine-restarts": lambda: schedules.cosine_restarts(lr, period=max(steps / 7, 1), mult=2),
+        "exponential": lambda: schedules.exponential(lr, gamma=0.01, every=steps),
+        "linear": lambda: schedules.linear(lr, steps=max(steps / 10, 1)),
+        "multi-step": lambda: schedules.multi_step(lr, [steps / 2, 3 * steps / 4]),
+        "one-cycle": lambda: schedules.one_cycle(lr, steps=steps),
+        "plateau": lambda: schedules.reduce_on_plateau(lr, factor=0.5, patience=3),
+        "polynomial": lambda: schedules.polynomial(lr, steps=steps),
+        "step": lambda: schedules.step(lr, every=max(steps // 3, 1)),
+        "wsd": lambda: schedules.warmup_stable_decay(lr, steps=steps, warmup=0 if config.warmup else 0.05),
+    }
+    return made[config.schedule]()
 
 
 def parameters(module_params: dict[str, Tensor]) -> int:

@@ -16,7 +16,20 @@ DATA = ("digits", "random")
 MODELS = ("convnet", "mlp", "transformer")
 OPTIMIZERS = {"sgd": 0.3, "adam": 0.003, "adamw": 0.003}
 """Optimizer -> the learning rate that it gets where none is given."""
-SCHEDULES = ("constant", "cosine", "exponential", "linear", "step")
+SCHEDULES = {
+    "constant": "",
+    "cosine": "down to 0",
+    "cosine-restarts": "3 cosines, each twice as long as the last",
+    "exponential": "to 1/100",
+    "linear": "up from 1/3 in the first tenth",
+    "multi-step": "/10 at 1/2 and 3/4 of the run",
+    "one-cycle": "up from 1/25 in the first 0.3, then down to 0",
+    "plateau": "halved after 3 epochs without a lower held-out loss",
+    "polynomial": "a line down to 0",
+    "step": "/10 in each third",
+    "wsd": "up from 0 in the first 0.05 or in the --warmup, down to 0 in the last 0.2",
+}
+"""Schedule -> what it does to the learning rate in a run."""
 FILES = (".npz", ".csv", ".tsv", ".gz", "-ubyte", ".idx")
 
 
@@ -71,6 +84,11 @@ def _at_least(low: float, above: bool = False) -> Any:
     return check
 
 
+def _warmup(_: Any, attribute: Attribute[Any], value: float) -> None:
+    if value >= 1 and value % 1:
+        raise refusal(f"--warmup {value} is neither a share of the run, below 1, nor a whole number of steps")
+
+
 def _seed(_: Any, attribute: Attribute[Any], value: int) -> None:
     if not 0 <= value < 2**63:
         raise refusal(f"--seed {value} is out of range: it must be from 0 to 2**63 - 1")
@@ -100,7 +118,12 @@ class TrainConfig:
     momentum: float | None = _setting(None, "of sgd  [default: 0.9]", _at_least(0))
     weight_decay: float | None = _setting(None, "[default: 0; 0.01 for adamw]", _at_least(0))
     schedule: str = _setting(
-        "cosine", "of the learning rate: constant, cosine, exponential, linear or step", _one_of(SCHEDULES)
+        "cosine",
+        "of the learning rate: " + "; ".join(f"{name} ({what})" if what else name for name, what in SCHEDULES.items()),
+        _one_of(SCHEDULES),
+    )
+    warmup: float = _setting(
+        0.0, "in front of any schedule, up from 0: a share of the run where below 1, else steps", _at_least(0), _warmup
     )
     clip: float = _setting(1.0, "largest gradient norm; 0 for no clipping", _at_least(0))
     seed: int = _setting(0, "of the weights, the order and dropout", _seed, fixed=True)
@@ -205,6 +228,8 @@ def resumed(folder: Path, given: dict[str, Any]) -> tuple[TrainConfig, TrainConf
         before, now = getattr(old, name), getattr(new, name)
         if (before == 0) != (now == 0):
             raise refusal(f"{flag(name)} {now} would not be the same run, which has {before}; start a new one")
+    if old.schedule != new.schedule and "plateau" in (old.schedule, new.schedule):  # it remembers what no other does
+        raise refusal(f"--schedule {new.schedule} would not be the same run, which has {old.schedule}; start a new one")
     return old, new
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import click
@@ -16,21 +18,29 @@ from cli import config
 
 TYPES: dict[str, Any] = {
     **dict.fromkeys(("epochs", "threads", "batch_size", "seed", "save_steps", "keep"), int),
-    **dict.fromkeys(("lr", "momentum", "weight_decay", "clip", "dropout", "save_minutes"), float),
+    **dict.fromkeys(("lr", "warmup", "momentum", "weight_decay", "clip", "dropout", "save_minutes"), float),
     "compile": bool,
 }
 """Of the settings that are not text."""
 
 
-def settings(command: Callable[..., Any]) -> Callable[..., Any]:
-    """An option for each setting. What is not given stays out, so that a config file may give it."""
+def settings(command: Callable[..., Any], bare: Mapping[str, str] = MappingProxyType({})) -> Callable[..., Any]:
+    """An option for each setting. What is not given stays out, so that a config file may give it.
+
+    Those in `bare` may stand without a value, which is "" then; what that does is added to their help.
+    """
     for f in reversed(fields(config.TrainConfig)):
         kind = TYPES.get(f.name, str)
         names = [f"{config.flag(f.name)}/--no-{f.name}"] if kind is bool else [config.flag(f.name)]
         shown = ",".join(map(str, f.default)) if isinstance(f.default, tuple) else f.default
-        text = f.metadata["help"] + ("" if f.default is None else f"  [default: {shown}]".replace("True", "on"))
+        text = (
+            f.metadata["help"]
+            + bare.get(f.name, "")
+            + ("" if f.default is None else f"  [default: {shown}]".replace("True", "on"))
+        )
         metavar = None if kind is bool else {int: "N", float: "X"}.get(kind, f.name.upper())
-        option = click.option(*names, type=kind, metavar=metavar, default=None, help=text)
+        alone: dict[str, Any] = {"is_flag": False, "flag_value": ""} if f.name in bare else {}
+        option = click.option(*names, type=kind, metavar=metavar, default=None, help=text, **alone)
         command = option(command)
     return command
 
@@ -78,12 +88,18 @@ def train(file: str | None, resume: str | None, verify: bool, quiet: bool, verbo
 
 @cli.command()
 @click.argument("file", required=False, metavar="[CONFIG.toml]")
-@settings
+@partial(settings, bare={"schedule": "; it is drawn, and without a name that of the run"})
 def show(file: str | None, **given: Any) -> None:
-    """Show what `pipe train` with the same options would train: stages, parameters and wiring."""
+    """Show what `pipe train` with the same options would train: stages, parameters and wiring.
+
+    With --schedule, also the course of each hyperparameter that has one.
+    """
+    draw = given["schedule"] is not None
+    given["schedule"] = given["schedule"] or None
+    made = _config(file, given)
     from cli import show as command
 
-    command.run(_config(file, given))
+    command.run(made, draw=draw)
 
 
 @cli.command()

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import torch
 from rich.console import Console
 from rich.table import Table
 
+from cli import chart
 from cli.build import job, parameters
 from cli.config import TrainConfig
-from pipeline import Pipeline
+from pipeline import Pipeline, Schedule, State
+
+POINTS = 20_000
+"""Of a longer run, so many steps are looked at."""
 
 
-def run(config: TrainConfig) -> None:
-    """Print the pipeline's table, the model's parameters and where each value comes from."""
+def run(config: TrainConfig, *, draw: bool = False) -> None:
+    """Print the pipeline's table, the model's parameters and where each value comes from; with `draw`, the schedules
+    too."""
     made = job(config)
-    params = made.pipe.init(config.seed).params
+    state = made.pipe.init(config.seed)
+    params = state.params
     say = Console(highlight=False, soft_wrap=True, markup=False)
     say.print(f"{config.data}: {made.data}\n\n{made.pipe}\n\n{made.model}")
     table = Table("parameter", "shape", "numbers", box=None, pad_edge=False, show_footer=True)
@@ -23,6 +30,23 @@ def run(config: TrainConfig) -> None:
         table.add_row(name, "x".join(map(str, tensor.shape)), f"{tensor.numel():,}")
     say.print(table)
     say.print("\n" + wiring(made.pipe))
+    if draw:
+        assert made.pipe.load is not None
+        say.print("\n" + schedules(made.pipe, state, config.epochs * (made.pipe.load.batches or 0)))
+
+
+def schedules(pipe: Pipeline, state: State, steps: int) -> str:
+    """The course of each hyperparameter with a schedule over a run of so many steps, drawn."""
+    at = torch.linspace(0, steps - 1, min(steps, POINTS), dtype=torch.float64).round().long()
+    values = torch.vmap(lambda step: pipe.hyper({**state.tree, "step": step}))(at.to(state.step))
+    charts = []
+    for s in pipe.graph:
+        for name, schedule in s.hyper.items():
+            if isinstance(schedule, Schedule):
+                until = f", as long as {' and '.join(schedule.watches)} gets better" if schedule.watches else ""
+                title = f"{s.name}.{name} at each of {steps:,} steps{until}"
+                charts.append(chart.draw(title, at.tolist(), values[s.name][name].tolist()))
+    return "\n\n".join(charts) or "no hyperparameter of this run has a schedule"
 
 
 def wiring(pipe: Pipeline) -> str:

@@ -203,6 +203,7 @@ def _verify(
     program = made.pipe.compile(backend=config.backend, fallback="eager") if config.compile else False
     for report in fit(
         made.pipe, epochs=saved.epoch + (saved.batch > 0), state=state, compile=program,
+        validate=made.held_out if made.pipe.watches else None,
         every=saved.step, start=before.start if before else (0, 0),
     ):  # fmt: skip
         if report.step >= saved.step:

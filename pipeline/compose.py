@@ -25,9 +25,10 @@ from pipeline.backward import Gradients
 from pipeline.errors import StageError, StateError, WiringError, did_you_mean
 from pipeline.evaluate import HostMetric
 from pipeline.forward import Model
+from pipeline.hyper import check_watched, hyper_names, hyper_numbers, hyper_value, observed, remembering, scheduled
 from pipeline.load import Load
 from pipeline.place import Place
-from pipeline.run import Segment, counted, first_memory, hyper_numbers, hyper_value, segments, through
+from pipeline.run import Segment, counted, first_memory, segments, through
 from pipeline.stage import Part, Stage
 from pipeline.state import Batch, State
 from pipeline.tree import Tree, tree_map
@@ -92,10 +93,11 @@ class Composition:
     def init(self, seed: int = 0, *, steps: int | None = None, batch: Batch | None = None) -> State:
         """The first State, on the device.
 
-        `steps` is the run's length, for schedules that ask for it. `batch` is one to look at, for modules that are
-        lazy, where the pipeline has no data of its own.
+        `steps` is the run's length, for schedules that ask for it; the data tells an epoch's. `batch` is one to look
+        at, for modules that are lazy, where the pipeline has no data of its own.
         """
-        hyper = {k: v for s in self.graph for k, v in hyper_numbers(s, steps)}
+        hyper = hyper_numbers(self.graph, steps, None if self.load is None else self.load.batches)
+        schedules = {full: s.first() for full, s in remembering(self.graph).items()}
         numbers = {
             "hyper": {k: torch.tensor(v, dtype=torch.float64) for k, v in hyper.items()},
             "step": torch.zeros((), dtype=torch.int64),
@@ -104,9 +106,10 @@ class Composition:
         tree: dict[str, Tree] = {}
         for s in self.stages:
             if s.create is not None:
-                tree.update(s.create(seed, partial(self._before, s, {**tree, **numbers}, batch)))
+                before = {**tree, "memory": schedules, **numbers}
+                tree.update(s.create(seed, partial(self._before, s, before, batch)))
         memory = {s.name: first_memory(s, tree) for s in self.graph if s.remembers}
-        return State(self.place.tree({**tree, "memory": memory, **numbers}))
+        return State(self.place.tree({**tree, "memory": {**memory, **schedules}, **numbers}))
 
     def _before(self, stage: Part, tree: dict[str, Tree], batch: Batch | None) -> dict[str, Any]:
         """The values that a stage finds, on the host, at the first samples of the data."""
@@ -254,6 +257,26 @@ class Composition:
         """The metrics of the steps since they were restarted, as Python numbers; waits for the device."""
         return evaluate.read(self.finish({s.name: state.memory[s.name] for s in self.metrics}))
 
+    def observed(self, state: State, metrics: Mapping[str, Any]) -> State:
+        """The State after its schedules have seen an epoch's metrics, such as `reduce_on_plateau`; `fit` calls it.
+
+        Pure: the State given stays as it is. Raises ConfigError where a schedule reads a metric that is not there.
+        """
+        new = observed(self.graph, state.tree, metrics)
+        return state.replace(memory={**state.memory, **new}) if new else state
+
+    @property
+    def watches(self) -> bool:
+        """Whether a schedule reads metrics."""
+        return any(s.watches for s in scheduled(self.graph).values())
+
+    def check_watched(self, state: State, validated: bool) -> None:
+        """Raise ConfigError where a schedule reads a metric that an epoch will not have, as far as that is known."""
+        if self.watches and not (validated and self.on_host):  # whose metrics have names when they are taken
+            sums = {s.name: state.memory[s.name] for s in self.metrics}
+            found = {**self.finish(sums), **(self.finish(self.zeros()) if validated else {})}
+            check_watched(scheduled(self.graph), {k for k, v in found.items() if v.ndim == 0})
+
     def restart_metrics(self, state: State) -> State:
         """The same State with the sums of its metrics at zero: the beginning of an epoch."""
         zeros = {s.name: tree_map(torch.zeros_like, state.memory[s.name]) for s in self.metrics}
@@ -285,8 +308,8 @@ class Composition:
     def check_state(self, state: State) -> None:
         """Raise StateError unless `state` has the names that this pipeline's `init` would give it."""
         kept = {k for s in self.stages for k in s.keeps} | set(LASTS)
-        hyper = {k for s in self.graph for k, _ in hyper_numbers(s, 1)}
-        memory = {s.name for s in self.graph if s.remembers}
+        hyper = hyper_names(self.graph)
+        memory = {s.name for s in self.graph if s.remembers} | set(remembering(self.graph))
         for what, has, wants in (
             ("keeps", set(state.tree), kept),
             ("hyper", set(state.hyper), hyper),

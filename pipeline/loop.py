@@ -91,6 +91,7 @@ def fit(
         state = _unstopped(pipe, state.clone())
     for data in (None, validate) if validate is not None else (None,):
         pipe.check(state, data)
+    pipe.check_watched(state, validate is not None)
     program = (
         compile
         if isinstance(compile, Compiled)
@@ -146,6 +147,7 @@ def _epochs(
         done += k
         warned = warned or _warned(pipe, metrics, done)
         results = {} if validate is None else program.evaluate(state, validate)
+        state = pipe.observed(state, {**metrics, **results})
         report = Report(epoch, epochs, done, k, batches, True, metrics, results, seconds, seen, state)
         state = yield from _reported(pipe, report)
         done = done if state is report.state else int(state.step)

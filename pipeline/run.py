@@ -4,7 +4,6 @@ that."""
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeAlias
@@ -16,8 +15,7 @@ from torch.utils import _pytree as pytree
 
 from pipeline import random
 from pipeline.backward import Gradients
-from pipeline.errors import StageError, StateError
-from pipeline.schedules import Schedule
+from pipeline.errors import StageError
 from pipeline.stage import Stage
 from pipeline.state import Batch, samples
 from pipeline.tree import Tree, tree_map
@@ -162,33 +160,6 @@ def _joined(history: list[dict[str, Any]], size: int) -> dict[str, Any]:
 
 def _per_sample(x: Any, size: int) -> bool:
     return isinstance(x, Tensor) and x.ndim > 0 and x.shape[0] == size
-
-
-def hyper_numbers(s: Stage, steps: int | None) -> Iterable[tuple[str, float]]:
-    """What State holds for a stage's hyperparameters, a schedule's own numbers among them."""
-    for name, value in s.hyper.items():
-        full = f"{s.name}.{name}"
-        if not isinstance(value, Schedule):
-            yield full, float(value)
-            continue
-        yield full, float(value.base)
-        for k, number in value.numbers.items():
-            if math.isnan(number):
-                if steps is None:
-                    raise StateError(
-                        f"the schedule of {full} needs the run's length: pass {k}= to it, or init(steps=...)"
-                    )
-                number = float(steps)
-            yield f"{full}.{k}", number
-
-
-def hyper_value(full: str, number: Any, tree: Mapping[str, Tree]) -> Tensor:
-    """A hyperparameter at this step: 0-d float64."""
-    hyper = tree["hyper"]
-    value: Tensor = hyper[full]
-    if isinstance(number, Schedule):
-        value = value * number.factor(tree["step"], **{k: hyper[f"{full}.{k}"] for k in number.numbers})
-    return value
 
 
 def first_memory(s: Stage, tree: Mapping[str, Tree]) -> Tree:

@@ -70,13 +70,32 @@ def cuts(draw, n: int):
     return [end - start for start, end in zip([0, *ends], ends, strict=False)]
 
 
-all_schedules = st.one_of(
+_kinds = st.one_of(
     st.builds(schedules.constant, learning_rates),
     st.builds(schedules.linear, learning_rates, st.integers(1, 30)),
+    st.builds(schedules.polynomial, learning_rates, power=st.floats(0.5, 3.0), end=fractions),
     st.builds(schedules.step, learning_rates, st.integers(1, 30), fractions),
+    st.builds(schedules.multi_step, learning_rates, st.lists(st.integers(1, 30), max_size=3), fractions),
     st.builds(schedules.exponential, learning_rates, st.floats(0.5, 1.0)),
     st.builds(schedules.cosine, learning_rates, st.integers(10, 50), st.integers(0, 9), st.floats(0.0, 1.0)),
+    st.builds(schedules.cosine_restarts, learning_rates, st.integers(1, 9), st.integers(1, 3), fractions),
+    st.builds(schedules.one_cycle, learning_rates, pct_start=st.floats(0.0, 1.0)),
+    st.builds(schedules.one_cycle_momentum, pct_start=st.floats(0.0, 1.0)),
+    st.builds(schedules.warmup_stable_decay, learning_rates, warmup=st.floats(0.0, 0.5), decay=st.floats(0.0, 0.5)),
+    st.builds(schedules.piecewise, st.just({0: 0.1, 5: 0.3, 20: 0.0}), interpolate=st.booleans()),
+    st.builds(schedules.reduce_on_plateau, learning_rates),
 )
+all_schedules = st.recursive(
+    _kinds,
+    lambda inner: st.one_of(
+        st.builds(schedules.warmup, inner, share=st.floats(0.0, 1.0)),
+        st.builds(schedules.warmup, inner, epochs=st.integers(0, 3)),
+        st.builds(lambda a, b: schedules.sequence([a, b], [7]), inner, inner),
+        st.builds(schedules.product, inner, inner),
+    ),
+    max_leaves=3,
+)
+"""Of positive values up to their base; some need a run's length, and an epoch's."""
 
 updates = st.one_of(
     st.builds(update.sgd, learning_rates, momentum=fractions, weight_decay=st.floats(0.0, 0.1)),

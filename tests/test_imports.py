@@ -10,15 +10,15 @@ import pytest
 ROOT = Path(__file__).parent.parent
 STEPS = {"load", "place", "forward", "loss", "backward", "update", "evaluate"}
 LAYERS = [
-    {"errors", "schedules", "files"},
-    {"random", "tree", "skeleton"},
+    {"errors", "files"},
+    {"random", "tree", "skeleton", "schedules"},
     {"draws"},
     {"module"},
     {"stage"},
     {"state", "order"},
     {"sources", "models"},
     STEPS,
-    {"run", "wiring", "resident"},
+    {"run", "hyper", "wiring", "resident"},
     {"compose"},
     {"checkpoint", "diagnose", "compile"},
     {"pipe", "testing"},

@@ -1,0 +1,94 @@
+"""The command's schedules: each trains, is drawn, and goes on or is refused when a run is resumed."""
+
+import re
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cli import build, chart, config
+
+TINY = ["train", "--no-compile", "--hidden", "4", "--batch-size", "479", "-q"]
+
+
+def learning_rates(steps=70, **settings):
+    """What the settings of a run make of its learning rate."""
+    made = build._learning_rate(config.TrainConfig(**settings), steps)
+    return torch.full((steps,), made) if isinstance(made, float) else made.values(torch.arange(steps))
+
+
+@given(st.sampled_from(sorted(config.SCHEDULES)), st.sampled_from([0.0, 0.1, 5.0]), st.integers(6, 70))
+def test_each_schedule_runs_behind_a_warm_up(name, warmup, steps):
+    """It ends as it does without one, and the warm-up rises from 0 to the learning rate."""
+    rates = learning_rates(steps, schedule=name, lr=0.1, warmup=warmup)
+    count = round(warmup * steps) if warmup < 1 else int(warmup)
+    assert ((rates >= 0) & (rates <= 0.1 + 1e-12)).all()
+    assert rates[:count].tolist() == pytest.approx([0.1 * s / count for s in range(count)])
+    if name != "wsd":  # which has one of its own otherwise
+        rest = learning_rates(steps - count, schedule=name, lr=0.1)
+        assert rates[count:].tolist() == pytest.approx(rest.tolist())
+
+
+@given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=300))
+def test_a_chart_has_one_size(values):
+    """Whatever the values, it is 60 by 10 characters with numbers at the ends of its axes."""
+    title, *lines = chart.draw("title", range(len(values)), values).splitlines()
+    assert (title, len(lines)) == ("title", chart.HEIGHT + 2)
+    assert {len(line) for line in lines} == {len(lines[0])}
+    drawn = [line.split(" ┤")[1] for line in lines[: chart.HEIGHT]]
+    assert all("⠀" <= c <= "⣿" for line in drawn for c in line)
+    assert all(any(line[i] != "⠀" for line in drawn) for i in range(chart.WIDTH)) or len(values) == 1
+
+
+def test_show_draws_the_schedules(pipe):
+    """`--schedule` draws that of the run, or the one named; without it nothing is drawn."""
+    for args, last in ((["--epochs", 3], 68), (["one-cycle", "--epochs", 1, "--warmup", 5], 22)):
+        code, out, err = pipe("show", "--schedule", *args)
+        assert (code, err) == (0, "")
+        assert re.search(rf"update\.sgd\.lr at each of {last + 1} steps\n *0\.(3|29\d*) ┤", out)
+        assert out.rstrip().endswith(f"{last} steps")
+    assert "no hyperparameter of this run has a schedule" in pipe("show", "--schedule", "constant")[1]
+    assert "as long as loss gets better" in pipe("show", "--schedule", "plateau")[1]
+    assert "┤" not in pipe("show")[1]
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (("show", "--schedule", "wds"), "unknown schedule 'wds'; did you mean 'wsd'?"),
+        (("train", "--warmup", "-1"), "--warmup -1.0 is out of range"),
+        (("train", "--warmup", "2.5"), "--warmup 2.5 is neither a share of the run, below 1, nor a whole number"),
+        (("train", "--warmup", "460"), "--warmup 460 is no shorter than the run, which has 460 steps"),
+    ],
+)
+def test_what_does_not_fit_is_one_line(pipe, args, message):
+    """Exit code 2, and no traceback."""
+    code, _, err = pipe(*args)
+    assert code == 2
+    assert err.startswith(f"pipe: {message}")
+    assert err.count("\n") == 1
+
+
+def test_a_plateau_goes_on_and_is_verified(pipe, tmp_path, monkeypatch):
+    """What it observed is in the checkpoint, with another warm-up too; to or from another schedule is refused."""
+    monkeypatch.chdir(tmp_path)
+    run = [*TINY, "--schedule", "plateau", "--lr", "2", "--save-steps", "1", "--keep", "3"]
+    assert pipe(*run, "--epochs", 9, "--out", "whole")[0] == 0
+    assert pipe(*run, "--epochs", 8, "--out", "parts")[0] == 0
+    assert pipe("train", "--resume", "parts", "--epochs", 9)[::2] == (0, "")
+    assert (tmp_path / "whole/model.safetensors").read_bytes() == (tmp_path / "parts/model.safetensors").read_bytes()
+    code, out, _ = pipe("train", "--resume", "whole", "--verify")
+    assert (code, "is the same, bit for bit" in out) == (0, True)
+    assert pipe("train", "--resume", "whole", "--warmup", 2, "--epochs", 10)[::2] == (0, "")
+    code, _, err = pipe("train", "--resume", "whole", "--schedule", "cosine")
+    assert (code, err) == (
+        2, "pipe: --schedule cosine would not be the same run, which has plateau; start a new one\n"
+    )  # fmt: skip
+
+
+def test_another_schedule_behind_a_warm_up_goes_on(pipe, tmp_path, monkeypatch):
+    """A run that is resumed may get any schedule without a memory."""
+    monkeypatch.chdir(tmp_path)
+    assert pipe(*TINY, "--epochs", 1, "--out", "run")[0] == 0
+    assert pipe("train", "--resume", "run", "--epochs", 2, "--schedule", "wsd", "--warmup", 0.5)[::2] == (0, "")
