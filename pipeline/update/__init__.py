@@ -7,6 +7,18 @@ hyperparameter is a 0-d float64 tensor, which multiplies float32 without promoti
 from pipeline.update.adam import adam, adamw
 from pipeline.update.clip import clip_norm, clip_value
 from pipeline.update.finite import Finite, finite
+from pipeline.update.per_example import clip_per_example, mean_gradients, private
 from pipeline.update.sgd import sgd
 
-__all__ = ["Finite", "adam", "adamw", "clip_norm", "clip_value", "finite", "sgd"]
+__all__ = [
+    "Finite",
+    "adam",
+    "adamw",
+    "clip_norm",
+    "clip_per_example",
+    "clip_value",
+    "finite",
+    "mean_gradients",
+    "private",
+    "sgd",
+]
