@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 
 from pipeline import random
 from pipeline.backward import Gradients
-from pipeline.backward.each import each
+from pipeline.backward.per_example import each_sample
 from pipeline.errors import StageError, StateError
 from pipeline.schedules import Schedule
 from pipeline.stage import Stage
@@ -80,7 +80,7 @@ class Segment:
         if g.per_example:
             weigh = counted({"sample": values["step"]}, None, values["step"])  # a number alone: it is one sample
             one = partial(_differentiated, g, self.stages, hyper=hyper, memory=memory, weigh=weigh, autocast=autocast)
-            return each(g, self.stages, one, values, batch, samples(batch, by), self.kept)
+            return each_sample(g, self.stages, one, values, batch, samples(batch, by), self.kept)
         weigh = counted(batch, by, values["step"])
         return _differentiated(g, self.stages, values, hyper, memory, weigh, autocast)
 

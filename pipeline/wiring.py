@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from pipeline.backward import Gradients
-from pipeline.backward.each import check
+from pipeline.backward.per_example import check
 from pipeline.errors import WiringError, did_you_mean
 from pipeline.evaluate import HostMetric
 from pipeline.forward import Model

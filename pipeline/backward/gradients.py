@@ -54,7 +54,7 @@ class Gradients(Stage):
         """The gradients with the structure of `params`, and what the objective computed besides, without gradients."""
         if self.taken == "tape":
             return self._by_tape(objective, params)
-        if self.per_example:  # mapped over samples, where the tape is no way out; each.py says what fails
+        if self.per_example:  # mapped over samples, where the tape is no way out; per_example.py says what fails
             grads, (_, aux) = grad_and_value(objective, has_aux=True)(params)
             return grads, aux
         try:
@@ -112,7 +112,8 @@ def gradients(
     - `per_example`: a gradient for each sample, of the loss on that sample alone: {name: (B, ...)}, as
       `update.clip_per_example()` takes them. Sample i draws by a key of its own, random.key(seed, i). What the stages
       wrote is joined to that of the whole batch: what begins with a dimension of samples one after the other, the loss
-      and other 0-d floats as the mean weighted by `<name>.weight`; anything else is that of the last sample.
+      and other 0-d floats as the mean weighted by `<name>.weight`; anything else is that of the last sample. Each shape
+      of a batch takes a graph of its own: torch has no symbolic sizes for what is mapped.
     """
     if route not in ("auto", "functional", "tape"):
         raise WiringError(f"backward route {route!r} is unknown; use 'auto', 'functional' or 'tape'")

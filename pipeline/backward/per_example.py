@@ -1,14 +1,16 @@
-"""Each: a gradient for each sample, by mapping the gradient of a batch of one over the samples."""
+"""Per example: a gradient for each sample, by mapping the gradient of a batch of one over the samples."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.func import vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as pytree
 
 from pipeline import random
@@ -36,7 +38,7 @@ def check(g: Gradients, stages: Iterable[Stage]) -> None:
             )
 
 
-def each(
+def each_sample(
     g: Gradients, stages: Sequence[Stage], one: Callable[[Mapping[str, Any]], Written], values: Mapping[str, Any],
     batch: Batch, size: int, kept: Collection[str],
 ) -> Written:  # fmt: skip
@@ -61,8 +63,11 @@ def each(
         return {i: x for i, x in enumerate(flat) if isinstance(x, Tensor)}
 
     seeds = random.key(values["seed"], torch.arange(size, device=values["seed"].device))
+    # For the fused attention of a CPU torch has no mapped form: it would be called once for each sample.
+    attention = sdpa_kernel(SDPBackend.MATH) if seeds.device.type == "cpu" else nullcontext()
     try:
-        tensors = vmap(sample)(seeds, [leaves[i] for i in at])
+        with attention:
+            tensors = vmap(sample)(seeds, [leaves[i] for i in at])
     except StageError as e:
         if re.search(_SHARED, str(e.__cause__)):
             said = "has no gradient for each sample: it reads or writes what all samples share, as BatchNorm does"
