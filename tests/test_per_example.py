@@ -105,10 +105,14 @@ def test_those_of_other_models():
         assert_looped(transformer, 2, {"inputs": tokens, "targets": targets}, dim=-1)
 
 
-def test_their_mean_is_the_gradient_of_the_batch():
+@pytest.mark.parametrize("weighs", [True, False])
+def test_their_mean_is_the_gradient_of_the_batch(weighs):
     """Where all samples weigh alike and nothing is drawn, a step on the mean is an ordinary step, of any part of a
-    pipeline: values from before another backward are each sample's too."""
+    pipeline and by any loss: values from before another backward are each sample's too."""
     batch = {**BATCH, "targets": torch.arange(6) % 3}
+    criterion = loss.function(nn.CrossEntropyLoss())
+    if weighs:
+        criterion = loss.cross_entropy().rename(**{"loss.weight": "b_loss.weight"}).named("b_loss")
 
     @stage(writes="doubled")
     def double(outputs, inputs):
@@ -122,7 +126,7 @@ def test_their_mean_is_the_gradient_of_the_batch():
             backward.gradients(),
             update.sgd(0.1),
             forward.model(lambda: pipes.Linear(), inputs="doubled", outputs="b", params="b_params", name="second"),
-            loss.cross_entropy().rename(outputs="b", loss="b_loss", **{"loss.weight": "b_loss.weight"}).named("b_loss"),
+            criterion.rename(outputs="b", loss="b_loss"),
             second(of="b_loss", wrt="b_params", writes="b_grads", name="b"),
             *(s.rename(params="b_params", grads="b_grads") for s in more),
             update.adam().rename(params="b_params", grads="b_grads"),

@@ -79,8 +79,9 @@ def each_sample(
         raise StageError(g.name, f"can't take a gradient for each sample: {first_line(e)}{place_of(e)}") from e
     made, flat = rest
     written, sums = pytree.tree_unflatten([tensors.get(i, x) for i, x in enumerate(flat)], made)
-    sums = tree_map(lambda x: x.sum(0, dtype=x.dtype), sums)
-    return {name: _joined(g, name, x, written, kept) for name, x in written.items()}, {}, sums
+    weight = sums[g.name]["weight"]  # of the loss, also where that states none
+    joined = {k: _joined(k, x, written.get(f"{k}.weight", weight), kept) for k, x in written.items() if k != g.grads}
+    return {**joined, g.grads: written[g.grads]}, {}, tree_map(lambda x: x.sum(0, dtype=x.dtype), sums)
 
 
 def _look(name: str, value: Tree, stages: Sequence[Stage]) -> None:
@@ -92,11 +93,11 @@ def _look(name: str, value: Tree, stages: Sequence[Stage]) -> None:
             raise StageError(writer, f"has no gradient for each sample: it writes {path!r} by the batch; {_INSTEAD}")
 
 
-def _joined(g: Gradients, name: str, value: Tree, written: Mapping[str, Any], kept: Collection[str]) -> Tree:
+def _joined(name: str, value: Tree, weight: Tensor, kept: Collection[str]) -> Tree:
     """What the samples wrote under a name, (B, ...), as the whole batch would have."""
 
     def join(x: Any) -> Any:
-        if not isinstance(x, Tensor) or name == g.grads:
+        if not isinstance(x, Tensor):
             return x
         if name.endswith(".weight"):
             return x.sum(0)
@@ -104,7 +105,7 @@ def _joined(g: Gradients, name: str, value: Tree, written: Mapping[str, Any], ke
             return x[-1]
         if x.ndim > 1:
             return x.flatten(0, 1)
-        return _mean(x, written.get(f"{name}.weight", written[f"{g.of}.weight"])) if x.is_floating_point() else x[-1]
+        return _mean(x, weight) if x.is_floating_point() else x[-1]
 
     return tree_map(join, value)
 
