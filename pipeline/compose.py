@@ -31,7 +31,7 @@ from pipeline.place import Place
 from pipeline.run import Segment, counted, first_memory, segments, through
 from pipeline.stage import Part, Stage
 from pipeline.state import Batch, State
-from pipeline.tree import Tree, tree_map
+from pipeline.tree import Tree, paths, tree_map
 from pipeline.update import Finite
 from pipeline.wiring import LASTS, check_names, check_wiring, needed_to_measure
 
@@ -181,12 +181,26 @@ class Composition:
             if pytree.tree_structure(memory[name]) != pytree.tree_structure(before):
                 raise StageError(name, "returned a memory of another structure than its init made")
         old = {name: tree[name] for name in lasting}
+        self._check_shapes(lasting, old)
         lasting, memory = tree_map(_as_it_was, (lasting, memory), (old, tree["memory"]))
         new = {**tree, **lasting, "memory": memory, "step": tree["step"] + 1}
         for s in self.graph:
             if isinstance(s, Finite):
                 new = s.choose(values[s.writes[0]], tree, new)
         return new, self.finish(sums)
+
+    def _check_shapes(self, new: dict[str, Tree], old: dict[str, Tree]) -> None:
+        """Raise StageError where what State holds comes out in another shape."""
+        pairs = list(zip(pytree.tree_leaves(new), pytree.tree_leaves(old), strict=False))
+        for i, (x, y) in enumerate(pairs):
+            if isinstance(x, Tensor) and x is not y and x.shape != y.shape:
+                path = paths(new)[i][0]
+                writer = [s.name for s in self.graph if path.split("/")[0] in s.writes][-1]
+                each = any(isinstance(s, Gradients) and s.per_example for s in self.graph)
+                instead = "return it as it was"
+                if each and x.shape[1:] == y.shape:
+                    instead = "gradients are of each sample: put update.clip_per_example() or mean_gradients() before"
+                raise StageError(writer, f"makes {path!r} {tuple(x.shape)} of {tuple(y.shape)}; {instead}")
 
     def measure(self, tree: dict[str, Tree], sums: dict[str, Tree], batch: Batch) -> dict[str, Tree]:
         """The evaluation program: `sums` with those of one more batch added."""

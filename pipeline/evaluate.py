@@ -17,7 +17,7 @@ from attrs import evolve, field, frozen
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipeline.errors import ConfigError, DataError
+from pipeline.errors import ConfigError, DataError, StageError
 from pipeline.stage import Stage, fitted
 from pipeline.tree import Tree
 
@@ -193,6 +193,61 @@ def perplexity(*, dim: int = 1, ignore_index: int = -100) -> Stage:
         return {"perplexity": torch.exp(sums["sum"] / sums["count"])}
 
     return metric("evaluate.perplexity", measure, finish, {"sum": FLOAT, "count": INT})
+
+
+def gradient_norms() -> Stage:
+    """The mean norm of the gradients over all parameters, and its root mean square: of the samples' where the backward
+    takes a gradient for each, otherwise of the batches'. Put it after the backward; evaluation, which has no
+    gradients, does without.
+    """
+
+    def measure(params: Tree, grads: Tree) -> Tree:
+        squares = _squared_norms(params, grads)
+        return {"norm": squares.sqrt().sum(), "square": squares.sum(), "count": _count(squares)}
+
+    def finish(sums: Any) -> dict[str, Any]:
+        mean, square = (sums[k] / sums["count"] for k in ("norm", "square"))
+        return {"gradient norm": mean, "root mean square gradient norm": square.sqrt()}
+
+    return metric("evaluate.gradient_norms", measure, finish, {"norm": FLOAT, "square": FLOAT, "count": INT})
+
+
+def noise_scale() -> Stage:
+    """The gradient noise scale tr(S) / |G|^2, reported as `noise scale`: about the batch size beyond which a larger one
+    saves few steps. G is the true gradient, and S the covariance of the gradients of single samples.
+
+    From a gradient for each sample: put it after backward.gradients(per_example=True), and before what makes one of
+    them. Both are estimated without bias on each batch, as those of batches of 1 and of B, and added up over batches;
+    their ratio is that of the sums. It is noisy over few batches, and below 0 where the estimate of |G|^2 is; batches
+    of one sample tell nothing. Evaluation, which has no gradients, does without.
+
+    Source: McCandlish et al., An empirical model of large-batch training (2018), appendix A.1.
+    """
+
+    def measure(params: Tree, grads: Tree) -> Tree:
+        one = {k: g.mean(0) for k, g in grads.items()}
+        if any(g.shape != params[k].shape for k, g in one.items()):
+            raise StageError(
+                "evaluate.noise_scale",
+                "takes a gradient for each sample; write backward.gradients(per_example=True), and put it before what "
+                "makes one of them",
+            )
+        small, [large] = _squared_norms(params, grads), _squared_norms(params, one)
+        count = _count(small).to(FLOAT)
+        more = (count - 1).clamp(min=1)  # of one sample, both differences are 0
+        return {"signal": (count * large - small.mean()) / more, "noise": (small.mean() - large) * count / more}
+
+    def finish(sums: Any) -> dict[str, Any]:
+        return {"noise scale": sums["noise"] / sums["signal"]}
+
+    return metric("evaluate.noise_scale", measure, finish, {"signal": FLOAT, "noise": FLOAT})
+
+
+def _squared_norms(params: Tree, grads: Tree) -> Tensor:
+    """The squared norms over all parameters: (B,) float64 of B samples' gradients, (1,) of the batch's."""
+    many = [g if g.ndim > params[k].ndim else g.unsqueeze(0) for k, g in grads.items()]
+    norms = [torch.linalg.vector_norm(g.unsqueeze(-1).flatten(1), dim=1).to(FLOAT) for g in many]
+    return (torch.stack(norms) ** 2).sum(0)
 
 
 def read(results: Mapping[str, Any]) -> dict[str, Any]:

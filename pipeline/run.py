@@ -6,6 +6,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any, TypeAlias
 
 import torch
@@ -15,6 +16,7 @@ from torch.utils import _pytree as pytree
 
 from pipeline import random
 from pipeline.backward import Gradients
+from pipeline.backward.per_example import each_sample
 from pipeline.errors import StageError
 from pipeline.stage import Stage
 from pipeline.state import Batch, samples
@@ -59,6 +61,8 @@ class Segment:
     stages: tuple[Stage, ...]
     gradients: Gradients | None = None
     """Takes the gradients of what the stages compute; none after the last backward."""
+    kept: frozenset[str] = frozenset()
+    """The names of State that the stages of the whole pipeline bring in."""
 
     def run(
         self, values: Mapping[str, Any], hyper: Mapping[str, Any], memory: Mapping[str, Tree],
@@ -71,6 +75,10 @@ class Segment:
             return through(self.stages, values, hyper, memory)
         if g.accumulate > 1 and (count := min(g.accumulate, samples(batch, by))) > 1:
             return self._accumulated(g, values, hyper, memory, batch, by, count, autocast)
+        if g.per_example:
+            weigh = counted({"sample": values["step"]}, None, values["step"])  # a number alone: it is one sample
+            one = partial(_differentiated, g, self.stages, hyper=hyper, memory=memory, weigh=weigh, autocast=autocast)
+            return each_sample(g, self.stages, one, values, batch, samples(batch, by), self.kept)
         weigh = counted(batch, by, values["step"])
         return _differentiated(g, self.stages, values, hyper, memory, weigh, autocast)
 
@@ -109,11 +117,13 @@ class Segment:
 
 def segments(stages: Iterable[Stage]) -> tuple[Segment, ...]:
     """Stages in order, parted after each backward."""
+    stages = tuple(stages)
+    kept = frozenset(name for s in stages for name in s.keeps)
     made: list[Segment] = []
     begun: list[Stage] = []
     for s in stages:
         if isinstance(s, Gradients):
-            made.append(Segment(tuple(begun), s))
+            made.append(Segment(tuple(begun), s, kept))
             begun = []
         else:
             begun.append(s)
@@ -138,7 +148,7 @@ def _differentiated(
         rest[:] = [spec, [None if isinstance(x, Tensor) else x for x in leaves]]
         return written[g.of], {i: x for i, x in enumerate(leaves) if isinstance(x, Tensor)}
 
-    grads, tensors = g.differentiate(objective, values[g.wrt])
+    grads, tensors = g.differentiate(objective, values[g.wrt], hyper.get(g.name, {}))
     spec, leaves = rest
     written, remembered, sums = pytree.tree_unflatten([tensors.get(i, x) for i, x in enumerate(leaves)], spec)
     return {**written, g.grads: grads}, remembered, sums

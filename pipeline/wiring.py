@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from pipeline.backward import Gradients
+from pipeline.backward.per_example import check
 from pipeline.errors import WiringError, did_you_mean
 from pipeline.evaluate import HostMetric
 from pipeline.forward import Model
@@ -113,6 +114,7 @@ def check_wiring(stages: Sequence[Part], source: Load | None, host: Sequence[Sta
     known = source.writes if source is not None and source.known else None
     available: set[str] = {*GIVEN, *(known or ()), *(k for s in stages for k in s.keeps)}
     since: set[str] = set()
+    begun: list[Stage] = []
     for s in (*host, *graph):
         if s in host and (s.remembers or s.hyper or s.create or {"step", "seed"} & {*s.reads, *s.optional}):
             raise WiringError(f"stage {s.name!r} needs State, so it can't stand before place; put it after")
@@ -126,7 +128,10 @@ def check_wiring(stages: Sequence[Part], source: Load | None, host: Sequence[Sta
                     "put the "
                     "stages that compute it between the two"
                 )
-            since = set()
+            check(s, begun)
+            since, begun = set(), []
+        elif s in graph:
+            begun.append(s)
         available.update(s.values_written)
         since.update(s.values_written)
 

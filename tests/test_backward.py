@@ -1,11 +1,15 @@
 """The two routes to gradients; their equality is among the laws."""
 
+import copy
+import zlib
+
 import pytest
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from pipeline import Pipeline, backward, forward, loss, testing, update
+from pipeline import Pipeline, backward, evaluate, forward, loss, schedules, testing, update
+from pipeline.draws import keyed
 from pipeline.errors import ConfigError, StageError, WiringError
 from tests import by_hand, pipes
 
@@ -167,3 +171,104 @@ def test_unused_parameters_have_gradients_of_zeros(route):
     pipe = Pipeline(forward.model(Unused), loss.cross_entropy(), backward.gradients(route=route), update.sgd(0.1))
     state, _ = pipe.step(pipe.init(0), BATCH)
     assert state.params["extra"].tolist() == [1.0, 1.0]
+
+
+class Normed(pipes.Linear):
+    """With dropout, and statistics that a second pass would move once more."""
+
+    def __init__(self):
+        super().__init__()
+        self.more = nn.Sequential(nn.BatchNorm1d(3), nn.Tanh(), nn.Dropout(0.3), nn.Linear(3, 3))
+
+    def forward(self, x):
+        return self.more(self.layer(x))
+
+
+def sharpness_by_hand(module, batches, rho, adaptive):
+    """SAM by torch's own autograd: Foret et al. (2021), algorithm 1; with `adaptive` the one of Kwon et al. (2021),
+    algorithm 1, whose normalisation leaves out biases as their code does. Returns each batch's loss."""
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1, momentum=0.9)
+    salt, losses = zlib.crc32(b"forward.model"), []
+
+    def gradients(net, step, batch):
+        with keyed(torch.tensor(0), torch.tensor(step), salt):
+            value = nn.functional.cross_entropy(net(batch["inputs"]), batch["targets"])
+        return value.item(), torch.autograd.grad(value, list(net.parameters()))
+
+    for step, batch in enumerate(batches):
+        nearby = copy.deepcopy(module)
+        value, first = gradients(module, step, batch)
+        scaled = [adaptive and "weight" in name for name, _ in module.named_parameters()]
+        t = [p.detach().abs() + 0.01 if s else 1.0 for p, s in zip(module.parameters(), scaled, strict=True)]
+        norm = sum(((a * g) ** 2).sum() for a, g in zip(t, first, strict=True)).sqrt()
+        with torch.no_grad():
+            for p, a, g in zip(nearby.parameters(), t, first, strict=True):
+                p += rho * a**2 * g / norm
+        _, second = gradients(nearby, step, batch)
+        for p, g in zip(module.parameters(), second, strict=True):
+            p.grad = g
+        optimizer.step()
+        losses.append(value)
+    return losses
+
+
+def sharp(rho=0.5, module=Normed, **options):
+    made = backward.sharpness_aware(rho, **options)
+    stages = forward.model(module), loss.cross_entropy(), evaluate.accuracy(), made
+    return Pipeline(*stages, update.sgd(0.1, momentum=0.9))
+
+
+@pytest.mark.parametrize("adaptive", [False, True])
+@pytest.mark.parametrize("route", ["functional", "tape"])
+def test_sharpness_is_the_papers(adaptive, route):
+    """Steps are those of the papers' formulas, with one draw for both passes; losses and statistics are those of the
+    first."""
+    torch.manual_seed(0)
+    module = Normed()
+    batches = [{"inputs": torch.randn(6, 4), "targets": torch.randint(3, (6,))} for _ in range(4)]
+    pipe = sharp(module=module, adaptive=adaptive, route=route)
+    state, losses = pipe.init(0), []
+    for batch in batches:
+        state, metrics = pipe.step(state, batch)
+        losses.append(metrics["loss"].item())
+    assert losses == pytest.approx(sharpness_by_hand(module, batches, 0.5, adaptive), rel=1e-5)
+    testing.same(pipe.models[0].state_dict(state.tree), dict(module.state_dict()), 1e-5)
+
+
+def test_what_torch_func_refuses_has_its_sharpness_by_the_tape():
+    """route="auto" takes the tape for both passes."""
+    made = [sharp(module=kind, adaptive=True) for kind in (WithFunction, WithHook)]
+    for pipe in made:
+        pipe.step(pipe.init(0), BATCH)
+        assert "backward.sharpness_aware (by tape)" in str(pipe)
+        tape = sharp(module=pipe.models[0].module.build, adaptive=True, route="tape")
+        testing.same(pipe.step(pipe.init(0), BATCH)[0].tree, tape.step(tape.init(0), BATCH)[0].tree)
+
+
+@pytest.mark.parametrize("adaptive", [False, True])
+def test_sharpness_keeps_the_laws(adaptive):
+    """A step is pure, keeps shapes and maps over States; the compiled one is one graph that does the same, its rho a
+    schedule."""
+    pipe = sharp(schedules.linear(0.5, 4), adaptive=adaptive)
+    testing.lawful(pipe, pipe.init(0), BATCH)
+    if adaptive:
+        step = pipe.compile(backend="aot_eager")
+        testing.compiled_equals_eager(step, pipe.init(0), [BATCH, BATCH])
+        assert len(step.report.graphs) == 1
+
+
+def test_no_distance_is_an_ordinary_gradient():
+    """A rho of 0, which State holds, moves nothing, and neither does a gradient of zeros."""
+    pipe = sharp()
+    plain = pipe.replace("backward.sharpness_aware", backward.gradients(name="backward.sharpness_aware"))
+    state = pipe.init(0).with_hyper({"backward.sharpness_aware.rho": 0.0})
+    testing.same(pipe.step(state, BATCH)[0].params, plain.step(state, BATCH)[0].params)
+    nothing = {**BATCH, "targets": torch.full((6,), -100)}
+    testing.same(pipe.step(pipe.init(0), nothing)[0].params, pipe.init(0).params)
+
+
+@pytest.mark.parametrize("bad", [-1.0, float("nan"), float("inf"), schedules.constant(-1.0)])
+def test_a_distance_out_of_range_is_refused(bad):
+    """A rho that is no finite number of at least 0 raises a ConfigError."""
+    with pytest.raises(ConfigError, match=r"rho=(-1.0|nan|inf) is not"):
+        backward.sharpness_aware(bad)

@@ -85,6 +85,18 @@ for _name, _real, _fake, _more in (
     torch.library.register_fake(f"pipeline::{_name}", _fake, lib=_LIBRARY)
 
 
+def _one_by_one(function: Any, info: Any, in_dims: tuple[Any, ...], args: tuple[Any, ...]) -> tuple[Any, Any]:
+    """Mapped: each sample has weights, or gradients of them, of its own."""
+
+    def part(i: int) -> tuple[Tensor, ...]:
+        own = (x.select(d, i) if isinstance(d, int) else x for x, d in zip(args, in_dims, strict=True))
+        made: tuple[Tensor, ...] = function.apply(*own)
+        return made
+
+    stacked = tuple(torch.stack(some) for some in zip(*map(part, range(info.batch_size)), strict=True))
+    return stacked, (0,) * len(stacked)
+
+
 class _Layer(torch.autograd.Function):
     """The operation with its gradients, in the form that torch.func takes."""
 
@@ -96,6 +108,10 @@ class _Layer(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         ctx.name, ctx.flags, ctx.states, *tensors = inputs
         ctx.save_for_backward(*tensors)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
+        return _one_by_one(_Layer, info, in_dims, args)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
@@ -114,6 +130,10 @@ class _Gradients(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         pass
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
+        return _one_by_one(_Gradients, info, in_dims, args)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:

@@ -10,6 +10,7 @@ from pipeline.update.clip import centralize, clip_adaptive, clip_norm, clip_valu
 from pipeline.update.finite import Finite, finite
 from pipeline.update.groups import frozen, groups, layerwise, thawed
 from pipeline.update.muon import muon
+from pipeline.update.per_example import clip_per_example, mean_gradients, private
 from pipeline.update.rule import rule
 from pipeline.update.sgd import asgd, lion, rprop, sgd
 
@@ -25,6 +26,7 @@ __all__ = [
     "centralize",
     "clip_adaptive",
     "clip_norm",
+    "clip_per_example",
     "clip_value",
     "finite",
     "frozen",
@@ -32,9 +34,11 @@ __all__ = [
     "lamb",
     "layerwise",
     "lion",
+    "mean_gradients",
     "muon",
     "nadam",
     "noise",
+    "private",
     "radam",
     "rmsprop",
     "rprop",

@@ -1,4 +1,4 @@
-"""Backward: the gradients of a loss, by transforming the function that computes it.
+"""Gradients: those of a loss, by transforming the function that computes it.
 
 The pipeline hands the objective over: a function from the parameters to (loss, everything else it computed).
 """
@@ -6,7 +6,7 @@ The pipeline hands the objective over: a function from the parameters to (loss, 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, TypeAlias
 from weakref import WeakSet
 
@@ -34,7 +34,8 @@ class Gradients(Stage):
     wrt: str = field(kw_only=True)
     grads: str = field(kw_only=True)
     route: Route = field(kw_only=True)
-    accumulate: int = field(kw_only=True)
+    accumulate: int = field(kw_only=True, default=1)
+    per_example: bool = field(kw_only=True, default=False)
 
     def rename(self, **names: str) -> Stage:
         raise WiringError(
@@ -49,10 +50,13 @@ class Gradients(Stage):
     def values_written(self) -> tuple[str, ...]:
         return (self.grads,)
 
-    def differentiate(self, objective: Objective, params: Tree) -> tuple[Tree, Tree]:
+    def differentiate(self, objective: Objective, params: Tree, hyper: Mapping[str, Tensor]) -> tuple[Tree, Tree]:
         """The gradients with the structure of `params`, and what the objective computed besides, without gradients."""
         if self.taken == "tape":
             return self._by_tape(objective, params)
+        if self.per_example:  # mapped over samples, where the tape is no way out; per_example.py says what fails
+            grads, (_, aux) = grad_and_value(objective, has_aux=True)(params)
+            return grads, aux
         try:
             grads, (_, aux) = grad_and_value(objective, has_aux=True)(params)
             return grads, aux
@@ -94,6 +98,7 @@ def gradients(
     writes: str = "grads",
     route: Route = "auto",
     accumulate: int = 1,
+    per_example: bool = False,
     name: str = "backward.gradients",
 ) -> Gradients:
     """The gradients of the loss `of` with respect to `wrt`, through all stages since the backward before it.
@@ -104,11 +109,22 @@ def gradients(
       `print(pipe)` says so.
     - `accumulate`: the batch is taken in this many parts, one after the other, with the memory of one; the result is
       the mean over the whole batch, also where the parts are unequal.
+    - `per_example`: a gradient for each sample, of the loss on that sample alone: {name: (B, ...)}, as
+      `update.clip_per_example()` takes them. Sample i draws by a key of its own, random.key(seed, i). What the stages
+      wrote is joined to that of the whole batch: what begins with a dimension of samples one after the other, the loss
+      and other 0-d floats as the mean weighted by `<name>.weight`; anything else is that of the last sample. Each shape
+      of a batch takes a graph of its own: torch has no symbolic sizes for what is mapped.
     """
     if route not in ("auto", "functional", "tape"):
         raise WiringError(f"backward route {route!r} is unknown; use 'auto', 'functional' or 'tape'")
     if accumulate < 1:
         raise ConfigError(f"accumulate={accumulate} is not a positive whole number")
+    if per_example and accumulate > 1:
+        raise ConfigError(
+            f"{name} takes gradients for each sample, or in accumulate={accumulate} parts: leave one of the two out"
+        )
+    if per_example and route == "tape":
+        raise WiringError(f"{name} takes gradients for each sample by torch.func alone: leave out route='tape'")
 
     def sums(loss: Tensor, weight: Any = None) -> Tree:
         return {"sum": loss.to(torch.float64) * weight, "weight": weight}
@@ -127,4 +143,5 @@ def gradients(
         grads=writes,
         route=route,
         accumulate=accumulate,
+        per_example=per_example,
     )

@@ -1,0 +1,116 @@
+"""Per example: a gradient for each sample, by mapping the gradient of a batch of one over the samples."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import nullcontext
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+from torch.func import vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils import _pytree as pytree
+
+from pipeline import random
+from pipeline.backward.gradients import Gradients
+from pipeline.errors import PipeError, StageError, WiringError, place_of
+from pipeline.stage import Stage, first_line
+from pipeline.state import Batch
+from pipeline.tree import Tree, paths, tree_map
+
+Written: TypeAlias = tuple[dict[str, Any], dict[str, Tree], dict[str, Tree]]
+
+_INSTEAD = "use nn.GroupNorm in the place of BatchNorm, or leave it in eval mode"
+
+_SHARED = "Batch norm got a batched|Expected more than 1 value|vmap: inplace|doesn't match the broadcast shape"
+"""What torch says where a sample needs others, or writes into a tensor of all."""
+
+
+def check(g: Gradients, stages: Iterable[Stage]) -> None:
+    """Raise WiringError for stages, those before a backward, that go from one batch to the next."""
+    for s in stages:
+        if g.per_example and s.remembers and s.finish is None:
+            raise WiringError(
+                f"stage {s.name!r} remembers something, which no sample alone can, and {g.name!r} takes a gradient for "
+                "each sample: put it after the backward"
+            )
+
+
+def each_sample(
+    g: Gradients, stages: Sequence[Stage], one: Callable[[Mapping[str, Any]], Written], values: Mapping[str, Any],
+    batch: Batch, size: int, kept: Collection[str],
+) -> Written:  # fmt: skip
+    """What `one`, the stages with their gradients on a batch of one sample, writes for each of `size` samples, joined.
+
+    `kept` are the names of State: values that all samples share, and that none may change on its own. Raises StageError
+    where one does, or where torch can't map what a stage does.
+    """
+    of_samples = {k: v for k, v in values.items() if k in batch or (isinstance(v, Tensor) and k not in kept)}
+    leaves, spec = pytree.tree_flatten(of_samples)
+    at = [i for i, x in enumerate(leaves) if isinstance(x, Tensor) and x.ndim > 0 and x.shape[0] == size]
+    rest: list[Any] = []
+
+    def sample(seed: Tensor, own: list[Tensor]) -> dict[int, Tensor]:
+        alone = {i: x.unsqueeze(0) for i, x in zip(at, own, strict=True)}
+        part = pytree.tree_unflatten([alone.get(i, x) for i, x in enumerate(leaves)], spec)
+        written, _, sums = one({**values, **part, "seed": seed})
+        for name in written.keys() & kept:
+            _look(name, written[name], stages)
+        flat, made = pytree.tree_flatten((written, sums))
+        rest[:] = [made, [None if isinstance(x, Tensor) else x for x in flat]]
+        return {i: x for i, x in enumerate(flat) if isinstance(x, Tensor)}
+
+    seeds = random.key(values["seed"], torch.arange(size, device=values["seed"].device))
+    # For the fused attention of a CPU torch has no mapped form: it would be called once for each sample.
+    attention = sdpa_kernel(SDPBackend.MATH) if seeds.device.type == "cpu" else nullcontext()
+    try:
+        with attention:
+            tensors = vmap(sample)(seeds, [leaves[i] for i in at])
+    except StageError as e:
+        if re.search(_SHARED, str(e.__cause__)):
+            said = "has no gradient for each sample: it reads or writes what all samples share, as BatchNorm does"
+            raise StageError(e.stage, f"{said}{place_of(e)}; {_INSTEAD}") from e
+        raise
+    except PipeError:
+        raise
+    except Exception as e:  # of what torch.func refuses, or of the backward alone
+        raise StageError(g.name, f"can't take a gradient for each sample: {first_line(e)}{place_of(e)}") from e
+    made, flat = rest
+    written, sums = pytree.tree_unflatten([tensors.get(i, x) for i, x in enumerate(flat)], made)
+    weight = sums[g.name]["weight"]  # of the loss, also where that states none
+    joined = {k: _joined(k, x, written.get(f"{k}.weight", weight), kept) for k, x in written.items() if k != g.grads}
+    return {**joined, g.grads: written[g.grads]}, {}, tree_map(lambda x: x.sum(0, dtype=x.dtype), sums)
+
+
+def _look(name: str, value: Tree, stages: Sequence[Stage]) -> None:
+    """Raise StageError where something that State holds is another one for each sample."""
+    level = torch._C._functorch.current_level()
+    for path, x in paths({name: value}):
+        if isinstance(x, Tensor) and torch._C._functorch.maybe_get_level(x) == level:
+            [writer] = [s.name for s in stages if name in s.writes][-1:]
+            raise StageError(writer, f"has no gradient for each sample: it writes {path!r} by the batch; {_INSTEAD}")
+
+
+def _joined(name: str, value: Tree, weight: Tensor, kept: Collection[str]) -> Tree:
+    """What the samples wrote under a name, (B, ...), as the whole batch would have."""
+
+    def join(x: Any) -> Any:
+        if not isinstance(x, Tensor):
+            return x
+        if name.endswith(".weight"):
+            return x.sum(0)
+        if name in kept or (x.ndim > 1 and x.shape[1] != 1):
+            return x[-1]
+        if x.ndim > 1:
+            return x.flatten(0, 1)
+        return _mean(x, weight) if x.is_floating_point() else x[-1]
+
+    return tree_map(join, value)
+
+
+def _mean(x: Tensor, weight: Tensor) -> Tensor:
+    """Where nothing counted, a mean of zeros stays zero."""
+    whole = weight.sum()
+    return ((x * weight).sum() / torch.where(whole > 0, whole, 1.0)).to(x.dtype)

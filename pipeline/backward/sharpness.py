@@ -1,0 +1,93 @@
+"""Sharpness-aware minimisation: the gradient at the worst parameters nearby."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from attrs import field, frozen
+from torch import Tensor
+
+from pipeline.backward.gradients import Gradients, Objective, Route, gradients
+from pipeline.errors import ConfigError
+from pipeline.schedules import Schedule
+from pipeline.stage import Number
+from pipeline.tree import Tree
+
+_ETA = 0.01
+"""Added to |w| in adaptive steps, so that a weight of 0 moves too; the value of the paper and of its code."""
+
+
+@frozen(eq=False)
+class SharpnessAware(Gradients):
+    """A backward that takes two gradients, one after the other: the first says where the second is taken."""
+
+    adaptive: bool = field(kw_only=True)
+
+    def differentiate(self, objective: Objective, params: Tree, hyper: Mapping[str, Tensor]) -> tuple[Tree, Tree]:
+        """The gradients at the parameters moved by rho, and what the objective computed at the parameters
+        themselves."""
+        first, aux = super().differentiate(objective, params, hyper)
+        moved = _moved(params, first, hyper["rho"], self.adaptive)
+        grads, _ = super().differentiate(objective, moved, hyper)
+        return grads, aux
+
+
+def _moved(params: Tree, grads: Tree, rho: Tensor, adaptive: bool) -> Tree:
+    """The parameters with T^2 g * rho / |T g| added; T is 1, or adaptive |w| + eta."""
+    # As the paper's code has it, biases are not scaled: what is has "weight" in its name.
+    scales = {k: p.abs() + _ETA if adaptive and "weight" in k else torch.ones_like(p) for k, p in params.items()}
+    scaled = {k: g * scales[k] for k, g in grads.items()}
+    norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in scaled.values()]))
+    length = rho / torch.where(norm > 0, norm, 1.0)  # a gradient of zeros moves nothing
+    return {k: p + scaled[k] * scales[k] * length.to(p.dtype) for k, p in params.items()}
+
+
+def sharpness_aware(
+    rho: Number = 0.05,
+    *,
+    adaptive: bool = False,
+    of: str = "loss",
+    wrt: str = "params",
+    writes: str = "grads",
+    route: Route = "auto",
+    name: str = "backward.sharpness_aware",
+) -> SharpnessAware:
+    """Sharpness-aware minimisation: the gradient of `of` at the parameters moved by rho * g / |g|, with g the gradient
+    at the parameters themselves and |g| its norm over all of them. A step takes two forwards and two backwards.
+
+    The loss, outputs, metrics and buffers are those of the first pass, at the parameters themselves; both passes draw
+    the same numbers. `route` as for `gradients`. Raises ConfigError for a negative or infinite `rho`.
+
+    - `adaptive`: the move is rho * T^2 g / |T g| with T = |w| + 0.01 for parameters that have "weight" in their names
+      and 1 for others, so that it does not depend on the scale of the weights; the paper takes rho from 0.5 on.
+
+    Sources: Foret et al., Sharpness-aware minimization for efficiently improving generalization (2021), equation 2 and
+    algorithm 1, without its second-order term, as there; Kwon et al., ASAM: adaptive sharpness-aware minimization for
+    scale-invariant learning of deep neural networks (2021), and its code.
+
+    >>> sharpness_aware(0.1).hyper
+    {'rho': 0.1}
+    """
+    number = rho.base if isinstance(rho, Schedule) else rho
+    if not 0 <= number < float("inf"):
+        raise ConfigError(f"{name}: rho={number} is not a finite number of at least 0")
+    plain = gradients(of=of, wrt=wrt, writes=writes, route=route, name=name)
+
+    def sums(loss: Tensor, weight: Any = None, rho: Any = None) -> Tree:
+        return plain.function(loss, weight)
+
+    return SharpnessAware(
+        name,
+        sums,
+        init=plain.init,
+        finish=plain.finish,
+        names=plain.names,
+        hyper={"rho": rho},
+        of=of,
+        wrt=wrt,
+        grads=writes,
+        route=route,
+        adaptive=adaptive,
+    )
