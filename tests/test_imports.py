@@ -18,7 +18,7 @@ LAYERS = [
     {"state", "order"},
     {"sources", "models"},
     STEPS,
-    {"run", "wiring", "resident"},
+    {"run", "wiring", "resident", "batchnorm"},
     {"compose"},
     {"checkpoint", "diagnose", "compile"},
     {"pipe", "testing"},

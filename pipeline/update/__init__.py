@@ -5,8 +5,21 @@ hyperparameter is a 0-d float64 tensor, which multiplies float32 without promoti
 """
 
 from pipeline.update.adam import adam, adamw
+from pipeline.update.average import Average, ema, lookahead, swa
 from pipeline.update.clip import clip_norm, clip_value
 from pipeline.update.finite import Finite, finite
 from pipeline.update.sgd import sgd
 
-__all__ = ["Finite", "adam", "adamw", "clip_norm", "clip_value", "finite", "sgd"]
+__all__ = [
+    "Average",
+    "Finite",
+    "adam",
+    "adamw",
+    "clip_norm",
+    "clip_value",
+    "ema",
+    "finite",
+    "lookahead",
+    "sgd",
+    "swa",
+]
