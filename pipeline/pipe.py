@@ -76,17 +76,22 @@ class Pipeline(Composition):
         >>> torch.func.grad(after)(torch.tensor(0.1)).shape
         torch.Size([])
         """
-        transformed = torch._C._functorch.peek_interpreter_stack() is not None
-        transformed = transformed or any(t.requires_grad for t in pytree.tree_leaves(state.tree))
         rows: list[dict[str, Tensor]] = []
         for batch in batches:
+            self._check_route(state)
             state, metrics = self.step(state, batch)
             rows.append(metrics)
-            for s in self.graph:
-                if transformed and isinstance(s, Gradients) and s.taken == "tape":
-                    raise StageError(
-                        s.name, "takes gradients by the tape, so its steps can't be differentiated or mapped"
-                    )
+        self._check_route(state)  # the first step may have changed it
         if not rows:
             raise ConfigError("unroll() needs at least one batch")
         return state, {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+
+    def _check_route(self, state: State) -> None:
+        """Raise StageError where steps that go by the tape would be differentiated or mapped."""
+        for s in self.graph:
+            if isinstance(s, Gradients) and s.taken == "tape":
+                inside = torch._C._functorch.peek_interpreter_stack() is not None
+                if inside or any(t.requires_grad for t in pytree.tree_leaves(state.tree)):
+                    raise StageError(
+                        s.name, "goes by the tape, through which an unrolled run has no gradient and no map"
+                    )
