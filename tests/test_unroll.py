@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from torch import nn
 
-from pipeline import Pipeline, backward, evaluate, forward, loss, testing, update
+from pipeline import Pipeline, Stage, backward, evaluate, forward, loss, stage, testing, update
 from pipeline.errors import ConfigError, StageError
 from tests import strategies
 
@@ -135,3 +135,44 @@ def test_what_can_not_be_unrolled_is_refused():
         torch.func.grad(lambda n: validation(pipe, state.with_hyper(lr=n)))(lr)
     with pytest.raises(StageError, match="by the tape"):
         validation(pipe, state.with_hyper(lr=lr.requires_grad_()))
+
+
+def test_a_second_backward_is_of_the_parameters_as_the_first_left_them():
+    """Its gradient is at what an update made of them, and not through that update."""
+
+    def halved(params):
+        return {k: p * 0.5 for k, p in params.items()}
+
+    def again(stages, k):
+        return [s.named(f"{s.name} {k}") for s in stages]
+
+    net = forward.model(Smooth)
+    step = loss.cross_entropy(), backward.gradients(), update.sgd(0.1), Stage("halved", halved, writes=("params",))
+    once, twice = Pipeline(net, *step), Pipeline(net, *again(step, 0), net.again(), *again(step, 1))
+    expected, _ = once.unroll(once.init(0), [OTHERS] * 2)
+    state, _ = twice.step(twice.init(0), OTHERS)
+    testing.same(state.params, expected.params, 1e-12)
+    split = twice.replace("backward.gradients 1", backward.gradients(accumulate=3).named("backward.gradients 1"))
+    testing.same(split.step(split.init(0), OTHERS)[0].params, expected.params, 1e-12)
+
+
+@pytest.mark.parametrize("mapped", [False, True])
+def test_a_stage_may_differentiate_what_it_is_given(mapped):
+    """A torch.func.grad inside a stage marks its own copy of an argument; the argument itself stays refused."""
+
+    def slopes(inputs):
+        return torch.func.grad(lambda x: x.square().sum())(inputs)
+
+    def marks(inputs):
+        return inputs.requires_grad_()
+
+    first = {"seed": torch.tensor(0), "step": torch.tensor(0), "inputs": torch.ones(2, 3)}
+
+    def run(function):
+        made = stage(writes="outputs")(function)
+        return lambda inputs: made.run({**first, "inputs": inputs}, {}, None)[0]["outputs"]
+
+    whole = torch.func.vmap(run(slopes)) if mapped else run(slopes)
+    testing.same(whole(first["inputs"]), 2 * first["inputs"])
+    with pytest.raises(StageError, match="sets requires_grad of 'inputs'"):
+        run(marks)(first["inputs"])
