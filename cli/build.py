@@ -60,6 +60,7 @@ def job(config: TrainConfig) -> Job:
         update.finite(config.on_nonfinite),
         *([update.clip_norm(config.clip)] if config.clip else []),
         _optimizer(config, config.epochs * order.count(len(train), config.batch_size)),
+        *([update.ema(config.ema)] if config.ema is not None else []),
     )
     return Job(pipe, train, held_out, words, "r2" if targets.is_floating_point() else "accuracy")
 

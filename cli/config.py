@@ -67,8 +67,8 @@ def _threads(_: Any, attribute: Attribute[Any], value: int | None) -> None:
         raise refusal(f"--threads {value} is out of range: it must be from 1 to 4096")
 
 
-def _below_one(_: Any, attribute: Attribute[Any], value: float) -> None:
-    if not 0 <= value < 1:
+def _below_one(_: Any, attribute: Attribute[Any], value: float | None) -> None:
+    if value is not None and not 0 <= value < 1:
         raise refusal(f"{flag(attribute.name)} {value} is out of range: it must be from 0 to below 1")
 
 
@@ -124,6 +124,11 @@ class TrainConfig:
     )
     warmup: float = _setting(
         0.0, "in front of any schedule, up from 0: a share of the run where below 1, else steps", _at_least(0), _warmup
+    )
+    ema: float | None = _setting(
+        None,
+        "decay of an average of the weights, such as 0.999, evaluated and saved as well  [default: none]",
+        _below_one,
     )
     clip: float = _setting(1.0, "largest gradient norm; 0 for no clipping", _at_least(0))
     seed: int = _setting(0, "of the weights, the order and dropout", _seed, fixed=True)
@@ -230,6 +235,8 @@ def resumed(folder: Path, given: dict[str, Any]) -> tuple[TrainConfig, TrainConf
             raise refusal(f"{flag(name)} {now} would not be the same run, which has {before}; start a new one")
     if old.schedule != new.schedule and "plateau" in (old.schedule, new.schedule):  # it remembers what no other does
         raise refusal(f"--schedule {new.schedule} would not be the same run, which has {old.schedule}; start a new one")
+    if old.ema is None and new.ema is not None:
+        raise refusal(f"--ema {new.ema} would not be the same run, which averages no weights; start a new one")
     return old, new
 
 

@@ -18,7 +18,7 @@ from cli import config
 
 TYPES: dict[str, Any] = {
     **dict.fromkeys(("epochs", "threads", "batch_size", "seed", "save_steps", "keep"), int),
-    **dict.fromkeys(("lr", "warmup", "momentum", "weight_decay", "clip", "dropout", "save_minutes"), float),
+    **dict.fromkeys(("lr", "warmup", "ema", "momentum", "weight_decay", "clip", "dropout", "save_minutes"), float),
     "compile": bool,
 }
 """Of the settings that are not text."""

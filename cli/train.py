@@ -96,7 +96,8 @@ def _made(config: TrainConfig) -> tuple[Job, State]:
     state = made.pipe.init(config.seed)
     torch.set_num_threads(threads(made, state, config.threads))
     made.pipe.check(state, made.held_out)
-    known = made.pipe.finish(made.pipe.zeros())
+    known = [*made.pipe.finish(made.pipe.zeros())]
+    known += [f"{name}.{metric}" for name in made.pipe.averages for metric in known]
     if config.best is not None and config.best not in known:
         raise ConfigError(f"--best {config.best!r} is no metric of this run{did_you_mean(config.best, known)}")
     return made, state
@@ -163,9 +164,10 @@ def _train(
     result = _plain(False)
     if best is not None:
         result.print(f"best    {format_metric(metric, best.value)} in epoch {best.epoch}")
+    averages = "".join(f", {name}.safetensors: their average" for name in made.pipe.averages)
     result.print(
         f"run     {folder} ({settings.CONFIG}, {folders.METRICS}, {folders.CHECKPOINTS}, {WEIGHTS}: the weights as "
-        "they are now)"
+        f"they are now{averages})"
     )
     if signals and report is not None and not last:
         _warn(
@@ -224,9 +226,11 @@ def _place(made: Job, saved: Saved) -> str:
 def _save_weights(made: Job, state: State, folder: Path) -> None:
     from safetensors.torch import save  # not before the first step
 
-    weights = made.pipe.models[0].state_dict(state.tree)
-    content = save({k: t.clone(memory_format=torch.contiguous_format) for k, t in weights.items()})
-    folders.replace(folder / WEIGHTS, content)
+    averages = {f"{name}.safetensors": seen for name, seen in made.pipe.averaged(state).items()}
+    for name, seen in {WEIGHTS: state, **averages}.items():
+        weights = made.pipe.models[0].state_dict(seen)
+        content = save({k: t.clone(memory_format=torch.contiguous_format) for k, t in weights.items()})
+        folders.replace(folder / name, content)
 
 
 def _plain(quiet: bool) -> Plain:

@@ -32,7 +32,7 @@ from pipeline.run import Segment, counted, first_memory, segments, through
 from pipeline.stage import Part, Stage
 from pipeline.state import Batch, State
 from pipeline.tree import Tree, paths, tree_map
-from pipeline.update import Finite
+from pipeline.update import Average, Finite
 from pipeline.wiring import LASTS, check_names, check_wiring, needed_to_measure
 
 
@@ -58,7 +58,7 @@ class Composition:
     """Stages before place, on the batch alone."""
     graph: tuple[Stage, ...]
     """Stages after place: the compiled step."""
-    measured: tuple[Stage, ...]
+    evaluation: tuple[Stage, ...]
     """The stages of the evaluation program."""
     segments: tuple[Segment, ...] = field(init=False)
     """`graph`, parted after each backward: what a step runs, one after the other."""
@@ -104,10 +104,14 @@ class Composition:
             "seed": torch.tensor(seed, dtype=torch.int64),
         }
         tree: dict[str, Tree] = {}
-        for s in self.stages:
-            if s.create is not None:
-                before = {**tree, "memory": schedules, **numbers}
-                tree.update(s.create(seed, partial(self._before, s, before, batch)))
+        waiting = [s for s in self.stages if s.create is not None]
+        while waiting:
+            # An average stands late, but is made as soon as what it is of: models before it may be called with it.
+            ready = [s for s in waiting if not isinstance(s, Average) or s.of in tree]
+            s = min(ready, key=lambda s: not isinstance(s, Average))
+            waiting.remove(s)
+            assert s.create is not None
+            tree.update(s.create(seed, partial(self._before, s, {**tree, "memory": schedules, **numbers}, batch), tree))
         memory = {s.name: first_memory(s, tree) for s in self.graph if s.remembers}
         return State(self.place.tree({**tree, "memory": {**memory, **schedules}, **numbers}))
 
@@ -149,7 +153,9 @@ class Composition:
                 sums = self.measure(state.tree, sums, batch)
             return evaluate.read(self.finish(sums))
         for batch in batches:
-            sums, written = self._measured(state.tree, sums, self.place.batch(batch))
+            placed = self.place.batch(batch)
+            added, written = self.sums(state.tree, placed)
+            sums = _summed(sums, added)
             values = {**self._kept(state.tree), **batch, **written}
             for s in self.on_host:
                 read = {v: values[v] for v in (*s.reads, *s.optional) if v in values}
@@ -204,20 +210,17 @@ class Composition:
 
     def measure(self, tree: dict[str, Tree], sums: dict[str, Tree], batch: Batch) -> dict[str, Tree]:
         """The evaluation program: `sums` with those of one more batch added."""
-        return self._measured(tree, sums, batch)[0]
+        return _summed(sums, self.sums(tree, batch)[0])
 
-    def _measured(
-        self, tree: dict[str, Tree], sums: dict[str, Tree], batch: Batch
-    ) -> tuple[dict[str, Tree], dict[str, Any]]:
-        """The same, with what the stages wrote."""
+    def sums(self, tree: dict[str, Tree], batch: Batch) -> tuple[dict[str, Tree], dict[str, Any]]:
+        """The sums of one batch in eval mode, and what the stages wrote."""
         self.begin()
         values = {**self._kept(tree), "training": False, **batch}
         # Nothing here has a gradient but what asks for one: a derivative may be part of a model's outputs.
         with torch.enable_grad(), self.place.autocast():
             weigh = counted(batch, self.samples, tree["step"])
-            written, _, added = through(self.measured, values, self.hyper(tree), tree["memory"], weigh)
-        with torch.no_grad():
-            return {name: tree_map(torch.add, sums[name], s) for name, s in added.items()}, written
+            written, _, added = through(self.evaluation, values, self.hyper(tree), tree["memory"], weigh)
+        return added, written
 
     @property
     def samples(self) -> str | None:
@@ -255,7 +258,7 @@ class Composition:
 
     def zeros(self) -> dict[str, Tree]:
         """The sums of the evaluation program before any batch, on the device."""
-        sums: dict[str, Tree] = self.place.tree({s.name: first_memory(s, {}) for s in self.measured if s.finish})
+        sums: dict[str, Tree] = self.place.tree({s.name: first_memory(s, {}) for s in self.evaluation if s.finish})
         return sums
 
     def finish(self, sums: Mapping[str, Tree]) -> dict[str, Any]:
@@ -313,7 +316,7 @@ class Composition:
         whole = source.data.batch(list(source.data.tensors.values())) if source.in_memory and not self.host else {}
         hyper, weigh = self.hyper(state.tree), counted(batch, self.samples, state.step)
         with torch.enable_grad(), self.place.autocast():
-            for s in self.measured:
+            for s in self.evaluation:
                 if s.check is not None:
                     seen = {**values, **whole}
                     s.look(**{p: seen[v] for p, v in s.parameters if v in seen})
@@ -339,6 +342,16 @@ class Composition:
         return {name: value for name, value in tree.items() if name not in ("memory", "hyper")}
 
     # -- other pipelines
+
+    @property
+    def averages(self) -> dict[str, Average]:
+        """The stages through which a State is seen with other weights, by the last part of their names."""
+        found: dict[str, Average] = {}
+        for s in self.graph:
+            if isinstance(s, Average):
+                short = s.name.rpartition(".")[2]
+                found[s.name if short in found else short] = s
+        return found
 
     @property
     def models(self) -> tuple[Model, ...]:
@@ -384,6 +397,11 @@ class Composition:
 
     def __repr__(self) -> str:
         return f"Pipeline({', '.join(s.name for s in self.stages)})"
+
+
+def _summed(sums: dict[str, Tree], added: dict[str, Tree]) -> dict[str, Tree]:
+    with torch.no_grad():
+        return {name: tree_map(torch.add, sums[name], s) for name, s in added.items()}
 
 
 def _as_it_was(new: Any, old: Any) -> Any:

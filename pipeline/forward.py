@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 
 from pipeline.errors import StageError, WiringError, did_you_mean
 from pipeline.module import Build, Module
-from pipeline.stage import Stage, parts_of
+from pipeline.stage import Stage, buffers_of, parts_of
 from pipeline.state import State
 from pipeline.tree import tree_map
 
@@ -60,6 +60,10 @@ class Model(Stage):
     """The module parted from its tensors."""
     params: str = "params"
     buffers: str = "buffers"
+    own: str = "params"
+    """The parameters that the module was made with."""
+    inputs: Any = "inputs"
+    outputs: Any = "outputs"
 
     def rename(self, **names: str) -> Stage:
         raise WiringError(
@@ -71,15 +75,26 @@ class Model(Stage):
         *,
         inputs: str | tuple[str, ...] | Mapping[str, str] = "inputs",
         outputs: str | tuple[str, ...] | Mapping[str, str] = "outputs",
+        params: str | None = None,
         name: str = "",
     ) -> Model:
         """The same module with the same parameters, called on other values: a critic on what is real and what is not.
+
+        With `params`, the name under which another stage keeps such parameters, it is called with those, and with their
+        buffers, "<params>.buffers": a teacher that update.ema(writes="teacher") makes. Nothing is differentiated with
+        respect to them unless a backward says so by `wrt`. In training it is in train mode as well, so that BatchNorm
+        takes the batch's own statistics, and what it writes into its buffers is left out: they are the other stage's.
 
         >>> critic = model(lambda: nn.Linear(2, 1), inputs="real", outputs="score", params="critic")
         >>> critic.again(inputs="fake", outputs="fake_score").reads
         ('critic', 'critic.buffers', 'training', 'fake')
         """
-        return _stage(self.module, inputs, outputs, self.params, name or f"{self.name}.again", first=False)
+        name = name or f"{self.name}.{'again' if params is None else params}"
+        return _stage(self.module, inputs, outputs, params or self.params, name, own=self.own)
+
+    def calling(self, module: Module) -> Model:
+        """The same call of another module, which takes the same tensors."""
+        return _stage(module, self.inputs, self.outputs, self.params, self.name, own=self.own)
 
     def under_key(self, values: Mapping[str, Any], given: Mapping[str, Any]) -> AbstractContextManager[None]:
         """What the module holds besides parameters and buffers is not to be written into either."""
@@ -123,19 +138,21 @@ def model(
         raise WiringError(
             f"forward.model() takes an nn.Module or a function that makes one, not {type(module).__name__}"
         )
-    return _stage(Module(module, frozen), inputs, outputs, params, name, first=True)
+    return _stage(Module(module, frozen), inputs, outputs, params, name)
 
 
-def _stage(parted: Module, inputs: Any, outputs: Any, params: str, name: str, first: bool) -> Model:
-    """A call of a module; the first one in a pipeline brings its tensors into State."""
-    frozen = parted.frozen
+def _stage(parted: Module, inputs: Any, outputs: Any, params: str, name: str, own: str | None = None) -> Model:
+    """A call of a module; the first one in a pipeline, which is no call with its `own` parameters again, or with
+    others, brings its tensors into State."""
+    first = own is None
+    read_only = parted.frozen or own not in (None, params)
     positions: tuple[str, ...] = ()
     keywords: dict[str, str] = {}
     if isinstance(inputs, Mapping):
         keywords = dict(inputs)
     else:
         positions = (inputs,) if isinstance(inputs, str) else tuple(inputs)
-    kept_params, kept_buffers = params, "buffers" if params == "params" else f"{params}.buffers"
+    kept_params, kept_buffers = params, buffers_of(params)
     written, picked = _picker(name, outputs)
 
     def forward(params: Any, buffers: Any, training: bool, **values: Any) -> Any:
@@ -146,11 +163,11 @@ def _stage(parted: Module, inputs: Any, outputs: Any, params: str, name: str, fi
         kwargs = {argument: tree_map(_copied, values[argument]) for argument in keywords}
         result, after = parted.call(params, given, training, args, kwargs)
         parts = picked(_known(result))
-        if frozen:
+        if read_only:
             return parts if len(parts) > 1 else parts[0]
         return (*parts, after if training else buffers)
 
-    def create(seed: int, before: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
+    def create(seed: int, before: Callable[[], Mapping[str, Any]], tree: Mapping[str, Any]) -> dict[str, Any]:
         def example() -> tuple[list[Any], dict[str, Any]]:
             values = before()
             return [values[p] for p in positions], {argument: values[v] for argument, v in keywords.items()}
@@ -160,7 +177,7 @@ def _stage(parted: Module, inputs: Any, outputs: Any, params: str, name: str, fi
     return Model(
         name,
         forward,
-        writes=written if frozen else (*written, kept_buffers),
+        writes=written if read_only else (*written, kept_buffers),
         create=create if first else None,
         draws=True,
         keeps=(kept_params, kept_buffers) if first else (),
@@ -168,4 +185,7 @@ def _stage(parted: Module, inputs: Any, outputs: Any, params: str, name: str, fi
         module=parted,
         params=kept_params,
         buffers=kept_buffers,
+        own=own or params,
+        inputs=inputs,
+        outputs=outputs,
     )

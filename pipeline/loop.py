@@ -43,7 +43,8 @@ def fit(
 ) -> Generator[Report, State | None, None]:
     """Train for `epochs` passes over the pipeline's data, yielding a Report after each.
 
-    - `validate`: data to evaluate on after each epoch.
+    - `validate`: data to evaluate on after each epoch; averages of weights in the pipeline, such as update.ema(), are
+      evaluated as well, as "ema.loss" and the like.
     - `seed`: of the first weights, the order and dropout; a run is a function of it.
     - `state`: go on from this State (it is copied, and keeps its own seed) instead of a new one.
     - `compile`: True, False, or a step that `pipe.compile()` made, to use its graphs again.
@@ -146,12 +147,20 @@ def _epochs(
         seconds += time.perf_counter() - began - (_compile_seconds(program) - compiling)
         done += k
         warned = warned or _warned(pipe, metrics, done)
-        results = {} if validate is None else program.evaluate(state, validate)
+        results = {} if validate is None else _validated(pipe, program, state, validate)
         state = pipe.observed(state, {**metrics, **results})
         report = Report(epoch, epochs, done, k, batches, True, metrics, results, seconds, seen, state)
         state = yield from _reported(pipe, report)
         done = done if state is report.state else int(state.step)
         k = 0
+
+
+def _validated(pipe: Pipeline, program: Compiled | Pipeline, state: State, validate: Any) -> dict[str, Any]:
+    """The results of a State, and those of its averages of weights: "ema.loss", by the same program."""
+    results = program.evaluate(state, validate)
+    for name, seen in pipe.averaged(state).items():
+        results |= {f"{name}.{key}": value for key, value in program.evaluate(seen, validate).items()}
+    return results
 
 
 def _reported(pipe: Pipeline, report: Report) -> Generator[Report, State | None, State]:

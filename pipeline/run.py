@@ -116,18 +116,35 @@ class Segment:
 
 
 def segments(stages: Iterable[Stage]) -> tuple[Segment, ...]:
-    """Stages in order, parted after each backward."""
+    """Stages in order, parted after each backward, and after what changes the parameters that the next is of."""
     stages = tuple(stages)
     kept = frozenset(name for s in stages for name in s.keeps)
     made: list[Segment] = []
     begun: list[Stage] = []
     for s in stages:
         if isinstance(s, Gradients):
-            made.append(Segment(tuple(begun), s, kept))
+            if (i := _settled(begun, s)) > 0:
+                made.append(Segment(tuple(begun[:i])))
+            made.append(Segment(tuple(begun[i:]), s, kept))
             begun = []
         else:
             begun.append(s)
     return (*made, Segment(tuple(begun)))
+
+
+def _settled(stages: Sequence[Stage], g: Gradients) -> int:
+    """Where the parameters are those that the loss is computed with: after the last update of them before that.
+
+    What is differentiated begins there: the gradient is not one through the update, to what they were before it.
+    """
+    needed = {g.of}
+    for i in range(len(stages), 0, -1):
+        s = stages[i - 1]
+        if needed & {*s.writes}:
+            if g.wrt in needed and g.wrt in s.writes:
+                return i
+            needed = (needed - {*s.writes}) | {*s.reads, *s.optional}
+    return 0
 
 
 def _differentiated(

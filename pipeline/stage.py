@@ -54,9 +54,11 @@ class Part:
     writes: tuple[str, ...] = field(default=(), kw_only=True)
     init: Callable[..., Tree] | None = field(default=None, kw_only=True)
     """The first memory, from values in State, which it reads by its parameter names."""
-    create: Callable[[int, Callable[[], Mapping[str, Any]]], dict[str, Tree]] | None = field(default=None, kw_only=True)
+    create: Callable[[int, Callable[[], Mapping[str, Any]], Mapping[str, Tree]], dict[str, Tree]] | None = field(
+        default=None, kw_only=True
+    )
     """From the seed, the values that this part brings into State (`keeps` names them). The second argument gives the
-    values that stand before it, on the host, for who has to look at them."""
+    values that stand before it, on the host, for who has to look at them; the third is what State keeps so far."""
     keeps: tuple[str, ...] = field(default=(), kw_only=True)
     finish: Callable[[Tree], dict[str, Any]] | None = field(default=None, kw_only=True)
     """Makes a stage a metric: its function then returns sums, memory adds them up, and this divides at the end."""
@@ -252,6 +254,11 @@ def stage(
         )
 
     return make if function is None else make(function)
+
+
+def buffers_of(params: str) -> str:
+    """The name under which State keeps the buffers of a model, from that of its parameters."""
+    return "buffers" if params == "params" else f"{params}.buffers"
 
 
 def parts_of(value: Any) -> str:

@@ -203,21 +203,21 @@ class Report:
         shown: dict[str, Any] = {**self.train, **self.validate}
         if "loss" in self.validate:
             shown["loss"], shown["val loss"] = self.train.get("loss"), self.validate["loss"]
-        names = sorted(shown, key=lambda name: ("loss" not in name, len(name) if "loss" in name else 0))
+        names = sorted(shown, key=lambda name: ("loss" not in name, "." in name, len(name) if "loss" in name else 0))
         numbers = [format_metric(name, shown[name]) for name in names if isinstance(shown[name], int | float)]
         epoch = f"epoch {self.epoch:>{len(str(self.epochs))}}/{self.epochs}"
         return "  ".join([epoch, *numbers, f"{self.samples_per_second:,.0f} samples/s"])
 
 
 PERCENT = ("accuracy", "top")
-"""Metrics whose names start so are fractions, and are shown in percent."""
+"""Metrics whose names start so, or go on so after a dot, are fractions, and are shown in percent."""
 
 
 def format_metric(name: str, value: float) -> str:
-    """One metric as text: `loss 0.2311`, `accuracy 94.17 %`, `skipped 3`."""
+    """One metric as text: `loss 0.2311`, `accuracy 94.17 %`, `ema.accuracy 95.00 %`, `skipped 3`."""
     if isinstance(value, int):
         return f"{name} {value:,}"
-    if name.startswith(PERCENT):
+    if name.rpartition(".")[2].startswith(PERCENT):
         return f"{name} {100 * value:.2f} %"
     return f"{name} {value:.4g}" if abs(value) >= 1e4 else f"{name} {value:.4f}"
 

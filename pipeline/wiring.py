@@ -17,6 +17,7 @@ from pipeline.load import Load
 from pipeline.place import Place
 from pipeline.sources import Source
 from pipeline.stage import GIVEN, Part, Stage
+from pipeline.update import Average
 
 LASTS = ("memory", "hyper", "step", "seed")
 """What State keeps besides the values of the stages."""
@@ -60,14 +61,35 @@ def check_names(stages: Sequence[Part]) -> None:
 
 
 def _check_calls(stages: Sequence[Part]) -> None:
-    """Raise WiringError where a call of a model is of another one than keeps the parameters."""
-    first = {s.params: s for s in stages if isinstance(s, Model) and s.create is not None}
+    """Raise WiringError where a call of a model is of another one than keeps the parameters, or an average is of what
+    no model keeps."""
+    kept = {name: s for s in stages for name in s.keeps}
+
+    def source(name: str) -> Part | None:
+        """What keeps some values first, of which there may be averages."""
+        owner = kept.get(name)
+        for _ in stages:
+            owner = kept.get(owner.of) if isinstance(owner, Average) else owner
+        return owner
+
     for s in stages:
-        if (
-            isinstance(s, Model)
-            and s.create is None
-            and (s.params not in first or first[s.params].module is not s.module)
-        ):
+        if isinstance(s, Average) and not isinstance(source(s.of), Model):
+            models = [t.params for t in stages if isinstance(t, Model) and t.create is not None]
+            raise WiringError(
+                f"stage {s.name!r} averages {s.of!r}, which is not the params= of a model here"
+                f"{did_you_mean(s.of, models)}"
+            )
+        if not isinstance(s, Model) or s.create is not None:
+            continue
+        owner = source(s.params)
+        if isinstance(owner, Model) and owner.module is s.module:
+            continue
+        if owner is None and s.params != s.own:
+            raise WiringError(
+                f"stage {s.name!r} calls a model with {s.params!r}, which no stage keeps"
+                f"{did_you_mean(s.params, kept)}; put update.ema(of={s.own!r}, writes={s.params!r}) after the update"
+            )
+        if isinstance(owner, Model) or owner is None or s.buffers not in kept:
             raise WiringError(
                 f"stage {s.name!r} calls a model again that does not keep {s.params!r} here; make it with .again() of "
                 "the one that does"

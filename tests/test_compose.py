@@ -194,7 +194,7 @@ def test_evaluation_leaves_out_what_needs_gradients():
         {"sum": torch.float64},
     )
     pipe = Pipeline(MODEL, LOSS, evaluate.accuracy(), GRADS, norm, SGD)
-    assert [s.name for s in pipe.measured] == [
+    assert [s.name for s in pipe.evaluation] == [
         "forward.model", "loss.cross_entropy", "evaluate.accuracy", "backward.gradients",
     ]  # fmt: skip
     state = pipe.init(0)

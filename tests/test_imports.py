@@ -18,7 +18,7 @@ LAYERS = [
     {"state", "order"},
     {"sources", "models"},
     STEPS,
-    {"run", "hyper", "wiring", "resident"},
+    {"run", "hyper", "wiring", "resident", "batchnorm"},
     {"compose"},
     {"checkpoint", "diagnose", "compile"},
     {"pipe", "testing"},

@@ -127,6 +127,7 @@ class _Functions(TorchFunctionMode):
     def __init__(self, key: Key, given: _Given) -> None:
         super().__init__()
         self.key, self.given = key, given
+        self.level = torch._C._functorch.maybe_current_level() or 0
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
@@ -134,7 +135,7 @@ class _Functions(TorchFunctionMode):
         kwargs = kwargs or {}
         if func == _SET_DATA:
             raise ImpureError("assigns to a tensor's .data, which no transformation sees; use copy_() under no_grad")
-        if func in _ASKS and (name := self.given.name([args[0]])) is not None:
+        if func in _ASKS and not self._transformed(args[0]) and (name := self.given.name([args[0]])) is not None:
             raise ImpureError(f"sets requires_grad of {name!r}, which it was given; use .detach().requires_grad_()")
         at = _SPARSE.get(func)
         if at is not None:
@@ -150,6 +151,10 @@ class _Functions(TorchFunctionMode):
             return func(*args, **kwargs)
         with self:
             return inside(*args, **kwargs)
+
+    def _transformed(self, t: Tensor) -> bool:
+        """Whether it is what a torch.func.grad in this code made of a tensor, so that nothing else sees the change."""
+        return torch._C._functorch.maybe_get_level(t) > self.level
 
 
 class _Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's

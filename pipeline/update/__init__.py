@@ -6,6 +6,7 @@ hyperparameter is a 0-d float64 tensor, which multiplies float32 without promoti
 
 from pipeline.update.adagrad import adadelta, adafactor, adagrad, rmsprop
 from pipeline.update.adam import adam, adamax, adamw, lamb, nadam, radam
+from pipeline.update.average import Average, ema, lookahead, swa
 from pipeline.update.clip import centralize, clip_adaptive, clip_norm, clip_value, noise, weight_decay
 from pipeline.update.finite import Finite, finite
 from pipeline.update.groups import frozen, groups, layerwise, thawed
@@ -15,6 +16,7 @@ from pipeline.update.rule import rule
 from pipeline.update.sgd import asgd, lion, rprop, sgd
 
 __all__ = [
+    "Average",
     "Finite",
     "adadelta",
     "adafactor",
@@ -28,12 +30,14 @@ __all__ = [
     "clip_norm",
     "clip_per_example",
     "clip_value",
+    "ema",
     "finite",
     "frozen",
     "groups",
     "lamb",
     "layerwise",
     "lion",
+    "lookahead",
     "mean_gradients",
     "muon",
     "nadam",
@@ -44,6 +48,7 @@ __all__ = [
     "rprop",
     "rule",
     "sgd",
+    "swa",
     "thawed",
     "weight_decay",
 ]
