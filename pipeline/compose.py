@@ -32,7 +32,7 @@ from pipeline.run import Segment, counted, first_memory, segments, through
 from pipeline.stage import Part, Stage
 from pipeline.state import Batch, State
 from pipeline.tree import Tree, paths, tree_map
-from pipeline.update import Average, Finite
+from pipeline.update import Finite
 from pipeline.wiring import LASTS, check_names, check_wiring, needed_to_measure
 
 
@@ -107,8 +107,8 @@ class Composition:
         waiting = [s for s in self.stages if s.create is not None]
         while waiting:
             # An average stands late, but is made as soon as what it is of: models before it may be called with it.
-            ready = [s for s in waiting if not isinstance(s, Average) or s.of in tree]
-            s = min(ready, key=lambda s: not isinstance(s, Average))
+            averages = [s for s in waiting if isinstance(s, Stage) and s.view and s.average_of in tree]
+            s = averages[0] if averages else next(s for s in waiting if not isinstance(s, Stage) or not s.view)
             waiting.remove(s)
             assert s.create is not None
             tree.update(s.create(seed, partial(self._before, s, {**tree, "memory": schedules, **numbers}, batch), tree))
@@ -344,11 +344,11 @@ class Composition:
     # -- other pipelines
 
     @property
-    def averages(self) -> dict[str, Average]:
+    def averages(self) -> dict[str, Stage]:
         """The stages through which a State is seen with other weights, by the last part of their names."""
-        found: dict[str, Average] = {}
+        found: dict[str, Stage] = {}
         for s in self.graph:
-            if isinstance(s, Average):
+            if s.view is not None:
                 short = s.name.rpartition(".")[2]
                 found[s.name if short in found else short] = s
         return found

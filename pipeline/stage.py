@@ -95,6 +95,12 @@ class Stage(Part):
     """Whether its function calls code that may draw random numbers."""
     names: Mapping[str, str] = field(factory=dict, kw_only=True)
     """Parameter -> the value it reads, where the two differ; what is no parameter goes to the function's **kwargs."""
+    view: Callable[..., dict[str, Tree]] | None = field(default=None, kw_only=True)
+    """Makes a stage an average of weights: it gives those to evaluate and to save in the place of the trained ones,
+    `{"params": ..., "buffers": ...}`, the second if they are others too. It reads values in State, the stage's memory
+    and its hyperparameters by its parameters' names, as the stage's function does."""
+    anew: bool = field(default=False, kw_only=True)
+    """Whether BatchNorm's running statistics are to be made anew for what `view` gives, because none belong to it."""
     parameters: tuple[tuple[str, str], ...] = field(default=(), init=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
@@ -131,6 +137,8 @@ class Stage(Part):
 
     def rename(self, **names: str) -> Stage:
         """The same stage on other values: `update.sgd(lr=0.1).rename(params="critic", grads="critic_grads")`."""
+        if self.keeps:
+            raise WiringError(f"stage {self.name!r} is renamed where it is made: {self.name}(of=..., writes=...)")
         known = {*self.reads, *self.optional, *self.writes}
         for old in names:
             if old not in known:
@@ -144,6 +152,19 @@ class Stage(Part):
             if key not in self.hyper:
                 raise WiringError(f"stage {self.name!r} has no hyperparameter {key!r}{did_you_mean(key, self.hyper)}")
         return evolve(self, hyper={**self.hyper, **hyper})
+
+    @property
+    def average_of(self) -> str:
+        """The name of the parameters that `view` gives others for."""
+        return self.names.get("params", "params")
+
+    def averaged(self, tree: Mapping[str, Tree], hyper: Mapping[str, Tensor]) -> dict[str, Tree]:
+        """What `view` gives, under its names in State. `hyper` are the stage's numbers at this step."""
+        assert self.view is not None
+        own = {"memory": tree["memory"].get(self.name), **hyper}
+        read = inspect.signature(self.view).parameters
+        seen = self.view(**{p: own[p] if p in own else tree[self.names.get(p, p)] for p in read})
+        return {self.names.get(name, name): value for name, value in seen.items()}
 
     def run(self, values: Mapping[str, Any], hyper: Mapping[str, Any], memory: Tree) -> tuple[dict[str, Any], Tree]:
         """Call the function on the values it names; returns what it wrote and its new memory (or its sums)."""

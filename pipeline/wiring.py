@@ -17,7 +17,6 @@ from pipeline.load import Load
 from pipeline.place import Place
 from pipeline.sources import Source
 from pipeline.stage import GIVEN, Part, Stage
-from pipeline.update import Average
 
 LASTS = ("memory", "hyper", "step", "seed")
 """What State keeps besides the values of the stages."""
@@ -69,15 +68,15 @@ def _check_calls(stages: Sequence[Part]) -> None:
         """What keeps some values first, of which there may be averages."""
         owner = kept.get(name)
         for _ in stages:
-            owner = kept.get(owner.of) if isinstance(owner, Average) else owner
+            owner = kept.get(owner.average_of) if isinstance(owner, Stage) and owner.view else owner
         return owner
 
     for s in stages:
-        if isinstance(s, Average) and not isinstance(source(s.of), Model):
+        if isinstance(s, Stage) and s.view and not isinstance(source(s.average_of), Model):
             models = [t.params for t in stages if isinstance(t, Model) and t.create is not None]
             raise WiringError(
-                f"stage {s.name!r} averages {s.of!r}, which is not the params= of a model here"
-                f"{did_you_mean(s.of, models)}"
+                f"stage {s.name!r} averages {s.average_of!r}, which is not the params= of a model here"
+                f"{did_you_mean(s.average_of, models)}"
             )
         if not isinstance(s, Model) or s.create is not None:
             continue

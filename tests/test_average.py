@@ -15,10 +15,11 @@ from torch.optim import swa_utils
 
 from pipeline import Pipeline, backward, fit, forward, load, loss, models, testing, update
 from pipeline.errors import ConfigError, WiringError
+from pipeline.stage import Stage
 from pipeline.state import format_metric
 from tests import by_hand, kills, pipes, strategies
 from tests.test_cli_resume import TINY, back_to
-from tests.test_update import hyper, runs, steps
+from tests.test_update import hyper, run, runs
 
 
 class Normed(nn.Module):
@@ -90,13 +91,13 @@ def test_swa_equals_torchs_averaged_model(start, every):
 
 
 @given(runs(), st.integers(1, 4), strategies.fractions)
-def test_lookahead_is_its_algorithm(run, every, alpha):
+def test_lookahead_is_its_algorithm(drawn, every, alpha):
     """After each `every` steps the slow weights go part of the way, and the fast ones begin from there."""
-    params, history = run
+    params, history = drawn
     rule, look = update.sgd(0.1), update.lookahead(every, alpha)
     memory, ours, slow, fast = look.init(params), params, params, params
     for k, grads in enumerate(history, 1):
-        written, memory = look.run({"params": steps(rule, ours, [grads])}, hyper(look), memory)
+        written, memory = look.run({"params": run(rule, ours, [grads])[0]}, hyper(look), memory)
         ours = written["params"]
         fast = {n: p - 0.1 * grads[n] for n, p in fast.items()}
         if k % every == 0:
@@ -165,7 +166,7 @@ def test_a_rule_may_be_an_average_of_its_own():
     def view(params, memory, lr):
         return {"params": {k: memory[k] + lr * (p - memory[k]) for k, p in params.items()}}
 
-    rule = update.Average("free", toward, view=view, writes=("critic",), hyper={"lr": 0.25},
+    rule = Stage("free", toward, view=view, writes=("critic",), hyper={"lr": 0.25},
                           names={"params": "critic"}, init=lambda params: copy.deepcopy(params))  # fmt: skip
     stages = forward.model(pipes.Linear, params="critic"), loss.cross_entropy(), backward.gradients(wrt="critic")
     pipe = Pipeline(*stages, rule)

@@ -184,6 +184,28 @@ def test_lamb_is_the_papers(run_, lr, betas, eps, decay):
     assert_close(run(update.lamb(lr, betas=betas, eps=eps, weight_decay=decay), params, history)[0], x, 1e-11, params)
 
 
+@given(runs(), learning_rates, betas, small, decays)
+def test_schedule_free_is_the_papers(run_, lr, betas, eps, decay):
+    """Schedule-free AdamW is algorithm 1 of Defazio et al. (2024), without its warm-up; x is what it is seen as."""
+    params, history = run_
+    beta1, beta2 = betas
+    z, x, y, v = dict(params), dict(params), dict(params), {k: torch.zeros_like(p) for k, p in params.items()}
+    weights = 0.0
+    for t, grads in enumerate(history, 1):
+        rate = lr * math.sqrt(1 - beta2**t)
+        weights += rate**2
+        c = rate**2 / weights
+        for k, g in grads.items():
+            v[k] = beta2 * v[k] + (1 - beta2) * g**2
+            z[k] = z[k] - rate * g / (torch.sqrt(v[k]) + eps) - rate * decay * y[k]
+            x[k] = (1 - c) * x[k] + c * z[k]
+            y[k] = (1 - beta1) * z[k] + beta1 * x[k]
+    stage = update.schedule_free_adamw(lr, betas=betas, eps=eps, weight_decay=decay)
+    ours, memory = run(stage, params, history)
+    assert_close(ours, y, 1e-11, params)
+    assert_close(stage.averaged({"params": ours, "memory": {stage.name: memory}}, {})["params"], x, 1e-11, params)
+
+
 def test_a_parameter_of_zeros_leaves_them_by_lamb():
     """Where a norm is 0, LAMB takes the step as it is."""
     params, history = {"w": torch.zeros(3)}, [{"w": torch.ones(3)}]
@@ -237,6 +259,7 @@ EACH = {name: made(name, **({"momentum": 0.9, "nesterov": True} if name == "nest
     "centered": update.rmsprop(0.1, momentum=0.9, centered=True),
     "lion": update.lion(),
     "lamb": update.lamb(),
+    "schedule-free": update.schedule_free_adamw(),
     "layerwise": update.layerwise(update.adamw(), 0.5),
     "thawed": update.thawed(update.adamw(), at=1),
 }

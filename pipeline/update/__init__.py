@@ -5,8 +5,8 @@ hyperparameter is a 0-d float64 tensor, which multiplies float32 without promoti
 """
 
 from pipeline.update.adagrad import adadelta, adafactor, adagrad, rmsprop
-from pipeline.update.adam import adam, adamax, adamw, lamb, nadam, radam
-from pipeline.update.average import Average, ema, lookahead, swa
+from pipeline.update.adam import adam, adamax, adamw, lamb, nadam, radam, schedule_free_adamw
+from pipeline.update.average import ema, lookahead, swa
 from pipeline.update.clip import centralize, clip_adaptive, clip_norm, clip_value, noise, weight_decay
 from pipeline.update.finite import Finite, finite
 from pipeline.update.groups import frozen, groups, layerwise, thawed
@@ -16,7 +16,6 @@ from pipeline.update.rule import rule
 from pipeline.update.sgd import asgd, lion, rprop, sgd
 
 __all__ = [
-    "Average",
     "Finite",
     "adadelta",
     "adafactor",
@@ -47,6 +46,7 @@ __all__ = [
     "rmsprop",
     "rprop",
     "rule",
+    "schedule_free_adamw",
     "sgd",
     "swa",
     "thawed",

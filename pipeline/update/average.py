@@ -5,49 +5,19 @@ Shapes: as the update rules; an average has the structure, shapes and dtypes of 
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from attrs import field, frozen
 from torch import Tensor
 
-from pipeline.errors import ConfigError, WiringError
+from pipeline.errors import ConfigError
 from pipeline.stage import Number, Stage, buffers_of, is_count
 from pipeline.tree import Tree
 from pipeline.update.rule import Params, below_one, count, positive
 
 
-@frozen(eq=False)
-class Average(Stage):
-    """A stage through which a State is seen with other weights than those that are trained."""
-
-    view: Callable[..., dict[str, Tree]] = field(kw_only=True)
-    """The weights to see, and buffers if they are others too: `{"params": ..., "buffers": ...}`. It reads values in
-    State, the stage's memory and its hyperparameters by its parameters' names, as the stage's function does."""
-    anew: bool = field(default=False, kw_only=True)
-    """Whether BatchNorm's running statistics are to be made anew for these weights, because none belong to them."""
-
-    @property
-    def of(self) -> str:
-        """The name of the parameters that it is seen in the place of."""
-        return self.names.get("params", "params")
-
-    def averaged(self, tree: Mapping[str, Tree], hyper: Mapping[str, Tensor]) -> dict[str, Tree]:
-        """What is other in the tree of a State that is seen so. `hyper` are the stage's numbers at this step."""
-        own = {"memory": tree["memory"].get(self.name), **hyper}
-        read = inspect.signature(self.view).parameters
-        seen = self.view(**{p: own[p] if p in own else tree[self.names.get(p, p)] for p in read})
-        return {self.names.get(name, name): value for name, value in seen.items()}
-
-    def rename(self, **names: str) -> Stage:
-        if self.keeps:
-            raise WiringError(f"stage {self.name!r} is renamed where it is made: {self.name}(of=..., writes=...)")
-        return super().rename(**names)
-
-
-def ema(decay: Number = 0.999, *, of: str = "params", writes: str = "ema") -> Average:
+def ema(decay: Number = 0.999, *, of: str = "params", writes: str = "ema") -> Stage:
     """The exponential moving average of the weights: after each step, ema = decay * ema + (1 - decay) * params.
 
     Put it after the update rule. State keeps it as `writes`, where other stages can read it: a teacher is
@@ -67,7 +37,7 @@ def ema(decay: Number = 0.999, *, of: str = "params", writes: str = "ema") -> Av
     return _kept("update.ema", function, of, writes, hyper={"decay": decay})
 
 
-def swa(start: int, *, every: int = 1, of: str = "params", writes: str = "swa") -> Average:
+def swa(start: int, *, every: int = 1, of: str = "params", writes: str = "swa") -> Stage:
     """The equal average of the weights after `start` steps, `start + every`, and so on (stochastic weight averaging).
 
     Put it after the update rule. State keeps it as `writes`. Up to `start` it is the weights themselves. BatchNorm's
@@ -121,14 +91,14 @@ def lookahead(every: int = 5, alpha: Number = 0.5) -> Stage:
     return Stage("update.lookahead", function, writes=("params",), init=init, hyper=hyper)
 
 
-def _kept(name: str, function: Callable[..., Any], of: str, writes: str, **fields: Any) -> Average:
+def _kept(name: str, function: Callable[..., Any], of: str, writes: str, **fields: Any) -> Stage:
     """An average that State keeps beside the weights."""
     model, own = (of, buffers_of(of)), (writes, f"{writes}.buffers")
 
     def create(seed: int, before: Any, tree: Mapping[str, Tree]) -> dict[str, Tree]:
         return {new: _copies(tree[old]) for new, old in zip(own, model, strict=True)}
 
-    return Average(
+    return Stage(
         name,
         function,
         writes=own,

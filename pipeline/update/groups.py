@@ -50,7 +50,7 @@ def groups(members: Mapping[Which, Stage], *, otherwise: Stage | None = None, na
         for label, names in _assigned(name, keys, OTHERWISE in stages, values["params"]).items():
             s = stages[label]
             own = {**values, "params": _part(values["params"], names), "grads": _part(values["grads"], names)}
-            written, kept = s.run(own, {h: hyper[f"{label}.{h}"] for h in s.hyper}, memory and memory.get(label))
+            written, kept = s.run(own, {h: hyper[f"{label}.{h}"] for h in s.hyper}, memory.get(label))
             changed |= written["params"]
             if s.remembers:
                 after[label] = kept
@@ -67,7 +67,14 @@ def groups(members: Mapping[Which, Stage], *, otherwise: Stage | None = None, na
             if stages[label].remembers
         }
 
-    return _around(name, call, init, hyper, stages.values())
+    def view(params: Params, memory: Any) -> dict[str, Params]:
+        seen = dict(params)
+        for label, names in _assigned(name, keys, OTHERWISE in stages, params).items():
+            if stages[label].view is not None:
+                seen |= _seen(stages[label], _part(params, names), memory[label])
+        return {"params": seen}
+
+    return _around(name, call, init, hyper, stages.values(), view)
 
 
 def frozen() -> Stage:
@@ -92,9 +99,13 @@ def thawed(member: Stage, at: Number) -> Stage:
         def chosen(before: Tree, after: Tree) -> Tree:
             return tree_map(lambda old, new: torch.where(values["step"] < hyper["at"], old, new), before, after)
 
-        return chosen(values["params"], written["params"]), chosen(memory, kept) if member.remembers else None
+        return chosen(values["params"], written["params"]), chosen(memory, kept) if member.remembers else {}
 
-    return _around(member.name, call, lambda params: _first(member, params), {**member.hyper, "at": at}, [member])
+    def view(params: Params, memory: Any) -> dict[str, Params]:
+        return {"params": _seen(member, params, memory)}
+
+    hyper = {**member.hyper, "at": at}
+    return _around(member.name, call, lambda params: _first(member, params), hyper, [member], view)
 
 
 def layerwise(member: Stage, decay: Number, *, layers: list[Which] | None = None) -> Stage:
@@ -119,13 +130,16 @@ def layerwise(member: Stage, decay: Number, *, layers: list[Which] | None = None
         own = {h: x for h, x in hyper.items() if h != "decay"}
         own["lr"] = {k: rates[depth[k]] for k in values["params"]}
         written, kept = member.run(values, own, memory)
-        return written["params"], kept
+        return written["params"], kept if member.remembers else {}
 
     def init(params: Params) -> Tree:
         _depths(name, params, layers)
         return _first(member, params)
 
-    return _around(name, call, init, {**member.hyper, "decay": decay}, [member])
+    def view(params: Params, memory: Any) -> dict[str, Params]:
+        return {"params": _seen(member, params, memory)}
+
+    return _around(name, call, init, {**member.hyper, "decay": decay}, [member], view)
 
 
 def _label(key: Which) -> str:
@@ -178,8 +192,14 @@ def _part(tensors: Params, names: list[str]) -> Params:
 def _first(s: Stage, params: Params) -> Tree:
     """A stage's first memory, of a part of the parameters."""
     if s.init is None:
-        return None
+        return {}
     return s.init(**dict.fromkeys(inspect.signature(s.init).parameters, params))
+
+
+def _seen(s: Stage, params: Params, memory: Tree) -> Params:
+    """What an average is seen as, of a part of the parameters."""
+    seen: Params = s.averaged({"params": params, "memory": {s.name: memory}}, {})["params"]
+    return seen
 
 
 def _some(params: Params) -> str:
@@ -189,23 +209,21 @@ def _some(params: Params) -> str:
 
 def _around(
     name: str, call: Callable[..., tuple[Params, Tree]], init: Callable[[Params], Tree], hyper: Mapping[str, Number],
-    members: Collection[Stage],
+    members: Collection[Stage], view: Callable[..., dict[str, Params]],
 ) -> Stage:  # fmt: skip
     """A stage that hands what it reads over to others: `call({params, grads, step}, hyper, memory)`."""
 
-    def plain(params: Params, grads: Params, step: Any, **hyper: Any) -> Params:
-        return call({"params": params, "grads": grads, "step": step}, hyper, None)[0]
-
-    def remembering(params: Params, grads: Params, step: Any, memory: Any, **hyper: Any) -> tuple[Params, Tree]:
+    def function(params: Params, grads: Params, step: Any, memory: Any, **hyper: Any) -> tuple[Params, Tree]:
         return call({"params": params, "grads": grads, "step": step}, hyper, memory)
 
-    remembers = any(s.remembers for s in members)
     return Stage(
         name,
-        remembering if remembers else plain,
+        function,
         writes=("params",),
-        init=(lambda params: init(params)) if remembers else None,
+        init=lambda params: init(params),  # also where none remembers: it looks at the names
         hyper=hyper,
         names={k: k for k in ("params", "grads", "step")},
         draws=any(s.draws for s in members),
+        view=view if any(s.view for s in members) else None,
+        anew=any(s.anew for s in members),
     )
