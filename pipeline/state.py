@@ -156,7 +156,7 @@ def _find(name: str, hyper: Mapping[str, Tensor]) -> str:
         known = {*hyper, *(key.rsplit(".", 1)[-1] for key in hyper)}
         raise StateError(f"there is no hyperparameter {name!r}{did_you_mean(name, known)}")
     if len(ends) > 1:
-        raise StateError(f"several stages have a hyperparameter {name!r}; name one of {', '.join(ends)}")
+        raise StateError(f"several hyperparameters are called {name!r}; name one of {', '.join(ends)}")
     return ends[0]
 
 

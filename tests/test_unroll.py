@@ -11,7 +11,7 @@ from tests import strategies
 
 RULES = {
     "sgd": (lambda: update.sgd(0.1, momentum=0.8, weight_decay=0.01), ("lr", "momentum", "weight_decay")),
-    "adamw": (lambda: update.adamw(0.01, betas=(0.8, 0.9)), ("lr", "beta1", "beta2")),
+    "adamw": (lambda: update.adamw(0.01, betas=(0.8, 0.9)), ("lr", "beta1", "beta2", "weight_decay")),
 }
 
 
@@ -83,6 +83,27 @@ def test_gradients_of_first_weights_equal_finite_differences(rule):
     grads = torch.func.grad(after)(state.params)
     got, expected = sum((grads[k] * v).sum() for k, v in along.items()), slope(moved, torch.zeros(()).double(), 1e-5)
     assert abs(got / expected - 1) <= 1e-5
+
+
+class Dead(Smooth):
+    """A net whose first layer has a gradient of exactly 0."""
+
+    def forward(self, x):
+        return self.last(torch.relu(self.first(x) - 100))
+
+
+@pytest.mark.parametrize("name", ["adadelta", "adagrad", "adam", "adamax", "adamw", "asgd", "lamb", "nadam", "radam",
+                                  "rmsprop", "schedule_free_adamw", "sgd"])  # fmt: skip
+def test_a_gradient_through_training_is_finite_where_a_unit_is_dead(name):
+    """Rules that divide by the root of what was never above 0 have a slope there all the same."""
+    pipe = classifier(getattr(update, name)(), Dead)
+    state = pipe.init(0)
+
+    def after(params, lr):
+        return validation(pipe, state.replace(params=params).with_hyper(lr=lr))
+
+    grads, slope = torch.func.grad(after, argnums=(0, 1))(state.params, torch.tensor(0.01, dtype=torch.float64))
+    assert all(g.isfinite().all() for g in (*grads.values(), slope))
 
 
 def test_a_gradient_is_the_same_by_torchs_tape():

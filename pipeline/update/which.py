@@ -15,6 +15,7 @@ Which: TypeAlias = str | Callable[[str, Tensor], bool]
 def holds(which: Which, name: str, tensor: Tensor) -> bool:
     """Whether a parameter is among those.
 
+    >>> import torch
     >>> names = ["norm.bias", "head.weight", "head.bias"]
     >>> [n for n in names if holds("head.*, !*.bias", n, torch.zeros(2))]
     ['head.weight']
