@@ -187,7 +187,7 @@ class Composition:
             if pytree.tree_structure(memory[name]) != pytree.tree_structure(before):
                 raise StageError(name, "returned a memory of another structure than its init made")
         old = {name: tree[name] for name in lasting}
-        self._check_shapes(lasting, old)
+        self._check_shapes({**lasting, "memory": memory}, {**old, "memory": tree["memory"]})
         lasting, memory = tree_map(_as_it_was, (lasting, memory), (old, tree["memory"]))
         new = {**tree, **lasting, "memory": memory, "step": tree["step"] + 1}
         for s in self.graph:
@@ -197,11 +197,11 @@ class Composition:
 
     def _check_shapes(self, new: dict[str, Tree], old: dict[str, Tree]) -> None:
         """Raise StageError where what State holds comes out in another shape."""
-        pairs = list(zip(pytree.tree_leaves(new), pytree.tree_leaves(old), strict=False))
-        for i, (x, y) in enumerate(pairs):
+        for i, (x, y) in enumerate(zip(pytree.tree_leaves(new), pytree.tree_leaves(old), strict=False)):
             if isinstance(x, Tensor) and x is not y and x.shape != y.shape:
                 path = paths(new)[i][0]
-                writer = [s.name for s in self.graph if path.split("/")[0] in s.writes][-1]
+                name, _, rest = path.partition("/")
+                writer = [s.name for s in self.graph if name in s.writes or rest.startswith(f"{s.name}/")][-1]
                 each = any(isinstance(s, Gradients) and s.per_example for s in self.graph)
                 instead = "return it as it was"
                 if each and x.shape[1:] == y.shape:

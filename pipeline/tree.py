@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from torch import Tensor
 from torch.utils import _pytree as pytree  # the registry that torch.func and torch.compile read
 
 from pipeline.errors import StateError
@@ -15,6 +16,25 @@ Tree = Any
 def tree_map(function: Callable[..., Any], *trees: Tree) -> Tree:
     """`function` on the leaves of trees of one structure."""
     return pytree.tree_map(function, *trees)
+
+
+def parted(tree: Tree) -> tuple[list[Tensor], Callable[[Sequence[Tensor]], Any]]:
+    """The tensors of a tree, and what makes it again of others in their places; all else in it stays.
+
+    >>> import torch
+    >>> tensors, back = parted({"loss": torch.zeros(()), "training": True})
+    >>> len(tensors), back([torch.ones(())])
+    (1, {'loss': tensor(1.), 'training': True})
+    """
+    leaves, spec = pytree.tree_flatten(tree)
+    at = [i for i, x in enumerate(leaves) if isinstance(x, Tensor)]
+    rest = [None if isinstance(x, Tensor) else x for x in leaves]
+
+    def back(tensors: Sequence[Tensor]) -> Tree:
+        put = dict(zip(at, tensors, strict=True))
+        return pytree.tree_unflatten([put.get(i, x) for i, x in enumerate(rest)], spec)
+
+    return [leaves[i] for i in at], back
 
 
 def paths(tree: Tree) -> list[tuple[str, Any]]:

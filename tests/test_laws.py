@@ -53,29 +53,6 @@ def test_the_tape_gives_the_functional_gradients(case):
     testing.same(pipe.step(state, batch)[0].tree, other.step(state, batch)[0].tree, 1e-6)
 
 
-@given(classifiers(), st.integers(1, 7))
-def test_accumulating_equals_the_full_batch(case, parts):
-    """Gradients over parts of a batch, equal or not, give the step of the whole batch."""
-    pipe, _, batch = case
-    pipe = pipe.replace("forward.model", forward.model(lambda: models.mlp(4, 5, 3)))
-    pipe = Pipeline(*pipe.stages[:-1], update.sgd(0.1))
-    split = pipe.replace("backward.gradients", backward.gradients(accumulate=parts))
-    state = pipe.init(0)
-    (a, metrics), (b, expected) = split.step(state, batch), pipe.step(state, batch)
-    testing.same(a.tree, b.tree, 1e-5)
-    testing.same(metrics, expected, 1e-5)
-
-
-def test_accumulating_weighs_parts_by_what_counts():
-    """With ignored targets, parts of one length have other weights, and one may have none."""
-    batch = {"inputs": torch.randn(6, 4), "targets": torch.tensor([0, 1, 2, -100, -100, -100])}
-    pipe = Pipeline(
-        forward.model(lambda: pipes.Linear()), loss.cross_entropy(), backward.gradients(accumulate=4), update.sgd(0.1)
-    )
-    whole = pipe.replace("backward.gradients", backward.gradients())
-    testing.same(pipe.step(pipe.init(0), batch)[0].tree, whole.step(pipe.init(0), batch)[0].tree, 1e-6)
-
-
 @given(strategies.batches(dtype=torch.float64), strategies.seeds)
 @settings(max_examples=10)
 def test_gradients_through_training_equal_finite_differences(batch, seed):

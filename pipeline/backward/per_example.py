@@ -18,7 +18,7 @@ from pipeline.backward.gradients import Gradients
 from pipeline.errors import PipeError, StageError, WiringError, place_of
 from pipeline.stage import Stage, first_line
 from pipeline.state import Batch
-from pipeline.tree import Tree, paths, tree_map
+from pipeline.tree import Tree, parted, paths, tree_map
 
 Written: TypeAlias = tuple[dict[str, Any], dict[str, Tree], dict[str, Tree]]
 
@@ -50,17 +50,17 @@ def each_sample(
     of_samples = {k: v for k, v in values.items() if k in batch or (isinstance(v, Tensor) and k not in kept)}
     leaves, spec = pytree.tree_flatten(of_samples)
     at = [i for i, x in enumerate(leaves) if isinstance(x, Tensor) and x.ndim > 0 and x.shape[0] == size]
-    rest: list[Any] = []
+    back: list[Any] = []
 
-    def sample(seed: Tensor, own: list[Tensor]) -> dict[int, Tensor]:
+    def sample(seed: Tensor, own: list[Tensor]) -> list[Tensor]:
         alone = {i: x.unsqueeze(0) for i, x in zip(at, own, strict=True)}
         part = pytree.tree_unflatten([alone.get(i, x) for i, x in enumerate(leaves)], spec)
         written, _, sums = one({**values, **part, "seed": seed})
         for name in written.keys() & kept:
             _look(name, written[name], stages)
-        flat, made = pytree.tree_flatten((written, sums))
-        rest[:] = [made, [None if isinstance(x, Tensor) else x for x in flat]]
-        return {i: x for i, x in enumerate(flat) if isinstance(x, Tensor)}
+        tensors, whole = parted((written, sums))
+        back[:] = [whole]
+        return tensors
 
     seeds = random.key(values["seed"], torch.arange(size, device=values["seed"].device))
     # For the fused attention of a CPU torch has no mapped form: it would be called once for each sample.
@@ -77,8 +77,7 @@ def each_sample(
         raise
     except Exception as e:  # of what torch.func refuses, or of the backward alone
         raise StageError(g.name, f"can't take a gradient for each sample: {first_line(e)}{place_of(e)}") from e
-    made, flat = rest
-    written, sums = pytree.tree_unflatten([tensors.get(i, x) for i, x in enumerate(flat)], made)
+    written, sums = back[0](tensors)
     weight = sums[g.name]["weight"]  # of the loss, also where that states none
     joined = {k: _joined(k, x, written.get(f"{k}.weight", weight), kept) for k, x in written.items() if k != g.grads}
     return {**joined, g.grads: written[g.grads]}, {}, tree_map(lambda x: x.sum(0, dtype=x.dtype), sums)

@@ -16,9 +16,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._higher_order_ops.scan import scan_op
 from torch.fx import GraphModule
 
-from pipeline.compile.tracing import Traced
+from pipeline.compile.tracing import Traced, nodes
 
 _VARIABLES = ("TORCHINDUCTOR_", "TORCH_COMPILE", "CXX")
 
@@ -32,7 +33,7 @@ def identity(traced: Traced, settings: str) -> dict[str, Any] | None:
     for module in traced.graph.modules():
         if isinstance(module, GraphModule):
             graph.update(module.code.encode())
-    for node in traced.graph.graph.nodes:
+    for node in nodes(traced.graph):
         if node.op == "call_function" and not _known(node.target):
             return None
         value = node.meta.get("val") if node.op == "placeholder" else None
@@ -48,7 +49,9 @@ def identity(traced: Traced, settings: str) -> dict[str, Any] | None:
 def _known(target: Any) -> bool:
     """Whether an operation is torch's own or Python's, whose version stands for what it does."""
     return (
-        str(getattr(target, "namespace", "")) in ("aten", "prims", "prim") or target.__class__.__module__ == "builtins"
+        str(getattr(target, "namespace", "")) in ("aten", "prims", "prim")
+        or target is scan_op
+        or target.__class__.__module__ == "builtins"
     )
 
 

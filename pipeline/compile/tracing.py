@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from attrs import evolve, frozen
 from torch import Tensor
+from torch._higher_order_ops.scan import scan_op
 from torch._subclasses import fake_tensor
 from torch.distributions import Distribution
 from torch.fx import GraphModule, Node
@@ -50,18 +51,28 @@ class Traced:
 
     @functools.cached_property
     def operations(self) -> int:
-        return sum(node.op == "call_function" for node in self.graph.graph.nodes)
+        return sum(node.op == "call_function" for node in nodes(self.graph))
 
     @property
     def low_precision(self) -> bool:
         """Whether some number in it has fewer bits than float32."""
-        return any(getattr(node.meta.get("val"), "dtype", None) in _LOW for node in self.graph.graph.nodes)
+        return any(getattr(node.meta.get("val"), "dtype", None) in _LOW for node in nodes(self.graph))
 
     @property
     def outputs(self) -> tuple[Tensor, ...]:
         """What it returns, as fake tensors."""
         [node] = self.graph.graph.find_nodes(op="output")
         return tuple(n.meta["val"] for n in node.args[0])
+
+
+def _graphs(graph: GraphModule) -> list[GraphModule]:
+    """A graph, and those that its operations hold, as the loop over the parts of a batch does."""
+    return [module for module in graph.modules() if isinstance(module, GraphModule)]
+
+
+def nodes(graph: GraphModule) -> Iterator[Node]:
+    """All operations of a graph, and of those within it."""
+    return (node for part in _graphs(graph) for node in part.graph.nodes)
 
 
 def trace(function: Callable[..., Any], args: Sequence[Tensor], varying: Sequence[Collection[int]] = ()) -> Traced:
@@ -92,8 +103,9 @@ def trace(function: Callable[..., Any], args: Sequence[Tensor], varying: Sequenc
         if isinstance(e.__cause__, unreadable):
             raise _uncaptured(e) from e
         raise
-    _mended(graph)
-    for node in graph.graph.nodes:
+    for part in _graphs(graph):
+        _mended(part)
+    for node in nodes(graph):
         # Attention carries the tag for a dropout of its own, which is 0 here: pipeline.draws has done it already.
         attention = "scaled_dot_product" in str(node.target)
         if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()) and not attention:
@@ -159,6 +171,8 @@ def _mended(graph: GraphModule) -> None:
 
 def _lifted(graph: GraphModule) -> tuple[Tensor, ...]:
     """Make the tensors that a graph holds its last inputs, and return them."""
+    for node in graph.graph.find_nodes(op="call_function", target=scan_op):
+        _handed(graph, node)
     places: dict[int, Node] = {}
     constants: list[Tensor] = []
     last = list(graph.graph.find_nodes(op="placeholder"))[-1]
@@ -183,6 +197,27 @@ def _lifted(graph: GraphModule) -> tuple[Tensor, ...]:
         graph.graph.erase_node(node)
     graph.recompile()
     return tuple(constants)
+
+
+def _handed(graph: GraphModule, loop: Node) -> None:
+    """Have a graph hold what the graph of a loop in it holds, and give it to that."""
+    inner = getattr(graph, str(loop.args[0].target))  # type: ignore[union-attr]  # the graph is an attribute
+    last = list(inner.graph.find_nodes(op="placeholder"))[-1]
+    places: dict[str, Node] = {}
+    for held in inner.graph.find_nodes(op="get_attr"):
+        name = str(held.target)
+        if name not in places:
+            setattr(graph, f"{loop.name}_{name}", getattr(inner, name))
+            with graph.graph.inserting_before(loop):
+                given = graph.graph.get_attr(f"{loop.name}_{name}")
+            with inner.graph.inserting_after(last):
+                last = places[name] = inner.graph.placeholder(f"given{name}")
+            for node in (given, last):
+                node.meta.update(held.meta)
+            loop.args = (*loop.args[:3], (*loop.args[3], given))  # type: ignore[misc]  # a tuple of nodes
+        held.replace_all_uses_with(places[name])
+        inner.graph.erase_node(held)
+    inner.recompile()
 
 
 def _stage(node: Node) -> str:

@@ -27,6 +27,7 @@ from pipeline.compile.backends import text
 from pipeline.compile.backends.library import Call, Library, capsules, return_memory
 from pipeline.compile.backends.program import Output
 from pipeline.compile.backends.torch import reason
+from pipeline.compile.tracing import nodes
 from pipeline.errors import CaptureError
 
 _CPU: dict[str, Any] = {
@@ -96,7 +97,7 @@ def begin(
 
     Raises CaptureError where Inductor refuses the graph, or where what it wrote is not what this file knows.
     """
-    for node in graph.graph.nodes:
+    for node in nodes(graph):
         if isinstance(node.target, torch._ops.OpOverload) and node.target.namespace not in ("aten", "prims"):
             raise CaptureError(f"it calls {node.target}, which is no operation of torch's C++")
     # Each is its own memory, which is never touched.
@@ -160,8 +161,14 @@ def _lower(graph: GraphModule, inputs: Sequence[Any], load: Callable[[text.Code]
 
     _store(graph)
     values = (n.meta.get("example_value", n.meta.get("val")) for n in graph.graph.nodes)
+    # Inductor frees what it planned in a loop where the loop has ended.
+    loops = any(isinstance(n.target, torch._ops.HigherOrderOperator) for n in graph.graph.nodes)
     size = sum(v.nbytes for v in values if isinstance(v, Tensor))
-    options = _CPU | {"memory_planning": size <= _PLANNED} | (_BOUNDED if len(graph.graph.nodes) > _LARGE else {})
+    options = (
+        _CPU
+        | {"memory_planning": size <= _PLANNED and not loops}
+        | (_BOUNDED if len(graph.graph.nodes) > _LARGE else {})
+    )
     # A hit in AOTAutograd's cache would not pass by what listens here.
     cached = functorch_config.patch(enable_autograd_cache=False)
     with mock.patch.object(CppWrapperCodeCache, "load_pybinding", pybinding), _no_probes(), cached:

@@ -20,6 +20,7 @@ RUN, CALL = "RUN", "CALL"
 _HEADER = "#include <torch/csrc/inductor/cpp_wrapper/cpu.h>\n"
 _INCLUDE = re.compile(r"^[ \t]*#[ \t]*include\b.*\n", re.MULTILINE)
 _RELEASE = re.compile(r"^.*gil_scoped_release\w* \w+;\n", re.MULTILINE)
+_LOOPED = re.compile(r"\baoti_torch_empty_strided(?=\([^;]*&while_loop_\w+\))")
 _KERNEL = re.compile(r'^extern "C" [^;{]*{$.*?^}$', re.MULTILINE | re.DOTALL)
 _DEFINED = re.compile(r'^extern "C"\s+(?:__attribute__\S+\s+)?void\s+(\w+)\(', re.MULTILINE)
 _LOOP = re.compile(r"^(?= *#pragma omp (?:for|single|parallel))", re.MULTILINE)
@@ -41,6 +42,9 @@ class Code:
         _once("header", calls.count(_HEADER), 1)
         # The loop is called without the interpreter's lock, so a step has none to release.
         calls, count = _RELEASE.subn("", calls)
+        # What a loop makes is read in its next round, so it can't be in the memory that its place in the code keeps. In
+        # brackets, the name is not that of the macro.
+        calls = _LOOPED.sub(lambda name: f"({name.group()})", calls)
         _once("release of the interpreter's lock", count, 1)
         _once("kernel", len(_KERNEL.findall(kernels)), len(_DEFINED.findall(kernels)))
         return cls(calls, _KERNEL.sub(lambda k: _serial(k.group()), kernels), outputs)
