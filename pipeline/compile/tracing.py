@@ -105,6 +105,7 @@ def trace(function: Callable[..., Any], args: Sequence[Tensor], varying: Sequenc
         raise
     for part in _graphs(graph):
         _mended(part)
+        _merged(part)
     for node in nodes(graph):
         # Attention carries the tag for a dropout of its own, which is 0 here: pipeline.draws has done it already.
         attention = "scaled_dot_product" in str(node.target)
@@ -167,6 +168,37 @@ def _mended(graph: GraphModule) -> None:
                 made.meta.update(node.meta)
                 node.replace_all_uses_with(made)
                 graph.graph.erase_node(node)
+
+
+def _merged(graph: GraphModule) -> None:
+    """Have a number that is worked out of the same numbers in the same way be worked out once.
+
+    Rules are mapped over the parameters, so each has a bias correction of its own, and a compiler makes a kernel for
+    each. Larger results are left alone: to keep one costs memory.
+    """
+    known: dict[Any, Node] = {}
+    for node in list(graph.graph.nodes):
+        schema = getattr(node.target, "_schema", None)
+        if schema is None:
+            continue
+        if schema.is_mutable:
+            known.clear()  # what was read before may be other now
+        read = [*node.args, *node.kwargs.values()]
+        numbers = [x for x in read if isinstance(x, Node)]
+        if not numbers or not all(_is_number(x) for x in (node, *numbers)) or schema.is_mutable:
+            continue
+        if torch.Tag.nondeterministic_seeded in node.target.tags or any(r.alias_info for r in schema.returns):
+            continue
+        same = known.setdefault((node.target, repr(read), tuple(node.kwargs), node.meta["val"].dtype), node)
+        if same is not node:
+            node.replace_all_uses_with(same)
+            graph.graph.erase_node(node)
+    graph.recompile()
+
+
+def _is_number(node: Node) -> bool:
+    value = node.meta.get("val")
+    return isinstance(value, Tensor) and value.ndim == 0
 
 
 def _lifted(graph: GraphModule) -> tuple[Tensor, ...]:
