@@ -56,7 +56,7 @@ def job(config: TrainConfig) -> Job:
         forward.model(build),
         objective,
         *metrics,
-        backward.gradients(),
+        backward.gradients(accumulate=config.accumulate),
         update.finite(config.on_nonfinite),
         *([update.clip_norm(config.clip)] if config.clip else []),
         _optimizer(config, config.epochs * order.count(len(train), config.batch_size)),
@@ -153,12 +153,24 @@ def _model(config: TrainConfig, data: Tensors, held_out: Tensors) -> tuple[Any, 
 
 def _optimizer(config: TrainConfig, steps: int) -> Stage:
     lr = _learning_rate(config, steps)
-    made = {
-        "sgd": lambda: update.sgd(lr, momentum=0.9 if config.momentum is None else config.momentum),
-        "adam": lambda: update.adam(lr),
-        "adamw": lambda: update.adamw(lr),
-    }[config.optimizer]()
-    return made if config.weight_decay is None else made.with_hyper(weight_decay=config.weight_decay)
+    options = {} if config.weight_decay is None else {"weight_decay": config.weight_decay}
+    made = _rule(config, lr, options)
+    if config.no_decay is None:
+        return made
+    if not any(value for name, value in made.hyper.items() if name.endswith("weight_decay")):
+        raise ConfigError(
+            f"--no-decay has nothing to leave out: {config.optimizer} has no --weight-decay here; give one"
+        )
+    return update.groups({config.no_decay: _rule(config, lr, {"weight_decay": 0.0})}, otherwise=made)
+
+
+def _rule(config: TrainConfig, lr: Schedule | float, options: dict[str, Any]) -> Stage:
+    if config.optimizer == "muon":  # so that one learning rate is for both of its rules
+        return update.muon(lr, adjust_lr_fn="match_rms_adamw", rest=update.adamw(lr, **options), **options)
+    if config.own_momentum is not None:
+        options = {**options, "momentum": config.own_momentum}
+    made: Stage = getattr(update, config.optimizer.replace("-", "_"))(lr, **options)
+    return made
 
 
 def _learning_rate(config: TrainConfig, steps: int) -> Schedule | float:
@@ -173,6 +185,7 @@ def _learning_rate(config: TrainConfig, steps: int) -> Schedule | float:
 
 def _schedule(config: TrainConfig, lr: float, steps: int) -> Schedule | float:
     made: dict[str, Callable[[], Schedule | float]] = {
+        "auto": lambda: lr if config.optimizer == "schedule-free-adamw" else schedules.cosine(lr, steps=steps),
         "constant": lambda: lr,
         "cosine": lambda: schedules.cosine(lr, steps=steps),
         "cosine-restarts": lambda: schedules.cosine_restarts(lr, period=max(steps / 7, 1), mult=2),

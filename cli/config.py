@@ -14,9 +14,29 @@ from attrs import Attribute, field, fields, frozen
 
 DATA = ("digits", "random")
 MODELS = ("convnet", "mlp", "transformer")
-OPTIMIZERS = {"sgd": 0.3, "adam": 0.003, "adamw": 0.003}
+OPTIMIZERS = {
+    "sgd": 0.3,
+    "asgd": 0.3,
+    "adam": 0.003,
+    "adamw": 0.003,
+    "adamax": 0.01,
+    "nadam": 0.003,
+    "radam": 0.01,
+    "adadelta": 1.0,
+    "adafactor": 0.03,
+    "adagrad": 0.03,
+    "lamb": 0.01,
+    "lion": 0.001,
+    "muon": 0.02,
+    "rmsprop": 0.003,
+    "rprop": 0.001,
+    "schedule-free-adamw": 0.01,
+}
 """Optimizer -> the learning rate that it gets where none is given."""
+MOMENTA = {"sgd": 0.9, "rmsprop": 0.0}
+"""Optimizer -> the momentum that it gets where none is given; with 0, it remembers none."""
 SCHEDULES = {
+    "auto": "cosine; constant for schedule-free-adamw",
     "constant": "",
     "cosine": "down to 0",
     "cosine-restarts": "3 cosines, each twice as long as the last",
@@ -112,13 +132,17 @@ class TrainConfig:
     epochs: int = _setting(20, "passes over the training data", _at_least(1))
     batch_size: int = _setting(64, "samples a step", _at_least(1), fixed=True)
     lr: float | None = _setting(
-        None, "learning rate  [default: 0.3 for sgd, 0.003 for adam and adamw]", _at_least(0, True)
+        None, "learning rate  [default: 0.3 for sgd, 0.003 for adam and adamw, others their own]", _at_least(0, True)
     )
-    optimizer: str = _setting("sgd", "sgd, adam or adamw", _one_of(OPTIMIZERS), fixed=True)
-    momentum: float | None = _setting(None, "of sgd  [default: 0.9]", _at_least(0))
-    weight_decay: float | None = _setting(None, "[default: 0; 0.01 for adamw]", _at_least(0))
+    optimizer: str = _setting("sgd", ", ".join(OPTIMIZERS), _one_of(OPTIMIZERS), fixed=True)
+    momentum: float | None = _setting(None, "of sgd and rmsprop  [default: 0.9 for sgd]", _at_least(0))
+    weight_decay: float | None = _setting(None, "[default: 0; 0.01 for adamw and lamb, 0.1 for muon]", _at_least(0))
+    no_decay: str | None = _setting(
+        None, 'parameters without weight decay, by patterns of their names: "*.bias,*norm*"', fixed=True
+    )
+    accumulate: int = _setting(1, "parts that a batch is taken in, with the memory of one", _at_least(1))
     schedule: str = _setting(
-        "cosine",
+        "auto",
         "of the learning rate: " + "; ".join(f"{name} ({what})" if what else name for name, what in SCHEDULES.items()),
         _one_of(SCHEDULES),
     )
@@ -163,10 +187,17 @@ class TrainConfig:
     def __attrs_post_init__(self) -> None:
         if not self.compile and self.steps_per_call not in ("auto", "1"):
             raise refusal(f"--steps-per-call {self.steps_per_call} needs a compiled step; leave out --no-compile")
-        if self.momentum is not None and self.optimizer != "sgd":
-            raise refusal(f"--momentum belongs to --optimizer sgd, not to {self.optimizer}; leave it out")
+        if self.momentum is not None and self.optimizer not in MOMENTA:
+            raise refusal(f"--momentum belongs to --optimizer sgd or rmsprop, not to {self.optimizer}; leave it out")
+        if self.optimizer == "rprop" and (self.weight_decay is not None or self.no_decay is not None):
+            raise refusal("--optimizer rprop has no weight decay; leave out --weight-decay and --no-decay")
         if not self.hidden and self.model != "mlp":
             raise refusal(f"--hidden is empty, but model {self.model} needs at least one width")
+
+    @property
+    def own_momentum(self) -> float | None:
+        """The momentum that the optimizer gets; None where it has none."""
+        return MOMENTA.get(self.optimizer) if self.momentum is None else self.momentum
 
 
 def flag(name: str) -> str:
@@ -229,9 +260,11 @@ def resumed(folder: Path, given: dict[str, Any]) -> tuple[TrainConfig, TrainConf
         before, now = getattr(old, f.name), getattr(new, f.name)
         if f.metadata["fixed"] and before != now:
             raise refusal(f"{flag(f.name)} {now} would not be the same run, which has {before}; start a new one")
-    for name in ("clip", "momentum"):  # with 0, the stage or its memory is left out
-        before, now = getattr(old, name), getattr(new, name)
-        if (before == 0) != (now == 0):
+    for name, before, now in (
+        ("clip", old.clip, new.clip),
+        ("momentum", old.own_momentum, new.own_momentum),
+    ):
+        if (before == 0) != (now == 0):  # with 0, the stage or its memory is left out
             raise refusal(f"{flag(name)} {now} would not be the same run, which has {before}; start a new one")
     if old.schedule != new.schedule and "plateau" in (old.schedule, new.schedule):  # it remembers what no other does
         raise refusal(f"--schedule {new.schedule} would not be the same run, which has {old.schedule}; start a new one")

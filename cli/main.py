@@ -17,7 +17,7 @@ from attrs import fields
 from cli import config
 
 TYPES: dict[str, Any] = {
-    **dict.fromkeys(("epochs", "threads", "batch_size", "seed", "save_steps", "keep"), int),
+    **dict.fromkeys(("epochs", "threads", "batch_size", "accumulate", "seed", "save_steps", "keep"), int),
     **dict.fromkeys(("lr", "warmup", "ema", "momentum", "weight_decay", "clip", "dropout", "save_minutes"), float),
     "compile": bool,
 }

@@ -17,8 +17,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from cli import config
-from pipeline import models
+from cli import build, config
+from pipeline import fit, models
 from pipeline.errors import ConfigError
 
 PIPE = [sys.executable, "-c", "from cli.main import main; main()"]
@@ -140,6 +140,33 @@ def test_other_models_optimizers_and_files(tmp_path):
         assert ("precision" in done.stdout) == (best == "accuracy")
 
 
+@pytest.mark.parametrize("name", sorted(config.OPTIMIZERS))
+def test_each_optimizer_trains(name):
+    """With its own learning rate, and weight decay left out of the biases where it has some, the loss falls."""
+    decay = {} if name == "rprop" else {"weight_decay": 0.01, "no_decay": "*.bias"}
+    made = build.job(config.TrainConfig(optimizer=name, hidden=(32,), epochs=4, seed=1, **decay))
+    losses = [report.train["loss"] for report in fit(made.pipe, epochs=4, seed=1, compile=False)]
+    assert losses == sorted(losses, reverse=True)
+    assert losses[-1] < 0.95 * losses[0]
+
+
+def test_decay_and_parts_of_a_batch(tmp_path):
+    """A run with decay on some parameters, in parts of a batch, learns what one in whole batches does, and resumes."""
+    args = ["train", "--no-compile", "--hidden", "8", "--optimizer", "adamw", "--no-decay", "*.bias"]
+    args += ["--weight-decay", "0.1", "--batch-size", "100"]
+    ran = [
+        pipe(*args, "--epochs", 3, "--out", "whole", cwd=tmp_path),
+        pipe(*args, "--epochs", 3, "--accumulate", 4, "--out", "parts", cwd=tmp_path),
+        pipe("train", "--resume", "parts", "--verify", cwd=tmp_path),
+    ]
+    assert [done.returncode for done in ran] == [0, 0, 0], [done.stderr for done in ran]
+    whole, parts = (load_file(tmp_path / out / "model.safetensors") for out in ("whole", "parts"))
+    torch.testing.assert_close(parts, whole, rtol=1e-4, atol=1e-5)
+    table = tomllib.loads((tmp_path / "parts" / "config.toml").read_text())
+    assert table["run"]["hyper"]["update.groups.*.bias.weight_decay"] == 0
+    assert table["run"]["hyper"]["update.groups.otherwise.weight_decay"] == 0.1
+
+
 def test_show(tmp_path):
     """`pipe show` prints the table, the parameters and the wiring, and writes nothing."""
     done = pipe("show", cwd=tmp_path)
@@ -179,6 +206,10 @@ BAD = {
     ("train", "--data", "x" * 300): "unknown data",
     ("train", "--model", "convnet", "--hidden", ","): "needs at least one width",
     ("train", "--momentum", "0.5", "--optimizer", "adam"): "--momentum belongs to --optimizer sgd",
+    ("train", "--optimizer", "rprop", "--weight-decay", "0.1"): "--optimizer rprop has no weight decay",
+    ("train", "--no-decay", "*.bias"): "--no-decay has nothing to leave out: sgd has no --weight-decay here",
+    ("train", "--optimizer", "adamw", "--no-decay", "norm.*"): "the group 'norm.*' holds none of the parameters",
+    ("train", "--accumulate", "0"): "--accumulate 0 is out of range",
     ("train", "--device", "gpu"): "unknown device 'gpu'",
     ("train", "--device", "cuda:99"): "device 'cuda:99'",
     ("train", "--data", "none.npz"): "can't read none.npz: No such file",

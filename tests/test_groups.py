@@ -114,6 +114,9 @@ def test_muon_hands_the_rest_to_adamw():
     testing.same({"w": ours["w"]}, torch_groups(optim.Muon, [(["w"], {"lr": 0.02})], *only("w")), 1e-6)
     testing.same({k: ours[k] for k in "bk"}, run(update.adamw(), *only("b", "k"))[0], 1e-6)
     assert run(update.muon(rest=update.frozen()), params, history)[0]["b"].equal(params["b"])
+    # A predicate may hold nothing of a part: here are no matrices.
+    alone = update.groups({"b": update.muon(0.01, rest=update.sgd(1.0))}, otherwise=update.frozen())
+    testing.same(run(alone, params, history[:1])[0], {**params, "b": params["b"] - history[0]["b"]}, 1e-6)
 
 
 def test_an_average_may_be_of_a_group():

@@ -27,7 +27,7 @@ def groups(members: Mapping[Which, Stage], *, otherwise: Stage | None = None, na
     params of params and grads, such as `frozen()`, other groups, or one of your own.
 
     Raises ConfigError, when the first State is made, for a parameter in two groups or, without `otherwise`, in none,
-    and for a group of none.
+    and for a pattern of no parameter; a predicate may hold none.
 
     >>> from pipeline import update
     >>> grouped = groups({"*.bias": update.adamw(weight_decay=0.0)}, otherwise=update.sgd(0.1))
@@ -59,7 +59,7 @@ def groups(members: Mapping[Which, Stage], *, otherwise: Stage | None = None, na
     def init(params: Params) -> Tree:
         found = _assigned(name, keys, OTHERWISE in stages, params)
         for label, names in found.items():
-            if not names and label != OTHERWISE:
+            if not names and isinstance(keys.get(label), str):
                 raise ConfigError(f"{name}: the group {label!r} holds none of the parameters {_some(params)}")
         return {
             label: _first(stages[label], _part(params, names))
