@@ -9,9 +9,10 @@ from pipeline.errors import CaptureError
 
 HEADER = "#include <torch/csrc/inductor/cpp_wrapper/cpu.h>\n"
 RELEASE = "    py::gil_scoped_release_simple release;\n"
+INPUTS = "    auto inputs = steal_from_raw_handles_to_raii_handles(input_handles, 1);\n"
 CALLS = f"""{HEADER}#include <cmath>
-void inductor_entry_impl(AtenTensorHandle* inputs, AtenTensorHandle* outputs) {{
-{RELEASE}    cpp_fused_add_0(inputs, outputs);
+void inductor_entry_impl(AtenTensorHandle* input_handles, AtenTensorHandle* outputs) {{
+{INPUTS}{RELEASE}    cpp_fused_add_0(inputs, outputs);
 }}
 """
 KERNELS = """#include <cmath>
@@ -54,13 +55,14 @@ def test_another_number_of_headers_is_another_inductor(calls, found):
         read(calls)
 
 
+@pytest.mark.parametrize("found", [0, 2])
 @pytest.mark.parametrize(
-    ("calls", "found"), [(CALLS.replace(RELEASE, ""), 0), (CALLS.replace(RELEASE, 2 * RELEASE), 2)]
+    ("line", "what"), [(RELEASE, "release of the interpreter's lock"), (INPUTS, "place that takes the inputs")]
 )
-def test_another_number_of_releases_is_another_inductor(calls, found):
-    """Calls that never release the interpreter's lock, or do twice, are refused."""
-    with pytest.raises(CaptureError, match=f"it has {found} times a release of the interpreter's lock, not 1"):
-        read(calls)
+def test_another_number_of_lines_is_another_inductor(line, what, found):
+    """Calls that never release the interpreter's lock or take their inputs, or do so twice, are refused."""
+    with pytest.raises(CaptureError, match=f"it has {found} times a {what}, not 1"):
+        read(CALLS.replace(line, found * line))
 
 
 @pytest.mark.parametrize(

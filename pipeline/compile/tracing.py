@@ -241,7 +241,7 @@ def _handed(graph: GraphModule, loop: Node) -> None:
         if name not in places:
             setattr(graph, f"{loop.name}_{name}", getattr(inner, name))
             with graph.graph.inserting_before(loop):
-                given = graph.graph.get_attr(f"{loop.name}_{name}")
+                given = graph.graph.create_node("get_attr", f"{loop.name}_{name}")  # get_attr() warns of plain tensors
             with inner.graph.inserting_after(last):
                 last = places[name] = inner.graph.placeholder(f"given{name}")
             for node in (given, last):

@@ -33,3 +33,20 @@ static AOTITorchError pipeline_part(
 #define PIPELINE_KEPT ([] { static thread_local AtenTensorHandle kept = nullptr; return &kept; }())
 #define aoti_torch_empty_strided(...) pipeline_empty(PIPELINE_KEPT, __VA_ARGS__)
 #define aoti_torch__alloc_from_pool(...) pipeline_part(PIPELINE_KEPT, __VA_ARGS__)
+
+// Inputs are the caller's for all steps: what stands for one in a step's code needs no handle of its own.
+struct PipelineInput : ConstantHandle {
+  using ConstantHandle::ConstantHandle;
+  void reset() {}
+  AtenTensorHandle release() const {
+    AtenTensorHandle own;
+    aoti_torch_new_tensor_handle(*this, &own);
+    return own;
+  }
+};
+
+static std::vector<PipelineInput> pipeline_inputs(AtenTensorHandle* handles, size_t n) {
+  return std::vector<PipelineInput>(handles, handles + n);
+}
+
+#define steal_from_raw_handles_to_raii_handles pipeline_inputs

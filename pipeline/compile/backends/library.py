@@ -77,7 +77,6 @@ class Library:
         self.step = library[entry]
         self.step.argtypes = [
             _ARRAY,
-            _NUMBER,
             _ARRAY,
             _NUMBER,
             _NUMBER,
@@ -112,7 +111,7 @@ class LibraryRun:
         self._history = (ctypes.c_void_p * max(m, 1))()
         self._bytes = (ctypes.c_int64 * max(m, 1))(*[o.bytes for o in self.outputs])
         self._error = ctypes.create_string_buffer(_ROOM)
-        self._first = (self._inputs, n, (ctypes.c_int64 * max(len(used), 1))(*used), len(used), m)
+        self._first = (self._inputs, (ctypes.c_int64 * max(len(used), 1))(*used), len(used), m)
         self._step, self._order = program.step, program.order
         weakref.finalize(self, _release, program.delete, list(kept.values()))
 

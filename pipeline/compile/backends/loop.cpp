@@ -7,14 +7,13 @@ using PipelineEntry = void (*)(AtenTensorHandle*, AtenTensorHandle*);
 // Inputs are borrowed, except for those at the `owned` places in `given`, which are deleted here.
 // Output j of step k goes to history[j] + k * bytes[j].
 [[maybe_unused]] static int pipeline_loop(
-    PipelineEntry entry, AtenTensorHandle* inputs, int64_t n, const int64_t* given, int64_t owned, int64_t m, int64_t steps,
+    PipelineEntry entry, AtenTensorHandle* inputs, const int64_t* given, int64_t owned, int64_t m, int64_t steps,
     char** history, const int64_t* bytes, char* error, int64_t room) {
   int failed = 0;
   try {
-    std::vector<AtenTensorHandle> in(n), out(m);
+    std::vector<AtenTensorHandle> out(m);
     for (int64_t k = 0; k < steps; k++) {
-      for (int64_t i = 0; i < n; i++) aoti_torch_new_tensor_handle(inputs[i], &in[i]);
-      entry(in.data(), out.data());
+      entry(inputs, out.data());
       for (int64_t j = 0; j < m; j++) {
         void* data;
         aoti_torch_get_data_ptr(out[j], &data);
@@ -71,11 +70,11 @@ PIPELINE_PUBLIC void pipeline_permute(
   }
 }
 
-#define PIPELINE_RUN(name, space)                                                                                     \
-  PIPELINE_PUBLIC int name(                                                                                           \
-      AtenTensorHandle* inputs, int64_t n, const int64_t* given, int64_t owned, int64_t m, int64_t steps,             \
-      char** history, const int64_t* bytes, char* error, int64_t room) {                                              \
-    return pipeline_loop(space::inductor_entry_impl, inputs, n, given, owned, m, steps, history, bytes, error, room); \
+#define PIPELINE_RUN(name, space)                                                                                  \
+  PIPELINE_PUBLIC int name(                                                                                        \
+      AtenTensorHandle* inputs, const int64_t* given, int64_t owned, int64_t m, int64_t steps, char** history,     \
+      const int64_t* bytes, char* error, int64_t room) {                                                           \
+    return pipeline_loop(space::inductor_entry_impl, inputs, given, owned, m, steps, history, bytes, error, room); \
   }
 
 #define PIPELINE_CALL(name, space)                                                                     \

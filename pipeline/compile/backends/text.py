@@ -17,6 +17,7 @@ from pipeline.errors import CaptureError
 RUN, CALL = "RUN", "CALL"
 """What a library is for: to run steps in place, or to be called for new tensors."""
 
+_INPUTS = "steal_from_raw_handles_to_raii_handles("
 _HEADER = "#include <torch/csrc/inductor/cpp_wrapper/cpu.h>\n"
 _INCLUDE = re.compile(r"^[ \t]*#[ \t]*include\b.*\n", re.MULTILINE)
 _RELEASE = re.compile(r"^.*gil_scoped_release\w* \w+;\n", re.MULTILINE)
@@ -40,6 +41,7 @@ class Code:
     def read(cls, calls: str, kernels: str, outputs: int) -> Code:
         """With what has to be changed in it changed. Raises CaptureError where it is not as expected."""
         _once("header", calls.count(_HEADER), 1)
+        _once("place that takes the inputs", calls.count(_INPUTS), 1)  # see buffers.cpp
         # The loop is called without the interpreter's lock, so a step has none to release.
         calls, count = _RELEASE.subn("", calls)
         # What a loop makes is read in its next round, so it can't be in the memory that its place in the code keeps. In
