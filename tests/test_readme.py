@@ -4,6 +4,11 @@ runs."""
 import re
 from pathlib import Path
 
+import torch
+
+from pipeline import checkpoint, fit, schedules, testing, update
+from tests import pipes
+
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -17,6 +22,27 @@ def test_python_blocks_run(tmp_path, monkeypatch, capsys):
     for block in blocks:
         exec(compile(block, "README.md", "exec"), namespace)
     assert "epoch 20/20" in capsys.readouterr().out
+
+
+def test_the_rule_of_ten_lines_has_all_that_others_have(tmp_path):
+    """The README's rule is at most ten lines; in groups, with a schedule, it compiles, and resumes bit for bit."""
+    [text] = re.findall(r"(@update.rule.*?)\n```", README, re.DOTALL)
+    assert len(text.splitlines()) <= 10
+    namespace = {"torch": torch, "update": update}
+    exec(text, namespace)
+    rule = namespace["heavy_ball"]
+    pipe = pipes.digits(update.groups({"*.bias": rule(0.03)}, otherwise=rule(schedules.cosine(0.1))), size=256)
+    step = pipe.compile(backend="aot_eager", donate=False)
+    batch = pipes.first(pipe)
+    testing.compiled_equals_eager(step, pipe.init(0, steps=12), [batch, batch])
+    with checkpoint.Saver(tmp_path) as saver:
+        for whole in fit(pipe, epochs=2, every=3, compile=False):
+            if whole.step == 3:
+                saver.offer(whole, now=True)
+    saved = checkpoint.newest(tmp_path).saved
+    for resumed in fit(pipe, epochs=2, state=saved.restore(pipe), start=saved.start, compile=False):
+        pass
+    testing.same(resumed.state.tree, whole.state.tree)
 
 
 def test_ci_runs_the_test_command_of_the_readme():
