@@ -2,7 +2,9 @@
 
 from pipeline.sources.bundled import digits
 from pipeline.sources.files import csv, idx, npz
+from pipeline.sources.parts import Split, split
+from pipeline.sources.prepared import Prepared, Task
 from pipeline.sources.synthetic import random
-from pipeline.sources.tensors import Source, Tensors, source, split
+from pipeline.sources.tensors import Source, Tensors, source
 
-__all__ = ["Source", "Tensors", "csv", "digits", "idx", "npz", "random", "source", "split"]
+__all__ = ["Prepared", "Source", "Split", "Task", "Tensors", "csv", "digits", "idx", "npz", "random", "source", "split"]

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pipeline.sources.tensors import Tensors, split
+from pipeline.sources.parts import split
+from pipeline.sources.tensors import Tensors
 
 
 def digits(held_out: float = 0.2, seed: int = 0) -> tuple[Tensors, Tensors]:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from attrs import evolve, field, frozen
+from attrs import field, frozen
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
@@ -138,28 +137,3 @@ def as_tensor(name: str, value: Any) -> Tensor:
         return tensor.float()
     kept = tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool
     return tensor if kept else tensor.long()
-
-
-def split(data: Tensors, held_out: float = 0.2, seed: int = 0) -> tuple[Tensors, Tensors]:
-    """Two disjoint parts (training, held out), shuffled by the seed; integer targets keep their shares in both.
-
-    >>> train, test = split(Tensors({"targets": torch.arange(10) % 2}), held_out=0.2)
-    >>> len(train), len(test), test.tensors["targets"].sum().item()
-    (8, 2, 1)
-    """
-    targets = data.tensors.get("targets")
-    n, held = len(data), math.ceil(held_out * len(data))
-    if not 0 < held < n:
-        raise DataError(f"{n} samples can't be split into two parts with {held_out:.0%} held out; give more samples")
-    # By classes, where they have a share in both parts, and shuffled in each: the samples to hold out are then spread
-    # evenly over this order. One shuffle where there are no classes.
-    order = np.random.default_rng(seed).permutation(n)
-    if targets is not None and targets.ndim == 1 and not targets.is_floating_point():
-        counts = torch.unique(targets, return_counts=True)[1]
-        if counts.min() >= 2 and len(counts) <= min(held, n - held):
-            order = order[np.argsort(targets.numpy()[order], kind="stable")]
-    chosen = np.zeros(n, dtype=bool)
-    chosen[order[(np.arange(held) * n + n // 2) // held]] = True
-    rows = (torch.from_numpy(np.flatnonzero(part)) for part in (~chosen, chosen))
-    train, test = (evolve(data, tensors={k: t.index_select(0, i) for k, t in data.tensors.items()}) for i in rows)
-    return train, test
