@@ -62,17 +62,17 @@ def run(config: TrainConfig, *, seconds: float, file: str | None = None) -> None
     if not 0 < seconds < math.inf:
         raise ConfigError(f"--seconds {seconds} is out of range: it must be above 0")
     made = job(config)
-    state = made.pipe.init(config.seed)
-    torch.set_num_threads(threads(made, state, config.threads))
+    state = made.pipe.init(config.run.seed)
+    torch.set_num_threads(threads(made, state, config.run.threads))
     if file is not None:
         _write(file, "a", "")  # what can't be written is said before the measuring
     device, number = str(made.pipe.place.device), torch.get_num_threads()
     say = Console(highlight=False, soft_wrap=True, markup=False)
-    say.print(f"data    {config.data}: {made.data}, batches of {made.pipe.load.size if made.pipe.load else 0}")
+    say.print(f"data    {config.source}: {made.data}, batches of {made.pipe.load.size if made.pipe.load else 0}")
     say.print(f"model   {made.model}: {parameters(state.params):,} parameters")
-    precision = "" if config.precision == "fp32" else f", {config.precision}"
+    precision = "" if config.run.precision == "fp32" else f", {config.run.precision}"
     say.print(f"device  {device}, {number} thread{'s' if number > 1 else ''}{precision}")
-    figures = measure(made.pipe, state, config.seed, seconds, compile=config.compile and config.backend)
+    figures = measure(made.pipe, state, config.run.seed, seconds, compile=config.run.compile and config.run.backend)
     say.print(f"graphs  {_graphs(figures)}\n")
     say.print(_table(figures))
     work = f"{len(figures.floor.calls)} products, {figures.floor.operations / 1e6:,.1f} MFLOP a step"
@@ -83,10 +83,10 @@ def run(config: TrainConfig, *, seconds: float, file: str | None = None) -> None
     if wide:
         say.print(f"note    rounds of {', '.join(wide)} differ widely: does something else run on this machine?")
     if file is not None:
-        about = {"data": config.data, "model": made.model, "parameters": parameters(state.params),
+        about = {"data": config.source, "model": made.model, "parameters": parameters(state.params),
                  "device": device, "threads": number}  # fmt: skip
         versions = {**record.versions(), "system": platform.platform()}
-        facts = {**about, **_plain(figures), "settings": asdict(config), "versions": versions}
+        facts = {**about, **_plain(figures), "settings": config.flat, "versions": versions}
         _write(file, "w", json.dumps(facts, indent=1) + "\n")
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from cli.config import refusal
+from cli.recipes.setting import refusal
 from pipeline.compile import storage
 from pipeline.compile.storage import Package
 

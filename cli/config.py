@@ -1,239 +1,240 @@
-"""The settings of a run: the one home of their defaults, their help and their checks. Imports no torch, so that help is
-quick."""
+"""The settings of a run: made of layers, checked, and read from TOML. Imports no torch, so that help is quick."""
 
 from __future__ import annotations
 
-import math
 import os
 import tomllib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import cattrs
-from attrs import Attribute, field, fields, frozen
+from attrs import evolve, fields, frozen
 
-DATA = ("digits", "random")
-MODELS = ("convnet", "mlp", "transformer")
-OPTIMIZERS = {
-    "sgd": 0.3,
-    "asgd": 0.3,
-    "adam": 0.003,
-    "adamw": 0.003,
-    "adamax": 0.01,
-    "nadam": 0.003,
-    "radam": 0.01,
-    "adadelta": 1.0,
-    "adafactor": 0.03,
-    "adagrad": 0.03,
-    "lamb": 0.01,
-    "lion": 0.001,
-    "muon": 0.02,
-    "rmsprop": 0.003,
-    "rprop": 0.001,
-    "schedule-free-adamw": 0.01,
-}
-"""Optimizer -> the learning rate that it gets where none is given."""
-MOMENTA = {"sgd": 0.9, "rmsprop": 0.0}
-"""Optimizer -> the momentum that it gets where none is given; with 0, it remembers none."""
-SCHEDULES = {
-    "auto": "cosine; constant for schedule-free-adamw",
-    "constant": "",
-    "cosine": "down to 0",
-    "cosine-restarts": "3 cosines, each twice as long as the last",
-    "exponential": "to 1/100",
-    "linear": "up from 1/3 in the first tenth",
-    "multi-step": "/10 at 1/2 and 3/4 of the run",
-    "one-cycle": "up from 1/25 in the first 0.3, then down to 0",
-    "plateau": "halved after 3 epochs without a lower held-out loss",
-    "polynomial": "a line down to 0",
-    "step": "/10 in each third",
-    "wsd": "up from 0 in the first 0.05 or in the --warmup, down to 0 in the last 0.2",
-}
-"""Schedule -> what it does to the learning rate in a run."""
-FILES = (".npz", ".csv", ".tsv", ".gz", "-ubyte", ".idx")
+from cli.recipes import TABLES, flag_name, home, settings
+from cli.recipes.code import is_code
+from cli.recipes.data import Data
+from cli.recipes.loss import Loss
+from cli.recipes.model import Model
+from cli.recipes.pipeline import PARTS, Whole
+from cli.recipes.rule import Rule
+from cli.recipes.run import Run
+from cli.recipes.schedule import Course
+from cli.recipes.setting import flag, refusal
 
-
-def refusal(message: str, word: str = "", known: Any = ()) -> Exception:
-    """A ConfigError; imported only here, because whatever imports the library imports torch."""
-    from pipeline.errors import ConfigError, did_you_mean
-
-    return ConfigError(message + (did_you_mean(word, known) if word else ""))
-
-
-def _setting(default: Any, help: str, *checks: Any, fixed: bool = False) -> Any:
-    """`fixed`: what a run that goes on can't have otherwise."""
-    return field(default=default, validator=list(checks), metadata={"help": help, "fixed": fixed})
-
-
-def _one_of(known: Any) -> Any:
-    def check(_: Any, attribute: Attribute[Any], value: str) -> None:
-        if value not in known:
-            raise refusal(f"unknown {attribute.name} {value!r}", value, known)
-
-    return check
-
-
-def _data(_: Any, attribute: Attribute[Any], value: str) -> None:
-    try:
-        there = value.endswith(FILES) or Path(value).is_file()
-    except (OSError, ValueError):  # no name that a file could have
-        there = False
-    if not there:
-        _one_of(DATA)(_, attribute, value)
-
-
-def _threads(_: Any, attribute: Attribute[Any], value: int | None) -> None:
-    if value is not None and not 1 <= value <= 4096:
-        raise refusal(f"--threads {value} is out of range: it must be from 1 to 4096")
-
-
-def _below_one(_: Any, attribute: Attribute[Any], value: float | None) -> None:
-    if value is not None and not 0 <= value < 1:
-        raise refusal(f"{flag(attribute.name)} {value} is out of range: it must be from 0 to below 1")
-
-
-def _at_least(low: float, above: bool = False) -> Any:
-    def check(_: Any, attribute: Attribute[Any], value: Any) -> None:
-        for number in value if isinstance(value, tuple) else (value,):
-            if number is None:
-                continue
-            if not math.isfinite(number) or number < low or (above and number == low):
-                bound = f"above {low}" if above else f"at least {low}"
-                raise refusal(f"{flag(attribute.name)} {number} is out of range: it must be {bound}")
-
-    return check
-
-
-def _warmup(_: Any, attribute: Attribute[Any], value: float) -> None:
-    if value >= 1 and value % 1:
-        raise refusal(f"--warmup {value} is neither a share of the run, below 1, nor a whole number of steps")
-
-
-def _seed(_: Any, attribute: Attribute[Any], value: int) -> None:
-    if not 0 <= value < 2**63:
-        raise refusal(f"--seed {value} is out of range: it must be from 0 to 2**63 - 1")
-
-
-def _steps(_: Any, attribute: Attribute[Any], value: str) -> None:
-    if value not in ("auto", "epoch") and not (value.isdecimal() and int(value) > 0):
-        raise refusal(f"--steps-per-call {value!r} is neither a positive whole number, 'epoch' nor 'auto'")
+CONFIG = "config.toml"
 
 
 @frozen
 class TrainConfig:
     """What `pipe train` does. None means: chosen from the other settings."""
 
-    data: str = _setting("digits", "digits, random, or a file: .npz, .csv, or IDX images", _data, fixed=True)
-    model: str = _setting("mlp", "mlp, convnet or transformer", _one_of(MODELS), fixed=True)
-    hidden: tuple[int, ...] = _setting(
-        (128,), "widths between input and output, such as 128,64", _at_least(1), fixed=True
-    )
-    dropout: float = _setting(0.0, "fraction of activations that training leaves out", _below_one, fixed=True)
-    epochs: int = _setting(20, "passes over the training data", _at_least(1))
-    batch_size: int = _setting(64, "samples a step", _at_least(1), fixed=True)
-    lr: float | None = _setting(
-        None, "learning rate  [default: 0.3 for sgd, 0.003 for adam and adamw, others their own]", _at_least(0, True)
-    )
-    optimizer: str = _setting("sgd", ", ".join(OPTIMIZERS), _one_of(OPTIMIZERS), fixed=True)
-    momentum: float | None = _setting(None, "of sgd and rmsprop  [default: 0.9 for sgd]", _at_least(0))
-    weight_decay: float | None = _setting(None, "[default: 0; 0.01 for adamw and lamb, 0.1 for muon]", _at_least(0))
-    no_decay: str | None = _setting(
-        None, 'parameters without weight decay, by patterns of their names: "*.bias,*norm*"', fixed=True
-    )
-    accumulate: int = _setting(1, "parts that a batch is taken in, with the memory of one", _at_least(1))
-    schedule: str = _setting(
-        "auto",
-        "of the learning rate: " + "; ".join(f"{name} ({what})" if what else name for name, what in SCHEDULES.items()),
-        _one_of(SCHEDULES),
-    )
-    warmup: float = _setting(
-        0.0, "in front of any schedule, up from 0: a share of the run where below 1, else steps", _at_least(0), _warmup
-    )
-    ema: float | None = _setting(
-        None,
-        "decay of an average of the weights, such as 0.999, evaluated and saved as well  [default: none]",
-        _below_one,
-    )
-    clip: float = _setting(1.0, "largest gradient norm; 0 for no clipping", _at_least(0))
-    seed: int = _setting(0, "of the weights, the order and dropout", _seed, fixed=True)
-    device: str = _setting("auto", "auto, cpu, cuda or cuda:N")
-    precision: str = _setting("fp32", "fp32, or bf16 for the products in the forward", _one_of(("fp32", "bf16")))
-    threads: int | None = _setting(None, "of the CPU  [default: 1 for small steps, else all cores]", _threads)
-    steps_per_call: str = _setting(
-        "auto", "steps in one call of the compiled program: a number, epoch, or auto: about 0.1 s of them", _steps
-    )
-    compile: bool = _setting(True, "run the step as one compiled graph")
-    backend: str = _setting(
-        "auto", "what torch.compile compiles it by: auto, native (for a CPU), inductor, or another that torch has"
-    )
-    on_nonfinite: str = _setting(
-        "stop",
-        "where a loss or gradient is NaN or infinite: stop, or skip that step",
-        _one_of(("stop", "skip")),
-        fixed=True,
-    )
-    save_steps: int | None = _setting(None, "also write a checkpoint after each N steps", _at_least(1))
-    save_minutes: float = _setting(
-        5.0,
-        "minutes between checkpoints inside an epoch; each epoch has one too, as far as they take no 0.5 % of the time",
-        _at_least(0),
-    )
-    keep: int = _setting(2, "how many of the newest checkpoints stay, beside the best", _at_least(1))
-    best: str | None = _setting(
-        None, "held-out metric that tells the best epoch  [default: accuracy, or r2 for values]"
-    )
-    out: str | None = _setting(None, "folder of the run  [default: the next free runs/DATA-MODEL-N]", fixed=True)
-
-    def __attrs_post_init__(self) -> None:
-        if not self.compile and self.steps_per_call not in ("auto", "1"):
-            raise refusal(f"--steps-per-call {self.steps_per_call} needs a compiled step; leave out --no-compile")
-        if self.momentum is not None and self.optimizer not in MOMENTA:
-            raise refusal(f"--momentum belongs to --optimizer sgd or rmsprop, not to {self.optimizer}; leave it out")
-        if self.optimizer == "rprop" and (self.weight_decay is not None or self.no_decay is not None):
-            raise refusal("--optimizer rprop has no weight decay; leave out --weight-decay and --no-decay")
-        if not self.hidden and self.model != "mlp":
-            raise refusal(f"--hidden is empty, but model {self.model} needs at least one width")
+    data: Data
+    model: Model
+    optimizer: Rule
+    schedule: Course
+    loss: Loss
+    pipeline: Whole
+    run: Run
 
     @property
-    def own_momentum(self) -> float | None:
-        """The momentum that the optimizer gets; None where it has none."""
-        return MOMENTA.get(self.optimizer) if self.momentum is None else self.momentum
+    def title(self) -> str:
+        """What a run is called by."""
+        own = self.pipeline.name
+        return f"{self.data.title}-{self.model.title}" if own is None else own.rpartition(":")[2]
+
+    @property
+    def source(self) -> str:
+        """What is trained on, as the user named it."""
+        return self.pipeline.name or self.data.source
+
+    @property
+    def tables(self) -> dict[str, dict[str, Any]]:
+        """All settings that are not None, as TOML has them."""
+        own = self.pipeline.name is not None
+        tables = ("pipeline", "run") if own else [f.name for f in fields(TrainConfig)]
+        found = {table: _plain(getattr(self, table)) for table in tables}
+        return {
+            t: {k: v for k, v in values.items() if not (own and k in PARTS)} for t, values in found.items() if values
+        }
+
+    @property
+    def flat(self) -> dict[str, Any]:
+        """All settings, by the names of their flags, or by their whole ones where a recipe does not know them."""
+        return {name: value for _, name, value in self._each()}
+
+    @property
+    def fixed(self) -> dict[str, Any]:
+        """Those that a run that goes on can't have otherwise."""
+        return {name: value for fixed, name, value in self._each() if fixed}
+
+    def _each(self) -> Iterator[tuple[bool, str, Any]]:
+        for table in fields(TrainConfig):
+            recipe = getattr(self, table.name)
+            for f in settings(type(recipe)).values():
+                yield f.metadata["fixed"], flag_name(table.name, f.name), getattr(recipe, f.name)
+            for key, value in getattr(recipe, "options", {}).items():
+                yield True, f"{table.name}.{key}", value
 
 
-def flag(name: str) -> str:
-    """The command line's name of a setting."""
-    return "--" + name.replace("_", "-")
+def make(*layers: Mapping[str, Any]) -> TrainConfig:
+    """A TrainConfig from plain values by name, `lr` or `optimizer.lr`; of two layers, the later one wins.
+
+    Raises ConfigError for what is unknown or does not fit.
+    """
+    values: dict[str, dict[str, Any]] = {table: {} for table in TABLES}
+    for layer in layers:
+        added = _sorted(layer)
+        for table, new in added.items():
+            if TABLES[table].key in new and values[table]:
+                # Another recipe: what only the one before it had is of no use.
+                known = settings(_recipe(table, {**values[table], **new}))
+                values[table] = {k: v for k, v in values[table].items() if k in known}
+            values[table] |= new
+    if values["pipeline"].get("name") is not None:
+        _check_whole(values)
+    return TrainConfig(**{table: _made(table, values[table]) for table in TABLES})
 
 
-def make(settings: dict[str, Any]) -> TrainConfig:
-    """A TrainConfig from plain values; raises ConfigError for what is unknown or does not fit."""
-    known = [f.name for f in fields(TrainConfig)]
-    for name in settings:
-        if name not in known:
-            raise refusal(f"unknown setting {name!r}", name, known)
-    converter = cattrs.Converter(detailed_validation=False)
-    for name, value in settings.items():
-        if isinstance(value, bool) != (name == "compile"):
-            raise refusal(f"setting {name} can't be {value!r}")
+def _check_whole(values: Mapping[str, Mapping[str, Any]]) -> None:
+    """Raise ConfigError for settings that have no say in a pipeline of the user's."""
+    for table, given in values.items():
+        for key in given:
+            if table not in ("pipeline", "run") or (table == "run" and key in PARTS):
+                raise refusal(
+                    f"{flag(flag_name(table, key))} has no say in {values['pipeline']['name']}, a pipeline of your own; "
+                    "set it there"
+                )
+
+
+def whole(layer: Mapping[str, Any]) -> dict[str, Any]:
+    """A layer with each setting under its whole name."""
+    return {f"{table}.{key}": value for table, values in _sorted(layer).items() for key, value in values.items()}
+
+
+def _sorted(layer: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The values of a layer by table."""
+    found: dict[str, dict[str, Any]] = {table: {} for table in TABLES}
+    for name, value in layer.items():
+        if isinstance(value, Mapping) and name in TABLES:
+            for key, inner in value.items():
+                found[name][key] = inner
+            continue
+        place = home(name)
+        if place is None:
+            raise refusal(f"unknown setting {name!r}", name, _all())
+        found[place[0]][place[1]] = value
+    return found
+
+
+def _recipe(table: str, values: Mapping[str, Any]) -> type:
+    t = TABLES[table]
+    default = next(iter(t.known.values()))
+    name = values.get(t.key, getattr(fields(default), t.key).default) if t.key else ""
+    if name is None:
+        return default
+    if not isinstance(name, str):
+        raise refusal(f"setting {table} can't be {name!r}")
+    found = t.chosen(name)
+    if found is None:
+        raise refusal(f"unknown {table} {name!r}", name, [n for n in t.known if n])
+    return found
+
+
+def _made(table: str, values: dict[str, Any]) -> Any:
+    recipe = _recipe(table, values)
+    known = settings(recipe)
+    own = {key: value for key, value in values.items() if key in known}
+    others = {key: value for key, value in values.items() if key not in known}
+    if others and "options" not in [f.name for f in fields(recipe)]:
+        _refuse(table, next(iter(others)), values.get(TABLES[table].key))
+    for name, value in own.items():
+        if isinstance(value, bool) != ("bool" in str(known[name].type)):
+            raise refusal(f"setting {flag_name(table, name)} can't be {value!r}")
     try:
-        made = converter.structure(settings, TrainConfig)
+        made: Any = cattrs.Converter(detailed_validation=False).structure(own, recipe)
     except (TypeError, ValueError, OverflowError) as e:
         raise refusal(f"a setting does not fit: {e}") from None
-    for name, value in settings.items():
+    for name, value in own.items():
         if getattr(made, name) != (tuple(value) if isinstance(value, list) else value):
-            raise refusal(f"setting {name} can't be {value!r}")
-    return made
+            raise refusal(f"setting {flag_name(table, name)} can't be {value!r}")
+    return evolve(made, options=others) if others else made
+
+
+def _refuse(table: str, key: str, chosen: Any) -> None:
+    """Raise ConfigError for a setting that the chosen recipe does not have."""
+    t = TABLES[table]
+    having = [name for name, recipe in t.known.items() if name and key in settings(recipe)]
+    if having:
+        chosen = chosen or getattr(fields(next(iter(t.known.values()))), t.key).default
+        raise refusal(f"{flag(key)} belongs to --{table} {' or '.join(having)}, not to {chosen}; leave it out")
+    known = {k for recipe in t.recipes for k in settings(recipe)}
+    raise refusal(f"unknown setting {f'{table}.{key}'!r}", key, known)
+
+
+def _all() -> list[str]:
+    return [flag_name(table, key) for table, t in TABLES.items() for r in t.recipes for key in settings(r)]
+
+
+def _plain(recipe: Any) -> dict[str, Any]:
+    values = {name: getattr(recipe, name) for name in settings(type(recipe))} | dict(getattr(recipe, "options", {}))
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items() if v is not None}
+
+
+def assigned(texts: tuple[str, ...]) -> dict[str, Any]:
+    """Settings as `--set optimizer.lr=0.01` has them: TOML's values, or text."""
+    found: dict[str, Any] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise refusal(f"--set {text!r} is no NAME=VALUE, such as optimizer.lr=0.01")
+        try:
+            found[name.strip()] = tomllib.loads(f"value = {value}")["value"]
+        except (tomllib.TOMLDecodeError, RecursionError):
+            found[name.strip()] = value
+    return found
+
+
+def code_in(layer: Mapping[str, Any]) -> str | None:
+    """A function of somebody's that a layer names, if it does."""
+    by_table = _sorted(layer)
+    for table, t in TABLES.items():
+        name = by_table[table].get(t.key)
+        if isinstance(name, str) and is_code(name):
+            return name
+    return None
 
 
 def read(path: Path) -> dict[str, Any]:
     """The settings in a run's config.toml, as plain values, with the threads that the run took."""
     table = document(path)
-    settings = table.get("settings", table)
-    if not isinstance(settings, dict):
-        raise refusal(f"{path} has no table [settings]")
-    run = table.get("run")
-    # What threads add up depends on how many they are: the same run again takes as many.
-    return {**({"threads": run["threads"]} if isinstance(run, dict) and "threads" in run else {}), **settings}
+    old = table.get("settings")
+    if old is not None:  # as files had them before there were tables
+        if not isinstance(old, dict):
+            raise refusal(f"{path} has no table [settings]")
+        return {**_threads(table.get("run")), **_older(old)}
+    for name, inner in table.items():
+        if name in TABLES and isinstance(inner, dict):
+            continue
+        if name not in ("facts", "versions", "resumed"):
+            _sorted({name: inner})  # raises for what is no setting
+    return {**_threads(table.get("facts")), **{k: v for k, v in table.items() if k in TABLES or home(k)}}
+
+
+def _threads(facts: Any) -> dict[str, Any]:
+    """What threads add up depends on how many they are: the same run again takes as many."""
+    return {"run.threads": facts["threads"]} if isinstance(facts, dict) and "threads" in facts else {}
+
+
+def _older(values: dict[str, Any]) -> dict[str, Any]:
+    """Before models had settings of their own, `hidden` was the widths of any."""
+    hidden, name = values.get("hidden"), values.get("model", "mlp")
+    if hidden is None or name == "mlp":
+        return values
+    rest = {k: v for k, v in values.items() if k != "hidden"}
+    if name == "transformer" and isinstance(hidden, list) and hidden:
+        return {**rest, "model.width": hidden[0]}
+    return {**rest, "model.widths": hidden}
 
 
 def document(path: Path) -> dict[str, Any]:
@@ -250,27 +251,25 @@ def document(path: Path) -> dict[str, Any]:
         raise refusal(f"{path} is no TOML file: it is nested too deep") from None
 
 
-def resumed(folder: Path, given: dict[str, Any]) -> tuple[TrainConfig, TrainConfig]:
+def resumed(folder: Path, *given: Mapping[str, Any]) -> tuple[TrainConfig, TrainConfig]:
     """The settings of a run that goes on: as they were, and with those given now in their place."""
     if not os.path.lexists(folder / CONFIG):  # Path.exists() raises where a name is too long
         raise refusal(f"{folder} holds no run: it has no {CONFIG}")
-    settings = read(folder / CONFIG)
-    old, new = make(settings), make({**settings, **given})
-    for f in fields(TrainConfig):
-        before, now = getattr(old, f.name), getattr(new, f.name)
-        if f.metadata["fixed"] and before != now:
-            raise refusal(f"{flag(f.name)} {now} would not be the same run, which has {before}; start a new one")
+    earlier = read(folder / CONFIG)
+    old, new = make(earlier), make(earlier, *given)
+    for name, before in old.fixed.items():
+        now = new.fixed.get(name)
+        if before != now:
+            raise refusal(f"{flag(name)} {now} would not be the same run, which has {before}; start a new one")
     for name, before, now in (
-        ("clip", old.clip, new.clip),
-        ("momentum", old.own_momentum, new.own_momentum),
+        ("clip", old.run.clip, new.run.clip),
+        ("momentum", old.optimizer.own_momentum, new.optimizer.own_momentum),
     ):
         if (before == 0) != (now == 0):  # with 0, the stage or its memory is left out
             raise refusal(f"{flag(name)} {now} would not be the same run, which has {before}; start a new one")
-    if old.schedule != new.schedule and "plateau" in (old.schedule, new.schedule):  # it remembers what no other does
-        raise refusal(f"--schedule {new.schedule} would not be the same run, which has {old.schedule}; start a new one")
-    if old.ema is None and new.ema is not None:
-        raise refusal(f"--ema {new.ema} would not be the same run, which averages no weights; start a new one")
+    schedules = (old.schedule.name, new.schedule.name)
+    if schedules[0] != schedules[1] and "plateau" in schedules:  # it remembers what no other does
+        raise refusal(f"--schedule {schedules[1]} would not be the same run, which has {schedules[0]}; start a new one")
+    if old.run.ema is None and new.run.ema is not None:
+        raise refusal(f"--ema {new.run.ema} would not be the same run, which averages no weights; start a new one")
     return old, new
-
-
-CONFIG = "config.toml"

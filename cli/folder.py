@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import IO, Any
 
 import tomli_w
-from attrs import asdict
 
 from cli import config as settings
 from cli.config import TrainConfig
@@ -27,11 +26,11 @@ METRICS, CHECKPOINTS, _LOCK = "metrics.jsonl", "checkpoints", ".lock"
 def new(config: TrainConfig) -> Iterator[Path]:
     """A folder for a new run: the one asked for, if no run is in it, or the next free one under runs/."""
     try:
-        if config.out is not None:
-            folder = Path(config.out)
+        if config.run.out is not None:
+            folder = Path(config.run.out)
             folder.mkdir(parents=True, exist_ok=True)
         else:
-            folder = _next(Path("runs"), f"{Path(config.data).stem}-{config.model}")
+            folder = _next(Path("runs"), config.title)
     except OSError as e:
         raise _unwritable(e) from None
     with locked(folder):
@@ -89,8 +88,7 @@ def _unwritable(error: OSError) -> ConfigError:
 
 def write_config(folder: Path, config: TrainConfig, facts: Mapping[str, Any]) -> None:
     """The settings, and beside them what is recorded of the run."""
-    told = {name: value for name, value in asdict(config).items() if value is not None}
-    text = tomli_w.dumps({"settings": {k: list(v) if isinstance(v, tuple) else v for k, v in told.items()}, **facts})
+    text = tomli_w.dumps({**config.tables, **facts})
     replace(folder / settings.CONFIG, text.encode())
 
 

@@ -12,37 +12,61 @@ from types import MappingProxyType
 from typing import Any
 
 import click
-from attrs import fields
+from attrs import frozen
 
-from cli import config
-
-TYPES: dict[str, Any] = {
-    **dict.fromkeys(("epochs", "threads", "batch_size", "accumulate", "seed", "save_steps", "keep"), int),
-    **dict.fromkeys(("lr", "warmup", "ema", "momentum", "weight_decay", "clip", "dropout", "save_minutes"), float),
-    "compile": bool,
-}
-"""Of the settings that are not text."""
+from cli import config, recipes
+from cli.recipes import TABLES
+from cli.recipes.code import is_code
+from cli.recipes.setting import flag, refusal
 
 
 def settings(command: Callable[..., Any], bare: Mapping[str, str] = MappingProxyType({})) -> Callable[..., Any]:
-    """An option for each setting. What is not given stays out, so that a config file may give it.
+    """An option for each setting of each recipe. What is not given stays out, so that a config file may give it.
 
     Those in `bare` may stand without a value, which is "" then; what that does is added to their help.
     """
-    for f in reversed(fields(config.TrainConfig)):
-        kind = TYPES.get(f.name, str)
-        names = [f"{config.flag(f.name)}/--no-{f.name}"] if kind is bool else [config.flag(f.name)]
+    for name, f in reversed(_flags().items()):
+        kind = next(k for word, k in _KINDS if word in f.type)
+        names = [f"{flag(name)}/--no-{name}"] if kind is bool else [flag(name)]
         shown = ",".join(map(str, f.default)) if isinstance(f.default, tuple) else f.default
-        text = (
-            f.metadata["help"]
-            + bare.get(f.name, "")
-            + ("" if f.default is None else f"  [default: {shown}]".replace("True", "on"))
-        )
-        metavar = None if kind is bool else {int: "N", float: "X"}.get(kind, f.name.upper())
-        alone: dict[str, Any] = {"is_flag": False, "flag_value": ""} if f.name in bare else {}
-        option = click.option(*names, type=kind, metavar=metavar, default=None, help=text, **alone)
-        command = option(command)
-    return command
+        default = "" if f.default in (None, "", False) else f"  [default: {shown}]".replace("True", "on")
+        metavar = None if kind is bool else {int: "N", float: "X"}.get(kind, name.upper())
+        alone: dict[str, Any] = {"is_flag": False, "flag_value": ""} if name in bare else {}
+        # A flag that is not given is None, and not False.
+        command = click.option(
+            *names, type=kind, metavar=metavar, default=None, help=f.help + bare.get(name, "") + default, **alone
+        )(command)
+    whole = "any setting by its whole name, such as optimizer.lr=0.01; flags win over it"
+    return click.option("--set", "assigned", multiple=True, metavar="NAME=VALUE", help=whole)(command)
+
+
+_KINDS: tuple[tuple[str, Any], ...] = (("tuple", str), ("bool", bool), ("int", int), ("float", float), ("str", str))
+"""From a setting's type to that of its option; a list of widths is text."""
+
+
+@frozen
+class Flag:
+    """A setting on the command line."""
+
+    type: str
+    default: Any
+    help: str
+
+
+def _flags() -> dict[str, Flag]:
+    """Each setting by the name of its flag, with the recipes that have it, where not all of its table have."""
+    found: dict[str, Flag] = {}
+    for table, t in TABLES.items():
+        if t.key:
+            f = recipes.settings(t.recipes[0])[t.key]
+            found[table] = Flag("str", f.default, t.help or f.metadata["help"])
+        for recipe in t.recipes:
+            for key, f in recipes.settings(recipe).items():
+                if key != t.key and key not in found:
+                    having = [n for n, r in t.known.items() if n and key in recipes.settings(r)]
+                    of = "" if len(having) == len([n for n in t.known if n]) else f"{', '.join(having)}: "
+                    found[key] = Flag(str(f.type), f.default, of + f.metadata["help"])
+    return found
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -54,7 +78,7 @@ def cli() -> None:
 
 
 @cli.command()
-@click.argument("file", required=False, metavar="[CONFIG.toml]")
+@click.argument("file", required=False, metavar="[CONFIG.toml | FILE.py:FUNCTION]")
 @settings
 @click.option("--resume", metavar="RUN", help="go on with the run in a folder, exactly where its last checkpoint is")
 @click.option(
@@ -64,30 +88,38 @@ def cli() -> None:
 )
 @click.option("-q", "--quiet", is_flag=True, help="only the result")
 @click.option("-v", "--verbose", is_flag=True, help="the pipeline, the graphs and each class's figures as well")
-def train(file: str | None, resume: str | None, verify: bool, quiet: bool, verbose: bool, **given: Any) -> None:
+@click.option("--trust", is_flag=True, help="run code that a config names, not the command line")
+def train(
+    file: str | None, resume: str | None, verify: bool, quiet: bool, verbose: bool, trust: bool,
+    **given: Any,
+) -> None:  # fmt: skip
     """Train a model; without arguments, an MLP on handwritten digits.
 
-    CONFIG.toml is the config of an earlier run, which is done again; options given beside it win. With --resume, more
-    --epochs or another --lr, --schedule and the like may be given, and are recorded; what makes the run another may
-    not.
+    CONFIG.toml is the config of an earlier run, which is done again, or one of yours; options given beside it win.
+    FILE.py:FUNCTION makes a whole Pipeline. With --resume, more --epochs or another --lr, --schedule and the like may
+    be given, and are recorded; what makes the run another may not.
     """
     if resume is None:
         if verify:
-            raise config.refusal("--verify needs --resume RUN, the run to verify")
+            raise refusal("--verify needs --resume RUN, the run to verify")
         from cli import train as command
 
-        command.run(_config(file, given), quiet=quiet, verbose=verbose)
+        made = _config(file, given, trust)
+        whole = made.run.folds is not None and made.run.fold is None
+        (command.folds if whole else command.run)(made, quiet=quiet, verbose=verbose)
         return
     if file is not None:
-        raise config.refusal(f"--resume goes on with the config of its run; leave out {file}")
-    old, new = config.resumed(Path(resume), _given(given))
+        raise refusal(f"--resume goes on with the config of its run; leave out {file}")
+    chosen = _given(given)
+    _check_trust(Path(resume) / config.CONFIG, chosen, trust)
+    old, new = config.resumed(Path(resume), chosen)
     from cli import train as command
 
     command.resume(Path(resume), old, new, verify=verify, quiet=quiet, verbose=verbose)
 
 
 @cli.command()
-@click.argument("file", required=False, metavar="[CONFIG.toml]")
+@click.argument("file", required=False, metavar="[CONFIG.toml | FILE.py:FUNCTION]")
 @partial(settings, bare={"schedule": "; it is drawn, and without a name that of the run"})
 def show(file: str | None, **given: Any) -> None:
     """Show what `pipe train` with the same options would train: stages, parameters and wiring.
@@ -103,7 +135,7 @@ def show(file: str | None, **given: Any) -> None:
 
 
 @cli.command()
-@click.argument("file", required=False, metavar="[CONFIG.toml]")
+@click.argument("file", required=False, metavar="[CONFIG.toml | FILE.py:FUNCTION]")
 @settings
 @click.option("--seconds", type=float, metavar="X", default=2.0, help="how long each way is measured  [default: 2]")
 @click.option("--json", "out_json", metavar="FILE", help="write the figures, each round's too, to a file")
@@ -121,6 +153,16 @@ def bench(file: str | None, seconds: float, out_json: str | None, **given: Any) 
 
 
 @cli.command()
+@click.argument("data")
+@click.option("--out", default="pipe.toml", metavar="FILE", help="the file to write  [default: pipe.toml]")
+def init(data: str, out: str) -> None:
+    """Look at DATA, as --data takes them, and write a commented config to start from: pipe train pipe.toml."""
+    from cli import init as command
+
+    command.run(data, out)
+
+
+@cli.command()
 @click.argument("action", default="list", metavar="[list|verify|clear]")
 def cache(action: str) -> None:
     """List the compiled programs kept on disk, check that they are whole, or remove them all."""
@@ -129,21 +171,39 @@ def cache(action: str) -> None:
     command.run(action)
 
 
-def _config(file: str | None, given: dict[str, Any]) -> config.TrainConfig:
-    earlier = config.read(Path(file)) if file else {}
+def _config(file: str | None, given: dict[str, Any], trust: bool = False) -> config.TrainConfig:
+    chosen = _given(given)
+    if file is None:
+        return config.make(chosen)
+    if is_code(file):
+        return config.make({**chosen, "pipeline": file})
+    _check_trust(Path(file), chosen, trust)
+    earlier = config.read(Path(file))
     earlier.pop("out", None)  # the same run again is another folder
-    return config.make({**earlier, **_given(given)})
+    run = earlier.get("run")
+    if isinstance(run, dict):
+        earlier["run"] = {name: value for name, value in run.items() if name != "out"}
+    return config.make(earlier, chosen)
+
+
+def _check_trust(path: Path, given: dict[str, Any], trust: bool) -> None:
+    """Raise ConfigError where a config names code that the command line does not name."""
+    named = config.code_in(config.read(path)) if os.path.lexists(path) else None
+    if named and not trust and named != config.code_in(given):
+        raise refusal(f"{path} names code, {named}, which would be run; if you know it, add --trust")
 
 
 def _given(given: dict[str, Any]) -> dict[str, Any]:
-    """The settings among the options, as plain values."""
+    """The settings among the options, as plain values: those of --set, and those of flags, which win."""
+    assigned = config.assigned(given.pop("assigned", ()))
     chosen = {name: value for name, value in given.items() if value is not None}
-    if "hidden" in chosen:
-        try:
-            chosen["hidden"] = [int(width) for width in chosen["hidden"].split(",") if width]
-        except ValueError:
-            raise config.refusal(f"--hidden {chosen['hidden']!r} is no list of widths such as 128,64") from None
-    return chosen
+    for name in ("hidden", "widths"):
+        if name in chosen:
+            try:
+                chosen[name] = [int(width) for width in chosen[name].split(",") if width]
+            except ValueError:
+                raise refusal(f"--{name} {chosen[name]!r} is no list of widths such as 128,64") from None
+    return {**config.whole(assigned), **config.whole(chosen)}
 
 
 def main() -> None:

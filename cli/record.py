@@ -15,20 +15,25 @@ from cli.build import Job, parameters
 from pipeline import State
 from pipeline.compile import key
 from pipeline.errors import ConfigError
+from pipeline.sources import Source, Tensors
+from pipeline.tree import named
 
 
 def facts(made: Job, state: State) -> dict[str, Any]:
-    """The tables [run] and [versions]."""
+    """The tables [facts] and [versions]."""
     return {
-        "run": {
+        "facts": {
             "device": str(made.pipe.place.device),
             "threads": torch.get_num_threads(),
             "processor": key.machine()["processor"],
             "model": made.model,
             "parameters": parameters(state.params),
             "data": _digest(made),
-            "training_samples": len(made.train),
-            "held_out_samples": len(made.held_out),
+            **{
+                f"{name}_samples": len(part)
+                for name, part in (("training", made.train), ("held_out", made.held_out))
+                if hasattr(part, "__len__")
+            },
             "hyper": {name: value.item() for name, value in state.hyper.items()},
         },
         "versions": versions(),
@@ -43,8 +48,8 @@ def versions() -> dict[str, str]:
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
     """In words, what may change the last bits. Raises ConfigError where the data are others."""
-    for table, names in (("run", ("data", "device", "threads", "processor")), ("versions", tuple(now["versions"]))):
-        then = before.get(table)
+    for table, names in (("facts", ("data", "device", "threads", "processor")), ("versions", tuple(now["versions"]))):
+        then = before.get("run" if table == "facts" and "settings" in before else table)  # as older files have it
         then = then if isinstance(then, dict) else {}
         for name in names:
             was, is_ = then.get(name), now[table][name]
@@ -56,10 +61,25 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[s
                 yield f"the run was made with {name} {was}, and this is {is_}"
 
 
+LOOKED = 256
+"""Of data that are not in memory, so many samples are looked at."""
+
+
 def _digest(made: Job) -> str:
-    """A hash of the data."""
+    """A hash of the data; of an iterable, of nothing."""
     whole = hashlib.sha256()
-    for name, t in (*sorted(made.train.tensors.items()), *sorted(made.held_out.tensors.items())):
-        whole.update(f"{name} {tuple(t.shape)} {t.dtype}".encode())
-        whole.update(t.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    for part in (made.train, made.held_out):
+        for name, t in sorted(_tensors(part).items()):
+            whole.update(f"{name} {tuple(t.shape)} {t.dtype}".encode())
+            whole.update(t.contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return whole.hexdigest()
+
+
+def _tensors(data: Any) -> dict[str, torch.Tensor]:
+    if isinstance(data, Tensors):
+        return dict(data.tensors)
+    if not isinstance(data, Source):
+        return {}
+    at = torch.linspace(0, len(data) - 1, min(LOOKED, len(data)), dtype=torch.float64).long()
+    seen = named(data[at])
+    return {"length": torch.tensor(len(data)), **{k: v for k, v in seen.items() if isinstance(v, torch.Tensor)}}

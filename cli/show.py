@@ -19,10 +19,10 @@ def run(config: TrainConfig, *, draw: bool = False) -> None:
     """Print the pipeline's table, the model's parameters and where each value comes from; with `draw`, the schedules
     too."""
     made = job(config)
-    state = made.pipe.init(config.seed)
+    state = made.pipe.init(config.run.seed)
     params = state.params
     say = Console(highlight=False, soft_wrap=True, markup=False)
-    say.print(f"{config.data}: {made.data}\n\n{made.pipe}\n\n{made.model}")
+    say.print(f"{config.source}: {made.data}\n\n{made.pipe}\n\n{made.model}")
     table = Table("parameter", "shape", "numbers", box=None, pad_edge=False, show_footer=True)
     table.columns[2].justify = "right"
     table.columns[0].footer, table.columns[2].footer = "all", f"{parameters(params):,}"
@@ -32,7 +32,7 @@ def run(config: TrainConfig, *, draw: bool = False) -> None:
     say.print("\n" + wiring(made.pipe))
     if draw:
         assert made.pipe.load is not None
-        say.print("\n" + schedules(made.pipe, state, config.epochs * (made.pipe.load.batches or 0)))
+        say.print("\n" + schedules(made.pipe, state, config.run.epochs * (made.pipe.load.batches or 0)))
 
 
 def schedules(pipe: Pipeline, state: State, steps: int) -> str:

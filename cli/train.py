@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from attrs import asdict
+from attrs import evolve
 from rich.console import Console
 from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn
@@ -33,14 +33,37 @@ from pipeline.state import format_metric
 WEIGHTS = "model.safetensors"
 
 
-def run(config: TrainConfig, *, quiet: bool = False, verbose: bool = False) -> None:
-    """Train, printing a line an epoch. What was learned is saved also where the run is interrupted."""
+def run(config: TrainConfig, *, quiet: bool = False, verbose: bool = False) -> Report | None:
+    """Train, printing a line an epoch, and return the last Report. What was learned is saved also where the run is
+    interrupted."""
     made, state = _made(config)
     say = _plain(quiet)
     with folders.new(config) as folder:
         _head(say, made, state, config, verbose)
         folders.write_config(folder, config, record.facts(made, state))
-        _train(made, config, folder, state, None, say, verbose)
+        return _train(made, config, folder, state, None, say, verbose)
+
+
+def folds(config: TrainConfig, *, quiet: bool = False, verbose: bool = False) -> None:
+    """Train a run for each fold, in folders of one, and print the mean and the spread of what each ended with."""
+    count = config.run.folds
+    assert count is not None
+    if config.pipeline.name is not None:
+        raise ConfigError("--folds parts data by itself; a pipeline of your own has parted them already")
+    say = _plain(False)
+    ends: list[dict[str, float]] = []
+    with folders.new(config) as whole:
+        for fold in range(count):
+            say.print(f"fold    {fold} of {count}")
+            own = evolve(config, run=evolve(config.run, out=str(whole / f"fold-{fold}"), fold=fold))
+            report = run(own, quiet=quiet, verbose=verbose)
+            if report is not None:
+                ends.append({k: v for k, v in report.validate.items() if isinstance(v, int | float)})
+        folders.write_config(whole, config, {"folds": {"count": count, "ends": ends}})
+    for name in ends[0]:
+        values = torch.tensor([end[name] for end in ends], dtype=torch.float64)
+        mean, spread = (format_metric(name, float(x)) for x in (values.mean(), values.std()))
+        say.print(f"folds   {mean} +- {spread.removeprefix(name + ' ')} over {count} folds")
 
 
 def resume(
@@ -81,10 +104,12 @@ def resume(
             say.print(f"resume  {saved.path.name}: {_place(made, saved)}")
             # The numbers of the schedule and the like are the config's: another lr may have been asked for.
             state = saved.restore(made.pipe, state.hyper)
-            if saved.epoch >= config.epochs:
+            if saved.epoch >= config.run.epochs:
                 say.print(f"done    all {saved.epoch} epochs; for more, add --epochs {2 * saved.epoch}")
-        before, now = asdict(old), asdict(config)
-        changes = {k: ["default" if v is None else v for v in (before[k], now[k])] for k in now if before[k] != now[k]}
+        before, now = old.flat, config.flat
+        changes = {
+            k: ["default" if v is None else v for v in (before.get(k), now[k])] for k in now if before.get(k) != now[k]
+        }
         past = [*past, {"step": saved.step if saved else 0, **facts["versions"], **changes}]
         folders.write_config(folder, config, {**facts, "resumed": past})
         _train(made, config, folder, state, saved, say, verbose)
@@ -93,19 +118,20 @@ def resume(
 def _made(config: TrainConfig) -> tuple[Job, State]:
     """What a run trains, and its first State; everything that can be checked is."""
     made = job(config)
-    state = made.pipe.init(config.seed)
-    torch.set_num_threads(threads(made, state, config.threads))
-    made.pipe.check(state, made.held_out)
+    state = made.pipe.init(config.run.seed)
+    torch.set_num_threads(threads(made, state, config.run.threads))
+    if made.held_out is not None:
+        made.pipe.check(state, made.held_out)
     known = [*made.pipe.finish(made.pipe.zeros())]
     known += [f"{name}.{metric}" for name in made.pipe.averages for metric in known]
-    if config.best is not None and config.best not in known:
-        raise ConfigError(f"--best {config.best!r} is no metric of this run{did_you_mean(config.best, known)}")
+    if config.run.best is not None and config.run.best not in known:
+        raise ConfigError(f"--best {config.run.best!r} is no metric of this run{did_you_mean(config.run.best, known)}")
     return made, state
 
 
 def _head(say: Console, made: Job, state: State, config: TrainConfig, verbose: bool) -> None:
-    precision = "" if config.precision == "fp32" else f", {config.precision}"
-    say.print(f"data    {config.data}: {made.data}")
+    precision = "" if config.run.precision == "fp32" else f", {config.run.precision}"
+    say.print(f"data    {config.source}: {made.data}")
     say.print(f"model   {made.model}: {parameters(state.params):,} parameters")
     say.print(f"device  {made.pipe.place.device}, {_threads()}{precision}")
     if verbose:
@@ -114,27 +140,27 @@ def _head(say: Console, made: Job, state: State, config: TrainConfig, verbose: b
 
 def _train(
     made: Job, config: TrainConfig, folder: Path, state: State, saved: Saved | None, say: Console, verbose: bool
-) -> None:
-    metric = config.best or made.best
+) -> Report | None:
+    metric = config.run.best or made.best or _first(made)
     signals: list[int] = []
     report: Report | None = None
     last = False
     with (
         folders.Log(folder, saved.step if saved else 0) as log,
-        Saver(folder / folders.CHECKPOINTS, keep=config.keep, best=metric, steps=config.save_steps,
-              minutes=config.save_minutes, saved=saved, beside=[log.path]) as saver,
+        Saver(folder / folders.CHECKPOINTS, keep=config.run.keep, best=metric, steps=config.run.save_steps,
+              minutes=config.run.save_minutes, saved=saved, beside=[log.path]) as saver,
     ):  # fmt: skip
         missing = sorted(set(range(1, saved.epoch + 1 if saved else 1)) - set(log.epochs))
         if missing:
             _warn(f"{log.path} has no line for epoch {', '.join(map(str, missing))}; it goes on without")
         start = saved.start if saved else (0, 0)
-        going = start[0] < config.epochs
-        program = _compile(made, config, state, say, verbose) if config.compile and going else False
+        going = start[0] < config.run.epochs
+        program = _compile(made, config, state, say, verbose) if config.run.compile and going else False
         try:
             with _live(say) as show, _interrupts(signals):
                 reports = fit(
-                    made.pipe, epochs=config.epochs, validate=made.held_out, state=state, compile=program, interval=0.1,
-                    steps_per_call=_per_call(config), every=config.save_steps, start=start,
+                    made.pipe, epochs=config.run.epochs, validate=made.held_out, state=state, compile=program,
+                    interval=0.1, steps_per_call=_per_call(config), every=config.run.save_steps, start=start,
                 ) if going else ()  # fmt: skip
                 for report in reports:
                     state = report.state
@@ -142,7 +168,7 @@ def _train(
                     if report.complete:
                         log.write(report)
                         say.print(str(report))
-                    last = report.complete and report.epoch == config.epochs
+                    last = report.complete and report.epoch == config.run.epochs
                     saver.offer(report, now=last or bool(signals))
                     if signals:
                         break
@@ -159,10 +185,10 @@ def _train(
         saver.close()
         best = saver.best
     _save_weights(made, state, folder)
-    if verbose and report is not None and "accuracy" in report.validate:
+    if verbose and report is not None and made.prepared is not None and made.prepared.task == "classification":
         say.print(f"\n{_classes(made, state)}\n")
     result = _plain(False)
-    if best is not None:
+    if best is not None and metric is not None:
         result.print(f"best    {format_metric(metric, best.value)} in epoch {best.epoch}")
     averages = "".join(f", {name}.safetensors: their average" for name in made.pipe.averages)
     result.print(
@@ -175,11 +201,18 @@ def _train(
             f"--resume {folder}"
         )
         sys.exit(128 + signals[0])
+    return report
+
+
+def _first(made: Job) -> str | None:
+    """The metric that tells the best epoch of a pipeline of the user's: the last that it measures beside the loss."""
+    known = [*made.pipe.finish(made.pipe.zeros())]
+    return None if made.held_out is None or not known else "accuracy" if "accuracy" in known else known[-1]
 
 
 def _per_call(config: TrainConfig) -> Any:
     """As `fit` takes it."""
-    text = config.steps_per_call
+    text = config.run.steps_per_call
     return None if text == "auto" else text if text == "epoch" else int(text)
 
 
@@ -202,7 +235,7 @@ def _verify(
     wanted = saved.restore(made.pipe)
     # No step changes a hyperparameter: those of the newest were in force since the one before.
     state = before.restore(made.pipe, wanted.hyper) if before else first.replace(hyper=wanted.hyper)
-    program = made.pipe.compile(backend=config.backend, fallback="eager") if config.compile else False
+    program = made.pipe.compile(backend=config.run.backend, fallback="eager") if config.run.compile else False
     for report in fit(
         made.pipe, epochs=saved.epoch + (saved.batch > 0), state=state, compile=program,
         validate=made.held_out if made.pipe.watches else None,
@@ -250,10 +283,9 @@ class Plain(Console):
 
 def _classes(made: Job, state: State) -> str:
     """Each class's precision, recall and F1 on the held-out data."""
-    names = made.train.classes
-    dim = -1 if made.train.tensors["targets"].ndim > 1 else 1
-    most = max(int(part.tensors["targets"].max()) for part in (made.train, made.held_out))  # as the model's outputs
-    confusion = evaluate.confusion(len(names) or most + 1, dim=dim)
+    assert made.prepared is not None
+    names = made.prepared.classes
+    confusion = evaluate.confusion(len(names))
     figures = made.pipe.insert(confusion, after="evaluate.accuracy").evaluate(state, made.held_out)
     rows = zip(figures["precision"], figures["recall"], figures["f1"], strict=True)
     lines = [f"{names[i] if names else i:>8}  {p:9.4f}  {r:6.4f}  {f:6.4f}" for i, (p, r, f) in enumerate(rows)]
@@ -267,7 +299,7 @@ def _threads() -> str:
 
 def _compile(made: Job, config: TrainConfig, state: State, say: Console, verbose: bool) -> Compiled:
     """The compiled step with all its graphs, or one that runs eagerly and said why."""
-    program = made.pipe.compile(backend=config.backend, fallback="eager")
+    program = made.pipe.compile(backend=config.run.backend, fallback="eager")
     start = time.perf_counter()
     with warnings.catch_warnings(), _waiting(say, lambda: f"{program.doing}, {time.perf_counter() - start:.0f} s"):
         warnings.simplefilter("ignore")  # the fallback's warning is printed below

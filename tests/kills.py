@@ -25,7 +25,7 @@ MODES = {
     "an epoch a call": ["--steps-per-call", "epoch"],
     "uncompiled": ["--no-compile"],
 }
-RUN = ["--model", "convnet", "--hidden", "4,8", "--dropout", "0.3", "--batch-size", "64", "--save-steps", "7"]
+RUN = ["--model", "convnet", "--widths", "4,8", "--dropout", "0.3", "--batch-size", "64", "--save-steps", "7"]
 
 
 def ended(folder: Path) -> tuple[bytes, dict[str, bytes], list[object], object]:

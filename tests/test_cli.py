@@ -18,6 +18,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from cli import build, config
+from cli.recipes.model import MODELS
+from cli.recipes.rule import OPTIMIZERS
 from pipeline import fit, models
 from pipeline.errors import ConfigError
 
@@ -66,8 +68,8 @@ def test_the_runs_folder(run):
     """config.toml says all, metrics.jsonl has a line an epoch, and load_state_dict takes the weights."""
     folder = run[0] / "runs" / "digits-mlp-1"
     table = tomllib.loads((folder / "config.toml").read_text())
-    assert table["settings"]["hidden"] == [16]
-    assert table["run"]["hyper"]["update.sgd.lr"] == 0.5
+    assert table["model"]["hidden"] == [16]
+    assert table["facts"]["hyper"]["update.sgd.lr"] == 0.5
     assert table["versions"]["torch"] == torch.__version__
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [line["epoch"] for line in lines] == [1, 2, 3, 4]
@@ -95,7 +97,7 @@ assert "torch._inductor.compile_fx" not in sys.modules
 
 def test_threads_are_chosen_by_the_size_of_the_step(run, tmp_path):
     """A small step gets one thread, whatever the machine, unless told otherwise; the run's config records it."""
-    assert tomllib.loads((run[0] / "runs/digits-mlp-1/config.toml").read_text())["run"]["threads"] == 1
+    assert tomllib.loads((run[0] / "runs/digits-mlp-1/config.toml").read_text())["facts"]["threads"] == 1
     assert "device  cpu, 2 threads" in pipe("train", *QUICK, "--threads", 2, cwd=tmp_path).stdout
 
 
@@ -127,24 +129,35 @@ def test_other_models_optimizers_and_files(tmp_path):
     tokens = np.arange(60 * 8).reshape(60, 8) % 7
     np.savez(tmp_path / "text.npz", inputs=tokens, targets=(tokens + 1) % 7)
     runs = {
-        ("--model", "convnet", "--optimizer", "adamw", "--schedule", "step", "--hidden", "4,8"): "accuracy",
+        ("--model", "convnet", "--optimizer", "adamw", "--schedule", "step", "--widths", "4,8"): "accuracy",
         ("--data", "houses.csv", "--schedule", "linear"): "r2",
         ("--data", "pets.csv", "--optimizer", "adam", "--schedule", "exponential"): "accuracy",
-        ("--data", "text.npz", "--model", "transformer", "--schedule", "constant", "--weight-decay", "0.1"): "accuracy",
+        (
+            "--data",
+            "text.npz",
+            "--model",
+            "transformer",
+            "--width",
+            "16",
+            "--schedule",
+            "constant",
+            "--weight-decay",
+            "0.1",
+        ): "accuracy",
     }
     for options, best in runs.items():
-        done = pipe("train", *QUICK, *options, "-v", cwd=tmp_path)
+        done = pipe("train", *QUICK[:3], *options, "-v", cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         assert f"best    {best}" in done.stdout
         assert "backward.gradients" in done.stdout
         assert ("precision" in done.stdout) == (best == "accuracy")
 
 
-@pytest.mark.parametrize("name", sorted(config.OPTIMIZERS))
+@pytest.mark.parametrize("name", sorted(OPTIMIZERS))
 def test_each_optimizer_trains(name):
     """With its own learning rate, and weight decay left out of the biases where it has some, the loss falls."""
     decay = {} if name == "rprop" else {"weight_decay": 0.01, "no_decay": "*.bias"}
-    made = build.job(config.TrainConfig(optimizer=name, hidden=(32,), epochs=4, seed=1, **decay))
+    made = build.job(config.make({"optimizer": name, "hidden": [32], "epochs": 4, "seed": 1, **decay}))
     losses = [report.train["loss"] for report in fit(made.pipe, epochs=4, seed=1, compile=False)]
     assert losses == sorted(losses, reverse=True)
     assert losses[-1] < 0.95 * losses[0]
@@ -163,8 +176,8 @@ def test_decay_and_parts_of_a_batch(tmp_path):
     whole, parts = (load_file(tmp_path / out / "model.safetensors") for out in ("whole", "parts"))
     torch.testing.assert_close(parts, whole, rtol=1e-4, atol=1e-5)
     table = tomllib.loads((tmp_path / "parts" / "config.toml").read_text())
-    assert table["run"]["hyper"]["update.groups.*.bias.weight_decay"] == 0
-    assert table["run"]["hyper"]["update.groups.otherwise.weight_decay"] == 0.1
+    assert table["facts"]["hyper"]["update.groups.*.bias.weight_decay"] == 0
+    assert table["facts"]["hyper"]["update.groups.otherwise.weight_decay"] == 0.1
 
 
 def test_show(tmp_path):
@@ -204,7 +217,7 @@ BAD = {
     ("train", "--steps-per-call", "0"): "--steps-per-call '0' is neither a positive whole number",
     ("train", "--steps-per-call", "9", "--no-compile"): "needs a compiled step; leave out --no-compile",
     ("train", "--data", "x" * 300): "unknown data",
-    ("train", "--model", "convnet", "--hidden", ","): "needs at least one width",
+    ("train", "--model", "convnet", "--widths", ","): "needs at least one width",
     ("train", "--momentum", "0.5", "--optimizer", "adam"): "--momentum belongs to --optimizer sgd",
     ("train", "--optimizer", "rprop", "--weight-decay", "0.1"): "--optimizer rprop has no weight decay",
     ("train", "--no-decay", "*.bias"): "--no-decay has nothing to leave out: sgd has no --weight-decay here",
@@ -301,9 +314,7 @@ def test_on_a_terminal_there_is_a_bar(tmp_path):
 values = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.lists(st.integers())
 
 
-@given(
-    st.dictionaries(st.sampled_from([*config.MODELS, *["epochs", "hidden", "lr", "compile", "seed", "data"]]), values)
-)
+@given(st.dictionaries(st.sampled_from([*MODELS, *["epochs", "hidden", "lr", "compile", "seed", "data"]]), values))
 def test_any_settings_make_a_config_or_a_config_error(settings):
     """Whatever a config file holds, it is a config or one message."""
     try:

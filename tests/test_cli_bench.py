@@ -23,8 +23,7 @@ def _threads():
 
 
 def made(**settings):
-    settings = {"hidden": [8], "batch_size": 479, **settings}
-    return job(config.make(settings)).pipe
+    return job(config.make({"hidden": [8], "batch_size": 479}, settings)).pipe
 
 
 def test_bench_measures_each_way(pipe, monkeypatch, tmp_path):
@@ -62,11 +61,11 @@ def test_other_models_and_data(pipe, tmp_path):
     tokens = np.arange(60 * 8).reshape(60, 8) % 7
     np.savez(tmp_path / "text.npz", inputs=tokens, targets=(tokens + 1) % 7)
     for options in (
-        ("--model", "convnet", "--precision", "bf16", "--threads", 2),
-        ("--data", tmp_path / "houses.csv", "--optimizer", "adam"),
-        ("--data", tmp_path / "text.npz", "--model", "transformer"),
+        ("--model", "convnet", "--widths", 16, "--precision", "bf16", "--threads", 2),
+        ("--data", tmp_path / "houses.csv", "--optimizer", "adam", "--hidden", 16),
+        ("--data", tmp_path / "text.npz", "--model", "transformer", "--width", 16),
     ):
-        code, out, err = pipe("bench", *TINY, "--no-compile", *options)
+        code, out, err = pipe("bench", *TINY[2:], "--no-compile", *options)
         assert (code, err) == (0, "")
         assert "graphs  none: --no-compile" in out
         assert "of the time of 'eager' are" in out
@@ -109,7 +108,7 @@ def test_ways_do_the_steps_they_say(monkeypatch):
         # x W1', h W2', and back g2' h, g2 W2, g1' x
         ({}, 5, 2 * 479 * (3 * 8 * 10 + 2 * 64 * 8)),
         # the convolution 8x8x9 forward and for its weights, and the linear layer as above
-        ({"model": "convnet", "hidden": [4]}, 5, 2 * 479 * (2 * 64 * 9 * 4 + 3 * 4 * 10)),
+        ({"model": "convnet", "widths": [4]}, 5, 2 * 479 * (2 * 64 * 9 * 4 + 3 * 4 * 10)),
     ],
 )
 def test_the_floor_is_the_steps_products(settings, products, operations):

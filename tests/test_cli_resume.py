@@ -20,8 +20,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
-from cli import config
-from cli.main import main
+from cli.main import _flags, main
+from cli.recipes.setting import flag
 from pipeline import checkpoint, files
 from tests import kills
 from tests.test_checkpoint import rewrite
@@ -119,8 +119,8 @@ def test_a_finished_run_has_nothing_to_do(pipe, folder, runs):
     ]
     table = tomllib.loads((folder / "config.toml").read_text())
     assert table["resumed"][-1] | {"epochs": [4, 6], "lr": ["default", 0.05], "step": 12} == table["resumed"][-1]
-    assert table["settings"]["epochs"] == 6
-    assert table["run"]["hyper"]["update.sgd.lr"] == 0.05
+    assert table["run"]["epochs"] == 6
+    assert table["facts"]["hyper"]["update.sgd.lr"] == 0.05
 
 
 def test_another_schedule_goes_on(pipe, folder):
@@ -340,9 +340,8 @@ def test_killed_at_any_moment(tmp_path):
     assert same == ended
 
 
-flags = st.sampled_from(
-    sorted({config.flag(f.name) for f in config.fields(config.TrainConfig)} - {"--out", "--compile", "--epochs"})
-)
+FLAGS = [*_flags()]
+flags = st.sampled_from(sorted({flag(name) for name in FLAGS} - {"--out", "--compile", "--epochs"}))
 words = st.one_of(
     st.sampled_from([
         "0", "1", "-1", "2", "1e400", "nan", "inf", "auto", "cpu", "sgd", "adam", "mlp", "digits", "skip", "epoch",
@@ -352,7 +351,7 @@ words = st.one_of(
     st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=8),
 )  # fmt: skip
 settings_of = st.dictionaries(
-    st.sampled_from([f.name for f in config.fields(config.TrainConfig)]),
+    st.sampled_from(sorted(FLAGS)),
     st.one_of(st.integers(), st.floats(), st.booleans(), st.text(max_size=5), st.lists(st.integers(), max_size=3),
               st.just({})),
 )  # fmt: skip

@@ -7,18 +7,20 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cli import build, chart, config
+from cli import chart, config
+from cli.recipes.schedule import SCHEDULES
 
 TINY = ["train", "--no-compile", "--hidden", "4", "--batch-size", "479", "-q"]
 
 
 def learning_rates(steps=70, **settings):
     """What the settings of a run make of its learning rate."""
-    made = build._learning_rate(config.TrainConfig(**settings), steps)
+    settings = config.make(settings)
+    made = settings.schedule.learning_rate(settings.optimizer.base, steps)
     return torch.full((steps,), made) if isinstance(made, float) else made.values(torch.arange(steps))
 
 
-@given(st.sampled_from(sorted(config.SCHEDULES)), st.sampled_from([0.0, 0.1, 5.0]), st.integers(6, 70))
+@given(st.sampled_from(sorted(SCHEDULES)), st.sampled_from([0.0, 0.1, 5.0]), st.integers(6, 70))
 def test_each_schedule_runs_behind_a_warm_up(name, warmup, steps):
     """It ends as it does without one, and the warm-up rises from 0 to the learning rate."""
     rates = learning_rates(steps, schedule=name, lr=0.1, warmup=warmup)

@@ -1,36 +1,87 @@
 """The settings: defaults, checks, and TOML there and back."""
 
 import pytest
+import tomli_w
 from hypothesis import given
 from hypothesis import strategies as st
 
 from cli import config, folder
+from cli.recipes import home
+from cli.recipes.rule import OPTIMIZERS
+from cli.recipes.schedule import SCHEDULES
 from pipeline.errors import ConfigError
 
-configs = st.builds(
-    config.TrainConfig,
-    data=st.sampled_from(config.DATA),
-    model=st.sampled_from(config.MODELS),
-    hidden=st.lists(st.integers(1, 999), min_size=1, max_size=3).map(tuple),
-    epochs=st.integers(1, 10**6),
-    lr=st.none() | st.floats(1e-9, 1e9),
-    optimizer=st.sampled_from(sorted({*config.OPTIMIZERS} - {"rprop"})),
-    no_decay=st.none() | st.text(max_size=20),
-    accumulate=st.integers(1, 99),
-    schedule=st.sampled_from(sorted(config.SCHEDULES)),
-    warmup=st.floats(0, 1, exclude_max=True) | st.integers(1, 10**6).map(float),
-    seed=st.integers(0, 2**63 - 1),
-    compile=st.booleans(),
-    out=st.none() | st.just("there"),
+plain = st.fixed_dictionaries(
+    {
+        "epochs": st.integers(1, 10**6),
+        "schedule": st.sampled_from(sorted(SCHEDULES)),
+        "warmup": st.floats(0, 1, exclude_max=True) | st.integers(1, 10**6).map(float),
+        "seed": st.integers(0, 2**63 - 1),
+        "compile": st.booleans(),
+        "accumulate": st.integers(1, 99),
+        "optimizer": st.sampled_from(sorted({*OPTIMIZERS} - {"rprop"})),
+    },
+    optional={"lr": st.floats(1e-9, 1e9), "no_decay": st.text(max_size=20), "out": st.just("there")},
+)
+data = st.sampled_from([
+    {"data": "digits"}, {"data": "sklearn:wine"}, {"data": "houses.csv", "target": "price", "header": False},
+    {"data": "text:x/y", "context": 7}, {"data": "somewhere.py:make", "data.size": 3},
+])  # fmt: skip
+model = st.one_of(
+    st.fixed_dictionaries({"model": st.just("mlp"), "hidden": st.lists(st.integers(1, 999), max_size=3)}),
+    st.fixed_dictionaries({"model": st.just("transformer"), "width": st.integers(1, 99), "depth": st.integers(1, 9)}),
+    st.fixed_dictionaries({"model": st.just("my.module:make"), "model.any": st.integers() | st.text(max_size=9)}),
 )
 
 
-@given(configs)
-def test_a_config_written_and_read_is_the_same(tmp_path_factory, made):
-    """config.toml holds every setting."""
+@given(st.tuples(plain, data, model))
+def test_a_config_written_and_read_is_the_same(tmp_path_factory, values):
+    """config.toml holds every setting, those of the user's own functions too."""
+    made = config.make(*values)
     path = tmp_path_factory.getbasetemp() / "config.toml"
-    folder.write_config(path.parent, made, {"run": {"device": "cpu"}})
+    folder.write_config(path.parent, made, {"facts": {"device": "cpu"}})
     assert config.make(config.read(path)) == made
+
+
+@given(plain, st.tuples(data, model))
+def test_a_later_layer_wins(values, others):
+    """Whatever came before, what a layer says is so, by short names or whole ones."""
+    made = config.make({"model": "resnet", "depth": 3}, values, *others)
+    for name, value in values.items():
+        assert made.flat[name] == value
+    table, key = home("lr")
+    assert config.make(values, {f"{table}.{key}": 0.125}).optimizer.lr == 0.125
+    assert config.make(values, {table: {key: 0.125}}) == config.make(values, {"lr": 0.125})
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ({"hidden": [3, 4]}, {"hidden": (3, 4)}),
+        ({"model": "convnet", "hidden": [3, 4]}, {"model": "convnet", "widths": (3, 4)}),
+        ({"model": "transformer", "hidden": [6, 4]}, {"model": "transformer", "width": 6}),
+        ({"data": "digits", "lr": 0.5, "momentum": 0.5, "best": "loss"}, {"lr": 0.5, "momentum": 0.5, "best": "loss"}),
+    ],
+)
+def test_older_files_are_read(tmp_path, old, new):
+    """A file with all its settings in one table is the same run, with as many threads."""
+    path = tmp_path / "config.toml"
+    path.write_text(tomli_w.dumps({"settings": old, "run": {"threads": 3, "device": "cpu"}}))
+    flat = config.make(config.read(path)).flat
+    assert flat["threads"] == 3
+    assert {name: flat[name] for name in new} == new
+
+
+@pytest.mark.parametrize(
+    ("texts", "found"),
+    [
+        (("optimizer.lr=0.01", "model.hidden=[1, 2]"), {"optimizer.lr": 0.01, "model.hidden": [1, 2]}),
+        (("model=mlp", "run.compile=false"), {"model": "mlp", "run.compile": False}),
+    ],
+)
+def test_assignments_are_tomls_or_text(texts, found):
+    """--set takes numbers, lists and words without quotes."""
+    assert config.assigned(texts) == found
 
 
 @pytest.mark.parametrize(
@@ -43,6 +94,11 @@ def test_a_config_written_and_read_is_the_same(tmp_path_factory, made):
         ({"hidden": "64"}, "setting hidden can't be '64'"),
         ({"epochs": True}, "setting epochs can't be True"),
         ({"hidden": [64, -1]}, "--hidden -1 is out of range"),
+        ({"model": "resnet", "heads": 3}, "--heads belongs to --model transformer, not to resnet; leave it out"),
+        ({"heads": 3}, "--heads belongs to --model transformer, not to mlp; leave it out"),
+        ({"optimizer.lrr": 3}, "unknown setting 'optimizer.lrr'; did you mean 'lr'?"),
+        ({"optimiser.lr": 3}, "unknown setting 'optimiser.lr'"),
+        ({"data": "my_date"}, "unknown data 'my_date'"),
         ({"lr": float("inf")}, "--lr inf is out of range"),
         ({"seed": 2**63}, "--seed"),
     ],
@@ -54,10 +110,13 @@ def test_what_does_not_fit(settings, message):
     assert message in str(caught.value)
 
 
-@pytest.mark.parametrize(("text", "message"), [("epochs = ", "is no TOML file"), ("settings = 3", "no table")])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("epochs = ", "is no TOML file"), ("settings = 3", "no table"), ("data = 3", "data can't be 3")],
+)
 def test_files_that_are_no_config(tmp_path, text, message):
     """A file that can't be read is named."""
     path = tmp_path / "x.toml"
     path.write_text(text)
     with pytest.raises(ConfigError, match=message):
-        config.read(path)
+        config.make(config.read(path))

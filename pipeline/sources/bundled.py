@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pipeline.sources.parts import split
+from pipeline.sources.parts import Split, split
 from pipeline.sources.tensors import Tensors
 
 
-def digits(held_out: float = 0.2, seed: int = 0) -> tuple[Tensors, Tensors]:
+def digits(held_out: float = 0.2, seed: int = 0, parts: Split | None = None) -> tuple[Tensors, Tensors]:
     """1,797 handwritten digits as 8x8 images: inputs (N, 1, 8, 8) float32 in [0, 1], targets (N,) int64 in 0..9.
 
     Returns (training, held out), the same split for the same seed.
@@ -25,4 +25,4 @@ def digits(held_out: float = 0.2, seed: int = 0) -> tuple[Tensors, Tensors]:
     raw = np.loadtxt(Path(folder) / "datasets" / "data" / "digits.csv.gz", delimiter=",", dtype=np.float32)
     images = torch.from_numpy(raw[:, :64].reshape(-1, 1, 8, 8) / 16.0)
     data = Tensors({"inputs": images, "targets": torch.from_numpy(raw[:, 64]).long()}, tuple("0123456789"))
-    return split(data, held_out, seed)
+    return split(data, held_out, seed, parts)

@@ -1,0 +1,46 @@
+"""What data are prepared from: their settings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from attrs import frozen
+
+from cli.recipes.setting import refusal, setting
+
+if TYPE_CHECKING:
+    from pipeline.sources import Prepared, Split
+
+
+def _share(_: object, attribute: object, value: float) -> None:
+    if not 0 < value < 1:
+        raise refusal(f"--held-out {value} is out of range: it must be between 0 and 1")
+
+
+@frozen
+class Data:
+    """What to train on."""
+
+    source: str = setting("digits", "", fixed=True)
+    held_out: float = setting(0.2, "share of the samples that is held out", _share, fixed=True)
+
+    @property
+    def path(self) -> Path:
+        """The file or folder, without the kind in front of it."""
+        return Path(self.source.partition(":")[2] if kind_prefix(self.source) else self.source)
+
+    @property
+    def title(self) -> str:
+        """What a run is called by."""
+        return self.path.stem or "data"
+
+    def prepare(self, parts: Split) -> Prepared:
+        """The data in two parts. Raises DataError for what can't be read."""
+        raise NotImplementedError
+
+
+def kind_prefix(source: str) -> str:
+    """The kind in front of a source such as `table:houses.txt`, or nothing."""
+    kind, colon, rest = source.partition(":")
+    return kind if colon and rest and kind.isidentifier() else ""

@@ -1,0 +1,35 @@
+"""A data set of the user's: a torch Dataset, or what sources.source takes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from attrs import field, frozen
+
+from cli.recipes import code
+from cli.recipes.data.base import Data
+from cli.recipes.data.files import TASKS
+from cli.recipes.setting import at_least, one_of, setting
+
+if TYPE_CHECKING:
+    from pipeline.sources import Prepared, Split
+
+
+@frozen
+class Custom(Data):
+    """What a function of the user's gives: a Dataset, or a pair of them to train on and to hold out."""
+
+    task: str | None = setting(None, f"{', '.join(TASKS)}  [default: by the targets]", one_of(TASKS), fixed=True)
+    workers: int = setting(0, "processes that prepare samples", at_least(0))
+    options: Mapping[str, Any] = field(factory=dict, metadata={"fixed": True})
+
+    @property
+    def title(self) -> str:
+        return self.source.rpartition(":")[2]
+
+    def prepare(self, parts: Split) -> Prepared:
+        from pipeline import sources
+
+        made = code.called(self.source, code.load(self.source), self.options, {"seed": parts.seed})
+        return sources.prepared(made, parts, TASKS[self.task] if self.task else None, workers=self.workers)

@@ -1,0 +1,122 @@
+"""Data in files: tables, arrays, images, texts."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from attrs import frozen
+
+from cli.recipes.data.base import Data
+from cli.recipes.setting import at_least, one_of, setting
+
+if TYPE_CHECKING:
+    from pipeline.sources import Prepared, Split
+
+TASKS = {"classification": "classification", "regression": "regression", "labels": "several labels",
+         "language": "language modelling"}  # fmt: skip
+
+
+@frozen
+class Tested(Data):
+    """Data that may have a test set of their own."""
+
+    test: str | None = setting(None, "file or folder of samples to hold out, instead of a share", fixed=True)
+    task: str | None = setting(None, f"{', '.join(TASKS)}  [default: by the targets]", one_of(TASKS), fixed=True)
+
+
+@frozen
+class Table(Tested):
+    """A table: CSV, TSV or Parquet."""
+
+    target: str | None = setting(None, "column, or columns a,b, to learn  [default: the last]", fixed=True)
+    ignore: str | None = setting(None, "columns to leave out, a,b", fixed=True)
+    groups: str | None = setting(None, "column whose equal values stay in one part", fixed=True)
+    time: str | None = setting(None, "column of time: the last samples are held out", fixed=True)
+    header: bool | None = setting(None, "whether the first row has the names  [default: by its look]", fixed=True)
+
+    def prepare(self, parts: Split) -> Prepared:
+        from pipeline import sources
+
+        return sources.table(
+            self.path, target=self.target, test=self.test, parts=parts, task=TASKS[self.task] if self.task else None,
+            header=self.header, groups=self.groups, time=self.time,
+            ignore=tuple(self.ignore.split(",")) if self.ignore else (),
+        )  # fmt: skip
+
+
+@frozen
+class Arrays(Tested):
+    """Arrays `inputs` and `targets`: .npz, .npy in a folder, safetensors."""
+
+    def prepare(self, parts: Split) -> Prepared:
+        from pipeline import sources
+
+        return sources.arrays(self.path, test=self.test, parts=parts, task=TASKS[self.task] if self.task else None)
+
+
+@frozen
+class Idx(Data):
+    """Images and labels in the format of MNIST: a file of images, or a folder of the usual four."""
+
+    def prepare(self, parts: Split) -> Prepared:
+        from pipeline import sources
+
+        return sources.images_idx(self.path, parts=parts)
+
+
+@frozen
+class Images(Data):
+    """A folder of images by class."""
+
+    test: str | None = setting(None, "file or folder of samples to hold out, instead of a share", fixed=True)
+    size: int | None = setting(None, "height and width of images  [default: as they are]", at_least(1), fixed=True)
+    augment: str = setting("auto", "auto, none, flip, crop, or flip+crop", fixed=True)
+    workers: int = setting(0, "processes that prepare samples", at_least(0))
+
+    def prepare(self, parts: Split) -> Prepared:
+        from pipeline import sources
+
+        return sources.images(
+            self.path, size=self.size, test=self.test, parts=parts, augment=self.augment, workers=self.workers
+        )
+
+
+@frozen
+class Text(Data):
+    """A text, whose next token is learned."""
+
+    held_out: float = setting(0.1, "share of the samples that is held out", fixed=True)
+    context: int = setting(128, "tokens that a model sees at once", at_least(1), fixed=True)
+    tokenizer: str | None = setting(None, "bytes, characters, or a tokenizers' JSON file  [default: bytes]", fixed=True)
+
+    def prepare(self, parts: Split) -> Prepared:
+        from pipeline import sources
+
+        return sources.text(self.path, context=self.context, tokenizer=self.tokenizer, parts=parts)
+
+
+@frozen
+class Tokens(Data):
+    """A file of token ids."""
+
+    held_out: float = setting(0.1, "share of the samples that is held out", fixed=True)
+    context: int = setting(128, "tokens that a model sees at once", at_least(1), fixed=True)
+    dtype: str = setting("uint16", "of token ids: uint16 or uint32", one_of(("uint16", "uint32")), fixed=True)
+
+    def prepare(self, parts: Split) -> Prepared:
+        from pipeline import sources
+
+        return sources.tokens(self.path, dtype=self.dtype, context=self.context, parts=parts)
+
+
+@frozen
+class HuggingFace(Data):
+    """A data set of the datasets library on this disk."""
+
+    inputs: str | None = setting(None, "column of the inputs  [default: by its look]", fixed=True)
+    target: str | None = setting(None, "column, or columns a,b, to learn  [default: the last]", fixed=True)
+
+    def prepare(self, parts: Split) -> Prepared:
+        from pipeline import sources
+
+        return sources.huggingface(self.path, inputs=self.inputs, targets=self.target, parts=parts)

@@ -1,0 +1,32 @@
+"""Models of the transformers library, from a config."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from attrs import frozen
+
+from cli.recipes.model.base import Fixed, Made, Model
+from cli.recipes.setting import refusal, setting
+
+
+@frozen
+class HuggingFace(Model):
+    """What the transformers library makes of a config, with random weights."""
+
+    config: str | None = setting(None, "JSON file with a config of the transformers library", fixed=True)
+
+    def make(self, fixed: Fixed) -> Made:
+        import json
+
+        from pipeline import models
+
+        if self.config is None:
+            raise refusal("model 'huggingface' needs --config FILE.json, a config of the transformers library")
+        try:
+            config = json.loads(Path(self.config).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as e:
+            raise refusal(f"can't read {self.config}: {getattr(e, 'strerror', None) or e}") from None
+        sizes = {"classes": fixed.outputs, "vocabulary": fixed.data.sizes.get("vocabulary")}
+        build = lambda: models.from_config(config, fixed.data.task, **sizes)  # noqa: E731  # as the others are given
+        return build, f"transformers' {config.get('model_type', '?')}", "inputs"

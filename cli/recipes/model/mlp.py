@@ -1,0 +1,32 @@
+"""A multilayer perceptron, with embeddings of what are categories."""
+
+from __future__ import annotations
+
+from math import prod
+
+from attrs import frozen
+
+from cli.recipes.model.base import Fixed, Made, Model, dashes
+from cli.recipes.setting import at_least, below_one, setting
+
+
+@frozen
+class MLP(Model):
+    """Linear layers with ReLU between them."""
+
+    hidden: tuple[int, ...] = setting(
+        (128,), "widths between input and output, such as 128,64", at_least(1), fixed=True
+    )
+    dropout: float = setting(0.0, "fraction of activations that training leaves out", below_one, fixed=True)
+
+    def make(self, fixed: Fixed) -> Made:
+        from pipeline import models
+
+        fixed.need_floats("mlp")
+        categories = fixed.data.sizes.get("categories")
+        widths = (prod(fixed.inputs), *self.hidden, fixed.outputs)
+        if categories is None:
+            return lambda: models.mlp(*widths, dropout=self.dropout), f"mlp {dashes(*widths)}", "inputs"
+        options = {"categories": categories, "hidden": self.hidden, "dropout": self.dropout}
+        words = f"mlp {dashes(*widths)}, with embeddings of {len(categories)} categories"
+        return lambda: models.table(widths[0], fixed.outputs, **options), words, ("inputs", "categories")

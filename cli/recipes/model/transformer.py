@@ -1,0 +1,34 @@
+"""A decoder-only transformer over tokens."""
+
+from __future__ import annotations
+
+from attrs import frozen
+
+from cli.recipes.model.base import Fixed, Made, Model
+from cli.recipes.setting import at_least, below_one, refusal, setting
+
+
+@frozen
+class Transformer(Model):
+    """Attention to what came before, and a perceptron, in each block."""
+
+    width: int = setting(128, "numbers of a token between blocks", at_least(1), fixed=True)
+    heads: int | None = setting(None, "of the attention  [default: the most of 8, 4, 2 and 1]", at_least(1), fixed=True)
+    depth: int = setting(4, "blocks", at_least(1), fixed=True)
+    dropout: float = setting(0.0, "fraction of activations that training leaves out", below_one, fixed=True)
+
+    def make(self, fixed: Fixed) -> Made:
+        from pipeline import models
+
+        if fixed.data.task != "language modelling":
+            raise refusal(
+                f"model 'transformer' takes token ids and targets (N, T) int64, but {fixed.source} has inputs "
+                f"{fixed.inputs} for {fixed.data.task}; use mlp or convnet"
+            )
+        heads = self.heads or next(h for h in (8, 4, 2, 1) if self.width % h == 0)
+        if self.width % heads:
+            raise refusal(f"--width {self.width} is no multiple of --heads {heads}; choose a width that is")
+        options = {"width": self.width, "heads": heads, "depth": self.depth, "dropout": self.dropout}
+        vocabulary, context = fixed.outputs, fixed.inputs[0]
+        words = f"transformer of {self.depth} blocks of width {self.width}, {vocabulary} tokens, context {context}"
+        return lambda: models.transformer(vocabulary, context=context, **options), words, "inputs"

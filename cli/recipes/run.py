@@ -1,0 +1,73 @@
+"""Run: how long, how fast, how safely, and where to."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from attrs import Attribute, frozen
+
+from cli.recipes.setting import at_least, below_one, one_of, refusal, setting
+
+
+def _threads(_: Any, attribute: Attribute[Any], value: int | None) -> None:
+    if value is not None and not 1 <= value <= 4096:
+        raise refusal(f"--threads {value} is out of range: it must be from 1 to 4096")
+
+
+def _seed(_: Any, attribute: Attribute[Any], value: int) -> None:
+    if not 0 <= value < 2**63:
+        raise refusal(f"--seed {value} is out of range: it must be from 0 to 2**63 - 1")
+
+
+def _steps(_: Any, attribute: Attribute[Any], value: str) -> None:
+    if value not in ("auto", "epoch") and not (value.isdecimal() and int(value) > 0):
+        raise refusal(f"--steps-per-call {value!r} is neither a positive whole number, 'epoch' nor 'auto'")
+
+
+@frozen
+class Run:
+    """A training."""
+
+    epochs: int = setting(20, "passes over the training data", at_least(1))
+    batch_size: int = setting(64, "samples a step", at_least(1), fixed=True)
+    accumulate: int = setting(1, "parts that a batch is taken in, with the memory of one", at_least(1))
+    clip: float = setting(1.0, "largest gradient norm; 0 for no clipping", at_least(0))
+    ema: float | None = setting(
+        None,
+        "decay of an average of the weights, such as 0.999, evaluated and saved as well  [default: none]",
+        below_one,
+    )
+    folds: int | None = setting(None, "one of so many folds is held out, instead of a share", at_least(2), fixed=True)
+    fold: int | None = setting(
+        None, "with --folds: which one, from 0  [default: each in turn]", at_least(0), fixed=True
+    )
+    seed: int = setting(0, "of the split, the weights, the order and dropout", _seed, fixed=True)
+    device: str = setting("auto", "auto, cpu, cuda or cuda:N")
+    precision: str = setting("fp32", "fp32, or bf16 for the products in the forward", one_of(("fp32", "bf16")))
+    threads: int | None = setting(None, "of the CPU  [default: 1 for small steps, else all cores]", _threads)
+    steps_per_call: str = setting(
+        "auto", "steps in one call of the compiled program: a number, epoch, or auto: about 0.1 s of them", _steps
+    )
+    compile: bool = setting(True, "run the step as one compiled graph")
+    backend: str = setting(
+        "auto", "what torch.compile compiles it by: auto, native (for a CPU), inductor, or another that torch has"
+    )
+    on_nonfinite: str = setting(
+        "stop",
+        "where a loss or gradient is NaN or infinite: stop, or skip that step",
+        one_of(("stop", "skip")),
+        fixed=True,
+    )
+    save_steps: int | None = setting(None, "also write a checkpoint after each N steps", at_least(1))
+    save_minutes: float = setting(
+        5.0,
+        "minutes between checkpoints inside an epoch; each epoch has one too, as far as they take no 0.5 % of the time",
+        at_least(0),
+    )
+    keep: int = setting(2, "how many of the newest checkpoints stay, beside the best", at_least(1))
+    best: str | None = setting(None, "held-out metric that tells the best epoch  [default: accuracy, or r2 for values]")
+    out: str | None = setting(None, "folder of the run  [default: the next free runs/DATA-MODEL-N]", fixed=True)
+
+    def __attrs_post_init__(self) -> None:
+        if not self.compile and self.steps_per_call not in ("auto", "1"):
+            raise refusal(f"--steps-per-call {self.steps_per_call} needs a compiled step; leave out --no-compile")
