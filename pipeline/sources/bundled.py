@@ -8,7 +8,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from pipeline.errors import DataError, did_you_mean
+from pipeline.sources.cells import Cells, package
 from pipeline.sources.parts import Split, split
+from pipeline.sources.prepared import Prepared
+from pipeline.sources.table import prepare
 from pipeline.sources.tensors import Tensors
 
 
@@ -26,3 +30,26 @@ def digits(held_out: float = 0.2, seed: int = 0, parts: Split | None = None) -> 
     images = torch.from_numpy(raw[:, :64].reshape(-1, 1, 8, 8) / 16.0)
     data = Tensors({"inputs": images, "targets": torch.from_numpy(raw[:, 64]).long()}, tuple("0123456789"))
     return split(data, held_out, seed, parts)
+
+
+SKLEARN = ("breast_cancer", "diabetes", "digits", "iris", "wine")
+"""Data sets that scikit-learn brings."""
+
+
+def sklearn(name: str, parts: Split | None = None) -> Prepared:
+    """A data set of scikit-learn's by name, one of SKLEARN, as `table` prepares it; digits as images."""
+    parts = parts or Split()
+    if name not in SKLEARN:
+        raise DataError(f"scikit-learn brings no data {name!r}{did_you_mean(name, SKLEARN)}")
+    if name == "digits":
+        train, held_out = digits(parts=parts)
+        return Prepared(train, held_out, "classification", train.classes)
+    from sklearn import datasets
+
+    options = {"scaled": False} if name == "diabetes" else {}
+    raw = getattr(datasets, f"load_{name}")(**options)
+    pl = package()
+    columns = {str(n): pl.Series(str(n), raw.data[:, i]) for i, n in enumerate(raw.feature_names)}
+    names = raw.get("target_names")
+    target = raw.target if names is None else [str(names[t]) for t in raw.target]
+    return prepare(Cells(f"sklearn:{name}", {**columns, "target": pl.Series("target", target)}, str), "target", parts)

@@ -1,0 +1,210 @@
+"""Cells: a table as it is in a file, a column each, before anything is known of what is in it."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import zlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from attrs import evolve, frozen
+
+from pipeline.errors import ConfigError, DataError, did_you_mean
+
+if TYPE_CHECKING:
+    import polars
+
+MISSING = ("", "na", "n/a", "nan", "null", "none", "?")
+"""What stands for a missing value, in any case."""
+TRUTHS = {"true": 1.0, "yes": 1.0, "t": 1.0, "y": 1.0, "false": 0.0, "no": 0.0, "f": 0.0, "n": 0.0}
+LOOKED = 100
+"""Rows that are looked at to tell whether a first one is a header."""
+
+
+@frozen(eq=False)
+class Cells:
+    """A table: text from CSV, or values of one type a column."""
+
+    path: str
+    columns: dict[str, polars.Series]
+    where: Callable[[int], str]
+    """Where a row is in the file: `line 17`."""
+    notes: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(next(iter(self.columns.values())))
+
+    def column(self, name: str) -> polars.Series:
+        """Raises DataError where there is none of that name."""
+        if name not in self.columns:
+            raise DataError(f"{self.path} has no column {name!r}{did_you_mean(name, self.columns)}")
+        return self.columns[name]
+
+    def only(self, rows: np.ndarray) -> Cells:
+        """Some of the rows."""
+        before = self.where
+        columns = {name: column.gather(rows) for name, column in self.columns.items()}
+        return evolve(self, columns=columns, where=lambda row: before(int(rows[row])))
+
+    def refuse(self, row: int, name: str, why: str) -> DataError:
+        """An error that names a cell."""
+        return DataError(f"{self.path}, {self.where(row)}, column {name!r}: {self.columns[name][row]!r} {why}")
+
+
+def package() -> Any:
+    """The reader."""
+    try:
+        import polars
+    except ModuleNotFoundError:
+        raise ConfigError("tables are read by polars, which is missing: pip install polars") from None
+    return polars
+
+
+def read(path: str | Path, header: bool | None = None) -> Cells:
+    """A table in a file: .csv, .tsv, .csv.gz or .parquet. Raises DataError for what is no table."""
+    path = Path(path)
+    cells = _parquet(path) if path.suffix == ".parquet" else _text(path, header)
+    if len(cells.columns) < 2:
+        raise DataError(f"{path} has one column, but needs at least one of inputs and one of targets")
+    return _without_index(cells)
+
+
+def _parquet(path: Path) -> Cells:
+    pl = package()
+    try:
+        frame = pl.read_parquet(path)
+    except OSError as e:
+        raise DataError(f"can't read {path}: {e.strerror or e}") from None
+    except Exception as e:  # of polars, which has many
+        raise DataError(f"{path} is no Parquet file, or cut short: {str(e).splitlines()[0]}") from None
+    if not len(frame):
+        raise DataError(f"{path} is empty: it has no rows")
+    return Cells(str(path), {c.name: c for c in frame.get_columns()}, lambda row: f"row {row + 1}")
+
+
+def _text(path: Path, header: bool | None) -> Cells:
+    pl = package()
+    text = _decoded(path)
+    lines = text.split("\n")
+    separator = max(",;\t|", key=lines[0].count)
+    numbers, counts = _counted(path, text, lines, separator)
+    if not len(numbers):
+        raise DataError(f"{path} is empty: a table needs a header row and at least one sample")
+    wrong = np.flatnonzero(counts != counts[0])
+    if len(wrong):
+        at = wrong[0]
+        raise DataError(
+            f"{path}, line {numbers[at]}: {counts[at]} columns, but the first row has {counts[0]} "
+            f"({len(wrong)} such row{'s' if len(wrong) > 1 else ''})"
+        )
+    # Of one column, an empty line is a missing value to the reader.
+    kept = "\n".join(line for line in lines if line.strip("\r")) if '"' not in text else text
+    try:
+        frame = pl.read_csv(
+            io.BytesIO(kept.encode()), separator=separator, has_header=False, infer_schema=False,
+            truncate_ragged_lines=False,
+        )  # fmt: skip
+    except Exception as e:  # of polars, which has many
+        raise DataError(f"{path} can't be read as a table: {str(e).splitlines()[0]}") from None
+    columns = [c.str.strip_chars() for c in frame.get_columns()]
+    first = [c[0] or "" for c in columns]
+    named = _has_header(columns, first) if header is None else header
+    names = [name or f"column_{i}" for i, name in enumerate(first, 1)] if named else []
+    if named and first[0] == "":
+        names[0] = ""
+    names = names or [f"column_{i}" for i in range(1, len(columns) + 1)]
+    if len(set(names)) < len(names):
+        [twice, *_] = [n for n in names if names.count(n) > 1]
+        raise DataError(f"{path} has two columns {twice!r}; give them different names")
+    begin = int(named)
+    if len(numbers) <= begin:
+        raise DataError(f"{path} is empty: a table needs a header row and at least one sample")
+    notes = () if named else (f"no header: columns are called {names[0]} to {names[-1]}",)
+    found = {name: c.slice(begin) for name, c in zip(names, columns, strict=True)}
+    return Cells(str(path), found, lambda row: f"line {numbers[row + begin]}", notes)
+
+
+def _decoded(path: Path) -> str:
+    try:
+        raw = path.read_bytes()
+        raw = gzip.decompress(raw) if path.suffix == ".gz" else raw
+    except (OSError, EOFError, zlib.error) as e:
+        raise DataError(f"can't read {path}: {getattr(e, 'strerror', None) or e}") from None
+    try:
+        return raw.decode("utf-8-sig").replace("\r\n", "\n")
+    except UnicodeDecodeError as e:
+        line = raw[: e.start].count(b"\n") + 1
+        raise DataError(f"{path} is not UTF-8: byte {e.start}, in line {line}, is {raw[e.start]:#04x}") from None
+
+
+def _counted(path: Path, text: str, lines: Sequence[str], separator: str) -> tuple[np.ndarray, np.ndarray]:
+    """The line that each row ends on, and how many cells it has."""
+    if '"' not in text:
+        rows = [(i, line.count(separator) + 1) for i, line in enumerate(lines, 1) if line.strip("\r")]
+        return np.array([i for i, _ in rows]), np.array([n for _, n in rows])
+    table = csv.reader(io.StringIO(text), delimiter=separator)
+    try:
+        rows = [(table.line_num, len(row)) for row in table if row]
+    except csv.Error as e:
+        raise DataError(f"{path}, line {table.line_num}: {e}") from None
+    return np.array([i for i, _ in rows]), np.array([n for _, n in rows])
+
+
+def _has_header(columns: Sequence[Any], first: Sequence[str]) -> bool:
+    """A first row is a header where it has a word above numbers, or where nothing is a number."""
+    below = [c.slice(1, LOOKED) for c in columns]
+    numbers = [j for j, c in enumerate(below) if len(c) and _share_of_numbers(c) > 0.5]
+    words = [j for j in numbers if as_number(first[j]) is None and first[j].lower() not in MISSING]
+    return bool(words) or not any(as_number(first[j]) is not None for j in numbers)
+
+
+def _share_of_numbers(column: Any) -> float:
+    there = present(column)
+    return float(floats(there).is_not_null().mean() or 0.0) if len(there) else 0.0
+
+
+def as_number(cell: str) -> float | None:
+    """A cell as a number, if it is one."""
+    try:
+        return float(cell)
+    except ValueError:
+        return None
+
+
+def present(column: Any) -> Any:
+    """The values of a column that are there."""
+    return column.filter(there(column))
+
+
+def there(column: Any) -> Any:
+    """Which values of a column are there."""
+    pl = package()
+    found = column.is_not_null()
+    if column.dtype == pl.String:
+        found = found & ~column.str.to_lowercase().is_in(list(MISSING))
+    elif column.dtype.is_float():
+        found = found & column.is_not_nan()
+    return found
+
+
+def floats(column: Any) -> Any:
+    """A column of text as numbers: null for what is none."""
+    return column.cast(package().Float64, strict=False)
+
+
+def _without_index(cells: Cells) -> Cells:
+    """Without the column in which pandas writes the numbers of rows."""
+    name = next(iter(cells.columns))
+    numbers = cells.columns[name]
+    if name not in ("", "Unnamed: 0", "__index_level_0__"):
+        return cells
+    counted = floats(numbers).to_numpy()
+    rest = {n: c for n, c in cells.columns.items() if n != name}
+    if np.array_equal(counted - counted[0], np.arange(len(counted))):
+        note = f"column {name!r} is left out: it numbers the rows"
+        return evolve(cells, columns=rest, notes=(*cells.notes, note))
+    return evolve(cells, columns={"column_1": numbers, **rest}) if name == "" else cells
