@@ -101,10 +101,8 @@ def _check_whole(values: Mapping[str, Mapping[str, Any]]) -> None:
     for table, given in values.items():
         for key in given:
             if table not in ("pipeline", "run") or (table == "run" and key in PARTS):
-                raise refusal(
-                    f"{flag(flag_name(table, key))} has no say in {values['pipeline']['name']}, a pipeline of your own; "
-                    "set it there"
-                )
+                name = values["pipeline"]["name"]
+                raise refusal(f"{flag(flag_name(table, key))} has no say in a pipeline of your own; set it in {name}")
 
 
 def whole(layer: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,21 +1,28 @@
 """Data sets: a Source has a length and gives the batch at any indices. One file a format."""
 
+from pipeline.sources.arrays import arrays
 from pipeline.sources.bundled import digits, sklearn
 from pipeline.sources.files import csv, idx, npz
+from pipeline.sources.mapped import Mapped
 from pipeline.sources.parts import Split, split
 from pipeline.sources.prepared import Prepared, Task
 from pipeline.sources.synthetic import random
 from pipeline.sources.table import table
 from pipeline.sources.tensors import Source, Tensors, source
+from pipeline.sources.text import decode, encode, text, tokens
 
 __all__ = [
+    "Mapped",
     "Prepared",
     "Source",
     "Split",
     "Task",
     "Tensors",
+    "arrays",
     "csv",
+    "decode",
     "digits",
+    "encode",
     "idx",
     "npz",
     "random",
@@ -23,4 +30,6 @@ __all__ = [
     "source",
     "split",
     "table",
+    "text",
+    "tokens",
 ]

@@ -1,0 +1,49 @@
+"""A multilayer perceptron over the columns of a table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.models.mlp import mlp
+
+
+class Table(nn.Module):
+    """Numbers and embedded categories, beside each other, through linear layers with ReLU.
+
+    Shapes: inputs (B, features) float, categories (B, C) int64 -> (B, outputs).
+    """
+
+    def __init__(
+        self, features: int, outputs: int, categories: Sequence[int] = (), hidden: Sequence[int] = (128,),
+        dropout: float = 0.0,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.embeddings = nn.ModuleList(nn.Embedding(n, _width(n)) for n in categories)
+        width = features + sum(_width(n) for n in categories)
+        self.layers = mlp(width, *hidden, outputs, dropout=dropout)
+
+    def forward(self, inputs: Tensor, categories: Tensor | None = None) -> Tensor:
+        parts = [inputs]
+        if categories is not None:
+            parts += [embed(categories[:, i]) for i, embed in enumerate(self.embeddings)]
+        outputs: Tensor = self.layers(torch.cat(parts, 1))
+        return outputs
+
+
+def _width(categories: int) -> int:
+    """Of an embedding. Source: fastai's rule of thumb, fastai.tabular.model.emb_sz_rule, with a lower bound."""
+    return int(min(16, round(1.6 * categories**0.56)))
+
+
+def table(
+    features: int, outputs: int, *, categories: Sequence[int] = (), hidden: Sequence[int] = (128,), dropout: float = 0.0
+) -> Table:
+    """`Table` with `categories`, how many there are in each column of them.
+
+    >>> table(5, 3, categories=(4, 13))(torch.zeros(2, 5), torch.zeros(2, 2, dtype=torch.long)).shape
+    torch.Size([2, 3])
+    """
+    return Table(features, outputs, categories, hidden, dropout)

@@ -1,0 +1,141 @@
+"""Arrays in files: .npz, .npy, safetensors. Nothing here can run code."""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline.errors import DataError, did_you_mean
+from pipeline.sources.mapped import Mapped, loaded, small
+from pipeline.sources.parts import Split, split
+from pipeline.sources.prepared import Prepared, Task
+from pipeline.sources.tensors import Tensors
+
+FEW = 1000
+"""Targets that are whole numbers up to this are classes, where there are at most half as many as samples."""
+
+
+def arrays(
+    path: str | Path, *, test: str | Path | None = None, parts: Split | None = None, task: Task | None = None
+) -> Prepared:
+    """Arrays `inputs` (N, ...) and `targets` (N, ...) as .npz, as safetensors, or as .npy of these names in a folder.
+
+    Up to 1 GiB they are read into memory; of larger .npy files only the rows of a batch are. Whole numbers (N,) are
+    classes, (N, L) of 0 and 1 several labels, and of the shape of whole-number inputs tokens; others are values.
+    """
+    found = _read(Path(path))
+    held = None if test is None else _read(Path(test))
+    for file, there in ((path, found), (test, held)):
+        for name in ("inputs", "targets") if there is not None else ():
+            if name not in there:  # type: ignore[operator]  # it is there
+                raise DataError(f"{file} holds no array {name!r}{did_you_mean(name, there)}")  # type: ignore[arg-type]
+    inputs, targets = found["inputs"], found["targets"]
+    if inputs.ndim == 0 or targets.ndim == 0 or len(targets) == 0:
+        raise DataError(f"{path} is empty: it has no samples")
+    if len(inputs) != len(targets):
+        raise DataError(f"{path} has {len(inputs):,} inputs and {len(targets):,} targets; they have to be as many")
+    task = task or _task(inputs, targets)
+    if not small(found):
+        whole = Mapped(found)
+        train, held_out = (whole, Mapped(held)) if held is not None else whole.parted(parts or Split())
+        classes, sizes = _known(task, inputs, targets)
+        return Prepared(train, held_out, task, classes, sizes, (f"{_size(found)}, read as it is needed",))
+    read = _as(task, loaded(found))
+    classes, sizes = _known(task, read["inputs"].numpy(), read["targets"].numpy())
+    data = Tensors(read, classes)
+    pair = (data, Tensors(_as(task, loaded(held)), classes)) if held is not None else split(data, parts=parts)
+    _check(test, pair[1], classes)
+    return Prepared(*pair, task, classes, sizes)
+
+
+def _as(task: Task, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    targets = tensors["targets"]
+    if task in ("regression", "several labels"):
+        return {**tensors, "targets": targets.float()}
+    return {**tensors, "targets": targets.long()}
+
+
+def _task(inputs: Any, targets: Any) -> Task:
+    whole = np.issubdtype(targets.dtype, np.integer) or targets.dtype == bool
+    if targets.ndim == 1:
+        looked = np.asarray(targets[: 1 << 20])
+        few = len(np.unique(looked)) <= max(min(FEW, len(looked) // 2), 2)
+        return "classification" if few and np.array_equal(looked, np.round(looked)) else "regression"
+    if whole and targets.shape == inputs.shape and np.issubdtype(inputs.dtype, np.integer):
+        return "language modelling"
+    return "several labels" if whole and np.isin(np.asarray(targets[: 1 << 16]), (0, 1)).all() else "regression"
+
+
+def _known(task: Task, inputs: Any, targets: Any) -> tuple[tuple[str, ...], dict[str, Any]]:
+    """The names of classes, and how many tokens there are."""
+    sizes: dict[str, Any] = {}
+    if np.issubdtype(inputs.dtype, np.integer) and inputs.ndim == 2:
+        both = (inputs, targets) if task == "language modelling" else (inputs,)
+        if min(int(a.min()) for a in both) < 0:
+            raise DataError("inputs hold negative ids; token ids begin at 0")
+        sizes = {"vocabulary": max(int(a.max()) for a in both) + 1}
+    if task != "classification":
+        return (), sizes
+    if int(targets.min()) < 0:
+        raise DataError(f"targets hold the class {int(targets.min())}; classes begin at 0")
+    return tuple(str(c) for c in range(int(targets.max()) + 1)), sizes
+
+
+def _check(path: Any, held_out: Tensors, classes: tuple[str, ...]) -> None:
+    targets = held_out.tensors["targets"]
+    if classes and path is not None and int(targets.max()) >= len(classes):
+        row = int((targets >= len(classes)).nonzero()[0])
+        raise DataError(f"{path}: target {int(targets[row])} in sample {row} is no class that the training data have")
+
+
+def _read(path: Path) -> Mapping[str, Any]:
+    if path.is_dir():
+        return {p.stem: _npy(p) for p in sorted(path.glob("*.npy"))}
+    if path.suffix == ".safetensors":
+        return _safetensors(path)
+    if path.suffix == ".npy":
+        beside = path.with_name("targets.npy")
+        return {"inputs": _npy(path), **({"targets": _npy(beside)} if beside.exists() else {})}
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive.files}
+    except OSError as e:
+        raise DataError(f"can't read {path}: {e.strerror or e}") from None
+    except (ValueError, TypeError, AttributeError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error):
+        raise DataError(
+            f"{path} is no .npz archive of plain arrays; write it with numpy.savez(path, inputs=..., targets=...)"
+        ) from None
+
+
+def _npy(path: Path) -> Any:
+    try:
+        found = np.load(path, mmap_mode="r", allow_pickle=False)
+    except OSError as e:
+        raise DataError(f"can't read {path}: {e.strerror or e}") from None
+    except (ValueError, EOFError) as e:
+        raise DataError(f"{path} is no .npy file of a plain array, or cut short: {e}") from None
+    return found
+
+
+def _safetensors(path: Path) -> Mapping[str, Any]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return {name: t.float().numpy() if t.dtype == torch.bfloat16 else t.numpy()
+                for name, t in load_file(path).items()}  # fmt: skip
+    except OSError as e:
+        raise DataError(f"can't read {path}: {e.strerror or e}") from None
+    except SafetensorError as e:
+        raise DataError(f"{path} is no safetensors file, or cut short: {e}") from None
+
+
+def _size(found: Mapping[str, Any]) -> str:
+    return f"{sum(a.nbytes for a in found.values()) / 1e9:.1f} GB"

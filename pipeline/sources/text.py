@@ -1,0 +1,189 @@
+"""Texts and tokens: windows of a sequence, whose next token is learned."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from attrs import frozen
+from torch import Tensor
+
+from pipeline.errors import ConfigError, DataError, did_you_mean
+from pipeline.sources.mapped import Pages
+from pipeline.sources.parts import Split
+from pipeline.sources.prepared import Prepared
+from pipeline.sources.tensors import Source, Tensors
+from pipeline.state import Batch
+
+BYTES, CHARACTERS = "bytes", "characters"
+MOST = 1 << 25
+"""Up to so many tokens are held in memory as windows."""
+
+
+@frozen(eq=False)
+class Windows:
+    """A Source of windows of a sequence of tokens: sample i begins at token (first + i) * context.
+
+    Shapes: `inputs` and `targets` (B, context) int64, the targets being the tokens that follow.
+    """
+
+    tokens: np.ndarray
+    context: int
+    first: int
+    count: int
+    pages: Pages | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return ("inputs", "targets")
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, indices: Tensor) -> Batch:
+        begin = (indices.numpy() + self.first) * self.context
+        found = np.asarray(self.tokens[begin[:, None] + np.arange(self.context + 1)])
+        if self.pages is not None:
+            self.pages.count(found.nbytes)
+        window = torch.from_numpy(found.astype(np.int64))
+        return {"inputs": window[:, :-1], "targets": window[:, 1:]}
+
+    def in_memory(self) -> Tensors:
+        """All of them as tensors."""
+        return Tensors({name: t.contiguous() for name, t in self[torch.arange(self.count)].items()})
+
+
+def text(path: str | Path, *, context: int = 128, tokenizer: str | None = None, parts: Split | None = None) -> Prepared:
+    """A text as tokens: its bytes, its `characters`, or by the JSON file of the tokenizers library.
+
+    The last windows are held out. `fitted` has what `encode` and `decode` need, and how many bytes a token has.
+    """
+    path = Path(path)
+    try:
+        raw = path.read_bytes()
+    except OSError as e:
+        raise DataError(f"can't read {path}: {e.strerror}") from None
+    tokenizer = tokenizer or BYTES
+    if tokenizer == BYTES:
+        ids, fitted = np.frombuffer(raw, np.uint8), {"tokenizer": BYTES, "vocabulary": 256}
+    else:
+        try:
+            words = raw.decode("utf-8")
+        except UnicodeDecodeError as e:
+            raise DataError(
+                f"{path} is not UTF-8: byte {e.start} is {raw[e.start]:#04x}; use bytes as tokens"
+            ) from None
+        if tokenizer == CHARACTERS:
+            alphabet = "".join(sorted(set(words)))
+            fitted = {"tokenizer": CHARACTERS, "alphabet": alphabet, "vocabulary": len(alphabet)}
+        else:
+            fitted = {"tokenizer": str(tokenizer), "vocabulary": _library(tokenizer).get_vocab_size()}
+        ids = np.array(encode(fitted, words), np.int32)
+    fitted = {**fitted, "bytes_per_token": len(raw) / max(len(ids), 1)}
+    return _windows(path, ids, context, int(fitted["vocabulary"]), parts, fitted)  # type: ignore[call-overload]  # a number
+
+
+def tokens(
+    path: str | Path, *, dtype: str = "uint16", context: int = 128, vocabulary: int | None = None,
+    parts: Split | None = None,
+) -> Prepared:  # fmt: skip
+    """A file of token ids, `dtype` uint16 or uint32, one after the other; only what a batch needs is read of a large
+    one."""
+    path = Path(path)
+    kind = np.dtype({"uint16": "<u2", "uint32": "<u4"}[dtype])
+    try:
+        size = path.stat().st_size
+        if size % kind.itemsize or not size:
+            raise DataError(f"{path} has {size:,} bytes, which are no tokens of {kind.itemsize} bytes each ({dtype})")
+        ids = np.memmap(path, kind, mode="r")
+    except OSError as e:
+        raise DataError(f"can't read {path}: {e.strerror}") from None
+    most = max(int(ids[i : i + MOST].max()) for i in range(0, len(ids), MOST))
+    if vocabulary is not None and most >= vocabulary:
+        at = next(i for i in range(len(ids)) if ids[i] >= vocabulary)
+        raise DataError(f"{path}: token {at:,} is {ids[at]}, but there are {vocabulary} tokens")
+    return _windows(path, ids, context, vocabulary or most + 1, parts, {"tokenizer": None})
+
+
+def _windows(
+    path: Path, ids: np.ndarray, context: int, vocabulary: int, parts: Split | None, fitted: Mapping[str, Any]
+) -> Prepared:
+    parts = parts or Split(0.1)
+    count = (len(ids) - 1) // context
+    share = parts.share if parts.folds is None else 1 / parts.folds
+    held = max(math.ceil(share * count), 1)
+    if count - held < 1:
+        raise DataError(f"{path} has {len(ids):,} tokens, fewer than two windows of {context}; give a smaller context")
+    begin = count - held if parts.folds is None else min(parts.fold * held, count - held)
+    pages = Pages(ids) if len(ids) > MOST else None
+    windows = [Windows(ids, context, 0, begin, pages), Windows(ids, context, begin, held, pages)]
+    if parts.folds is not None:  # what is trained on lies on both sides
+        train: Source = Tensors.of({
+            name: torch.cat([w[torch.arange(len(w))][name] for w in (
+                windows[0], Windows(ids, context, begin + held, count - begin - held)) if len(w)])
+            for name in ("inputs", "targets")
+        })  # fmt: skip
+    else:
+        train = windows[0] if pages is not None else windows[0].in_memory()
+    held_out = windows[1] if pages is not None else windows[1].in_memory()
+    notes = (f"{len(ids):,} tokens of {vocabulary:,} kinds, the last {held * context:,} of them held out",)
+    return Prepared(
+        train, held_out, "language modelling", (), {"vocabulary": vocabulary, "context": context}, notes,
+        {**fitted, "vocabulary": vocabulary, "context": context},
+    )  # fmt: skip
+
+
+def encode(fitted: Mapping[str, Any], words: str) -> list[int]:
+    """A text as token ids. Raises DataError for a character that the training text does not have."""
+    kind = fitted["tokenizer"]
+    if kind == BYTES:
+        return list(words.encode())
+    if kind == CHARACTERS:
+        codes = {c: i for i, c in enumerate(fitted["alphabet"])}
+        try:
+            return [codes[c] for c in words]
+        except KeyError as e:
+            raise DataError(
+                f"the training text has no character {e.args[0]!r}{did_you_mean(e.args[0], codes)}"
+            ) from None
+    if kind is None:
+        raise DataError("the data were token ids: there is no tokenizer to read a text by")
+    found: list[int] = _library(kind).encode(words).ids
+    return found
+
+
+def decode(fitted: Mapping[str, Any], ids: Sequence[int]) -> str:
+    """Token ids as a text.
+
+    >>> decode({"tokenizer": "characters", "alphabet": "abc"}, [2, 0, 1])
+    'cab'
+    """
+    kind = fitted["tokenizer"]
+    if kind == BYTES:
+        return bytes(ids).decode("utf-8", "replace")
+    if kind == CHARACTERS:
+        return "".join(fitted["alphabet"][i] for i in ids)
+    if kind is None:
+        return " ".join(map(str, ids))
+    found: str = _library(kind).decode(list(ids))
+    return found
+
+
+def _library(path: str) -> Any:
+    try:
+        import tokenizers
+    except ModuleNotFoundError:
+        raise ConfigError(
+            f"tokenizer {path!r} is neither bytes nor characters, and a file needs the tokenizers library: "
+            "pip install tokenizers"
+        ) from None
+    try:
+        return tokenizers.Tokenizer.from_file(str(path))
+    except Exception as e:  # of a library in another language
+        raise DataError(
+            f"{path} is no tokenizer: neither bytes, characters, nor a tokenizers' JSON file ({e})"
+        ) from None
