@@ -2,7 +2,7 @@
 
 from pipeline.sources.arrays import arrays
 from pipeline.sources.bundled import digits, sklearn
-from pipeline.sources.files import csv, idx, npz
+from pipeline.sources.files import idx, images_idx, npz
 from pipeline.sources.mapped import Mapped
 from pipeline.sources.parts import Split, split
 from pipeline.sources.prepared import Prepared, Task
@@ -19,11 +19,11 @@ __all__ = [
     "Task",
     "Tensors",
     "arrays",
-    "csv",
     "decode",
     "digits",
     "encode",
     "idx",
+    "images_idx",
     "npz",
     "random",
     "sklearn",

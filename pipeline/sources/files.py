@@ -1,8 +1,7 @@
-"""Data sets in files: NumPy archives, tables as CSV, and the IDX format of MNIST. Nothing here can run code."""
+"""Data sets in files: NumPy archives, and the IDX format of MNIST. Nothing here can run code."""
 
 from __future__ import annotations
 
-import csv as csv_format
 import gzip
 import math
 import struct
@@ -15,6 +14,8 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import DataError, did_you_mean
+from pipeline.sources.parts import Split, split
+from pipeline.sources.prepared import Prepared
 from pipeline.sources.tensors import Tensors, as_tensor
 
 
@@ -44,45 +45,6 @@ def npz(path: str | Path, inputs: str = "inputs", targets: str = "targets") -> T
     return _labelled(as_tensor(inputs, arrays[inputs]), arrays[targets])
 
 
-def csv(path: str | Path, target: str | None = None) -> Tensors:
-    """A table with a header row and numbers: the column `target` (by default the last) is learned from the others.
-
-    Targets that are whole numbers or words are classes, others are values: inputs (N, D) float32, targets (N,).
-    """
-    path = Path(path)
-    text = _open(path).decode("utf-8-sig", "replace")
-    separator = max(",;\t", key=text.partition("\n")[0].count)
-    table = csv_format.reader(text.splitlines(), delimiter=separator, skipinitialspace=True)
-    try:
-        lines = [(table.line_num, row) for row in table if row]
-    except csv_format.Error as e:
-        raise DataError(f"{path}, line {table.line_num}: {e}") from None
-    if len(lines) < 2:
-        raise DataError(f"{path} is empty: a table needs a header row and at least one sample")
-    header = lines[0][1]
-    if len(header) < 2:
-        raise DataError(f"{path} has one column, but needs at least one of inputs and one of targets")
-    target = header[-1] if target is None else target
-    if target not in header:
-        raise DataError(f"{path} has no column {target!r}{did_you_mean(target, header)}")
-    column = header.index(target)
-    inputs = np.empty((len(lines) - 1, len(header)), np.float32)
-    for i, (number, row) in enumerate(lines[1:]):
-        if len(row) != len(header):
-            raise DataError(f"{path}, line {number}: {len(row)} columns, but the header has {len(header)}")
-        for j, cell in enumerate(row):
-            try:
-                inputs[i, j] = 0.0 if j == column else float(cell)
-            except ValueError:
-                raise DataError(f"{path}, line {number}, column {header[j]!r}: {cell!r} is not a number") from None
-    inputs = np.delete(inputs, column, axis=1)
-    labels = np.array([row[column] for _, row in lines[1:]])
-    try:
-        return _labelled(torch.from_numpy(inputs), labels.astype(np.float64))
-    except ValueError:
-        return _labelled(torch.from_numpy(inputs), labels)
-
-
 def idx(images: str | Path, labels: str | Path | None = None) -> Tensors:
     """A pair of IDX files, gzipped or not: inputs (N, 1, H, W) float32 in [0, 1], targets (N,) int64.
 
@@ -91,11 +53,38 @@ def idx(images: str | Path, labels: str | Path | None = None) -> Tensors:
     """
     images = Path(images)
     if labels is None:
-        labels = images.with_name(images.name.replace("images-idx3", "labels-idx1"))
+        labels = images.with_name(images.name.replace("images", "labels").replace("idx3", "idx1"))
     pixels, targets = _idx(images), _idx(Path(labels))
     if pixels.ndim != 3 or targets.ndim != 1:
         raise DataError(f"{images} and {labels} hold {pixels.ndim}-d and {targets.ndim}-d data, not images and labels")
     return _labelled(torch.from_numpy(pixels).float().div_(255.0).unsqueeze(1), targets)
+
+
+def images_idx(path: str | Path, *, parts: Split | None = None) -> Prepared:
+    """Images and labels of the MNIST family: a file of images, whose labels lie beside it, or a folder of the usual
+    four files, gzipped or not, `train-images-idx3-ubyte` and the like, whose `t10k` files are held out."""
+    path = Path(path)
+    if not path.is_dir():
+        train, held_out = split(idx(path), parts=parts)
+        return Prepared(train, held_out, "classification", train.classes)
+    first, last = _usual(path, "train"), _usual(path, "t10k")
+    if first is None:
+        raise DataError(f"{path} has no train-images-idx3-ubyte, nor one with .gz or with a dot before idx3")
+    train = idx(first)
+    if last is None:
+        train, held_out = split(train, parts=parts)
+        return Prepared(train, held_out, "classification", train.classes, notes=("no t10k files: a part is held out",))
+    held_out = idx(last)
+    most = int(held_out.tensors["targets"].max())
+    if most >= len(train.classes):
+        raise DataError(f"{last} has the class {most}, but the training labels end at {len(train.classes) - 1}")
+    return Prepared(train, held_out, "classification", train.classes)
+
+
+def _usual(folder: Path, part: str) -> Path | None:
+    """The file of images of a part, under one of its usual names."""
+    names = [f"{part}-images{dot}idx3-ubyte{end}" for dot in "-." for end in ("", ".gz")]
+    return next((folder / name for name in names if (folder / name).exists()), None)
 
 
 def _idx(path: Path) -> np.ndarray:
@@ -105,7 +94,9 @@ def _idx(path: Path) -> np.ndarray:
     shape = struct.unpack(f">{raw[3]}I", raw[4 : 4 + 4 * raw[3]])
     data = np.frombuffer(raw, np.uint8, offset=4 + 4 * raw[3])
     if data.size != math.prod(shape):
-        raise DataError(f"{path} is cut short: it declares shape {shape}, but holds {data.size} bytes")
+        raise DataError(
+            f"{path} is cut short: it declares {shape}, {math.prod(shape):,} bytes, but holds {data.size:,}"
+        )
     return data.reshape(shape).copy()
 
 
