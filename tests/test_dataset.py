@@ -1,5 +1,6 @@
 """Single samples come in our order, and what they draw does not depend on who reads them, or from where on."""
 
+import gc
 import os
 import random
 import signal
@@ -253,6 +254,24 @@ def test_a_worker_that_dies_is_an_error():
     with pytest.raises(DataError, match="a worker that reads Dies has ended"):
         list(data.epoch(0, 0, [torch.tensor([3])]))
     assert len(rows(data.epoch(0, 0, [torch.tensor([1])]))) == 1
+
+
+def test_an_epoch_may_be_left_in_a_cycle():
+    """What the collector of cycles finds, an epoch or the data set too, ends without waiting for workers."""
+    data, began = sources.dataset(Noisy(10), workers=1), time.monotonic()
+    for dropped in (False, True):
+        cycle = [data.epoch(0, 0, torch.arange(10).split(1))]
+        next(cycle[0])
+        cycle += [cycle, data if dropped else None]
+        if dropped:
+            del data
+        del cycle
+        gc.collect()
+        if not dropped:
+            assert rows(data.epoch(0, 1, [torch.arange(3)])) == rows(
+                sources.dataset(Noisy(3)).epoch(0, 1, [torch.arange(3)])
+            )
+    assert time.monotonic() - began < 4
 
 
 RUN = """

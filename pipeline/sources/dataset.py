@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import traceback
+import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeAlias
@@ -123,8 +124,13 @@ class Samples:
     reader: Reader
     names: tuple[str, ...]
     workers: int = 0
-    _idle: list[DataLoader[Any]] = field(factory=list, init=False, repr=False)
-    """Pools of workers that wait for an epoch; more than one where epochs were read at the same time."""
+    _pools: list[Pool] = field(factory=list, init=False, repr=False)
+    """More than one where epochs were read at the same time."""
+
+    def __attrs_post_init__(self) -> None:
+        # Pools that the collector of cycles finds have lost the threads by which they would tell their workers to end,
+        # and wait for them in vain. So it never does: they are held from outside until nothing reads them.
+        weakref.finalize(self, self._pools.clear)
 
     def __len__(self) -> int:
         return len(self.reader.data)
@@ -138,20 +144,41 @@ class Samples:
         if not self.workers:
             yield from map(self.reader.read, tasks)
             return
-        pool = self._idle.pop() if self._idle else _pool(self.reader, self.workers)
-        assert isinstance(pool.batch_sampler, Tasks)
-        pool.batch_sampler.tasks = tasks
+        pool = next((p for p in self._pools if not p.busy), None) or Pool(self.reader, self.workers)
+        if pool not in self._pools:
+            self._pools.append(pool)
         try:
-            for made in pool:
+            for made in pool.read(tasks):
                 if isinstance(made, Failed):
                     raise DataError(made.message) from RuntimeError(f"in a worker:\n{made.trace}")
                 yield made
-        except RuntimeError as e:
+        except (RuntimeError, KeyboardInterrupt) as e:
+            self._pools.remove(pool)
+            if isinstance(e, KeyboardInterrupt):
+                raise
             raise DataError(f"a worker that reads {type(self.reader.data).__name__} has ended: {e}") from e
-        except (DataError, GeneratorExit):
-            self._idle.append(pool)  # what it has read ahead is passed over when the next epoch begins
-            raise
-        self._idle.append(pool)
+        finally:
+            pool.busy = False  # what it has read ahead is passed over when the next epoch begins
+
+
+class Pool:
+    """Workers that stay from epoch to epoch."""
+
+    def __init__(self, reader: Reader, workers: int) -> None:
+        self.busy = False
+        self.tasks = Tasks()
+        self.loader: DataLoader[Any] = DataLoader(
+            reader,  # type: ignore[arg-type]  # a Dataset by what it does
+            batch_sampler=self.tasks,
+            num_workers=workers,
+            collate_fn=_same,
+            persistent_workers=True,
+            generator=torch.Generator(),  # it would draw from the global one
+        )
+
+    def read(self, tasks: Iterable[Task]) -> Iterator[Any]:
+        self.busy, self.tasks.tasks = True, tasks
+        return iter(self.loader)
 
 
 class Tasks:
@@ -161,17 +188,6 @@ class Tasks:
 
     def __iter__(self) -> Iterator[list[Task]]:
         return ([task] for task in self.tasks)
-
-
-def _pool(reader: Reader, workers: int) -> DataLoader[Any]:
-    return DataLoader(
-        reader,  # type: ignore[arg-type]  # a Dataset by what it does
-        batch_sampler=Tasks(),
-        num_workers=workers,
-        collate_fn=_same,
-        persistent_workers=True,
-        generator=torch.Generator(),  # it would draw from the global one
-    )
 
 
 def _same(batch: Any) -> Any:
