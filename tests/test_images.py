@@ -102,7 +102,7 @@ def test_the_size_is_that_of_the_images(tmp_path, sizes, size):
         for i, (h, w) in enumerate(sizes):
             (tmp_path / name).mkdir(exist_ok=True)
             Image.fromarray(np.zeros((h, w), np.uint8)).save(tmp_path / name / f"{i}.png")
-    data = sources.images(tmp_path)
+    data = sources.images(tmp_path, test=tmp_path)
     assert everything(data.train)[0].shape[1:] == (1, *size)
     assert sources.images(tmp_path, size=5, mode="RGB").train.tensors["inputs"].shape[1:] == (3, 5, 5)
     assert sources.images(tmp_path, size=(5, 7)).train.tensors["inputs"].shape[1:] == (1, 5, 7)
@@ -197,7 +197,7 @@ def test_augmentation_does_not_depend_on_who_reads(large, memory, monkeypatch):
     expected = sources.images(large, augment="auto")
     plain = sources.images(large, augment="none")
     assert isinstance(plain.train, Tensors)
-    monkeypatch.setattr("pipeline.sources.images.MEMORY", memory)
+    monkeypatch.setattr("pipeline.sources.pixels.MEMORY", memory)
     first, second = (everything(expected.train, 5, epoch)[0] for epoch in (0, 1))
     assert not torch.equal(first, second)
     assert not torch.equal(first, plain.train.tensors["inputs"])
@@ -263,7 +263,7 @@ def test_a_class_that_was_not_trained_on_is_refused(tmp_path):
 @pytest.mark.parametrize("suffix", ["png", "jpg", "gif", "webp"])
 def test_a_truncated_image_is_named(tmp_path, suffix, augment, memory, monkeypatch):
     """An image that is cut short is a DataError with its path, when it is decoded, in a worker too."""
-    monkeypatch.setattr("pipeline.sources.images.MEMORY", memory)
+    monkeypatch.setattr("pipeline.sources.pixels.MEMORY", memory)
     folder(tmp_path, 2, size=(40, 40), suffix=suffix)
     cut = tmp_path / "dog" / f"001.{suffix}"
     cut.write_bytes(cut.read_bytes()[: cut.stat().st_size // 2])
@@ -297,7 +297,7 @@ def test_a_damaged_image_is_an_image_or_refused(tmp_path_factory, suffix, change
         assert px.decode(path, (8, 8), "RGB").shape == (3, 8, 8)
     except DataError as e:
         said = str(e)
-        assert str(path) in said  # noqa: PT017  # it may also be read
+        assert str(path) in said
 
 
 def test_a_file_of_another_kind_is_no_image(tmp_path):

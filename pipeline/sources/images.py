@@ -13,9 +13,8 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import ConfigError, DataError, did_you_mean
-from pipeline.sources.dataset import dataset
 from pipeline.sources.parts import Split
-from pipeline.sources.pixels import Images, Item, header
+from pipeline.sources.pixels import Images, Item, header, part
 from pipeline.sources.prepared import Prepared
 from pipeline.sources.tensors import Source, Tensors
 from pipeline.stage import is_count
@@ -26,9 +25,6 @@ HELD_OUT = ("val", "valid", "validation", "test")
 """Folders beside `train`, the first of which is held out."""
 
 AUGMENT = {"none": "", "flip": "flip", "crop": "crop", "flip+crop": "flip crop", "auto": "flip crop"}
-
-MEMORY = 1 << 30
-"""Bytes that images in memory may take."""
 
 LOOK = 1000
 """Images whose sizes are read, of all, before any is decoded."""
@@ -94,8 +90,8 @@ def prepared(
         augment = "none"
     kinds = tuple(AUGMENT[augment].split())
     train, held_out = (
-        _part(Images(part, labels, shape, mode, kinds if k == 0 else ()), classes, workers)
-        for k, (part, labels) in enumerate(both)
+        part(Images(its, labels, shape, mode, kinds if k == 0 else ()), classes, workers)
+        for k, (its, labels) in enumerate(both)
     )
     counts = Counter(targets.tolist())
     shown = ", ".join(f"{name} {counts[k]:,}" for k, name in enumerate(classes[:10])) + ", ..." * (len(classes) > 10)
@@ -111,14 +107,6 @@ def prepared(
             *notes,
         ),
     )  # fmt: skip
-
-
-def _part(data: Images, classes: tuple[str, ...], workers: int) -> Source:
-    if not data.augment and 4 * data.nbytes < MEMORY:
-        pixels = data.decoded().pixels
-        assert pixels is not None
-        return Tensors({"inputs": pixels.float().div_(255.0), "targets": data.targets}, classes)
-    return dataset(data.decoded() if data.nbytes < MEMORY else data, workers=workers)
 
 
 def _kept(train: Source) -> str:

@@ -15,9 +15,14 @@ from attrs import evolve, frozen
 from torch import Tensor
 
 from pipeline.errors import ConfigError, DataError
+from pipeline.sources.dataset import dataset
+from pipeline.sources.tensors import Source, Tensors
 
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF")
 """What Pillow may take a file for, whatever its name is: it would run another program for some of the rest."""
+
+MEMORY = 1 << 30
+"""Bytes that images in memory may take."""
 
 Item: TypeAlias = Path | tuple[str, bytes]
 """An image file, or what is in one, with a name for messages."""
@@ -57,6 +62,15 @@ class Images:
             for _ in pool.map(fill, range(len(self))):
                 pass
         return evolve(self, pixels=pixels)
+
+
+def part(data: Images, classes: tuple[str, ...], workers: int) -> Source:
+    """Images as a Source: in memory where they fit, and decoded and augmented as they are read where not."""
+    if not data.augment and 4 * data.nbytes < MEMORY:
+        pixels = data.decoded().pixels
+        assert pixels is not None
+        return Tensors({"inputs": pixels.float().div_(255.0), "targets": data.targets}, classes)
+    return dataset(data.decoded() if data.nbytes < MEMORY else data, workers=workers)
 
 
 def augmented(image: Tensor, kinds: Sequence[str]) -> Tensor:
