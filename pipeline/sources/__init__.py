@@ -3,6 +3,7 @@
 from pipeline.sources.bundled import digits
 from pipeline.sources.dataset import Part, dataset
 from pipeline.sources.files import csv, idx, npz
+from pipeline.sources.huggingface import huggingface
 from pipeline.sources.images import images
 from pipeline.sources.parts import Split, split
 from pipeline.sources.prepared import Prepared, Task
@@ -19,6 +20,7 @@ __all__ = [
     "csv",
     "dataset",
     "digits",
+    "huggingface",
     "idx",
     "images",
     "npz",

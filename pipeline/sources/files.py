@@ -41,7 +41,7 @@ def npz(path: str | Path, inputs: str = "inputs", targets: str = "targets") -> T
     for name in (inputs, targets):
         if name not in arrays:
             raise DataError(f"{path} holds no array {name!r}{did_you_mean(name, arrays)}")
-    return _labelled(as_tensor(inputs, arrays[inputs]), arrays[targets])
+    return labelled(as_tensor(inputs, arrays[inputs]), arrays[targets])
 
 
 def csv(path: str | Path, target: str | None = None) -> Tensors:
@@ -78,9 +78,9 @@ def csv(path: str | Path, target: str | None = None) -> Tensors:
     inputs = np.delete(inputs, column, axis=1)
     labels = np.array([row[column] for _, row in lines[1:]])
     try:
-        return _labelled(torch.from_numpy(inputs), labels.astype(np.float64))
+        return labelled(torch.from_numpy(inputs), labels.astype(np.float64))
     except ValueError:
-        return _labelled(torch.from_numpy(inputs), labels)
+        return labelled(torch.from_numpy(inputs), labels)
 
 
 def idx(images: str | Path, labels: str | Path | None = None) -> Tensors:
@@ -95,7 +95,7 @@ def idx(images: str | Path, labels: str | Path | None = None) -> Tensors:
     pixels, targets = _idx(images), _idx(Path(labels))
     if pixels.ndim != 3 or targets.ndim != 1:
         raise DataError(f"{images} and {labels} hold {pixels.ndim}-d and {targets.ndim}-d data, not images and labels")
-    return _labelled(torch.from_numpy(pixels).float().div_(255.0).unsqueeze(1), targets)
+    return labelled(torch.from_numpy(pixels).float().div_(255.0).unsqueeze(1), targets)
 
 
 def _idx(path: Path) -> np.ndarray:
@@ -109,7 +109,7 @@ def _idx(path: Path) -> np.ndarray:
     return data.reshape(shape).copy()
 
 
-def _labelled(inputs: Tensor, targets: np.ndarray) -> Tensors:
+def labelled(inputs: Tensor, targets: np.ndarray) -> Tensors:
     """Whole numbers and words become classes 0..C-1, several integers a sample stay token ids, others become
     float32."""
     if targets.size == 0:

@@ -99,9 +99,10 @@ def prepared(
     were = f"all {_by(sizes[0])}" if len(sizes) == 1 else f"of {_by(sizes[0])} to {_by(sizes[-1])}"
     fit = "" if sizes == [shape] else f", scaled and cropped to {_by(shape)}"
     return Prepared(
-        train, held_out, "classification", classes, fitted={"size": list(shape), "mode": mode},
+        train, held_out, "classification" if classes else "regression", classes, fitted={"size": list(shape), "mode": mode},
         notes=(
-            f"{len(items) + len(both[1][0]):,} images of {len(classes)} classes; to train on: {shown}",
+            f"{len(items) + len(both[1][0]):,} images"
+            + f" of {len(classes)} classes; to train on: {shown}" * bool(classes),
             f"{'grey' if mode == 'L' else 'in colours'}, {were} (height x width){fit}",
             f"augmented in training: {' and '.join(kinds) or 'no'}; {_kept(train)}",
             *notes,
