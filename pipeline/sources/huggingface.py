@@ -118,8 +118,8 @@ def _read(datasets: Any, path: Path) -> Any:
             f"{path} is no path here, and nothing is downloaded: write datasets.load_dataset(...).save_to_disk(path), "
             "and give that path"
         )
-    bars = datasets.are_progress_bars_enabled()
-    datasets.disable_progress_bars()
+    bars = not datasets.utils.are_progress_bars_disabled()
+    datasets.utils.disable_progress_bars()
     try:
         if (path / "state.json").exists() or (path / "dataset_dict.json").exists():
             return datasets.load_from_disk(str(path))
@@ -143,7 +143,7 @@ def _read(datasets: Any, path: Path) -> Any:
         raise DataError(f"can't read {path}: {type(e).__name__}: {e.__cause__ or e}") from e
     finally:
         if bars:
-            datasets.enable_progress_bars()
+            datasets.utils.enable_progress_bars()
 
 
 def _splits(datasets: Any, data: Any) -> tuple[Any, Any, tuple[str, ...]]:

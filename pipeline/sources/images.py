@@ -15,7 +15,7 @@ from torch import Tensor
 from pipeline.errors import ConfigError, DataError, did_you_mean
 from pipeline.sources.parts import Split
 from pipeline.sources.pixels import Images, Item, header, part
-from pipeline.sources.prepared import Prepared
+from pipeline.sources.prepared import Prepared, Task
 from pipeline.sources.tensors import Source, Tensors
 from pipeline.stage import is_count
 
@@ -93,21 +93,18 @@ def prepared(
         part(Images(its, labels, shape, mode, kinds if k == 0 else ()), classes, workers)
         for k, (its, labels) in enumerate(both)
     )
-    counts = Counter(targets.tolist())
-    shown = ", ".join(f"{name} {counts[k]:,}" for k, name in enumerate(classes[:10])) + ", ..." * (len(classes) > 10)
+    found = f"{len(items) + len(both[1][0]):,} images"
+    if classes:
+        counts = [f"{classes[c]} {n:,}" for c, n in sorted(Counter(targets.tolist()).items())]
+        found += f" of {len(classes)} classes; to train on: {', '.join(counts[:10])}{', ...' * (len(counts) > 10)}"
     sizes = sorted({s for s, _ in seen}, key=lambda s: s[0] * s[1])
     were = f"all {_by(sizes[0])}" if len(sizes) == 1 else f"of {_by(sizes[0])} to {_by(sizes[-1])}"
     fit = "" if sizes == [shape] else f", scaled and cropped to {_by(shape)}"
-    return Prepared(
-        train, held_out, "classification" if classes else "regression", classes, fitted={"size": list(shape), "mode": mode},
-        notes=(
-            f"{len(items) + len(both[1][0]):,} images"
-            + f" of {len(classes)} classes; to train on: {shown}" * bool(classes),
-            f"{'grey' if mode == 'L' else 'in colours'}, {were} (height x width){fit}",
-            f"augmented in training: {' and '.join(kinds) or 'no'}; {_kept(train)}",
-            *notes,
-        ),
-    )  # fmt: skip
+    looks = f"{'grey' if mode == 'L' else 'in colours'}, {were} (height x width){fit}"
+    done = f"augmented in training: {' and '.join(kinds) or 'no'}; {_kept(train)}"
+    task: Task = "classification" if classes else "regression"
+    fitted = {"size": list(shape), "mode": mode}
+    return Prepared(train, held_out, task, classes, notes=(found, looks, done, *notes), fitted=fitted)
 
 
 def _kept(train: Source) -> str:
