@@ -132,6 +132,8 @@ def _made(config: TrainConfig) -> tuple[Job, State]:
 def _head(say: Console, made: Job, state: State, config: TrainConfig, verbose: bool) -> None:
     precision = "" if config.run.precision == "fp32" else f", {config.run.precision}"
     say.print(f"data    {config.source}: {made.data}")
+    for note in made.prepared.notes if made.prepared is not None else ():
+        say.print(f"        {note}")
     say.print(f"model   {made.model}: {parameters(state.params):,} parameters")
     say.print(f"device  {made.pipe.place.device}, {_threads()}{precision}")
     if verbose:

@@ -9,10 +9,12 @@ from typing import Any
 import torch
 from attrs import evolve, field, frozen
 from torch import Tensor
+from torch.utils.data import Dataset, IterableDataset
 
 from pipeline import order
 from pipeline.errors import ConfigError, DataError
 from pipeline.sources import Source, Tensors, source
+from pipeline.sources.tensors import in_epoch
 from pipeline.stage import Part, is_count
 from pipeline.state import Batch
 
@@ -59,16 +61,18 @@ class Load(Part):
             yield from self._iterate(start)
             return
         options = {"shuffle": self.shuffle, "drop_last": self.drop_last, "start": start}
-        for indices in order.batches(len(self.data), self.size, seed, epoch, **options):  # type: ignore[arg-type]  # mixed option types
-            yield self.at(indices)
+        indices = order.batches(len(self.data), self.size, seed, epoch, **options)  # type: ignore[arg-type]  # mixed option types
+        yield from map(self._named, in_epoch(self.data, seed, epoch, indices))
 
     def at(self, indices: Tensor) -> Batch:
         """The samples at some indices, (B,) int64, of a data set that is known."""
-        batch = self.data[indices]
+        return self._named(self.data[indices])
+
+    def _named(self, batch: Any) -> Batch:
         if not isinstance(batch, Mapping):
             raise DataError(
                 f"{type(self.data).__name__}[indices] gave {type(batch).__name__}, not a mapping from names to "
-                "tensors; a data set of single samples goes through load.loader(DataLoader(...))"
+                "tensors; a data set of single samples goes through sources.dataset(...)"
             )
         return batch
 
@@ -100,17 +104,19 @@ class Load(Part):
     def over(self, data: Any) -> Load:
         """A Load of other data in its own order, nothing dropped: what validation reads."""
         pair = isinstance(data, list) and len(data) == 2 and all(isinstance(part, Tensor) for part in data)
-        if not isinstance(data, Source | Mapping | tuple) and isinstance(data, Iterable) and not pair:
+        known = isinstance(data, Source | Mapping | tuple | Dataset) and not isinstance(data, IterableDataset)
+        if isinstance(data, Iterable) and not known and not pair:
             return loader(data, names=self.fields or ("inputs", "targets"), samples=self.samples)
         # Without gradients, several times a training batch takes no more memory.
-        known, limit = source(data), 8 * self.size or 256
+        whole, limit = source(data), 8 * self.size or 256
         # In as few batches of nearly one size as the limit allows: mostly one graph, not two.
-        even = -(-len(known) // order.count(len(known), limit))
-        return evolve(batches(known, size=even, shuffle=False), samples=self.samples)
+        even = -(-len(whole) // order.count(len(whole), limit))
+        return evolve(batches(whole, size=even, shuffle=False), samples=self.samples)
 
 
 def batches(data: Any, *, size: int, shuffle: bool = True, drop_last: bool = False) -> Load:
-    """Batches of `size` samples from a Source, a mapping of tensors or arrays, or a tuple (inputs, targets).
+    """Batches of `size` samples from a Source, a mapping of tensors or arrays, a tuple (inputs, targets), or a torch
+    Dataset, which sources.dataset() reads with workers.
 
     Shuffled anew each epoch by a pure function of (seed, epoch, batch); every sample is used once an epoch, the
     last batch being shorter unless `drop_last`. A `size` above N gives one batch of N.

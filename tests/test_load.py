@@ -168,5 +168,5 @@ def test_a_source_gives_mappings():
         def __getitem__(self, indices):
             return torch.zeros(2), 1
 
-    with pytest.raises(DataError, match=r"Single\[indices\] gave tuple.*load.loader\(DataLoader"):
+    with pytest.raises(DataError, match=r"Single\[indices\] gave tuple.*sources.dataset"):
         next(iter(load.batches(Single(), size=2).epoch(0, 0)))

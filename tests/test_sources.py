@@ -329,7 +329,7 @@ def test_bad_idx_files_are_refused(tmp_path):
         ((np.array(["a", "b"]), [0, 1]), "which can't be a tensor; encode them as numbers"),
         ((np.array([object(), object()]), [0, 1]), "object values"),
         ([1, 2, 3], "list is no data set"),
-        (5, "int is no data set in memory: pass a Source"),
+        (5, "int is no data set: pass a Source"),
     ],
 )
 def test_what_is_no_data_set_is_refused(data, message):

@@ -2,7 +2,11 @@
 
 from pipeline.sources.arrays import arrays
 from pipeline.sources.bundled import digits, sklearn
+from pipeline.sources.dataset import Part, dataset
 from pipeline.sources.files import idx, images_idx, npz
+from pipeline.sources.given import given
+from pipeline.sources.huggingface import huggingface
+from pipeline.sources.images import images
 from pipeline.sources.mapped import Mapped
 from pipeline.sources.parts import Split, split
 from pipeline.sources.prepared import Prepared, Task
@@ -13,16 +17,21 @@ from pipeline.sources.text import decode, encode, text, tokens
 
 __all__ = [
     "Mapped",
+    "Part",
     "Prepared",
     "Source",
     "Split",
     "Task",
     "Tensors",
     "arrays",
+    "dataset",
     "decode",
     "digits",
     "encode",
+    "given",
+    "huggingface",
     "idx",
+    "images",
     "images_idx",
     "npz",
     "random",

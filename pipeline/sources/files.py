@@ -42,7 +42,7 @@ def npz(path: str | Path, inputs: str = "inputs", targets: str = "targets") -> T
     for name in (inputs, targets):
         if name not in arrays:
             raise DataError(f"{path} holds no array {name!r}{did_you_mean(name, arrays)}")
-    return _labelled(as_tensor(inputs, arrays[inputs]), arrays[targets])
+    return labelled(as_tensor(inputs, arrays[inputs]), arrays[targets])
 
 
 def idx(images: str | Path, labels: str | Path | None = None) -> Tensors:
@@ -57,7 +57,7 @@ def idx(images: str | Path, labels: str | Path | None = None) -> Tensors:
     pixels, targets = _idx(images), _idx(Path(labels))
     if pixels.ndim != 3 or targets.ndim != 1:
         raise DataError(f"{images} and {labels} hold {pixels.ndim}-d and {targets.ndim}-d data, not images and labels")
-    return _labelled(torch.from_numpy(pixels).float().div_(255.0).unsqueeze(1), targets)
+    return labelled(torch.from_numpy(pixels).float().div_(255.0).unsqueeze(1), targets)
 
 
 def images_idx(path: str | Path, *, parts: Split | None = None) -> Prepared:
@@ -100,7 +100,7 @@ def _idx(path: Path) -> np.ndarray:
     return data.reshape(shape).copy()
 
 
-def _labelled(inputs: Tensor, targets: np.ndarray) -> Tensors:
+def labelled(inputs: Tensor, targets: np.ndarray) -> Tensors:
     """Whole numbers and words become classes 0..C-1, several integers a sample stay token ids, others become
     float32."""
     if targets.size == 0:

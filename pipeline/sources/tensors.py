@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -28,6 +28,23 @@ class Source(Protocol):
     def __getitem__(self, indices: Tensor) -> Batch:
         """The samples at `indices` (int64, (B,)): each part as a tensor of shape (B, ...)."""
         ...
+
+
+@runtime_checkable
+class Drawn(Source, Protocol):
+    """A Source that reads the batches of an epoch itself: because its samples are drawn anew in each, or to read
+    ahead."""
+
+    def epoch(self, seed: int, epoch: int, batches: Iterable[Tensor]) -> Iterator[Batch]:
+        """The batches at some indices, each (B,) int64, in their order; `source[indices]` is that of (0, 0)."""
+        ...
+
+
+def in_epoch(source: Source, seed: int, epoch: int, batches: Iterable[Tensor]) -> Iterator[Batch]:
+    """The batches of a Source at some indices, as they are in an epoch of a run."""
+    if isinstance(source, Drawn):
+        return source.epoch(seed, epoch, batches)
+    return (source[indices] for indices in batches)
 
 
 @frozen(eq=False)
@@ -102,8 +119,8 @@ def _refuse_non_finite(name: str, tensor: Tensor) -> None:
 
 
 def source(data: Any) -> Source:
-    """A Source from what people have: a Source, a mapping of arrays, inputs, an (inputs, targets) pair, or a
-    TensorDataset."""
+    """A Source from what people have: a Source, a mapping of arrays, inputs, an (inputs, targets) pair, or a torch
+    Dataset."""
     if isinstance(data, Tensor | np.ndarray):
         return Tensors.of({"inputs": data})
     if isinstance(data, Mapping):
@@ -114,9 +131,13 @@ def source(data: Any) -> Source:
         return source({"inputs": data[0], "targets": data[1]})
     if isinstance(data, Source):
         return data
+    if isinstance(data, torch.utils.data.Dataset):
+        from pipeline.sources.dataset import dataset
+
+        return dataset(data)
     raise DataError(
-        f"{type(data).__name__} is no data set in memory: pass a Source, a mapping of tensors, or an (inputs, targets) "
-        "pair to load.batches(), and a DataLoader or another iterable to load.loader()"
+        f"{type(data).__name__} is no data set: pass a Source, a mapping of tensors, an (inputs, targets) pair or a "
+        "torch Dataset to load.batches(), and a DataLoader or another iterable to load.loader()"
     )
 
 

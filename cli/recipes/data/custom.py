@@ -32,4 +32,4 @@ class Custom(Data):
         from pipeline import sources
 
         made = code.called(self.source, code.load(self.source), self.options, {"seed": parts.seed})
-        return sources.prepared(made, parts, TASKS[self.task] if self.task else None, workers=self.workers)
+        return sources.given(made, parts, TASKS[self.task] if self.task else None, workers=self.workers)

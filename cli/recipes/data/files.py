@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from attrs import frozen
 
@@ -12,7 +12,7 @@ from cli.recipes.setting import at_least, one_of, setting
 if TYPE_CHECKING:
     from pipeline.sources import Prepared, Split
 
-TASKS = {"classification": "classification", "regression": "regression", "labels": "several labels",
+TASKS: dict[str, Any] = {"classification": "classification", "regression": "regression", "labels": "several labels",
          "language": "language modelling"}  # fmt: skip
 
 

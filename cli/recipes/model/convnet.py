@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from attrs import frozen
 
 from cli.recipes.model.base import Fixed, Made, Model, dashes
@@ -20,7 +22,7 @@ class ConvNet(Model):
 
         fixed.need_images("convnet")
         channels, outputs = fixed.inputs[0], fixed.outputs
-        options = {"widths": self.widths, "dropout": self.dropout}
+        options: dict[str, Any] = {"widths": self.widths, "dropout": self.dropout}
         words = f"convnet {dashes(channels, *self.widths, outputs)}"
         return lambda: models.convnet(channels, outputs, **options), words, "inputs"
 
@@ -38,6 +40,6 @@ class ResNet(Model):
 
         fixed.need_images("resnet")
         channels, outputs = fixed.inputs[0], fixed.outputs
-        options = {"widths": self.widths, "depth": self.depth, "dropout": self.dropout}
+        options: dict[str, Any] = {"widths": self.widths, "depth": self.depth, "dropout": self.dropout}
         words = f"resnet {dashes(channels, *self.widths, outputs)}, {self.depth} a stage"
         return lambda: models.resnet(channels, outputs, **options), words, "inputs"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from attrs import frozen
 
@@ -27,6 +28,6 @@ class HuggingFace(Model):
             config = json.loads(Path(self.config).read_text(encoding="utf-8"))
         except (OSError, ValueError) as e:
             raise refusal(f"can't read {self.config}: {getattr(e, 'strerror', None) or e}") from None
-        sizes = {"classes": fixed.outputs, "vocabulary": fixed.data.sizes.get("vocabulary")}
+        sizes: dict[str, Any] = {"classes": fixed.outputs, "vocabulary": fixed.data.sizes.get("vocabulary")}
         build = lambda: models.from_config(config, fixed.data.task, **sizes)  # noqa: E731  # as the others are given
         return build, f"transformers' {config.get('model_type', '?')}", "inputs"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from attrs import frozen
 
@@ -14,7 +14,7 @@ from cli.recipes.setting import at_least, below_one, refusal, setting
 class LSTM(Model):
     """Layers of LSTM over a sequence, and a linear one of what they end with."""
 
-    kind: ClassVar[str] = "lstm"
+    kind: ClassVar[Any] = "lstm"
 
     width: int = setting(128, "numbers that a layer remembers", at_least(1), fixed=True)
     depth: int = setting(1, "layers", at_least(1), fixed=True)
@@ -30,7 +30,7 @@ class LSTM(Model):
                 f"or value for each, but {fixed.source} has inputs {fixed.inputs} for {fixed.data.task}"
             )
         what = {"features": fixed.inputs[1]} if fixed.floats else {"vocabulary": fixed.data.sizes["vocabulary"]}
-        options = {"width": self.width, "depth": self.depth, "bidirectional": self.bidirectional,
+        options: dict[str, Any] = {"width": self.width, "depth": self.depth, "bidirectional": self.bidirectional,
                    "dropout": self.dropout}  # fmt: skip
         words = f"{self.kind} of {self.depth} x {self.width}"
         return lambda: models.recurrent(fixed.outputs, kind=self.kind, **what, **options), words, "inputs"
@@ -40,4 +40,4 @@ class LSTM(Model):
 class GRU(LSTM):
     """As LSTM, with gates of fewer numbers."""
 
-    kind: ClassVar[str] = "gru"
+    kind: ClassVar[Any] = "gru"

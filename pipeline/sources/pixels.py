@@ -1,0 +1,138 @@
+"""Images as samples: decoded by Pillow, scaled, and augmented."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from io import BytesIO
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from attrs import evolve, frozen
+from torch import Tensor
+
+from pipeline.errors import ConfigError, DataError
+from pipeline.sources.dataset import dataset
+from pipeline.sources.tensors import Source, Tensors
+
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF")
+"""What Pillow may take a file for, whatever its name is: it would run another program for some of the rest."""
+
+MEMORY = 1 << 30
+"""Bytes that images in memory may take."""
+
+Item: TypeAlias = Path | tuple[str, bytes]
+"""An image file, or what is in one, with a name for messages."""
+
+
+@frozen(eq=False)
+class Images:
+    """Single samples: image i as (C, H, W) float32 in [0, 1], and its target."""
+
+    items: Sequence[Item]
+    targets: Tensor
+    shape: tuple[int, int]
+    mode: str
+    augment: tuple[str, ...] = ()
+    pixels: Tensor | None = None
+    """All of them decoded, (N, C, H, W) uint8, where they are kept."""
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __getitem__(self, i: int) -> tuple[Tensor, Tensor]:
+        image = self.pixels[i] if self.pixels is not None else decode(self.items[i], self.shape, self.mode)
+        return augmented(image, self.augment).float().div_(255.0), self.targets[i]
+
+    @property
+    def nbytes(self) -> int:
+        return len(self) * len(self.mode) * self.shape[0] * self.shape[1]
+
+    def decoded(self) -> Images:
+        """The same, with all of them in memory."""
+        pixels = torch.empty((len(self), len(self.mode), *self.shape), dtype=torch.uint8)
+
+        def fill(i: int) -> None:
+            pixels[i] = decode(self.items[i], self.shape, self.mode)
+
+        with ThreadPoolExecutor() as pool:  # Pillow decodes without Python's lock
+            for _ in pool.map(fill, range(len(self))):
+                pass
+        return evolve(self, pixels=pixels)
+
+
+def part(data: Images, classes: tuple[str, ...], workers: int) -> Source:
+    """Images as a Source: in memory where they fit, and decoded and augmented as they are read where not."""
+    if not data.augment and 4 * data.nbytes < MEMORY:
+        pixels = data.decoded().pixels
+        assert pixels is not None
+        return Tensors({"inputs": pixels.float().div_(255.0), "targets": data.targets}, classes)
+    return dataset(data.decoded() if data.nbytes < MEMORY else data, workers=workers)
+
+
+def augmented(image: Tensor, kinds: Sequence[str]) -> Tensor:
+    """An image (C, H, W) mirrored or shifted at random, by torch's global generator.
+
+    To shift is to pad by an eighth, reflected, and crop to the same size (K. He et al., "Deep residual learning for
+    image recognition", 2015, pads with zeros).
+    """
+    if "flip" in kinds and bool(torch.rand(()) < 0.5):
+        image = image.flip(-1)
+    if "crop" in kinds:
+        image = image[:, _shifted(image.shape[1])][:, :, _shifted(image.shape[2])]
+    return image
+
+
+def _shifted(n: int) -> Tensor:
+    """Positions 0..n-1, shifted by up to n / 8 either way and reflected at both ends."""
+    at = torch.arange(n) + torch.randint(-(n // 8), n // 8 + 1, ())
+    return (n - 1) - ((n - 1) - at.abs()).abs()
+
+
+def _pillow() -> Any:
+    try:
+        import PIL.Image
+        import PIL.ImageOps
+    except ImportError:
+        raise ConfigError("images are decoded by Pillow, which is not here: pip install pillow") from None
+    return PIL
+
+
+@contextmanager
+def _opened(item: Item) -> Iterator[Any]:
+    """An image file that Pillow has open; whatever goes wrong in it is a DataError with its name."""
+    name, file = (item[0], BytesIO(item[1])) if isinstance(item, tuple) else (item, item)
+    pillow = _pillow()
+    try:
+        with pillow.Image.open(file, formats=FORMATS) as image:
+            yield image
+    except pillow.UnidentifiedImageError as e:
+        raise DataError(f"can't read {name}: it is no image of {', '.join(FORMATS)}") from e
+    except Exception as e:  # each format has errors of its own
+        raise DataError(f"can't read {name}: {getattr(e, 'strerror', None) or e or type(e).__name__}") from e
+
+
+def decode(item: Item, shape: tuple[int, int], mode: str) -> Tensor:
+    """An image as (C, H, W) uint8: upright, scaled to cover (H, W), and its centre taken."""
+    with _opened(item) as image:
+        ops = _pillow().ImageOps
+        image.draft(None, (2 * max(shape),) * 2)  # a large JPEG is decoded at an eighth, a quarter or half of its size
+        upright = ops.exif_transpose(image)
+        if upright.mode.startswith("I"):  # Pillow would cut off what is above 255
+            upright = _pillow().Image.fromarray((np.asarray(upright) / 257).clip(0, 255).astype(np.uint8))
+        elif upright.mode == "F":
+            raise ValueError("it holds floats; save it with 8 or 16 bits a channel")
+        elif "transparency" in upright.info:
+            upright = upright.convert("RGBA")
+        fitted = ops.fit(upright.convert(mode), shape[::-1], method=_pillow().Image.Resampling.BILINEAR)
+        return torch.from_numpy(np.array(fitted)).reshape(*shape, -1).permute(2, 0, 1).contiguous()
+
+
+def header(item: Item) -> tuple[tuple[int, int], bool]:
+    """An image's height and width, and whether it is grey, without decoding it."""
+    with _opened(item) as image:
+        turned = image.format == "JPEG" and image.getexif().get(0x0112, 1) >= 5  # on its side, says EXIF
+        return image.size[:: 1 if turned else -1], image.mode.startswith(("1", "L", "I", "F"))

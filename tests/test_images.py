@@ -1,0 +1,339 @@
+"""Images in folders are samples of their classes; what can't be decoded is named."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline import Pipeline, backward, fit, forward, load, loss, models, sources, testing, update
+from pipeline.errors import ConfigError, DataError
+from pipeline.sources import Split, Tensors
+from pipeline.sources import pixels as px
+from tests.strategies import seeds
+
+Image = pytest.importorskip("PIL.Image")
+
+
+def pixels(seed, height, width, *channels):
+    return np.random.default_rng(seed).integers(0, 256, (height, width, *channels), np.uint8)
+
+
+def folder(root, count=6, classes=("cat", "dog"), size=(8, 8), channels=(3,), suffix="png"):
+    """Images by class; returns their pixels in the order of the files."""
+    made = []
+    for c, name in enumerate(classes):
+        (root / name).mkdir(parents=True, exist_ok=True)
+        for i in range(count):
+            made.append(pixels(100 * c + i, *size, *channels))
+            Image.fromarray(made[-1]).save(root / name / f"{i:03}.{suffix}")
+    return made
+
+
+def everything(source, seed=0, epoch=0):
+    [batch] = load.batches(source, size=len(source), shuffle=False).epoch(seed, epoch)
+    return batch["inputs"], batch["targets"]
+
+
+def refused(message, *args, error=DataError, **kwargs):
+    with pytest.raises(error, match=message):
+        sources.images(*args, **kwargs)
+
+
+# -- what is read
+
+
+@pytest.mark.parametrize("channels", [(), (3,)], ids=["grey", "RGB"])
+@pytest.mark.parametrize("suffix", ["png", "bmp", "tif"])
+def test_pixels_are_what_was_saved(tmp_path, channels, suffix):
+    """Each image is in one part, with its class, and its pixels are those of the file, in [0, 1]."""
+    made = folder(tmp_path, channels=channels, suffix=suffix)
+    data = sources.images(tmp_path)
+    assert (data.task, data.classes, len(data.train), len(data.held_out)) == ("classification", ("cat", "dog"), 9, 3)
+    assert isinstance(data.train, Tensors)
+    found = {}
+    for part in (data.train, data.held_out):
+        for image, target in zip(*everything(part), strict=True):
+            found[image.numpy().tobytes()] = (image, int(target))
+    for k, image in enumerate(made):
+        expected = torch.from_numpy(image).reshape(8, 8, -1).permute(2, 0, 1).contiguous() / 255.0
+        assert found[expected.numpy().tobytes()][1] == k // 6
+    assert data.fitted == {"size": [8, 8], "mode": "RGB" if channels else "L"}
+    assert data.notes[0].startswith("12 images of 2 classes; to train on: cat ")
+
+
+@settings(max_examples=15)
+@given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 24), st.integers(1, 24), st.sampled_from(["L", "RGB"]))
+def test_an_image_is_scaled_to_cover_its_size(tmp_path_factory, h, w, height, width, mode):
+    """An image of any size becomes the size that is asked for, from its centre, without being stretched."""
+    path = tmp_path_factory.getbasetemp() / "one.png"
+    Image.fromarray(pixels(0, h, w, 3)).save(path)
+    image = px.decode(path, (height, width), mode)
+    assert (image.shape, image.dtype) == ((len(mode), height, width), torch.uint8)
+    if (h, w) == (height, width) and mode == "RGB":
+        assert np.array_equal(image.permute(1, 2, 0).numpy(), pixels(0, h, w, 3))
+
+
+def test_the_middle_is_kept(tmp_path):
+    """A wide image loses its left and right, and nothing of its height."""
+    wide = np.zeros((8, 24), np.uint8)
+    wide[:, 8:16] = np.arange(8)[:, None] * 30
+    Image.fromarray(wide).save(tmp_path / "wide.png")
+    assert np.array_equal(px.decode(tmp_path / "wide.png", (8, 8), "L")[0].numpy(), wide[:, 8:16])
+
+
+@pytest.mark.parametrize(
+    ("sizes", "size"),
+    [
+        ([(10, 12)] * 2, (10, 12)),
+        ([(10, 12), (40, 32)], (24, 24)),
+        ([(3, 3), (4, 4)], (8, 8)),
+        ([(400, 600), (500, 500)], (224, 224)),
+        ([(600, 600)] * 2, (224, 224)),
+    ],
+)
+def test_the_size_is_that_of_the_images(tmp_path, sizes, size):
+    """Images that are alike keep their size; others get the median of their short sides, a multiple of 8 up to 224."""
+    for name in "ab":
+        for i, (h, w) in enumerate(sizes):
+            (tmp_path / name).mkdir(exist_ok=True)
+            Image.fromarray(np.zeros((h, w), np.uint8)).save(tmp_path / name / f"{i}.png")
+    data = sources.images(tmp_path, test=tmp_path)
+    assert everything(data.train)[0].shape[1:] == (1, *size)
+    assert sources.images(tmp_path, size=5, mode="RGB").train.tensors["inputs"].shape[1:] == (3, 5, 5)
+    assert sources.images(tmp_path, size=(5, 7)).train.tensors["inputs"].shape[1:] == (1, 5, 7)
+
+
+@pytest.mark.parametrize("kind", ["L", "LA", "P", "1", "RGBA", "CMYK", "I;16"])
+def test_every_kind_of_pixel(tmp_path, kind):
+    """Palettes, transparency, 1 and 16 bits, and CMYK are read as what they look like; grey kinds have one channel."""
+    grey = kind in ("L", "LA", "1", "I;16")
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        for i in range(2):
+            image = Image.fromarray(np.full((8, 8, 3), 255, np.uint8))
+            image = Image.fromarray(np.full((8, 8), 65535, np.uint16)) if kind == "I;16" else image.convert(kind)
+            image.save(tmp_path / name / f"{i}.{'tif' if kind == 'CMYK' else 'png'}")
+    inputs, _ = everything(sources.images(tmp_path, parts=Split(share=0.5)).train)
+    assert inputs.shape[1:] == (1 if grey else 3, 8, 8)
+    assert (inputs == 1.0).all()
+
+
+def test_photos_are_upright(tmp_path):
+    """A JPEG that EXIF says lies on its side is turned, and its size with it."""
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by 90 degrees, clockwise
+    lying = np.zeros((16, 32), np.uint8)
+    lying[:, :16] = 255
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        for i in range(2):
+            Image.fromarray(lying).save(tmp_path / name / f"{i}.jpg", exif=exif, quality=100)
+    inputs, _ = everything(sources.images(tmp_path).train)
+    assert inputs.shape[1:] == (1, 32, 16)
+    assert inputs[0, 0, :12].min() > 0.9 > 0.1 > inputs[0, 0, 20:].max()
+
+
+def test_parts_of_ones_own(tmp_path):
+    """Folders train and val, or test, beside it are the parts; `test` names another; a class may be called train."""
+    for part, count in (("train", 4), ("val", 2), ("test", 3)):
+        folder(tmp_path / part, count)
+    data = sources.images(tmp_path)
+    assert (len(data.train), len(data.held_out)) == (8, 4)
+    assert f"{tmp_path / 'test'} is not read" in data.notes
+    assert len(sources.images(tmp_path, test=tmp_path / "test").held_out) == 6
+    assert len(sources.images(tmp_path / "train", test=tmp_path / "test").train) == 8
+    folder(tmp_path / "vehicles", classes=("car", "train"))
+    assert sources.images(tmp_path / "vehicles").classes == ("car", "train")
+
+
+def test_what_is_no_image_is_passed_over(tmp_path):
+    """Nested folders are of their class, hidden files are not looked at, other files are counted."""
+    folder(tmp_path, 3)
+    folder(tmp_path / "cat", 2, classes=("more",))
+    folder(tmp_path, 2, classes=(".hidden",))
+    (tmp_path / "cat" / ".DS_Store").write_text("x")
+    (tmp_path / "README.txt").write_text("x")
+    (tmp_path / "dog" / "labels.csv").write_text("x")
+    (tmp_path / "empty").mkdir()
+    os.mkfifo(tmp_path / "dog" / "waits.png")
+    data = sources.images(tmp_path)
+    assert len(data.train) + len(data.held_out) == 8
+    assert data.classes == ("cat", "dog")
+    assert "3 other files passed over" in data.notes
+
+
+# -- augmentation
+
+
+@given(seeds, st.integers(1, 40), st.integers(1, 40), st.sampled_from([("flip",), ("crop",), ("flip", "crop"), ()]))
+def test_an_augmented_image_has_the_pixels_of_the_image(seed, h, w, kinds):
+    """Flipped, it is the image or its mirror image; shifted, a window of the image padded by reflection."""
+    torch.manual_seed(seed)
+    image = torch.from_numpy(pixels(seed, h, w, 2)).permute(2, 0, 1)
+    found = px.augmented(image, kinds)
+    mirrored = [image, image.flip(-1)] if "flip" in kinds else [image]
+    dy, dx = (h // 8, w // 8) if "crop" in kinds else (0, 0)
+    padded = [np.pad(m.numpy(), ((0, 0), (dy, dy), (dx, dx)), mode="reflect") for m in mirrored]
+    windows = (p[:, y : y + h, x : x + w] for p in padded for y in range(2 * dy + 1) for x in range(2 * dx + 1))
+    assert any(np.array_equal(found.numpy(), window) for window in windows)
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory):
+    root = tmp_path_factory.mktemp("large")
+    folder(root, 10, size=(40, 40))
+    return root
+
+
+@pytest.mark.parametrize("memory", [1 << 30, 0], ids=["in memory", "from the disk"])
+def test_augmentation_does_not_depend_on_who_reads(large, memory, monkeypatch):
+    """Each epoch has images of its own, the same ones with any number of workers, in memory or not; the held-out ones
+    stay as they are."""
+    expected = sources.images(large, augment="auto")
+    plain = sources.images(large, augment="none")
+    assert isinstance(plain.train, Tensors)
+    monkeypatch.setattr("pipeline.sources.pixels.MEMORY", memory)
+    first, second = (everything(expected.train, 5, epoch)[0] for epoch in (0, 1))
+    assert not torch.equal(first, second)
+    assert not torch.equal(first, plain.train.tensors["inputs"])
+    for workers in (0, 1, 2):
+        data = sources.images(large, workers=workers)
+        assert not isinstance(data.train, Tensors)
+        assert (data.train.reader.data.pixels is None) == (memory == 0)
+        assert torch.equal(everything(data.train, 5, 1)[0], second)
+        assert torch.equal(everything(data.held_out, 5, 1)[0], plain.held_out.tensors["inputs"])
+
+
+def test_augmentation_by_itself(tmp_path, large):
+    """Small or grey images are not augmented unless that is asked for."""
+    folder(tmp_path / "small", size=(16, 16))
+    folder(tmp_path / "grey", size=(40, 40), channels=())
+    for root in (tmp_path / "small", tmp_path / "grey"):
+        assert isinstance(sources.images(root).train, Tensors)
+        assert not isinstance(sources.images(root, augment="flip").train, Tensors)
+    assert sources.images(large).notes[2] == "augmented in training: flip and crop; kept in memory"
+    assert sources.images(large, augment="none").notes[2] == "augmented in training: no; kept in memory"
+
+
+def test_a_run_on_images_resumes(large):
+    """A run with augmentation that is stopped in mid-epoch and resumed with workers has the bits of the whole."""
+
+    def pipe(workers):
+        return Pipeline(
+            load.batches(sources.images(large, workers=workers).train, size=3),
+            forward.model(lambda: torch.nn.Sequential(torch.nn.Flatten(), models.mlp(4800, 2))),
+            loss.cross_entropy(), backward.gradients(), update.sgd(0.01),
+        )  # fmt: skip
+
+    for whole in fit(pipe(0), epochs=2, compile=False, every=1):
+        if (whole.epoch, whole.batch) == (2, 2):
+            kept = whole.state.clone()
+    *_, resumed = fit(pipe(2), epochs=2, compile=False, state=kept, start=(1, 2))
+    testing.same(resumed.state.tree, whole.state.tree)
+
+
+# -- what can't be read
+
+
+def test_a_folder_that_holds_no_classes_is_refused(tmp_path):
+    """A folder that is not there, without images, without classes, or with one, says so and what to do."""
+    refused("can't read .*none: No such file", tmp_path / "none")
+    refused(r"has no images: put those of each class in a folder", tmp_path)
+    Image.fromarray(pixels(0, 4, 4)).save(tmp_path / "a.png")
+    refused("has images, but not by class: put those of each class in a folder", tmp_path)
+    refused("can't read .*a.png: Not a directory", tmp_path / "a.png")
+    folder(tmp_path / "one", classes=("cat",))
+    refused("of one class alone, 'cat'", tmp_path / "one")
+
+
+def test_a_class_that_was_not_trained_on_is_refused(tmp_path):
+    """A held-out folder of a class without training images is named."""
+    folder(tmp_path / "train")
+    folder(tmp_path / "test", classes=("cat", "dogs"))
+    refused("test/dogs is of a class that .*train has no images of; did you mean 'dog'", tmp_path)
+
+
+@pytest.mark.parametrize("augment", ["none", "flip"])
+@pytest.mark.parametrize("memory", [1 << 30, 0], ids=["in memory", "from the disk"])
+@pytest.mark.parametrize("suffix", ["png", "jpg", "gif", "webp"])
+def test_a_truncated_image_is_named(tmp_path, suffix, augment, memory, monkeypatch):
+    """An image that is cut short is a DataError with its path, when it is decoded, in a worker too."""
+    monkeypatch.setattr("pipeline.sources.pixels.MEMORY", memory)
+    folder(tmp_path, 2, size=(40, 40), suffix=suffix)
+    cut = tmp_path / "dog" / f"001.{suffix}"
+    cut.write_bytes(cut.read_bytes()[: cut.stat().st_size // 2])
+
+    def read():
+        data = sources.images(tmp_path, augment=augment, parts=Split(0.5), workers=int(suffix == "png"))
+        for part in (data.train, data.held_out):
+            everything(part)
+
+    with pytest.raises(DataError, match=rf"can't read .*dog/001.{suffix}: ."):
+        read()
+
+
+@settings(max_examples=60)
+@given(
+    st.sampled_from(["png", "jpg", "gif", "bmp", "webp", "tif"]),
+    st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), max_size=5),
+    st.floats(0, 1),
+)
+@pytest.mark.filterwarnings("ignore")
+def test_a_damaged_image_is_an_image_or_refused(tmp_path_factory, suffix, changed, cut):
+    """Bytes that are changed or cut off are an image of the right shape or a DataError, nothing else."""
+    path = tmp_path_factory.getbasetemp() / f"damaged.{suffix}"
+    Image.fromarray(pixels(0, 12, 9, 3)).save(path)
+    raw = bytearray(path.read_bytes())
+    for where, byte in changed:
+        raw[int(where * len(raw))] = byte
+    path.write_bytes(raw[: max(int(cut * 2 * len(raw)), 1)])
+    try:
+        px.header(path)
+        assert px.decode(path, (8, 8), "RGB").shape == (3, 8, 8)
+    except DataError as e:
+        said = str(e)
+        assert str(path) in said
+
+
+def test_a_file_of_another_kind_is_no_image(tmp_path):
+    """What only has the name of an image is refused, even where Pillow could run a program to read it."""
+    folder(tmp_path, 2)
+    (tmp_path / "cat" / "000.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EOF\n")
+    refused(r"can't read .*cat/000.png: it is no image of PNG, JPEG", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"augment": "flop"}, "augment='flop' is unknown; did you mean 'flip'"),
+        ({"mode": "HSV"}, "mode='HSV' is unknown"),
+        ({"size": 0}, "size=0 is not a positive whole number"),
+        ({"size": (8, 2.5)}, r"size=\(8, 2.5\) is not"),
+        ({"workers": -1, "augment": "flip"}, "workers=-1 is not"),
+    ],
+)
+def test_settings_are_checked(large, options, message):
+    """An unknown setting is a ConfigError."""
+    refused(message, large, error=ConfigError, **options)
+
+
+def test_without_pillow(large):
+    """The library is imported without Pillow, which images need: a ConfigError says how to install it."""
+    code = f"""
+import sys
+sys.modules["PIL"] = None
+from pipeline import errors, sources
+assert "datasets" not in sys.modules
+try:
+    sources.images({str(large)!r})
+except errors.ConfigError as e:
+    assert "pip install pillow" in str(e)
+else:
+    raise SystemExit(1)
+"""
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
