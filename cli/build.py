@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -27,7 +28,9 @@ class Job:
     best: str | None
     """The held-out metric that tells the best epoch, if the settings name none."""
     prepared: Prepared | None = None
-    """The data, where they are not the user's own."""
+    """The data, where they are not those of a pipeline of the user's."""
+    fixed: Fixed | None = None
+    build: Callable[[], nn.Module] | None = None
 
     @property
     def train(self) -> Any:
@@ -54,13 +57,15 @@ def job(config: TrainConfig) -> Job:
         return Job(pipe, held_out, config.pipeline.name, None)
     device = place.on(config.run.device, precision=config.run.precision)
     data = config.data.prepare(Split(config.data.held_out, config.run.seed, config.run.folds, config.run.fold or 0))
-    build, words, inputs = config.model.make(fixed(config.data.source, data))
+    what = fixed(config.data.source, data)
+    build, words, inputs = config.model.make(what)
     losses = config.loss.stages(data)
     run = config.run
     steps = run.epochs * order.count(len(data.train), run.batch_size)
     lr = config.schedule.learning_rate(config.optimizer.base, steps, free="schedule-free" in config.optimizer.name)
     pipe = Pipeline(
-        load.batches(data.train, size=run.batch_size),
+        # Windows of a text are cut as they come: a shorter last batch would be another graph for little.
+        load.batches(data.train, size=run.batch_size, drop_last=data.task == "language modelling"),
         device,
         forward.model(build, inputs=inputs),
         *losses,
@@ -70,7 +75,7 @@ def job(config: TrainConfig) -> Job:
         config.optimizer.stage(lr),
         *([update.ema(run.ema)] if run.ema is not None else []),
     )
-    return Job(pipe, data.held_out, words, _BEST[data.task], data)
+    return Job(pipe, data.held_out, words, _BEST[data.task], data, what, build)
 
 
 _BEST = {
@@ -91,7 +96,9 @@ def fixed(source: str, data: Prepared) -> Fixed:
         outputs = targets[0].numel()
     if data.task == "language modelling":
         outputs = max(outputs, data.sizes.get("vocabulary", 0))
-    return Fixed(source, tuple(inputs.shape[1:]), inputs.is_floating_point(), outputs, data)
+    return Fixed(
+        source, tuple(inputs.shape[1:]), inputs.is_floating_point(), outputs, data.task, data.sizes, data.train.names
+    )
 
 
 def _sample(data: Source) -> Batch:

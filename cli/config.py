@@ -93,6 +93,9 @@ def make(*layers: Mapping[str, Any]) -> TrainConfig:
             values[table] |= new
     if values["pipeline"].get("name") is not None:
         _check_whole(values)
+    if "name" not in values["optimizer"]:  # what suits the model, or else the data
+        prefers = _recipe("model", values["model"]).prefers or _recipe("data", values["data"]).prefers
+        values["optimizer"] = {**prefers, **values["optimizer"]}
     return TrainConfig(**{table: _made(table, values[table]) for table in TABLES})
 
 
@@ -125,7 +128,7 @@ def _sorted(layer: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _recipe(table: str, values: Mapping[str, Any]) -> type:
+def _recipe(table: str, values: Mapping[str, Any]) -> Any:
     t = TABLES[table]
     default = next(iter(t.known.values()))
     name = values.get(t.key, getattr(fields(default), t.key).default) if t.key else ""

@@ -13,13 +13,17 @@ from pathlib import Path
 from typing import IO, Any
 
 import tomli_w
+from attrs import asdict
 
 from cli import config as settings
+from cli.build import Job
 from cli.config import TrainConfig
 from pipeline import Report, files
 from pipeline.errors import ConfigError
 
-METRICS, CHECKPOINTS, _LOCK = "metrics.jsonl", "checkpoints", ".lock"
+METRICS, CHECKPOINTS, WEIGHTS, DATA, _LOCK = (
+    "metrics.jsonl", "checkpoints", "model.safetensors", "data.json", ".lock",
+)  # fmt: skip
 
 
 @contextmanager
@@ -90,6 +94,15 @@ def write_config(folder: Path, config: TrainConfig, facts: Mapping[str, Any]) ->
     """The settings, and beside them what is recorded of the run."""
     text = tomli_w.dumps({**config.tables, **facts})
     replace(folder / settings.CONFIG, text.encode())
+
+
+def write_data(folder: Path, made: Job) -> None:
+    """What has to be known of the data to use the model on others: the task, the classes, and what was fitted."""
+    if made.prepared is None or made.fixed is None:
+        return
+    data = made.prepared
+    facts = {"fixed": asdict(made.fixed), "classes": data.classes, "notes": data.notes, "fitted": data.fitted}
+    replace(folder / DATA, json.dumps(facts, indent=1, ensure_ascii=False).encode())
 
 
 def replace(path: Path, content: bytes) -> None:

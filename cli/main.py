@@ -163,6 +163,24 @@ def init(data: str, out: str) -> None:
 
 
 @cli.command()
+@click.argument("run")
+@click.option("--prompt", default="\n", metavar="TEXT", help="what the text begins with")
+@click.option("--count", type=click.IntRange(1), default=200, metavar="N", help="tokens to make  [default: 200]")
+@click.option(
+    "--temperature", type=click.FloatRange(0), default=0.8, metavar="X", help="0 for the likeliest  [default: 0.8]"
+)
+@click.option("--top-k", type=click.IntRange(1), default=None, metavar="N", help="draw among so many  [default: all]")
+@click.option("--seed", type=int, default=0, metavar="N", help="of what is drawn  [default: 0]")
+@click.option("--trust", is_flag=True, help="run code that the run's config names")
+def sample(run: str, prompt: str, count: int, temperature: float, top_k: int | None, seed: int, trust: bool) -> None:
+    """Continue a text with the model of a RUN that learned one."""
+    _check_trust(Path(run) / config.CONFIG, {}, trust)
+    from cli import sample as command
+
+    command.run(Path(run), prompt, count=count, temperature=temperature, top_k=top_k, seed=seed)
+
+
+@cli.command()
 @click.argument("action", default="list", metavar="[list|verify|clear]")
 def cache(action: str) -> None:
     """List the compiled programs kept on disk, check that they are whole, or remove them all."""

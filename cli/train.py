@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import sys
 import time
@@ -21,7 +22,7 @@ from rich.text import Text
 
 from cli import config as settings
 from cli import folder as folders
-from cli import record
+from cli import record, sample
 from cli.build import Job, job, parameters, threads
 from cli.config import TrainConfig
 from pipeline import Report, State, checkpoint, evaluate, fit, testing
@@ -29,8 +30,6 @@ from pipeline.checkpoint import Saved, Saver
 from pipeline.compile import Compiled
 from pipeline.errors import ConfigError, NonFiniteError, did_you_mean
 from pipeline.state import format_metric
-
-WEIGHTS = "model.safetensors"
 
 
 def run(config: TrainConfig, *, quiet: bool = False, verbose: bool = False) -> Report | None:
@@ -41,6 +40,7 @@ def run(config: TrainConfig, *, quiet: bool = False, verbose: bool = False) -> R
     with folders.new(config) as folder:
         _head(say, made, state, config, verbose)
         folders.write_config(folder, config, record.facts(made, state))
+        folders.write_data(folder, made)
         return _train(made, config, folder, state, None, say, verbose)
 
 
@@ -189,13 +189,15 @@ def _train(
     _save_weights(made, state, folder)
     if verbose and report is not None and made.prepared is not None and made.prepared.task == "classification":
         say.print(f"\n{_classes(made, state)}\n")
+    if made.prepared is not None and made.prepared.task == "language modelling" and report is not None:
+        _text(made, state, report, say)
     result = _plain(False)
     if best is not None and metric is not None:
         result.print(f"best    {format_metric(metric, best.value)} in epoch {best.epoch}")
     averages = "".join(f", {name}.safetensors: their average" for name in made.pipe.averages)
     result.print(
-        f"run     {folder} ({settings.CONFIG}, {folders.METRICS}, {folders.CHECKPOINTS}, {WEIGHTS}: the weights as "
-        f"they are now{averages})"
+        f"run     {folder} ({settings.CONFIG}, {folders.METRICS}, {folders.CHECKPOINTS}, {folders.WEIGHTS}: the weights "
+        f"as they are now{averages})"
     )
     if signals and report is not None and not last:
         _warn(
@@ -210,6 +212,20 @@ def _first(made: Job) -> str | None:
     """The metric that tells the best epoch of a pipeline of the user's: the last that it measures beside the loss."""
     known = [*made.pipe.finish(made.pipe.zeros())]
     return None if made.held_out is None or not known else "accuracy" if "accuracy" in known else known[-1]
+
+
+def _text(made: Job, state: State, report: Report, say: Console) -> None:
+    """How well a text was learned, and a sample of it."""
+    assert made.prepared is not None
+    fitted, perplexity = made.prepared.fitted, report.validate.get("perplexity")
+    if perplexity and fitted.get("bytes_per_token"):
+        bits = math.log2(perplexity) / fitted["bytes_per_token"]
+        known = fitted.get("unigram_perplexity")
+        beside = f", where how often a token comes gives {known:.2f}" if known else ""
+        say.print(f"text    {bits:.3f} bits per byte, perplexity {perplexity:.2f}{beside}")
+    made_up = sample.at_the_end(made, state)
+    if made_up is not None:
+        say.print(f"sample  {made_up}")
 
 
 def _per_call(config: TrainConfig) -> Any:
@@ -262,7 +278,7 @@ def _save_weights(made: Job, state: State, folder: Path) -> None:
     from safetensors.torch import save  # not before the first step
 
     averages = {f"{name}.safetensors": seen for name, seen in made.pipe.averaged(state).items()}
-    for name, seen in {WEIGHTS: state, **averages}.items():
+    for name, seen in {folders.WEIGHTS: state, **averages}.items():
         weights = made.pipe.models[0].state_dict(seen)
         content = save({k: t.clone(memory_format=torch.contiguous_format) for k, t in weights.items()})
         folders.replace(folder / name, content)

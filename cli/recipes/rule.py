@@ -39,9 +39,15 @@ MOMENTA = {"sgd": 0.9, "rmsprop": 0.0}
 class Rule:
     """How parameters change."""
 
-    name: str = setting("sgd", ", ".join(OPTIMIZERS), fixed=True)
+    name: str = setting(
+        "sgd",
+        ", ".join(OPTIMIZERS) + "  [default: adamw for transformer, lstm, gru, huggingface, else sgd]",
+        fixed=True,
+    )
     lr: float | None = setting(
-        None, "learning rate  [default: 0.3 for sgd, 0.003 for adam and adamw, others their own]", at_least(0, True)
+        None,
+        "learning rate  [default: 0.3 for sgd, 0.1 for tables; 0.003 for adam and adamw; others their own]",
+        at_least(0, True),
     )
     momentum: float | None = setting(None, "of sgd and rmsprop  [default: 0.9 for sgd]", at_least(0))
     weight_decay: float | None = setting(None, "[default: 0; 0.01 for adamw and lamb, 0.1 for muon]", at_least(0))

@@ -26,11 +26,11 @@ class Pages:
 
     def __init__(self, array: np.ndarray) -> None:
         base: Any = array
-        while base is not None and not isinstance(base, mmap.mmap):
-            base = getattr(base, "base", None)
+        while isinstance(base, np.ndarray):
+            base = base.base
         self.map: Any = base
         self.read = 0
-        with suppress(AttributeError, OSError):  # a hint that not all systems know
+        with suppress(AttributeError, OSError):  # a hint that not all systems know, nor an array in memory
             self.map.madvise(mmap.MADV_RANDOM)
 
     def count(self, bytes: int) -> None:

@@ -131,10 +131,18 @@ def _windows(
         train = windows[0] if pages is not None else windows[0].in_memory()
     held_out = windows[1] if pages is not None else windows[1].in_memory()
     notes = (f"{len(ids):,} tokens of {vocabulary:,} kinds, the last {held * context:,} of them held out",)
+    unigram = _unigram(ids, begin * context, vocabulary) if pages is None and parts.folds is None else None
+    fitted = {**fitted, "unigram_perplexity": unigram}
     return Prepared(
         train, held_out, "language modelling", (), {"vocabulary": vocabulary, "context": context}, notes,
         {**fitted, "vocabulary": vocabulary, "context": context},
     )  # fmt: skip
+
+
+def _unigram(ids: np.ndarray, begin: int, vocabulary: int) -> float:
+    """The perplexity of the tokens from one on, by how often each comes before it, and once more."""
+    counts = np.bincount(ids[:begin], minlength=vocabulary) + 1.0
+    return float(np.exp(-np.log(counts / counts.sum())[ids[begin:]].mean()))
 
 
 def encode(fitted: Mapping[str, Any], words: str) -> list[int]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from attrs import frozen
 
@@ -21,6 +22,9 @@ def _share(_: object, attribute: object, value: float) -> None:
 @frozen
 class Data:
     """What to train on."""
+
+    prefers: ClassVar[Mapping[str, Any]] = {}
+    """Settings of the optimizer, where none is chosen, and the model prefers none."""
 
     source: str = setting("digits", "", fixed=True)
     held_out: float = setting(0.2, "share of the samples that is held out", _share, fixed=True)

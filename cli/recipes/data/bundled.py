@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from attrs import frozen
 
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
     from pipeline.sources import Prepared, Split
 
 SKLEARN = ("digits", "wine", "iris", "breast_cancer", "diabetes")
+SMALL = {"lr": 0.1, "weight_decay": 0.01}
+"""What tables of some hundred rows are learned best by; more is learned by heart."""
 
 
 @frozen
@@ -40,6 +43,8 @@ class Random(Data):
 @frozen
 class Sklearn(Data):
     """Small data sets of scikit-learn's: `sklearn:wine`."""
+
+    prefers: ClassVar[Mapping[str, Any]] = SMALL
 
     @property
     def title(self) -> str:

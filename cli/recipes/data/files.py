@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from attrs import frozen
 
 from cli.recipes.data.base import Data
+from cli.recipes.data.bundled import SMALL
 from cli.recipes.setting import at_least, one_of, setting
 
 if TYPE_CHECKING:
@@ -27,6 +29,8 @@ class Tested(Data):
 @frozen
 class Table(Tested):
     """A table: CSV, TSV or Parquet."""
+
+    prefers: ClassVar[Mapping[str, Any]] = SMALL
 
     target: str | None = setting(None, "column, or columns a,b, to learn  [default: the last]", fixed=True)
     ignore: str | None = setting(None, "columns to leave out, a,b", fixed=True)

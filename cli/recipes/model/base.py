@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from math import prod
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 from attrs import frozen
 
@@ -13,7 +13,7 @@ from cli.recipes.setting import refusal, setting
 if TYPE_CHECKING:
     from torch import nn
 
-    from pipeline.sources import Prepared
+    from pipeline.sources import Task
 
 
 @frozen(eq=False)
@@ -28,7 +28,11 @@ class Fixed:
     """Whether they are numbers, not ids."""
     outputs: int
     """How many numbers the model gives for a sample, or for a token of it."""
-    data: Prepared
+    task: Task
+    sizes: Mapping[str, Any]
+    """As the data have them: `vocabulary`, or `categories`."""
+    values: tuple[str, ...]
+    """What a batch has."""
 
     @property
     def names(self) -> dict[str, Any]:
@@ -38,11 +42,11 @@ class Fixed:
             "inputs": one,
             "features": prod(self.inputs),
             "outputs": self.outputs,
-            **self.data.sizes,
+            **self.sizes,
         }
         if len(self.inputs) == 3 and self.floats:
             found["channels"] = self.inputs[0]
-        if self.data.task == "classification":
+        if self.task == "classification":
             found["classes"] = self.outputs
         return found
 
@@ -71,6 +75,9 @@ Made: TypeAlias = tuple[Callable[[], "nn.Module"], str, Any]
 @frozen
 class Model:
     """A model by name."""
+
+    prefers: ClassVar[Mapping[str, Any]] = {}
+    """Settings of the optimizer, where none is chosen."""
 
     name: str = setting("mlp", "", fixed=True)
 

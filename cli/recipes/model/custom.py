@@ -39,6 +39,6 @@ class Custom(Model):
         with torch.random.fork_rng(devices=[]):
             module = build()  # once, to see what it is
         there = [*inspect.signature(module.forward).parameters]
-        also = [n for n in fixed.data.train.names if n in there[1:] and n != "targets"]
+        also = [n for n in fixed.values if n in there[1:] and n != "targets"]
         called = {there[0]: "inputs", **{n: n for n in also}} if also else "inputs"
         return build, f"{self.name}: {type(module).__name__}", called

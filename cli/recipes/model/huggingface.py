@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from attrs import frozen
 
@@ -14,6 +15,8 @@ from cli.recipes.setting import refusal, setting
 @frozen
 class HuggingFace(Model):
     """What the transformers library makes of a config, with random weights."""
+
+    prefers: ClassVar[Mapping[str, Any]] = {"name": "adamw"}
 
     config: str | None = setting(None, "JSON file with a config of the transformers library", fixed=True)
 
@@ -28,6 +31,6 @@ class HuggingFace(Model):
             config = json.loads(Path(self.config).read_text(encoding="utf-8"))
         except (OSError, ValueError) as e:
             raise refusal(f"can't read {self.config}: {getattr(e, 'strerror', None) or e}") from None
-        sizes: dict[str, Any] = {"classes": fixed.outputs, "vocabulary": fixed.data.sizes.get("vocabulary")}
-        build = lambda: models.from_config(config, fixed.data.task, **sizes)  # noqa: E731  # as the others are given
+        sizes: dict[str, Any] = {"classes": fixed.outputs, "vocabulary": fixed.sizes.get("vocabulary")}
+        build = lambda: models.from_config(config, fixed.task, **sizes)  # noqa: E731  # as the others are given
         return build, f"transformers' {config.get('model_type', '?')}", "inputs"

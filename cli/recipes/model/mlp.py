@@ -23,7 +23,7 @@ class MLP(Model):
         from pipeline import models
 
         fixed.need_floats("mlp")
-        categories = fixed.data.sizes.get("categories")
+        categories = fixed.sizes.get("categories")
         widths = (prod(fixed.inputs), *self.hidden, fixed.outputs)
         if categories is None:
             return lambda: models.mlp(*widths, dropout=self.dropout), f"mlp {dashes(*widths)}", "inputs"

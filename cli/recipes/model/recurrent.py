@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from attrs import frozen
@@ -14,6 +15,8 @@ from cli.recipes.setting import at_least, below_one, refusal, setting
 class LSTM(Model):
     """Layers of LSTM over a sequence, and a linear one of what they end with."""
 
+    prefers: ClassVar[Mapping[str, Any]] = {"name": "adamw"}
+
     kind: ClassVar[Any] = "lstm"
 
     width: int = setting(128, "numbers that a layer remembers", at_least(1), fixed=True)
@@ -24,12 +27,12 @@ class LSTM(Model):
     def make(self, fixed: Fixed) -> Made:
         from pipeline import models
 
-        if len(fixed.inputs) != (2 if fixed.floats else 1) or fixed.data.task == "language modelling":
+        if len(fixed.inputs) != (2 if fixed.floats else 1) or fixed.task == "language modelling":
             raise refusal(
                 f"model {self.kind!r} takes sequences (N, T, features) of floats or (N, T) of token ids, and a class "
-                f"or value for each, but {fixed.source} has inputs {fixed.inputs} for {fixed.data.task}"
+                f"or value for each, but {fixed.source} has inputs {fixed.inputs} for {fixed.task}"
             )
-        what = {"features": fixed.inputs[1]} if fixed.floats else {"vocabulary": fixed.data.sizes["vocabulary"]}
+        what = {"features": fixed.inputs[1]} if fixed.floats else {"vocabulary": fixed.sizes["vocabulary"]}
         options: dict[str, Any] = {"width": self.width, "depth": self.depth, "bidirectional": self.bidirectional,
                    "dropout": self.dropout}  # fmt: skip
         words = f"{self.kind} of {self.depth} x {self.width}"

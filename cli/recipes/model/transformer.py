@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
 from attrs import frozen
 
 from cli.recipes.model.base import Fixed, Made, Model
@@ -12,6 +15,8 @@ from cli.recipes.setting import at_least, below_one, refusal, setting
 class Transformer(Model):
     """Attention to what came before, and a perceptron, in each block."""
 
+    prefers: ClassVar[Mapping[str, Any]] = {"name": "adamw"}
+
     width: int = setting(128, "numbers of a token between blocks", at_least(1), fixed=True)
     heads: int | None = setting(None, "of the attention  [default: the most of 8, 4, 2 and 1]", at_least(1), fixed=True)
     depth: int = setting(4, "blocks", at_least(1), fixed=True)
@@ -20,10 +25,10 @@ class Transformer(Model):
     def make(self, fixed: Fixed) -> Made:
         from pipeline import models
 
-        if fixed.data.task != "language modelling":
+        if fixed.task != "language modelling":
             raise refusal(
                 f"model 'transformer' takes token ids and targets (N, T) int64, but {fixed.source} has inputs "
-                f"{fixed.inputs} for {fixed.data.task}; use mlp or convnet"
+                f"{fixed.inputs} for {fixed.task}; use mlp or convnet"
             )
         heads = self.heads or next(h for h in (8, 4, 2, 1) if self.width % h == 0)
         if self.width % heads:
