@@ -20,6 +20,7 @@ from pipeline.errors import ConfigError
 SHOWN = 200
 """Tokens at the end of a training, after the first of what was held out."""
 BEGUN = 16
+TEMPERATURE = 0.8
 
 
 def run(path: Path, prompt: str, *, count: int, temperature: float, top_k: int | None, seed: int) -> None:
@@ -67,4 +68,4 @@ def at_the_end(made: Job, state: State) -> str | None:
     module = made.build()
     module.load_state_dict(made.pipe.models[0].state_dict(state))
     first = made.prepared.held_out[torch.tensor([0])]["inputs"][0, :BEGUN].tolist()
-    return text(module, fitted, sources.decode(fitted, first), SHOWN)
+    return text(module, fitted, sources.decode(fitted, first), SHOWN, temperature=TEMPERATURE)

@@ -195,10 +195,8 @@ def _train(
     if best is not None and metric is not None:
         result.print(f"best    {format_metric(metric, best.value)} in epoch {best.epoch}")
     averages = "".join(f", {name}.safetensors: their average" for name in made.pipe.averages)
-    result.print(
-        f"run     {folder} ({settings.CONFIG}, {folders.METRICS}, {folders.CHECKPOINTS}, {folders.WEIGHTS}: the weights "
-        f"as they are now{averages})"
-    )
+    files = ", ".join((settings.CONFIG, folders.METRICS, folders.CHECKPOINTS, folders.WEIGHTS))
+    result.print(f"run     {folder} ({files}: the weights as they are now{averages})")
     if signals and report is not None and not last:
         _warn(
             f"stopped by a signal in epoch {report.epoch}, after step {report.step}; go on with: pipe train "

@@ -47,7 +47,14 @@ def called(name: str, function: Callable[..., Any], options: Mapping[str, Any], 
                 f"{name} asks for {n!r}, which neither the data nor you gave: these data have {', '.join(known)}; "
                 f"give it a default, or --set model.{n}=..."
             )
-    return function(**given)
+    try:
+        return function(**given)
+    except Exception as e:
+        from pipeline.errors import PipeError, place_of
+
+        if isinstance(e, PipeError):  # its message is meant for the user
+            raise
+        raise refusal(f"{name} failed: {type(e).__name__}: {e}{place_of(e)}") from e
 
 
 def _file(path: Path) -> ModuleType:

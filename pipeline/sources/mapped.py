@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import mmap
-from collections.abc import Mapping
-from contextlib import suppress
+import os
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -13,33 +14,43 @@ from torch import Tensor
 
 from pipeline import order
 from pipeline.errors import DataError
+from pipeline.sources.ahead import ahead
 from pipeline.sources.parts import Split
 from pipeline.sources.tensors import as_tensor
 from pipeline.state import Batch
 
+TOGETHER = 64
+"""Batches whose places in a shuffle are worked out at once."""
 HELD = 64 << 20
-"""So many bytes read stay in this process before they are given back to the system, which keeps the file's pages."""
+"""An array of at most so many bytes is read as a whole."""
 
 
-class Pages:
-    """The pages of a file that a process has touched."""
+class Rows:
+    """The rows of an array in a file, each read where it is asked for.
 
-    def __init__(self, array: np.ndarray) -> None:
-        base: Any = array
-        while isinstance(base, np.ndarray):
-            base = base.base
-        self.map: Any = base
-        self.read = 0
-        with suppress(AttributeError, OSError):  # a hint that not all systems know, nor an array in memory
-            self.map.madvise(mmap.MADV_RANDOM)
+    A memory map would be as quick, but what it touches counts as this process's memory.
+    """
 
-    def count(self, bytes: int) -> None:
-        """Note that so many were read; now and then they are given back."""
-        self.read += bytes
-        if self.read >= HELD and self.map is not None:
-            self.read = 0
-            with suppress(AttributeError, OSError):
-                self.map.madvise(mmap.MADV_DONTNEED)
+    def __init__(self, array: np.memmap) -> None:
+        self.array = array
+        self.file = os.open(str(array.filename), os.O_RDONLY)
+        self.bytes = array.dtype.itemsize * int(np.prod(array.shape[1:]))
+        weakref.finalize(self, os.close, self.file)
+
+    def at(self, rows: np.ndarray) -> np.ndarray:
+        """Some rows. Raises DataError where the file has become shorter."""
+        made = np.empty((len(rows), *self.array.shape[1:]), self.array.dtype)
+        flat = made.view(np.uint8).reshape(len(rows), -1)
+        for row, offset in zip(flat, (rows * self.bytes + self.array.offset).tolist(), strict=True):
+            if os.preadv(self.file, [row], offset) != self.bytes:
+                raise DataError(f"{self.array.filename} has become shorter than it was: byte {offset:,} is missing")
+        return made
+
+
+def _reader(array: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    if isinstance(array, np.memmap) and array.nbytes > HELD and array.flags.c_contiguous and array.ndim > 1:
+        return Rows(array).at
+    return (np.array(array) if array.nbytes <= HELD else array).__getitem__
 
 
 @frozen(eq=False)
@@ -56,7 +67,7 @@ class Mapped:
     keys: Any = None
     """Of the shuffle."""
     rows: int = field(init=False)
-    pages: dict[str, Pages] = field(init=False)
+    readers: dict[str, Callable[[np.ndarray], np.ndarray]] = field(init=False)
 
     @rows.default
     def _rows(self) -> int:
@@ -69,9 +80,9 @@ class Mapped:
             )
         return next(iter(lengths.values()))
 
-    @pages.default
-    def _pages(self) -> dict[str, Pages]:
-        return {name: Pages(array) for name, array in self.arrays.items()}
+    @readers.default
+    def _readers(self) -> dict[str, Callable[[np.ndarray], np.ndarray]]:
+        return {name: _reader(array) for name, array in self.arrays.items()}
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -81,15 +92,27 @@ class Mapped:
         return self.rows if self.count is None else self.count
 
     def __getitem__(self, indices: Tensor) -> Batch:
-        at = (indices.numpy() + self.first) % self.rows
-        if self.keys is not None:
-            at = order.permute(at, self.rows, self.keys)
-        found: dict[str, Any] = {}
-        for name, array in self.arrays.items():
-            part = np.asarray(array[at])
-            self.pages[name].count(part.nbytes)
-            found[name] = as_tensor(name, part)
-        return found
+        return self._read(self._places(indices.numpy()))
+
+    def epoch(self, seed: int, epoch: int, batches: Iterable[Tensor]) -> Iterator[Batch]:
+        """The batches at some indices, read ahead."""
+
+        def read() -> Iterator[Batch]:
+            pending = iter(batches)
+            while together := [b.numpy() for b in islice(pending, TOGETHER)]:
+                places = self._places(np.concatenate(together))
+                for part in np.split(places, np.cumsum([len(b) for b in together])[:-1]):
+                    yield self._read(part)
+
+        return ahead(read())
+
+    def _places(self, indices: np.ndarray) -> np.ndarray:
+        """Where samples are in the file."""
+        at = (indices + self.first) % self.rows
+        return at if self.keys is None else order.permute(at, self.rows, self.keys)
+
+    def _read(self, places: np.ndarray) -> Batch:
+        return {name: as_tensor(name, read(places)) for name, read in self.readers.items()}
 
     def parted(self, parts: Split) -> tuple[Mapped, Mapped]:
         """Two parts (training, held out) of one shuffle by the seed, which holds no index."""
@@ -99,7 +122,10 @@ class Mapped:
             raise DataError(f"{self.rows} samples can't be split into two parts with {share:.0%} held out")
         keys = order.keys(self.rows, parts.seed, _SPLIT).tolist()
         # The shuffle is a ring: a fold is a stretch of it, and what is trained on begins behind that.
-        first = parts.fold * self.rows // (parts.folds or 1) if parts.folds else self.rows - held
+        first = self.rows - held
+        if parts.folds is not None:
+            first = parts.fold * self.rows // parts.folds
+            held = (parts.fold + 1) * self.rows // parts.folds - first
         train = evolve(self, first=first + held, count=self.rows - held, keys=keys)
         return train, evolve(self, first=first, count=held, keys=keys)
 

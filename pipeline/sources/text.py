@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from attrs import frozen
 from torch import Tensor
 
 from pipeline.errors import ConfigError, DataError, did_you_mean
-from pipeline.sources.mapped import Pages
+from pipeline.sources.ahead import ahead
 from pipeline.sources.parts import Split
 from pipeline.sources.prepared import Prepared
 from pipeline.sources.tensors import Source, Tensors
@@ -35,7 +35,6 @@ class Windows:
     context: int
     first: int
     count: int
-    pages: Pages | None = None
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -47,10 +46,12 @@ class Windows:
     def __getitem__(self, indices: Tensor) -> Batch:
         begin = (indices.numpy() + self.first) * self.context
         found = np.asarray(self.tokens[begin[:, None] + np.arange(self.context + 1)])
-        if self.pages is not None:
-            self.pages.count(found.nbytes)
         window = torch.from_numpy(found.astype(np.int64))
         return {"inputs": window[:, :-1], "targets": window[:, 1:]}
+
+    def epoch(self, seed: int, epoch: int, batches: Iterable[Tensor]) -> Iterator[Batch]:
+        """The windows at some indices, read ahead."""
+        return ahead(self[indices] for indices in batches)
 
     def in_memory(self) -> Tensors:
         """All of them as tensors."""
@@ -119,8 +120,8 @@ def _windows(
     if count - held < 1:
         raise DataError(f"{path} has {len(ids):,} tokens, fewer than two windows of {context}; give a smaller context")
     begin = count - held if parts.folds is None else min(parts.fold * held, count - held)
-    pages = Pages(ids) if len(ids) > MOST else None
-    windows = [Windows(ids, context, 0, begin, pages), Windows(ids, context, begin, held, pages)]
+    large = len(ids) > MOST
+    windows = [Windows(ids, context, 0, begin), Windows(ids, context, begin, held)]
     if parts.folds is not None:  # what is trained on lies on both sides
         train: Source = Tensors.of({
             name: torch.cat([w[torch.arange(len(w))][name] for w in (
@@ -128,10 +129,10 @@ def _windows(
             for name in ("inputs", "targets")
         })  # fmt: skip
     else:
-        train = windows[0] if pages is not None else windows[0].in_memory()
-    held_out = windows[1] if pages is not None else windows[1].in_memory()
+        train = windows[0] if large else windows[0].in_memory()
+    held_out = windows[1] if large else windows[1].in_memory()
     notes = (f"{len(ids):,} tokens of {vocabulary:,} kinds, the last {held * context:,} of them held out",)
-    unigram = _unigram(ids, begin * context, vocabulary) if pages is None and parts.folds is None else None
+    unigram = _unigram(ids, begin * context, vocabulary) if not large and parts.folds is None else None
     fitted = {**fitted, "unigram_perplexity": unigram}
     return Prepared(
         train, held_out, "language modelling", (), {"vocabulary": vocabulary, "context": context}, notes,
