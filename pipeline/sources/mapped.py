@@ -42,7 +42,7 @@ class Rows:
         made = np.empty((len(rows), *self.array.shape[1:]), self.array.dtype)
         flat = made.view(np.uint8).reshape(len(rows), -1)
         for row, offset in zip(flat, (rows * self.bytes + self.array.offset).tolist(), strict=True):
-            if os.preadv(self.file, [row], offset) != self.bytes:
+            if os.preadv(self.file, [row.data], offset) != self.bytes:
                 raise DataError(f"{self.array.filename} has become shorter than it was: byte {offset:,} is missing")
         return made
 
