@@ -57,7 +57,9 @@ def idx(images: str | Path, labels: str | Path | None = None) -> Tensors:
     pixels, targets = _idx(images), _idx(Path(labels))
     if pixels.ndim != 3 or targets.ndim != 1:
         raise DataError(f"{images} and {labels} hold {pixels.ndim}-d and {targets.ndim}-d data, not images and labels")
-    return labelled(torch.from_numpy(pixels).float().div_(255.0).unsqueeze(1), targets)
+    images_of = torch.from_numpy(pixels).float().div_(255.0).unsqueeze(1)
+    classes = tuple(map(str, range(int(targets.max()) + 1))) if len(targets) else ()
+    return Tensors({"inputs": images_of, "targets": torch.from_numpy(targets).long()}, classes)
 
 
 def images_idx(path: str | Path, *, parts: Split | None = None) -> Prepared:

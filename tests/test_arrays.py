@@ -1,0 +1,238 @@
+"""Arrays, token files and texts: what was written comes back, in memory or a batch at a time, and damage is named."""
+
+import importlib
+import struct
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.numpy import save_file
+
+from pipeline import load, sources
+from pipeline.errors import DataError
+from pipeline.sources import mapped
+from pipeline.sources.ahead import ahead
+from tests.strategies import seeds
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("arrays")
+
+
+def whole(data):
+    """All samples of both parts, by their first input."""
+    both = [part[torch.arange(len(part))] for part in (data.train, data.held_out)]
+    inputs, targets = (torch.cat([b[n] for b in both]) for n in ("inputs", "targets"))
+    order = inputs.flatten(1)[:, 0].argsort()
+    return inputs[order], targets[order]
+
+
+def save(folder, kind, inputs, targets):
+    if kind == "npz":
+        np.savez(folder / "a.npz", inputs=inputs, targets=targets)
+        return folder / "a.npz"
+    if kind == "safetensors":
+        save_file({"inputs": inputs, "targets": targets}, folder / "a.safetensors")
+        return folder / "a.safetensors"
+    (folder / "npy").mkdir(exist_ok=True)
+    np.save(folder / "npy" / "inputs.npy", inputs)
+    np.save(folder / "npy" / "targets.npy", targets)
+    return folder / "npy" if kind == "folder" else folder / "npy" / "inputs.npy"
+
+
+@pytest.mark.parametrize("kind", ["npz", "safetensors", "folder", "npy"])
+@given(n=st.integers(6, 40), dtype=st.sampled_from(["f4", "f8", "i2", "u1"]), task=st.sampled_from("cvl"), seed=seeds)
+def test_arrays_come_back(folder, kind, n, dtype, task, seed):
+    """Both parts have each sample once, floats as float32, ids as int64, and the task is that of the targets."""
+    random = np.random.default_rng(seed)
+    inputs = np.stack([random.permutation(n), *random.integers(0, 9, (2, n))], 1).astype(dtype)
+    targets = {"c": np.arange(n) % 2, "v": np.arange(n) + 0.5, "l": random.integers(0, 2, (n, 4))}[task]
+    data = sources.arrays(save(folder, kind, inputs, targets), parts=sources.Split(0.3, seed))
+    assert data.task == {"c": "classification", "v": "regression", "l": "several labels"}[task]
+    found, wanted = whole(data), inputs[:, 0].argsort()
+    assert found[0].dtype == (torch.float32 if dtype[0] == "f" else torch.int64)
+    np.testing.assert_array_equal(found[0], inputs[wanted])
+    np.testing.assert_array_equal(found[1], targets[wanted])
+
+
+@given(st.integers(3, 50), st.floats(0.05, 0.9), st.integers(2, 5), seeds)
+def test_what_stays_on_disk_is_parted_and_read_as_in_memory(folder, n, share, folds, seed):
+    """Any rows are those of the array, in an epoch as alone; parts are a partition, and folds hold each out once."""
+    path = save(folder, "folder", np.arange(n * 300, dtype=np.float64).reshape(n, 300), np.arange(n))
+    before = mapped.HELD
+    mapped.HELD = 64  # so that rows are read one by one
+    try:
+        data = mapped.Mapped({k: np.load(path / f"{k}.npy", mmap_mode="r") for k in ("inputs", "targets")})
+    finally:
+        mapped.HELD = before
+    rows = torch.from_numpy(np.random.default_rng(seed).integers(0, n, 20))
+    np.testing.assert_array_equal(data[rows]["inputs"], np.load(path / "inputs.npy")[rows].astype(np.float32))
+    for split in [sources.Split(share, seed), *(sources.Split(seed=seed, folds=folds, fold=k) for k in range(folds))]:
+        if n < folds or (split.folds is None and np.ceil(share * n) == n):
+            continue
+        train, held = data.parted(split)
+        assert sorted(torch.cat([p[torch.arange(len(p))]["targets"] for p in (train, held)]).tolist()) == [*range(n)]
+        epoch = load.batches(train, size=4)
+        for batch, again in zip(epoch.epoch(seed, 1), epoch.epoch(seed, 1), strict=True):
+            assert torch.equal(batch["targets"], again["targets"])
+            assert torch.equal(batch["inputs"][:, 0], (batch["targets"] * 300).float())
+    if n >= folds:
+        held = [data.parted(sources.Split(seed=seed, folds=folds, fold=k))[1] for k in range(folds)]
+        assert sorted(torch.cat([p[torch.arange(len(p))]["targets"] for p in held]).tolist()) == [*range(n)]
+
+
+def test_large_arrays_are_not_read_as_a_whole(folder, monkeypatch):
+    """Above a size, a source reads what a batch needs; what is cut off later is named."""
+    path = save(folder, "folder", np.ones((40, 300), np.float32), np.arange(40) % 2)
+    monkeypatch.setattr(importlib.import_module("pipeline.sources.arrays"), "small", lambda arrays: False)
+    monkeypatch.setattr(mapped, "HELD", 64)
+    data = sources.arrays(path)
+    assert isinstance(data.train, sources.Mapped)
+    assert (data.task, len(data.train), len(data.held_out)) == ("classification", 32, 8)
+    with (path / "inputs.npy").open("r+b") as file:
+        file.truncate(1000)
+    with pytest.raises(DataError, match="has become shorter than it was"):
+        list(load.batches(data.train, size=8).epoch(0, 0))
+
+
+@pytest.mark.parametrize("kind", ["npz", "safetensors", "folder"])
+def test_what_is_wrong_with_arrays_is_said(folder, kind):
+    """Files that are cut short, lack an array, or have others of another length raise a DataError with their path."""
+    path = save(folder, kind, np.ones((10, 2), np.float32), np.arange(10) % 2)
+    file = path / "inputs.npy" if kind == "folder" else path
+    file.write_bytes(file.read_bytes()[:-30])
+    with pytest.raises(DataError, match="cut short|no .npz archive"):
+        sources.arrays(path)
+    path = save(folder, kind, np.ones((10, 2), np.float32), np.arange(9) % 2)
+    with pytest.raises(DataError, match="has 10 inputs and 9 targets"):
+        sources.arrays(path)
+    np.savez(folder / "b.npz", input=np.ones(3), targets=np.ones(3))
+    with pytest.raises(DataError, match="no array 'inputs'; did you mean 'input'"):
+        sources.arrays(folder / "b.npz")
+    known, new = (save(folder, kind, np.ones((10, 2), np.float32), np.arange(10) % c) for c in (2, 2))
+    np.savez(folder / "new.npz", inputs=np.ones((4, 2), np.float32), targets=np.arange(4))
+    with pytest.raises(DataError, match="target 2 in sample 2 is no class that the training data have"):
+        sources.arrays(known, test=folder / "new.npz")
+    assert new == known
+
+
+def idx(array):
+    return struct.pack(f">4B{array.ndim}I", 0, 0, 8, array.ndim, *array.shape) + array.tobytes()
+
+
+def test_a_folder_of_the_mnist_family(tmp_path):
+    """Its t10k files are held out; without them, a part is; a class that training has not is an error."""
+    for part, n in (("train", 20), ("t10k", 6)):
+        (tmp_path / f"{part}-images.idx3-ubyte").write_bytes(idx(np.zeros((n, 4, 4), np.uint8)))
+        (tmp_path / f"{part}-labels.idx1-ubyte").write_bytes(idx((np.arange(n) % 5).astype(np.uint8)))
+    data = sources.images_idx(tmp_path)
+    assert (len(data.train), len(data.held_out), len(data.classes)) == (20, 6, 5)
+    (tmp_path / "t10k-labels.idx1-ubyte").write_bytes(idx(np.full(6, 7, np.uint8)))
+    with pytest.raises(DataError, match="has the class 7, but the training labels end at 4"):
+        sources.images_idx(tmp_path)
+    (tmp_path / "t10k-images.idx3-ubyte").unlink()
+    assert len(sources.images_idx(tmp_path).held_out) == 4
+
+
+@given(st.text(min_size=60, max_size=200), st.integers(1, 9), st.sampled_from(["bytes", "characters"]))
+def test_windows_tile_a_text(folder, words, context, tokenizer):
+    """Windows give the text back, one after the other; each target is the token after its input."""
+    (folder / "t.txt").write_text(words, encoding="utf-8", newline="")
+    try:
+        data = sources.text(folder / "t.txt", context=context, tokenizer=tokenizer, parts=sources.Split(0.3))
+    except UnicodeEncodeError:
+        return
+    ids = sources.encode(data.fitted, words)
+    assert sources.decode(data.fitted, ids) == words
+    parts = [part[torch.arange(len(part))] for part in (data.train, data.held_out)]
+    inputs, targets = (torch.cat([p[n] for p in parts]).flatten().tolist() for n in ("inputs", "targets"))
+    assert inputs == ids[: len(inputs)]
+    assert targets == ids[1 : len(inputs) + 1]
+    assert max(ids) < data.sizes["vocabulary"] <= 256 or tokenizer == "characters"
+
+
+@given(st.integers(30, 500), st.sampled_from(["uint16", "uint32"]), st.integers(1, 9))
+def test_token_files_are_read_in_memory_or_not(folder, n, dtype, context):
+    """A small file is read as a whole, a large one by batches; both give the same."""
+    ids = np.random.default_rng(n).integers(0, 1000, n).astype(dtype)
+    ids.astype(ids.dtype.newbyteorder("<")).tofile(folder / "t.bin")
+    small = sources.tokens(folder / "t.bin", dtype=dtype, context=context)
+    large = sources.text.__globals__["Windows"](ids, context, 0, len(small.train))
+    assert small.sizes == {"vocabulary": int(ids.max()) + 1, "context": context}
+    rows = torch.arange(len(small.train)).flip(0)
+    for name in ("inputs", "targets"):
+        assert torch.equal(small.train[rows][name], large[rows][name])
+    [batch] = large.epoch(0, 0, [rows])
+    assert torch.equal(batch["inputs"], large[rows]["inputs"])
+
+
+def test_what_is_wrong_with_tokens_is_said(folder):
+    """Each is a DataError with the byte or the token, and what to do."""
+    (folder / "odd.bin").write_bytes(b"123")
+    (folder / "short.bin").write_bytes(b"12" * 9)
+    np.array([1, 2, 900, 3] * 50, "<u2").tofile(folder / "big.bin")
+    (folder / "latin.txt").write_bytes(b"abc\xe9" * 50)
+    for read, path, options, message in (
+        (sources.tokens, "odd.bin", {}, "3 bytes, which are no tokens of 2 bytes each"),
+        (sources.tokens, "short.bin", {}, "9 tokens, fewer than two windows of 128"),
+        (sources.tokens, "big.bin", {"vocabulary": 900}, "token 2 is 900, but there are 900 tokens"),
+        (sources.tokens, "none.bin", {}, "can't read .*none.bin: No such file"),
+        (sources.text, "latin.txt", {"tokenizer": "characters"}, "not UTF-8: byte 3 is 0xe9"),
+        (sources.text, "latin.txt", {"tokenizer": "bites"}, "not UTF-8|is no tokenizer"),
+    ):
+        with pytest.raises(DataError, match=message):
+            read(folder / path, **options)
+
+
+def test_what_a_thread_meets_is_raised_in_its_place():
+    """Items come in their order; an error after those before it; a thread that is not wanted any more ends."""
+
+    def items():
+        yield from range(5)
+        raise DataError("the sixth is bad")
+
+    seen = []
+    with pytest.raises(DataError, match="the sixth is bad"):
+        seen.extend(iter_all(ahead(items()), seen))
+    assert seen == [0, 1, 2, 3, 4]
+    taken = []
+    endless = ahead(taken.append(i) or i for i in range(10**9))
+    assert [next(endless) for _ in range(3)] == [0, 1, 2]
+    endless.close()
+    assert len(taken) < 100
+
+
+def iter_all(items, seen):
+    for item in items:
+        seen.append(item)
+    return []
+
+
+class Noisy(torch.utils.data.Dataset):
+    def __len__(self):
+        return 30
+
+    def __getitem__(self, i):
+        return torch.tensor([float(i), 0.0]), i % 3
+
+
+@pytest.mark.parametrize(
+    ("data", "task", "outputs"),
+    [
+        (Noisy(), "classification", 3),
+        ((torch.zeros(20, 2), torch.arange(20) * 0.5), "regression", 0),
+        (({"inputs": torch.zeros(20, 2), "targets": torch.arange(20) % 2}, {"inputs": torch.zeros(4, 2),
+          "targets": torch.arange(4)}), "classification", 4),
+        ((torch.zeros(20, 5, dtype=torch.long), torch.ones(20, 5, dtype=torch.long)), "language modelling", 0),
+        ((torch.zeros(20, 2), torch.ones(20, 3, dtype=torch.long)), "several labels", 0),
+    ],
+)  # fmt: skip
+def test_whatever_is_given_is_prepared(data, task, outputs):
+    """A Dataset, tensors or a pair of data sets tell their task, and are parted where they are not yet."""
+    made = sources.given(data)
+    assert (made.task, len(made.classes)) == (task, outputs)
+    assert len(made.train) > len(made.held_out) > 0
+    assert sources.given(made) is made
