@@ -1,9 +1,9 @@
 """How well, and how fast, is a table learned by defaults, beside scikit-learn's?
 
-`python -m benchmarks.tables`. Tables of scikit-learn's, and a made one of 20,000 rows with words and missing values, each
-over five splits, the same for all. Ours is what `pipe train --data` does in 20 epochs, compiled programs from the cache;
-the MLP of scikit-learn is given numbers scaled and words one-hot, the trees the table as it is. Seconds are those of
-fitting, one thread.
+`python -m benchmarks.tables`. Tables of scikit-learn's, and a made one of 20,000 rows with words and missing values,
+each over five splits, the same for all. Ours is what `pipe train --data` does in 20 epochs, compiled programs from
+the cache; the MLP of scikit-learn is given numbers scaled and words one-hot, the trees the table as it is. Seconds
+are those of fitting, one thread.
 """
 
 from __future__ import annotations

@@ -104,7 +104,7 @@ def test_what_is_wrong_with_arrays_is_said(folder, kind):
     path = save(folder, kind, np.ones((10, 2), np.float32), np.arange(10) % 2)
     file = path / "inputs.npy" if kind == "folder" else path
     file.write_bytes(file.read_bytes()[:-30])
-    with pytest.raises(DataError, match="cut short|no .npz archive"):
+    with pytest.raises(DataError, match=r"cut short|no \.npz archive"):
         sources.arrays(path)
     path = save(folder, kind, np.ones((10, 2), np.float32), np.arange(9) % 2)
     with pytest.raises(DataError, match="has 10 inputs and 9 targets"):
