@@ -70,8 +70,7 @@ def frames(source: str, split: int) -> tuple[Any, Any, Any, Any]:
         x, y = raw.data, raw.target.to_numpy()
         labels = None if "diabetes" in source else y
     else:
-        cells = read(source)
-        frame = polars.DataFrame(list(cells.columns.values())).to_dict(as_series=False)
+        frame = {name: column.to_list() for name, column in read(source).columns.items()}
         x = pandas.DataFrame({n: v for n, v in frame.items() if n != "target"}).replace({"": None})
         for name in x.columns:
             x[name] = x[name].astype(float) if name.startswith("x") else x[name].astype("category")
