@@ -3,6 +3,7 @@ so in the `for` loop over it."""
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 import warnings
@@ -19,7 +20,7 @@ from pipeline.diagnose import first_nonfinite
 from pipeline.errors import ConfigError, NonFiniteError, PipeError, StateError, WiringError
 from pipeline.pipe import Pipeline
 from pipeline.stage import is_count
-from pipeline.state import Report, State, samples
+from pipeline.state import Batch, Report, State, samples
 from pipeline.update import Finite
 
 CALL = 0.1
@@ -49,8 +50,8 @@ def fit(
     - `state`: go on from this State (it is copied, and keeps its own seed) instead of a new one.
     - `compile`: True, False, or a step that `pipe.compile()` made, to use its graphs again.
     - `steps_per_call`: how many steps the compiled program does at once: a number or "epoch". By default as many as
-      take about a tenth of a second, where the data set is in memory and fits on the device, else one. The result is
-      the same.
+      take about a tenth of a second, where the data set is in memory and fits on the device, else one; with a number,
+      so many batches of any other Source are stacked for a call. The result is the same.
     - `backend`, `fallback`: as in `Pipeline.compile`.
     - `interval`: also yield a Report about every so many seconds inside an epoch; it has no validation.
     - `every`: also yield one where `State.step` is a multiple of this.
@@ -83,7 +84,8 @@ def fit(
     if steps_per_call not in (None, 1):
         if not compile:
             raise ConfigError(f"steps_per_call={steps_per_call!r} needs a compiled step; leave out compile=False")
-        pipe.compile(steps=steps_per_call)  # raises where that can't be
+        if not (pipe.load.known and is_count(steps_per_call)):
+            pipe.compile(steps=steps_per_call)  # raises where that can't be
     if state is None:
         batches = pipe.load.batches
         state = pipe.init(seed, steps=None if batches is None else batches * epochs)
@@ -102,7 +104,9 @@ def fit(
     )
     if program is not None:
         program.prepare(state, validate)
-    steps = _fused if program is not None and program.resident and program.report.fallback is None else _single
+    steps: Any = _single
+    if program is not None and program.report.fallback is None:
+        steps = _fused if program.resident else _stacked if is_count(steps_per_call) and not pipe.host else _single
     return _epochs(pipe, program or pipe, steps, state, epochs, validate, steps_per_call, interval, every, start)
 
 
@@ -250,6 +254,27 @@ def _single(
         state, _ = program.step(state, batch)
         seen, k = seen + samples(batch, pipe.samples), k + 1
         state = yield state, k, seen
+
+
+def _stacked(
+    program: Compiled, state: State, seed: int, epoch: int, k: int, per_call: Steps | None, every: Every
+) -> Progress:
+    """An epoch from batch k on, batches from the host, so many of one size in a call."""
+    pipe = program.pipe
+    assert pipe.load is not None
+    assert isinstance(per_call, int)
+    seen, waiting, limit = 0, list[Batch](), per_call
+    batches = pipe.place.ahead(pipe.prepared(b, True) for b in pipe.load.epoch(seed, epoch, k))
+    for batch in itertools.chain(batches, (None,)):
+        ended = batch is None or samples(batch, pipe.samples) != samples(waiting[0], pipe.samples) if waiting else False
+        if waiting and (ended or len(waiting) == limit):
+            state = program.through(state, waiting)
+            seen, k = seen + sum(samples(b, pipe.samples) for b in waiting), k + len(waiting)
+            state = yield state, k, seen
+            waiting = []
+        if batch is not None:
+            waiting = [*waiting, batch]
+            limit = per_call if every is None else min(per_call, every[0] - (every[1] + k) % every[0])
 
 
 def _fused(

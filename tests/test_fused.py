@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline import Pipeline, fit, forward, load, loss, models, place, stage, testing
+from pipeline import Pipeline, fit, forward, load, loss, models, place, stage, testing, update
 from pipeline.errors import ConfigError, WiringError
 from tests import pipes
 
@@ -122,3 +122,34 @@ def test_data_sets_of_one_shape_are_not_mixed_up():
     figures = [compiled.evaluate(state, d) for d in (pipes.TEST, shifted, pipes.TEST)]
     assert figures[0] == figures[2] != figures[1]
     assert figures[1] == pytest.approx(pipe.evaluate(state, shifted), rel=1e-5)
+
+
+class Elsewhere:
+    """A data set that is no tensors in memory."""
+
+    names = ("inputs", "targets")
+
+    def __len__(self):
+        return 300
+
+    def __getitem__(self, indices):
+        return {name: t[indices] for name, t in pipes.DIGITS.tensors.items()}
+
+
+def test_batches_from_elsewhere_are_stacked():
+    """So many batches of any Source in a call give the steps that they give one by one, also from the middle on."""
+    first = pipes.digits(update.sgd(0.1))
+    pipe = first.replace("load.batches", load.batches(Elsewhere(), size=64))  # 4 whole batches, and one of 44
+    step = pipe.compile(backend="aot_eager")
+    runs = {
+        per_call: [(r.step, r.train["loss"], r.state.clone()) for r in fit(pipe, epochs=2, compile=step, every=5,
+                                                                          steps_per_call=per_call)]
+        for per_call in (1, 3)
+    }  # fmt: skip
+    for one, three in zip(runs[1], runs[3], strict=True):
+        assert one[:2] == three[:2]
+        testing.same(three[2].tree, one[2].tree)
+    *_, again = fit(pipe, epochs=2, compile=step, steps_per_call=3, state=runs[1][0][2], start=(1, 0))
+    testing.same(again.state.tree, runs[1][-1][2].tree)
+    with pytest.raises(WiringError, match="steps without batches need"):
+        fit(pipe, epochs=1, steps_per_call="epoch")

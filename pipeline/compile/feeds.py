@@ -15,6 +15,7 @@ from pipeline.compose import Composition
 from pipeline.errors import CaptureError, StateError, WiringError
 from pipeline.load import Load
 from pipeline.resident import Resident
+from pipeline.sources import Tensors
 from pipeline.state import Batch
 from pipeline.tree import describe
 
@@ -127,6 +128,22 @@ class Feeds:
             copies = [r.tensors for (d, *_), r in self._sets.items() if d == data]
             self._sets[key] = Resident(self.pipe.place.tree, source, *copies[:1])
         return self._sets[key]
+
+    def stack(self, batches: Sequence[Batch]) -> tuple[Resident, Signature]:
+        """Batches of tensors of one shape, one after the other in a data set on the device, and what that is known by.
+
+        Its tensors stay, and are written anew for the next batches of such a shape.
+        """
+        first = {name: t.contiguous() for name, t in batches[0].items()}
+        size = len(next(iter(first.values())))
+        key = ("stacked", len(batches), *[(name, t.shape, t.dtype) for name, t in first.items()])
+        if key not in self._sets:
+            empty = {name: t.new_zeros((len(batches) * size, *t.shape[1:])) for name, t in first.items()}
+            load = Load("load.batches", data=Tensors(empty), size=size, shuffle=False)
+            self._sets[key] = Resident(self.pipe.place.tree, load)
+        for name, whole in self._sets[key].tensors.items():
+            torch.cat([batch[name] for batch in batches], out=whole)
+        return self._sets[key], key
 
     def epoch(self, source: Load, training: bool) -> Iterator[tuple[Feed, int | None]]:
         """An epoch of a data set in its own order, as feeds, and for how many steps each serves."""
