@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import tomllib
 from collections.abc import Iterator, Mapping
@@ -123,7 +124,7 @@ def _sorted(layer: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
             continue
         place = home(name)
         if place is None:
-            raise refusal(f"unknown setting {name!r}", name, _all())
+            raise _unknown(name)
         found[place[0]][place[1]] = value
     return found
 
@@ -173,8 +174,13 @@ def _refuse(table: str, key: str, chosen: Any) -> None:
     raise refusal(f"unknown setting {f'{table}.{key}'!r}", key, known)
 
 
-def _all() -> list[str]:
-    return [flag_name(table, key) for table, t in TABLES.items() for r in t.recipes for key in settings(r)]
+def _unknown(name: str) -> Exception:
+    """A ConfigError; there are too many settings to name them all."""
+    known = {flag_name(table, key) for table, t in TABLES.items() for r in t.recipes for key in settings(r)}
+    close = difflib.get_close_matches(name, known, n=1)
+    return refusal(
+        f"unknown setting {name!r}; " + (f"did you mean {close[0]!r}?" if close else "see pipe train --help")
+    )
 
 
 def _plain(recipe: Any) -> dict[str, Any]:
