@@ -252,7 +252,9 @@ def test_transformers_models_train(pipe, tmp_path):
         (tmp_path / f"{kind}.json").write_text(json.dumps({"model_type": kind, **tiny}))
     (tmp_path / "a.txt").write_text("the cat sat on the mat. " * 60)
     np.savez(tmp_path / "s.npz", inputs=np.arange(400).reshape(50, 8) % 5, targets=np.arange(50) % 2)
-    for data, kind, more in (("a.txt", "llama", ["--context", 16]), ("s.npz", "bert", [])):
+    vit = {"model_type": "vit", "image_size": 8, "patch_size": 4, "num_channels": 1}
+    (tmp_path / "vit.json").write_text(json.dumps({**vit, **tiny}))
+    for data, kind, more in (("a.txt", "llama", ["--context", 16]), ("s.npz", "bert", []), ("digits", "vit", [])):
         args = ["--data", data, "--model", "huggingface", "--config", f"{kind}.json", *more]
         code, out, err = pipe("train", *args, "--no-compile", "--epochs", 1)
         assert (code, err) == (0, ""), err
