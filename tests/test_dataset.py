@@ -256,8 +256,9 @@ def test_a_worker_that_dies_is_an_error():
     assert len(rows(data.epoch(0, 0, [torch.tensor([1])]))) == 1
 
 
-def test_an_epoch_may_be_left_in_a_cycle():
+def test_an_epoch_may_be_left_in_a_cycle(monkeypatch):
     """What the collector of cycles finds, an epoch or the data set too, ends without waiting for workers."""
+    monkeypatch.setattr(torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", 60.0)  # the longest wait for each
     data, began = sources.dataset(Noisy(10), workers=1), time.monotonic()
     for dropped in (False, True):
         cycle = [data.epoch(0, 0, torch.arange(10).split(1))]
@@ -271,7 +272,7 @@ def test_an_epoch_may_be_left_in_a_cycle():
             assert rows(data.epoch(0, 1, [torch.arange(3)])) == rows(
                 sources.dataset(Noisy(3)).epoch(0, 1, [torch.arange(3)])
             )
-    assert time.monotonic() - began < 4
+    assert time.monotonic() - began < 30
 
 
 RUN = """
