@@ -310,7 +310,7 @@ def test_workers_end_with_the_run(ended):
     elif ended == "killed":
         run.kill()
     run.wait(timeout=20)
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 30
     while any(map(alive, workers)) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not any(map(alive, workers))

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import random
+import threading
 import traceback
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from multiprocessing import parent_process
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -172,6 +175,7 @@ class Pool:
             batch_sampler=self.tasks,
             num_workers=workers,
             collate_fn=_same,
+            worker_init_fn=_end_with_reader,
             persistent_workers=True,
             generator=torch.Generator(),  # it would draw from the global one
         )
@@ -192,6 +196,18 @@ class Tasks:
 
 def _same(batch: Any) -> Any:
     return batch
+
+
+def _end_with_reader(_worker: int) -> None:
+    """torch's workers look for their reader only once they have begun: one whose reader ended before would stay."""
+    reader = parent_process()
+    assert reader is not None
+
+    def watch() -> None:
+        reader.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _tensor(value: Any) -> Any:
