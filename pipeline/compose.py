@@ -112,7 +112,7 @@ class Composition:
             waiting.remove(s)
             assert s.create is not None
             tree.update(s.create(seed, partial(self._before, s, {**tree, "memory": schedules, **numbers}, batch), tree))
-        memory = {s.name: first_memory(s, tree) for s in self.graph if s.remembers}
+        memory = {s.name: first_memory(s, {**tree, **numbers}) for s in self.graph if s.remembers}
         return State(self.place.tree({**tree, "memory": {**memory, **schedules}, **numbers}))
 
     def _before(self, stage: Part, tree: dict[str, Tree], batch: Batch | None) -> dict[str, Any]:
@@ -173,8 +173,8 @@ class Composition:
     def train(self, tree: dict[str, Tree], batch: Batch) -> tuple[dict[str, Tree], dict[str, Tensor]]:
         """The train step as a function of a State's tree."""
         self.begin()
-        values = {**self._kept(tree), "training": True, **batch}
         hyper, memory = self.hyper(tree), dict(tree["memory"])
+        values = {**self._kept(tree), **self._of_a_step(tree, hyper), "training": True, **batch}
         sums: dict[str, Tree] = {}
         for segment in self.segments:
             written, remembered, added = segment.run(values, hyper, memory, batch, self.samples, self.place.autocast)
@@ -194,6 +194,12 @@ class Composition:
             if isinstance(s, Finite):
                 new = s.choose(values[s.writes[0]], tree, new)
         return new, self.finish(sums)
+
+    def _of_a_step(self, tree: dict[str, Tree], hyper: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Any]:
+        """What telemetry may read, as far as a stage here does: in a loop of parts, each value is carried along."""
+        numbers = {f"{name}.{key}": value for name, of in hyper.items() for key, value in of.items()}
+        given = {"hyper": numbers, "before": self._kept(tree)}
+        return {k: v for k, v in given.items() if any(k in (*s.reads, *s.optional) for s in self.graph)}
 
     def _check_shapes(self, new: dict[str, Tree], old: dict[str, Tree]) -> None:
         """Raise StageError where what State holds comes out in another shape."""

@@ -9,7 +9,7 @@ alike, or (B, 1) and (B,), for values.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -195,10 +195,11 @@ def perplexity(*, dim: int = 1, ignore_index: int = -100) -> Stage:
     return metric("evaluate.perplexity", measure, finish, {"sum": FLOAT, "count": INT})
 
 
-def gradient_norms() -> Stage:
-    """The mean norm of the gradients over all parameters, and its root mean square: of the samples' where the backward
-    takes a gradient for each, otherwise of the batches'. Put it after the backward; evaluation, which has no
-    gradients, does without.
+def gradient_norm() -> Stage:
+    """The mean norm of the gradients over all parameters, `gradient norm`, and its root mean square, `gradient
+    norm/root mean square`: of the samples' where the backward takes a gradient for each, otherwise of the batches'. Put
+    it after the backward, and before clipping to see what there is to clip; evaluation, which has no gradients, does
+    without.
     """
 
     def measure(params: Tree, grads: Tree) -> Tree:
@@ -207,9 +208,76 @@ def gradient_norms() -> Stage:
 
     def finish(sums: Any) -> dict[str, Any]:
         mean, square = (sums[k] / sums["count"] for k in ("norm", "square"))
-        return {"gradient norm": mean, "root mean square gradient norm": square.sqrt()}
+        return {"gradient norm": mean, "gradient norm/root mean square": square.sqrt()}
 
-    return metric("evaluate.gradient_norms", measure, finish, {"norm": FLOAT, "square": FLOAT, "count": INT})
+    return metric("evaluate.gradient_norm", measure, finish, {"norm": FLOAT, "square": FLOAT, "count": INT})
+
+
+def learning_rate() -> Stage:
+    """The mean learning rate of the steps, `learning rate`, or where several stages or groups have one,
+    `learning rate/<stage or group>`. Evaluation does without."""
+
+    def rates(hyper: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {name.removesuffix(".lr"): value for name, value in hyper.items() if name.endswith(".lr")}
+
+    def init(hyper: Mapping[str, Tensor]) -> Tree:
+        if not rates(hyper):
+            raise ConfigError("evaluate.learning_rate() finds no hyperparameter called lr in this pipeline")
+        return {"rates": {k: torch.zeros_like(v) for k, v in rates(hyper).items()}, "count": torch.zeros((), dtype=INT)}
+
+    def measure(hyper: Mapping[str, Tensor], step: Tensor) -> Tree:
+        return {"rates": rates(hyper), "count": torch.ones_like(step)}
+
+    def finish(sums: Any) -> dict[str, Any]:
+        means = {k: v / sums["count"] for k, v in sums["rates"].items()}
+        return {"learning rate" if len(means) == 1 else f"learning rate/{k}": v for k, v in means.items()}
+
+    return Stage("evaluate.learning_rate", measure, init=init, finish=finish)
+
+
+def update_ratio(of: str = "params") -> Stage:
+    """The norm of a step's update over that of the weights before it, as a mean over the steps: of all parameters,
+    `update ratio`, and of each layer's, `update ratio/<layer>`. About 0.001 is usual; 0 where weights are 0.
+
+    Put it after what updates the parameters `of`. Evaluation does without. Source: A. Karpathy, A recipe for training
+    neural networks (2019), and Stanford's CS231n notes, "Ratio of weights:updates".
+    """
+
+    def layers(params: Tree) -> dict[str, list[str]]:
+        found: dict[str, list[str]] = {}
+        for name in params:
+            found.setdefault(name.rpartition(".")[0] or name, []).append(name)
+        return found
+
+    def init(params: Tree) -> Tree:
+        zero = torch.zeros((), dtype=FLOAT)
+        return {"all": zero, "layers": {k: zero.clone() for k in layers(params)}, "count": torch.zeros((), dtype=INT)}
+
+    def measure(params: Tree, before: Mapping[str, Tree], step: Tensor) -> Tree:
+        old, ratios = before[of], {}
+        updates = weights = torch.zeros_like(step, dtype=FLOAT)
+        for name, inside in layers(params).items():
+            update, weight = _square(params[n] - old[n] for n in inside), _square(old[n] for n in inside)
+            ratios[name] = _root_ratio(update, weight)
+            updates, weights = updates + update, weights + weight
+        return {"all": _root_ratio(updates, weights), "layers": ratios, "count": torch.ones_like(step)}
+
+    def finish(sums: Any) -> dict[str, Any]:
+        by_layer = {f"update ratio/{k}": v / sums["count"] for k, v in sums["layers"].items()}
+        return {"update ratio": sums["all"] / sums["count"], **by_layer}
+
+    name = "evaluate.update_ratio" if of == "params" else f"evaluate.update_ratio.{of}"
+    return Stage(name, measure, init=init, finish=finish, names={"params": of})
+
+
+def _square(tensors: Iterable[Tensor]) -> Tensor:
+    """The sum of the squares of all numbers: 0-d float64."""
+    total: Tensor = sum((t * t).sum().to(FLOAT) for t in tensors)  # type: ignore[assignment]  # there are some
+    return total
+
+
+def _root_ratio(a: Tensor, b: Tensor) -> Tensor:
+    return torch.where(b > 0, (a / b).sqrt(), 0.0)
 
 
 def noise_scale() -> Stage:
@@ -245,9 +313,10 @@ def noise_scale() -> Stage:
 
 def _squared_norms(params: Tree, grads: Tree) -> Tensor:
     """The squared norms over all parameters: (B,) float64 of B samples' gradients, (1,) of the batch's."""
-    many = [g if g.ndim > params[k].ndim else g.unsqueeze(0) for k, g in grads.items()]
-    norms = [torch.linalg.vector_norm(g.unsqueeze(-1).flatten(1), dim=1).to(FLOAT) for g in many]
-    return (torch.stack(norms) ** 2).sum(0)
+    if all(g.ndim == params[k].ndim for k, g in grads.items()):
+        return _square(grads.values()).unsqueeze(0)
+    each = [torch.linalg.vector_norm(g.unsqueeze(-1).flatten(1), dim=1).to(FLOAT) for g in grads.values()]
+    return (torch.stack(each) ** 2).sum(0)
 
 
 def read(results: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,8 +8,9 @@ The function's parameter names are the wiring:
   changing it is data, not a new graph;
 - any other default is a constant of the function.
 
-Three names are given by the pipeline itself: `step` (0-d int64, steps done so far), `seed` (0-d int64) and
-`training` (bool, constant within a program). A stage that remembers something between steps has an `init`; it reads
+Some names are given by the pipeline itself: `step` (0-d int64, steps done so far), `seed` (0-d int64) and `training`
+(bool, constant within a program); and in a train step, for telemetry, `hyper`, every hyperparameter at this step by its
+name in State, and `before`, what State kept when the step began, such as before["params"]. A stage that remembers something between steps has an `init`; it reads
 what it remembered as `memory`, and returns the new memory after what it writes.
 """
 
@@ -32,7 +33,9 @@ from pipeline.tree import Tree, describe
 
 Number = int | float | Schedule
 
-GIVEN = ("step", "seed", "training")
+OF_A_STEP = ("hyper", "before")
+"""Given in training alone."""
+GIVEN = ("step", "seed", "training", *OF_A_STEP)
 
 
 def is_count(value: object) -> bool:

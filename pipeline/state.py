@@ -174,7 +174,8 @@ pytree.register_pytree_node(State, _flatten, _unflatten, serialized_type_name="p
 
 @frozen(eq=False)
 class Report:
-    """What an epoch did so far. `train` and `validate` map metric names to floats, or lists of them."""
+    """What an epoch did so far. `train` and `validate` map metric names to floats, or lists of them; a name with a slash
+    is a detail of another, such as `update ratio/layers.0`."""
 
     epoch: int
     """Epochs begun, from 1."""
@@ -204,7 +205,7 @@ class Report:
         if "loss" in self.validate:
             shown["loss"], shown["val loss"] = self.train.get("loss"), self.validate["loss"]
         names = sorted(shown, key=lambda name: ("loss" not in name, "." in name, len(name) if "loss" in name else 0))
-        numbers = [format_metric(name, shown[name]) for name in names if isinstance(shown[name], int | float)]
+        numbers = [format_metric(k, shown[k]) for k in names if isinstance(shown[k], int | float) and "/" not in k]
         epoch = f"epoch {self.epoch:>{len(str(self.epochs))}}/{self.epochs}"
         return "  ".join([epoch, *numbers, f"{self.samples_per_second:,.0f} samples/s"])
 
@@ -219,7 +220,7 @@ def format_metric(name: str, value: float) -> str:
         return f"{name} {value:,}"
     if name.rpartition(".")[2].startswith(PERCENT):
         return f"{name} {100 * value:.2f} %"
-    return f"{name} {value:.4g}" if abs(value) >= 1e4 else f"{name} {value:.4f}"
+    return f"{name} {value:.4f}" if 1e-3 <= abs(value) < 1e4 or value == 0 else f"{name} {value:.4g}"
 
 
 LOWER = ("loss", "error", "perplexity", "mae", "mse")

@@ -16,7 +16,7 @@ from pipeline.forward import Model
 from pipeline.load import Load
 from pipeline.place import Place
 from pipeline.sources import Source
-from pipeline.stage import GIVEN, Part, Stage
+from pipeline.stage import GIVEN, OF_A_STEP, Part, Stage
 
 LASTS = ("memory", "hyper", "step", "seed")
 """What State keeps besides the values of the stages."""
@@ -133,6 +133,8 @@ def check_wiring(stages: Sequence[Part], source: Load | None, host: Sequence[Sta
             "put it before place"
         )
     known = source.writes if source is not None and source.known else None
+    for name in {*(known or ())} & {*GIVEN}:
+        raise WiringError(f"the data have a value {name!r}, a name that a pipeline gives itself; call it something else")
     available: set[str] = {*GIVEN, *(known or ()), *(k for s in stages for k in s.keeps)}
     since: set[str] = set()
     begun: list[Stage] = []
@@ -183,7 +185,7 @@ def _explain_unread(
 def needed_to_measure(graph: Sequence[Stage]) -> tuple[Stage, ...]:
     """The stages that metrics need where there are no gradients, in order."""
     possible: list[Stage] = []
-    absent: set[str] = set()
+    absent: set[str] = {*OF_A_STEP}
     for s in graph:
         kept = {k for t in graph for k in t.keeps}
         if absent & set(s.reads):

@@ -208,14 +208,14 @@ def test_the_noise_scale_is_its_definition(cases):
 def test_norms_are_reported_of_samples_and_of_batches():
     """The mean norm and its root mean square, over what the backward gives; evaluation has none."""
     stages = forward.model(lambda: pipes.Linear()), loss.cross_entropy()
-    pipe = Pipeline(*stages, EACH, evaluate.gradient_norms(), update.mean_gradients(), update.sgd(0.1))
-    plain = Pipeline(*stages, backward.gradients(), evaluate.gradient_norms(), update.sgd(0.1))
+    pipe = Pipeline(*stages, EACH, evaluate.gradient_norm(), update.mean_gradients(), update.sgd(0.1))
+    plain = Pipeline(*stages, backward.gradients(), evaluate.gradient_norm(), update.sgd(0.1))
     state = pipe.init(0)
     metrics, of_batches = (p.step(state, BATCH)[1] for p in (pipe, plain))
     grads, *_ = looped(pipes.Linear(), state, BATCH)
     norms = torch.cat([g.flatten(1) for g in grads.values()], 1).norm(dim=1)
     assert metrics["gradient norm"].item() == pytest.approx(norms.mean().item(), rel=1e-5)
-    assert metrics["root mean square gradient norm"].item() == pytest.approx(norms.square().mean().sqrt().item())
+    assert metrics["gradient norm/root mean square"].item() == pytest.approx(norms.square().mean().sqrt().item())
     whole = torch.cat([g.mean(0).flatten() for g in grads.values()]).norm() * 6 / 5  # of 6 targets, 5 count
     assert of_batches["gradient norm"].item() == pytest.approx(whole.item(), rel=1e-5)
     assert list(pipe.evaluate(state, BATCH)) == ["loss"]
@@ -227,7 +227,7 @@ def trained(*updates, model=lambda: models.mlp(4, 5, 3, dropout=0.5)):
         loss.cross_entropy(),
         evaluate.accuracy(),
         EACH,
-        evaluate.gradient_norms(),
+        evaluate.gradient_norm(),
         evaluate.noise_scale(),
         *updates,
         update.sgd(0.1, momentum=0.9),

@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 from pipeline import random
 from pipeline.backward.gradients import Gradients
 from pipeline.errors import PipeError, StageError, place_of
-from pipeline.stage import GIVEN, Stage, first_line
+from pipeline.stage import GIVEN, OF_A_STEP, Stage, first_line
 from pipeline.state import Batch
 from pipeline.tree import Tree, parted, tree_map
 
@@ -36,10 +36,10 @@ def in_parts(
     count, device = min(g.accumulate, size), values["step"].device
     leaves, spec = pytree.tree_flatten(dict(batch))
     at = [i for i, x in enumerate(leaves) if isinstance(x, Tensor) and x.ndim > 0 and x.shape[0] == size]
-    read = {*GIVEN, g.wrt, f"{g.of}.weight", *(v for s in (*stages, g) for v in (*s.reads, *s.optional))}
+    read = {*GIVEN} - {*OF_A_STEP} | {g.wrt, f"{g.of}.weight", *(v for s in (*stages, g) for v in (*s.reads, *s.optional))}
     done: Any = {
         "grads": tree_map(torch.zeros_like, values[g.wrt]),
-        "sums": {s.name: tree_map(lambda t: t.to(device), s.init()) for s in (*stages, g) if s.finish and s.init},
+        "sums": {s.name: tree_map(torch.zeros_like, memory[s.name]) for s in (*stages, g) if s.finish},
         "memory": {s.name: memory[s.name] for s in stages if s.remembers and s.finish is None},
         "values": {v: values[v] for s in stages for v in s.writes if v in values and v not in batch},
     }
@@ -104,6 +104,8 @@ def _in_a_loop(g: Gradients, part: Part, done: Any, own: list[Tensor], shared: A
     """The same, where a graph is traced, as one operation that holds the graph of a part."""
     (first, done_of), (others, shared_of) = parted(done), parted(shared)
     n, m = len(first), len(first) + len(own)
+    once = {id(t): t for t in others}
+    at = [list(once).index(id(t)) for t in others]
     back: list[Any] = []
     excluded = torch._C._dispatch_tls_local_exclude_set()
 
@@ -111,7 +113,7 @@ def _in_a_loop(g: Gradients, part: Part, done: Any, own: list[Tensor], shared: A
         # The operation is below the tape, which a backward in it may go by.
         keys = torch._C._dispatch_tls_local_include_set(), torch._C._dispatch_tls_local_exclude_set() & excluded
         with torch._C._ForceDispatchKeyGuard(*keys):
-            now, made = part(done_of(given[:n]), list(given[n:m]), shared_of(given[m:]))
+            now, made = part(done_of(given[:n]), list(given[n:m]), shared_of([given[m + i] for i in at]))
         (after, now_of), (rows, made_of) = parted(now), parted(made)
         for x, old in zip(after, first, strict=True):
             if x.shape != old.shape:
@@ -132,7 +134,7 @@ def _in_a_loop(g: Gradients, part: Part, done: Any, own: list[Tensor], shared: A
         return results
 
     try:
-        made = scan_op(body, first, own, others)
+        made = scan_op(body, first, own, list(once.values()))
     except PipeError:
         raise
     except Exception as e:

@@ -199,7 +199,7 @@ def _same(batch: Any) -> Any:
 
 
 def _end_with_reader(_worker: int) -> None:
-    """torch's workers look for their reader only once they have begun: one whose reader ended before would stay."""
+    """A worker of torch looks for its reader every few seconds, once it has begun; this one ends at once."""
     reader = parent_process()
     assert reader is not None
 
