@@ -9,18 +9,22 @@ from pipeline import (
     evaluate,
     forward,
     load,
+    log,
     loss,
     models,
     order,
     place,
+    plot,
     schedules,
     sources,
+    until,
     update,
 )
 from pipeline.compile import Compiled
 from pipeline.errors import PipeError
 from pipeline.loop import fit
 from pipeline.pipe import Pipeline
+from pipeline.plot import Reports
 from pipeline.schedules import Schedule
 from pipeline.stage import Stage, stage
 from pipeline.state import Batch, Report, State
@@ -31,6 +35,7 @@ __all__ = [
     "PipeError",
     "Pipeline",
     "Report",
+    "Reports",
     "Schedule",
     "Stage",
     "State",
@@ -40,12 +45,15 @@ __all__ = [
     "fit",
     "forward",
     "load",
+    "log",
     "loss",
     "models",
     "order",
     "place",
+    "plot",
     "schedules",
     "sources",
     "stage",
+    "until",
     "update",
 ]

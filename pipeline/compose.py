@@ -20,7 +20,7 @@ from attrs import field, frozen
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from pipeline import evaluate, load, place
+from pipeline import evaluate, html, load, place
 from pipeline.backward import Gradients
 from pipeline.errors import StageError, StateError, WiringError, did_you_mean
 from pipeline.evaluate import HostMetric
@@ -392,17 +392,26 @@ class Composition:
 
     def __str__(self) -> str:
         """The stages as a table: name, reads, writes, keeps."""
-        rows = [("stage", "reads", "writes", "keeps")]
-        for s in self.stages:
-            keeps = (*s.keeps, *s.hyper, *(["sums"] if s.finish else ["memory"] if s.remembers else []))
-            by = " (by tape)" if isinstance(s, Gradients) and s.taken == "tape" else ""
-            rows.append((s.name + by, ", ".join(s.values_read), ", ".join(s.values_written), ", ".join(keeps)))
+        rows = [_HEAD, *self._table()]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
         return "\n".join(lines)
 
+    def _repr_html_(self) -> str:
+        """The same table, for notebooks."""
+        return html.table(_HEAD, self._table())
+
+    def _table(self) -> Iterator[tuple[str, str, str, str]]:
+        for s in self.stages:
+            keeps = (*s.keeps, *s.hyper, *(["sums"] if s.finish else ["memory"] if s.remembers else []))
+            by = " (by tape)" if isinstance(s, Gradients) and s.taken == "tape" else ""
+            yield s.name + by, ", ".join(s.values_read), ", ".join(s.values_written), ", ".join(keeps)
+
     def __repr__(self) -> str:
         return f"Pipeline({', '.join(s.name for s in self.stages)})"
+
+
+_HEAD = ("stage", "reads", "writes", "keeps")
 
 
 def _summed(sums: dict[str, Tree], added: dict[str, Tree]) -> dict[str, Tree]:

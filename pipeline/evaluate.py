@@ -42,7 +42,7 @@ def metric(name: str, measure: Callable[..., Tree], finish: Callable[[Any], dict
     return Stage(name, measure, init=init, finish=finish, draws=True)
 
 
-@frozen(eq=False)
+@frozen(eq=False, repr=False)
 class HostMetric(Stage):
     """A metric that is taken on the host, a batch at a time, where a pipeline is evaluated."""
 

@@ -52,7 +52,7 @@ def _copied(value: Any) -> Any:
     return value.clone() if isinstance(value, Tensor) else value
 
 
-@frozen(eq=False)
+@frozen(eq=False, repr=False)
 class Model(Stage):
     """A forward stage; `module` is what it calls."""
 

@@ -19,7 +19,7 @@ from pipeline.stage import Part, is_count
 from pipeline.state import Batch
 
 
-@frozen(eq=False)
+@frozen(eq=False, repr=False)
 class Load(Part):
     """What begins a pipeline, before the step: batches by `epoch`. Its values' names are known where the data set has
     them."""
@@ -39,6 +39,17 @@ class Load(Part):
     @known.default
     def _known(self) -> bool:
         return isinstance(self.data, Source)
+
+    def __repr__(self) -> str:
+        """What is loaded: `load.batches(1,437 samples of inputs, targets, size=64)`."""
+        if not self.known:
+            return f"{self.name}({type(self.data).__name__} of {', '.join(self.fields)})"
+        options = [
+            f"size={self.size}",
+            *(["shuffle=False"] * (not self.shuffle)),
+            *(["drop_last=True"] * self.drop_last),
+        ]
+        return f"{self.name}({len(self.data):,} samples of {', '.join(self.writes)}, {', '.join(options)})"
 
     @property
     def in_memory(self) -> bool:

@@ -92,6 +92,13 @@ class Module:
         }
         return params, buffers
 
+    def whole(self, tensors: Tensors) -> nn.Module:
+        """The module in eval mode with these tensors, which become its own."""
+        skeleton = self.skeleton()
+        params = dict(skeleton.module.named_parameters())
+        own = {k: nn.Parameter(t, params[k].requires_grad) if k in params else t for k, t in tensors.items()}
+        return skeleton.instance(own).eval()
+
     def call(
         self, params: Tensors, buffers: Tensors, training: bool, args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> tuple[Any, Tensors]:

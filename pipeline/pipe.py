@@ -6,14 +6,14 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from pipeline import batchnorm
 from pipeline.backward import Gradients
 from pipeline.compile import Compiled
 from pipeline.compose import Composition
-from pipeline.errors import ConfigError, StageError
+from pipeline.errors import ConfigError, StageError, did_you_mean
 from pipeline.state import Batch, State
 
 
@@ -49,6 +49,22 @@ class Pipeline(Composition):
         with torch.enable_grad(), self.place.autocast():  # a derivative may be part of a model's outputs
             new = batchnorm.renewed(self.graph, self._kept(state.tree), self.hyper(state.tree), state.memory, batches)
         return state.replace(**new) if new else state
+
+    def module(self, state: State, params: str = "params") -> nn.Module:
+        """The model as a plain nn.Module with the weights of a State, in eval mode; it shares nothing with the State.
+
+        `params` names the model, where there are several. Of an average: `pipe.module(pipe.averaged(state)["ema"])`.
+
+        >>> from pipeline import Pipeline, forward, models
+        >>> pipe = Pipeline(forward.model(lambda: models.mlp(4, 2)))
+        >>> pipe.module(pipe.init(0))(torch.zeros(1, 4)).shape
+        torch.Size([1, 2])
+        """
+        known = {m.params: m for m in self.models}
+        if params not in known:
+            raise ConfigError(f"this pipeline has no model {params!r}{did_you_mean(params, known)}")
+        m = known[params]
+        return m.module.whole({k: t.clone() for k, t in {**state[m.params], **state[m.buffers]}.items()})
 
     # -- training as a function
 

@@ -25,12 +25,15 @@ KNOWN = ("auto", "cpu", "cuda")
 PRECISIONS = ("fp32", "bf16")
 
 
-@frozen(eq=False)
+@frozen(eq=False, repr=False)
 class Place(Part):
     """The border of the step: stages before it run on the host, those after it are one graph on `device`."""
 
     device: torch.device = field(factory=lambda: torch.device("cpu"))
     precision: str = "fp32"
+
+    def __repr__(self) -> str:
+        return f"{self.name}({self.device}{'' if self.precision == 'fp32' else f', {self.precision}'})"
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Within it, what gains from bfloat16 computes in it: products and convolutions, on float32 weights."""

@@ -10,8 +10,10 @@ The function's parameter names are the wiring:
 
 Some names are given by the pipeline itself: `step` (0-d int64, steps done so far), `seed` (0-d int64) and `training`
 (bool, constant within a program); and in a train step, for telemetry, `hyper`, every hyperparameter at this step by its
-name in State, and `before`, what State kept when the step began, such as before["params"]. A stage that remembers something between steps has an `init`; it reads
-what it remembered as `memory`, and returns the new memory after what it writes.
+name in State, and `before`, what State kept when the step began, such as before["params"].
+
+A stage that remembers something between steps has an `init`; it reads what it remembered as `memory`, and returns the
+new memory after what it writes.
 """
 
 from __future__ import annotations
@@ -48,7 +50,7 @@ def is_number(value: object) -> bool:
     return isinstance(value, int | float | Schedule) and not isinstance(value, bool)
 
 
-@frozen(eq=False)
+@frozen(eq=False, repr=False)
 class Part:
     """What a Pipeline is made of, with its wiring: a Stage, or one of the two that work before the step, Load and
     Place."""
@@ -82,12 +84,24 @@ class Part:
     def remembers(self) -> bool:
         return self.init is not None
 
+    def __repr__(self) -> str:
+        """What it is called, what it reads and writes, and its numbers.
+
+        >>> stage(writes="loss")(lambda outputs, scale=2.0: scale * outputs.mean()).named("mean")
+        mean(outputs -> loss, scale=2.0)
+        """
+        wiring = " -> ".join(filter(None, (", ".join(self.values_read), ", ".join(self.values_written))))
+        numbers = [
+            f"{name}={value if isinstance(value, int | float) else 'scheduled'}" for name, value in self.hyper.items()
+        ]
+        return f"{self.name}({', '.join(filter(None, (wiring, *numbers)))})"
+
     def named(self, name: str) -> Self:
         """The same under another name; two stages of one pipeline need two names."""
         return evolve(self, name=name)
 
 
-@frozen(eq=False)
+@frozen(eq=False, repr=False)
 class Stage(Part):
     """A pure function with its wiring. Build one with `@stage`, or with the functions of the step modules."""
 

@@ -19,6 +19,7 @@ from attrs import field, frozen
 from torch import Tensor
 from torch.utils import _pytree as pytree  # the registry that torch.func and torch.compile read
 
+from pipeline import html
 from pipeline.errors import DataError, StateError, did_you_mean
 from pipeline.tree import Tree, describe
 
@@ -139,6 +140,15 @@ class State:
         """A copy that shares no storage with this one."""
         return State(pytree.tree_map(lambda x: x.clone(), self.tree))
 
+    def _repr_html_(self) -> str:
+        """The parameters as a table, for notebooks."""
+        if donated(self.lease):
+            return html.escape(repr(self))
+        rows = [(name, "x".join(map(str, t.shape)), str(t.dtype).removeprefix("torch."), t.numel())
+                for name, t in self.params.items()]  # fmt: skip
+        foot = ("all", "", "", sum(count for *_, count in rows))
+        return html.table(["parameter", "shape", "dtype", "numbers"], rows, foot=foot)
+
     def __repr__(self) -> str:
         if donated(self.lease):
             return "State(donated)"
@@ -174,8 +184,8 @@ pytree.register_pytree_node(State, _flatten, _unflatten, serialized_type_name="p
 
 @frozen(eq=False)
 class Report:
-    """What an epoch did so far. `train` and `validate` map metric names to floats, or lists of them; a name with a slash
-    is a detail of another, such as `update ratio/layers.0`."""
+    """What an epoch did so far. `train` and `validate` map metric names to floats, or lists of them; a name with a
+    slash is a detail of another, such as `update ratio/layers.0`."""
 
     epoch: int
     """Epochs begun, from 1."""
@@ -189,16 +199,22 @@ class Report:
     complete: bool
     """Whether this is the epoch's last Report, the one with validation."""
     train: Mapping[str, Any]
-    validate: Mapping[str, Any]
-    seconds: float
+    validate: Mapping[str, Any] = field(factory=dict)
+    seconds: float = 0.0
     """Wall time of the training steps, without compiling and validation."""
-    samples: int
-    state: State = field(repr=False)
+    samples: int = 0
+    state: State = field(default=None, repr=False)
     """The State after it; spent as soon as `fit` goes on, so clone() what you keep."""
 
     @property
     def samples_per_second(self) -> float:
         return self.samples / self.seconds if self.seconds > 0 else 0.0
+
+    def _repr_html_(self) -> str:
+        """Its numbers as a table, for notebooks."""
+        parts = (("train", self.train), ("validate", self.validate))
+        rows = [(part, name, v) for part, of in parts for name, v in of.items() if isinstance(v, int | float)]
+        return f"<p>{html.escape(str(self))}</p>" + html.table(["", "metric", "value"], rows)
 
     def __str__(self) -> str:
         shown: dict[str, Any] = {**self.train, **self.validate}

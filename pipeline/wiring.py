@@ -134,7 +134,9 @@ def check_wiring(stages: Sequence[Part], source: Load | None, host: Sequence[Sta
         )
     known = source.writes if source is not None and source.known else None
     for name in {*(known or ())} & {*GIVEN}:
-        raise WiringError(f"the data have a value {name!r}, a name that a pipeline gives itself; call it something else")
+        raise WiringError(
+            f"the data have a value {name!r}, a name that a pipeline gives itself; call it something else"
+        )
     available: set[str] = {*GIVEN, *(known or ()), *(k for s in stages for k in s.keeps)}
     since: set[str] = set()
     begun: list[Stage] = []

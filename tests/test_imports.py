@@ -10,12 +10,14 @@ import pytest
 ROOT = Path(__file__).parent.parent
 STEPS = {"load", "place", "forward", "loss", "backward", "update", "evaluate"}
 LAYERS = [
-    {"errors", "files"},
+    {"errors", "files", "html"},
     {"random", "tree", "skeleton", "schedules"},
     {"draws"},
     {"module"},
     {"stage"},
     {"state", "order"},
+    {"log", "until"},
+    {"plot"},
     {"sources", "models"},
     STEPS,
     {"run", "hyper", "wiring", "resident", "batchnorm"},

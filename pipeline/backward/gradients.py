@@ -26,7 +26,7 @@ _BY_TAPE: WeakSet[Gradients] = WeakSet()
 """Backwards with route="auto" whose code torch.func refused."""
 
 
-@frozen(eq=False)
+@frozen(eq=False, repr=False)
 class Gradients(Stage):
     """A backward stage, and the metric of its loss: sums of loss * weight and of weight."""
 

@@ -36,7 +36,11 @@ def in_parts(
     count, device = min(g.accumulate, size), values["step"].device
     leaves, spec = pytree.tree_flatten(dict(batch))
     at = [i for i, x in enumerate(leaves) if isinstance(x, Tensor) and x.ndim > 0 and x.shape[0] == size]
-    read = {*GIVEN} - {*OF_A_STEP} | {g.wrt, f"{g.of}.weight", *(v for s in (*stages, g) for v in (*s.reads, *s.optional))}
+    read = {*GIVEN} - {*OF_A_STEP} | {
+        g.wrt,
+        f"{g.of}.weight",
+        *(v for s in (*stages, g) for v in (*s.reads, *s.optional)),
+    }
     done: Any = {
         "grads": tree_map(torch.zeros_like, values[g.wrt]),
         "sums": {s.name: tree_map(torch.zeros_like, memory[s.name]) for s in (*stages, g) if s.finish},

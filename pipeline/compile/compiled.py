@@ -71,6 +71,13 @@ class Compiled:
         self._runs: dict[Signature, Run] = {}
         self._names: tuple[str, ...] = ()
 
+    def __repr__(self) -> str:
+        """Of which pipeline, and what was compiled: `Compiled(3 graphs by native, of Pipeline(...))`."""
+        graphs = self.report.graphs
+        by = f" by {' and '.join(sorted({g.backend for g in graphs}))}" if graphs else ""
+        made = "runs uncompiled" if self.report.fallback else f"{len(graphs)} graph{'s' * (len(graphs) != 1)}{by}"
+        return f"Compiled({made}, of {self.pipe!r})"
+
     @property
     def resident(self) -> bool:
         """Whether the pipeline's own data set is on the device as a whole, so that the graph gathers its batches."""

@@ -15,7 +15,7 @@ from pipeline.tree import Tree, tree_map
 from pipeline.update.rule import Params
 
 
-@frozen(eq=False)
+@frozen(eq=False, repr=False)
 class Finite(Stage):
     """A stage that says whether State may advance. `stops` where it may not after the first step that is not finite."""
 

@@ -29,7 +29,7 @@ COUNT = "count"
 """Under which a stage remembers how many steps it has done, for rules that name `t`."""
 
 
-@frozen(eq=False)
+@frozen(eq=False, repr=False)
 class Update(Stage):
     """A stage that maps a rule over the parameters: a hyperparameter may be handed to it as a dict, one for each."""
 

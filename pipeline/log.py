@@ -1,0 +1,186 @@
+"""Log: generators that pass Reports through and write them down, so that they compose:
+
+    reports = log.jsonl(log.tensorboard(fit(pipe, epochs=20, validate=test), "tb"), "metrics.jsonl")
+    for report in reports:
+        print(report)
+
+Each writes the Reports of complete epochs; with `inside`, those inside an epoch as well. What is sent goes on to `fit`.
+A run that goes on continues a file after the epochs that were done. For any other service, `row(report)` is
+what to log.
+"""
+
+from __future__ import annotations
+
+import csv as writer
+import json
+import math
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, closing, contextmanager
+from pathlib import Path
+from typing import IO, Any, TypeAlias
+
+from pipeline import files
+from pipeline.errors import ConfigError
+from pipeline.state import Report, State
+
+Reports: TypeAlias = Generator[Report, State | None, None]
+Row: TypeAlias = dict[str, Any]
+
+
+def row(report: Report) -> Row:
+    """A Report as one flat mapping, as JSON has it: `epoch`, `step`, `train/loss`, `validate/loss`, ..., `seconds` and
+    `samples_per_second`. What is not finite is None.
+
+    >>> row(Report(1, 4, 23, 23, 23, True, {"loss": 0.5}))["train/loss"]
+    0.5
+    """
+    parts = (("train", report.train), ("validate", report.validate))
+    return {
+        "epoch": report.epoch,
+        "step": report.step,
+        **{f"{part}/{name}": _finite(value) for part, metrics in parts for name, value in metrics.items()},
+        "seconds": report.seconds,
+        "samples_per_second": report.samples_per_second,
+    }
+
+
+def jsonl(reports: Iterable[Report], path: str | Path, *, inside: bool = False) -> Reports:
+    """A line of JSON for each Report: `pandas.read_json(path, lines=True)` is a table of them."""
+    return _passed(reports, lambda first: _lines(Path(path), first), inside)
+
+
+def csv(reports: Iterable[Report], path: str | Path, *, inside: bool = False) -> Reports:
+    """A row for each Report, with a header; metrics that are no numbers are left out."""
+    return _passed(reports, lambda first: _rows(Path(path), first), inside)
+
+
+def tensorboard(reports: Iterable[Report], folder: str | Path, *, inside: bool = False) -> Reports:
+    """Each number of each Report as a scalar at its step, for TensorBoard. Needs the package tensorboard."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise ConfigError("log.tensorboard() needs the package tensorboard: pip install tensorboard") from None
+
+    @contextmanager
+    def begin(first: Report) -> Iterator[Callable[[Report], None]]:
+        with closing(SummaryWriter(str(folder), purge_step=first.step)) as board:
+
+            def write(report: Report) -> None:
+                for name, value in row(report).items():
+                    if isinstance(value, int | float) and name != "step":
+                        board.add_scalar(name, value, report.step)
+                board.flush()
+
+            yield write
+
+    return _passed(reports, begin, inside)
+
+
+Begin: TypeAlias = Callable[[Report], AbstractContextManager[Callable[[Report], None]]]
+
+
+def _passed(reports: Iterable[Report], begin: Begin, inside: bool) -> Reports:
+    """The Reports, each after it was written."""
+    source = iter(reports)
+    sent: State | None = None
+    opened: AbstractContextManager[Any] | None = None
+    write: Callable[[Report], None] | None = None
+    try:
+        while True:
+            try:
+                report = next(source) if sent is None else source.send(sent)  # type: ignore[attr-defined]  # fit's has it
+            except StopIteration:
+                return
+            if sent is None and (report.complete or inside):  # for what was sent, the same Report comes again
+                if write is None:
+                    opened = begin(report)
+                    write = opened.__enter__()
+                write(report)
+            sent = yield report
+    finally:
+        if opened is not None:
+            opened.__exit__(None, None, None)
+        if isinstance(source, Generator):
+            source.close()
+
+
+@contextmanager
+def _lines(path: Path, first: Report) -> Iterator[Callable[[Report], None]]:
+    kept = [line for line in read(path) if line["epoch"] < first.epoch]
+    with _begun(path, "".join(f"{json.dumps(line)}\n" for line in kept)) as file:
+
+        def write(report: Report) -> None:
+            file.write(f"{json.dumps(row(report))}\n")
+            file.flush()
+
+        yield write
+
+
+@contextmanager
+def _rows(path: Path, first: Report) -> Iterator[Callable[[Report], None]]:
+    kept: list[dict[str, Any]] = []
+    if path.exists():
+        with path.open(newline="", encoding="utf-8") as file:
+            kept = [r for r in writer.DictReader(file) if (r.get("epoch") or "").isdecimal()]
+    kept = [r for r in kept if int(r["epoch"]) < first.epoch]
+    names: list[str] = list(kept[0]) if kept else []
+
+    def write(report: Report) -> None:
+        new = {k: v for k, v in row(report).items() if v is None or isinstance(v, int | float)}
+        if more := [name for name in new if name not in names]:  # such as those of a validation, after none
+            names.extend(more)
+            with _begun(path, "") as file:
+                table = writer.DictWriter(file, names)
+                table.writeheader()
+                table.writerows(kept)
+        with path.open("a", newline="", encoding="utf-8") as file:
+            writer.DictWriter(file, names).writerow(new)
+        kept.append(new)
+
+    yield write
+
+
+def _begun(path: Path, content: str) -> IO[str]:
+    """A file with this content, whole, open to be continued."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        files.replace(path, content.encode())
+        return path.open("a", encoding="utf-8", newline="")
+    except OSError as e:
+        raise ConfigError(f"can't write {path}: {e.strerror}") from None
+
+
+def read(path: str | Path) -> list[Row]:
+    """The rows of a file that `jsonl` or `pipe train` wrote, in order; a last line that was cut off is left out.
+
+    Raises ConfigError where it can't be read.
+    """
+    path = Path(path)
+    try:
+        text = files.plain(path).read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    except OSError as e:
+        raise ConfigError(f"can't read {path}: {e.strerror}") from None
+    found: dict[tuple[int, int], Row] = {}
+    for line in text.splitlines():
+        try:
+            made = _flat(json.loads(line))
+            if type(made["epoch"]) is int and type(made["step"]) is int:
+                found[made["epoch"], made["step"]] = made
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            continue
+    return [found[at] for at in sorted(found)]
+
+
+def _flat(line: Mapping[str, Any]) -> Row:
+    """A row; older files have `train` and `validate` as mappings."""
+    made: Row = {}
+    for name, value in line.items():
+        made |= {f"{name}/{k}": v for k, v in value.items()} if isinstance(value, dict) else {name: value}
+    return made
+
+
+def _finite(value: Any) -> Any:
+    # JSON has no NaN.
+    if isinstance(value, list):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,197 @@
+"""Plot: the curves of a run, or of several, as a matplotlib figure.
+
+figure = plot.curves(list(fit(pipe, epochs=20, validate=test)))
+figure.savefig("curves.svg")
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from io import StringIO
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+
+from pipeline import html
+from pipeline.errors import ConfigError, did_you_mean
+from pipeline.log import Row, row
+from pipeline.state import Report, is_better
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+POINTS = 500
+"""Of more, a curve is drawn as the mean and the range of so many stretches."""
+FEW = 40
+"""Up to so many epochs, each has a mark, and a row in a notebook."""
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#999999")
+"""Told apart also with colour blindness. Source: Okabe and Ito, Color universal design (2008)."""
+STYLES = ("-", "--", "-.", ":")
+MARKS = "oxsv^d+*"
+_SKIPPED = ("epoch", "step", "seconds", "samples_per_second")
+_FIRST = ("loss", "accuracy", "r2", "perplexity")
+_LAST = ("gradient norm", "update ratio", "learning rate")
+
+Curve: TypeAlias = Iterable[Report | Mapping[str, Any]]
+Points: TypeAlias = Sequence[float]
+
+
+class Reports(list[Report]):
+    """A list of Reports that a notebook shows as curves and a table: `Reports(fit(pipe, epochs=20))`."""
+
+    def _repr_html_(self) -> str:
+        rows = _rows(self)
+        if not rows:
+            return "no complete epoch yet"
+        names = [k for k, v in rows[-1].items() if k.count("/") < 2 and not isinstance(v, list)]
+        note = "" if len(rows) <= FEW else f"<p>the last {FEW} of {len(rows):,} epochs</p>"
+        return svg(curves(rows)) + note + html.table(names, [[r.get(name, "") for name in names] for r in rows[-FEW:]])
+
+
+def svg(figure: Figure) -> str:
+    """A figure as an SVG element; the same text for the same figure."""
+    from matplotlib import rc_context
+
+    text = StringIO()
+    with rc_context({"svg.hashsalt": "pipe", "svg.fonttype": "none"}):
+        figure.savefig(text, format="svg", metadata={"Date": None})
+    return text.getvalue()[text.getvalue().index("<svg") :]
+
+
+def curves(reports: Curve | Mapping[str, Curve], *, metrics: Sequence[str] = (), best: str | None = None) -> Figure:
+    """A panel for each metric, over epochs: of a run, held-out data solid and training dashed.
+
+    - `reports`: Reports, or rows as a run's metrics.jsonl has them; of several runs, by name.
+    - `metrics`: those to show; by default all that are one number, the learning rate too, but not their details.
+    - `best`: the metric whose best epoch is marked; by default the validation's accuracy, or r2, perplexity or loss.
+
+    Raises ConfigError where there is nothing to show, or matplotlib is missing.
+    """
+    try:
+        from matplotlib.figure import Figure as New
+    except ImportError:
+        raise ConfigError("curves are drawn by matplotlib, which is missing: pip install matplotlib") from None
+    runs = reports if isinstance(reports, Mapping) else {"": reports}
+    lines = {name: _rows(run) for name, run in runs.items()}
+    if not any(lines.values()):
+        raise ConfigError("there is no complete epoch to draw")
+    known = list(dict.fromkeys(_metric(k) for rows in lines.values() for r in rows for k in r if _drawn(k, r)))
+    for name in metrics:
+        if name not in known:
+            raise ConfigError(f"there is no metric {name!r}{did_you_mean(name, known)}")
+    shown = list(metrics) or sorted((k for k in known if "/" not in k), key=_order)
+    columns = 1 if len(shown) == 1 else 2
+    height = -(-len(shown) // columns)
+    figure: Figure = New(figsize=(5.2 * columns, 3.0 * height + 0.3), layout="constrained")
+    for i, metric in enumerate(shown):
+        axes = figure.add_subplot(height, columns, i + 1)
+        if len(lines) == 1:
+            [rows] = lines.values()
+            _draw_parts(axes, metric, rows, best)
+        else:
+            _draw_runs(axes, metric, lines)
+        _finish(axes, metric, legend=i == 0 or len(lines) == 1)
+    return figure
+
+
+def best_epoch(rows: Sequence[Mapping[str, Any]], metric: str | None = None) -> tuple[int, str, float] | None:
+    """The epoch, the metric and the value of the best validation among rows; the earliest of equal ones."""
+    names = [k.removeprefix("validate/") for r in rows[-1:] for k in r if k.startswith("validate/")]
+    name = metric or next((n for n in ("accuracy", "r2", "perplexity", "loss") if n in names), None)
+    found: tuple[int, str, float] | None = None
+    for r in rows:
+        value: Any = r.get(f"validate/{name}")
+        if name is not None and _number(value) and (found is None or is_better(name, value, found[2])):
+            found = r["epoch"], name, value
+    return found
+
+
+def _draw_parts(axes: Axes, metric: str, rows: Sequence[Row], best: str | None) -> None:
+    """Training and held-out data of a run, with its best epoch."""
+    held_out, training = _points(rows, f"validate/{metric}"), _points(rows, f"train/{metric}")
+    color, style, mark = ("#666666", "--", "x") if held_out[1] else ("#000000", "-", ".")
+    _draw(axes, *training, label="training", color=color, style=style, marker=mark if len(rows) == 1 else "")
+    marker = "." if len(rows) <= FEW else ""
+    _draw(axes, *held_out, label="held-out", color="#000000", style="-", marker=marker)
+    found = best_epoch(rows, best)
+    if found is not None and len(rows) > 1:
+        epoch, name, value = found
+        axes.axvline(epoch, color="#999999", linewidth=0.8, linestyle=":")
+        if name == metric:
+            axes.plot([epoch], [value], "*", color="#000000", markersize=10, label=f"best: epoch {epoch}")
+
+
+def _draw_runs(axes: Axes, metric: str, runs: Mapping[str, Sequence[Row]]) -> None:
+    """Several runs: held-out data where a run has them, told apart by colour and by mark."""
+    for k, (name, rows) in enumerate(runs.items()):
+        held_out = _points(rows, f"validate/{metric}")
+        epochs, values = held_out if held_out[1] else _points(rows, f"train/{metric}")
+        style = STYLES[k // len(COLOURS) % len(STYLES)]
+        _draw(axes, epochs, values, label=name, color=COLOURS[k % len(COLOURS)], style=style, marker=MARKS[k % 8])
+
+
+def _draw(axes: Axes, epochs: Points, values: Points, *, label: str, color: str, style: str, marker: str) -> None:
+    """A curve, if it has points."""
+    if len(epochs) > POINTS:
+        epochs, values, low, high = _stretches(epochs, values)
+        axes.fill_between(epochs, low, high, color=color, alpha=0.2, linewidth=0)
+    if len(epochs):
+        every = 1 if marker == "." else max(len(epochs) // 10, 1)
+        axes.plot(
+            epochs, values, label=label, color=color, linestyle=style, linewidth=1.3, marker=marker, markersize=5,
+            markevery=every,
+        )  # fmt: skip
+
+
+def _points(rows: Sequence[Row], name: str) -> tuple[Points, Points]:
+    """The epochs that have a number of this name, and the numbers."""
+    found = [(r["epoch"], r[name]) for r in rows if _number(r.get(name))]
+    return [epoch for epoch, _ in found], [value for _, value in found]
+
+
+def _stretches(epochs: Points, values: Points) -> tuple[Points, Points, Points, Points]:
+    """The mean place, and the mean, the least and the most value of each stretch."""
+    parts = [np.array_split(np.asarray(x, dtype=float), POINTS) for x in (epochs, values)]
+    pick: list[tuple[int, Any]] = [(0, np.mean), (1, np.mean), (1, np.min), (1, np.max)]
+    a, b, c, d = ([float(f(stretch)) for stretch in parts[i]] for i, f in pick)
+    return a, b, c, d
+
+
+def _finish(axes: Axes, metric: str, legend: bool) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    values = np.concatenate([np.asarray(line.get_ydata(), dtype=float) for line in axes.get_lines()])
+    bounded = "accuracy" in metric or metric.startswith("r2")
+    if not bounded and values.min() > 0 and values.max() > 30 * values.min():
+        axes.set_yscale("log")
+    axes.set_title(metric, fontsize=10)
+    axes.set_xlabel("epoch", fontsize=9)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    axes.tick_params(labelsize=8)
+    axes.grid(visible=True, linewidth=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    if legend and len(axes.get_legend_handles_labels()[1]) > 1:
+        axes.legend(fontsize=7, frameon=False)
+
+
+def _rows(run: Curve) -> list[Row]:
+    return [row(r) if isinstance(r, Report) else dict(r) for r in run if not isinstance(r, Report) or r.complete]
+
+
+def _drawn(name: str, r: Row) -> bool:
+    return name not in _SKIPPED and _number(r[name])
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and value == value
+
+
+def _metric(name: str) -> str:
+    return name.removeprefix("train/").removeprefix("validate/")
+
+
+def _order(name: str) -> tuple[int, str]:
+    if name in _LAST:
+        return len(_FIRST) + 1 + _LAST.index(name), name
+    return _FIRST.index(name) if name in _FIRST else len(_FIRST), name
