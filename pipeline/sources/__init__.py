@@ -9,7 +9,7 @@ from pipeline.sources.huggingface import huggingface
 from pipeline.sources.images import images
 from pipeline.sources.mapped import Mapped
 from pipeline.sources.parts import Split, split
-from pipeline.sources.prepared import Prepared, Task
+from pipeline.sources.prepared import Prepared, Rows, Task
 from pipeline.sources.synthetic import random
 from pipeline.sources.table import table
 from pipeline.sources.tensors import Source, Tensors, source
@@ -19,6 +19,7 @@ __all__ = [
     "Mapped",
     "Part",
     "Prepared",
+    "Rows",
     "Source",
     "Split",
     "Task",

@@ -30,8 +30,8 @@ def arrays(
     Up to 1 GiB they are read into memory; of larger .npy files only the rows of a batch are. Whole numbers (N,) are
     classes, (N, L) of 0 and 1 several labels, and of the shape of whole-number inputs tokens; others are values.
     """
-    found = _read(Path(path))
-    held = None if test is None else _read(Path(test))
+    found = read(Path(path))
+    held = None if test is None else read(Path(test))
     for file, there in ((path, found), (test, held)):
         for name in ("inputs", "targets") if there is not None else ():
             if name not in there:  # type: ignore[operator]  # it is there
@@ -47,9 +47,9 @@ def arrays(
         train, held_out = (whole, Mapped(held)) if held is not None else whole.parted(parts or Split())
         classes, sizes = _known(task, inputs, targets)
         return Prepared(train, held_out, task, classes, sizes, (f"{_size(found)}, read as it is needed",))
-    read = _as(task, loaded(found))
-    classes, sizes = _known(task, read["inputs"].numpy(), read["targets"].numpy())
-    data = Tensors(read, classes)
+    tensors = _as(task, loaded(found))
+    classes, sizes = _known(task, tensors["inputs"].numpy(), tensors["targets"].numpy())
+    data = Tensors(tensors, classes)
     pair = (data, Tensors(_as(task, loaded(held)), classes)) if held is not None else split(data, parts=parts)
     _check(test, pair[1], classes)
     return Prepared(*pair, task, classes, sizes)
@@ -95,7 +95,8 @@ def _check(path: Any, held_out: Tensors, classes: tuple[str, ...]) -> None:
         raise DataError(f"{path}: target {int(targets[row])} in sample {row} is no class that the training data have")
 
 
-def _read(path: Path) -> Mapping[str, Any]:
+def read(path: Path) -> Mapping[str, Any]:
+    """Arrays by name; those of .npy files stay on disk. Raises DataError for what can't be read."""
     if path.is_dir():
         return {p.stem: _npy(p) for p in sorted(path.glob("*.npy"))}
     if path.suffix == ".safetensors":

@@ -52,4 +52,5 @@ def sklearn(name: str, parts: Split | None = None) -> Prepared:
     columns = {str(n): pl.Series(str(n), raw.data[:, i]) for i, n in enumerate(raw.feature_names)}
     names = raw.get("target_names")
     target = raw.target if names is None else [str(names[t]) for t in raw.target]
-    return prepare(Cells(f"sklearn:{name}", {**columns, "target": pl.Series("target", target)}, str), "target", parts)
+    cells = Cells(f"sklearn:{name}", {**columns, "target": pl.Series("target", target)}, str)
+    return prepare(lambda: cells, "target", parts)

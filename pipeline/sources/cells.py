@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import gzip
 import io
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 from attrs import evolve, frozen
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
 MISSING = ("", "na", "n/a", "nan", "null", "none", "?")
 """What stands for a missing value, in any case."""
 TRUTHS = {"true": 1.0, "yes": 1.0, "t": 1.0, "y": 1.0, "false": 0.0, "no": 0.0, "f": 0.0, "n": 0.0}
+BLOCK, ROWS = 1 << 23, 1 << 16
+"""Bytes of text, and rows of Parquet, that are read at once of a file of any size."""
 LOOKED = 100
 """Rows that are looked at to tell whether a first one is a header."""
 
@@ -86,19 +90,101 @@ def _parquet(path: Path) -> Cells:
     return Cells(str(path), {c.name: c for c in frame.get_columns()}, lambda row: f"row {row + 1}")
 
 
-def _text(path: Path, header: bool | None) -> Cells:
+def blocks(path: str | Path, header: bool | None = None) -> Iterator[Cells]:
+    """The rows of a table in stretches, one after the other, so that any file fits in memory.
+
+    Raises DataError for what is no table.
+    """
+    path = Path(path)
+    if path.suffix == ".parquet":
+        yield from _parquet_blocks(path)
+        return
+    names: list[str] | None = None
+    separator, lines = "", 0
+    for text in _texts(path):
+        if names is None:
+            separator = _separator(text)
+        cells = _parsed(path, text, separator, header, names, lines)
+        names, lines = list(cells.columns), lines + text.count("\n")
+        if len(cells):
+            yield cells
+    if names is None:
+        raise DataError(f"{path} is empty: a table needs a header row and at least one sample")
+
+
+def _texts(path: Path) -> Iterator[str]:
+    """A file's text in stretches of whole rows."""
+    kept = ""
+    with _reading(path) as file:
+        decoder = codecs.getincrementaldecoder("utf-8-sig")()
+        while raw := file.read(BLOCK):
+            try:
+                kept += decoder.decode(raw)
+            except UnicodeDecodeError as e:
+                raise DataError(f"{path} is not UTF-8: it has the byte {e.object[e.start]:#04x}") from None
+            end = kept.rfind("\n") + 1
+            # A row may go on in a next line where a quote is open.
+            if end and kept.count('"', 0, end) % 2 == 0:
+                yield kept[:end].replace("\r\n", "\n")
+                kept = kept[end:]
+    if kept.strip():
+        yield kept.replace("\r\n", "\n")
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[IO[bytes]]:
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            yield file  # type: ignore[misc]  # both read bytes
+    except (OSError, EOFError, zlib.error) as e:
+        raise DataError(f"can't read {path}: {getattr(e, 'strerror', None) or e}") from None
+
+
+def _parquet_blocks(path: Path) -> Iterator[Cells]:
     pl = package()
+    try:
+        lazy = pl.scan_parquet(path)
+        total = int(lazy.select(pl.len()).collect().item())
+        for begin in range(0, total, ROWS):
+            frame = lazy.slice(begin, ROWS).collect()
+            columns = {c.name: c for c in frame.get_columns()}
+            yield Cells(str(path), columns, lambda row, begin=begin: f"row {begin + row + 1}")  # type: ignore[misc]  # a default
+    except DataError:
+        raise
+    except OSError as e:
+        raise DataError(f"can't read {path}: {e.strerror or e}") from None
+    except Exception as e:  # of polars, which has many
+        raise DataError(f"{path} is no Parquet file, or cut short: {str(e).splitlines()[0]}") from None
+
+
+def _text(path: Path, header: bool | None) -> Cells:
     text = _decoded(path)
+    cells = _parsed(path, text, _separator(text), header)
+    if not len(cells):
+        raise DataError(f"{path} is empty: a table needs a header row and at least one sample")
+    return cells
+
+
+def _separator(text: str) -> str:
+    return max(",;\t|", key=text.partition("\n")[0].count)
+
+
+def _parsed(
+    path: Path, text: str, separator: str, header: bool | None, names: list[str] | None = None, before: int = 0
+) -> Cells:
+    """A text as cells: the first one of a file, or, where the `names` of its columns are known, one after so many
+    lines."""
+    pl = package()
     lines = text.split("\n")
-    separator = max(",;\t|", key=lines[0].count)
     numbers, counts = _counted(path, text, lines, separator)
     if not len(numbers):
         raise DataError(f"{path} is empty: a table needs a header row and at least one sample")
-    wrong = np.flatnonzero(counts != counts[0])
+    width = counts[0] if names is None else len(names)
+    wrong = np.flatnonzero(counts != width)
     if len(wrong):
         at = wrong[0]
         raise DataError(
-            f"{path}, line {numbers[at]}: {counts[at]} columns, but the first row has {counts[0]} "
+            f"{path}, line {before + numbers[at]}: {counts[at]} columns, but the first row has {width} "
             f"({len(wrong)} such row{'s' if len(wrong) > 1 else ''})"
         )
     # Of one column, an empty line is a missing value to the reader.
@@ -111,29 +197,27 @@ def _text(path: Path, header: bool | None) -> Cells:
     except Exception as e:  # of polars, which has many
         raise DataError(f"{path} can't be read as a table: {str(e).splitlines()[0]}") from None
     columns = [c.str.strip_chars() for c in frame.get_columns()]
+    if names is not None:
+        found = dict(zip(names, columns, strict=True))
+        return Cells(str(path), found, lambda row: f"line {before + numbers[row]}")
     first = [c[0] or "" for c in columns]
     named = _has_header(columns, first) if header is None else header
-    names = [name or f"column_{i}" for i, name in enumerate(first, 1)] if named else []
+    made = [name or f"column_{i}" for i, name in enumerate(first, 1)] if named else []
     if named and first[0] == "":
-        names[0] = ""
-    names = names or [f"column_{i}" for i in range(1, len(columns) + 1)]
-    if len(set(names)) < len(names):
-        [twice, *_] = [n for n in names if names.count(n) > 1]
+        made[0] = ""
+    made = made or [f"column_{i}" for i in range(1, len(columns) + 1)]
+    if len(set(made)) < len(made):
+        [twice, *_] = [n for n in made if made.count(n) > 1]
         raise DataError(f"{path} has two columns {twice!r}; give them different names")
     begin = int(named)
-    if len(numbers) <= begin:
-        raise DataError(f"{path} is empty: a table needs a header row and at least one sample")
-    notes = () if named else (f"no header: columns are called {names[0]} to {names[-1]}",)
-    found = {name: c.slice(begin) for name, c in zip(names, columns, strict=True)}
+    notes = () if named else (f"no header: columns are called {made[0]} to {made[-1]}",)
+    found = {name: c.slice(begin) for name, c in zip(made, columns, strict=True)}
     return Cells(str(path), found, lambda row: f"line {numbers[row + begin]}", notes)
 
 
 def _decoded(path: Path) -> str:
-    try:
-        raw = path.read_bytes()
-        raw = gzip.decompress(raw) if path.suffix == ".gz" else raw
-    except (OSError, EOFError, zlib.error) as e:
-        raise DataError(f"can't read {path}: {getattr(e, 'strerror', None) or e}") from None
+    with _reading(path) as file:
+        raw = file.read()
     try:
         return raw.decode("utf-8-sig").replace("\r\n", "\n")
     except UnicodeDecodeError as e:

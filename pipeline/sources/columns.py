@@ -5,9 +5,12 @@ All that is learned is JSON, under `columns` of a data set's `fitted`, so that o
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor, nn
 
 from pipeline.sources.cells import TRUTHS, Cells, floats, package, present, there
 
@@ -84,34 +87,82 @@ def numbers(cells: Cells, name: str, kind: str) -> tuple[np.ndarray, np.ndarray]
     return array, there_
 
 
-def inputs(cells: Cells, fitted: list[Fitted]) -> tuple[np.ndarray, np.ndarray, list[int]]:
-    """Columns as inputs (N, D) float32 and categories (N, C) int64, with how many of each there are, 0 among them."""
-    made: list[np.ndarray] = []
+def raw(cells: Cells, fitted: Sequence[Fitted]) -> tuple[Tensor, Tensor]:
+    """Columns as numbers (N, R) float64, NaN where one is missing, dates as days since 1970, and as codes of categories
+    (N, K) int64, from 1, 0 where one is missing or new: what `Columns` makes inputs of."""
+    found: list[np.ndarray] = []
     codes: list[np.ndarray] = []
-    counts: list[int] = []
     for f in fitted:
-        name = f["name"]
-        cells.column(name)
+        cells.column(f["name"])
         if f["kind"] == CATEGORY:
-            codes.append(_codes(cells, name, f["categories"]))
-            counts.append(len(f["categories"]) + 1)
-            continue
-        values, found = numbers(cells, name, f["kind"])
-        made.append(np.where(found, (values - f["mean"]) / f["std"], 0.0))  # what is missing is the mean
-        if f["missing"]:
-            made.append((~found).astype(np.float64))
-        if f["kind"] == DATE:
-            days = np.floor(values).astype(int).astype("datetime64[D]")
-            month = days.astype("datetime64[M]").astype(int) % 12 + 1
-            weekday = (days.astype(int) + 3) % 7 + 1  # 1 January 1970 was a Thursday
-            codes += [np.where(found, month, 0), np.where(found, weekday, 0)]
-            counts += [13, 8]
-    rows = len(cells)
+            codes.append(_codes(cells, f["name"], f["categories"]))
+        else:
+            values, known = numbers(cells, f["name"], f["kind"])
+            found.append(np.where(known, values, np.nan))
+    none = np.zeros((len(cells), 0))
     return (
-        np.stack(made, 1).astype(np.float32) if made else np.zeros((rows, 0), np.float32),
-        np.stack(codes, 1).astype(np.int64) if codes else np.zeros((rows, 0), np.int64),
-        counts,
+        torch.from_numpy(np.stack(found, 1) if found else none),
+        torch.from_numpy((np.stack(codes, 1) if codes else none).astype(np.int64)),
     )
+
+
+class Columns(nn.Module):
+    """Numbers (B, R) float64 and codes (B, K) int64 as `raw` gives them -> inputs (B, D) float32 and categories (B, C)
+    int64: scaled, what is missing being the mean, with a column that says so where training rows had such; and of a
+    date, its month and its day of the week beside it."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, fitted: Sequence[Fitted]) -> None:
+        super().__init__()
+        scaled = [f for f in fitted if f["kind"] != CATEGORY]
+        self.kinds = [f["kind"] for f in fitted]
+        self.missing = [f["missing"] for f in scaled]
+        self.counts = [n for f in fitted for n in _counts(f)]
+        """How many categories each column of them has, 0 among them."""
+        for name in ("mean", "std"):
+            self.register_buffer(name, torch.tensor([f[name] for f in scaled], dtype=torch.float64))
+
+    def forward(self, numbers: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
+        absent = numbers.isnan()
+        scaled = torch.where(absent, 0.0, (numbers - self.mean) / self.std)
+        inputs: list[Tensor] = []
+        categories: list[Tensor] = []
+        at, code = 0, 0
+        for kind in self.kinds:
+            if kind == CATEGORY:
+                categories.append(codes[:, code])
+                code += 1
+                continue
+            inputs.append(scaled[:, at])
+            if self.missing[at]:
+                inputs.append(absent[:, at].double())
+            if kind == DATE:
+                days = torch.where(absent[:, at], 0.0, numbers[:, at]).floor().long()
+                # 1 January 1970 was a Thursday.
+                categories += [torch.where(absent[:, at], 0, x) for x in (_month(days), (days + 3) % 7 + 1)]
+            at += 1
+        return _side_by_side(inputs, numbers).float(), _side_by_side(categories, codes)
+
+
+def _side_by_side(columns: list[Tensor], rows: Tensor) -> Tensor:
+    return torch.stack(columns, 1) if columns else rows[:, :0]
+
+
+def _month(days: Tensor) -> Tensor:
+    """The month, 1 to 12, of days since 1970. Source: H. Hinnant, chrono-compatible low-level date algorithms (2021),
+    civil_from_days."""
+    day = (days + 719_468) % 146_097  # of an era of 400 years that begins on a 1 March
+    year = (day - day // 1460 + day // 36_524 - day // 146_096) // 365
+    month = (5 * (day - (365 * year + year // 4 - year // 100)) + 2) // 153
+    return torch.where(month < 10, month + 3, month - 9)
+
+
+def _counts(f: Fitted) -> list[int]:
+    if f["kind"] == CATEGORY:
+        return [len(f["categories"]) + 1]
+    return [13, 8] if f["kind"] == DATE else []
 
 
 def _codes(cells: Cells, name: str, categories: list[str]) -> np.ndarray:

@@ -54,12 +54,19 @@ def idx(images: str | Path, labels: str | Path | None = None) -> Tensors:
     images = Path(images)
     if labels is None:
         labels = images.with_name(images.name.replace("images", "labels").replace("idx3", "idx1"))
-    pixels, targets = _idx(images), _idx(Path(labels))
-    if pixels.ndim != 3 or targets.ndim != 1:
-        raise DataError(f"{images} and {labels} hold {pixels.ndim}-d and {targets.ndim}-d data, not images and labels")
-    images_of = torch.from_numpy(pixels).float().div_(255.0).unsqueeze(1)
+    inputs, targets = idx_images(images).tensors["inputs"], _idx(Path(labels))
+    if targets.ndim != 1:
+        raise DataError(f"{labels} holds {targets.ndim}-d data, not labels")
     classes = tuple(map(str, range(int(targets.max()) + 1))) if len(targets) else ()
-    return Tensors({"inputs": images_of, "targets": torch.from_numpy(targets).long()}, classes)
+    return Tensors({"inputs": inputs, "targets": torch.from_numpy(targets).long()}, classes)
+
+
+def idx_images(path: Path) -> Tensors:
+    """The images alone: inputs (N, 1, H, W) float32 in [0, 1]."""
+    pixels = _idx(path)
+    if pixels.ndim != 3:
+        raise DataError(f"{path} holds {pixels.ndim}-d data, not images")
+    return Tensors({"inputs": torch.from_numpy(pixels).float().div_(255.0).unsqueeze(1)})
 
 
 def images_idx(path: str | Path, *, parts: Split | None = None) -> Prepared:

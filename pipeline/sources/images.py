@@ -154,14 +154,8 @@ def by_class(folder: Path) -> tuple[Mapping[str, list[Path]], int]:
     found: dict[str, list[Path]] = {}
     loose, others = [], 0
     for top in _visible(folder):
-        inside = [top]
-        if top.is_dir():
-            inside = []
-            for at, folders, names in os.walk(top):
-                folders[:] = sorted(f for f in folders if not f.startswith("."))
-                inside += [Path(at, name) for name in sorted(names) if not name.startswith(".")]
-        # What is no plain file might be waited for for ever.
-        pictures = [f for f in inside if f.suffix.lower() in SUFFIXES and f.is_file()]
+        inside = _inside(top) if top.is_dir() else [top]
+        pictures = [f for f in inside if _is_image(f)]
         others += len(inside) - len(pictures)
         if pictures and top.is_dir():
             found[top.name] = pictures
@@ -172,6 +166,25 @@ def by_class(folder: Path) -> tuple[Mapping[str, list[Path]], int]:
     if not found:
         raise DataError(f"{folder} has no images: put those of each class in a folder of its own, as .png or .jpg")
     return found, others + len(loose)
+
+
+def files_in(folder: Path) -> list[Path]:
+    """All image files in a folder and those in it, sorted."""
+    _visible(folder)  # raises where it can't be read
+    return [f for f in _inside(folder) if _is_image(f)]
+
+
+def _inside(folder: Path) -> list[Path]:
+    found: list[Path] = []
+    for at, folders, names in os.walk(folder):
+        folders[:] = sorted(f for f in folders if not f.startswith("."))
+        found += [Path(at, name) for name in sorted(names) if not name.startswith(".")]
+    return found
+
+
+def _is_image(path: Path) -> bool:
+    # What is no plain file might be waited for for ever.
+    return path.suffix.lower() in SUFFIXES and path.is_file()
 
 
 def _listed(found: Mapping[str, list[Path]], classes: tuple[str, ...]) -> tuple[list[Path], Tensor]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, TypeAlias
 
 from attrs import field, frozen
 
 from pipeline.sources.tensors import Source
+from pipeline.state import Batch
 
 Task: TypeAlias = Literal["classification", "several labels", "regression", "language modelling"]
 """What is learned of `targets`: a class (N,) int64; some of several labels (N, L) float32 of 0 and 1; values (N,) or
@@ -31,3 +32,14 @@ class Prepared:
     fitted: Mapping[str, Any] = field(factory=dict)
     """What was learned of the training samples and is applied to any others, such as means and names of categories: as
     JSON has it."""
+    raw: Callable[[], Any] | None = None
+    """Reads the held-out samples of a table again, as they are in the file."""
+
+
+@frozen(eq=False)
+class Rows:
+    """Some samples of other data, prepared as those of a run were."""
+
+    beside: Mapping[str, Any]
+    """What tells them apart, by name, a column each: cells of a table, file names, or their numbers."""
+    batch: Batch

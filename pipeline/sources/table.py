@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from attrs import evolve
 
 from pipeline.errors import DataError, did_you_mean
 from pipeline.sources import columns
-from pipeline.sources.cells import Cells, floats, package, read, there
+from pipeline.sources.cells import Cells, blocks, floats, package, read, there
 from pipeline.sources.columns import CATEGORY, NUMBER, TRUTH, Fitted
 from pipeline.sources.parts import Split
 from pipeline.sources.prepared import Prepared, Task
@@ -46,20 +46,25 @@ def table(
 
     Raises DataError, with the line, for what does not fit.
     """
-    cells = read(path, header)
-    for name in (*ignore, *([groups] if groups else []), *([time] if time else [])):
-        cells.column(name)
+
+    def cells() -> Cells:
+        found = read(path, header)
+        for name in (*ignore, *([groups] if groups else []), *([time] if time else [])):
+            found.column(name)
+        return evolve(found, columns={n: c for n, c in found.columns.items() if n not in ignore})
+
     return prepare(
-        evolve(cells, columns={n: c for n, c in cells.columns.items() if n not in ignore}),
-        target, parts or Split(), task, groups=groups, time=time, test=None if test is None else read(test, header),
+        cells, target, parts or Split(), task, groups=groups, time=time,
+        test=None if test is None else lambda: read(test, header),
     )  # fmt: skip
 
 
 def prepare(
-    cells: Cells, target: str | None, parts: Split, task: Task | None = None, *, groups: str | None = None,
-    time: str | None = None, test: Cells | None = None,
+    again: Callable[[], Cells], target: str | None, parts: Split, task: Task | None = None, *,
+    groups: str | None = None, time: str | None = None, test: Callable[[], Cells] | None = None,
 ) -> Prepared:  # fmt: skip
-    """A table as `table` prepares it."""
+    """A table as `table` prepares it. `again` and `test` read it, as often as it is needed."""
+    cells = again()
     names = [next(reversed(cells.columns))] if target is None else [t.strip() for t in target.split(",")]
     notes = [*cells.notes]
     cells = _with_targets(cells, names, notes)
@@ -82,12 +87,17 @@ def prepare(
         scales = {"target_mean": values.mean(0).tolist(), "target_std": np.maximum(values.std(0), 1e-12).tolist()}
     known = {"columns": fitted, "targets": learned, **scales}
     whole, counts = _tensors(cells, fitted, targets)
-    parts_of = [whole, apply(known, test)] if test is not None else [
+    parts_of = [whole, apply(known, test())] if test is not None else [
         Tensors({n: t[i] for n, t in whole.tensors.items()}, whole.classes) for i in (rows, held)]  # fmt: skip
+
+    def raw() -> Cells:
+        found = _with_targets((test or again)(), names, [])
+        return found if test is not None else found.only(held.numpy())
+
     notes = [_about(targets, learned), *_kinds(fitted), *notes]
     classes = tuple(learned.get("classes", names if len(names) > 1 else ()))
     sizes = {"categories": tuple(counts)} if counts else {}
-    return Prepared(parts_of[0], parts_of[1], task, classes, sizes, tuple(notes), known)
+    return Prepared(parts_of[0], parts_of[1], task, classes, sizes, tuple(notes), known, raw)
 
 
 def apply(fitted: Mapping[str, Any], cells: Cells, *, targets: bool = True) -> Tensors:
@@ -102,26 +112,47 @@ def apply(fitted: Mapping[str, Any], cells: Cells, *, targets: bool = True) -> T
 
 
 def _tensors(cells: Cells, fitted: list[Fitted], targets: Any) -> tuple[Tensors, list[int]]:
-    made, codes, counts = columns.inputs(cells, fitted)
-    tensors = {"inputs": torch.from_numpy(made)}
-    if counts:
-        tensors["categories"] = torch.from_numpy(codes)
+    scale = columns.Columns(fitted)
+    inputs, categories = scale(*columns.raw(cells, fitted))
+    tensors = {"inputs": inputs, **({"categories": categories} if scale.counts else {})}
     if targets is not None:
         tensors["targets"] = torch.from_numpy(targets)
-    return Tensors(tensors), counts
+    return Tensors(tensors), scale.counts
+
+
+def stream(
+    path: str | Path, fitted: Mapping[str, Any], *, targets: bool, header: bool | None = None
+) -> Iterator[tuple[Cells, Tensors]]:
+    """Other rows of such a table, in a file of any size: stretches of it as they are there, and prepared; with
+    `targets`, of the rows that have them."""
+    for cells in blocks(path, header):
+        if targets:
+            for name in fitted["targets"]["names"]:
+                cells.column(name)
+            rows = _present(cells, fitted["targets"]["names"])
+            if not rows.any():
+                continue
+            cells = cells.only(np.flatnonzero(rows))
+        yield cells, apply(fitted, cells, targets=targets)
 
 
 def _with_targets(cells: Cells, names: Sequence[str], notes: list[str]) -> Cells:
     """The rows that have all their targets."""
-    found = np.ones(len(cells), dtype=bool)
-    for name in names:
-        found &= there(cells.column(name)).to_numpy()
+    found = _present(cells, names)
     if not found.any():
         raise DataError(f"{cells.path}: column {names[0]!r}, which is to be learned, has no values")
     if not found.all():
         notes.append(f"{(~found).sum():,} rows without {' or '.join(map(repr, names))} are left out")
         return cells.only(np.flatnonzero(found))
     return cells
+
+
+def _present(cells: Cells, names: Sequence[str]) -> np.ndarray:
+    """Which rows have all of these columns."""
+    found = np.ones(len(cells), dtype=bool)
+    for name in names:
+        found &= there(cells.column(name)).to_numpy()
+    return found
 
 
 def _learned(cells: Cells, names: Sequence[str], task: Task | None) -> dict[str, Any]:

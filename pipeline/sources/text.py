@@ -64,28 +64,42 @@ def text(path: str | Path, *, context: int = 128, tokenizer: str | None = None, 
     The last windows are held out. `fitted` has what `encode` and `decode` need, and how many bytes a token has.
     """
     path = Path(path)
+    raw, tokenizer = _bytes(path), tokenizer or BYTES
+    if tokenizer == BYTES:
+        fitted: dict[str, Any] = {"tokenizer": BYTES, "vocabulary": 256}
+    elif tokenizer == CHARACTERS:
+        alphabet = "".join(sorted(set(_words(path, raw))))
+        fitted = {"tokenizer": CHARACTERS, "alphabet": alphabet, "vocabulary": len(alphabet)}
+    else:
+        fitted = {"tokenizer": str(tokenizer), "vocabulary": _library(tokenizer).get_vocab_size()}
+    ids = _ids(path, raw, fitted)
+    fitted = {**fitted, "bytes_per_token": len(raw) / max(len(ids), 1)}
+    return _windows(path, ids, context, int(fitted["vocabulary"]), parts, fitted)
+
+
+def ids_of(path: Path, fitted: Mapping[str, Any]) -> np.ndarray:
+    """Another text as token ids. Raises DataError for what has none."""
+    return _ids(path, _bytes(path), fitted)
+
+
+def _ids(path: Path, raw: bytes, fitted: Mapping[str, Any]) -> np.ndarray:
+    if fitted["tokenizer"] == BYTES:
+        return np.frombuffer(raw, np.uint8)
+    return np.array(encode(fitted, _words(path, raw)), np.int32)
+
+
+def _bytes(path: Path) -> bytes:
     try:
-        raw = path.read_bytes()
+        return path.read_bytes()
     except OSError as e:
         raise DataError(f"can't read {path}: {e.strerror}") from None
-    tokenizer = tokenizer or BYTES
-    if tokenizer == BYTES:
-        ids, fitted = np.frombuffer(raw, np.uint8), {"tokenizer": BYTES, "vocabulary": 256}
-    else:
-        try:
-            words = raw.decode("utf-8")
-        except UnicodeDecodeError as e:
-            raise DataError(
-                f"{path} is not UTF-8: byte {e.start} is {raw[e.start]:#04x}; use bytes as tokens"
-            ) from None
-        if tokenizer == CHARACTERS:
-            alphabet = "".join(sorted(set(words)))
-            fitted = {"tokenizer": CHARACTERS, "alphabet": alphabet, "vocabulary": len(alphabet)}
-        else:
-            fitted = {"tokenizer": str(tokenizer), "vocabulary": _library(tokenizer).get_vocab_size()}
-        ids = np.array(encode(fitted, words), np.int32)
-    fitted = {**fitted, "bytes_per_token": len(raw) / max(len(ids), 1)}
-    return _windows(path, ids, context, int(fitted["vocabulary"]), parts, fitted)  # type: ignore[call-overload]  # a number
+
+
+def _words(path: Path, raw: bytes) -> str:
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError as e:
+        raise DataError(f"{path} is not UTF-8: byte {e.start} is {raw[e.start]:#04x}; use bytes as tokens") from None
 
 
 def tokens(
@@ -95,6 +109,12 @@ def tokens(
     """A file of token ids, `dtype` uint16 or uint32, one after the other; only what a batch needs is read of a large
     one."""
     path = Path(path)
+    ids = ids_in(path, dtype, vocabulary)
+    return _windows(path, ids, context, vocabulary or _most(ids) + 1, parts, {"tokenizer": None})
+
+
+def ids_in(path: Path, dtype: str, vocabulary: int | None = None) -> np.ndarray:
+    """The token ids in a file, which stay there. Raises DataError for one that is not below `vocabulary`."""
     kind = np.dtype({"uint16": "<u2", "uint32": "<u4"}[dtype])
     try:
         size = path.stat().st_size
@@ -103,11 +123,14 @@ def tokens(
         ids = np.memmap(path, kind, mode="r")
     except OSError as e:
         raise DataError(f"can't read {path}: {e.strerror}") from None
-    most = max(int(ids[i : i + MOST].max()) for i in range(0, len(ids), MOST))
-    if vocabulary is not None and most >= vocabulary:
+    if vocabulary is not None and _most(ids) >= vocabulary:
         at = next(i for i in range(len(ids)) if ids[i] >= vocabulary)
         raise DataError(f"{path}: token {at:,} is {ids[at]}, but there are {vocabulary} tokens")
-    return _windows(path, ids, context, vocabulary or most + 1, parts, {"tokenizer": None})
+    return ids
+
+
+def _most(ids: np.ndarray) -> int:
+    return max(int(ids[i : i + MOST].max()) for i in range(0, len(ids), MOST))
 
 
 def _windows(
