@@ -10,9 +10,10 @@ from attrs import frozen
 from torch import Tensor, nn
 
 from cli.config import TrainConfig
+from cli.recipes.about import About
 from cli.recipes.model import Fixed
-from pipeline import Pipeline, backward, forward, load, order, place, update
-from pipeline.errors import DataError
+from pipeline import Pipeline, backward, evaluate, forward, load, order, place, update
+from pipeline.errors import ConfigError, DataError, did_you_mean
 from pipeline.sources import Prepared, Source, Split, Tensors
 from pipeline.state import Batch, State
 
@@ -31,6 +32,11 @@ class Job:
     """The data, where they are not those of a pipeline of the user's."""
     fixed: Fixed | None = None
     build: Callable[[], nn.Module] | None = None
+
+    @property
+    def about(self) -> About | None:
+        """What has to be known of the data to use the model on others."""
+        return None if self.prepared is None or self.fixed is None else About.of(self.fixed, self.prepared)
 
     @property
     def train(self) -> Any:
@@ -70,12 +76,28 @@ def job(config: TrainConfig) -> Job:
         forward.model(build, inputs=inputs),
         *losses,
         backward.gradients(accumulate=run.accumulate),
+        *([evaluate.gradient_norm()] if run.telemetry else []),
         update.finite(run.on_nonfinite),
         *([update.clip_norm(run.clip)] if run.clip else []),
         config.optimizer.stage(lr),
+        *([evaluate.update_ratio(), evaluate.learning_rate()] if run.telemetry else []),
         *([update.ema(run.ema)] if run.ema is not None else []),
     )
     return Job(pipe, data.held_out, words, _BEST[data.task], data, what, build)
+
+
+def begin(config: TrainConfig) -> tuple[Job, State]:
+    """What a run trains, and its first State; everything that can be checked is."""
+    found = job(config)
+    state = found.pipe.init(config.run.seed)
+    torch.set_num_threads(threads(found, state, config.run.threads))
+    if found.held_out is not None:
+        found.pipe.check(state, found.held_out)
+    known = [*found.pipe.finish(found.pipe.zeros())]
+    known += [f"{name}.{metric}" for name in found.pipe.averages for metric in known]
+    if config.run.best is not None and config.run.best not in known:
+        raise ConfigError(f"--best {config.run.best!r} is no metric of this run{did_you_mean(config.run.best, known)}")
+    return found, state
 
 
 _BEST = {

@@ -6,6 +6,7 @@ import difflib
 import os
 import tomllib
 from collections.abc import Iterator, Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -258,10 +259,25 @@ def document(path: Path) -> dict[str, Any]:
         raise refusal(f"{path} is no TOML file: it is nested too deep") from None
 
 
-def resumed(folder: Path, *given: Mapping[str, Any]) -> tuple[TrainConfig, TrainConfig]:
-    """The settings of a run that goes on: as they were, and with those given now in their place."""
+def check_run(folder: Path) -> None:
+    """Raise ConfigError where a folder holds no run, or that of a newer version."""
     if not os.path.lexists(folder / CONFIG):  # Path.exists() raises where a name is too long
         raise refusal(f"{folder} holds no run: it has no {CONFIG}")
+    versions = document(folder / CONFIG).get("versions")
+    made = versions.get("pipe-train") if isinstance(versions, dict) else None
+    here = version("pipe-train")
+    if isinstance(made, str) and _parts(made) > _parts(here):
+        raise refusal(f"{folder} was made by pipe-train {made}, and this is {here}: update it")
+
+
+def _parts(number: str) -> tuple[int, ...]:
+    """A version's numbers, by which it is compared."""
+    return tuple(int(part) for part in number.split(".") if part.isdecimal())
+
+
+def resumed(folder: Path, *given: Mapping[str, Any]) -> tuple[TrainConfig, TrainConfig]:
+    """The settings of a run that goes on: as they were, and with those given now in their place."""
+    check_run(folder)
     earlier = read(folder / CONFIG)
     old, new = make(earlier), make(earlier, *given)
     for name, before in old.fixed.items():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import json
-import math
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -13,16 +12,18 @@ from pathlib import Path
 from typing import IO, Any
 
 import tomli_w
-from attrs import asdict
+import torch
+from torch import Tensor
 
 from cli import config as settings
 from cli.build import Job
 from cli.config import TrainConfig
-from pipeline import Report, files
+from pipeline import Report, files, log
 from pipeline.errors import ConfigError
 
-METRICS, CHECKPOINTS, WEIGHTS, DATA, _LOCK = (
-    "metrics.jsonl", "checkpoints", "model.safetensors", "data.json", ".lock",
+METRICS, CHECKPOINTS, WEIGHTS, BEST, DATA, STATUS, CURVES, _LOCK = (
+    "metrics.jsonl", "checkpoints", "model.safetensors", "best.safetensors", "data.json", "status.json", "curves.svg",
+    ".lock",
 )  # fmt: skip
 
 
@@ -86,6 +87,24 @@ def locked(folder: Path) -> Iterator[None]:
         yield
 
 
+def is_busy(folder: Path) -> bool:
+    """Whether a process is writing to a run's folder."""
+    try:
+        with (folder / _LOCK).open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # no lock was ever made, or nobody may look
+        return False
+    return False
+
+
+def check_idle(folder: Path) -> None:
+    """Raise ConfigError where a process is writing to a run's folder."""
+    if is_busy(folder):
+        raise ConfigError(f"{folder} is still training; wait for it, or stop it: it can be resumed")
+
+
 def _unwritable(error: OSError) -> ConfigError:
     return ConfigError(f"can't write to the output folder {error.filename}: {error.strerror}; choose another --out")
 
@@ -97,12 +116,22 @@ def write_config(folder: Path, config: TrainConfig, facts: Mapping[str, Any]) ->
 
 
 def write_data(folder: Path, made: Job) -> None:
-    """What has to be known of the data to use the model on others: the task, the classes, and what was fitted."""
-    if made.prepared is None or made.fixed is None:
-        return
-    data = made.prepared
-    facts = {"fixed": asdict(made.fixed), "classes": data.classes, "notes": data.notes, "fitted": data.fitted}
-    replace(folder / DATA, json.dumps(facts, indent=1, ensure_ascii=False).encode())
+    """What has to be known of the data to use the model on others."""
+    if made.about is not None:
+        replace(folder / DATA, json.dumps(made.about.json, indent=1, ensure_ascii=False).encode())
+
+
+def write_status(folder: Path, state: str, **more: Any) -> None:
+    """How a run ended: done, stopped or failed, and what there is to say of it."""
+    replace(folder / STATUS, json.dumps({"state": state, **more}, indent=1, ensure_ascii=False).encode())
+
+
+def write_weights(path: Path, weights: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
+    """Weights by the module's own names, with what they are of in the file's metadata."""
+    from safetensors.torch import save  # not before the first step
+
+    plain = {k: t.clone(memory_format=torch.contiguous_format) for k, t in weights.items()}
+    replace(path, save(plain, {k: str(v) for k, v in about.items()}))
 
 
 def replace(path: Path, content: bytes) -> None:
@@ -119,23 +148,15 @@ class Log:
     def __init__(self, folder: Path, step: int = 0) -> None:
         """Opened after its lines of up to `step` steps; later ones are of a past that is done again."""
         self.path = folder / METRICS
-        kept = _lines(self.path, step) if step else []
+        kept = [line for line in log.read(self.path) if line["step"] <= step]
         self.epochs = [line["epoch"] for line in kept]
         replace(self.path, b"".join(json.dumps(line).encode() + b"\n" for line in kept))
         self._file: IO[str] = self.path.open("a", encoding="utf-8")
 
-    def write(self, report: Report) -> None:
+    def write(self, report: Report, **more: float) -> None:
         """Add an epoch's line, on the disk before any checkpoint that follows it."""
-        line = {
-            "epoch": report.epoch,
-            "step": report.step,
-            "train": _plain(report.train),
-            "validate": _plain(report.validate),
-            "seconds": report.seconds,
-            "samples_per_second": report.samples_per_second,
-        }
         try:
-            self._file.write(json.dumps(line) + "\n")
+            self._file.write(json.dumps({**log.row(report), **more}) + "\n")
             self._file.flush()
         except OSError as e:
             raise ConfigError(
@@ -148,26 +169,3 @@ class Log:
     def __exit__(self, *_: Any) -> None:
         with suppress(OSError):  # what could not be written was said when it was
             self._file.close()
-
-
-def _lines(path: Path, step: int) -> list[dict[str, Any]]:
-    """The whole lines of a log for up to so many steps; the last one may have been cut off by a crash."""
-    found: dict[int, dict[str, Any]] = {}
-    try:
-        text = files.plain(path).read_text(encoding="utf-8", errors="replace") if path.exists() else ""
-    except OSError as e:
-        raise ConfigError(f"can't read {path}: {e.strerror}") from None
-    for row in text.splitlines():
-        try:
-            line = json.loads(row)
-            epoch, at = line["epoch"], line["step"]
-        except (ValueError, TypeError, KeyError, RecursionError):
-            continue
-        if type(epoch) is int and type(at) is int and at <= step:
-            found[epoch] = line
-    return [found[epoch] for epoch in sorted(found)]
-
-
-def _plain(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    # JSON has no NaN.
-    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in metrics.items()}

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from attrs import frozen
@@ -18,6 +18,9 @@ from cli import config, recipes
 from cli.recipes import TABLES
 from cli.recipes.code import is_code
 from cli.recipes.setting import flag, refusal
+
+if TYPE_CHECKING:
+    from cli.past import Past
 
 
 def settings(command: Callable[..., Any], bare: Mapping[str, str] = MappingProxyType({})) -> Callable[..., Any]:
@@ -78,7 +81,7 @@ def cli() -> None:
 
 
 @cli.command()
-@click.argument("file", required=False, metavar="[CONFIG.toml | FILE.py:FUNCTION]")
+@click.argument("file", required=False, metavar="[CONFIG.toml | RUN | FILE.py:FUNCTION]")
 @settings
 @click.option("--resume", metavar="RUN", help="go on with the run in a folder, exactly where its last checkpoint is")
 @click.option(
@@ -95,7 +98,7 @@ def train(
 ) -> None:  # fmt: skip
     """Train a model; without arguments, an MLP on handwritten digits.
 
-    CONFIG.toml is the config of an earlier run, which is done again, or one of yours; options given beside it win.
+    CONFIG.toml, or the folder of an earlier RUN, is what is done again; options given beside it win.
     FILE.py:FUNCTION makes a whole Pipeline. With --resume, more --epochs or another --lr, --schedule and the like may
     be given, and are recorded; what makes the run another may not.
     """
@@ -104,6 +107,8 @@ def train(
             raise refusal("--verify needs --resume RUN, the run to verify")
         from cli import train as command
 
+        if verbose and not (file and is_code(file)):
+            given["telemetry"] = True if given["telemetry"] is None else given["telemetry"]
         made = _config(file, given, trust)
         whole = made.run.folds is not None and made.run.fold is None
         (command.folds if whole else command.run)(made, quiet=quiet, verbose=verbose)
@@ -119,7 +124,7 @@ def train(
 
 
 @cli.command()
-@click.argument("file", required=False, metavar="[CONFIG.toml | FILE.py:FUNCTION]")
+@click.argument("file", required=False, metavar="[CONFIG.toml | RUN | FILE.py:FUNCTION]")
 @partial(settings, bare={"schedule": "; it is drawn, and without a name that of the run"})
 def show(file: str | None, **given: Any) -> None:
     """Show what `pipe train` with the same options would train: stages, parameters and wiring.
@@ -135,7 +140,7 @@ def show(file: str | None, **given: Any) -> None:
 
 
 @cli.command()
-@click.argument("file", required=False, metavar="[CONFIG.toml | FILE.py:FUNCTION]")
+@click.argument("file", required=False, metavar="[CONFIG.toml | RUN | FILE.py:FUNCTION]")
 @settings
 @click.option("--seconds", type=float, metavar="X", default=2.0, help="how long each way is measured  [default: 2]")
 @click.option("--json", "out_json", metavar="FILE", help="write the figures, each round's too, to a file")
@@ -162,6 +167,12 @@ def init(data: str, out: str) -> None:
     command.run(data, out)
 
 
+_trust = click.option("--trust", is_flag=True, help="run code that the run's config names")
+_weights = click.option(
+    "--weights", default="best", metavar="NAME", help="best, last, or an average that was kept  [default: best]"
+)
+
+
 @cli.command()
 @click.argument("run")
 @click.option("--prompt", default="\n", metavar="TEXT", help="what the text begins with")
@@ -171,13 +182,107 @@ def init(data: str, out: str) -> None:
 )
 @click.option("--top-k", type=click.IntRange(1), default=None, metavar="N", help="draw among so many  [default: all]")
 @click.option("--seed", type=int, default=0, metavar="N", help="of what is drawn  [default: 0]")
-@click.option("--trust", is_flag=True, help="run code that the run's config names")
-def sample(run: str, prompt: str, count: int, temperature: float, top_k: int | None, seed: int, trust: bool) -> None:
+@_weights
+@_trust
+def sample(
+    run: str, prompt: str, count: int, temperature: float, top_k: int | None, seed: int, weights: str, trust: bool
+) -> None:
     """Continue a text with the model of a RUN that learned one."""
-    _check_trust(Path(run) / config.CONFIG, {}, trust)
+    past = _past(run, trust)
     from cli import sample as command
 
-    command.run(Path(run), prompt, count=count, temperature=temperature, top_k=top_k, seed=seed)
+    command.run(past, prompt, weights=weights, count=count, temperature=temperature, top_k=top_k, seed=seed)
+
+
+@cli.command("eval")
+@click.argument("run")
+@click.option("--data", metavar="DATA", help="other data of the same kind  [default: what the run held out]")
+@click.option("--json", "as_json", is_flag=True, help="as JSON")
+@click.option("--weights", type=click.Choice(["best", "last"]), default="best", help="of which epoch  [default: best]")
+@_trust
+def evaluate(run: str, data: str | None, as_json: bool, weights: str, trust: bool) -> None:
+    """Measure a RUN's model: every metric, each class, and what is taken for what.
+
+    On the data that the run held out, the figures are those that training printed for that epoch.
+    """
+    past = _past(run, trust)
+    from cli import evaluate as command
+
+    command.run(past, data, weights=weights, as_json=as_json)
+
+
+@cli.command()
+@click.argument("run")
+@click.option("--data", required=True, metavar="DATA", help="a file or folder as the run was trained on")
+@click.option("--out", metavar="FILE", help="preds.csv, .parquet or .npz  [default: CSV to the terminal]")
+@_weights
+@_trust
+def predict(run: str, data: str, out: str | None, weights: str, trust: bool) -> None:
+    """Let a RUN's model predict other DATA: its rows, in their order, with what is predicted beside them.
+
+    Columns are matched by name; the target may be missing. A file may be larger than memory. A .npz file has the
+    predictions alone.
+    """
+    past = _past(run, trust)
+    from cli import predict as command
+
+    command.run(past, data, out, weights=weights)
+
+
+@cli.command()
+@click.argument("run")
+@click.option(
+    "--format", "kind", type=click.Choice(["torch", "onnx", "weights"]), default="torch",
+    help="a torch.export program, ONNX, or the weights alone  [default: torch]",
+)  # fmt: skip
+@click.option("--out", metavar="FILE", help="[default: RUN/model.pt2, model.onnx or weights.safetensors]")
+@_weights
+@_trust
+def export(run: str, kind: str, out: str | None, weights: str, trust: bool) -> None:
+    """Write a RUN's model as a file that needs nothing of ours, with what prepares the data inside.
+
+    Batches may be of any size. It is compared with the model on held-out samples before it is written, and a JSON
+    beside it says what goes in and what comes out.
+    """
+    past = _past(run, trust)
+    from cli import export as command
+
+    command.run(past, kind, out, weights=weights)
+
+
+@cli.command()
+@click.argument("folders", nargs=-1, metavar="[FOLDER | RUN RUN ...]")
+@click.option("--sort", metavar="NAME", help="a metric, epochs, seconds, or a setting; the best first")
+@click.option("--filter", "filters", multiple=True, metavar="NAME=VALUE", help="only runs with this setting or state")
+@click.option("--json", "as_json", is_flag=True, help="as JSON")
+def runs(folders: tuple[str, ...], sort: str | None, filters: tuple[str, ...], as_json: bool) -> None:
+    """List the runs in a FOLDER, with the settings in which they differ; of two or more RUNs, these side by side."""
+    from cli import runs as command
+
+    command.run(folders, sort=sort, filters=filters, as_json=as_json)
+
+
+@cli.command()
+@click.argument("runs", nargs=-1, required=True, metavar="RUN [RUN ...]")
+@click.option("--metric", "metrics", multiple=True, metavar="NAME", help="to show, such as loss  [default: all]")
+@click.option("--out", metavar="FILE", help="[default: the run's curves.svg; of several, curves.png here]")
+def plot(runs: tuple[str, ...], metrics: tuple[str, ...], out: str | None) -> None:
+    """Draw the curves of a RUN, or of several over each other."""
+    from cli import plot as command
+
+    command.run([Path(run) for run in runs], metrics, out)
+
+
+@cli.command()
+@click.argument("run")
+@click.option("--out", metavar="FILE", help="[default: RUN/report.html]")
+@_trust
+def report(run: str, out: str | None, trust: bool) -> None:
+    """Write what a RUN trained and how well as one HTML file: curves, classes, what was told worst, settings."""
+    past = _past(run, trust)
+    from cli import report as command
+
+    command.run(past, out)
 
 
 @cli.command()
@@ -195,13 +300,24 @@ def _config(file: str | None, given: dict[str, Any], trust: bool = False) -> con
         return config.make(chosen)
     if is_code(file):
         return config.make({**chosen, "pipeline": file})
-    _check_trust(Path(file), chosen, trust)
-    earlier = config.read(Path(file))
+    path = Path(file) / config.CONFIG if os.path.isdir(file) else Path(file)
+    if path.parent == Path(file):
+        config.check_run(path.parent)
+    _check_trust(path, chosen, trust)
+    earlier = config.read(path)
     earlier.pop("out", None)  # the same run again is another folder
     run = earlier.get("run")
     if isinstance(run, dict):
         earlier["run"] = {name: value for name, value in run.items() if name != "out"}
     return config.make(earlier, chosen)
+
+
+def _past(run: str, trust: bool) -> Past:
+    """A run that was made."""
+    _check_trust(Path(run) / config.CONFIG, {}, trust)
+    from cli.past import Past
+
+    return Past(Path(run))
 
 
 def _check_trust(path: Path, given: dict[str, Any], trust: bool) -> None:

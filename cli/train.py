@@ -3,45 +3,40 @@
 from __future__ import annotations
 
 import math
-import signal
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 from attrs import evolve
 from rich.console import Console
-from rich.live import Live
-from rich.progress import BarColumn, Progress, TextColumn
-from rich.spinner import Spinner
-from rich.text import Text
 
+from cli import classes, record, sample
 from cli import config as settings
 from cli import folder as folders
-from cli import record, sample
-from cli.build import Job, job, parameters, threads
+from cli.build import Job, begin, parameters
 from cli.config import TrainConfig
-from pipeline import Report, State, checkpoint, evaluate, fit, testing
+from cli.progress import interrupts, live, plain, printed, waiting, warn
+from pipeline import Report, State, checkpoint, fit, log, plot, testing, until
 from pipeline.checkpoint import Saved, Saver
 from pipeline.compile import Compiled
-from pipeline.errors import ConfigError, NonFiniteError, did_you_mean
+from pipeline.errors import ConfigError, NonFiniteError
 from pipeline.state import format_metric
 
 
 def run(config: TrainConfig, *, quiet: bool = False, verbose: bool = False) -> Report | None:
     """Train, printing a line an epoch, and return the last Report. What was learned is saved also where the run is
     interrupted."""
-    made, state = _made(config)
-    say = _plain(quiet)
+    made, state = begin(config)
+    say = plain(quiet)
     with folders.new(config) as folder:
         _head(say, made, state, config, verbose)
         folders.write_config(folder, config, record.facts(made, state))
         folders.write_data(folder, made)
-        return _train(made, config, folder, state, None, say, verbose)
+        return _train(made, config, folder, state, None, say, verbose, going=True)
 
 
 def folds(config: TrainConfig, *, quiet: bool = False, verbose: bool = False) -> None:
@@ -50,7 +45,7 @@ def folds(config: TrainConfig, *, quiet: bool = False, verbose: bool = False) ->
     assert count is not None
     if config.pipeline.name is not None:
         raise ConfigError("--folds parts data by itself; a pipeline of your own has parted them already")
-    say = _plain(False)
+    say = plain(False)
     ends: list[dict[str, float]] = []
     with folders.new(config) as whole:
         for fold in range(count):
@@ -78,15 +73,15 @@ def resume(
     """Go on with the run in a folder from its newest good checkpoint, or replay what led to it."""
     with folders.locked(folder):
         table = settings.document(folder / settings.CONFIG)
-        made, state = _made(config)
-        say = _plain(quiet)
+        made, state = begin(config)
+        say = plain(quiet)
         _head(say, made, state, config, verbose)
         facts = record.facts(made, state)
         for difference in record.differences(table, facts):
-            _warn(f"{difference}: its last bits may differ from here on")
+            warn(f"{difference}: its last bits may differ from here on")
         found = checkpoint.newest(folder / folders.CHECKPOINTS)
         for fault in found.faults:
-            _warn(f"{fault}; it is passed over")
+            warn(f"{fault}; it is passed over")
         saved = found.saved
         if saved is None and found.faults:
             raise ConfigError(
@@ -98,35 +93,34 @@ def resume(
                 raise ConfigError("--verify replays the run as it was; leave out other settings")
             _verify(made, config, folder, state, saved, past, say)
             return
+        going = True
         if saved is None:
             say.print("resume  no checkpoint yet, so from the beginning")
         else:
             say.print(f"resume  {saved.path.name}: {_place(made, saved)}")
             # The numbers of the schedule and the like are the config's: another lr may have been asked for.
             state = saved.restore(made.pipe, state.hyper)
-            if saved.epoch >= config.run.epochs:
-                say.print(f"done    all {saved.epoch} epochs; for more, add --epochs {2 * saved.epoch}")
-        before, now = old.flat, config.flat
-        changes = {
-            k: ["default" if v is None else v for v in (before.get(k), now[k])] for k in now if before.get(k) != now[k]
-        }
-        past = [*past, {"step": saved.step if saved else 0, **facts["versions"], **changes}]
-        folders.write_config(folder, config, {**facts, "resumed": past})
-        _train(made, config, folder, state, saved, say, verbose)
+            done = _done(saved, config)
+            going = done is None
+            say.print(f"done    {done}") if done else None
+        if going:
+            before, now = old.flat, config.flat
+            changes = {k: ["default" if v is None else v for v in (before.get(k), now[k])]
+                       for k in now if before.get(k) != now[k]}  # fmt: skip
+            past = [*past, {"step": saved.step if saved else 0, **facts["versions"], **changes}]
+            folders.write_config(folder, config, {**facts, "resumed": past})
+        _train(made, config, folder, state, saved, say, verbose, going=going)
 
 
-def _made(config: TrainConfig) -> tuple[Job, State]:
-    """What a run trains, and its first State; everything that can be checked is."""
-    made = job(config)
-    state = made.pipe.init(config.run.seed)
-    torch.set_num_threads(threads(made, state, config.run.threads))
-    if made.held_out is not None:
-        made.pipe.check(state, made.held_out)
-    known = [*made.pipe.finish(made.pipe.zeros())]
-    known += [f"{name}.{metric}" for name in made.pipe.averages for metric in known]
-    if config.run.best is not None and config.run.best not in known:
-        raise ConfigError(f"--best {config.run.best!r} is no metric of this run{did_you_mean(config.run.best, known)}")
-    return made, state
+def _done(saved: Saved, config: TrainConfig) -> str | None:
+    """In words, why a run that was saved has nothing left to do; None where it goes on."""
+    best, patience = saved.best, config.run.patience
+    if saved.epoch >= config.run.epochs:
+        return f"all {saved.epoch} epochs; for more, add --epochs {2 * saved.epoch}"
+    if patience is not None and best is not None and saved.batch == 0 and saved.epoch - best.epoch >= patience:
+        waited = saved.epoch - best.epoch
+        return f"no better {best.metric} for {waited} epochs; to wait longer, add --patience {2 * waited}"
+    return None
 
 
 def _head(say: Console, made: Job, state: State, config: TrainConfig, verbose: bool) -> None:
@@ -141,69 +135,124 @@ def _head(say: Console, made: Job, state: State, config: TrainConfig, verbose: b
 
 
 def _train(
-    made: Job, config: TrainConfig, folder: Path, state: State, saved: Saved | None, say: Console, verbose: bool
-) -> Report | None:
-    metric = config.run.best or made.best or _first(made)
+    made: Job, config: TrainConfig, folder: Path, state: State, saved: Saved | None, say: Console, verbose: bool, *,
+    going: bool,
+) -> Report | None:  # fmt: skip
+    metric = _best(made, config)
     signals: list[int] = []
     report: Report | None = None
-    last = False
+    ended, last = "", False
+    if going:
+        (folder / folders.STATUS).unlink(missing_ok=True)
     with (
-        folders.Log(folder, saved.step if saved else 0) as log,
+        folders.Log(folder, saved.step if saved else 0) as lines,
         Saver(folder / folders.CHECKPOINTS, keep=config.run.keep, best=metric, steps=config.run.save_steps,
-              minutes=config.run.save_minutes, saved=saved, beside=[log.path]) as saver,
+              minutes=config.run.save_minutes, saved=saved, beside=[lines.path]) as saver,
     ):  # fmt: skip
-        missing = sorted(set(range(1, saved.epoch + 1 if saved else 1)) - set(log.epochs))
+        missing = sorted(set(range(1, saved.epoch + 1 if saved else 1)) - set(lines.epochs))
         if missing:
-            _warn(f"{log.path} has no line for epoch {', '.join(map(str, missing))}; it goes on without")
+            warn(f"{lines.path} has no line for epoch {', '.join(map(str, missing))}; it goes on without")
         start = saved.start if saved else (0, 0)
-        going = start[0] < config.run.epochs
         program = _compile(made, config, state, say, verbose) if config.run.compile and going else False
+        stops, shown = _stops(config, metric, saver), printed(1 if verbose else config.run.epochs)
         try:
-            with _live(say) as show, _interrupts(signals):
-                reports = fit(
-                    made.pipe, epochs=config.run.epochs, validate=made.held_out, state=state, compile=program,
-                    interval=0.1, steps_per_call=_per_call(config), every=config.run.save_steps, start=start,
-                ) if going else ()  # fmt: skip
-                for report in reports:
+            with live(say) as show, interrupts(signals):
+                for report in _reports(made, config, folder, state, program, start) if going else ():
                     state = report.state
                     show(report)
-                    if report.complete:
-                        log.write(report)
-                        say.print(str(report))
+                    ended = next((why for why, stop in stops.items() if stop(report)), "")
                     last = report.complete and report.epoch == config.run.epochs
-                    saver.offer(report, now=last or bool(signals))
-                    if signals:
+                    if report.complete:
+                        lines.write(report, **_rate(made, state))
+                        if verbose or ended or signals or shown(report.epoch):
+                            say.print(str(report))
+                    saver.offer(report, now=last or bool(ended or signals))
+                    if ended or signals:
                         break
-        except NonFiniteError as e:
-            _save_weights(made, e.state, folder)
-            raise ConfigError(
-                f"{e}\npipe: to go on from the last checkpoint: pipe train --resume {folder} --lr X"
-            ) from None
-        except BrokenPipeError:  # the output's reader has gone
-            if report is not None:
-                saver.offer(report, now=True)
-            _save_weights(made, state, folder)
+        except BaseException as e:
+            _save_failed(made, folder, saver, report, e.state if isinstance(e, NonFiniteError) else state, e)
+            if isinstance(e, NonFiniteError):
+                raise ConfigError(
+                    f"{e}\npipe: to go on from the last checkpoint: pipe train --resume {folder} --lr X"
+                ) from None
             raise
         saver.close()
         best = saver.best
-    _save_weights(made, state, folder)
+    _save_weights(made, state, folder, best, report, saved)
+    _draw(folder, metric)
     if verbose and report is not None and made.prepared is not None and made.prepared.task == "classification":
-        say.print(f"\n{_classes(made, state)}\n")
+        say.print(f"\n{classes.table(made, state)}\n")
     if made.prepared is not None and made.prepared.task == "language modelling" and report is not None:
         _text(made, state, report, say)
-    result = _plain(False)
+    result = plain(False)
     if best is not None and metric is not None:
         result.print(f"best    {format_metric(metric, best.value)} in epoch {best.epoch}")
     averages = "".join(f", {name}.safetensors: their average" for name in made.pipe.averages)
-    files = ", ".join((settings.CONFIG, folders.METRICS, folders.CHECKPOINTS, folders.WEIGHTS))
-    result.print(f"run     {folder} ({files}: the weights as they are now{averages})")
+    and_best = f"{folders.BEST}: the weights of the best epoch, " if best is not None else ""
+    result.print(f"run     {folder} ({and_best}{folders.WEIGHTS}: the weights as they are now{averages})")
     if signals and report is not None and not last:
-        _warn(
+        folders.write_status(folder, "stopped", why="by a signal")
+        warn(
             f"stopped by a signal in epoch {report.epoch}, after step {report.step}; go on with: pipe train "
             f"--resume {folder}"
         )
         sys.exit(128 + signals[0])
+    if ended and report is not None and not last:
+        result.print(
+            f"ended   {ended}, in epoch {report.epoch} of {config.run.epochs}; it can be gone on with by --resume"
+        )
+    if going:
+        folders.write_status(folder, "done" if last or ended.startswith("no better") else "stopped", why=ended)
     return report
+
+
+def _reports(
+    made: Job, config: TrainConfig, folder: Path, state: State, program: Any, start: tuple[int, int]
+) -> Iterable[Report]:
+    reports = fit(
+        made.pipe, epochs=config.run.epochs, validate=made.held_out, state=state, compile=program, interval=0.1,
+        steps_per_call=_per_call(config), every=config.run.save_steps, start=start,
+    )  # fmt: skip
+    return log.tensorboard(reports, folder / "tensorboard") if config.run.tensorboard else reports
+
+
+def _stops(config: TrainConfig, metric: str | None, saver: Saver) -> dict[str, until.Stop]:
+    """When a run ends before its last epoch, by why."""
+    found: dict[str, until.Stop] = {}
+    run = config.run
+    if run.patience is not None:
+        if metric is None:
+            raise ConfigError("--patience needs held-out data, on which the best epoch is told")
+        best = None if saver.best is None else (saver.best.value, saver.best.epoch)
+        found[f"no better {metric} for {run.patience} epochs"] = until.no_better(metric, epochs=run.patience, best=best)
+    if run.minutes is not None:
+        found[f"{run.minutes:g} minutes have passed"] = until.minutes(run.minutes)
+    return found
+
+
+def _rate(made: Job, state: State) -> dict[str, float]:
+    """The learning rate of the last step, where there is one and no stage measures it."""
+    if "evaluate.learning_rate" in [s.name for s in made.pipe.metrics]:
+        return {}
+    numbers = [v["lr"] for v in made.pipe.hyper({**state.tree, "step": state.step - 1}).values() if "lr" in v]
+    return {"train/learning rate": float(numbers[0])} if len(numbers) == 1 else {}
+
+
+def _save_failed(
+    made: Job, folder: Path, saver: Saver, report: Report | None, state: State, error: BaseException
+) -> None:
+    """Keep what there is, where a run can't go on."""
+    gone = isinstance(error, BrokenPipeError | KeyboardInterrupt)  # the output's reader, or a second Ctrl-C
+    if gone and report is not None:
+        saver.offer(report, now=True)
+    if gone or isinstance(error, NonFiniteError):
+        _save_weights(made, state, folder, None, report, None)
+    folders.write_status(folder, "stopped" if gone else "failed", why=str(error) or type(error).__name__)
+
+
+def _best(made: Job, config: TrainConfig) -> str | None:
+    """The metric that tells the best epoch."""
+    return config.run.best or made.best or _first(made)
 
 
 def _first(made: Job) -> str | None:
@@ -262,7 +311,7 @@ def _verify(
     steps = f"steps {done + 1:,} to {saved.step:,}"
     differ = testing.differences(report.state.tree, wanted.tree)
     if differ:
-        _warn(f"{steps}, replayed, are not those of the run: {len(differ)} tensors differ, the first is {differ[0]}")
+        warn(f"{steps}, replayed, are not those of the run: {len(differ)} tensors differ, the first is {differ[0]}")
         sys.exit(1)
     say.print(f"verify  {steps} replayed: every tensor of the State is the same, bit for bit")
 
@@ -272,40 +321,31 @@ def _place(made: Job, saved: Saved) -> str:
     return f"after {saved.step:,} steps, {saved.epoch} epochs{batch}"
 
 
-def _save_weights(made: Job, state: State, folder: Path) -> None:
-    from safetensors.torch import save  # not before the first step
-
-    averages = {f"{name}.safetensors": seen for name, seen in made.pipe.averaged(state).items()}
-    for name, seen in {folders.WEIGHTS: state, **averages}.items():
-        weights = made.pipe.models[0].state_dict(seen)
-        content = save({k: t.clone(memory_format=torch.contiguous_format) for k, t in weights.items()})
-        folders.replace(folder / name, content)
-
-
-def _plain(quiet: bool) -> Plain:
-    return Plain(quiet=quiet, highlight=False, soft_wrap=True, markup=False)
-
-
-def _warn(message: str) -> None:
-    Plain(stderr=True, soft_wrap=True, highlight=False, markup=False).print(f"pipe: {message}")
-
-
-class Plain(Console):
-    """rich's Console, but a reader that has gone is main's to handle."""
-
-    def on_broken_pipe(self) -> None:
-        raise BrokenPipeError
+def _save_weights(
+    made: Job, state: State, folder: Path, best: checkpoint.Best | None, report: Report | None, saved: Saved | None
+) -> None:
+    epoch = report.epoch if report is not None else saved.epoch if saved is not None else 0
+    now = {"epoch": epoch, "step": int(state.step)}
+    [model, *_] = made.pipe.models
+    found = {folders.WEIGHTS: (state, {"weights": "last", **now})}
+    found |= {
+        f"{name}.safetensors": (seen, {"weights": name, **now}) for name, seen in made.pipe.averaged(state).items()
+    }
+    if best is not None:
+        about = {"weights": "best", "epoch": best.epoch, "step": best.step, best.metric: best.value}
+        kept = state if best.step == now["step"] else None
+        if kept is None and (there := checkpoint.best(folder / folders.CHECKPOINTS).saved) is not None:
+            kept = there.restore(made.pipe)
+        if kept is not None:
+            found[folders.BEST] = kept, about
+    for name, (seen, about) in found.items():
+        folders.write_weights(folder / name, model.state_dict(seen), about)
 
 
-def _classes(made: Job, state: State) -> str:
-    """Each class's precision, recall and F1 on the held-out data."""
-    assert made.prepared is not None
-    names = made.prepared.classes
-    confusion = evaluate.confusion(len(names))
-    figures = made.pipe.insert(confusion, after="evaluate.accuracy").evaluate(state, made.held_out)
-    rows = zip(figures["precision"], figures["recall"], figures["f1"], strict=True)
-    lines = [f"{names[i] if names else i:>8}  {p:9.4f}  {r:6.4f}  {f:6.4f}" for i, (p, r, f) in enumerate(rows)]
-    return "\n".join(["   class  precision  recall      F1", *lines])
+def _draw(folder: Path, metric: str | None) -> None:
+    rows = log.read(folder / folders.METRICS)
+    if rows:
+        folders.replace(folder / folders.CURVES, plot.svg(plot.curves(rows, best=metric)).encode())
 
 
 def _threads() -> str:
@@ -317,7 +357,7 @@ def _compile(made: Job, config: TrainConfig, state: State, say: Console, verbose
     """The compiled step with all its graphs, or one that runs eagerly and said why."""
     program = made.pipe.compile(backend=config.run.backend, fallback="eager")
     start = time.perf_counter()
-    with warnings.catch_warnings(), _waiting(say, lambda: f"{program.doing}, {time.perf_counter() - start:.0f} s"):
+    with warnings.catch_warnings(), waiting(say, lambda: f"{program.doing}, {time.perf_counter() - start:.0f} s"):
         warnings.simplefilter("ignore")  # the fallback's warning is printed below
         report = program.prepare(state, made.held_out)
     seconds = time.perf_counter() - start
@@ -334,51 +374,3 @@ def _compile(made: Job, config: TrainConfig, state: State, say: Console, verbose
         for reason in dict.fromkeys(reason for g in report.graphs for reason in g.refused):
             say.print(f"  not by {reason}")
     return program
-
-
-@contextmanager
-def _waiting(say: Console, doing: Callable[[], str]) -> Iterator[None]:
-    """On a terminal, what is being done and for how long, for as long as it is; in a pipe, that it began."""
-    if not say.is_terminal or say.quiet:
-        say.print("compiling the step and the evaluation; --no-compile does without")
-        yield
-        return
-    spinner = Spinner("dots")
-
-    def line() -> Spinner:
-        spinner.update(text=Text(f"compiling; --no-compile does without: {doing()}"))
-        return spinner
-
-    with Live(get_renderable=line, console=say, transient=True, refresh_per_second=8):
-        yield
-
-
-@contextmanager
-def _live(say: Console) -> Iterator[Callable[[Report], None]]:
-    """On a terminal, a bar of the epoch under way; in a pipe, nothing."""
-    if not say.is_terminal or say.quiet:
-        yield lambda report: None
-        return
-    with Progress(BarColumn(), TextColumn("{task.description}"), console=say, transient=True) as progress:
-        task = progress.add_task("")
-
-        def show(report: Report) -> None:
-            progress.update(task, total=report.batches, completed=report.batch, description=str(report))
-
-        yield show
-
-
-@contextmanager
-def _interrupts(caught: list[int]) -> Iterator[None]:
-    """Note the first SIGINT or SIGTERM, so that the loop ends between two steps; a second one ends at once."""
-
-    def note(number: int, _: Any) -> None:
-        caught.append(number)
-        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
-
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

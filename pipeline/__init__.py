@@ -25,6 +25,7 @@ from pipeline.errors import PipeError
 from pipeline.loop import fit
 from pipeline.pipe import Pipeline
 from pipeline.plot import Reports
+from pipeline.runs import load_run
 from pipeline.schedules import Schedule
 from pipeline.stage import Stage, stage
 from pipeline.state import Batch, Report, State
@@ -45,6 +46,7 @@ __all__ = [
     "fit",
     "forward",
     "load",
+    "load_run",
     "log",
     "loss",
     "models",

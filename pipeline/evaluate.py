@@ -145,6 +145,25 @@ def confusion(classes: int, *, dim: int = 1) -> Stage:
     return evolve(metric("evaluate.confusion", measure, finish, {"matrix": (INT, (classes, classes))}), check=check)
 
 
+def labels(count: int) -> Stage:
+    """Of several labels (B, L), each one's precision, recall and F1 (L,), of logits on the right side of 0; 0 where the
+    division would be 0 / 0."""
+
+    def measure(outputs: Tensor, targets: Tensor) -> Tree:
+        guess, true = outputs > 0, targets > 0.5
+        return {"right": (guess & true).sum(0), "guessed": guess.sum(0), "true": true.sum(0)}
+
+    def finish(sums: Any) -> dict[str, Any]:
+        right, guessed, true = (sums[k].to(FLOAT) for k in ("right", "guessed", "true"))
+        return {
+            "precision": right / guessed.clamp(min=1),
+            "recall": right / true.clamp(min=1),
+            "f1": 2 * right / (true + guessed).clamp(min=1),
+        }
+
+    return metric("evaluate.labels", measure, finish, dict.fromkeys(("right", "guessed", "true"), (INT, (count,))))
+
+
 def _errors(stage: str, outputs: Tensor, targets: Tensor) -> Tensor:
     return fitted(stage, outputs, targets).to(FLOAT) - targets.to(FLOAT)
 

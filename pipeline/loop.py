@@ -151,7 +151,7 @@ def _epochs(
         seconds += time.perf_counter() - began - (_compile_seconds(program) - compiling)
         done += k
         warned = warned or _warned(pipe, metrics, done)
-        results = {} if validate is None else _validated(pipe, program, state, validate)
+        results = {} if validate is None else validated(pipe, program, state, validate)
         state = pipe.observed(state, {**metrics, **results})
         report = Report(epoch, epochs, done, k, batches, True, metrics, results, seconds, seen, state)
         state = yield from _reported(pipe, report)
@@ -159,7 +159,7 @@ def _epochs(
         k = 0
 
 
-def _validated(pipe: Pipeline, program: Compiled | Pipeline, state: State, validate: Any) -> dict[str, Any]:
+def validated(pipe: Pipeline, program: Compiled | Pipeline, state: State, validate: Any) -> dict[str, Any]:
     """The results of a State, and those of its averages of weights: "ema.loss", by the same program."""
     results = program.evaluate(state, validate)
     for name, seen in pipe.averaged(state).items():

@@ -24,7 +24,7 @@ LAYERS = [
     {"compose"},
     {"checkpoint", "diagnose", "compile"},
     {"pipe", "testing"},
-    {"loop"},
+    {"loop", "runs"},
     {"__init__"},
 ]
 LAYER = {name: i for i, names in enumerate(LAYERS) for name in names}

@@ -13,7 +13,7 @@ from cli.recipes.setting import refusal, setting
 if TYPE_CHECKING:
     from pipeline import Pipeline
 
-PARTS = ("batch_size", "accumulate", "clip", "ema", "device", "precision", "on_nonfinite", "folds", "fold")
+PARTS = ("batch_size", "accumulate", "clip", "ema", "device", "precision", "on_nonfinite", "folds", "fold", "telemetry")
 """Settings of a run that are parts of a pipeline, and so of one's own."""
 
 

@@ -65,6 +65,14 @@ class Run:
         at_least(0),
     )
     keep: int = setting(2, "how many of the newest checkpoints stay, beside the best", at_least(1))
+    telemetry: bool = setting(
+        False, "measure gradient norm, update ratio and learning rate in each step; --verbose does too", fixed=True
+    )
+    patience: int | None = setting(
+        None, "stop after so many epochs in which the best one was not surpassed  [default: never]", at_least(1)
+    )
+    minutes: float | None = setting(None, "stop after so many minutes  [default: never]", at_least(0, above=True))
+    tensorboard: bool = setting(False, "also log for TensorBoard, in the run's folder")
     best: str | None = setting(None, "held-out metric that tells the best epoch  [default: accuracy, or r2 for values]")
     out: str | None = setting(None, "folder of the run  [default: the next free runs/DATA-MODEL-N]", fixed=True)
 

@@ -57,20 +57,24 @@ class Saved:
         """Where `fit(start=...)` goes on."""
         return self.epoch, self.batch
 
+    def tensors(self) -> dict[str, Tensor]:
+        """Every tensor of the State, by where it is: "params/1.weight". Raises CheckpointError."""
+        from safetensors.torch import load_file  # takes as long as a small run's first steps
+
+        try:
+            return load_file(self.path / STATE)
+        except Exception as e:  # of safetensors, which has a class of its own for what is no such file
+            raise CheckpointError(f"{self.path / STATE} can't be read: {first_line(e)}") from None
+
     def restore(self, pipe: Composition, hyper: Mapping[str, Tensor] | None = None) -> State:
         """The State, on the device of the pipeline; with other hyperparameters, if given.
 
         Raises CheckpointError where the pipeline is not the one that made it.
         """
-        from safetensors.torch import load_file  # takes as long as a small run's first steps
-
         new = pipe.init(0, steps=1)
         tree = (new if hyper is None else new.replace(hyper=dict(hyper))).tree
         like = named(tree)
-        try:
-            tensors = load_file(self.path / STATE)
-        except Exception as e:  # of safetensors, which has a class of its own for what is no such file
-            raise CheckpointError(f"{self.path / STATE} can't be read: {first_line(e)}") from None
+        tensors = self.tensors()
         if hyper is not None:
             tensors = {name: t for name, t in tensors.items() if not name.startswith("hyper/")}
             tensors |= {name: t for name, t in like.items() if name.startswith("hyper/")}
@@ -112,6 +116,22 @@ def newest(folder: str | Path, below: int | None = None) -> Found:
     return Found(None, tuple(faults))
 
 
+def best(folder: str | Path) -> Found:
+    """The checkpoint of the best epoch; the newest one where none is known to be the best.
+
+    Raises CheckpointError where it is not whole.
+    """
+    found = newest(folder)
+    known = found.saved.best if found.saved is not None else None
+    if found.saved is None or known is None or known.step == found.saved.step:
+        return found
+    return Found(read(_at(Path(folder), known.step)), found.faults)
+
+
+def _at(folder: Path, step: int) -> Path:
+    return folder / f"{_NAME}{step:09d}"
+
+
 def read(path: str | Path) -> Saved:
     """A checkpoint, with all of its content verified.
 
@@ -146,7 +166,7 @@ def write(
 
     tensors = {name: t.contiguous() for name, t in named(tree).items()}
     step = int(tree["step"])
-    path = folder / f"{_NAME}{step:09d}"
+    path = _at(folder, step)
     try:
         for file in beside:
             files.flush(file)

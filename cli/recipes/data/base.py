@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -11,7 +11,8 @@ from attrs import frozen
 from cli.recipes.setting import refusal, setting
 
 if TYPE_CHECKING:
-    from pipeline.sources import Prepared, Split
+    from cli.recipes.about import About
+    from pipeline.sources import Prepared, Rows, Split
 
 
 def _share(_: object, attribute: object, value: float) -> None:
@@ -42,6 +43,13 @@ class Data:
     def prepare(self, parts: Split) -> Prepared:
         """The data in two parts. Raises DataError for what can't be read."""
         raise NotImplementedError
+
+    def others(self, about: About, *, targets: bool) -> Iterator[Rows]:
+        """Its samples, all of them in their order, prepared as those were that a run was trained on.
+
+        Raises DataError for what can't be read, and ConfigError where it is of another kind.
+        """
+        raise refusal(f"{self.source} is no other data: give a file or a folder of the kind that was learned")
 
 
 def kind_prefix(source: str) -> str:

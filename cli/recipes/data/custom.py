@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from attrs import field, frozen
@@ -13,7 +13,8 @@ from cli.recipes.data.files import TASKS
 from cli.recipes.setting import at_least, one_of, setting
 
 if TYPE_CHECKING:
-    from pipeline.sources import Prepared, Split
+    from cli.recipes.about import About
+    from pipeline.sources import Prepared, Rows, Split
 
 
 @frozen
@@ -33,3 +34,15 @@ class Custom(Data):
 
         made = code.called(self.source, code.load(self.source), self.options, {"seed": parts.seed})
         return sources.given(made, parts, TASKS[self.task] if self.task else None, workers=self.workers)
+
+    def others(self, about: About, *, targets: bool) -> Iterator[Rows]:
+        from pipeline.sources import Prepared, dataset, others, source
+
+        made = code.called(self.source, code.load(self.source), self.options, {"seed": 0})
+        if isinstance(made, Prepared):
+            made = made.held_out
+        elif isinstance(made, tuple) and len(made) == 2 and not hasattr(made[0], "shape"):
+            made = made[1]
+        data = dataset(made, workers=self.workers) if not hasattr(made, "names") else source(made)
+        options = {"targets": targets, "task": about.fixed.task, "classes": about.classes}
+        return others.of_source(self.source, data, about.fixed.inputs, **options)  # type: ignore[arg-type]  # mixed types

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from attrs import frozen
 
 from cli.recipes.data.base import Data
 from cli.recipes.data.bundled import SMALL
-from cli.recipes.setting import at_least, one_of, setting
+from cli.recipes.setting import at_least, one_of, refusal, setting
 
 if TYPE_CHECKING:
-    from pipeline.sources import Prepared, Split
+    from cli.recipes.about import About
+    from pipeline.sources import Prepared, Rows, Split
 
 TASKS: dict[str, Any] = {"classification": "classification", "regression": "regression", "labels": "several labels",
          "language": "language modelling"}  # fmt: skip
@@ -47,6 +48,12 @@ class Table(Tested):
             ignore=tuple(self.ignore.split(",")) if self.ignore else (),
         )  # fmt: skip
 
+    def others(self, about: About, *, targets: bool) -> Iterator[Rows]:
+        from pipeline.sources import others
+
+        _need("columns", about, f"{self.source} is a table, but the run")
+        return others.of_table(self.path, about.fitted, targets=targets, header=self.header)
+
 
 @frozen
 class Arrays(Tested):
@@ -57,6 +64,14 @@ class Arrays(Tested):
 
         return sources.arrays(self.path, test=self.test, parts=parts, task=TASKS[self.task] if self.task else None)
 
+    def others(self, about: About, *, targets: bool) -> Iterator[Rows]:
+        from pipeline.sources import others
+
+        return others.of_arrays(
+            self.path, about.fixed.inputs, targets=targets, task=about.fixed.task, classes=about.classes,
+            vocabulary=about.fixed.sizes.get("vocabulary"),
+        )  # fmt: skip
+
 
 @frozen
 class Idx(Data):
@@ -66,6 +81,11 @@ class Idx(Data):
         from pipeline import sources
 
         return sources.images_idx(self.path, parts=parts)
+
+    def others(self, about: About, *, targets: bool) -> Iterator[Rows]:
+        from pipeline.sources import others
+
+        return others.of_idx(self.path, about.fixed.inputs, targets=targets, classes=about.classes)
 
 
 @frozen
@@ -84,6 +104,12 @@ class Images(Data):
             self.path, size=self.size, test=self.test, parts=parts, augment=self.augment, workers=self.workers
         )
 
+    def others(self, about: About, *, targets: bool) -> Iterator[Rows]:
+        from pipeline.sources import others
+
+        _need("mode", about, f"{self.source} is a folder of images, but the run")
+        return others.of_images(self.path, about.fitted, targets=targets, classes=about.classes)
+
 
 @frozen
 class Text(Data):
@@ -97,6 +123,12 @@ class Text(Data):
         from pipeline import sources
 
         return sources.text(self.path, context=self.context, tokenizer=self.tokenizer, parts=parts)
+
+    def others(self, about: About, *, targets: bool) -> Iterator[Rows]:
+        from pipeline.sources import others
+
+        _need("context", about, f"{self.source} is a text, but the run")
+        return others.of_text(self.path, about.fitted)
 
 
 @frozen
@@ -112,6 +144,12 @@ class Tokens(Data):
 
         return sources.tokens(self.path, dtype=self.dtype, context=self.context, parts=parts)
 
+    def others(self, about: About, *, targets: bool) -> Iterator[Rows]:
+        from pipeline.sources import others
+
+        _need("context", about, f"{self.source} holds tokens, but the run")
+        return others.of_text(self.path, about.fitted, dtype=self.dtype)
+
 
 @frozen
 class HuggingFace(Data):
@@ -124,3 +162,9 @@ class HuggingFace(Data):
         from pipeline import sources
 
         return sources.huggingface(self.path, inputs=self.inputs, targets=self.target, parts=parts)
+
+
+def _need(fitted: str, about: About, what: str) -> None:
+    """Raise ConfigError where the run's data were of another kind."""
+    if fitted not in about.fitted:
+        raise refusal(f"{what} was trained on {about.fixed.source}, which is of another kind")

@@ -1,0 +1,65 @@
+"""Classes: how well each class, or each of several labels, is told, and what it is taken for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from attrs import frozen
+
+from cli.build import Job
+from pipeline import Pipeline, State, evaluate
+
+SHOWN = 30
+"""Classes of a confusion matrix that a terminal has room for."""
+
+
+@frozen
+class Figures:
+    """Of each class, in order."""
+
+    names: tuple[str, ...]
+    precision: list[float]
+    recall: list[float]
+    f1: list[float]
+    confusion: list[list[int]] | None
+    """Rows true, columns predicted; none of several labels."""
+
+    @property
+    def json(self) -> dict[str, Any]:
+        each = zip(self.names, self.precision, self.recall, self.f1, strict=True)
+        rows = [{"class": n, "precision": p, "recall": r, "f1": f} for n, p, r, f in each]
+        return {"classes": rows, **({} if self.confusion is None else {"confusion": self.confusion})}
+
+    def __str__(self) -> str:
+        width = max(8, *(len(name) for name in self.names))
+        each = zip(self.names, self.precision, self.recall, self.f1, strict=True)
+        lines = [f"{name:>{width}}  {p:9.4f}  {r:6.4f}  {f:6.4f}" for name, p, r, f in each]
+        head = f"{'class':>{width}}  precision  recall      F1"
+        return "\n".join([head, *lines])
+
+    @property
+    def matrix(self) -> str:
+        """The confusion matrix as text, empty where there is none or no room."""
+        if self.confusion is None or len(self.names) > SHOWN:
+            return ""
+        width = max(8, *(len(name) for name in self.names))
+        cell = max(3, *(len(f"{n:,}") for row in self.confusion for n in row), *(len(n[:8]) for n in self.names))
+        head = " " * width + "  " + " ".join(f"{name[:8]:>{cell}}" for name in self.names)
+        rows = [f"{name:>{width}}  " + " ".join(f"{n:>{cell},}" if n else " " * (cell - 1) + "." for n in row)
+                for name, row in zip(self.names, self.confusion, strict=True)]  # fmt: skip
+        return "\n".join(["rows true, columns predicted", head, *rows])
+
+
+def figures(pipe: Pipeline, names: tuple[str, ...], task: str, state: State, data: Any) -> Figures | None:
+    """Of a State on some data; None where the task has no classes."""
+    if task not in ("classification", "several labels") or not names:
+        return None
+    metric = evaluate.confusion(len(names)) if task == "classification" else evaluate.labels(len(names))
+    found = pipe.insert(metric, after="evaluate.accuracy").evaluate(state, data)
+    return Figures(names, found["precision"], found["recall"], found["f1"], found.get("confusion"))
+
+
+def table(made: Job, state: State) -> str:
+    """Each class's figures on the held-out data."""
+    assert made.prepared is not None
+    return str(figures(made.pipe, made.prepared.classes, made.prepared.task, state, made.held_out))

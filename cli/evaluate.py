@@ -1,0 +1,49 @@
+"""`pipe eval`: how well a run's model does, on what it held out or on other data."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from rich.console import Console
+
+from cli import classes, record
+from cli.others import batches
+from cli.past import Past
+from cli.progress import warn
+from cli.recipes.setting import refusal
+from pipeline.loop import validated
+from pipeline.state import format_metric
+
+
+def run(past: Past, data: str | None, *, weights: str, as_json: bool) -> None:
+    """Print every metric, each class's figures, and the confusion matrix."""
+    made, state = past.made
+    if data is None:
+        for difference in record.differences(past.document, record.facts(made, state)):
+            warn(f"{difference}: the last digits may differ")
+        if made.held_out is None:
+            raise refusal(f"{past.folder} held nothing out; name data by --data")
+    saved = past.saved(weights)
+    state = saved.restore(made.pipe)
+    seen: Any = made.held_out if data is None else batches(past, data)
+    program: Any = made.pipe
+    if past.config.run.compile:
+        program = made.pipe.compile(backend=past.config.run.backend, fallback="eager")
+    metrics = validated(made.pipe, program, state, seen)
+    about = past.about if past.config.pipeline.name is None else None
+    figures = None if about is None else classes.figures(made.pipe, about.classes, about.task, state, seen)
+    if as_json:
+        found = {"run": str(past.folder), "weights": weights, "epoch": saved.epoch, "step": saved.step,
+                 "data": data or past.config.source, "metrics": metrics}  # fmt: skip
+        print(json.dumps({**found, **({} if figures is None else figures.json)}, indent=1, ensure_ascii=False))
+        return
+    say = Console(highlight=False, soft_wrap=True, markup=False)
+    say.print(f"run     {past.folder}, weights of epoch {saved.epoch} ({weights})")
+    say.print(f"data    {data or f'{past.config.source}, what was held out'}")
+    for name, value in metrics.items():
+        if isinstance(value, int | float):
+            say.print(f"        {format_metric(name, value)}")
+    if figures is not None:
+        say.print(f"\n{figures}\n")
+        say.print(figures.matrix)

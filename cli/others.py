@@ -1,0 +1,28 @@
+"""Others: data that a run did not see."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from cli import config as settings
+from cli.past import Past
+from cli.recipes.code import is_code
+from pipeline.sources import Rows
+from pipeline.state import Batch
+
+
+def rows(past: Past, data: str, *, targets: bool) -> Iterator[Rows]:
+    """The samples of other data, prepared as those of the run were. Raises a PipeError for what does not fit."""
+    kept = past.config.tables["data"]
+    layers = [{"data": kept}, {"data": data}] if not is_code(data) else [{"data": data}]
+    return settings.make(*layers).data.others(past.about, targets=targets)
+
+
+class batches:  # noqa: N801  # a function, whose result can be iterated again
+    """The same as batches, with targets, anew each time that they are iterated."""
+
+    def __init__(self, past: Past, data: str) -> None:
+        self.past, self.data = past, data
+
+    def __iter__(self) -> Iterator[Batch]:
+        return (found.batch for found in rows(self.past, self.data, targets=True))

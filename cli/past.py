@@ -1,0 +1,130 @@
+"""Past: a run as its folder tells, for what is done after it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from attrs import define, field
+from torch import nn
+
+from cli import config as settings
+from cli import folder as folders
+from cli.build import Job, begin
+from cli.config import TrainConfig
+from cli.recipes.about import About
+from cli.recipes.setting import refusal
+from pipeline import Pipeline, State, checkpoint, forward, log
+from pipeline.checkpoint import Saved
+from pipeline.errors import CheckpointError, ConfigError
+from pipeline.stage import first_line
+
+WEIGHTS = ("best", "last")
+
+
+@define(eq=False, slots=False)
+class Past:
+    """A run that was made. Raises ConfigError for a folder without one, and for one that is being written to."""
+
+    folder: Path
+    config: TrainConfig = field(init=False)
+    document: Mapping[str, Any] = field(init=False)
+    """All that its config.toml says."""
+
+    def __attrs_post_init__(self) -> None:
+        settings.check_run(self.folder)
+        folders.check_idle(self.folder)
+        self.document = settings.document(self.folder / settings.CONFIG)
+        self.config = settings.make(settings.read(self.folder / settings.CONFIG))
+
+    @cached_property
+    def about(self) -> About:
+        """Raises ConfigError for a pipeline of the user's, whose data nothing is known of."""
+        path = self.folder / folders.DATA
+        if self.config.pipeline.name is not None:
+            raise refusal(
+                f"{self.folder} has a pipeline of your own: in Python, pipeline.load_run({str(self.folder)!r}) gives "
+                "it back with its State"
+            )
+        try:
+            return About.read(json.loads(path.read_text(encoding="utf-8")), path)
+        except (OSError, ValueError) as e:
+            raise refusal(f"can't read {path}: {getattr(e, 'strerror', None) or e}") from None
+
+    @cached_property
+    def rows(self) -> list[log.Row]:
+        """Its metrics, an epoch each."""
+        return log.read(self.folder / folders.METRICS)
+
+    @cached_property
+    def made(self) -> tuple[Job, State]:
+        """What it trained, with its first State; its data are read again."""
+        return begin(self.config)
+
+    def saved(self, weights: str) -> Saved:
+        """The checkpoint of its best epoch, or the last one. Raises a PipeError where there is none."""
+        where = self.folder / folders.CHECKPOINTS
+        try:
+            found = checkpoint.best(where) if weights == "best" else checkpoint.newest(where)
+        except CheckpointError as e:
+            raise ConfigError(f"{e}; --weights last takes the newest that is whole") from None
+        if found.saved is None:
+            raise ConfigError(found.faults[0] if found.faults else f"{self.folder} has no checkpoint yet")
+        return found.saved
+
+    def module(self, weights: str) -> tuple[nn.Module, Any, dict[str, Any]]:
+        """Its trained model in eval mode, the values of a batch that it is called on, and of which epoch it is.
+
+        `weights` is "best", "last", or the name of an average that the run kept. Needs neither its data nor, where
+        its checkpoints are gone, more than the files of weights.
+        """
+        build, _, inputs = self.config.model.make(self.about.fixed)
+        pipe = Pipeline(forward.model(build, inputs=inputs))
+        [model] = pipe.models
+        pipe.init(self.config.run.seed, batch=_example(self.about))
+        if weights in WEIGHTS and checkpoint.newest(self.folder / folders.CHECKPOINTS).saved is not None:
+            saved = self.saved(weights)
+            kept = saved.tensors()
+            own = {k.partition("/")[2]: t for k, t in kept.items() if k.startswith(("params/", "buffers/"))}
+            return model.module.whole(own), inputs, {"epoch": saved.epoch, "step": saved.step}
+        return self._from_file(build(), weights, inputs)
+
+    def _from_file(self, module: nn.Module, weights: str, inputs: Any) -> tuple[nn.Module, Any, dict[str, Any]]:
+        from safetensors import safe_open
+
+        name = {"best": folders.BEST, "last": folders.WEIGHTS}.get(weights, f"{weights}.safetensors")
+        path = self.folder / name
+        if not path.exists():
+            known = [p.stem for p in self.folder.glob("*.safetensors") if p.name not in (folders.BEST, folders.WEIGHTS)]
+            raise refusal(f"{self.folder} has no weights {weights!r}", weights, [*WEIGHTS, *known])
+        try:
+            with safe_open(path, framework="pt") as file:
+                about = file.metadata() or {}
+                module.load_state_dict({k: file.get_tensor(k) for k in file.keys()})  # noqa: SIM118  # no mapping
+        except Exception as e:  # of safetensors and torch, which have several
+            raise ConfigError(f"can't read {path}: {first_line(e)}") from None
+        return module.eval(), inputs, {k: int(about[k]) for k in ("epoch", "step") if k in about}
+
+
+def _example(about: About) -> dict[str, Any]:
+    """A batch of the shapes that the data have, for modules that are lazy."""
+    fixed = about.fixed
+    inputs = torch.zeros(2, *fixed.inputs, dtype=torch.float32 if fixed.floats else torch.int64)
+    columns = fixed.sizes.get("categories", ())
+    return {"inputs": inputs, "categories": torch.zeros(2, len(columns), dtype=torch.int64)}
+
+
+def load_run(folder: Path, weights: str, trust: bool) -> tuple[Pipeline, State, Any]:
+    """See pipeline.load_run."""
+    if weights not in WEIGHTS:
+        raise refusal(f"unknown weights {weights!r}", weights, WEIGHTS)
+    past = Past(folder)
+    code = settings.code_in(settings.read(folder / settings.CONFIG))
+    if code is not None and not trust:
+        raise refusal(f"{folder} names code, {code}, which would be run; if you know it, pass trust=True")
+    job, _ = past.made
+    return job.pipe, past.saved(weights).restore(job.pipe), job.held_out

@@ -1,0 +1,39 @@
+"""`pipe plot`: the curves of runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from cli import config as settings
+from cli import folder as folders
+from pipeline import log, plot
+from pipeline.checkpoint import newest
+from pipeline.errors import ConfigError
+
+
+def run(runs: Sequence[Path], metrics: Sequence[str], out: str | None) -> None:
+    """Draw the curves of a run, or of several over each other."""
+    found = {}
+    for folder in runs:
+        settings.check_run(folder)
+        found[str(folder)] = log.read(folder / folders.METRICS)
+        if not found[str(folder)]:
+            raise ConfigError(f"{folder} has no complete epoch yet")
+    best = None
+    if len(runs) == 1 and (saved := newest(runs[0] / folders.CHECKPOINTS).saved) is not None and saved.best:
+        best = saved.best.metric
+    path = Path(out) if out is not None else runs[0] / folders.CURVES if len(runs) == 1 else Path("curves.png")
+    # Names without what all of them begin with, such as runs/.
+    names = {str(Path(n)).rpartition("/")[2] if len({Path(r).name for r in runs}) == len(runs) else n: rows
+             for n, rows in found.items()}  # fmt: skip
+    figure = plot.curves(next(iter(found.values())) if len(runs) == 1 else names, metrics=metrics, best=best)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.suffix == ".svg":
+            folders.replace(path, plot.svg(figure).encode())
+        else:
+            figure.savefig(path, dpi=150)
+    except (OSError, ValueError) as e:
+        raise ConfigError(f"can't write {path}: {getattr(e, 'strerror', None) or e}") from None
+    print(path)

@@ -1,0 +1,159 @@
+"""`pipe predict`: a run's model on other data, row for row."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from itertools import chain
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+
+from cli import others
+from cli.answers import Answers, called
+from cli.past import Past
+from cli.recipes.about import About
+from cli.recipes.setting import refusal
+from pipeline import files
+from pipeline.errors import ConfigError, did_you_mean
+from pipeline.sources import Rows
+from pipeline.sources.cells import package
+from pipeline.stage import first_line
+
+ENDS = (".csv", ".parquet", ".npz")
+
+Columns: TypeAlias = dict[str, Any]
+"""What is predicted of some rows, by name: names or numbers (N,), and for .npz alone, (N, C)."""
+
+
+def run(past: Past, data: str, out: str | None, *, weights: str) -> None:
+    """Write the rows of some data with what is predicted beside them."""
+    about = past.about
+    if about.task == "language modelling":
+        raise refusal(f"{past.folder} learned a text, whose next tokens come from pipe sample {past.folder}")
+    path = None if out is None else Path(out)
+    if path is not None and path.suffix not in ENDS:
+        raise refusal(f"--out {out!r} is none of {', '.join(ENDS)}{did_you_mean(path.suffix, ENDS)}")
+    if path is not None and path.exists():
+        raise refusal(f"{path} exists already; name another file by --out")
+    module, inputs, of = past.module(weights)
+    made = _predicted(others.rows(past, data, targets=False), module, inputs, about)
+    if path is None:
+        for text in _csv(made):
+            sys.stdout.write(text)
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    work = path.with_name(files.MAKING + path.name)
+    try:
+        count = {".csv": _write_csv, ".parquet": _write_parquet, ".npz": _write_npz}[path.suffix](work, made)
+        work.replace(path)
+    except OSError as e:
+        raise ConfigError(f"can't write {path}: {e.strerror or e}") from None
+    finally:
+        with suppress(OSError):
+            work.unlink()
+    epoch = f", weights of epoch {of['epoch']}" if of else ""
+    print(f"{path}: {count:,} rows, {about.target} predicted by {past.folder}{epoch}")
+
+
+def _predicted(
+    found: Iterator[Rows], module: torch.nn.Module, inputs: Any, about: About
+) -> Iterator[tuple[Mapping[str, Any], Columns]]:
+    answers = Answers(about).eval()
+    for rows in found:
+        with torch.inference_mode():
+            try:
+                values = answers(called(module, inputs, rows.batch)).numpy()
+            except (RuntimeError, IndexError, TypeError, ValueError, KeyError) as e:
+                raise ConfigError(f"the model can't take these data: {first_line(e)}") from e
+        yield rows.beside, named(about, values)
+
+
+def named(about: About, values: np.ndarray) -> Columns:
+    """Answers as columns."""
+    names = about.classes
+    if about.task == "classification":
+        best = values.argmax(1)
+        known = np.array(names or [str(i) for i in range(values.shape[1])])
+        return {"prediction": known[best], "probability": values.max(1), "probabilities": values}
+    if about.task == "several labels":
+        known_as = names or [str(i) for i in range(values.shape[1])]
+        each = {f"prediction_{n}": values[:, i] > 0.5 for i, n in enumerate(known_as)}
+        return {**each, **{f"probability_{n}": values[:, i] for i, n in enumerate(known_as)}}
+    if values.ndim == 1:
+        return {"prediction": values}
+    return {f"prediction_{n}": values[:, i] for i, n in enumerate(names or [str(i) for i in range(values.shape[1])])}
+
+
+def _frames(made: Iterator[tuple[Mapping[str, Any], Columns]]) -> Iterator[Any]:
+    """Rows and predictions as data frames; a prediction's name is one that the rows do not have."""
+    pl = package()
+    for beside, columns in made:
+        taken = dict(beside)
+        for name, values in columns.items():
+            if values.ndim == 1:
+                while name in taken:
+                    name += "_"
+                taken[name] = values
+        yield pl.DataFrame({k: v.numpy() if isinstance(v, torch.Tensor) else v for k, v in taken.items()})
+
+
+def _csv(made: Iterator[tuple[Mapping[str, Any], Columns]]) -> Iterator[str]:
+    for i, frame in enumerate(_frames(made)):
+        yield frame.write_csv(include_header=i == 0)
+
+
+def _write_csv(path: Path, made: Iterator[tuple[Mapping[str, Any], Columns]]) -> int:
+    count = 0
+    with path.open("wb") as file:
+        for frame in _frames(made):
+            frame.write_csv(file, include_header=count == 0)
+            count += len(frame)
+    return count
+
+
+def _write_parquet(path: Path, made: Iterator[tuple[Mapping[str, Any], Columns]]) -> int:
+    from polars.io.plugins import register_io_source
+
+    frames = _frames(made)
+    first = next(frames)
+    count = 0
+
+    def read(*_: Any) -> Iterator[Any]:
+        nonlocal count
+        for frame in chain([first], frames):
+            count += len(frame)
+            yield frame
+
+    register_io_source(read, schema=first.schema).sink_parquet(path)
+    return count
+
+
+def _write_npz(path: Path, made: Iterator[tuple[Mapping[str, Any], Columns]]) -> int:
+    """The predictions alone, each column put down as it comes, and then copied into the archive."""
+    from shutil import copyfileobj
+    from tempfile import TemporaryFile
+    from zipfile import ZipFile
+
+    parts: dict[str, Any] = {}
+    kinds: dict[str, tuple[np.dtype[Any], tuple[int, ...]]] = {}
+    count = 0
+    for _, columns in made:
+        for name, values in columns.items():
+            if name not in parts:
+                parts[name] = TemporaryFile(dir=path.parent)  # noqa: SIM115  # closed when it has been copied
+                kinds[name] = values.dtype, values.shape[1:]
+            parts[name].write(np.ascontiguousarray(values, dtype=kinds[name][0]).data)
+        count += len(next(iter(columns.values())))
+    with ZipFile(path, "w") as archive:
+        for name, file in parts.items():
+            dtype, shape = kinds[name]
+            header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": (count, *shape)}
+            file.seek(0)
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as inner, file:
+                np.lib.format.write_array_header_2_0(inner, header)
+                copyfileobj(file, inner)
+    return count

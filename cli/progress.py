@@ -1,0 +1,99 @@
+"""Progress: what a run says while it goes, and what can interrupt it."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.spinner import Spinner
+from rich.text import Text
+
+from pipeline import Report
+
+LINES = 50
+"""About so many epochs are printed of a run that has more than twice as many."""
+
+
+def plain(quiet: bool) -> Plain:
+    return Plain(quiet=quiet, highlight=False, soft_wrap=True, markup=False)
+
+
+def warn(message: str) -> None:
+    Plain(stderr=True, soft_wrap=True, highlight=False, markup=False).print(f"pipe: {message}")
+
+
+class Plain(Console):
+    """rich's Console, but a reader that has gone is main's to handle."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
+@contextmanager
+def waiting(say: Console, doing: Callable[[], str]) -> Iterator[None]:
+    """On a terminal, what is being done and for how long, for as long as it is; in a pipe, that it began."""
+    if not say.is_terminal or say.quiet:
+        say.print("compiling the step and the evaluation; --no-compile does without")
+        yield
+        return
+    spinner = Spinner("dots")
+
+    def line() -> Spinner:
+        spinner.update(text=Text(f"compiling; --no-compile does without: {doing()}"))
+        return spinner
+
+    with Live(get_renderable=line, console=say, transient=True, refresh_per_second=8):
+        yield
+
+
+def printed(epochs: int) -> Callable[[int], bool]:
+    """Which epochs of a run have a line: all of a short one; of others the first, the last, and some round ones.
+
+    >>> shown = printed(3000)
+    >>> [epoch for epoch in range(1, 3001) if shown(epoch)][:3]
+    [1, 100, 200]
+    """
+    steps = (digit * 10**power for power in range(20) for digit in (1, 2, 5))
+    step = 1 if epochs <= 2 * LINES else next(n for n in steps if epochs <= n * LINES)
+    return lambda epoch: epoch % step == 0 or epoch in (1, epochs)
+
+
+@contextmanager
+def live(say: Console) -> Iterator[Callable[[Report], None]]:
+    """On a terminal, a bar of the run, with the time that it will still take; in a pipe, nothing."""
+    if not say.is_terminal or say.quiet:
+        yield lambda report: None
+        return
+    columns = (BarColumn(), TimeRemainingColumn(compact=True), TextColumn("{task.description}"))
+    with Progress(*columns, console=say, transient=True) as progress:
+        task = progress.add_task("")
+
+        def show(report: Report) -> None:
+            if report.batches is None:
+                total, done = report.epochs, report.epoch - (not report.complete)
+            else:
+                total, done = report.epochs * report.batches, (report.epoch - 1) * report.batches + report.batch
+            progress.update(task, total=total, completed=done, description=str(report))
+
+        yield show
+
+
+@contextmanager
+def interrupts(caught: list[int]) -> Iterator[None]:
+    """Note the first SIGINT or SIGTERM, so that the loop ends between two steps; a second one ends at once."""
+
+    def note(number: int, _: Any) -> None:
+        caught.append(number)
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

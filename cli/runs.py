@@ -1,0 +1,218 @@
+"""`pipe runs`: a table of the runs in a folder, or some side by side."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from functools import cmp_to_key
+from pathlib import Path
+from typing import Any
+
+from attrs import frozen
+from rich.console import Console
+from rich.table import Table
+
+from cli import config as settings
+from cli import folder as folders
+from cli.config import TrainConfig
+from cli.recipes.setting import refusal
+from pipeline import log, plot
+from pipeline.errors import PipeError
+from pipeline.state import format_metric, is_better
+
+COLUMNS = 6
+"""Settings that a table has room for; side by side, there are all."""
+UNLIKE = ("out", "data", "model", "threads", "pipeline")
+"""Settings that are not compared: those with a column of their own, and those that say nothing of the result."""
+
+
+@frozen(eq=False)
+class Entry:
+    """A run in the table."""
+
+    name: str
+    folder: Path
+    config: TrainConfig | None
+    """None where it can't be read; `why` says more."""
+    rows: Sequence[log.Row]
+    state: str
+    why: str
+
+    @property
+    def flat(self) -> dict[str, Any]:
+        return {} if self.config is None else self.config.flat
+
+    @property
+    def seconds(self) -> float:
+        return sum(row.get("seconds") or 0.0 for row in self.rows)
+
+    @property
+    def epochs(self) -> int:
+        return self.rows[-1]["epoch"] if self.rows else 0
+
+    def best(self, metric: str | None = None) -> tuple[int, str, float] | None:
+        """The epoch, the metric and its value."""
+        return plot.best_epoch(self.rows, metric or self.flat.get("best"))
+
+    @property
+    def json(self) -> dict[str, Any]:
+        best = self.best()
+        return {
+            "run": str(self.folder), "state": self.state, "why": self.why, "data": self.flat.get("data"),
+            "model": self.flat.get("model"), "epochs": self.epochs, "seconds": self.seconds,
+            "best": None if best is None else dict(zip(("epoch", "metric", "value"), best, strict=True)),
+            "last": self.rows[-1] if self.rows else None, "settings": self.flat,
+        }  # fmt: skip
+
+
+def run(paths: Sequence[str], *, sort: str | None, filters: Sequence[str], as_json: bool) -> None:
+    """Print the runs in a folder, or those given."""
+    given = [Path(p) for p in paths] or [Path("runs")]
+    alone = all((p / settings.CONFIG).exists() for p in given)
+    if len(given) == 1 and not alone and not given[0].is_dir():
+        raise refusal(f"{given[0]} is no folder; pipe train makes runs/ with a first run")
+    found = [entry(p, str(p)) for p in given] if alone else [e for p in given for e in inside(p)]
+    if not found:
+        raise refusal(f"there is no run in {', '.join(map(str, given))}")
+    found = [e for e in found if all(_matches(e, text, found) for text in filters)]
+    if sort is not None:
+        found = _sorted(found, sort)
+    if as_json:
+        print(json.dumps([e.json for e in found], indent=1, ensure_ascii=False, default=list))
+        return
+    say = Console(highlight=False, soft_wrap=True, markup=False)
+    if alone and len(found) > 1:
+        say.print(beside(found))
+    else:
+        listed(say, found, sort)
+
+
+def inside(root: Path) -> list[Entry]:
+    """The runs in a folder, and in the folders of runs in it, such as those of folds."""
+    paths = sorted({p.parent for pattern in ("", "*/", "*/*/") for p in root.glob(pattern + settings.CONFIG)})
+    return [entry(p, str(p.relative_to(root))) for p in paths]
+
+
+def entry(path: Path, name: str) -> Entry:
+    """A run as its folder tells, also where it is one that can't be read."""
+    try:
+        config = settings.make(settings.read(path / settings.CONFIG))
+        rows = log.read(path / folders.METRICS)
+    except PipeError as e:
+        return Entry(name, path, None, [], "failed", str(e))
+    state, why = _state(path, rows, config)
+    return Entry(name, path, config, rows, state, why)
+
+
+def _state(path: Path, rows: Sequence[log.Row], config: TrainConfig) -> tuple[str, str]:
+    if folders.is_busy(path):
+        return "running", ""
+    try:
+        status = json.loads((path / folders.STATUS).read_text(encoding="utf-8"))
+        return str(status["state"]), str(status.get("why", ""))
+    except (OSError, ValueError, TypeError, KeyError):  # killed, or of before there was one
+        return ("done" if rows and rows[-1]["epoch"] >= config.run.epochs else "stopped"), ""
+
+
+def _matches(e: Entry, text: str, found: Sequence[Entry]) -> bool:
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise refusal(f"--filter {text!r} is no NAME=VALUE, such as optimizer=adamw")
+    values = {**e.flat, "state": e.state}
+    if not any(name in {**other.flat, "state": ""} for other in found):
+        raise refusal(f"no run has a setting {name!r}", name, {k for other in found for k in other.flat} | {"state"})
+    wanted = settings.assigned((text,))[name]
+    have = values.get(name)
+    return have == wanted or str(have) == value or (isinstance(have, tuple) and list(have) == wanted)
+
+
+def _sorted(found: list[Entry], by: str) -> list[Entry]:
+    """Best first by a metric; else from low to high; those without a value last."""
+    metrics = {k.removeprefix("validate/") for e in found for r in e.rows for k in r if k.startswith("validate/")}
+    if by in metrics:
+        values = {id(e): best[2] for e in found if (best := e.best(by)) is not None}
+
+        def compare(a: Entry, b: Entry) -> int:
+            x, y = values.get(id(a)), values.get(id(b))
+            if x is None or y is None:
+                return (x is None) - (y is None)
+            return 0 if x == y else -1 if is_better(by, x, y) else 1
+
+        return sorted(found, key=cmp_to_key(compare))
+    if by in ("epochs", "seconds", "state", "name"):
+        return sorted(found, key=lambda e: getattr(e, by))
+    known = {k for e in found for k in e.flat}
+    if by not in known:
+        raise refusal(f"no run has {by!r} to sort by", by, known | metrics | {"epochs", "seconds", "state", "name"})
+    return sorted(found, key=lambda e: (by not in e.flat, e.flat.get(by) is None, _orderable(e.flat.get(by))))
+
+
+def _orderable(value: Any) -> tuple[bool, Any]:
+    return (False, value) if isinstance(value, int | float) else (True, str(value))
+
+
+def differing(found: Sequence[Entry]) -> list[str]:
+    """The settings in which runs differ."""
+    names = dict.fromkeys(k for e in found for k in e.flat if k not in UNLIKE)
+    readable = [e for e in found if e.config is not None]
+    return [n for n in names if len({str(e.flat.get(n)) for e in readable}) > 1]
+
+
+def listed(say: Console, found: Sequence[Entry], sort: str | None) -> None:
+    names = differing(found)
+    shown = names[:COLUMNS]
+    table = Table("run", "data", "model", *shown, "best", "epochs", "time", "state", box=None, pad_edge=False)
+    metrics = {k for e in found for r in e.rows for k in r}
+    metric = sort if sort is not None and f"validate/{sort}" in metrics else None
+    for e in found:
+        best = e.best(metric)
+        told = "" if best is None else f"{format_metric(best[1], best[2])} in {best[0]}"
+        of = f"{e.epochs}/{e.flat['epochs']}" if e.flat else ""
+        table.add_row(
+            e.name, str(e.flat.get("data") or e.flat.get("pipeline") or ""), str(e.flat.get("model") or ""),
+            *(_text(e.flat.get(n)) for n in shown), told, of, _time(e.seconds), _line(e),
+        )  # fmt: skip
+    for column in table.columns:
+        column.no_wrap = True
+    if not say.is_terminal:
+        say.width = 1000
+    say.print(table)
+    if len(names) > COLUMNS:
+        say.print(f"\nthey also differ in {', '.join(names[COLUMNS:])}: pipe runs RUN RUN shows them side by side")
+
+
+def beside(found: Sequence[Entry]) -> Table:
+    """Each setting in which runs differ, and how they did."""
+    table = Table("", *(e.name for e in found), box=None, pad_edge=False)
+    names = [n for n in ("data", "model") if len({str(e.flat.get(n)) for e in found}) > 1] + differing(found)
+    for name in names:
+        table.add_row(name, *(_text(e.flat.get(name)) for e in found))
+    results: Mapping[str, list[str]] = {
+        "best": ["" if (b := e.best()) is None else f"{format_metric(b[1], b[2])} in {b[0]}" for e in found],
+        "epochs": [f"{e.epochs}/{e.flat.get('epochs', '?')}" for e in found],
+        "time": [_time(e.seconds) for e in found],
+        "state": [_line(e) for e in found],
+    }
+    if not names:
+        table.add_row("settings", *["the same"] * len(found))
+    for name, values in results.items():
+        table.add_row(name, *values)
+    return table
+
+
+def _line(e: Entry) -> str:
+    return e.state + (f": {e.why.splitlines()[0]}" if e.why else "")
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, tuple):
+        return ",".join(map(str, value))
+    return "" if value is None else str(value)
+
+
+def _time(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
