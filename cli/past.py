@@ -73,7 +73,7 @@ class Past:
         except CheckpointError as e:
             raise ConfigError(f"{e}; --weights last takes the newest that is whole") from None
         if found.saved is None:
-            raise ConfigError(found.faults[0] if found.faults else f"{self.folder} has no checkpoint yet")
+            raise ConfigError(found.faults[0] if found.faults else f"{self.folder} has no checkpoint to take weights from")
         return found.saved
 
     def module(self, weights: str) -> tuple[nn.Module, Any, dict[str, Any]]:

@@ -23,6 +23,8 @@ from pipeline.sources import Rows
 from pipeline.sources.cells import package
 from pipeline.stage import first_line
 
+ROWS = 1 << 17
+"""In a row group of Parquet."""
 ENDS = (".csv", ".parquet", ".npz")
 
 Columns: TypeAlias = dict[str, Any]
@@ -128,7 +130,7 @@ def _write_parquet(path: Path, made: Iterator[tuple[Mapping[str, Any], Columns]]
             count += len(frame)
             yield frame
 
-    register_io_source(read, schema=first.schema).sink_parquet(path)
+    register_io_source(read, schema=first.schema).sink_parquet(path, row_group_size=ROWS, maintain_order=True)
     return count
 
 

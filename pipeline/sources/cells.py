@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 MISSING = ("", "na", "n/a", "nan", "null", "none", "?")
 """What stands for a missing value, in any case."""
 TRUTHS = {"true": 1.0, "yes": 1.0, "t": 1.0, "y": 1.0, "false": 0.0, "no": 0.0, "f": 0.0, "n": 0.0}
-BLOCK, ROWS = 1 << 23, 1 << 16
+BLOCK, ROWS = 1 << 21, 1 << 15
 """Bytes of text, and rows of Parquet, that are read at once of a file of any size."""
 LOOKED = 100
 """Rows that are looked at to tell whether a first one is a header."""
@@ -143,7 +143,7 @@ def _reading(path: Path) -> Iterator[IO[bytes]]:
 def _parquet_blocks(path: Path) -> Iterator[Cells]:
     pl = package()
     try:
-        lazy = pl.scan_parquet(path)
+        lazy = pl.scan_parquet(path, low_memory=True)
         total = int(lazy.select(pl.len()).collect().item())
         for begin in range(0, total, ROWS):
             frame = lazy.slice(begin, ROWS).collect()
