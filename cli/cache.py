@@ -50,7 +50,7 @@ def size(path: Path) -> int:
 
 
 def show(say: Console, found: dict[Path, Package | None]) -> None:
-    table = Table("program", "operations", "size", "made", "torch", "batch", box=None, pad_edge=False)
+    table = Table("program", "operations", "size", "made", "torch", "model", "batch", box=None, pad_edge=False)
     table.columns[1].justify = table.columns[2].justify = "right"
     for column in table.columns:
         column.no_wrap = True
@@ -59,7 +59,7 @@ def show(say: Console, found: dict[Path, Package | None]) -> None:
             continue
         made = time.strftime("%Y-%m-%d %H:%M", time.localtime((path / storage.FACTS).stat().st_mtime))
         torch = p.identity.get("torch", "?") if isinstance(p.identity, dict) else "?"
-        table.add_row(str(p.program), str(p.operations), _bytes(size(path)), made, str(torch), str(p.batch))
+        table.add_row(str(p.program), str(p.operations), _bytes(size(path)), made, str(torch), p.model, str(p.batch))
     say.print(f"{storage.folder()}\n")
     say.width = 1000  # a batch is long, and not cut
     say.print(table)

@@ -25,6 +25,8 @@ METRICS, CHECKPOINTS, WEIGHTS, BEST, DATA, STATUS, CURVES, _LOCK = (
     "metrics.jsonl", "checkpoints", "model.safetensors", "best.safetensors", "data.json", "status.json", "curves.svg",
     ".lock",
 )  # fmt: skip
+ABOUT = "about"
+"""What the metadata of a file of weights are called."""
 
 
 @contextmanager
@@ -131,7 +133,8 @@ def write_weights(path: Path, weights: Mapping[str, Tensor], about: Mapping[str,
     from safetensors.torch import save  # not before the first step
 
     plain = {k: t.clone(memory_format=torch.contiguous_format) for k, t in weights.items()}
-    replace(path, save(plain, {k: str(v) for k, v in about.items()}))
+    # Under one name: of several, the order in the file would be another each time.
+    replace(path, save(plain, {ABOUT: json.dumps(about)}))
 
 
 def replace(path: Path, content: bytes) -> None:

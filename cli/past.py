@@ -73,7 +73,9 @@ class Past:
         except CheckpointError as e:
             raise ConfigError(f"{e}; --weights last takes the newest that is whole") from None
         if found.saved is None:
-            raise ConfigError(found.faults[0] if found.faults else f"{self.folder} has no checkpoint to take weights from")
+            raise ConfigError(
+                found.faults[0] if found.faults else f"{self.folder} has no checkpoint to take weights from"
+            )
         return found.saved
 
     def module(self, weights: str) -> tuple[nn.Module, Any, dict[str, Any]]:
@@ -103,11 +105,11 @@ class Past:
             raise refusal(f"{self.folder} has no weights {weights!r}", weights, [*WEIGHTS, *known])
         try:
             with safe_open(path, framework="pt") as file:
-                about = file.metadata() or {}
+                about = json.loads((file.metadata() or {}).get(folders.ABOUT, "{}"))
                 module.load_state_dict({k: file.get_tensor(k) for k in file.keys()})  # noqa: SIM118  # no mapping
         except Exception as e:  # of safetensors and torch, which have several
             raise ConfigError(f"can't read {path}: {first_line(e)}") from None
-        return module.eval(), inputs, {k: int(about[k]) for k in ("epoch", "step") if k in about}
+        return module.eval(), inputs, {k: about[k] for k in ("epoch", "step") if k in about}
 
 
 def _example(about: About) -> dict[str, Any]:

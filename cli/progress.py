@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -15,8 +16,8 @@ from rich.text import Text
 
 from pipeline import Report
 
-LINES = 50
-"""About so many epochs are printed of a run that has more than twice as many."""
+LINES, SILENCE = 50, 30.0
+"""About so many epochs are printed of a run that has more than twice as many; and one after so many seconds without."""
 
 
 def plain(quiet: bool) -> Plain:
@@ -52,7 +53,8 @@ def waiting(say: Console, doing: Callable[[], str]) -> Iterator[None]:
 
 
 def printed(epochs: int) -> Callable[[int], bool]:
-    """Which epochs of a run have a line: all of a short one; of others the first, the last, and some round ones.
+    """Which epochs of a run have a line: all of a short one; of others the first, the last, some round ones, and one
+    where there was none for a while.
 
     >>> shown = printed(3000)
     >>> [epoch for epoch in range(1, 3001) if shown(epoch)][:3]
@@ -60,7 +62,15 @@ def printed(epochs: int) -> Callable[[int], bool]:
     """
     steps = (digit * 10**power for power in range(20) for digit in (1, 2, 5))
     step = 1 if epochs <= 2 * LINES else next(n for n in steps if epochs <= n * LINES)
-    return lambda epoch: epoch % step == 0 or epoch in (1, epochs)
+    last = time.monotonic()
+
+    def shown(epoch: int) -> bool:
+        nonlocal last
+        due = epoch % step == 0 or epoch in (1, epochs) or time.monotonic() - last > SILENCE
+        last = time.monotonic() if due else last
+        return due
+
+    return shown
 
 
 @contextmanager

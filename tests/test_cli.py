@@ -59,7 +59,7 @@ def test_train_says_what_it_does(run):
     assert all(re.fullmatch(epoch, line) for line in lines[5:9])
     assert re.fullmatch(r"best    accuracy \d+\.\d\d % in epoch \d", lines[9])
     assert lines[10].startswith(
-        "run     runs/digits-mlp-1 (config.toml, metrics.jsonl, checkpoints, model.safetensors: "
+        "run     runs/digits-mlp-1 (best.safetensors: the weights of the best epoch, model.safetensors: "
     )
     assert len(lines) == 11
 
@@ -75,8 +75,10 @@ def test_the_runs_folder(run):
     assert [line["epoch"] for line in lines] == [1, 2, 3, 4]
     assert lines[-1]["step"] == 12
     for line in lines:
-        assert list(line) == ["epoch", "step", "train", "validate", "seconds", "samples_per_second"]
-        assert set(line["train"]) == set(line["validate"]) == {"loss", "accuracy"}
+        metrics = [f"{part}/{name}" for part in ("train", "validate") for name in ("accuracy", "loss")]
+        assert list(line) == [
+            "epoch", "step", *metrics, "seconds", "samples_per_second", "train/learning rate",
+        ]  # fmt: skip
     module = models.mlp(64, 16, 10)
     module.load_state_dict(load_file(folder / "model.safetensors"))
 

@@ -120,7 +120,7 @@ def test_defaults_learn_small_tables(pipe, tmp_path, name, metric, least):
     """Scikit-learn's tables are learned by the defaults, to the last epoch."""
     assert pipe("train", "--data", f"sklearn:{name}", "--no-compile", "-q")[0] == 0
     [folder] = (tmp_path / "runs").iterdir()
-    last = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])["validate"][metric]
+    last = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])[f"validate/{metric}"]
     assert last >= (least / 100 if metric == "accuracy" else least)
 
 

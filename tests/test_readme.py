@@ -2,8 +2,10 @@
 runs."""
 
 import re
+import shlex
 from pathlib import Path
 
+import pytest
 import torch
 
 from pipeline import checkpoint, fit, schedules, testing, update
@@ -22,6 +24,24 @@ def test_python_blocks_run(tmp_path, monkeypatch, capsys):
     for block in blocks:
         exec(compile(block, "README.md", "exec"), namespace)
     assert "epoch 20/20" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=lambda p: p.stem)
+def test_a_page_of_the_docs_works_as_written(page, tmp_path, monkeypatch, pipe):
+    """In a clean folder, each Python block runs and each command ends well, in their order."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend("")
+    namespace: dict[str, object] = {"__name__": page.stem}
+    blocks = re.findall(r"```(python|console)\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    assert {kind for kind, _ in blocks} >= {"python"}
+    for kind, block in blocks:
+        if kind == "python":
+            exec(compile(block, page.name, "exec"), namespace)
+            continue
+        for line in block.splitlines():
+            name, *words = shlex.split(line, comments=True)
+            code, out, err = pipe(*words)
+            assert (name, code) == ("pipe", 0), f"{line}\n{out}\n{err}"
 
 
 def test_the_rule_of_ten_lines_has_all_that_others_have(tmp_path):
@@ -50,7 +70,8 @@ def test_ci_runs_the_test_command_of_the_readme():
     assert "README.md" in (ROOT / ".ci" / "run").read_text()
 
 
-def test_readme_points_to_files_that_are_there():
-    """Links within the repository lead somewhere."""
-    for link in re.findall(r"\]\((?!http)([^)#]+)\)", README):
-        assert (ROOT / link).exists(), link
+@pytest.mark.parametrize("page", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda p: p.stem)
+def test_links_lead_somewhere(page):
+    """Links within the repository are to files that are there."""
+    for link in re.findall(r"\]\((?!http)([^)#]+)\)", page.read_text(encoding="utf-8")):
+        assert (page.parent / link).exists(), link

@@ -197,7 +197,8 @@ class Programs:
                 build.refused.append(f"{name}: {generic.reason(e)}")
                 continue
             if isinstance(program, Library) and build.identity is not None:
-                storage.keep(program, build.identity, build.kind.program, build.feed.batch, build.traced.operations)
+                about = build.kind.program, build.feed.batch, build.traced.operations, _models(self.pipe)
+                storage.keep(program, build.identity, *about)
             self._made(build, program)
             return
         raise CaptureError(f"the {build.kind.program} can't be compiled here: {'; '.join(build.refused)}")
@@ -252,3 +253,9 @@ def _described(build: Build, seconds: float) -> Graph:
     batch = build.feed.batch + (" and other sizes" if build.traced.sizes else "")
     facts = build.kind.program, batch, build.traced.operations, build.program.backend
     return Graph(*facts, seconds, build.loaded, notes)
+
+
+def _models(pipe: Composition) -> str:
+    """The models of a pipeline in words."""
+    modules = [m.module.skeleton().module for m in pipe.models]
+    return ", ".join(f"{type(m).__name__} of {sum(p.numel() for p in m.parameters()):,} parameters" for m in modules)

@@ -43,6 +43,8 @@ class Package:
     inputs: tuple[int, ...]
     outputs: tuple[Output, ...]
     checksum: str
+    model: str = ""
+    """What it was first made for, in words."""
 
     def load(self) -> Library:
         """Raises OSError where nothing may be run from the folder."""
@@ -87,7 +89,9 @@ def find(identity: Mapping[str, Any]) -> Package | None:
     return package
 
 
-def keep(library: Library, identity: Mapping[str, Any], program: str, batch: str, operations: int) -> Package | None:
+def keep(
+    library: Library, identity: Mapping[str, Any], program: str, batch: str, operations: int, model: str = ""
+) -> Package | None:
     """Keep a program in the cache; None where that can't be written, which is no harm."""
     path = folder() / _key(identity)
     try:
@@ -96,7 +100,7 @@ def keep(library: Library, identity: Mapping[str, Any], program: str, batch: str
             shutil.copyfile(library.path, work / _LIBRARY)
             (work / _LIBRARY).chmod(0o700)
             facts = (work, identity, program, batch, operations, library.entry, library.inputs, library.outputs)
-            described = _described(Package(*facts, checksum=""))
+            described = _described(Package(*facts, checksum="", model=model))
             described["checksum"] = _checksum(work / _LIBRARY, described)
             (work / FACTS).write_text(json.dumps(described, indent=1), encoding="utf-8")
             (work / FACTS).chmod(0o600)
@@ -155,7 +159,8 @@ def _remove(path: Path) -> None:
 def _described(package: Package) -> dict[str, Any]:
     """A package as JSON."""
     outputs = [{"name": o.name, "shape": list(o.shape), "dtype": str(o.dtype)[6:]} for o in package.outputs]
-    return {**asdict(package, recurse=False), "path": None, "inputs": list(package.inputs), "outputs": outputs}
+    made = {**asdict(package, recurse=False), "path": None, "inputs": list(package.inputs), "outputs": outputs}
+    return {k: v for k, v in made.items() if k != "model" or v}  # older packages say none
 
 
 def _read(path: Path) -> Package | None:
@@ -166,5 +171,10 @@ def _read(path: Path) -> Package | None:
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
     numbers = all(type(n) is int for n in (*package.inputs, *(n for o in made for n in o.shape)))
-    sized = numbers and isinstance(package.entry, str) and all(isinstance(o.dtype, torch.dtype) for o in made)
+    sized = (
+        numbers
+        and isinstance(package.entry, str)
+        and isinstance(package.model, str)
+        and all(isinstance(o.dtype, torch.dtype) for o in made)
+    )
     return package if sized and isinstance(package.identity, dict) else None

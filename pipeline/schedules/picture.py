@@ -23,14 +23,9 @@ def plot(
     """A matplotlib Figure of a schedule, or of several by their names, over a run of so many steps, a line for each.
 
     `path` is a file to write it to. `batches` is an epoch's number of them, where a schedule needs it.
-    Raises ConfigError where matplotlib is missing: it is no dependency, but the extra `plot`.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ConfigError(
-            "schedules.plot draws with matplotlib, which is not installed: pip install 'pipe-train[plot]'"
-        ) from None
+    from matplotlib.figure import Figure
+
     lines = what if isinstance(what, Mapping) else {"": what}
     figure = Figure(figsize=(7.5, 3.6), layout="constrained")
     axes = figure.add_subplot()

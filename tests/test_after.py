@@ -1,0 +1,492 @@
+"""What is done after a training: eval, predict, export, runs, plot, report, and a run back in Python."""
+
+import fcntl
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from html.parser import HTMLParser
+
+import numpy as np
+import pandas as pd
+import polars as pl
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors import safe_open
+
+import pipeline
+from cli import past, report
+from cli.main import main
+from pipeline import PipeError, load_run, log, sources
+from pipeline.sources import cells
+from tests import pipes
+
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+
+
+def people(n, seed):
+    """A table with numbers, categories, truths and dates, some of them missing."""
+    r = np.random.default_rng(seed)
+    age, city, member = r.integers(18, 90, n), r.choice(["Basel", "Bern", "Zug, west"], n), r.random(n) < 0.5
+    since = pd.Timestamp("2015-01-01") + pd.to_timedelta(r.integers(0, 3000, n), unit="D")
+    score = age / 30 + (city == "Zug, west") * 1.5 + member + since.month.to_numpy() / 6 + r.normal(0, 0.3, n)
+    table = pd.DataFrame({
+        "kind": np.select([score > 4.5, score > 3.2], ["gold", "silver"], "plain"),
+        "age": age.astype(float), "city": city, "member": member, "since": since.strftime("%Y-%m-%d"),
+        "price": 1000 + 100 * score, "tax": 50 - 3 * score,
+    })  # fmt: skip
+    for name in ("age", "city"):
+        table.loc[r.random(n) < 0.1, name] = None
+    return table
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Runs on digits and on tables, a few epochs each."""
+    where = tmp_path_factory.mktemp("after")
+    before = os.getcwd()
+    os.chdir(where)
+    train, test = people(300, 0), people(120, 1)
+    classes, values = ["price", "tax"], ["kind"]
+    for name, drop in (("kinds", classes), ("prices", values)):
+        train.drop(columns=drop).to_csv(f"{name}.csv", index=False)
+        test.drop(columns=drop).to_csv(f"{name}_test.csv", index=False)
+    one = ["--data", "kinds.csv", "--target", "kind", "--test", "kinds_test.csv", "--epochs", "6"]
+    two = ["--data", "prices.csv", "--target", "price,tax", "--test", "prices_test.csv", "--epochs", "3"]
+    runs = {"kinds": one, "prices": two, "digits": ["--epochs", "5", "--batch-size", "256", "--lr", "0.5", "-v"]}
+    try:
+        for name, args in runs.items():
+            called("train", *args, "--out", name, "-q", *(["--no-compile"] if name != "digits" else []))
+        yield where
+    finally:
+        os.chdir(before)
+
+
+def called(*args):
+    """The command, ending well."""
+    argv, sys.argv = sys.argv, ["pipe", *map(str, args)]
+    try:
+        with pytest.raises(SystemExit) as ended:
+            main()
+    finally:
+        sys.argv = argv
+    assert ended.value.code == 0
+
+
+@pytest.fixture(autouse=True)
+def _there(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+
+
+@pytest.mark.parametrize("weights", ["best", "last"])
+@pytest.mark.parametrize("name", ["kinds", "prices", "digits"])
+def test_eval_gives_what_training_printed(pipe, name, weights):
+    """Every figure equals the line of its epoch in metrics.jsonl, to the last bit, compiled or not."""
+    code, out, err = pipe("eval", name, "--weights", weights, "--json")
+    assert (code, err) == (0, "")
+    found = json.loads(out)
+    rows = pd.read_json(f"{name}/metrics.jsonl", lines=True).set_index("epoch")
+    assert found["metrics"] == {k: rows.loc[found["epoch"], f"validate/{k}"] for k in found["metrics"]}
+    if weights == "best" and name != "prices":
+        assert found["metrics"]["accuracy"] == rows["validate/accuracy"].max()
+    if "confusion" in found:
+        right = sum(row[i] for i, row in enumerate(found["confusion"]))
+        assert right / sum(map(sum, found["confusion"])) == pytest.approx(found["metrics"]["accuracy"])
+        assert [c["class"] for c in found["classes"]] == [*past.Past(past.Path(name)).about.classes]
+
+
+def test_eval_prints_tables(pipe):
+    """Metrics, a line a class, and the confusion matrix."""
+    code, out, _ = pipe("eval", "kinds")
+    assert code == 0
+    lines = out.splitlines()
+    assert re.fullmatch(r"run     kinds, weights of epoch \d \(best\)", lines[0])
+    assert [line.split()[0] for line in lines if re.match(r" +(gold|plain|silver)  \d\.", line)] == [
+        "gold", "plain", "silver"]  # fmt: skip
+    assert "rows true, columns predicted" in lines
+    assert pipe("eval", "kinds", "--data", "kinds_test.csv")[1].splitlines()[2:4] == lines[2:4]
+
+
+@pytest.mark.parametrize("end", ["csv", "parquet", "npz"])
+def test_predictions_are_beside_the_rows(pipe, end, tmp_path):
+    """In the file's order, in each format; the accuracy recomputed from the file is eval's."""
+    out = tmp_path / f"preds.{end}"
+    assert pipe("predict", "kinds", "--data", "kinds_test.csv", "--out", out)[0] == 0
+    wanted = pd.read_csv("kinds_test.csv")
+    accuracy = json.loads(pipe("eval", "kinds", "--json")[1])["metrics"]["accuracy"]
+    if end == "npz":
+        found = np.load(out)
+        assert (found["prediction"] == wanted["kind"]).mean() == accuracy
+        assert np.allclose(found["probabilities"].sum(1), 1, atol=1e-6)
+        assert np.array_equal(found["probabilities"].max(1), found["probability"])
+        return
+    made = pd.read_csv(out) if end == "csv" else pl.read_parquet(out).to_pandas()
+    assert [*made] == [*wanted, "prediction", "probability"]
+    assert (made["prediction"] == made["kind"]).mean() == accuracy
+    assert (made["city"].fillna("") == wanted["city"].fillna("")).all()
+
+
+def test_values_are_in_the_targets_own_units(pipe):
+    """Of several values, a column each; without --out, as CSV to the terminal; the target need not be there."""
+    test = pd.read_csv("prices_test.csv")
+    test.drop(columns=["price", "tax"])[["since", "age", "member", "city"]].to_csv("new.csv", index=False)
+    code, out, _ = pipe("predict", "prices", "--data", "new.csv")
+    assert code == 0
+    made = pd.read_csv(pd.io.common.StringIO(out))
+    assert [*made] == ["since", "age", "member", "city", "prediction_price", "prediction_tax"]
+    metrics = json.loads(pipe("eval", "prices", "--json")[1])["metrics"]
+    off = np.abs(made[["prediction_price", "prediction_tax"]].to_numpy() - test[["price", "tax"]].to_numpy()).mean()
+    assert off == pytest.approx(metrics["mae"], rel=1e-5)
+
+
+def test_other_files_than_tables(pipe, tmp_path):
+    """Arrays, by number of the row; with targets they can be evaluated."""
+    _, test = sources.digits()
+    arrays = {k: t.numpy() for k, t in test.tensors.items()}
+    np.savez(tmp_path / "more.npz", **arrays)
+    made = pd.read_csv(pd.io.common.StringIO(pipe("predict", "digits", "--data", tmp_path / "more.npz")[1]))
+    assert [*made] == ["row", "prediction", "probability"]
+    accuracy = json.loads(pipe("eval", "digits", "--data", tmp_path / "more.npz", "--json")[1])["metrics"]["accuracy"]
+    assert (made["prediction"] == arrays["targets"]).mean() == accuracy
+    wrong = {
+        "shape": {"inputs": arrays["inputs"][:, :, :4]},
+        "no array 'inputs'": {"input": arrays["inputs"]},
+        "no class": {**arrays, "targets": arrays["targets"] + 5},
+    }
+    for said, content in wrong.items():
+        np.savez(tmp_path / "wrong.npz", **content)
+        code, _, err = pipe("eval" if said == "no class" else "predict", "digits", "--data", tmp_path / "wrong.npz")
+        assert code == 2
+        assert said in err
+
+
+@given(size=st.integers(20, 400), quoted=st.booleans(), ends=st.sampled_from(["\n", "\r\n"]), last=st.booleans())
+def test_a_table_in_stretches_is_the_table(tmp_path_factory, size, quoted, ends, last):
+    """Whatever the size of a stretch, its rows and their lines are those that are read at once."""
+    path = tmp_path_factory.getbasetemp() / "stretched.csv"
+    rows = [f'{i},{"" if i % 5 else "x"}{i},{chr(34) + "a,b" + ends + "c" + chr(34) if quoted and i % 3 == 0 else "d"}'
+            for i in range(40)]  # fmt: skip
+    path.write_bytes((ends.join(["n,t,q", *rows]) + (ends if last else "")).encode())
+    whole = cells.read(path)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(cells, "BLOCK", size)
+        parts = [*cells.blocks(path)]
+    for name, column in whole.columns.items():
+        assert pl.concat([p.columns[name] for p in parts]).to_list() == column.to_list()
+    where = [p.where(i) for p in parts for i in range(len(p))]
+    assert where == [whole.where(i) for i in range(len(whole))]
+
+
+OUTSIDE = """
+import json, sys, torch
+assert "pipeline" not in sys.modules
+given, sizes = torch.load("given.pt"), [1, 7, 256]
+rows = [torch.arange(n) % len(given[0]) for n in sizes]
+if sys.argv[1] == "torch":
+    program = torch.export.load(sys.argv[2]).module()
+    made = [program(*(t[at] for t in given)) for at in rows]
+else:
+    import onnxruntime
+    session = onnxruntime.InferenceSession(sys.argv[2])
+    names = [i.name for i in session.get_inputs()]
+    made = [torch.from_numpy(session.run(None, {n: t[at].numpy() for n, t in zip(names, given)})[0]) for at in rows]
+assert not any(name.split(".")[0] in ("pipeline", "cli") for name in sys.modules)
+torch.save(made, "made.pt")
+"""
+
+
+@pytest.mark.parametrize("kind", ["torch", "onnx"])
+@pytest.mark.parametrize("name", ["kinds", "prices", "digits"])
+def test_an_exported_program_needs_nothing_of_ours(pipe, kind, name, tmp_path):
+    """Loaded in another process, from data as they are, it gives the live model's answers in batches of any size."""
+    if kind == "onnx":
+        pytest.importorskip("onnxruntime")
+        pytest.importorskip("onnxscript")
+    path = tmp_path / f"model.{kind}"
+    code, out, err = pipe("export", name, "--format", kind, "--out", path)
+    assert code == 0, err
+    assert "held-out samples, off by" in out
+    facts = json.loads(path.with_name(f"{path.name}.json").read_text())
+    test = pd.read_csv(f"{name}_test.csv") if name != "digits" else None
+    if test is None:
+        given = [sources.digits()[1].tensors["inputs"]]
+    else:
+        dates = (pd.to_datetime(test["since"]) - pd.Timestamp(0)).dt.days
+        raw = {**test, "since": dates, "member": test["member"]}
+        numbers = [torch.tensor(raw[c["name"]].to_numpy(float)) for c in facts["inputs"][0]["columns"]]
+        [city] = facts["inputs"][1]["columns"]
+        codes = torch.tensor(test["city"].map(city["codes"]).fillna(facts["inputs"][1]["missing"]).to_numpy(int))
+        given = [torch.stack(numbers, 1), codes[:, None]]
+    torch.save(given, tmp_path / "given.pt")
+    env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    subprocess.run([sys.executable, "-c", OUTSIDE, kind, path], cwd=tmp_path, env=env, check=True)
+    live = np.load(_predictions(pipe, name, tmp_path))
+    wanted = torch.from_numpy(live["probabilities"] if "probabilities" in live else np.stack([*live.values()], 1))
+    for made in torch.load(tmp_path / "made.pt"):
+        same = wanted[torch.arange(len(made)) % len(wanted)]
+        torch.testing.assert_close(made, same, atol=1e-5, rtol=1e-5)
+
+
+def _predictions(pipe, name, tmp_path):
+    data = f"{name}_test.csv"
+    if name == "digits":
+        data = tmp_path / "inputs.npz"
+        np.savez(data, inputs=sources.digits()[1].tensors["inputs"].numpy())
+    pipe("predict", name, "--data", data, "--out", tmp_path / "live.npz")
+    return tmp_path / "live.npz"
+
+
+def test_weights_say_what_they_are_of(pipe, tmp_path):
+    """best.safetensors and model.safetensors have their epoch in the file, and are what export writes."""
+    best = json.loads(pipe("eval", "digits", "--json")[1])
+    for name, epoch in (("best", best["epoch"]), ("model", 5)):
+        with safe_open(f"digits/{name}.safetensors", framework="pt") as file:
+            about = json.loads(file.metadata()["about"])
+            assert about["epoch"] == epoch
+            tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118  # no mapping
+        if name == "best":
+            assert about["accuracy"] == best["metrics"]["accuracy"]
+            pipe("export", "digits", "--format", "weights", "--out", tmp_path / "w.safetensors")
+            with safe_open(tmp_path / "w.safetensors", framework="pt") as file:
+                assert all(torch.equal(t, file.get_tensor(k)) for k, t in tensors.items())
+
+
+def test_a_run_comes_back_in_python():
+    """load_run gives the pipeline, the State and the data; module() the trained nn.Module."""
+    pipe, state, held_out = load_run("digits", weights="last")
+    rows = log.read("digits/metrics.jsonl")
+    found = pipe.evaluate(state, held_out)
+    assert found["accuracy"] == rows[-1]["validate/accuracy"]
+    module = pipe.module(state)
+    right = (module(held_out.tensors["inputs"]).argmax(1) == held_out.tensors["targets"]).double().mean()
+    assert right.item() == pytest.approx(found["accuracy"])
+    assert not module.training
+    with torch.no_grad():
+        module[1].weight.zero_()
+    assert state.params["1.weight"].any()
+    with pytest.raises(PipeError, match="did you mean 'best'"):
+        load_run("digits", weights="bets")
+
+
+def test_code_in_a_config_is_not_run_unasked(pipe, tmp_path):
+    """eval, and load_run in Python, ask to be trusted with code that a config names."""
+    (tmp_path / "mine.py").write_text(
+        "from pipeline import *\n"
+        "def make():\n"
+        "    train, test = sources.digits()\n"
+        "    model = forward.model(lambda: models.mlp(64, 10))\n"
+        "    return Pipeline(load.batches(train, size=512), model, loss.cross_entropy(), evaluate.accuracy(),"
+        " backward.gradients(), update.sgd(0.1)), test\n"
+    )
+    own = tmp_path / "own"
+    assert pipe("train", f"{tmp_path}/mine.py:make", "--epochs", "1", "--no-compile", "--out", own, "-q")[0] == 0
+    assert "add --trust" in pipe("eval", own)[2]
+    with pytest.raises(PipeError, match="pass trust=True"):
+        load_run(own)
+    pipeline_, state, test = load_run(own, trust=True)
+    assert json.loads(pipe("eval", own, "--trust", "--json")[1])["metrics"] == pipeline_.evaluate(state, test)
+    code, _, err = pipe("predict", own, "--data", "new.npz", "--trust")
+    assert code == 2
+    assert "pipeline.load_run" in err
+
+
+def test_runs_are_listed(pipe):
+    """What differs between them, sorted and filtered; side by side; as JSON."""
+    code, out, _ = pipe("runs", ".")
+    assert code == 0
+    head, *lines = out.splitlines()
+    assert [line.split()[0] for line in lines] == ["digits", "kinds", "prices"]
+    assert {"lr", "target", "batch_size"} <= set(head.split())
+    assert "seed" not in head
+    assert [line.split()[0] for line in pipe("runs", ".", "--sort", "accuracy")[1].splitlines()[1:]][-1] == "prices"
+    assert [line.split()[0] for line in pipe("runs", ".", "--filter", "lr=0.5")[1].splitlines()[1:]] == ["digits"]
+    found = json.loads(pipe("runs", ".", "--json")[1])
+    rows = log.read("digits/metrics.jsonl")
+    assert found[0]["best"]["value"] == max(r["validate/accuracy"] for r in rows)
+    assert found[0]["state"] == "done"
+    beside = pipe("runs", "kinds", "prices")[1].splitlines()
+    assert beside[0].split() == ["kinds", "prices"]
+    assert ["target", "kind", "price,tax"] in [line.split() for line in beside]
+
+
+def test_a_run_tells_how_it_ended(pipe, tmp_path):
+    """running, done, stopped and failed, from its folder."""
+
+    def state():
+        return json.loads(pipe("runs", tmp_path, "--json")[1])[0]
+
+    out = tmp_path / "run"
+    args = ["train", "--no-compile", "--batch-size", "512", "-q"]
+    pipe(*args, "--epochs", "8", "--minutes", "1e-9", "--out", out)
+    assert state()["state"] == "stopped"
+    assert "minutes have passed" in state()["why"]
+    with (out / ".lock").open("r+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert state()["state"] == "running"
+        for command in ("eval", "report", "export"):
+            code, _, err = pipe(command, out)
+            assert code == 2
+            assert "is still training" in err
+    pipe("train", "--resume", out, "-q")
+    assert state()["state"] == "done"
+    assert state()["epochs"] == 8
+    pipe(*args, "--epochs", "3", "--lr", "1e30", "--clip", "0", "--momentum", "0", "--out", tmp_path / "wild")
+    assert json.loads(pipe("runs", tmp_path / "wild", "--json")[1])[0]["state"] == "failed"
+
+
+def test_patience_ends_a_run_that_can_go_on(pipe, tmp_path):
+    """It ends so many epochs after the best one, is whole, and goes on with more patience, as if never stopped."""
+    args = ["--no-compile", "--batch-size", "256", "--lr", "1e-9", "--epochs", "9"]
+    code, out, _ = pipe("train", *args, "--patience", "2", "--out", tmp_path / "a")
+    assert code == 0
+    assert "no better accuracy for 2 epochs, in epoch 3 of 9" in out
+    assert [r["epoch"] for r in log.read(tmp_path / "a" / "metrics.jsonl")] == [1, 2, 3]
+    assert "to wait longer, add --patience 4" in pipe("train", "--resume", tmp_path / "a")[1]
+    assert pipe("train", "--resume", tmp_path / "a", "--patience", "20")[0] == 0
+    pipe("train", *args, "--out", tmp_path / "b")
+    same = [(tmp_path / name / "model.safetensors").read_bytes() for name in "ab"]
+    assert same[0] == same[1]
+
+
+def test_a_config_says_what_happened(pipe, tmp_path):
+    """To go on with fewer epochs than were done changes nothing; a folder stands for its config."""
+    shutil.copytree("digits", tmp_path / "run")
+    before = (tmp_path / "run" / "config.toml").read_text()
+    code, out, _ = pipe("train", "--resume", tmp_path / "run", "--epochs", "2")
+    assert code == 0
+    assert "all 5 epochs" in out
+    assert (tmp_path / "run" / "config.toml").read_text() == before
+    assert "update.sgd" in pipe("show", "digits")[1]
+    assert pipe("train", "kinds", "--epochs", "1", "--out", tmp_path / "again", "-q")[0] == 0
+    assert '[data]\nsource = "kinds.csv"' in (tmp_path / "again" / "config.toml").read_text()
+
+
+def test_telemetry_is_in_the_lines(pipe):
+    """With -v, gradient norm, update ratio and learning rate of each epoch; a resumed run keeps them."""
+    row = log.read("digits/metrics.jsonl")[-1]
+    assert row["train/gradient norm"] > 0
+    assert row["train/update ratio/1"] > 0
+    assert row["train/learning rate"] > 0
+    assert "telemetry = true" in past.Path("digits/config.toml").read_text()
+
+
+class Page(HTMLParser):
+    def __init__(self, text):
+        super().__init__()
+        self.seen: list[tuple[str, dict[str, str | None]]] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.seen.append((tag, dict(attrs)))
+
+
+@pytest.mark.parametrize("name", ["kinds", "prices", "digits"])
+def test_a_report_is_one_page(pipe, name, tmp_path):
+    """With curves, classes, the worst samples, and the command; and nothing from elsewhere."""
+    assert pipe("report", name, "--out", tmp_path / "page.html")[0] == 0
+    text = (tmp_path / "page.html").read_text()
+    page = Page(text)
+    assert [tag for tag, _ in page.seen].count("svg") == 1
+    for _, attrs in page.seen:
+        for link in ("src", "href", "xlink:href"):
+            assert (attrs.get(link) or "data:").startswith(("data:", "#"))
+    assert "script" not in [tag for tag, _ in page.seen]
+    images = [attrs for tag, attrs in page.seen if tag == "img"]
+    assert len(images) == (report.WORST if name == "digits" else 0)
+    assert f"The worst {report.WORST} of the held-out samples" in text
+    assert ("What is taken for what" in text) == (name != "prices")
+    command = report.command(past.Past(past.Path(name)))
+    assert command.startswith("pipe train --data ")
+    if CHROMIUM is not None:
+        opened = subprocess.run(
+            [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking",
+             "--disable-component-update", "--disable-sync", "--no-first-run", f"--user-data-dir={tmp_path}/profile",
+             "--enable-logging=stderr", "--dump-dom", (tmp_path / "page.html").as_uri()],
+            capture_output=True, text=True, timeout=120,
+        )  # fmt: skip
+        assert "Settings" in opened.stdout
+        assert "CONSOLE" not in opened.stderr
+
+
+def test_the_command_in_a_report_makes_the_run_again(pipe, tmp_path):
+    """With the same weights, to the last bit."""
+    import shlex
+
+    words = shlex.split(report.command(past.Past(past.Path("kinds"))))
+    assert pipe(*words[1:], "--out", tmp_path / "again", "-q")[0] == 0
+    names = ("model.safetensors", "best.safetensors")
+    assert all((tmp_path / "again" / n).read_bytes() == (past.Path("kinds") / n).read_bytes() for n in names)
+
+
+def test_curves_are_drawn(pipe, tmp_path):
+    """Each run has them; several are drawn over each other."""
+    assert past.Path("digits/curves.svg").read_text().startswith("<svg")
+    out = tmp_path / "both.png"
+    assert pipe("plot", "kinds", "digits", "--metric", "accuracy", "--out", out)[0] == 0
+    assert out.read_bytes().startswith(b"\x89PNG")
+    code, _, err = pipe("plot", "kinds", "--metric", "acuracy")
+    assert code == 2
+    assert "did you mean 'accuracy'" in err
+
+
+WRONG = {
+    "holds no run": ["eval", "nothing"],
+    "no column 'age'": ["predict", "kinds", "--data", "no_age.csv"],
+    "line 3, column 'age': 'old' is not a number": ["predict", "kinds", "--data", "old.csv"],
+    "'platinum' is no class": ["eval", "kinds", "--data", "platinum.csv"],
+    "exists already": ["predict", "kinds", "--data", "kinds_test.csv", "--out", "kinds.csv"],
+    "is none of .csv": ["predict", "kinds", "--data", "kinds_test.csv", "--out", "preds.txt"],
+    "which is of another kind": ["predict", "digits", "--data", "kinds_test.csv"],
+    "is no other data": ["predict", "kinds", "--data", "digits"],
+    "no weights 'ema'": ["predict", "kinds", "--data", "kinds_test.csv", "--weights", "ema"],
+    "was made by pipe-train 99.0": ["eval", "newer"],
+    "is damaged": ["eval", "damaged"],
+    "can't read damaged/best.safetensors": ["predict", "damaged", "--data", "kinds_test.csv"],
+    "is not what a run writes": ["export", "odd"],
+    "to sort by; did you mean 'accuracy'": ["runs", ".", "--sort", "acuracy"],
+    "no run has a setting 'lrr'; did you mean 'lr'": ["runs", ".", "--filter", "lrr=1"],
+    "there is no run in": ["runs", "empty"],
+    "can't write": ["export", "kinds", "--format", "weights", "--out", "kinds.csv/w.safetensors"],
+}
+
+
+@pytest.mark.parametrize("said", WRONG, ids=lambda said: said.replace("/", " "))
+def test_wrong_input_is_one_line(pipe, said):
+    """It ends with 2, and nothing is overwritten."""
+    test = pd.read_csv("kinds_test.csv")
+    test.drop(columns="age").to_csv("no_age.csv", index=False)
+    test.astype({"age": object}).assign(age=["1", "old", *["3"] * 118]).to_csv("old.csv", index=False)
+    test.assign(kind="platinum").to_csv("platinum.csv", index=False)
+    for name in ("newer", "damaged", "odd"):
+        if not os.path.exists(name):
+            shutil.copytree("kinds", name)
+    os.makedirs("empty", exist_ok=True)
+    config = past.Path("newer/config.toml")
+    config.write_text(re.sub(r'pipe-train = ".*"', 'pipe-train = "99.0"', config.read_text()))
+    for path in [*past.Path("damaged/checkpoints").glob("*/state.safetensors"), past.Path("damaged/best.safetensors")]:
+        path.write_bytes(b"x" + path.read_bytes()[1:])
+    past.Path("odd/data.json").write_text("[]")
+    before = past.Path("kinds.csv").read_bytes()
+    code, out, err = pipe(*WRONG[said])
+    assert (code, out) == (2, "")
+    assert said in err
+    assert len(err.splitlines()) == 1
+    assert past.Path("kinds.csv").read_bytes() == before
+    for name in ("newer", "damaged", "odd"):
+        shutil.rmtree(name)
+
+
+def test_a_notebook_shows_tables_and_curves():
+    """A Report, a list of them, a Pipeline and a State have HTML, escaped."""
+    pipe = pipes.digits(size=512)
+    reports = pipeline.Reports(pipeline.fit(pipe, epochs=2, compile=False))
+    assert "<svg" in reports._repr_html_()
+    assert "train/loss" in reports._repr_html_()
+    assert "<td>loss</td>" in reports[-1]._repr_html_()
+    assert "<td>1.weight</td>" in reports[-1].state._repr_html_()
+    assert "<td>forward.model</td>" in pipe._repr_html_()
+    assert pipeline.Reports()._repr_html_() == "no complete epoch yet"
