@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from cli import config as settings
+from cli import record
 from cli.build import Job
 from cli.config import TrainConfig
 from pipeline import Report, files, log
@@ -134,7 +135,7 @@ def write_weights(path: Path, weights: Mapping[str, Tensor], about: Mapping[str,
 
     plain = {k: t.clone(memory_format=torch.contiguous_format) for k, t in weights.items()}
     # Under one name: of several, the order in the file would be another each time.
-    replace(path, save(plain, {ABOUT: json.dumps(about)}))
+    replace(path, save(plain, {ABOUT: json.dumps({**about, "sha256": record.digest(plain)})}))
 
 
 def replace(path: Path, content: bytes) -> None:

@@ -14,6 +14,7 @@ from torch import nn
 
 from cli import config as settings
 from cli import folder as folders
+from cli import record
 from cli.build import Job, begin
 from cli.config import TrainConfig
 from cli.recipes.about import About
@@ -106,7 +107,10 @@ class Past:
         try:
             with safe_open(path, framework="pt") as file:
                 about = json.loads((file.metadata() or {}).get(folders.ABOUT, "{}"))
-                module.load_state_dict({k: file.get_tensor(k) for k in file.keys()})  # noqa: SIM118  # no mapping
+                tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118  # no mapping
+            if about.get("sha256", "") not in ("", record.digest(tensors)):
+                raise ValueError("it is damaged, its checksum is another")
+            module.load_state_dict(tensors)
         except Exception as e:  # of safetensors and torch, which have several
             raise ConfigError(f"can't read {path}: {first_line(e)}") from None
         return module.eval(), inputs, {k: about[k] for k in ("epoch", "step") if k in about}

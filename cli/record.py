@@ -28,7 +28,7 @@ def facts(made: Job, state: State) -> dict[str, Any]:
             "processor": key.machine()["processor"],
             "model": made.model,
             "parameters": parameters(state.params),
-            "data": _digest(made),
+            "data": digest(_tensors(made.train), _tensors(made.held_out)),
             **{
                 f"{name}_samples": len(part)
                 for name, part in (("training", made.train), ("held_out", made.held_out))
@@ -65,17 +65,18 @@ LOOKED = 256
 """Of data that are not in memory, so many samples are looked at."""
 
 
-def _digest(made: Job) -> str:
-    """A hash of the data; of an iterable, of nothing."""
+def digest(*parts: Mapping[str, torch.Tensor]) -> str:
+    """A hash of tensors by name."""
     whole = hashlib.sha256()
-    for part in (made.train, made.held_out):
-        for name, t in sorted(_tensors(part).items()):
+    for part in parts:
+        for name, t in sorted(part.items()):
             whole.update(f"{name} {tuple(t.shape)} {t.dtype}".encode())
             whole.update(t.contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return whole.hexdigest()
 
 
 def _tensors(data: Any) -> dict[str, torch.Tensor]:
+    """What is looked at of data; of an iterable, nothing."""
     if isinstance(data, Tensors):
         return dict(data.tensors)
     if not isinstance(data, Source):

@@ -171,10 +171,6 @@ def _read(path: Path) -> Package | None:
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
     numbers = all(type(n) is int for n in (*package.inputs, *(n for o in made for n in o.shape)))
-    sized = (
-        numbers
-        and isinstance(package.entry, str)
-        and isinstance(package.model, str)
-        and all(isinstance(o.dtype, torch.dtype) for o in made)
-    )
-    return package if sized and isinstance(package.identity, dict) else None
+    words = all(isinstance(text, str) for text in (package.entry, package.model))
+    fits = numbers and words and all(isinstance(o.dtype, torch.dtype) for o in made)
+    return package if fits and isinstance(package.identity, dict) else None
