@@ -123,12 +123,12 @@ def _rows(path: Path, first: Report) -> Iterator[Callable[[Report], None]]:
         with path.open(newline="", encoding="utf-8") as file:
             kept = [r for r in writer.DictReader(file) if (r.get("epoch") or "").isdecimal()]
     kept = [r for r in kept if int(r["epoch"]) < first.epoch]
-    names: list[str] = list(kept[0]) if kept else []
+    names: list[str] = []
 
     def write(report: Report) -> None:
         new = {k: v for k, v in row(report).items() if v is None or isinstance(v, int | float)}
-        if more := [name for name in new if name not in names]:  # such as those of a validation, after none
-            names.extend(more)
+        if not {*new} <= {*names}:  # such as metrics of a validation, after Reports without one
+            names[:] = dict.fromkeys(name for r in (*kept, new) for name in r)
             with _begun(path, "") as file:
                 table = writer.DictWriter(file, names)
                 table.writeheader()

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn import metrics as sklearn_metrics
 
-from pipeline import Pipeline, backward, evaluate, fit, forward, load, loss, testing, update
-from pipeline.errors import ConfigError, DataError, StageError
+from pipeline import Pipeline, backward, evaluate, fit, forward, load, loss, models, schedules, testing, update
+from pipeline.errors import ConfigError, DataError, StageError, WiringError
 from pipeline.tree import tree_map
 from tests import pipes
 from tests.strategies import classification, cuts, labels, normals, regression, samples
@@ -229,3 +229,70 @@ def test_a_metric_on_the_host_reads_what_no_graph_can(compile):
     assert report.validate["wrong"] == list(chain(*expected))
     assert report.validate["batches"] == 3
     assert set(report.train) == {"loss"}
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+@pytest.mark.parametrize("compile", [False, True])
+def test_telemetry_is_as_defined(accumulate, compile):
+    """Norms, ratios and rates of a run are those that its steps by hand have; validation does without."""
+    rule = update.groups(
+        {"*.bias": update.sgd(0.3)}, otherwise=update.sgd(schedules.linear(0.1, steps=6, start=1.0, end=0.0))
+    )
+    plain = pipes.digits(update.clip_norm(0.5), rule, size=479, accumulate=accumulate)
+    pipe = plain.insert(evaluate.gradient_norm(), after="backward.gradients")
+    pipe = pipe.insert(evaluate.update_ratio(), after="update.groups").insert(
+        evaluate.learning_rate(), before="forward.model"
+    )
+    compiled = pipe.compile(backend="aot_eager") if compile else False
+    [report] = fit(pipe, epochs=1, validate=pipes.TEST, compile=compiled)
+    assert {*report.validate} == {"loss", "accuracy"}
+    state = plain.init(0, steps=3)
+    norms, ratios, rates = [], {"1": [], "3": [], "": []}, []
+    for k in range(3):
+        raw = plain.without("update.clip_norm").replace("update.groups", update.sgd(1.0))
+        moved, _ = raw.step(raw.init(0).replace(params=state.params, step=state.step), plain.batch_at(state))
+        squares = [(moved.params[n] - p).square().sum() for n, p in state.params.items()]
+        norms.append(torch.stack(squares).sum().sqrt())
+        rates.append(0.1 * (1 - k / 6))
+        after, _ = plain.step(state, plain.batch_at(state))
+        for layer, found in ratios.items():
+            names = [n for n in state.params if n.startswith(layer)]
+            update_, weights = (
+                torch.stack([t.square().sum() for t in ts]).sum().sqrt()
+                for ts in ([after.params[n] - state.params[n] for n in names], [state.params[n] for n in names])
+            )
+            found.append(update_ / weights)
+        state = after
+    assert report.train["gradient norm"] == pytest.approx(torch.stack(norms).mean().item(), rel=1e-4)
+    for layer, found in ratios.items():
+        name = f"update ratio/{layer}" if layer else "update ratio"
+        assert report.train[name] == pytest.approx(torch.stack(found).mean().item(), rel=1e-4)
+    assert report.train["learning rate/update.groups.*.bias"] == pytest.approx(0.3)
+    [other] = [v for k, v in report.train.items() if k.startswith("learning rate/") and "bias" not in k]
+    assert other == pytest.approx(sum(rates) / 3)
+    assert report.state.params["1.weight"].allclose(state.params["1.weight"], atol=1e-6)
+
+
+def test_a_name_that_a_pipeline_gives_is_none_of_the_datas():
+    """A value called `before` or `step` would be another than a stage means."""
+    data = {"inputs": torch.zeros(4, 2), "before": torch.zeros(4), "targets": torch.zeros(4)}
+    with pytest.raises(WiringError, match="'before', a name that a pipeline gives itself"):
+        Pipeline(load.batches(data, size=2), forward.model(lambda: models.mlp(2, 1)))
+
+
+@given(st.integers(1, 20), st.integers(1, 4), st.data())
+def test_figures_of_labels_are_sklearns(n, count, data):
+    """Precision, recall and F1 of each label."""
+    bits = st.lists(st.lists(st.booleans(), min_size=count, max_size=count), min_size=n, max_size=n)
+    guess, true = torch.tensor(data.draw(bits)), torch.tensor(data.draw(bits))
+    stage = evaluate.labels(count)
+    found = stage.finish(stage(outputs=guess.float() * 2 - 1, targets=true.float()))
+    p, r, f, _ = sklearn_metrics.precision_recall_fscore_support(
+        true.numpy(), guess.numpy(), average=None, zero_division=0
+    )
+    if count == 1:
+        p, r, f = p[-1:], r[-1:], f[-1:]  # of one column, it has two classes
+        if not true.any() and not guess.any():
+            p, r, f = [0.0], [0.0], [0.0]
+    for name, wanted in (("precision", p), ("recall", r), ("f1", f)):
+        assert found[name].tolist() == pytest.approx([float(x) for x in wanted])

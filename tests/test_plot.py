@@ -1,0 +1,72 @@
+"""Curves of runs."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline import PipeError, Report, plot
+
+ROWS = st.lists(
+    st.fixed_dictionaries({
+        "train/loss": st.floats(0.01, 5), "validate/loss": st.one_of(st.none(), st.floats(0.01, 5)),
+        "validate/accuracy": st.floats(0, 1), "train/update ratio/0": st.floats(0, 1),
+    }),
+    min_size=1, max_size=60,
+)  # fmt: skip
+
+
+def numbered(rows):
+    return [{"epoch": i, "step": i, **row} for i, row in enumerate(rows, 1)]
+
+
+@given(ROWS)
+def test_each_metric_has_a_panel_with_its_points(rows):
+    """Training and held-out curves have the rows' own numbers; the first of the best epochs is marked."""
+    rows = numbered(rows)
+    figure = plot.curves(rows)
+    assert [axes.get_title() for axes in figure.axes] == ["loss", "accuracy"]
+    lines = {line.get_label(): line for line in figure.axes[0].lines}
+    assert [*lines["training"].get_ydata()] == [r["train/loss"] for r in rows]
+    known = [(r["epoch"], r["validate/loss"]) for r in rows if r["validate/loss"] is not None]
+    if known:
+        assert [*zip(lines["held-out"].get_xdata(), lines["held-out"].get_ydata(), strict=True)] == known
+    best = max(r["validate/accuracy"] for r in rows)
+    epoch, name, value = plot.best_epoch(rows)
+    assert (name, value) == ("accuracy", best)
+    assert epoch == next(r["epoch"] for r in rows if r["validate/accuracy"] == best)
+    if len(rows) > 1:
+        assert f"best: epoch {epoch}" in [line.get_label() for line in figure.axes[1].lines]
+
+
+@pytest.mark.parametrize("count", [1, 20, 5000, 10_000])
+def test_a_curve_is_legible_with_any_number_of_points(count):
+    """Few are marked; of many, means and ranges of stretches are drawn, so that the file stays small."""
+    rows = numbered([{"train/loss": 1 / (i + 1), "validate/loss": 2 / (i + 1)} for i in range(count)])
+    figure = plot.curves(rows)
+    lines = [line for line in figure.axes[0].lines if line.get_label() in ("training", "held-out")]
+    assert all(0 < len(line.get_xdata()) <= plot.POINTS for line in lines)
+    assert [bool(line.get_marker().strip("None")) for line in lines] == [count == 1, count <= plot.FEW]
+    text = plot.svg(figure)
+    assert text == plot.svg(plot.curves(rows))
+    assert len(text) < 500_000
+
+
+def test_several_runs_are_told_apart():
+    """By colour and mark, in their held-out curves, with one legend."""
+    runs = {f"run-{k}": numbered([{"validate/accuracy": 0.1 * k, "train/loss": 0.5}] * 3) for k in range(8)}
+    figure = plot.curves(runs, metrics=["accuracy", "loss"])
+    lines = figure.axes[0].lines
+    assert [line.get_label() for line in lines] == [*runs]
+    assert len({(line.get_color(), line.get_marker()) for line in lines}) == 8
+    assert len({line.get_marker() for line in lines}) == 8
+    assert [axes.get_legend() is not None for axes in figure.axes] == [True, False]
+
+
+def test_reports_are_taken_as_rows_are():
+    """Those inside an epoch are left out; where there is nothing to draw, it is said."""
+    inside, whole = (Report(1, 1, 1, 1, 1, complete, {"loss": 0.5}) for complete in (False, True))
+    assert len(plot.curves([inside, whole]).axes) == 1
+    with pytest.raises(PipeError, match="no complete epoch"):
+        plot.curves([inside])
+    with pytest.raises(PipeError, match="did you mean 'loss'"):
+        plot.curves([whole], metrics=["los"])
