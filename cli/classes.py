@@ -7,6 +7,7 @@ from typing import Any
 from attrs import frozen
 
 from cli.build import Job
+from cli.recipes.about import About
 from pipeline import Pipeline, State, evaluate
 
 SHOWN = 30
@@ -50,16 +51,17 @@ class Figures:
         return "\n".join(["rows true, columns predicted", head, *rows])
 
 
-def figures(pipe: Pipeline, names: tuple[str, ...], task: str, state: State, data: Any) -> Figures | None:
+def figures(pipe: Pipeline, about: About, state: State, data: Any) -> Figures | None:
     """Of a State on some data; None where the task has no classes."""
-    if task not in ("classification", "several labels") or not names:
+    if about.task not in ("classification", "several labels"):
         return None
-    metric = evaluate.confusion(len(names)) if task == "classification" else evaluate.labels(len(names))
+    names = about.classes or tuple(map(str, range(about.fixed.outputs)))
+    metric = evaluate.confusion(len(names)) if about.task == "classification" else evaluate.labels(len(names))
     found = pipe.insert(metric, after="evaluate.accuracy").evaluate(state, data)
     return Figures(names, found["precision"], found["recall"], found["f1"], found.get("confusion"))
 
 
 def table(made: Job, state: State) -> str:
     """Each class's figures on the held-out data."""
-    assert made.prepared is not None
-    return str(figures(made.pipe, made.prepared.classes, made.prepared.task, state, made.held_out))
+    assert made.about is not None
+    return str(figures(made.pipe, made.about, state, made.held_out))

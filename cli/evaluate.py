@@ -32,7 +32,7 @@ def run(past: Past, data: str | None, *, weights: str, as_json: bool) -> None:
         program = made.pipe.compile(backend=past.config.run.backend, fallback="eager")
     metrics = validated(made.pipe, program, state, seen)
     about = past.about if past.config.pipeline.name is None else None
-    figures = None if about is None else classes.figures(made.pipe, about.classes, about.task, state, seen)
+    figures = None if about is None else classes.figures(made.pipe, about, state, seen)
     if as_json:
         found = {"run": str(past.folder), "weights": weights, "epoch": saved.epoch, "step": saved.step,
                  "data": data or past.config.source, "metrics": metrics}  # fmt: skip

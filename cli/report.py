@@ -131,7 +131,7 @@ def _measured(past: Past) -> list[str]:
     about, saved = past.about, past.saved("best")
     state = saved.restore(made.pipe)
     parts: list[str] = []
-    figures = classes.figures(made.pipe, about.classes, about.task, state, made.held_out)
+    figures = classes.figures(made.pipe, about, state, made.held_out)
     if figures is not None:
         rows = zip(figures.names, figures.precision, figures.recall, figures.f1, strict=True)
         parts += ["<h2>Classes</h2>", html.table(["class", "precision", "recall", "F1"], rows)]
