@@ -18,14 +18,12 @@ from pipeline.state import format_metric
 
 def run(past: Past, data: str | None, *, weights: str, as_json: bool) -> None:
     """Print every metric, each class's figures, and the confusion matrix."""
-    made, state = past.made
+    made, state, saved = past.restored(weights)
     if data is None:
         for difference in record.differences(past.document, record.facts(made, state)):
             warn(f"{difference}: the last digits may differ")
         if made.held_out is None:
             raise refusal(f"{past.folder} held nothing out; name data by --data")
-    saved = past.saved(weights)
-    state = saved.restore(made.pipe)
     seen: Any = made.held_out if data is None else batches(past, data)
     program: Any = made.pipe
     if past.config.run.compile:

@@ -79,6 +79,13 @@ class Past:
             )
         return found.saved
 
+    def restored(self, weights: str) -> tuple[Job, State, Saved]:
+        """What it trained, and the State of its best epoch, or the last one, with the numbers that its config has: a
+        schedule may have been another then."""
+        job, new = self.made
+        saved = self.saved(weights)
+        return job, saved.restore(job.pipe, new.hyper), saved
+
     def module(self, weights: str) -> tuple[nn.Module, Any, dict[str, Any]]:
         """Its trained model in eval mode, the values of a batch that it is called on, and of which epoch it is.
 
@@ -91,8 +98,7 @@ class Past:
         pipe.init(self.config.run.seed, batch=_example(self.about))
         if weights in WEIGHTS and checkpoint.newest(self.folder / folders.CHECKPOINTS).saved is not None:
             saved = self.saved(weights)
-            kept = saved.tensors()
-            own = {k.partition("/")[2]: t for k, t in kept.items() if k.startswith(("params/", "buffers/"))}
+            own = {**saved.kept(model.params), **saved.kept(model.buffers)}
             return model.module.whole(own), inputs, {"epoch": saved.epoch, "step": saved.step}
         return self._from_file(build(), weights, inputs)
 
@@ -132,5 +138,5 @@ def load_run(folder: Path, weights: str, trust: bool) -> tuple[Pipeline, State, 
     code = settings.code_in(settings.read(folder / settings.CONFIG))
     if code is not None and not trust:
         raise refusal(f"{folder} names code, {code}, which would be run; if you know it, pass trust=True")
-    job, _ = past.made
-    return job.pipe, past.saved(weights).restore(job.pipe), job.held_out
+    job, state, _ = past.restored(weights)
+    return job.pipe, state, job.held_out

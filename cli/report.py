@@ -126,10 +126,9 @@ def _measured(past: Past) -> list[str]:
     """Classes, confusion matrix and the worst samples, of the best epoch on what was held out."""
     if past.config.pipeline.name is not None:
         return []
-    made, state = past.made
+    made, state, _ = past.restored("best")
     [*record.differences(past.document, record.facts(made, state))]  # raises where the data are others
-    about, saved = past.about, past.saved("best")
-    state = saved.restore(made.pipe)
+    about = past.about
     parts: list[str] = []
     figures = classes.figures(made.pipe, about, state, made.held_out)
     if figures is not None:

@@ -327,19 +327,18 @@ def _save_weights(
     epoch = report.epoch if report is not None else saved.epoch if saved is not None else 0
     now = {"epoch": epoch, "step": int(state.step)}
     [model, *_] = made.pipe.models
-    found = {folders.WEIGHTS: (state, {"weights": "last", **now})}
-    found |= {
-        f"{name}.safetensors": (seen, {"weights": name, **now}) for name, seen in made.pipe.averaged(state).items()
-    }
+    found = {folders.WEIGHTS: (model.state_dict(state), {"weights": "last", **now})}
+    for name, seen in made.pipe.averaged(state).items():
+        found[f"{name}.safetensors"] = model.state_dict(seen), {"weights": name, **now}
     if best is not None:
         about = {"weights": "best", "epoch": best.epoch, "step": best.step, best.metric: best.value}
-        kept = state if best.step == now["step"] else None
-        if kept is None and (there := checkpoint.best(folder / folders.CHECKPOINTS).saved) is not None:
-            kept = there.restore(made.pipe)
-        if kept is not None:
-            found[folders.BEST] = kept, about
-    for name, (seen, about) in found.items():
-        folders.write_weights(folder / name, model.state_dict(seen), about)
+        if best.step == now["step"]:
+            found[folders.BEST] = model.state_dict(state), about
+        elif (there := checkpoint.best(folder / folders.CHECKPOINTS).saved) is not None:
+            kept = {name: there.kept(name) for name in (model.params, model.buffers)}
+            found[folders.BEST] = model.state_dict(kept), about
+    for name, (weights, of) in found.items():
+        folders.write_weights(folder / name, weights, of)
 
 
 def _draw(folder: Path, metric: str | None) -> None:

@@ -27,6 +27,8 @@ FEW = 40
 """Up to so many epochs, each has a mark, and a row in a notebook."""
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#999999")
 """Told apart also with colour blindness. Source: Okabe and Ito, Color universal design (2008)."""
+WIDTH, HEIGHT = 5.2, 3.1
+"""Of a panel, in inches."""
 STYLES = ("-", "--", "-.", ":")
 MARKS = "oxsv^d+*"
 _SKIPPED = ("epoch", "step", "seconds", "samples_per_second")
@@ -81,9 +83,14 @@ def curves(reports: Curve | Mapping[str, Curve], *, metrics: Sequence[str] = (),
     shown = list(metrics) or sorted((k for k in known if "/" not in k), key=_order)
     columns = 1 if len(shown) == 1 else 2
     height = -(-len(shown) // columns)
-    figure: Figure = New(figsize=(5.2 * columns, 3.0 * height + 0.3), layout="constrained")
+    figure: Figure = New(figsize=(WIDTH * columns, HEIGHT * height))
+    # Margins in inches: to have them worked out takes longer than to draw.
+    left, right, top, bottom = 0.6 / WIDTH, 0.15 / WIDTH, 0.35 / HEIGHT, 0.45 / HEIGHT
     for i, metric in enumerate(shown):
-        axes = figure.add_subplot(height, columns, i + 1)
+        x, y = i % columns, height - 1 - i // columns
+        axes = figure.add_axes((
+            (x + left) / columns, (y + bottom) / height, (1 - left - right) / columns, (1 - top - bottom) / height,
+        ))  # fmt: skip
         if len(lines) == 1:
             [rows] = lines.values()
             _draw_parts(axes, metric, rows, best)

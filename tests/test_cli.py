@@ -83,16 +83,16 @@ def test_the_runs_folder(run):
     module.load_state_dict(load_file(folder / "model.safetensors"))
 
 
-def test_a_second_run_starts_from_the_cache(run):
-    """With another lr, seed, number of epochs and of steps a call the graphs are the same: no compiler is even
-    imported."""
+def test_a_second_run_starts_from_the_cache(run, tmp_path):
+    """With another lr, seed, number of epochs and of steps a call, in any folder, the graphs are the same: no compiler
+    is even imported."""
     code = """
 import sys
 from cli import config, train
 train.run(config.make({"hidden": [16], "batch_size": 479, "lr": 0.1, "seed": 3, "epochs": 2, "steps_per_call": "2"}))
 assert "torch._inductor.compile_fx" not in sys.modules
 """
-    done = subprocess.run([sys.executable, "-c", code], cwd=run[0], capture_output=True, text=True, env=fresh())
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, env=fresh())
     assert (done.returncode, done.stderr) == (0, "")
     assert "2 from the cache" in done.stdout
 

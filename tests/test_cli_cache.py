@@ -42,7 +42,7 @@ def test_list(pipe, cache):
     code, out, err = pipe("cache")
     lines = out.splitlines()
     assert (code, err, lines[0]) == (0, "", str(folder))
-    assert lines[2].split() == ["program", "operations", "size", "made", "torch", "batch"]
+    assert lines[2].split() == ["program", "operations", "size", "made", "torch", "model", "batch"]
     for p, line in zip(sorted(made, key=lambda p: p.path), lines[3:], strict=False):
         day = r"\d{4}-\d\d-\d\d \d\d:\d\d"
         pattern = rf"train step +12 +\d\.\d kB +{day} +{re.escape(torch.__version__)} +{re.escape(p.batch)} *"

@@ -66,6 +66,10 @@ class Saved:
         except Exception as e:  # of safetensors, which has a class of its own for what is no such file
             raise CheckpointError(f"{self.path / STATE} can't be read: {first_line(e)}") from None
 
+    def kept(self, name: str) -> dict[str, Tensor]:
+        """What State kept under a name, such as "params", without a pipeline."""
+        return {k[len(name) + 1 :]: t for k, t in self.tensors().items() if k.startswith(f"{name}/")}
+
     def restore(self, pipe: Composition, hyper: Mapping[str, Tensor] | None = None) -> State:
         """The State, on the device of the pipeline; with other hyperparameters, if given.
 
