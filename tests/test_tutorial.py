@@ -82,7 +82,7 @@ def test_eager(variant):
 def test_compiled(variant):
     """Compiled steps, the short last batch included, equal the loop to 1e-5."""
     pipe = pipeline(VARIANTS[variant][0])
-    compiled = pipe.compile()
+    compiled = pipe.compile(backend="auto" if variant == "clipping" else "aot_eager")  # C++ takes seconds to compile
     (losses, weights), (ours, params) = both(variant, compiled, pipe)
     assert ours == pytest.approx(losses, abs=1e-5)
     testing.same(params, {k: w.detach() for k, w in weights.items()}, 1e-5)
