@@ -22,7 +22,7 @@ from pipeline.state import format_metric, is_better
 
 COLUMNS = 6
 """Settings that a table has room for; side by side, there are all."""
-UNLIKE = ("out", "data", "model", "threads", "pipeline")
+UNLIKE = ("out", "data", "model", "threads", "pipeline", "epochs")
 """Settings that are not compared: those with a column of their own, and those that say nothing of the result."""
 
 

@@ -154,7 +154,7 @@ def _train(
             warn(f"{lines.path} has no line for epoch {', '.join(map(str, missing))}; it goes on without")
         start = saved.start if saved else (0, 0)
         program = _compile(made, config, state, say, verbose) if config.run.compile and going else False
-        stops, shown = _stops(config, metric, saver), printed(1 if verbose else config.run.epochs)
+        stops, shown = _stops(config, metric, saver), printed(config.run.epochs)
         try:
             with live(say) as show, interrupts(signals):
                 for report in _reports(made, config, folder, state, program, start) if going else ():
@@ -198,9 +198,7 @@ def _train(
         )
         sys.exit(128 + signals[0])
     if ended and report is not None and not last:
-        result.print(
-            f"ended   {ended}, in epoch {report.epoch} of {config.run.epochs}; it can be gone on with by --resume"
-        )
+        result.print(f"ended   {ended}, in epoch {report.epoch} of {config.run.epochs}; --resume {folder} goes on")
     if going:
         folders.write_status(folder, "done" if last or ended.startswith("no better") else "stopped", why=ended)
     return report
@@ -241,13 +239,14 @@ def _rate(made: Job, state: State) -> dict[str, float]:
 def _save_failed(
     made: Job, folder: Path, saver: Saver, report: Report | None, state: State, error: BaseException
 ) -> None:
-    """Keep what there is, where a run can't go on."""
-    gone = isinstance(error, BrokenPipeError | KeyboardInterrupt)  # the output's reader, or a second Ctrl-C
+    """Keep what there is, where a run can't go on; a second Ctrl-C waits for nothing."""
+    gone = isinstance(error, BrokenPipeError)  # the output's reader
     if gone and report is not None:
         saver.offer(report, now=True)
     if gone or isinstance(error, NonFiniteError):
         _save_weights(made, state, folder, None, report, None)
-    folders.write_status(folder, "stopped" if gone else "failed", why=str(error) or type(error).__name__)
+    stopped = gone or isinstance(error, KeyboardInterrupt)
+    folders.write_status(folder, "stopped" if stopped else "failed", why=str(error) or type(error).__name__)
 
 
 def _best(made: Job, config: TrainConfig) -> str | None:

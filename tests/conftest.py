@@ -14,9 +14,10 @@ settings.register_profile("ci", max_examples=25, derandomize=True, deadline=None
 settings.register_profile("thorough", max_examples=500, deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
-# Graphs are shared between the tests of a run, those of the command too, and with nothing before it.
-_cache = tempfile.TemporaryDirectory(prefix="pipe-tests-")
-os.environ["PIPE_CACHE"] = _cache.name
+# Graphs are shared between the tests of a run, those of the command and of other workers too, and with nothing before.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    _cache = tempfile.TemporaryDirectory(prefix="pipe-tests-")
+    os.environ["PIPE_CACHE"] = _cache.name
 
 torch.set_num_threads(min(2, torch.get_num_threads()))
 
