@@ -6,7 +6,6 @@ import json
 import logging
 import warnings
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,6 @@ from cli import folder as folders
 from cli.answers import Answers, called, values_read
 from cli.past import Past
 from cli.recipes.about import About
-from pipeline import files
 from pipeline.errors import ConfigError
 from pipeline.sources.columns import CATEGORY, DATE, Columns, raw
 from pipeline.stage import first_line
@@ -90,7 +88,8 @@ def _write_torch(path: Path, program: Program, given: Sequence[Tensor], wanted: 
     """A program of torch.export; how far it is off."""
     made = _exported(program, given)
     off = _compared(lambda *values: made.module()(*values), given, wanted)
-    _put(path, lambda work: torch.export.save(made, work))
+    with folders.making(path) as work:
+        torch.export.save(made, work)
     return off
 
 
@@ -125,8 +124,9 @@ def _write_onnx(path: Path, program: Program, given: Sequence[Tensor], wanted: T
                 made, (), input_names=program.reads, output_names=["answers"], dynamo=True, verbose=False
             )
             assert onnx is not None
-            _put(path, lambda work: onnx.save(str(work)))
-    except OSError:
+            with folders.making(path) as work:
+                onnx.save(str(work))
+    except ConfigError:
         raise
     except Exception as e:  # of the exporter, which has many
         raise ConfigError(f"the model can't be exported to ONNX: {first_line(e)}; --format torch may do") from None
@@ -155,20 +155,6 @@ def _compared(program: Any, given: Sequence[Tensor], wanted: Tensor) -> float:
     if not worst <= CLOSE:
         raise ConfigError(f"the exported program is off by {worst:.1e} on held-out samples, so it is not written")
     return worst
-
-
-def _put(path: Path, write: Any) -> None:
-    """Write a file so that it is whole or not there."""
-    work = path.with_name(files.MAKING + path.name)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write(work)
-        work.replace(path)
-    except OSError as e:
-        raise ConfigError(f"can't write {path}: {e.strerror or e}") from None
-    finally:
-        with suppress(OSError):
-            work.unlink()
 
 
 def _inputs(about: About, program: Program, given: Sequence[Tensor]) -> list[dict[str, Any]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from itertools import chain
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -12,12 +11,12 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 
+from cli import folder as folders
 from cli import others
 from cli.answers import Answers, called
 from cli.past import Past
 from cli.recipes.about import About
 from cli.recipes.setting import refusal
-from pipeline import files
 from pipeline.errors import ConfigError, did_you_mean
 from pipeline.sources import Rows
 from pipeline.sources.cells import package
@@ -47,16 +46,8 @@ def run(past: Past, data: str, out: str | None, *, weights: str) -> None:
         for text in _csv(made):
             sys.stdout.write(text)
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    work = path.with_name(files.MAKING + path.name)
-    try:
+    with folders.making(path) as work:
         count = {".csv": _write_csv, ".parquet": _write_parquet, ".npz": _write_npz}[path.suffix](work, made)
-        work.replace(path)
-    except OSError as e:
-        raise ConfigError(f"can't write {path}: {e.strerror or e}") from None
-    finally:
-        with suppress(OSError):
-            work.unlink()
     epoch = f", weights of epoch {of['epoch']}" if of else ""
     print(f"{path}: {count:,} rows, {about.target} predicted by {past.folder}{epoch}")
 
