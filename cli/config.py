@@ -24,7 +24,7 @@ from cli.recipes.run import Run
 from cli.recipes.schedule import Course
 from cli.recipes.setting import flag, refusal
 
-CONFIG = "config.toml"
+CONFIG, FOLDS = "config.toml", "folds"
 
 
 @frozen
@@ -221,6 +221,8 @@ def read(path: Path) -> dict[str, Any]:
         if not isinstance(old, dict):
             raise refusal(f"{path} has no table [settings]")
         return {**_threads(table.get("run")), **_older(old)}
+    if isinstance(table.get(FOLDS), dict):  # how the folds ended; a setting is called so too
+        del table[FOLDS]
     for name, inner in table.items():
         if name in TABLES and isinstance(inner, dict):
             continue

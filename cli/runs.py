@@ -107,11 +107,20 @@ def entry(path: Path, name: str) -> Entry:
 def _state(path: Path, rows: Sequence[log.Row], config: TrainConfig) -> tuple[str, str]:
     if folders.is_busy(path):
         return "running", ""
+    folds = settings.document(path / settings.CONFIG).get(settings.FOLDS)
+    if isinstance(folds, dict):
+        return "done", _folds(folds["ends"])
     try:
         status = json.loads((path / folders.STATUS).read_text(encoding="utf-8"))
         return str(status["state"]), str(status.get("why", ""))
     except (OSError, ValueError, TypeError, KeyError):  # killed, or of before there was one
         return ("done" if rows and rows[-1]["epoch"] >= config.run.epochs else "stopped"), ""
+
+
+def _folds(ends: Sequence[Mapping[str, float]]) -> str:
+    """The means over folds, in words."""
+    means = {name: sum(end[name] for end in ends) / len(ends) for name in ends[0]}
+    return f"{', '.join(format_metric(name, value) for name, value in means.items())} over {len(ends)} folds"
 
 
 def _matches(e: Entry, text: str, found: Sequence[Entry]) -> bool:

@@ -54,7 +54,7 @@ def folds(config: TrainConfig, *, quiet: bool = False, verbose: bool = False) ->
             report = run(own, quiet=quiet, verbose=verbose)
             if report is not None:
                 ends.append({k: v for k, v in report.validate.items() if isinstance(v, int | float)})
-        folders.write_config(whole, config, {"folds": {"count": count, "ends": ends}})
+        folders.write_config(whole, config, {settings.FOLDS: {"count": count, "ends": ends}})
     for name in ends[0]:
         values = torch.tensor([end[name] for end in ends], dtype=torch.float64)
         mean, spread = (format_metric(name, float(x)) for x in (values.mean(), values.std()))

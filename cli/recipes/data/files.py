@@ -163,6 +163,23 @@ class HuggingFace(Data):
 
         return sources.huggingface(self.path, inputs=self.inputs, targets=self.target, parts=parts)
 
+    def others(self, about: About, *, targets: bool) -> Iterator[Rows]:
+        from itertools import chain
+
+        from pipeline import sources
+        from pipeline.sources import others
+
+        if not targets:
+            raise refusal(f"{self.source}: predictions are for tables, arrays and images; write it as Parquet or .npz")
+        found = sources.huggingface(self.path, inputs=self.inputs, targets=self.target)
+        if found.classes != about.classes:
+            raise refusal(f"{self.source} has the classes {', '.join(found.classes)}, but others were learned")
+        inputs, task = about.fixed.inputs, about.fixed.task
+        return chain.from_iterable(
+            others.of_source(self.source, part, inputs, targets=True, task=task, classes=about.classes)
+            for part in (found.train, found.held_out)
+        )
+
 
 def _need(fitted: str, about: About, what: str) -> None:
     """Raise ConfigError where the run's data were of another kind."""
