@@ -71,7 +71,7 @@ def digest(*parts: Mapping[str, torch.Tensor]) -> str:
     for part in parts:
         for name, t in sorted(part.items()):
             whole.update(f"{name} {tuple(t.shape)} {t.dtype}".encode())
-            whole.update(t.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+            whole.update(t.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return whole.hexdigest()
 
 

@@ -44,6 +44,6 @@ def at_the_end(made: Job, state: State) -> str | None:
     fitted = made.prepared.fitted
     if fitted.get("tokenizer") is None:
         return None
-    module = made.pipe.module(state)
+    module = made.pipe.module(state).cpu()
     first = made.prepared.held_out[torch.tensor([0])]["inputs"][0, :BEGUN].tolist()
     return text(module, fitted, sources.decode(fitted, first), SHOWN, temperature=TEMPERATURE)
