@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 
 from cli import classes, record
-from cli.others import batches
+from cli.others import Batches
 from cli.past import Past
 from cli.progress import warn
 from cli.recipes.setting import refusal
@@ -24,7 +24,7 @@ def run(past: Past, data: str | None, *, weights: str, as_json: bool) -> None:
             warn(f"{difference}: the last digits may differ")
         if made.held_out is None:
             raise refusal(f"{past.folder} held nothing out; name data by --data")
-    seen: Any = made.held_out if data is None else batches(past, data)
+    seen: Any = made.held_out if data is None else Batches(past, data)
     program: Any = made.pipe
     if past.config.run.compile:
         program = made.pipe.compile(backend=past.config.run.backend, fallback="eager")

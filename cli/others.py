@@ -22,7 +22,7 @@ def rows(past: Past, data: str, *, targets: bool) -> Iterator[Rows]:
     return settings.make(*layers).data.others(past.about, targets=targets)
 
 
-class batches:  # noqa: N801  # a function, whose result can be iterated again
+class Batches:
     """The same as batches, with targets, anew each time that they are iterated."""
 
     def __init__(self, past: Past, data: str) -> None:

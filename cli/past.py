@@ -66,13 +66,16 @@ class Past:
         """What it trained, with its first State; its data are read again."""
         return begin(self.config)
 
-    def saved(self, weights: str) -> Saved:
-        """The checkpoint of its best epoch, or the last one. Raises a PipeError where there is none."""
+    def _found(self, weights: str) -> checkpoint.Found:
         where = self.folder / folders.CHECKPOINTS
         try:
-            found = checkpoint.best(where) if weights == "best" else checkpoint.newest(where)
+            return checkpoint.best(where) if weights == "best" else checkpoint.newest(where)
         except CheckpointError as e:
             raise ConfigError(f"{e}; --weights last takes the newest that is whole") from None
+
+    def saved(self, weights: str) -> Saved:
+        """The checkpoint of its best epoch, or the last one. Raises a PipeError where there is none."""
+        found = self._found(weights)
         if found.saved is None:
             raise ConfigError(
                 found.faults[0] if found.faults else f"{self.folder} has no checkpoint to take weights from"
@@ -96,9 +99,10 @@ class Past:
         pipe = Pipeline(forward.model(build, inputs=inputs))
         [model] = pipe.models
         pipe.init(self.config.run.seed, batch=_example(self.about))
-        if weights in WEIGHTS and checkpoint.newest(self.folder / folders.CHECKPOINTS).saved is not None:
-            saved = self.saved(weights)
-            own = {**saved.kept(model.params), **saved.kept(model.buffers)}
+        saved = self._found(weights).saved if weights in WEIGHTS else None
+        if saved is not None:
+            kept = saved.kept(model.params, model.buffers)
+            own = {**kept[model.params], **kept[model.buffers]}
             return model.module.whole(own), inputs, {"epoch": saved.epoch, "step": saved.step}
         return self._from_file(build(), weights, inputs)
 

@@ -24,10 +24,9 @@ def run(runs: Sequence[Path], metrics: Sequence[str], out: str | None) -> None:
     if len(runs) == 1 and (saved := newest(runs[0] / folders.CHECKPOINTS).saved) is not None and saved.best:
         best = saved.best.metric
     path = Path(out) if out is not None else runs[0] / folders.CURVES if len(runs) == 1 else Path("curves.png")
-    # Names without what all of them begin with, such as runs/.
-    names = {str(Path(n)).rpartition("/")[2] if len({Path(r).name for r in runs}) == len(runs) else n: rows
-             for n, rows in found.items()}  # fmt: skip
-    figure = plot.curves(next(iter(found.values())) if len(runs) == 1 else names, metrics=metrics, best=best)
+    short = len({folder.name for folder in runs}) == len(runs)
+    lines = {folder.name if short else str(folder): found[str(folder)] for folder in runs}
+    figure = plot.curves(found[str(runs[0])] if len(runs) == 1 else lines, metrics=metrics, best=best)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.suffix == ".svg":

@@ -23,7 +23,7 @@ from cli.progress import interrupts, live, plain, printed, waiting, warn
 from pipeline import Report, State, checkpoint, fit, log, plot, testing, until
 from pipeline.checkpoint import Saved, Saver
 from pipeline.compile import Compiled
-from pipeline.errors import ConfigError, NonFiniteError
+from pipeline.errors import CheckpointError, ConfigError, NonFiniteError
 from pipeline.state import format_metric
 
 
@@ -331,11 +331,13 @@ def _save_weights(
         found[f"{name}.safetensors"] = model.state_dict(seen), {"weights": name, **now}
     if best is not None:
         about = {"weights": "best", "epoch": best.epoch, "step": best.step, best.metric: best.value}
-        if best.step == now["step"]:
-            found[folders.BEST] = model.state_dict(state), about
-        elif (there := checkpoint.best(folder / folders.CHECKPOINTS).saved) is not None:
-            kept = {name: there.kept(name) for name in (model.params, model.buffers)}
+        try:
+            kept: Any = state
+            if best.step != now["step"]:
+                kept = checkpoint.at(folder / folders.CHECKPOINTS, best.step).kept(model.params, model.buffers)
             found[folders.BEST] = model.state_dict(kept), about
+        except CheckpointError as e:
+            warn(f"{e}, so {folders.BEST} is not written")
     for name, (weights, of) in found.items():
         folders.write_weights(folder / name, weights, of)
 

@@ -197,9 +197,11 @@ class Composition:
 
     def _of_a_step(self, tree: dict[str, Tree], hyper: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Any]:
         """What telemetry may read, as far as a stage here does: in a loop of parts, each value is carried along."""
-        numbers = {f"{name}.{key}": value for name, of in hyper.items() for key, value in of.items()}
-        given = {"hyper": numbers, "before": self._kept(tree)}
-        return {k: v for k, v in given.items() if any(k in (*s.reads, *s.optional) for s in self.graph)}
+        read = {name for s in self.graph for name in (*s.reads, *s.optional)}
+        given: dict[str, Any] = {"before": self._kept(tree)} if "before" in read else {}
+        if "hyper" in read:
+            given["hyper"] = {f"{name}.{key}": value for name, of in hyper.items() for key, value in of.items()}
+        return given
 
     def _check_shapes(self, new: dict[str, Tree], old: dict[str, Tree]) -> None:
         """Raise StageError where what State holds comes out in another shape."""

@@ -15,7 +15,7 @@ import csv as writer
 import json
 import math
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, closing, contextmanager
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import IO, Any, TypeAlias
 
@@ -83,25 +83,19 @@ def _passed(reports: Iterable[Report], begin: Begin, inside: bool) -> Reports:
     """The Reports, each after it was written."""
     source = iter(reports)
     sent: State | None = None
-    opened: AbstractContextManager[Any] | None = None
     write: Callable[[Report], None] | None = None
-    try:
+    with ExitStack() as opened:
+        if isinstance(source, Generator):
+            opened.callback(source.close)
         while True:
             try:
                 report = next(source) if sent is None else source.send(sent)  # type: ignore[attr-defined]  # fit's has it
             except StopIteration:
                 return
             if sent is None and (report.complete or inside):  # for what was sent, the same Report comes again
-                if write is None:
-                    opened = begin(report)
-                    write = opened.__enter__()
+                write = write or opened.enter_context(begin(report))
                 write(report)
             sent = yield report
-    finally:
-        if opened is not None:
-            opened.__exit__(None, None, None)
-        if isinstance(source, Generator):
-            source.close()
 
 
 @contextmanager

@@ -1,7 +1,9 @@
 """Plot: the curves of a run, or of several, as a matplotlib figure.
 
-figure = plot.curves(list(fit(pipe, epochs=20, validate=test)))
-figure.savefig("curves.svg")
+    figure = plot.curves(fit(pipe, epochs=20, validate=test))
+    figure.savefig("curves.svg")
+
+A notebook shows them by itself, of `Reports(fit(...))`.
 """
 
 from __future__ import annotations

@@ -387,6 +387,12 @@ def test_patience_ends_a_run_that_can_go_on(pipe, tmp_path):
     pipe("train", *args, "--out", tmp_path / "b")
     same = [(tmp_path / name / "model.safetensors").read_bytes() for name in "ab"]
     assert same[0] == same[1]
+    best = json.loads(pipe("eval", tmp_path / "b", "--json")[1])
+    assert best["epoch"] == 1
+    shutil.rmtree(tmp_path / "b" / "checkpoints" / f"step-{best['step']:09d}")
+    code, _, err = pipe("train", "--resume", tmp_path / "b")
+    assert code == 0
+    assert "best.safetensors is not written" in err
 
 
 def test_a_config_says_what_happened(pipe, tmp_path):

@@ -20,7 +20,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
-from cli.main import _flags, main
+from cli.flags import _flags
+from cli.main import main
 from cli.recipes.setting import flag
 from pipeline import checkpoint, files
 from tests import kills

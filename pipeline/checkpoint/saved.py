@@ -66,9 +66,14 @@ class Saved:
         except Exception as e:  # of safetensors, which has a class of its own for what is no such file
             raise CheckpointError(f"{self.path / STATE} can't be read: {first_line(e)}") from None
 
-    def kept(self, name: str) -> dict[str, Tensor]:
-        """What State kept under a name, such as "params", without a pipeline."""
-        return {k[len(name) + 1 :]: t for k, t in self.tensors().items() if k.startswith(f"{name}/")}
+    def kept(self, *names: str) -> dict[str, dict[str, Tensor]]:
+        """What State kept under some names, such as "params", without a pipeline. Raises CheckpointError."""
+        found: dict[str, dict[str, Tensor]] = {name: {} for name in names}
+        for path, t in self.tensors().items():
+            name, _, rest = path.partition("/")
+            if name in found:
+                found[name][rest] = t
+        return found
 
     def restore(self, pipe: Composition, hyper: Mapping[str, Tensor] | None = None) -> State:
         """The State, on the device of the pipeline; with other hyperparameters, if given.
@@ -129,10 +134,15 @@ def best(folder: str | Path) -> Found:
     known = found.saved.best if found.saved is not None else None
     if found.saved is None or known is None or known.step == found.saved.step:
         return found
-    return Found(read(_at(Path(folder), known.step)), found.faults)
+    return Found(at(folder, known.step), found.faults)
 
 
-def _at(folder: Path, step: int) -> Path:
+def at(folder: str | Path, step: int) -> Saved:
+    """The checkpoint after so many steps. Raises CheckpointError where it is not whole, or not there."""
+    return read(_path(Path(folder), step))
+
+
+def _path(folder: Path, step: int) -> Path:
     return folder / f"{_NAME}{step:09d}"
 
 
@@ -170,7 +180,7 @@ def write(
 
     tensors = {name: t.contiguous() for name, t in named(tree).items()}
     step = int(tree["step"])
-    path = _at(folder, step)
+    path = _path(folder, step)
     try:
         for file in beside:
             files.flush(file)

@@ -46,7 +46,7 @@ class Schedule:
         """The same at many steps at once: (N,) int64 -> (N,) float64."""
         numbers = {k: torch.tensor(v, dtype=torch.float64) for k, v in self.filled(steps, batches).items()}
         base, memory = torch.tensor(self.base, dtype=torch.float64), self.first()
-        return torch.vmap(lambda step: base * self.apply(step, numbers, memory))(at)  # type: ignore[no-any-return]
+        return torch.vmap(lambda step: base * self.apply(step, numbers, memory))(at)  # type: ignore[no-any-return]  # vmap has no types
 
     def apply(self, step: Tensor, numbers: Mapping[str, Tensor], memory: Mapping[str, Tensor]) -> Any:
         """The factor at a step, of numbers and a memory that are tensors."""

@@ -35,7 +35,7 @@ def arrays(
     for file, there in ((path, found), (test, held)):
         for name in ("inputs", "targets") if there is not None else ():
             if name not in there:  # type: ignore[operator]  # it is there
-                raise DataError(f"{file} holds no array {name!r}{did_you_mean(name, there)}")  # type: ignore[arg-type]
+                raise DataError(f"{file} holds no array {name!r}{did_you_mean(name, there)}")  # type: ignore[arg-type]  # as above
     inputs, targets = found["inputs"], found["targets"]
     if inputs.ndim == 0 or targets.ndim == 0 or len(targets) == 0:
         raise DataError(f"{path} is empty: it has no samples")

@@ -108,7 +108,7 @@ def prepared(
 
 
 def _kept(train: Source) -> str:
-    there = isinstance(train, Tensors) or train.reader.data.pixels is not None  # type: ignore[attr-defined]
+    there = isinstance(train, Tensors) or train.reader.data.pixels is not None  # type: ignore[attr-defined]  # else it is Samples
     return "kept in memory" if there else "decoded as they are read"
 
 
