@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from pipeline import mesh
 from pipeline.forward import Model
+from pipeline.mesh import ROWS, Mesh
 from pipeline.module import Module
 from pipeline.stage import Stage
 from pipeline.state import Batch
@@ -21,9 +23,9 @@ STATISTICS = {"running_mean": 0, "running_var": 1, "num_batches_tracked": 0}
 
 def renewed(
     stages: Sequence[Stage], values: Mapping[str, Any], hyper: Mapping[str, Any], memory: Mapping[str, Tree],
-    batches: Iterable[Batch],
+    batches: Iterable[Batch], on: Mesh | None = None,
 ) -> dict[str, Tree]:  # fmt: skip
-    """The buffers of State whose BatchNorms have seen just these batches, in train mode, each with equal weight.
+    """The buffers of State whose BatchNorms have seen just these batches, in train mode, each with equal weight; `on` a mesh, those of the parts of each batch together.
 
     As torch.optim.swa_utils.update_bn: a cumulative mean over batches, which is what momentum=None means. BatchNorms
     that are in eval mode stay as they are. Empty where the models of `stages` have none.
@@ -39,9 +41,11 @@ def renewed(
     made = {s.name: _cumulative(s) for s in models}
     needed = _needed(stages, made)
     for k, batch in enumerate(batches):
-        now = {**values, **batch, **new, "training": True, "step": torch.full_like(values["step"], k)}
-        for stage in needed:
-            now |= made.get(stage.name, stage).run(now, hyper.get(stage.name, {}), memory.get(stage.name))[0]
+        rows = batch.get(ROWS)
+        now = {**values, **{name: value for name, value in batch.items() if name != ROWS}, **new, "training": True, "step": torch.full_like(values["step"], k)}
+        with mesh.at(on, rows):
+            for stage in needed:
+                now |= made.get(stage.name, stage).run(now, hyper.get(stage.name, {}), memory.get(stage.name))[0]
         new = {name: tree_map(Tensor.detach, now[name]) for name in new}
     # Whatever else the modules wrote belongs to training.
     return {b: {k: new[b][k] if k in statistics[b] else t for k, t in values[b].items()} for b in new}

@@ -27,10 +27,12 @@ from pipeline.evaluate import HostMetric
 from pipeline.forward import Model
 from pipeline.hyper import check_watched, hyper_names, hyper_numbers, hyper_value, observed, remembering, scheduled
 from pipeline.load import Load
+from pipeline.mesh import ROWS
 from pipeline.place import Place
 from pipeline.run import Segment, counted, first_memory, segments, through
+from pipeline.sharding import Sharding, sharding
 from pipeline.stage import Part, Stage
-from pipeline.state import Batch, State
+from pipeline.state import Batch, State, samples
 from pipeline.tree import Tree, paths, tree_map
 from pipeline.update import Finite
 from pipeline.wiring import LASTS, check_names, check_wiring, needed_to_measure
@@ -62,6 +64,8 @@ class Composition:
     """The stages of the evaluation program."""
     segments: tuple[Segment, ...] = field(init=False)
     """`graph`, parted after each backward: what a step runs, one after the other."""
+    sharding: Sharding | None = field(init=False)
+    """How the step runs on a mesh, where it does."""
     metrics: tuple[Stage, ...] = field(init=False)
     on_host: tuple[HostMetric, ...] = field(init=False)
 
@@ -86,6 +90,7 @@ class Composition:
         )
         object.__setattr__(self, "on_host", tuple(s for s in stages if isinstance(s, HostMetric)))
         object.__setattr__(self, "segments", segments(graph))
+        object.__setattr__(self, "sharding", sharding(self.place.mesh, stages, graph))
         object.__setattr__(self, "metrics", tuple(s for s in graph if s.finish is not None))
 
     # -- what comes out of it
@@ -112,7 +117,11 @@ class Composition:
             waiting.remove(s)
             assert s.create is not None
             tree.update(s.create(seed, partial(self._before, s, {**tree, "memory": schedules, **numbers}, batch), tree))
-        memory = {s.name: first_memory(s, {**tree, **numbers}) for s in self.graph if s.remembers}
+        on = self.sharding
+        own = tree if on is None else on.part(tree)
+        of = {s.name: own if s.sharded else tree for s in self.graph}
+        memory = {s.name: first_memory(s, {**of[s.name], **numbers}) for s in self.graph if s.remembers}
+        tree = own
         return State(self.place.tree({**tree, "memory": {**memory, **schedules}, **numbers}))
 
     def _before(self, stage: Part, tree: dict[str, Tree], batch: Batch | None) -> dict[str, Any]:
@@ -138,7 +147,7 @@ class Composition:
         """
         if batch is None:
             batch = self.batch_at(state)
-        tree, metrics = self.train(state.tree, self.place.batch(batch))
+        tree, metrics = self.train(state.tree, self.placed(batch))
         return State(tree), metrics
 
     def evaluate(self, state: State, data: Any = None) -> dict[str, Any]:
@@ -147,11 +156,11 @@ class Composition:
         In eval mode, without gradients; changes nothing. Without `data`, over the pipeline's own data set.
         """
         sums, seen = self.zeros(), {s.name: list[Any]() for s in self.on_host}
-        batches = (self.prepared(b, False) for b in self.over(data).epoch(0, 0))
+        batches = (self.prepared(b, False) for b in self.epoch(self.over(data), 0, 0))
         if not self.on_host:
             for batch in self.place.ahead(batches):
                 sums = self.measure(state.tree, sums, batch)
-            return evaluate.read(self.finish(sums))
+            return evaluate.read(self.finish(self.total(sums)))
         for batch in batches:
             placed = self.place.batch(batch)
             added, written = self.sums(state.tree, placed)
@@ -159,9 +168,13 @@ class Composition:
             values = {**self._kept(state.tree), **batch, **written}
             for s in self.on_host:
                 read = {v: values[v] for v in (*s.reads, *s.optional) if v in values}
-                seen[s.name].append(s.measured(place.host(read)))
+                mine = batch.get(ROWS) is None or batch[ROWS].count
+                seen[s.name] += [s.measured(place.host(read))] if mine else []
+        if self.place.mesh is not None:
+            each = self.place.mesh.everyone(seen)
+            seen = {name: [x for other in each for x in other[name]] for name in seen}
         more = [s.summary(seen[s.name]) for s in self.on_host]
-        return {**evaluate.read(self.finish(sums)), **{k: v for found in more for k, v in found.items()}}
+        return {**evaluate.read(self.finish(self.total(sums))), **{k: v for found in more for k, v in found.items()}}
 
     def begin(self) -> None:
         """Have the modules made, outside of what is keyed, transformed or traced: making one draws and writes."""
@@ -173,14 +186,20 @@ class Composition:
     def train(self, tree: dict[str, Tree], batch: Batch) -> tuple[dict[str, Tree], dict[str, Tensor]]:
         """The train step as a function of a State's tree."""
         self.begin()
+        on, rows, batch = self.sharding, batch.get(ROWS), _without_rows(batch)
         hyper, memory = self.hyper(tree), dict(tree["memory"])
         values = {**self._kept(tree), **self._of_a_step(tree, hyper), "training": True, **batch}
         sums: dict[str, Tree] = {}
         for segment in self.segments:
-            written, remembered, added = segment.run(values, hyper, memory, batch, self.samples, self.place.autocast)
+            written, remembered, added = segment.run(
+                values, hyper, memory, batch, self.samples, self.place.autocast, on, rows
+            )
             values |= written
             memory |= remembered
             sums |= added
+        if on is not None and rows is not None:
+            sums = on.totals(rows, sums)
+            on.forget()
         memory |= {name: tree_map(torch.add, memory[name], s) for name, s in sums.items()}
         lasting = {name: values[name] for name in tree if name not in LASTS}
         for name, before in tree["memory"].items():
@@ -223,11 +242,17 @@ class Composition:
     def sums(self, tree: dict[str, Tree], batch: Batch) -> tuple[dict[str, Tree], dict[str, Any]]:
         """The sums of one batch in eval mode, and what the stages wrote."""
         self.begin()
+        on, rows, batch = self.sharding, batch.get(ROWS), _without_rows(batch)
         values = {**self._kept(tree), "training": False, **batch}
+        if on is not None:
+            values = {**on.given(None, values)}
+            on.forget()
         # Nothing here has a gradient but what asks for one: a derivative may be part of a model's outputs.
         with torch.enable_grad(), self.place.autocast():
             weigh = counted(batch, self.samples, tree["step"])
             written, _, added = through(self.evaluation, values, self.hyper(tree), tree["memory"], weigh)
+        if rows is not None and not rows.count:
+            added = tree_map(lambda x: x * 0, added)
         return added, written
 
     @property
@@ -237,12 +262,35 @@ class Composition:
 
     # -- the pieces that loops are made of
 
+    def epoch(self, source: Load, seed: int, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """The batches of an epoch on the host, from batch `start` on: on a mesh, this process's part of each."""
+        return source.epoch(seed, epoch, start, None if self.place.mesh is None else self.place.mesh.rows)
+
+    def placed(self, batch: Batch) -> Batch:
+        """A batch on the device: on a mesh, this process's part of it."""
+        if self.place.mesh is not None and ROWS not in batch:
+            size = samples(batch, self.samples)
+            batch = self.place.mesh.rows(size).of(batch)
+        return self.place.batch(batch)
+
+    def counted(self, batch: Batch) -> int:
+        """How many samples a batch has, on a mesh in all processes together."""
+        return batch[ROWS].whole if ROWS in batch else samples(batch, self.samples)
+
+    def total(self, sums: dict[str, Tree]) -> dict[str, Tree]:
+        """Sums over batches, of all processes."""
+        return sums if self.sharding is None else self.sharding.total(sums)
+
+    def whole(self, state: State) -> State:
+        """The State with whole tensors where a mesh keeps them in shards; all processes have to call it."""
+        return state if self.sharding is None else State(self.sharding.whole(state.tree), state.lease)
+
     def batch_at(self, state: State) -> Batch:
         """The batch that comes at `state.step`: number step % batches of epoch step // batches."""
         if self.load is None or not self.load.batches:
             raise WiringError("a step needs a batch: this pipeline has no load stage that knows how many there are")
         epoch, start = divmod(int(state.step), self.load.batches)
-        return self.prepared(next(iter(self.load.epoch(int(state["seed"]), epoch, start))), True)
+        return self.prepared(next(self.epoch(self.load, int(state["seed"]), epoch, start)), True)
 
     def over(self, data: Any = None) -> Load:
         """A load stage for evaluation, over `data` or the pipeline's own data set."""
@@ -255,7 +303,7 @@ class Composition:
         """The two batches of an epoch that may differ in shape, on the device; none where the data does not tell."""
         if source.known and source.batches:
             for k in sorted({0, source.batches - 1}):
-                yield self.place.batch(self.prepared(next(source.epoch(0, 0, start=k)), training))
+                yield self.place.batch(self.prepared(next(self.epoch(source, 0, 0, k)), training))
 
     def prepared(self, batch: Batch, training: bool) -> Batch:
         """A batch after the stages that run on the host."""
@@ -320,7 +368,7 @@ class Composition:
             return
         source = self.over(data)
         batch = self.place.batch(self.prepared(load.first(source, 2), False))
-        values = {**self._kept(state.tree), "training": False, **batch}
+        values = {**self._kept(self.whole(state).tree), "training": False, **batch}
         whole = source.data.batch(list(source.data.tensors.values())) if source.in_memory and not self.host else {}
         hyper, weigh = self.hyper(state.tree), counted(batch, self.samples, state.step)
         with torch.enable_grad(), self.place.autocast():
@@ -414,6 +462,10 @@ class Composition:
 
 
 _HEAD = ("stage", "reads", "writes", "keeps")
+
+
+def _without_rows(batch: Batch) -> Batch:
+    return {k: v for k, v in batch.items() if k != ROWS} if ROWS in batch else batch
 
 
 def _summed(sums: dict[str, Tree], added: dict[str, Tree]) -> dict[str, Tree]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch.utils.data import Dataset, IterableDataset
 
 from pipeline import order
 from pipeline.errors import ConfigError, DataError
+from pipeline.mesh import ROWS, Rows
 from pipeline.sources import Source, Tensors, source
 from pipeline.sources.tensors import in_epoch
 from pipeline.stage import Part, is_count
@@ -66,14 +68,32 @@ class Load(Part):
         except TypeError:
             return None
 
-    def epoch(self, seed: int, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """The batches of one epoch, from batch `start` on, on the host."""
+    def epoch(
+        self, seed: int, epoch: int, start: int = 0, part: Callable[[int], Rows] | None = None
+    ) -> Iterator[Batch]:
+        """The batches of one epoch, from batch `start` on, on the host: of each, the `part` of so many samples."""
         if not self.known:
+            if part is not None:
+                raise DataError(
+                    f"{self.name}() has an order of its own, which processes do not share: on a mesh use load.batches(),"
+                    " which takes a torch Dataset too"
+                )
             yield from self._iterate(start)
             return
         options = {"shuffle": self.shuffle, "drop_last": self.drop_last, "start": start}
         indices = order.batches(len(self.data), self.size, seed, epoch, **options)  # type: ignore[arg-type]  # mixed option types
-        yield from map(self._named, in_epoch(self.data, seed, epoch, indices))
+        if part is None:
+            yield from map(self._named, in_epoch(self.data, seed, epoch, indices))
+            return
+        waiting: deque[Rows] = deque()
+
+        def own() -> Iterator[Tensor]:
+            for whole in indices:
+                waiting.append(part(len(whole)))
+                yield whole[waiting[-1].taken]
+
+        for batch in in_epoch(self.data, seed, epoch, own()):
+            yield {**self._named(batch), ROWS: waiting.popleft()}
 
     def at(self, indices: Tensor) -> Batch:
         """The samples at some indices, (B,) int64, of a data set that is known."""

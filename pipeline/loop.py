@@ -106,7 +106,7 @@ def fit(
         program.prepare(state, validate)
     steps: Any = _single
     if program is not None and program.report.fallback is None:
-        steps = _fused if program.resident else _stacked if is_count(steps_per_call) and not pipe.host else _single
+        steps = _fused if program.resident else _stacked if is_count(steps_per_call) and not (pipe.host or pipe.place.mesh) else _single
     return _epochs(pipe, program or pipe, steps, state, epochs, validate, steps_per_call, interval, every, start)
 
 
@@ -203,7 +203,7 @@ def _results(pipe: Pipeline, state: State, epoch: int, done: int) -> dict[str, A
     state, k = _unstopped(pipe, state), step - done
     why = None
     if pipe.load.known:
-        batch = next(pipe.load.epoch(int(state["seed"]), epoch - 1, k))
+        batch = next(pipe.epoch(pipe.load, int(state["seed"]), epoch - 1, k))
         with suppress(PipeError, RuntimeError):  # as without the memory for an uncompiled step
             why = first_nonfinite(pipe, state, pipe.prepared(batch, True))
     raise NonFiniteError(
@@ -249,10 +249,10 @@ def _single(
     """An epoch from batch k on, a batch from the host at a time."""
     pipe = program if isinstance(program, Pipeline) else program.pipe
     assert pipe.load is not None
-    seen, batches = 0, pipe.load.epoch(seed, epoch, k)
+    seen, batches = 0, pipe.epoch(pipe.load, seed, epoch, k)
     for batch in pipe.place.ahead(pipe.prepared(b, True) for b in batches):
         state, _ = program.step(state, batch)
-        seen, k = seen + samples(batch, pipe.samples), k + 1
+        seen, k = seen + pipe.counted(batch), k + 1
         state = yield state, k, seen
 
 

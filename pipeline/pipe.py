@@ -45,9 +45,10 @@ class Pipeline(Composition):
         As torch.optim.swa_utils.update_bn: in train mode, and each batch has equal weight. A State of models without
         BatchNorm comes back as it is.
         """
-        batches = self.place.ahead(self.prepared(b, True) for b in self.over(data).epoch(0, 0))
+        batches = self.place.ahead(self.prepared(b, True) for b in self.epoch(self.over(data), 0, 0))
         with torch.enable_grad(), self.place.autocast():  # a derivative may be part of a model's outputs
-            new = batchnorm.renewed(self.graph, self._kept(state.tree), self.hyper(state.tree), state.memory, batches)
+            kept = self._kept(self.whole(state).tree)
+            new = batchnorm.renewed(self.graph, kept, self.hyper(state.tree), state.memory, batches, self.place.mesh)
         return state.replace(**new) if new else state
 
     def module(self, state: State, params: str = "params") -> nn.Module:
@@ -64,6 +65,7 @@ class Pipeline(Composition):
         if params not in known:
             raise ConfigError(f"this pipeline has no model {params!r}{did_you_mean(params, known)}")
         m = known[params]
+        state = self.whole(state)
         return m.module.whole({k: t.clone() for k, t in {**state[m.params], **state[m.buffers]}.items()})
 
     # -- training as a function

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
 import torch
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from pipeline.errors import DeviceError, did_you_mean
+from pipeline.mesh import Mesh, Rows, make, processes
 from pipeline.sources.tensors import as_tensor
 from pipeline.stage import Part
 from pipeline.state import Batch
@@ -31,9 +33,14 @@ class Place(Part):
 
     device: torch.device = field(factory=lambda: torch.device("cpu"))
     precision: str = "fp32"
+    mesh: Mesh | None = None
+    """The processes of the run, where there are several."""
 
     def __repr__(self) -> str:
-        return f"{self.name}({self.device}{'' if self.precision == 'fp32' else f', {self.precision}'})"
+        words = [str(self.device)]
+        if self.mesh is not None:
+            words.append(f"data={self.mesh.data}, shard={self.mesh.shard}")
+        return f"{self.name}({', '.join([*words, *([self.precision] if self.precision != 'fp32' else [])])})"
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Within it, what gains from bfloat16 computes in it: products and convolutions, on float32 weights."""
@@ -54,6 +61,8 @@ class Place(Part):
     def _placed(self, name: str, value: Any) -> Any:
         if isinstance(value, Tensor):
             return self._move(value)
+        if isinstance(value, Rows):
+            return value
         if isinstance(value, np.generic):
             value = value.item()
         if isinstance(value, bool | int | float):
@@ -119,6 +128,37 @@ def on(device: str | torch.device = "auto", *, precision: str = "fp32") -> Place
     if precision not in PRECISIONS:
         raise DeviceError(f"unknown precision {precision!r}{did_you_mean(precision, PRECISIONS)}")
     return Place("place.on", device=resolve(device), precision=precision)
+
+
+def mesh(
+    device: str | torch.device = "auto",
+    *,
+    data: int | None = None,
+    shard: int = 1,
+    precision: str = "fp32",
+    timeout: float = 600.0,
+) -> Place:
+    """Place the run on all processes that torchrun started: `data * shard` of them, each on a device of its own.
+
+    Each process has its part of every batch, and the result is that of one process. With `shard` above 1, the
+    parameters, their gradients and what the update rules remember are in so many parts, of which each process keeps
+    one (FSDP, ZeRO-3: Rajbhandari et al., 2020); groups of `shard` processes then have copies of one another's.
+
+    - `data`: as many as there are processes for, by default: the same script runs alone and by torchrun.
+    - `timeout`: seconds after which a process that waits for another one gives up.
+
+    Raises DeviceError where another number of processes runs, they can't connect, or have other versions of torch.
+
+    >>> mesh("cpu").mesh is None  # one process
+    True
+    """
+    local = int(os.environ.get("LOCAL_RANK", "0"))
+    where = resolve(device)
+    if where.type == "cuda" and processes() > 1:
+        where = resolve(f"cuda:{local}")
+        torch.cuda.set_device(where)
+    made = on(where, precision=precision)
+    return evolve(made, name="place.mesh", mesh=make(data, shard, where, timeout))
 
 
 def host(tree: Tree) -> Tree:

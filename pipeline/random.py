@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pipeline import mesh
+
 Key = Callable[[], Tensor]
 """Gives the key of the next draw."""
 
@@ -57,7 +59,8 @@ def settled(k: Any) -> Any:
 def bits(k: Tensor, shape: tuple[int, ...]) -> Tensor:
     """Independent 32-bit integers, as int64 of `shape` (up to 2**32 numbers), from a 0-d int64 key."""
     # The multiplication spreads the counter, so that two keys' streams are not one another's, shifted.
-    count = torch.arange(math.prod(shape), device=k.device) * 0x2C1B3C6D
+    first = mesh.begun(shape)
+    count = torch.arange(first, first + math.prod(shape), device=k.device) * 0x2C1B3C6D
     numbers: Tensor = mix((count ^ k) & MASK)
     return numbers.reshape(shape)
 

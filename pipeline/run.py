@@ -13,22 +13,26 @@ import torch
 from attrs import frozen
 from torch import Tensor
 
+from pipeline import mesh
 from pipeline.backward import Gradients
 from pipeline.backward.parts import Written, in_parts
 from pipeline.backward.per_example import each_sample
 from pipeline.errors import StageError
+from pipeline.mesh import Rows
+from pipeline.sharding import Sharding
 from pipeline.stage import Stage
 from pipeline.state import Batch, samples
-from pipeline.tree import Tree, parted
+from pipeline.tree import Tree, parted, tree_map
 
 Autocast: TypeAlias = Callable[[], AbstractContextManager[Any]]
 
 
 def through(
     stages: Iterable[Stage], values: Mapping[str, Any], hyper: Mapping[str, Any], memory: Mapping[str, Tree],
-    weigh: Callable[[], Tensor] | None = None,
+    weigh: Callable[[], Tensor] | None = None, on: Sharding | None = None,
 ) -> Written:  # fmt: skip
-    """What stages write, one after the other. `weigh` gives the weight of a loss that states none."""
+    """What stages write, one after the other. `weigh` gives the weight of a loss that states none; `on` a mesh, they
+    are given whole weights."""
     values = dict(values)
     written: dict[str, Any] = {}
     remembered: dict[str, Tree] = {}
@@ -36,7 +40,9 @@ def through(
     for s in stages:
         if isinstance(s, Gradients) and weigh is not None and f"{s.of}.weight" not in values:
             values[f"{s.of}.weight"] = weigh()
-        new, kept = s.run(values, hyper.get(s.name, {}), memory.get(s.name))
+        given = values if on is None else on.given(s, values)
+        new, kept = s.run(given, hyper.get(s.name, {}), memory.get(s.name))
+        new = new if on is None else on.kept(s, new)
         values.update(new)
         written.update(new)
         if s.remembers:
@@ -63,11 +69,19 @@ class Segment:
 
     def run(
         self, values: Mapping[str, Any], hyper: Mapping[str, Any], memory: Mapping[str, Tree],
-        batch: Batch, by: str | None = None, autocast: Autocast = nullcontext,
+        batch: Batch, by: str | None = None, autocast: Autocast = nullcontext, on: Sharding | None = None,
+        rows: Rows | None = None,
     ) -> Written:  # fmt: skip
         """What the stages and the backward write. `batch` has the values of which a backward that accumulates takes
-        parts, and `by` the name of the one that says how many samples they are."""
+        parts, and `by` the name of the one that says how many samples they are. `on` a mesh, they are those of `rows`,
+        and what is written is of the whole batch."""
         g = self.gradients
+        if on is not None:
+            if g is None or rows is None:
+                with on.here():
+                    return through(self.stages, values, hyper, memory, on=on)
+            with on.here(rows):
+                return on.reduced(g, rows, self.run(on.given(None, values), hyper, memory, batch, by, autocast))
         if g is None:
             return through(self.stages, values, hyper, memory)
         if g.accumulate > 1 and (size := samples(batch, by)) > 1:
@@ -130,10 +144,18 @@ def _differentiated(
         # Only tensors may leave a transformed function beside the loss; the rest is constant, and goes around it.
         tensors, whole = parted((written, remembered, sums))
         back[:] = [whole]
-        return written[g.of], tensors
+        # BatchNorm on a mesh has gradients through other processes' losses, which count by their weights.
+        return (weighed(written[g.of], sums) if mesh.here() else written[g.of]), tensors
+
+    def weighed(loss: Tensor, sums: Mapping[str, Tree]) -> Tensor:
+        made: Tensor = loss * sums[g.name]["weight"].detach().to(loss.dtype)
+        return made
 
     grads, tensors = g.differentiate(objective, values[g.wrt], hyper.get(g.name, {}))
     written, remembered, sums = back[0](tensors)
+    if mesh.here():
+        weight = sums[g.name]["weight"]
+        grads = tree_map(lambda x: (x / torch.where(weight > 0, weight, 1.0)).to(x.dtype), grads)
     return {**written, g.grads: grads}, remembered, sums
 
 

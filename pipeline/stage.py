@@ -116,6 +116,9 @@ class Stage(Part):
     """Makes a stage an average of weights: it gives those to evaluate and to save in the place of the trained ones,
     `{"params": ..., "buffers": ...}`, the second if they are others too. It reads values in State, the stage's memory
     and its hyperparameters by its parameters' names, as the stage's function does."""
+    sharded: bool = field(default=False, kw_only=True)
+    """Whether it may be given shards of tensors in the place of whole ones, on a mesh: what it makes of some rows is
+    then what it makes of them among all. Other stages are given whole ones."""
     anew: bool = field(default=False, kw_only=True)
     """Whether BatchNorm's running statistics are to be made anew for what `view` gives, because none belong to it."""
     parameters: tuple[tuple[str, str], ...] = field(default=(), init=False, repr=False)

@@ -18,8 +18,9 @@ _CLOSE, _CLOSE_LOW = 1e-3, 5e-2
 """How far a tensor may be off, relative to the largest change of it: in float32 and float64, and below."""
 _NUDGE, _NUDGE_LOW = 1e-6, 1e-2
 """The relative size of a change of the inputs that rounding might make in the middle of a step."""
-_TRIES, _TIMES = 3, 10.0
-"""What is further off may be no further than so many times what such changes, tried so often, move it."""
+_TRIES, _TIMES = 3, 100.0
+"""What is further off may be no further than so many times what such changes, tried so often, move it: Adam squares
+a gradient that is nothing but rounding, as of a bias before BatchNorm."""
 
 
 class Runnable(Protocol):
@@ -29,12 +30,13 @@ class Runnable(Protocol):
 
 
 def check(
-    built: Runnable, plain: Callable[..., Any], args: Sequence[Tensor], written: Sequence[int], low: bool
-) -> None:
+    built: Runnable, plain: Callable[..., Any], args: Sequence[Tensor], written: Sequence[int], low: bool,
+    agree: Callable[[bool], bool] = bool,
+) -> None:  # fmt: skip
     """Raise CaptureError where `built` and `plain` differ by more than rounding, on copies of what they write into.
 
     `written` are the places of the arguments that they write into, `low` says whether they compute in less than
-    float32.
+    float32. Where the two talk with other processes, all go on alike: `agree` says whether something is so for all.
     """
     close, nudge = (_CLOSE_LOW, _NUDGE_LOW) if low else (_CLOSE, _NUDGE)
     before = [args[i] for i in written]
@@ -56,13 +58,13 @@ def check(
     changed = [_largest(_numbers(e) - _numbers(b)) for e, b in zip(expected, before, strict=False)]
     changed += [_largest(e) for e in expected[len(before) :]]
     limits = [close * c + 8 * _epsilon(e) * _largest(e) for e, c in zip(expected, changed, strict=True)]
-    if _within(off, limits):
+    if agree(_within(off, limits)):
         return
     for k in range(_TRIES):
         moved = after(plainly, [_nudged(t, nudge, k) for t in args])
         moves = [distance(e, m) for e, m in zip(expected, moved, strict=True)]
         limits = [max(limit, _TIMES * move) for limit, move in zip(limits, moves, strict=True)]
-    if not _within(off, limits):
+    if not agree(_within(off, limits)):
         worst = max(range(len(off)), key=lambda i: off[i] - limits[i])
         raise CaptureError(
             f"its results are not those of the plain functions: a tensor of shape {tuple(expected[worst].shape)} is "

@@ -116,8 +116,8 @@ class Compiled:
         if self._programs.reason is not None:
             return self.pipe.step(state, batch)
         self._take(state)
-        if not all(isinstance(value, Tensor) for value in batch.values()):
-            batch = self.pipe.place.batch(batch)
+        if self.pipe.place.mesh is not None or not all(isinstance(value, Tensor) for value in batch.values()):
+            batch = self.pipe.placed(batch)
         try:
             given, signature = given_inputs(self._names or tuple(batch), batch)
         except CaptureError as e:
@@ -185,7 +185,7 @@ class Compiled:
         if self._programs.reason is not None:
             return self.pipe.evaluate(state, data)
         spec, sums = self._zeros
-        return evaluate.read(self.pipe.finish(pytree.tree_unflatten(list(sums), spec)))
+        return evaluate.read(self.pipe.finish(self.pipe.total(pytree.tree_unflatten(list(sums), spec))))
 
     def restart_metrics(self, state: State) -> State:
         """`Pipeline.restart_metrics`, in place."""
@@ -244,7 +244,7 @@ class Compiled:
 
     def _own(self, data: Resident, size: int) -> Run | None:
         run = self._runs.get((size,))
-        return run or self._bound(self._trained(), resident_feed(data, size), (size,))
+        return run or self._bound(self._trained(), resident_feed(data, size, self.pipe.place.mesh), (size,))
 
     def _go_on(self, state: State, count: int) -> tuple[State, Metrics]:
         """So many steps from where the State is in its own data."""
@@ -262,7 +262,7 @@ class Compiled:
 
     def _eagerly(self, state: State, epoch: int, start: int, count: int) -> tuple[State, Metrics]:
         own, rows = self._feeds.own(), []
-        batches = own.epoch(int(state["seed"]), epoch, start)
+        batches = self.pipe.epoch(own, int(state["seed"]), epoch, start)
         for _ in range(count):
             state, metrics = self.pipe.step(state, next(batches))
             rows.append(metrics)

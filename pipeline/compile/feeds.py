@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 from pipeline.compose import Composition
 from pipeline.errors import CaptureError, StateError, WiringError
 from pipeline.load import Load
+from pipeline.mesh import ROWS, Mesh
 from pipeline.resident import Resident
 from pipeline.sources import Tensors
 from pipeline.state import Batch
@@ -78,16 +79,21 @@ def given_inputs(names: Sequence[str], batch: Batch) -> tuple[tuple[Tensor, ...]
     return inputs, (*structure, *[(t.shape, t.dtype, t.device) for t in inputs])
 
 
-def resident_feed(data: Resident, size: int) -> Feed:
-    """The batches of one size that a graph gathers from a data set on the device."""
+def resident_feed(data: Resident, size: int, mesh: Mesh | None = None) -> Feed:
+    """The batches of one size that a graph gathers from a data set on the device: on a mesh, a process's part of
+    each."""
+    own = None if mesh is None else mesh.rows(size)
+    at = slice(0, size) if own is None else own.taken
     shapes = ", ".join(f"{name} {(size, *t.shape[1:])}" for name, t in data.tensors.items())
     words = f"{shapes} of its own {data.n:,} samples"
     kinds = tuple((name, t.shape, t.dtype, t.device) for name, t in data.tensors.items())
 
     def read(static: Sequence[Tensor]) -> tuple[Batch, list[Tensor]]:
         *tensors, order, cursor = static
-        samples = order.index_select(0, cursor * data.load.size + torch.arange(size, device=cursor.device))
-        return data.load.data.batch([t.index_select(0, samples) for t in tensors]), [cursor + 1]
+        there = torch.arange(at.start, at.stop, device=cursor.device)
+        samples = order.index_select(0, cursor * data.load.size + there)
+        batch = data.load.data.batch([t.index_select(0, samples) for t in tensors])
+        return batch if own is None else {**batch, ROWS: own}, [cursor + 1]
 
     return Feed((size, data.load.size, data.window, *kinds), words, data.static, (), read, moved=1)
 
@@ -150,9 +156,9 @@ class Feeds:
         if self._can_stay(source):
             data = self.place(source)
             for size, steps in data.walk(0, 0, 0, data.batches):
-                yield resident_feed(data, size), steps
+                yield resident_feed(data, size, self.pipe.place.mesh), steps
             return
-        for batch in self.pipe.place.ahead(self.pipe.prepared(b, training) for b in source.epoch(0, 0)):
+        for batch in self.pipe.place.ahead(self.pipe.prepared(b, training) for b in self.pipe.epoch(source, 0, 0)):
             yield given_feed(tuple(batch), batch), None
 
     def kinds(self, source: Load, training: bool) -> list[Feed]:
@@ -160,7 +166,7 @@ class Feeds:
         if self._can_stay(source):
             data = self.place(source)
             data.seek(0, 0, 0)
-            return [resident_feed(data, size) for size in data.sizes(0, data.batches)]
+            return [resident_feed(data, size, self.pipe.place.mesh) for size in data.sizes(0, data.batches)]
         feeds = [given_feed(tuple(b), b) for b in self.pipe.first_and_last(source, training)]
         return list({feed.signature: feed for feed in feeds}.values())
 

@@ -151,7 +151,7 @@ class Programs:
     def _varying(self, kind: Kind, feed: Feed) -> list[Collection[int]]:
         """Which dimensions of what is given get symbolic sizes: where two shapes were seen, those that differ and the
         first."""
-        if self.backend == "native" or kind.program in self._rigid:
+        if self.backend == "native" or kind.program in self._rigid or self.pipe.place.mesh is not None:
             return []
         seen = [b.feed.given for b in self._builds.values() if b.kind.program == kind.program]
         alike = [s for s in seen if s and [(t.ndim, t.dtype) for t in s] == [(t.ndim, t.dtype) for t in feed.given]]
@@ -233,7 +233,9 @@ class Programs:
             return program.bind(args[:end], len(feed.given), build.traced.constants).run(args[end:])
 
         plain = functions.function(self.pipe, kind, feed, build.args, [])
-        check(built, plain, functions.listed(build.args), kind.written(feed), build.traced.low_precision)
+        on = self.pipe.place.mesh
+        agree = (lambda fine: all(on.everyone(fine))) if on is not None and build.traced.talks else bool
+        check(built, plain, functions.listed(build.args), kind.written(feed), build.traced.low_precision, agree)
 
 
 @contextmanager

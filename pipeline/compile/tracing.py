@@ -59,6 +59,11 @@ class Traced:
         return any(getattr(node.meta.get("val"), "dtype", None) in _LOW for node in nodes(self.graph))
 
     @property
+    def talks(self) -> bool:
+        """Whether it has collectives, in which other processes take part."""
+        return any(getattr(node.target, "namespace", "") == "_c10d_functional" for node in nodes(self.graph))
+
+    @property
     def outputs(self) -> tuple[Tensor, ...]:
         """What it returns, as fake tensors."""
         [node] = self.graph.graph.find_nodes(op="output")

@@ -22,6 +22,7 @@ from torch.utils import _pytree as pytree
 from torch.utils import checkpoint
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from pipeline import mesh
 from pipeline.draws import tables
 from pipeline.errors import ImpureError
 from pipeline.random import MASK, Key, key, mix, settled
@@ -166,8 +167,9 @@ class _Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func.namespace in ("c10d", "_c10d_functional") and torch.compiler.is_compiling():
-            raise ImpureError(f"calls the collective {func}, but a graph is of one process; use fallback='eager'")
+        collective = func.namespace == "c10d" or (func.namespace == "_c10d_functional" and mesh.here() is None)
+        if collective and torch.compiler.is_compiling():
+            raise ImpureError(f"calls the collective {func}; place.mesh() and mesh.summed() or gathered() do it in a graph")
         if func._schema.is_mutable:
             self._look(func, args, kwargs)
         if torch.Tag.nondeterministic_seeded in func.tags and not _without_dropout(func, args, kwargs):

@@ -139,7 +139,7 @@ def adafactor(lr: Number = 1e-2, *, beta2_decay: Number = -0.8, eps: tuple[float
         return {"second": torch.zeros_like(p)}
 
     hyper = {"lr": lr, "beta2_decay": beta2_decay, "eps2": eps[1], "d": d, "weight_decay": weight_decay}
-    return mapped(name, rule, hyper, memory=memory, maximize=maximize)
+    return mapped(name, rule, hyper, memory=memory, maximize=maximize, elementwise=False)
 
 
 def _rms(x: Tensor) -> Tensor:

@@ -146,7 +146,7 @@ def lamb(lr: Number = 1e-3, *, betas: Betas = (0.9, 0.999), eps: Number = 1e-6, 
         return p - lr * torch.where(some, size / length, 1.0) * r, {"first": m, "second": v}
 
     hyper = _hyper("update.lamb", lr, betas, eps, weight_decay)
-    return mapped("update.lamb", rule, hyper, memory=zeros("first", "second"), maximize=maximize)
+    return mapped("update.lamb", rule, hyper, memory=zeros("first", "second"), maximize=maximize, elementwise=False)
 
 
 def schedule_free_adamw(lr: Number = 2.5e-3, *, betas: Betas = (0.9, 0.999), eps: Number = 1e-8,

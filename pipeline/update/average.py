@@ -88,7 +88,7 @@ def lookahead(every: int = 5, alpha: Number = 0.5) -> Stage:
         return {"count": count(params), "slow": _copies(params)}
 
     hyper: dict[str, Number] = {"every": every, "alpha": alpha}
-    return Stage("update.lookahead", function, writes=("params",), init=init, hyper=hyper)
+    return Stage("update.lookahead", function, writes=("params",), init=init, hyper=hyper, sharded=True)
 
 
 def _kept(name: str, function: Callable[..., Any], of: str, writes: str, **fields: Any) -> Stage:
@@ -105,6 +105,7 @@ def _kept(name: str, function: Callable[..., Any], of: str, writes: str, **field
         create=create,
         keeps=own,
         names={"params": of, "buffers": buffers_of(of), "average": writes, "average_buffers": own[1]},
+        sharded=True,
         view=lambda average, average_buffers: {"params": average, "buffers": average_buffers},
         **fields,
     )

@@ -8,14 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pipeline import mesh
 from pipeline.stage import Number, Stage
 from pipeline.update.rule import Params, positive
 from pipeline.update.which import Which, holds
 
 
-def _clip(name: str, function: Callable[..., Params], limit: Number) -> Stage:
+def _clip(name: str, function: Callable[..., Params], limit: Number, sharded: bool = True) -> Stage:
     positive(name, limit=limit)
-    return Stage(name, function, writes=("grads",), hyper={"limit": limit})
+    return Stage(name, function, writes=("grads",), hyper={"limit": limit}, sharded=sharded)
 
 
 def clip_norm(limit: Number, *, norm_type: float = 2.0) -> Stage:
@@ -29,7 +30,7 @@ def clip_norm(limit: Number, *, norm_type: float = 2.0) -> Stage:
     def function(grads: Params, limit: Tensor) -> Params:
         # The norm of norms, in torch's own order of operations.
         norms = torch.stack([torch.linalg.vector_norm(g, norm_type) for g in grads.values()])
-        norm = torch.linalg.vector_norm(norms, norm_type)
+        norm = mesh.norm_over_shards(torch.linalg.vector_norm(norms, norm_type), norm_type)
         scale = (limit / (norm + 1e-6)).clamp(max=1.0).to(norm.dtype)
         return {k: g * scale for k, g in grads.items()}
 
@@ -60,7 +61,7 @@ def clip_adaptive(limit: Number = 0.01, *, eps: float = 1e-3, only: Which = "*")
 
         return {k: clipped(params[k], g) if holds(only, k, params[k]) else g for k, g in grads.items()}
 
-    return _clip("update.clip_adaptive", function, limit)
+    return _clip("update.clip_adaptive", function, limit, sharded=False)
 
 
 def _unit_norm(x: Tensor) -> Tensor:
@@ -111,4 +112,4 @@ def weight_decay(rate: Number, *, only: Which = "*") -> Stage:
     def function(params: Params, rate: Any) -> Params:
         return {k: p * (1.0 - rate) if holds(only, k, p) else p for k, p in params.items()}
 
-    return Stage("update.weight_decay", function, writes=("params",), hyper={"rate": rate})
+    return Stage("update.weight_decay", function, writes=("params",), hyper={"rate": rate}, sharded=True)

@@ -9,6 +9,7 @@ import torch
 from attrs import field, frozen
 from torch import Tensor
 
+from pipeline import mesh
 from pipeline.errors import ConfigError
 from pipeline.stage import Stage
 from pipeline.tree import Tree, tree_map
@@ -45,7 +46,8 @@ def finite(otherwise: str = "stop", *, loss: str = "loss", grads: str = "grads")
 
     def both(loss: Tensor, grads: Params) -> Tensor:
         # A sum is finite where all that is added up is, in float64, and one pass over memory.
-        return torch.stack([part.sum(dtype=torch.float64) for part in (loss, *grads.values())]).sum().isfinite()
+        total = torch.stack([part.sum(dtype=torch.float64) for part in (loss, *grads.values())]).sum()
+        return mesh.over_shards(total).isfinite()
 
     def skip(loss: Tensor, grads: Params) -> tuple[Tensor, Any]:
         good = both(loss, grads)
@@ -63,5 +65,6 @@ def finite(otherwise: str = "stop", *, loss: str = "loss", grads: str = "grads")
         return lambda: {key: torch.zeros((), dtype=torch.int64)}
 
     if otherwise == "stop":
-        return Finite(name, stop, writes=writes, init=zero("stopped"), names=names, stops=True)
-    return Finite(name, skip, writes=writes, init=zero("skipped"), finish=dict, names=names, stops=False)
+        return Finite(name, stop, writes=writes, init=zero("stopped"), names=names, sharded=True, stops=True)
+    options: dict[str, Any] = {"names": names, "sharded": True, "stops": False}
+    return Finite(name, skip, writes=writes, init=zero("skipped"), finish=dict, **options)

@@ -79,7 +79,7 @@ def groups(members: Mapping[Which, Stage], *, otherwise: Stage | None = None, na
 
 def frozen() -> Stage:
     """Parameters stay as they are: a member of groups. Their gradients are still taken, and clip_norm counts them."""
-    return Stage("update.frozen", lambda params: params, writes=("params",))
+    return Stage("update.frozen", lambda params: params, writes=("params",), sharded=True)
 
 
 def thawed(member: Stage, at: Number) -> Stage:
@@ -224,6 +224,7 @@ def _around(
         hyper=hyper,
         names={k: k for k in ("params", "grads", "step")},
         draws=any(s.draws for s in members),
+        sharded=all(s.sharded for s in members),
         view=view if any(s.view for s in members) else None,
         anew=any(s.anew for s in members),
     )

@@ -45,7 +45,7 @@ def muon(lr: Number = 1e-3, *, weight_decay: Number = 0.1, momentum: Number = 0.
         return p * (1.0 - lr * weight_decay) - rate * step.to(p.dtype), {"velocity": m}
 
     hyper = {"lr": lr, "weight_decay": weight_decay, "momentum": momentum}
-    own = mapped("update.muon", rule, hyper, memory=zeros("velocity"))
+    own = mapped("update.muon", rule, hyper, memory=zeros("velocity"), elementwise=False)
     return groups({matrices: own}, otherwise=adamw() if rest is None else rest, name="update.muon")
 
 

@@ -34,10 +34,17 @@ class Update(Stage):
     """A stage that maps a rule over the parameters: a hyperparameter may be handed to it as a dict, one for each."""
 
 
-def rule(function: Callable[..., Any] | None = None, *, memory: Memory | None = None, name: str | None = None) -> Any:
+def rule(
+    function: Callable[..., Any] | None = None,
+    *,
+    memory: Memory | None = None,
+    name: str | None = None,
+    elementwise: bool = False,
+) -> Any:
     """Make an update rule from a function of one tensor. What it gives makes stages, as `update.sgd` does.
 
-    Defaults that are numbers are hyperparameters, which can be schedules; other defaults are constants.
+    Defaults that are numbers are hyperparameters, which can be schedules; other defaults are constants. One that is
+    `elementwise` says that each number changes by itself, so that a mesh may keep its memory in shards.
 
     >>> @rule(memory=lambda p: {"velocity": torch.zeros_like(p)})
     ... def heavy(p, g, memory, lr=0.1, momentum=0.9):
@@ -65,7 +72,9 @@ def rule(function: Callable[..., Any] | None = None, *, memory: Memory | None = 
             bound.apply_defaults()
             hyper = {k: v for k, v in bound.arguments.items() if is_number(options[k].default)}
             constants = {k: v for k, v in bound.arguments.items() if k not in hyper}
-            return mapped(called, f, hyper, memory=memory, constants=constants, draws=True)
+            return mapped(
+                called, f, hyper, memory=memory, constants=constants, draws=True, elementwise=elementwise
+            )
 
         made.__name__, made.__doc__ = called, f.__doc__
         return made
@@ -79,6 +88,7 @@ _GIVEN = ("memory", "t")
 def mapped(
     name: str, rule: Callable[..., Any], hyper: Mapping[str, Any], *, memory: Memory | None = None,
     constants: Mapping[str, Any] | None = None, maximize: bool = False, draws: bool = False,
+    elementwise: bool = True,
 ) -> Update:  # fmt: skip
     """The stage that maps a rule over the parameters."""
     numbers = {key: number(name, key, value) for key, value in hyper.items()}
@@ -119,10 +129,12 @@ def mapped(
                 first.setdefault(f, {})[k] = x
         return first
 
-    names = {"params": "params", "grads": "grads"}
+    options: dict[str, Any] = {
+        "hyper": numbers, "names": {"params": "params", "grads": "grads"}, "draws": draws, "sharded": elementwise,
+    }  # fmt: skip
     if memory is None and "t" not in takes:
-        return Update(name, plain, writes=("params",), hyper=numbers, names=names, draws=draws)
-    return Update(name, remembering, writes=("params",), init=init, hyper=numbers, names=names, draws=draws)
+        return Update(name, plain, writes=("params",), **options)
+    return Update(name, remembering, writes=("params",), init=init, **options)
 
 
 def zeros(*fields: str) -> Memory:
