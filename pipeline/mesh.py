@@ -31,8 +31,8 @@ from pipeline.errors import DeviceError
 ROWS = "rows of the batch"
 """The name in a batch of what says which samples of the whole one it has."""
 
-BUCKET = 25 * 2**20
-"""Bytes that go in one collective, about, as torch's DistributedDataParallel has it."""
+BUCKET = 16 * 2**20
+"""Bytes of whole tensors that go in one collective, about."""
 
 
 @frozen
@@ -115,7 +115,7 @@ class Mesh:
     def whole(self, parts: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
         """The whole tensors, of these shapes, from the rows that the processes have."""
         made: dict[str, Tensor] = {}
-        for names in _buckets(parts):
+        for names in _buckets(parts, self.shard):
             flat = torch.cat([_real(parts[k]).reshape(-1) for k in names])
             each = _gather(flat, self.shard, self.shards).view(self.shard, -1)
             at = 0
@@ -468,18 +468,18 @@ def _put(parts: Tensor, like: Tensor, shape: tuple[int, ...]) -> Tensor:
     return torch.view_as_complex(made.contiguous()) if like.is_complex() else made
 
 
-def _buckets(tensors: Mapping[str, Tensor]) -> list[list[str]]:
-    """Names of tensors of one dtype that go together, in order."""
+def _buckets(tensors: Mapping[str, Tensor], shards: int = 1) -> list[list[str]]:
+    """Names of tensors of one dtype that go together, in order; of what each process has one of so many parts."""
     made: list[list[str]] = []
     size: dict[torch.dtype, int] = {}
     open_: dict[torch.dtype, list[str]] = {}
     for k, t in tensors.items():
         dtype = _real(t).dtype
-        if dtype not in open_ or size[dtype] + t.nbytes > BUCKET:
+        if dtype not in open_ or size[dtype] + shards * t.nbytes > BUCKET:
             open_[dtype], size[dtype] = [], 0
             made.append(open_[dtype])
         open_[dtype].append(k)
-        size[dtype] += t.nbytes
+        size[dtype] += shards * t.nbytes
     return made
 
 

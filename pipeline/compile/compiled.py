@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from pipeline import evaluate
+from pipeline.compile.backends.library import return_memory
 from pipeline.compile.backends.program import Run
 from pipeline.compile.donation import Held
 from pipeline.compile.feeds import Feed, Feeds, Signature, given_feed, given_inputs, resident_feed
@@ -31,6 +32,9 @@ Steps: TypeAlias = int | Literal["epoch"]
 Metrics: TypeAlias = dict[str, Tensor]
 Subject: TypeAlias = tuple[Kind, tuple[Tensor, ...]]
 """Which program, and the tensors that it works on besides those of a feed."""
+
+_LARGE = 2**26
+"""Bytes of a State from which on it is worth the time to give memory back to the system."""
 
 
 class Compiled:
@@ -207,6 +211,8 @@ class Compiled:
         # Each is begun before any is waited for: their C++ is compiled together.
         begun = [self._programs.request(*subject, feed) for subject, feed in wanted]
         all(begun) and all(self._programs.finish(*subject, feed) for subject, feed in wanted)
+        if sum(t.nbytes for t in self._held.leaves) > _LARGE:
+            return_memory()  # the checks' copies
         return self.report
 
     def _take(self, state: State) -> None:

@@ -144,7 +144,7 @@ class Programs:
             traced = trace(function, functions.listed(args))
         outputs = tuple(Output(n, tuple(t.shape), t.dtype) for n, t in zip(names, traced.outputs, strict=True))
         build = Build(kind, feed, args, traced, outputs, began)
-        if self.backend in OWN and args[0].device.type == "cpu" and traced.sizes is None:
+        if self.backend in OWN and args[0].device.type == "cpu" and traced.sizes is None and not traced.talks:
             self._native(build)
         return build
 
@@ -207,6 +207,8 @@ class Programs:
         """The backends that are tried for this program, in their order, and what makes it by each."""
         if build.pending is not None:
             yield "native", build.pending.library
+        elif self.backend in OWN and build.traced.talks:
+            build.refused.append("native: takes no collectives")
         elif self.backend in OWN and not build.refused and (device := build.args[0].device.type) == "cpu":
             build.refused.append("native: takes no symbolic sizes")
         elif self.backend == "native" and not build.refused:

@@ -23,6 +23,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.traceback import annotate, preserve_node_meta
 
 from pipeline.backward import Gradients
+from pipeline.compile import collectives
 from pipeline.compile.recurrent import kept_whole
 from pipeline.compose import Composition
 from pipeline.errors import CaptureError, StageError, place_of
@@ -111,6 +112,7 @@ def trace(function: Callable[..., Any], args: Sequence[Tensor], varying: Sequenc
     for part in _graphs(graph):
         _mended(part)
         _merged(part)
+    collectives.scheduled(graph)
     for node in nodes(graph):
         # Attention carries the tag for a dropout of its own, which is 0 here: pipeline.draws has done it already.
         attention = "scaled_dot_product" in str(node.target)
