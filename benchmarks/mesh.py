@@ -153,7 +153,9 @@ def worker(path: str, case: str, names: list[str]) -> None:
             dist.barrier()
             seconds[name].append((time.perf_counter() - began) / STEPS[case])
     if dist.get_rank() == 0:
-        Path(path).write_text(json.dumps({"seconds": seconds, "begun": begun, "peak": peak() - before}), encoding="utf-8")
+        Path(path).write_text(
+            json.dumps({"seconds": seconds, "begun": begun, "peak": peak() - before}), encoding="utf-8"
+        )
 
 
 def launched(case: str, names: list[str]) -> dict[str, Any]:

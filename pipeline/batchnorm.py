@@ -42,7 +42,13 @@ def renewed(
     needed = _needed(stages, made)
     for k, batch in enumerate(batches):
         rows = batch.get(ROWS)
-        now = {**values, **{name: value for name, value in batch.items() if name != ROWS}, **new, "training": True, "step": torch.full_like(values["step"], k)}
+        now = {
+            **values,
+            **{name: value for name, value in batch.items() if name != ROWS},
+            **new,
+            "training": True,
+            "step": torch.full_like(values["step"], k),
+        }
         with mesh.at(on, rows):
             for stage in needed:
                 now |= made.get(stage.name, stage).run(now, hyper.get(stage.name, {}), memory.get(stage.name))[0]

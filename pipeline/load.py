@@ -75,8 +75,8 @@ class Load(Part):
         if not self.known:
             if part is not None:
                 raise DataError(
-                    f"{self.name}() has an order of its own, which processes do not share: on a mesh use load.batches(),"
-                    " which takes a torch Dataset too"
+                    f"{self.name}() has an order of its own, which processes do not share; on a mesh use "
+                    "load.batches(), which takes a torch Dataset too"
                 )
             yield from self._iterate(start)
             return

@@ -19,6 +19,7 @@ from pipeline.compile import Backend, Compiled, Fallback, Steps
 from pipeline.diagnose import first_nonfinite
 from pipeline.errors import ConfigError, NonFiniteError, PipeError, StateError, WiringError
 from pipeline.pipe import Pipeline
+from pipeline.place import Place
 from pipeline.stage import is_count
 from pipeline.state import Batch, Report, State, samples
 from pipeline.update import Finite
@@ -94,6 +95,7 @@ def fit(
         state = _unstopped(pipe, state.clone())
     for data in (None, validate) if validate is not None else (None,):
         pipe.check(state, data)
+    pipe.check_mesh(state)
     pipe.check_watched(state, validate is not None)
     program = (
         compile
@@ -106,7 +108,13 @@ def fit(
         program.prepare(state, validate)
     steps: Any = _single
     if program is not None and program.report.fallback is None:
-        steps = _fused if program.resident else _stacked if is_count(steps_per_call) and not (pipe.host or pipe.place.mesh) else _single
+        steps = (
+            _fused
+            if program.resident
+            else _stacked
+            if is_count(steps_per_call) and not (pipe.host or pipe.place.mesh)
+            else _single
+        )
     return _epochs(pipe, program or pipe, steps, state, epochs, validate, steps_per_call, interval, every, start)
 
 
@@ -130,13 +138,13 @@ def _epochs(
     for epoch in range(first + 1, epochs + 1):
         if k == 0:
             state = program.restart_metrics(state)
-        seconds, seen, compiling = 0.0, 0, _compile_seconds(program)
+        seconds, seen, compiling, clock = 0.0, 0, _compile_seconds(program), _Clock(pipe.place, interval)
         began = time.perf_counter()
         progress = steps(program, state, seed, epoch - 1, k, per_call, every and (every, done))
         sent = None
         while (reached := _next(progress, sent)) is not None:
             state, k, seen = reached
-            due = interval is not None and time.perf_counter() - began > interval
+            due = clock.due(time.perf_counter() - began, k)
             if (due or (every is not None and (done + k) % every == 0)) and k != batches:
                 metrics = _results(pipe, state, epoch, done)
                 warned = warned or _warned(pipe, metrics, done + k)
@@ -206,6 +214,7 @@ def _results(pipe: Pipeline, state: State, epoch: int, done: int) -> dict[str, A
         batch = next(pipe.epoch(pipe.load, int(state["seed"]), epoch - 1, k))
         with suppress(PipeError, RuntimeError):  # as without the memory for an uncompiled step
             why = first_nonfinite(pipe, state, pipe.prepared(batch, True))
+        why = next(filter(None, pipe.place.everyone(why)), None)
     raise NonFiniteError(
         f"step {step + 1} (epoch {epoch}, batch {k + 1}) is not finite: {why or 'its loss or a gradient'}; State is "
         "as it was "
@@ -224,6 +233,26 @@ def _unstopped(pipe: Pipeline, state: State) -> State:
         return state
     free = {name: {"stopped": torch.zeros_like(state.memory[name]["stopped"])} for name in _stops(pipe)}
     return state.replace(memory={**state.memory, **free})
+
+
+class _Clock:
+    """When a Report inside an epoch is due. On a mesh the first process says so, a few times in an interval."""
+
+    def __init__(self, place: Place, interval: float | None) -> None:
+        self.place, self.interval, self.next, self.asked = place, interval, 0, (0, 0.0)
+
+    def due(self, seconds: float, k: int) -> bool:
+        if self.interval is None:
+            return False
+        if self.place.mesh is None:
+            return seconds > self.interval
+        if k < self.next:
+            return False
+        done, took = k - self.asked[0], seconds - self.asked[1]
+        steps = int(done * self.interval / (4 * took)) if done > 0 and took > 0 else 1
+        due, steps = self.place.agreed((seconds > self.interval, max(steps, 1)))
+        self.next, self.asked = k + steps, (k, 0.0 if due else seconds)
+        return bool(due)
 
 
 Progress: TypeAlias = Generator[tuple[State, int, int], State, None]
@@ -296,7 +325,7 @@ def _fused(
         state, _ = program.advance(state, epoch, k, steps)
         k += steps
         spent = max(time.perf_counter() - start, 1e-9)
-        count = max(int(min(steps * CALL / spent, 2**20)), 1)
+        count = program.pipe.place.agreed(max(int(min(steps * CALL / spent, 2**20)), 1))
         end = len(load.data) if k == batches and not load.drop_last else k * load.size
         state = yield state, k, end - first * load.size
 

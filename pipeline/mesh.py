@@ -13,7 +13,7 @@ import datetime
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from typing import Any
 
@@ -31,7 +31,10 @@ from pipeline.errors import DeviceError
 ROWS = "rows of the batch"
 """The name in a batch of what says which samples of the whole one it has."""
 
-BUCKET = 16 * 2**20
+GOODBYE = 2.0
+"""Seconds that a process waits for the others when it ends."""
+
+BUCKET = 8 * 2**20
 """Bytes of whole tensors that go in one collective, about."""
 
 
@@ -107,10 +110,15 @@ class Mesh:
         tensor stays whole."""
         if self.shard == 1 or t.ndim == 0:
             return t
-        rows = -(-t.shape[0] // self.shard)
-        begin = self.rank % self.shard * rows
-        own = t[begin : begin + rows]
+        begin, end, rows = self.own(t.shape[0])
+        own = t[begin:end]
         return torch.cat([own, own.new_zeros((rows - len(own), *t.shape[1:]))]) if len(own) < rows else own.clone()
+
+    def own(self, whole: int) -> tuple[int, int, int]:
+        """Of so many rows: the first that it has, the one behind its last, and how many it keeps room for."""
+        rows = -(-whole // self.shard)
+        begin = min(self.rank % self.shard * rows, whole)
+        return begin, min(begin + rows, whole), rows
 
     def whole(self, parts: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
         """The whole tensors, of these shapes, from the rows that the processes have."""
@@ -133,7 +141,7 @@ class Mesh:
         """Sums over all processes: of weights' gradients, of each its own rows, and of `more` tensors, whole."""
         made: dict[str, Tensor] = {}
         totals: list[Tensor] | None = None
-        for names in [b[::-1] for b in _buckets(dict(reversed(sums.items())))]:
+        for names in [b[::-1] for b in _buckets({k: sums[k] for k in [*sums][::-1]})]:
             with_more = totals is None and _real(sums[names[0]]).dtype == torch.float32
             flat = [self._spread(sums[k]) for k in names]
             if with_more and more:
@@ -241,8 +249,15 @@ def _connect(device: torch.device, timeout: float) -> None:
     except Exception as e:  # of sockets, stores and environments
         said = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
         raise DeviceError(f"the processes can't connect: {said}; is another run on the same port?") from None
-    # Else threads of the backend complain when the interpreter ends before them.
-    atexit.register(lambda: dist.is_initialized() and dist.destroy_process_group())
+    atexit.register(_leave)
+
+
+def _leave() -> None:
+    """End together: a process whose connections are closed by others while it ends itself may abort."""
+    if dist.is_initialized():
+        with suppress(Exception):  # of a process that has gone, or waits for something else
+            dist.monitored_barrier(timeout=datetime.timedelta(seconds=GOODBYE))
+        dist.destroy_process_group()
 
 
 def _alike(mesh: Mesh) -> None:
@@ -269,7 +284,7 @@ def at(mesh: Mesh | None, rows: Rows | None) -> Iterator[None]:
         if mesh is None or rows is None:
             yield
         else:
-            with _Synced():  # type: ignore[no-untyped-call]  # torch's
+            with _Synced():
                 yield
     finally:
         _HERE.reset(token)
@@ -281,10 +296,10 @@ def here() -> Mesh | None:
     return None if found is None else found[0]
 
 
-def rows() -> Rows | None:
-    """Which samples this process has, where code runs on a part of a batch."""
+def _part() -> tuple[Mesh, Rows] | None:
+    """The mesh and the samples, where code runs on a part of a batch."""
     found = _HERE.get()
-    return None if found is None else found[1]
+    return None if found is None or found[1] is None else (found[0], found[1])
 
 
 def summed(x: Tensor) -> Tensor:
@@ -294,11 +309,11 @@ def summed(x: Tensor) -> Tensor:
     >>> summed(torch.ones(2))
     tensor([1., 1.])
     """
-    found = _HERE.get()
-    if found is None or found[1] is None:
+    found = _part()
+    if found is None:
         return x
-    mine = x if found[1].count else x * 0
-    made: Tensor = _Summed.apply(mine, found[0].all)  # type: ignore[no-untyped-call]  # torch's
+    mesh, rows = found
+    made: Tensor = _Summed.apply(x if rows.count else x * 0, mesh.all)  # type: ignore[no-untyped-call]  # torch's
     return made
 
 
@@ -309,8 +324,8 @@ def gathered(x: Tensor) -> Tensor:
     >>> gathered(torch.ones(2, 3)).shape
     torch.Size([2, 3])
     """
-    found = _HERE.get()
-    if found is None or found[1] is None:
+    found = _part()
+    if found is None:
         return x
     mesh, rows = found
     most = max(rows.sizes)
@@ -344,8 +359,8 @@ def begun(shape: Sequence[int]) -> int:
 
     That is known where the first dimension is that of the samples, or a multiple of it.
     """
-    found = _HERE.get()
-    if found is None or found[1] is None or not shape:
+    found = _part()
+    if found is None or not shape:
         return 0
     rows = found[1]
     n = rows.length
@@ -409,8 +424,8 @@ def _batch_norm(
 ) -> Tensor:  # fmt: skip
     """As torch.nn.functional.batch_norm, whose mean and variance are those of the parts together: Chan, Golub and
     LeVeque, "Updating formulae and a pairwise algorithm for computing sample variances" (1979), equation 2.1."""
-    found = _HERE.get()
-    if not training or found is None or found[1] is None:
+    found = _part()
+    if not training or found is None:
         return F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
     mesh, rows = found
     dims = [d for d in range(input.ndim) if d != 1]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from pipeline import batchnorm
+from pipeline import alone, batchnorm
 from pipeline.backward import Gradients
 from pipeline.compile import Compiled
 from pipeline.compose import Composition
@@ -23,6 +23,10 @@ class Pipeline(Composition):
     def compile(self, **options: Any) -> Compiled:
         """The same step as one compiled graph: see pipeline.compile.Compiled."""
         return Compiled(self, **options)
+
+    def check_mesh(self, state: State) -> None:
+        """Raise StageError where a step on a mesh is not the one that a process does alone: see pipeline.alone."""
+        alone.check_mesh(self, state)
 
     # -- a State seen otherwise
 

@@ -42,6 +42,19 @@ class Place(Part):
             words.append(f"data={self.mesh.data}, shard={self.mesh.shard}")
         return f"{self.name}({', '.join([*words, *([self.precision] if self.precision != 'fp32' else [])])})"
 
+    @property
+    def first(self) -> bool:
+        """Whether this process is the one that speaks for all: `if pipe.place.first: print(report)`."""
+        return self.mesh is None or self.mesh.rank == 0
+
+    def agreed(self, value: Any) -> Any:
+        """The first process's value, where each has one of its own, as of a clock. All have to ask."""
+        return value if self.mesh is None else self.mesh.agreed(value)
+
+    def everyone(self, value: Any) -> list[Any]:
+        """Each process's value. All have to ask."""
+        return [value] if self.mesh is None else self.mesh.everyone(value)
+
     def autocast(self) -> AbstractContextManager[Any]:
         """Within it, what gains from bfloat16 computes in it: products and convolutions, on float32 weights."""
         if self.precision == "fp32":

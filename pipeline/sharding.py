@@ -3,7 +3,7 @@ over the processes after a backward."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -19,7 +19,7 @@ from pipeline.errors import WiringError
 from pipeline.forward import Model
 from pipeline.mesh import Mesh, Rows
 from pipeline.stage import Part, Stage
-from pipeline.tree import Tree, paths, tree_map
+from pipeline.tree import Tree, paths
 
 
 @frozen(eq=False)
@@ -65,8 +65,10 @@ class Sharding:
             shapes = self.shapes(weights[0])
             for path, leaf in paths(tree["memory"].get(s.name)):
                 shape = shapes.get(path.rpartition("/")[2])
-                own = shape and (-(-shape[0] // self.mesh.shard), *shape[1:])
-                if own and isinstance(leaf, Tensor) and tuple(leaf.shape[: len(own)]) == own:
+                if not shape or not isinstance(leaf, Tensor):
+                    continue
+                own = (-(-shape[0] // self.mesh.shard), *shape[1:])
+                if tuple(leaf.shape[: len(own)]) == own:  # a complex number is two
                     found[f"memory/{s.name}/{path}"] = (shape[0], *leaf.shape[1:])
         return found
 
@@ -90,7 +92,8 @@ class Sharding:
         if self.mesh.shard == 1 or (s is not None and s.sharded):
             return values
         read = {*values} if s is None else {*s.reads, *s.optional}
-        given = {**values, **{k: self._whole(k, values[k]) for k in read if k in values and self._parted(k)}}
+        # In the order of values, which is that of all processes; a set's is not.
+        given = {k: self._whole(k, v) if k in read and self._parted(k) else v for k, v in values.items()}
         if "before" in read and "before" in values:
             before = values["before"]
             given["before"] = {k: self._whole(k, v) if self._parted(k) else v for k, v in before.items()}
@@ -100,9 +103,7 @@ class Sharding:
         """What a stage wrote, as State has it."""
         if self.mesh.shard == 1 or s.sharded:
             return written
-        return {
-            k: {n: self.mesh.part(t) for n, t in v.items()} if self._parted(k) else v for k, v in written.items()
-        }
+        return {k: {n: self.mesh.part(t) for n, t in v.items()} if self._parted(k) else v for k, v in written.items()}
 
     def forget(self) -> None:
         """Let go of what was put together in a step."""

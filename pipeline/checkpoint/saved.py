@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch.utils import _pytree as pytree
 from pipeline import files
 from pipeline.compose import Composition
 from pipeline.errors import CheckpointError
+from pipeline.sharding import Sharding
 from pipeline.stage import first_line
 from pipeline.state import State
 from pipeline.tree import named
@@ -66,6 +68,28 @@ class Saved:
         except Exception as e:  # of safetensors, which has a class of its own for what is no such file
             raise CheckpointError(f"{self.path / STATE} can't be read: {first_line(e)}") from None
 
+    def _parts(
+        self, apart: Mapping[str, tuple[int, ...]], own: Callable[[int], tuple[int, int, int]]
+    ) -> dict[str, Tensor]:
+        """The same, but of those in shards only the rows of this process are read, filled up with zeros."""
+        from safetensors import safe_open
+
+        made: dict[str, Tensor] = {}
+        try:
+            with safe_open(self.path / STATE, "pt") as file:
+                for name in file.keys():  # noqa: SIM118 - no mapping
+                    part = file.get_slice(name)
+                    shape = part.get_shape()
+                    if name not in apart or tuple(shape) != apart[name]:
+                        made[name] = file.get_tensor(name)
+                        continue
+                    begin, end, rows = own(shape[0])
+                    t = part[begin:end]
+                    made[name] = torch.cat([t, t.new_zeros((rows - len(t), *shape[1:]))]) if len(t) < rows else t
+        except Exception as e:  # as above
+            raise CheckpointError(f"{self.path / STATE} can't be read: {first_line(e)}") from None
+        return made
+
     def kept(self, *names: str) -> dict[str, dict[str, Tensor]]:
         """What State kept under some names, such as "params", without a pipeline. Raises CheckpointError."""
         found: dict[str, dict[str, Tensor]] = {name: {} for name in names}
@@ -83,7 +107,9 @@ class Saved:
         new = pipe.init(0, steps=1)
         tree = (new if hyper is None else new.replace(hyper=dict(hyper))).tree
         like = named(tree)
-        tensors = self.tensors()
+        on = pipe.sharding
+        apart = {} if on is None else on.leaves(tree)
+        tensors = self.tensors() if on is None or not apart else self._parts(apart, on.mesh.own)
         if hyper is not None:
             tensors = {name: t for name, t in tensors.items() if not name.startswith("hyper/")}
             tensors |= {name: t for name, t in like.items() if name.startswith("hyper/")}
@@ -186,17 +212,105 @@ def write(
             files.flush(file)
         with files.making(path) as work:
             save_file(tensors, work / STATE)
-            facts = {
-                "format": FORMAT, "step": step, "epoch": epoch, "batch": batch,
-                "best": None if best is None else asdict(best), "torch": torch.__version__,
-                "sha256": files.sha256(work / STATE),
-            }  # fmt: skip
-            text = json.dumps({**facts, "checksum": files.checksum(facts)}, indent=1)
-            (work / FACTS).write_text(text + "\n", encoding="utf-8")
-            files.put(work, path)  # in place of one that is damaged, or of a past that was left
+            _finish(work, path, step, epoch, batch, best)
     except Exception as e:  # safetensors tells trouble with the disk in a class of its own
         raise unwritable(path, e) from None
     return step
+
+
+def _finish(work: Path, path: Path, step: int, epoch: int, batch: int, best: Best | None) -> None:
+    """Say beside a State what it is, and let the folder be the checkpoint."""
+    facts = {
+        "format": FORMAT, "step": step, "epoch": epoch, "batch": batch,
+        "best": None if best is None else asdict(best), "torch": torch.__version__,
+        "sha256": files.sha256(work / STATE),
+    }  # fmt: skip
+    text = json.dumps({**facts, "checksum": files.checksum(facts)}, indent=1)
+    (work / FACTS).write_text(text + "\n", encoding="utf-8")
+    files.put(work, path)  # in place of one that is damaged, or of a past that was left
+
+
+def write_parts(
+    folder: Path, tree: dict[str, Any], on: Sharding, epoch: int, batch: int, best: Best | None,
+    beside: Sequence[Path] = (),
+) -> int:  # fmt: skip
+    """The same of a State in shards: each process writes its rows to their places in one file, which all must see.
+
+    All processes have to call it. Raises CheckpointError in all of them where one can't write.
+    """
+    mesh = on.mesh
+    tensors, apart, step = named(tree), on.leaves(tree), int(tree["step"])
+    path = _path(folder, step)
+    shapes = {name: apart.get(name, tuple(t.shape)) for name, t in tensors.items()}
+    header, places = layout({name: (shapes[name], t.dtype) for name, t in tensors.items()})
+
+    def together(error: Exception | None) -> None:
+        for other in mesh.everyone(None if error is None else str(unwritable(path, error))):
+            if other is not None:
+                raise CheckpointError(other)
+
+    fault: Exception | None = None
+    with ExitStack() as stack:
+        work = path
+        try:
+            if mesh.rank == 0:
+                for file in beside:
+                    files.flush(file)
+                work = stack.enter_context(files.making(path))
+                with (work / STATE).open("wb") as made:
+                    made.write(header)
+                    made.truncate(len(header) + sum(size for _, size in places.values()))
+        except OSError as e:
+            fault = e
+        work = Path(mesh.agreed(str(work)))
+        together(fault)
+        try:
+            if mesh.rank < mesh.shard:  # others have copies
+                with (work / STATE).open("r+b") as there:
+                    for name, t in tensors.items():
+                        begin, end, _ = mesh.own(shapes[name][0]) if name in apart else (0, t.numel(), 0)
+                        if mesh.rank and name not in apart:
+                            continue
+                        own = t[: max(end - begin, 0)] if name in apart else t
+                        width = t.nbytes // max(len(t), 1) if name in apart else 0
+                        there.seek(len(header) + places[name][0] + begin * width)
+                        there.write(own.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+                files.flush(work / STATE)
+        except OSError as e:
+            fault = e
+        together(fault)
+        try:
+            if mesh.rank == 0:
+                _finish(work, path, step, epoch, batch, best)
+        except OSError as e:
+            fault = e
+        together(fault)
+    return step
+
+
+_DTYPES = {
+    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
+    torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
+    torch.complex64: "C64",
+}  # fmt: skip
+
+
+def layout(tensors: Mapping[str, tuple[tuple[int, ...], torch.dtype]]) -> tuple[bytes, dict[str, tuple[int, int]]]:
+    """The header of a safetensors file of tensors of these shapes, and where behind it each begins, with its bytes.
+
+    Source: the format's own description, github.com/huggingface/safetensors.
+    """
+    about: dict[str, Any] = {}
+    places: dict[str, tuple[int, int]] = {}
+    at = 0
+    for name, (shape, dtype) in sorted(tensors.items(), key=lambda item: (-item[1][1].itemsize, item[0])):
+        size = torch.Size(shape).numel() * dtype.itemsize
+        about[name] = {"dtype": _DTYPES[dtype], "shape": list(shape), "data_offsets": [at, at + size]}
+        places[name] = at, size
+        at += size
+    text = json.dumps(about, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text, places
 
 
 def unwritable(path: Path, error: Exception) -> CheckpointError:

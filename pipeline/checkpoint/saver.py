@@ -15,7 +15,8 @@ from attrs import frozen
 from torch.utils import _pytree as pytree
 
 from pipeline import files, place
-from pipeline.checkpoint.saved import Best, Saved, steps, unwritable, write
+from pipeline.checkpoint.saved import Best, Saved, steps, unwritable, write, write_parts
+from pipeline.compose import Composition
 from pipeline.errors import CheckpointError, ConfigError, did_you_mean
 from pipeline.stage import is_count
 from pipeline.state import Report, State, is_better
@@ -38,6 +39,8 @@ class Saver:
     - `minutes`: also about every so many minutes inside an epoch, where `fit(interval=...)` reports.
     - `saved`: what the run goes on from, if it does.
     - `beside`: files, such as a log, that must be on the disk before a checkpoint that follows them.
+    - `pipe`: on a mesh, the pipeline: all processes offer then, and the first one writes, or, of a State in shards,
+      each its own.
 
     Epochs and minutes are left out where all checkpoints would take more than 0.5 % of the time. Use it as a context,
     or close() it.
@@ -45,7 +48,7 @@ class Saver:
 
     def __init__(
         self, folder: str | Path, *, keep: int = 2, best: str | None = None, steps: int | None = None,
-        minutes: float = 5.0, saved: Saved | None = None, beside: Sequence[Path] = (),
+        minutes: float = 5.0, saved: Saved | None = None, beside: Sequence[Path] = (), pipe: Composition | None = None,
     ) -> None:  # fmt: skip
         for name, value in (("keep", keep), ("steps", steps)):
             if value is not None and not is_count(value):
@@ -61,6 +64,11 @@ class Saver:
         self._writing: Future[float] | None = None
         self._took: float | None = None
         self._at = time.monotonic()
+        on = pipe.sharding if pipe is not None else None
+        self._on = on if on is not None and on.mesh.shard > 1 else None
+        self._silent = on is not None and on.mesh.rank > 0
+        if self._silent:
+            return
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             for path in self.folder.glob(f"{files.MAKING}*"):  # of a process that was killed
@@ -78,10 +86,13 @@ class Saver:
         improved = self._improved(report)
         if improved is not None:
             self.best, self._unwritten = improved, None
-        if now or self._due(report):
+        due = now or self._due(report)
+        if self._on is not None:  # its bytes are on all processes
+            due = self._on.mesh.agreed(due or improved is not None)
+        if due:
             self.save(report.state, epoch, batch)
             return True
-        if improved is not None:
+        if improved is not None and not self._silent:
             self._unwritten = _Job(place.host(report.state.tree), epoch, batch, improved)
         return False
 
@@ -91,11 +102,25 @@ class Saver:
         began, step = time.monotonic(), int(state.step)
         if step == self.last:
             return
+        if self._on is not None:
+            self._write_parts(state, epoch, batch)
+            return
+        if self._silent:
+            return
         jobs = [self._unwritten] if self._unwritten is not None else []
         jobs.append(_Job(place.host(state.tree), epoch, batch, self.best))
         self.last, self._unwritten = step, None
         copied = time.monotonic() - began
         self._writing = self._writer.submit(lambda: copied + self._write(jobs))
+
+    def _write_parts(self, state: State, epoch: int, batch: int) -> None:
+        """Together with all other processes, which wait for one another."""
+        assert self._on is not None
+        began = time.monotonic()
+        step = write_parts(self.folder, state.tree, self._on, epoch, batch, self.best, self.beside)
+        if not self._silent:
+            self._tidy(step, self.best)
+        self.last, self._took, self._at = step, time.monotonic() - began, time.monotonic()
 
     def close(self) -> None:
         """Wait until what was to be written is on disk."""

@@ -169,7 +169,9 @@ class _Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's
         kwargs = kwargs or {}
         collective = func.namespace == "c10d" or (func.namespace == "_c10d_functional" and mesh.here() is None)
         if collective and torch.compiler.is_compiling():
-            raise ImpureError(f"calls the collective {func}; place.mesh() and mesh.summed() or gathered() do it in a graph")
+            raise ImpureError(
+                f"calls the collective {func}; place.mesh() and mesh.summed() or gathered() do it in a graph"
+            )
         if func._schema.is_mutable:
             self._look(func, args, kwargs)
         if torch.Tag.nondeterministic_seeded in func.tags and not _without_dropout(func, args, kwargs):

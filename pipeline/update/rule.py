@@ -72,9 +72,7 @@ def rule(
             bound.apply_defaults()
             hyper = {k: v for k, v in bound.arguments.items() if is_number(options[k].default)}
             constants = {k: v for k, v in bound.arguments.items() if k not in hyper}
-            return mapped(
-                called, f, hyper, memory=memory, constants=constants, draws=True, elementwise=elementwise
-            )
+            return mapped(called, f, hyper, memory=memory, constants=constants, draws=True, elementwise=elementwise)
 
         made.__name__, made.__doc__ = called, f.__doc__
         return made
