@@ -9,6 +9,7 @@ import torch
 from attrs import frozen
 from torch import Tensor, nn
 
+from cli import processes
 from cli.config import TrainConfig
 from cli.recipes.about import About
 from cli.recipes.model import Fixed
@@ -60,8 +61,13 @@ def job(config: TrainConfig) -> Job:
     """The pipeline of a run. Raises a PipeError for what does not fit together."""
     if config.pipeline.name is not None:
         pipe, held_out = config.pipeline.make({"seed": config.run.seed, "epochs": config.run.epochs})
+        if processes.count() > 1 and pipe.place.mesh is None:
+            raise ConfigError(
+                f"{config.pipeline.name} is placed by {pipe.place.name}(), for one process; write place.mesh(), which "
+                "is for any number of them"
+            )
         return Job(pipe, held_out, config.pipeline.name, None)
-    device = place.on(config.run.device, precision=config.run.precision)
+    device = placed(config)
     data = config.data.prepare(Split(config.data.held_out, config.run.seed, config.run.folds, config.run.fold or 0))
     what = fixed(config.data.source, data)
     build, words, inputs = config.model.make(what)
@@ -84,6 +90,16 @@ def job(config: TrainConfig) -> Job:
         *([update.ema(run.ema)] if run.ema is not None else []),
     )
     return Job(pipe, data.held_out, words, _BEST[data.task], data, what, build)
+
+
+def placed(config: TrainConfig) -> place.Place:
+    """Where a run is: on one device, or on all processes that were started together."""
+    run, count = config.run, processes.count()
+    if count == 1:
+        return place.on(run.device, precision=run.precision)
+    if count % run.shard:
+        raise ConfigError(f"--shard {run.shard} does not divide {count}, the number of processes")
+    return place.mesh(run.device, shard=run.shard, precision=run.precision, timeout=run.timeout)
 
 
 def begin(config: TrainConfig) -> tuple[Job, State]:

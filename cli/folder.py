@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from cli import config as settings
-from cli import record
+from cli import processes, record
 from cli.build import Job
 from cli.config import TrainConfig
 from pipeline import Report, files, log
@@ -32,7 +32,11 @@ ABOUT = "about"
 
 @contextmanager
 def new(config: TrainConfig) -> Iterator[Path]:
-    """A folder for a new run: the one asked for, if no run is in it, or the next free one under runs/."""
+    """A folder for a new run: the one asked for, if no run is in it, or the next free one under runs/. Of several
+    processes, the first one makes it."""
+    if not processes.first():
+        yield Path(processes.agreed(None))
+        return
     try:
         if config.run.out is not None:
             folder = Path(config.run.out)
@@ -46,7 +50,7 @@ def new(config: TrainConfig) -> Iterator[Path]:
             raise ConfigError(
                 f"{folder} already holds a run; choose another --out, or go on with it: --resume {folder}"
             )
-        yield folder
+        yield Path(processes.agreed(str(folder)))
 
 
 def _next(root: Path, name: str) -> Path:
@@ -65,6 +69,9 @@ def _next(root: Path, name: str) -> Path:
 def locked(folder: Path) -> Iterator[None]:
     """One process at a time has a run's folder. The lock is the system's, and goes with the process, however that
     ends."""
+    if not processes.first():
+        yield
+        return
     try:
         file = os.fdopen(os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_NONBLOCK, 0o644), "r+")
     except OSError as e:
@@ -139,7 +146,9 @@ def write_weights(path: Path, weights: Mapping[str, Tensor], about: Mapping[str,
 
 
 def replace(path: Path, content: bytes) -> None:
-    """Write a file so that it is the old one or the new one, never a part."""
+    """Write a file so that it is the old one or the new one, never a part. Of several processes, the first one does."""
+    if not processes.first():
+        return
     try:
         files.replace(path, content)
     except OSError as e:
@@ -170,7 +179,8 @@ class Log:
         kept = [line for line in log.read(self.path) if line["step"] <= step]
         self.epochs = [line["epoch"] for line in kept]
         replace(self.path, b"".join(json.dumps(line).encode() + b"\n" for line in kept))
-        self._file: IO[str] = self.path.open("a", encoding="utf-8")
+        there = self.path if processes.first() else Path(os.devnull)
+        self._file: IO[str] = there.open("a", encoding="utf-8")
 
     def write(self, report: Report, **more: float) -> None:
         """Add an epoch's line, on the disk before any checkpoint that follows it."""

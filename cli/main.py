@@ -7,11 +7,12 @@ import os
 import sys
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
 from cli import config
+from cli import processes as team
 from cli.flags import settings
 from cli.recipes.code import is_code
 from cli.recipes.setting import refusal
@@ -37,19 +38,34 @@ def cli() -> None:
     is_flag=True,
     help="with --resume: replay from the checkpoint before the last, compare the bits, and stop",
 )
+@click.option("--processes", type=int, metavar="N", help="train on so many processes of this machine together")
+@click.option(
+    "--restarts", type=int, default=0, metavar="N",
+    help="with --processes: so often, where one dies, go on from the last checkpoint  [default: 0]",
+)  # fmt: skip
 @click.option("-q", "--quiet", is_flag=True, help="only the result")
 @click.option("-v", "--verbose", is_flag=True, help="the pipeline, the graphs and each class's figures as well")
 @click.option("--trust", is_flag=True, help="run code that a config names, not the command line")
 def train(
     file: str | None, resume: str | None, verify: bool, quiet: bool, verbose: bool, trust: bool,
-    **given: Any,
+    processes: int | None, restarts: int, **given: Any,
 ) -> None:  # fmt: skip
     """Train a model; without arguments, an MLP on handwritten digits.
 
     CONFIG.toml, or the folder of an earlier RUN, is what is done again; options given beside it win.
     FILE.py:FUNCTION makes a whole Pipeline. With --resume, more --epochs or another --lr, --schedule and the like may
     be given, and are recorded; what makes the run another may not.
+
+    A run on several processes, by --processes or by torchrun -m cli.main, is the same run; it may go on with another
+    number of them.
     """
+    if processes is not None:
+        team.launch(processes, restarts, _without(sys.argv[1:], "--processes", "--restarts"))
+        return
+    if restarts:
+        raise refusal("--restarts is for --processes; with torchrun it is --max-restarts")
+    if team.restarted() and resume is None and (begun := team.noted(team.FOLDER)) is not None:
+        file, resume = None, begun
     if resume is None:
         if verify:
             raise refusal("--verify needs --resume RUN, the run to verify")
@@ -242,6 +258,17 @@ def cache(action: str) -> None:
     command.run(action)
 
 
+def _without(arguments: list[str], *names: str) -> list[str]:
+    """Arguments of a command line, but for some options that have a value."""
+    kept: list[str] = []
+    skip = False
+    for argument in arguments:
+        if not skip and argument.partition("=")[0] not in names:
+            kept.append(argument)
+        skip = not skip and argument in names
+    return kept
+
+
 def _config(file: str | None, given: dict[str, Any], trust: bool = False) -> config.TrainConfig:
     chosen = _given(given)
     if file is None:
@@ -290,16 +317,18 @@ def _given(given: dict[str, Any]) -> dict[str, Any]:
 
 def main() -> None:
     """Run the command; every error that a user can meet is one message and the exit code that it knows."""
+    if (ended := team.noted(team.ENDED)) is not None:  # nothing that a restart could mend
+        sys.exit(int(ended))
     try:
         sys.exit(cli.main(prog_name="pipe", standalone_mode=False) or 0)
     except click.exceptions.NoArgsIsHelpError as e:
         click.echo(e.format_message())
         sys.exit(0)
     except click.ClickException as e:
-        click.echo(f"pipe: {e.format_message()}", err=True)
-        sys.exit(e.exit_code)
+        _end(e.format_message(), e.exit_code)
     except (click.Abort, KeyboardInterrupt):
-        click.echo("\npipe: interrupted", err=True)
+        if team.first():
+            click.echo("\npipe: interrupted", err=True)
         sys.exit(130)
     except BrokenPipeError:
         # Whoever read the output has gone; what is still buffered must not raise again at exit.
@@ -307,7 +336,24 @@ def main() -> None:
         sys.exit(141)
     except Exception as e:
         code = getattr(e, "exit_code", None)  # a PipeError; naming the class would import torch for --help
-        if code is None:
+        lost = team.is_lost(e)
+        if code is None and not lost:
             raise
-        click.echo(f"pipe: {e}", err=True)
-        sys.exit(code)
+        if code is None or lost:
+            rank = os.environ.get("RANK")
+            if team.says("lost"):
+                click.echo(f"pipe: process {rank} lost another one: {str(e).strip().splitlines()[0]}", err=True)
+            sys.exit(1)
+        _end(str(e), code)
+
+
+def _end(message: str, code: int) -> NoReturn:
+    """Say what a user can mend, once for all processes, and end."""
+    if team.says(message):
+        click.echo(f"pipe: {message}", err=True)
+        team.note(team.ENDED, str(code))
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

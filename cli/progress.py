@@ -14,6 +14,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.spinner import Spinner
 from rich.text import Text
 
+from cli import processes
 from pipeline import Report
 
 LINES, SILENCE = 50, 30.0
@@ -21,11 +22,12 @@ LINES, SILENCE = 50, 30.0
 
 
 def plain(quiet: bool) -> Plain:
-    return Plain(quiet=quiet, highlight=False, soft_wrap=True, markup=False)
+    return Plain(quiet=quiet or not processes.first(), highlight=False, soft_wrap=True, markup=False)
 
 
 def warn(message: str) -> None:
-    Plain(stderr=True, soft_wrap=True, highlight=False, markup=False).print(f"pipe: {message}")
+    if processes.first():
+        Plain(stderr=True, soft_wrap=True, highlight=False, markup=False).print(f"pipe: {message}")
 
 
 class Plain(Console):

@@ -27,7 +27,7 @@ def facts(made: Job, state: State) -> dict[str, Any]:
             "threads": torch.get_num_threads(),
             "processor": key.machine()["processor"],
             "model": made.model,
-            "parameters": parameters(state.params),
+            "parameters": parameters(made.pipe.whole(state).params),
             "data": digest(_tensors(made.train), _tensors(made.held_out)),
             **{
                 f"{name}_samples": len(part)

@@ -14,7 +14,7 @@ import torch
 from attrs import evolve
 from rich.console import Console
 
-from cli import classes, record, sample
+from cli import classes, processes, record, sample
 from cli import config as settings
 from cli import folder as folders
 from cli.build import Job, begin, parameters
@@ -35,6 +35,7 @@ def run(config: TrainConfig, *, quiet: bool = False, verbose: bool = False) -> R
     with folders.new(config) as folder:
         _head(say, made, state, config, verbose)
         folders.write_config(folder, config, record.facts(made, state))
+        processes.note(processes.FOLDER, str(folder))
         folders.write_data(folder, made)
         return _train(made, config, folder, state, None, say, verbose, going=True)
 
@@ -79,7 +80,8 @@ def resume(
         facts = record.facts(made, state)
         for difference in record.differences(table, facts):
             warn(f"{difference}: its last bits may differ from here on")
-        found = checkpoint.newest(folder / folders.CHECKPOINTS)
+        found = _newest(folder)
+        processes.note(processes.FOLDER, str(folder))
         for fault in found.faults:
             warn(f"{fault}; it is passed over")
         saved = found.saved
@@ -112,6 +114,13 @@ def resume(
         _train(made, config, folder, state, saved, say, verbose, going=going)
 
 
+def _newest(folder: Path) -> checkpoint.Found:
+    """The newest good checkpoint, as the first process finds it."""
+    found = checkpoint.newest(folder / folders.CHECKPOINTS) if processes.first() else checkpoint.Found(None)
+    agreed: checkpoint.Found = processes.agreed(found)
+    return agreed
+
+
 def _done(saved: Saved, config: TrainConfig) -> str | None:
     """In words, why a run that was saved has nothing left to do; None where it goes on."""
     best, patience = saved.best, config.run.patience
@@ -128,10 +137,18 @@ def _head(say: Console, made: Job, state: State, config: TrainConfig, verbose: b
     say.print(f"data    {config.source}: {made.data}")
     for note in made.prepared.notes if made.prepared is not None else ():
         say.print(f"        {note}")
-    say.print(f"model   {made.model}: {parameters(state.params):,} parameters")
-    say.print(f"device  {made.pipe.place.device}, {_threads()}{precision}")
+    say.print(f"model   {made.model}: {parameters(made.pipe.whole(state).params):,} parameters")
+    say.print(f"device  {made.pipe.place.device}, {_threads()}{precision}{_together(made)}")
     if verbose:
         say.print(f"\n{made.pipe}\n")
+
+
+def _together(made: Job) -> str:
+    mesh = made.pipe.place.mesh
+    if mesh is None:
+        return ""
+    shards = f", the weights in {mesh.shard} shards" if mesh.shard > 1 else ""
+    return f", {mesh.processes} processes{shards}"
 
 
 def _train(
@@ -142,12 +159,13 @@ def _train(
     signals: list[int] = []
     report: Report | None = None
     ended, last = "", False
-    if going:
+    if going and processes.first():
         (folder / folders.STATUS).unlink(missing_ok=True)
+    where = made.pipe.place
     with (
         folders.Log(folder, saved.step if saved else 0) as lines,
         Saver(folder / folders.CHECKPOINTS, keep=config.run.keep, best=metric, steps=config.run.save_steps,
-              minutes=config.run.save_minutes, saved=saved, beside=[lines.path]) as saver,
+              minutes=config.run.save_minutes, saved=saved, beside=[lines.path], pipe=made.pipe) as saver,
     ):  # fmt: skip
         missing = sorted(set(range(1, saved.epoch + 1 if saved else 1)) - set(lines.epochs))
         if missing:
@@ -160,7 +178,8 @@ def _train(
                 for report in _reports(made, config, folder, state, program, start) if going else ():
                     state = report.state
                     show(report)
-                    ended = next((why for why, stop in stops.items() if stop(report)), "")
+                    ended = where.agreed(next((why for why, stop in stops.items() if stop(report)), ""))
+                    signals[:] = next(filter(None, where.everyone(signals)), [])
                     last = report.complete and report.epoch == config.run.epochs
                     if report.complete:
                         lines.write(report, **_rate(made, state))
@@ -211,7 +230,7 @@ def _reports(
         made.pipe, epochs=config.run.epochs, validate=made.held_out, state=state, compile=program, interval=0.1,
         steps_per_call=_per_call(config), every=config.run.save_steps, start=start,
     )  # fmt: skip
-    return log.tensorboard(reports, folder / "tensorboard") if config.run.tensorboard else reports
+    return log.tensorboard(reports, folder / "tensorboard") if config.run.tensorboard and processes.first() else reports
 
 
 def _stops(config: TrainConfig, metric: str | None, saver: Saver) -> dict[str, until.Stop]:
@@ -240,7 +259,7 @@ def _save_failed(
     made: Job, folder: Path, saver: Saver, report: Report | None, state: State, error: BaseException
 ) -> None:
     """Keep what there is, where a run can't go on; a second Ctrl-C waits for nothing."""
-    gone = isinstance(error, BrokenPipeError)  # the output's reader
+    gone = isinstance(error, BrokenPipeError) and made.pipe.place.mesh is None  # the output's reader
     if gone and report is not None:
         saver.offer(report, now=True)
     if gone or isinstance(error, NonFiniteError):
@@ -323,11 +342,13 @@ def _place(made: Job, saved: Saved) -> str:
 def _save_weights(
     made: Job, state: State, folder: Path, best: checkpoint.Best | None, report: Report | None, saved: Saved | None
 ) -> None:
+    averages = {name: made.pipe.whole(seen) for name, seen in made.pipe.averaged(state).items()}
+    state = made.pipe.whole(state)
     epoch = report.epoch if report is not None else saved.epoch if saved is not None else 0
     now = {"epoch": epoch, "step": int(state.step)}
     [model, *_] = made.pipe.models
     found = {folders.WEIGHTS: (model.state_dict(state), {"weights": "last", **now})}
-    for name, seen in made.pipe.averaged(state).items():
+    for name, seen in averages.items():
         found[f"{name}.safetensors"] = model.state_dict(seen), {"weights": name, **now}
     if best is not None:
         about = {"weights": "best", "epoch": best.epoch, "step": best.step, best.metric: best.value}
@@ -343,7 +364,7 @@ def _save_weights(
 
 
 def _draw(folder: Path, metric: str | None) -> None:
-    rows = log.read(folder / folders.METRICS)
+    rows = log.read(folder / folders.METRICS) if processes.first() else []
     if rows:
         folders.replace(folder / folders.CURVES, plot.svg(plot.curves(rows, best=metric)).encode())
 

@@ -96,7 +96,7 @@ def _culprit(pipe: Composition, alone: Composition, state: State, batch: Batch) 
     mesh, on = pipe.place.mesh, pipe.sharding
     assert mesh is not None
     assert on is not None
-    stages = [s for s in alone.segments[0].stages]
+    stages = list(alone.segments[0].stages)
     size = alone.counted(batch)
     rows = mesh.rows(size)
     kept = {k: v for k, v in state.tree.items() if k not in ("memory", "hyper")}

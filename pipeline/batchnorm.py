@@ -25,7 +25,8 @@ def renewed(
     stages: Sequence[Stage], values: Mapping[str, Any], hyper: Mapping[str, Any], memory: Mapping[str, Tree],
     batches: Iterable[Batch], on: Mesh | None = None,
 ) -> dict[str, Tree]:  # fmt: skip
-    """The buffers of State whose BatchNorms have seen just these batches, in train mode, each with equal weight; `on` a mesh, those of the parts of each batch together.
+    """The buffers of State whose BatchNorms have seen just these batches, in train mode, each with equal weight;
+    `on` a mesh, those of the parts of each batch together.
 
     As torch.optim.swa_utils.update_bn: a cumulative mean over batches, which is what momentum=None means. BatchNorms
     that are in eval mode stay as they are. Empty where the models of `stages` have none.

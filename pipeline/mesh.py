@@ -193,9 +193,7 @@ class Mesh:
 
     def agreed(self, value: Any) -> Any:
         """The first process's value."""
-        box = [value]
-        dist.broadcast_object_list(box, 0)
-        return box[0]
+        return spread(value)
 
     def everyone(self, value: Any) -> list[Any]:
         """Each process's value."""
@@ -258,6 +256,26 @@ def _leave() -> None:
         with suppress(Exception):  # of a process that has gone, or waits for something else
             dist.monitored_barrier(timeout=datetime.timedelta(seconds=GOODBYE))
         dist.destroy_process_group()
+
+
+def spread(value: Any) -> Any:
+    """The first process's value, in all of them, where there are several."""
+    if not dist.is_initialized():
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, 0)
+    return box[0]
+
+
+def claimed(name: str, value: str) -> bool:
+    """Whether this process is the first that calls this with a name; without waiting for any."""
+    if not dist.is_initialized():
+        return int(os.environ.get("RANK", "0")) == 0
+    store = dist.distributed_c10d._get_default_store()
+    with suppress(Exception):  # it was on a process that is gone
+        mine = f"{os.environ.get('RANK')} {value}"
+        return store.compare_set(f"pipeline/{name}", "", mine).decode() == mine
+    return False
 
 
 def _alike(mesh: Mesh) -> None:

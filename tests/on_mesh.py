@@ -5,11 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from pipeline import Pipeline, backward, checkpoint, evaluate, fit, forward, load, loss, mesh, models, place, sources
-from pipeline import update
-from pipeline.errors import PipeError
+from pipeline import Pipeline, backward, evaluate, forward, load, loss, models, place, sources, update
 from pipeline.mesh import processes
-from pipeline.stage import stage
 
 
 def digits():
@@ -91,4 +88,3 @@ def all_cases(kinds="mlp,convnet,gpt", ways="eager,compiled"):
                 pipe = PIPES[kind](place.mesh("cpu", shard=shard))
                 made[kind, way, shard > 1] = ran(pipe, way == "compiled")
     return made
-

@@ -43,6 +43,12 @@ class Run:
     )
     seed: int = setting(0, "of the split, the weights, the order and dropout", _seed, fixed=True)
     device: str = setting("auto", "auto, cpu, cuda or cuda:N")
+    shard: int = setting(
+        1,
+        "with several processes: parts that the weights and the rule's memory are in, a divisor of their number",
+        at_least(1),
+    )
+    timeout: float = setting(600.0, "seconds that a process waits for another one", at_least(0, above=True))
     precision: str = setting("fp32", "fp32, or bf16 for the products in the forward", one_of(("fp32", "bf16")))
     threads: int | None = setting(None, "of the CPU  [default: 1 for small steps, else all cores]", _threads)
     steps_per_call: str = setting(
