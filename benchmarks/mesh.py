@@ -1,9 +1,9 @@
 """Is a step on a mesh as fast as PyTorch's DistributedDataParallel and FSDP2, and as small?
 
 `python -m benchmarks.mesh`. The same work on two processes (gloo, one thread each), in turn within one run: a round is
-so many steps of each contender, and a ratio is of one round. All start from the same weights, and see the same samples
-in the same order. Memory is each process's peak beyond what it had before the contender began, in a run of its own: once it trains, and
-at the start, with compiling.
+so many steps of each contender, and a ratio is of one round. All begin anew, on the same samples, a new order each
+epoch. Memory is each process's peak beyond what it had before the contender began, in a run of its own: once it trains,
+and at the start, with compiling.
 """
 
 from __future__ import annotations

@@ -340,9 +340,9 @@ def main() -> None:
         if code is None and not lost:
             raise
         if code is None or lost:
-            rank = os.environ.get("RANK")
             if team.says("lost"):
-                click.echo(f"pipe: process {rank} lost another one: {str(e).strip().splitlines()[0]}", err=True)
+                why = str(e).strip().splitlines()[0].rpartition("] ")[2].split(". ")[0]
+                click.echo(f"pipe: process {os.environ.get('RANK')} lost another one: {why}", err=True)
             sys.exit(1)
         _end(str(e), code)
 

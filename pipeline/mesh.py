@@ -242,8 +242,16 @@ def _connect(device: torch.device, timeout: float) -> None:
     if dist.is_initialized():
         return
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    options: dict[str, Any] = {"timeout": datetime.timedelta(seconds=timeout)}
     try:
-        dist.init_process_group(backend, timeout=datetime.timedelta(seconds=timeout))
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT")
+        if attempt is not None and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+            # The agent keeps its store when it restarts processes, with the addresses of those before in it.
+            env = os.environ
+            store = dist.TCPStore(env["MASTER_ADDR"], int(env["MASTER_PORT"]), is_master=False, **options)
+            options["store"] = dist.PrefixStore(f"attempt {attempt}", store)
+            options["rank"], options["world_size"] = int(env["RANK"]), int(env["WORLD_SIZE"])
+        dist.init_process_group(backend, **options)
     except Exception as e:  # of sockets, stores and environments
         said = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
         raise DeviceError(f"the processes can't connect: {said}; is another run on the same port?") from None

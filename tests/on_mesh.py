@@ -5,8 +5,24 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from pipeline import Pipeline, backward, evaluate, forward, load, loss, models, place, sources, update
+from pipeline import (
+    Pipeline,
+    backward,
+    checkpoint,
+    evaluate,
+    fit,
+    forward,
+    load,
+    loss,
+    mesh,
+    models,
+    place,
+    sources,
+    update,
+)
+from pipeline.errors import PipeError
 from pipeline.mesh import processes
+from pipeline.stage import stage
 
 
 def digits():
@@ -24,7 +40,9 @@ def mlp(where):
     return Pipeline(
         load.batches(digits()[0], size=24),
         where,
-        forward.model(lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 30), nn.ReLU(), nn.Dropout(0.2), nn.Linear(30, 10))),
+        forward.model(
+            lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 30), nn.ReLU(), nn.Dropout(0.2), nn.Linear(30, 10))
+        ),
         loss.cross_entropy(),
         evaluate.accuracy(),
         backward.gradients(),
@@ -33,7 +51,7 @@ def mlp(where):
         update.clip_norm(0.5),
         update.adamw(3e-3),
         update.ema(0.9),
-    )  # fmt: skip
+    )
 
 
 def convnet(where):
@@ -73,8 +91,7 @@ def ran(pipe, compiled, steps=50):
     for _ in range(steps):
         state, metrics = program.step(state)
         losses.append(float(metrics["loss"]))
-    worth = program.evaluate(state, digits()[1] if "targets" in digits()[1] and pipe.load.data.names and
-                             pipe.load.size == 24 else None)  # fmt: skip
+    worth = program.evaluate(state, None if pipe.load.size == 8 else digits()[1])
     return {"losses": losses, "tree": pipe.whole(state).clone().tree, "worth": worth}
 
 
@@ -88,3 +105,101 @@ def all_cases(kinds="mlp,convnet,gpt", ways="eager,compiled"):
                 pipe = PIPES[kind](place.mesh("cpu", shard=shard))
                 made[kind, way, shard > 1] = ran(pipe, way == "compiled")
     return made
+
+
+def linear(where, *between, data=None, rule=None):
+    return Pipeline(
+        load.batches(data or digits()[0], size=20),
+        where,
+        forward.model(lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 10))),
+        *between,
+        backward.gradients(),
+        rule or update.sgd(0.1),
+    )
+
+
+@stage(writes="loss")
+def contrast(outputs, targets):
+    """Each sample against all others of the batch."""
+    return torch.logsumexp(outputs @ outputs.T, 1).mean()
+
+
+@stage(writes="loss")
+def contrast_of_all(outputs, targets):
+    """The same, of the whole batch on each process."""
+    return torch.logsumexp(outputs @ mesh.gathered(outputs).T, 1).mean()
+
+
+@stage(writes="mixed")
+def mixed(outputs):
+    return outputs - outputs.mean(0)
+
+
+@stage(writes="mixed")
+def mixed_of_all(outputs):
+    return outputs - mesh.summed(outputs.sum(0)) / mesh.summed(torch.full((), float(len(outputs))))
+
+
+@update.rule(memory=lambda p: {"norm": torch.zeros(())})
+def by_norm(p, g, memory, lr=0.1):
+    """A rule that is of the whole tensor, as LAMB and Muon are: in shards it is given that."""
+    norm = 0.9 * memory["norm"] + g.norm()
+    return p - lr * g / (norm + 1e-3), {"norm": norm}
+
+
+def trouble():
+    """What is said where a step can't be one of a mesh, and what the steps come to that can."""
+    count, said, worth = processes(), {}, {}
+    where = place.mesh("cpu", shard=count)
+    rank = 0 if where.mesh is None else where.mesh.rank
+
+    def tried(name, make, steps=None):
+        try:
+            pipe = make()
+            for report in fit(pipe, epochs=1, compile=False):
+                worth[name] = {k: v.clone() for k, v in pipe.whole(report.state).params.items()}
+        except PipeError as e:
+            said[name] = str(e)
+
+    tried("contrast", lambda: linear(where, contrast))
+    tried("gathered", lambda: linear(where, contrast_of_all))
+    tried("mixed", lambda: linear(where, mixed, loss.cross_entropy().rename(outputs="mixed")))
+    tried("summed", lambda: linear(where, mixed_of_all, loss.cross_entropy().rename(outputs="mixed")))
+    tried("whole rule", lambda: linear(where, loss.cross_entropy(), rule=by_norm()))
+    tried("muon", lambda: linear(where, loss.cross_entropy(), rule=update.muon(0.01)))
+    tried("accumulate", lambda: linear(where, loss.cross_entropy()).replace(
+        "backward.gradients", backward.gradients(accumulate=3)))  # fmt: skip
+    tried("tape", lambda: linear(where, loss.cross_entropy()).replace(
+        "backward.gradients", backward.gradients(route="tape")))  # fmt: skip
+    other = {"inputs": torch.zeros(60, 8, 8), "targets": torch.full((60,), rank)}
+    tried("data", lambda: linear(where, loss.cross_entropy(), data=other))
+    tried("each", lambda: linear(where, loss.cross_entropy()).replace(
+        "backward.gradients", backward.gradients(per_example=True)))  # fmt: skip
+    tried("loader", lambda: linear(where, loss.cross_entropy()).replace(
+        "load.batches", load.loader([digits()[0]])))  # fmt: skip
+    bad = {k: t.clone() for k, t in digits()[0].items()}
+    bad["inputs"][150] = 3e38  # on one process
+    nan = linear(where, loss.cross_entropy(), data=bad).insert(update.finite(), after="backward.gradients")
+    tried("nan", lambda: nan)
+    try:
+        place.mesh("cpu", data=3, shard=count)
+    except PipeError as e:
+        said["count"] = str(e)
+    return said, worth
+
+
+def saved(folder, epochs):
+    """A run in shards, which keeps its checkpoints."""
+    pipe = mlp(place.mesh("cpu", shard=processes()))
+    with checkpoint.Saver(folder, best="accuracy", pipe=pipe) as saver:
+        for report in fit(pipe, epochs=int(epochs), validate=digits()[1], compile=False, every=4):
+            saver.offer(report, now=report.batch == 4)
+    return pipe.whole(report.state).clone().tree
+
+
+def went_on(folder, epochs):
+    """A run from the newest checkpoint."""
+    pipe = mlp(place.mesh("cpu", shard=processes()))
+    old = checkpoint.newest(folder).saved
+    *_, last = fit(pipe, epochs=int(epochs), compile=False, state=old.restore(pipe), start=old.start)
+    return pipe.whole(last.state).clone().tree

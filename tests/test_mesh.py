@@ -1,0 +1,191 @@
+"""Meshes: a run of several processes is the run of one, whatever they are given of it. What they run is in on_mesh."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file, safe_open
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from pipeline import checkpoint, mesh, place
+from pipeline.checkpoint.saved import layout
+from pipeline.compile.collectives import scheduled
+from pipeline.errors import DeviceError
+from pipeline.mesh import Mesh, Rows
+from pipeline.tree import named
+from tests import on_mesh
+from tests.kills_on_mesh import workers
+from tests.team import launch
+
+
+def far(a, b, *names):
+    """The largest difference of what two trees have under names, and that they have the same."""
+    a, b = named(a), named(b)
+    assert a.keys() == b.keys()
+    return max(float((a[k].double() - b[k].double()).abs().max()) for k in b if k.startswith(names or ""))
+
+
+@given(st.integers(1, 300), st.integers(1, 9))
+def test_each_sample_is_on_one_process(whole, processes):
+    """The parts of a batch are all of it, in order; one that has none takes a sample that it does not count."""
+    batch = {"inputs": torch.arange(whole), "words": [str(i) for i in range(whole)], "rate": 0.5}
+    parts = [Rows(r, processes, whole) for r in range(processes)]
+    taken = [part.of(batch) for part in parts if part.count]
+    assert torch.cat([t["inputs"] for t in taken]).tolist() == list(range(whole))
+    assert [w for t in taken for w in t["words"]] == batch["words"]
+    assert max(p.count for p in parts) - min(p.count for p in parts) <= 1
+    assert all(len(p.of(batch)["inputs"]) == p.length for p in parts)
+
+
+@given(st.integers(1, 40), st.integers(1, 7))
+def test_shards_are_the_whole(rows, shards):
+    """The rows of all shards, without what fills them up, are the tensor; all are of one shape."""
+    whole = torch.arange(rows * 2.0).view(rows, 2)
+    meshes = [Mesh(1, shards, r, torch.device("cpu"), "", "", "") for r in range(shards)]
+    parts = [m.part(whole) for m in meshes]
+    assert {p.shape for p in parts} == {(-(-rows // shards), 2)}
+    assert torch.equal(torch.cat(parts)[:rows], whole)
+    assert torch.equal(torch.cat([whole[slice(*m.own(rows)[:2])] for m in meshes]), whole)
+
+
+def test_one_process_needs_no_mesh():
+    """The same script runs alone; for more processes than there are, it is told how to start them."""
+    assert place.mesh("cpu").mesh is None
+    assert place.mesh("cpu").first
+    assert torch.equal(mesh.summed(torch.ones(2)), mesh.gathered(torch.ones(2)))
+    with pytest.raises(DeviceError, match="--nproc-per-node 4"):
+        place.mesh("cpu", data=2, shard=2)
+
+
+@given(st.lists(st.tuples(st.lists(st.integers(0, 4), max_size=3), st.sampled_from([torch.float64, torch.bool])),
+                min_size=1, max_size=5))  # fmt: skip
+def test_a_file_laid_out_is_a_safetensors_file(tmp_path_factory, made):
+    """What processes write to their places is read by the library itself."""
+    tensors = {f"t{i}": torch.ones(shape, dtype=dtype) for i, (shape, dtype) in enumerate(made)}
+    header, places = layout({k: (tuple(t.shape), t.dtype) for k, t in tensors.items()})
+    path = tmp_path_factory.mktemp("made") / "x.safetensors"
+    with path.open("wb") as file:
+        file.write(header)
+        for k, (at, size) in places.items():
+            file.seek(len(header) + at)
+            file.write(tensors[k].reshape(-1).view(torch.uint8).numpy().tobytes() if size else b"")
+        file.truncate(len(header) + sum(size for _, size in places.values()))
+    with safe_open(path, "pt") as file:
+        assert all(torch.equal(file.get_tensor(k), t) for k, t in tensors.items())
+
+
+def test_collectives_come_when_they_are_needed():
+    """Whole weights are made before each use far apart, and a sum begins right behind what it is of."""
+    ops = torch.ops._c10d_functional
+
+    def step(a, b, c, x):
+        whole = [ops.wait_tensor(ops.all_gather_into_tensor(torch.cat([w]), 1, "0")).view(4, 4) for w in (a, b, c)]
+        y = x
+        for w in (*whole, *whole[::-1]):
+            y = y @ w
+        return ops.wait_tensor(ops.all_reduce(x @ x, "sum", "0")), y
+
+    args = [torch.zeros(4, 4) for _ in range(4)]
+    traced = make_fx(step, tracing_mode="fake")(*args)
+    scheduled(traced)
+    traced.graph.lint()
+    order = [str(n.target).split(".")[1] for n in traced.graph.nodes if n.op == "call_function"]
+    heavy = [o for o in order if o in ("all_gather_into_tensor", "mm", "all_reduce")]
+    each = ["all_gather_into_tensor", "mm"]
+    assert heavy[:6] == each * 3
+    assert heavy.count("all_gather_into_tensor") == 4  # of the three, two are still there on the way back
+    assert heavy[-2:] == ["mm", "all_reduce"]
+
+
+@pytest.fixture(scope="module")
+def alone():
+    return {kind: on_mesh.ran(make(place.mesh("cpu")), False) for kind, make in on_mesh.PIPES.items()}
+
+
+@pytest.mark.parametrize(("processes", "kinds", "way"), [(2, "mlp,convnet,gpt", "eager"), (3, "gpt", "eager"),
+                                                         (2, "mlp", "compiled")])  # fmt: skip
+def test_a_run_on_a_mesh_is_that_of_one_process(alone, processes, kinds, way):
+    """Losses of 50 steps and the State after them, data parallel and in shards, with last batches that leave a process
+    without a sample, dropout, BatchNorm and losses that count samples differently."""
+    for (kind, _, _), made in launch(processes, "all_cases", kinds, way).items():
+        assert max(abs(a - b) for a, b in zip(made["losses"], alone[kind]["losses"], strict=True)) < 1e-5
+        assert far(made["tree"], alone[kind]["tree"], "params", "buffers", "ema") < 1e-5
+        for name, value in alone[kind]["worth"].items():
+            assert torch.allclose(torch.tensor(made["worth"][name]), torch.tensor(value), atol=1e-5), name
+
+
+def test_what_is_no_step_of_a_mesh_is_refused():
+    """In one line that names the stage; with the collectives that it names, and for rules of whole tensors, it is the
+    step of one process."""
+    said, made = launch(2, "trouble")
+    _, alone = launch(1, "trouble")
+    for name, words in {
+        "contrast": "stage 'contrast' is not on a mesh.*mesh.gathered",
+        "mixed": "stage 'mixed' is not on a mesh.*mesh.summed",
+        "data": "process 1 has other data than process 0",
+        "each": "place.mesh\\(\\) does not do yet",
+        "loader": "use load.batches",
+        "nan": "step 1 .*'loss.cross_entropy' made 'loss'",
+        "count": "of 6 processes, and 2 run here",
+    }.items():
+        with pytest.raises(ValueError, match=words):
+            raise ValueError(said.pop(name))
+    assert not said
+    for name, tolerance in {"gathered": 1e-4, "summed": 1e-6, "whole rule": 1e-6, "accumulate": 1e-6, "tape": 1e-6,
+                            "muon": 1e-2}.items():  # fmt: skip
+        assert far(made[name], alone[name]) < tolerance  # muon works in bfloat16
+
+
+def test_a_checkpoint_is_of_any_number_of_processes(tmp_path):
+    """Written by two in shards, it goes on on one, and on three in shards; a file holds the whole tensors."""
+    folder = tmp_path / "checkpoints"
+    whole = launch(2, "saved", folder, 1)
+    newest = checkpoint.newest(folder)
+    assert not newest.faults
+    kept = load_file(newest.saved.path / "state.safetensors")
+    assert kept.keys() == named(whole).keys()
+    assert all(torch.equal(kept[k], t) for k, t in named(whole).items())
+    one = on_mesh.went_on(folder, 2)
+    assert far(launch(3, "went_on", folder, 2), one, "params", "memory/update") < 1e-5
+
+
+PIPE = [sys.executable, "-m", "cli.main", "train", "--no-compile", "--save-steps", "5"]
+
+
+def test_a_killed_process_is_restarted(tmp_path):
+    """All go on from the last checkpoint, and end with the weights of a run that was never stopped; nobody is left."""
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    args = ["--lr", "0.01", "--epochs", "12"]
+    one = tmp_path / "one"
+    subprocess.run([*PIPE, *args, "--out", str(one)], check=True, env=env, capture_output=True)
+    two = tmp_path / "two"
+    command = [*PIPE, *args, "--out", str(two), "--processes", "2", "--shard", "2", "--restarts", "1"]
+    run = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while not list(two.glob("checkpoints/step-*")):
+        assert run.poll() is None
+        time.sleep(0.01)
+    os.kill(workers(two)[-1], signal.SIGKILL)
+    out, err = run.communicate(timeout=120)
+    assert run.returncode == 0, err
+    assert "resume  step-" in out
+    assert not workers(two)
+    a, b = (load_file(folder / "model.safetensors") for folder in (one, two))
+    assert max(float((a[k] - b[k]).abs().max()) for k in a) < 1e-5
+    steps = [json.loads(line)["step"] for line in (two / "metrics.jsonl").read_text().splitlines()]
+    assert steps == [23 * n for n in range(1, 13)]
+
+
+def test_wrong_input_on_processes_is_one_line(tmp_path):
+    """Said once, with exit code 2, and not tried again."""
+    command = [*PIPE, "--processes", "2", "--restarts", "2", "--data", "nothing.csv"]
+    env = {**os.environ, "PYTHONPATH": os.getcwd()}
+    run = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
+    assert run.returncode == 2
+    assert run.stderr.strip().splitlines() == ["pipe: can't read nothing.csv: No such file or directory"]
