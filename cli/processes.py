@@ -11,7 +11,8 @@ import signal
 import sys
 import tempfile
 import uuid
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -56,9 +57,7 @@ def launch(processes: int, restarts: int, arguments: list[str]) -> None:
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL + 1)  # the processes speak for themselves
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(len(os.sched_getaffinity(0)) // processes, 1)))
-    with tempfile.TemporaryDirectory(prefix="pipe-") as notes:
-        os.environ[NOTES] = notes
+    with tempfile.TemporaryDirectory(prefix="pipe-") as notes, _told(processes, notes):
         config = LaunchConfig(
             min_nodes=1, max_nodes=1, nproc_per_node=processes, run_id=uuid.uuid4().hex, rdzv_backend="c10d",
             rdzv_endpoint="localhost:0", max_restarts=restarts, monitor_interval=0.1, start_method="spawn",
@@ -79,6 +78,19 @@ def launch(processes: int, restarts: int, arguments: list[str]) -> None:
                 click.echo(f"pipe: process {rank} was killed ({name}){more}", err=True)
                 sys.exit(1)
             sys.exit(failure.exitcode)
+
+
+@contextmanager
+def _told(processes: int, notes: str) -> Iterator[None]:
+    """Within it, the environment has what processes that are started are to know."""
+    before = dict(os.environ)
+    os.environ[NOTES] = notes
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(len(os.sched_getaffinity(0)) // processes, 1)))
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 def note(name: str, value: str) -> None:

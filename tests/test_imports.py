@@ -11,6 +11,7 @@ ROOT = Path(__file__).parent.parent
 STEPS = {"load", "place", "forward", "loss", "backward", "update", "evaluate"}
 LAYERS = [
     {"errors", "files", "html"},
+    {"mesh"},
     {"random", "tree", "skeleton", "schedules"},
     {"draws"},
     {"module"},
@@ -20,9 +21,11 @@ LAYERS = [
     {"plot"},
     {"sources", "models"},
     STEPS,
+    {"sharding"},
     {"run", "hyper", "wiring", "resident", "batchnorm"},
     {"compose"},
     {"checkpoint", "diagnose", "compile"},
+    {"alone"},
     {"pipe", "testing"},
     {"loop", "runs"},
     {"__init__"},
