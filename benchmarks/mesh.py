@@ -67,7 +67,8 @@ def ours(case: str, shard: int) -> Callable[[int], None]:
     held = {"state": state, "at": 0}
 
     def steps(count: int) -> None:
-        assert pipe.load is not None and pipe.load.batches
+        assert pipe.load is not None
+        assert pipe.load.batches
         for _ in range(count):
             epoch, k = divmod(held["at"], pipe.load.batches)
             held["state"], _ = program.advance(held["state"], epoch, k, 1)
@@ -228,8 +229,10 @@ def main(cases: list[str]) -> None:
         found = {**report.facts(), "processes": PROCESSES, "cases": results, "collectives": collectives}
         (report.RESULTS / "mesh.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
         heading = "# " + str(__doc__).splitlines()[0]
-        about = "Two processes of one machine, gloo, one thread each; `python -m benchmarks.mesh`. Megabytes are beyond what "
-        about += "a process\nhad before: mlp has 9,610 parameters, gpt 0.9 M, large 29.5 M."
+        about = (
+            "Two processes of one machine, gloo, one thread each; `python -m benchmarks.mesh`. Megabytes are beyond "
+            "what a process\nhad before: mlp has 9,610 parameters, gpt 0.9 M, large 29.5 M."
+        )
         text = "\n".join([heading, "", about, "", *lines, ""])
         (report.RESULTS / "mesh.md").write_text(text, encoding="utf-8")
 

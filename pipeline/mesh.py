@@ -248,8 +248,8 @@ def _connect(device: torch.device, timeout: float) -> None:
         if attempt is not None and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
             # The agent keeps its store when it restarts processes, with the addresses of those before in it.
             env = os.environ
-            store = dist.TCPStore(env["MASTER_ADDR"], int(env["MASTER_PORT"]), is_master=False, **options)
-            options["store"] = dist.PrefixStore(f"attempt {attempt}", store)
+            store = dist.TCPStore(env["MASTER_ADDR"], int(env["MASTER_PORT"]), is_master=False, **options)  # type: ignore[attr-defined]  # public
+            options["store"] = dist.PrefixStore(f"attempt {attempt}", store)  # type: ignore[attr-defined]  # as that
             options["rank"], options["world_size"] = int(env["RANK"]), int(env["WORLD_SIZE"])
         dist.init_process_group(backend, **options)
     except Exception as e:  # of sockets, stores and environments
