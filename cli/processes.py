@@ -56,7 +56,8 @@ def launch(processes: int, restarts: int, arguments: list[str]) -> None:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL + 1)  # the processes speak for themselves
+    for name in ("agent.server.api", "multiprocessing.api"):  # the processes speak for themselves
+        logging.getLogger(f"torch.distributed.elastic.{name}").setLevel(logging.CRITICAL + 1)
     with tempfile.TemporaryDirectory(prefix="pipe-") as notes, _told(processes, notes):
         config = LaunchConfig(
             min_nodes=1, max_nodes=1, nproc_per_node=processes, run_id=uuid.uuid4().hex, rdzv_backend="c10d",

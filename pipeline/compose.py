@@ -186,6 +186,7 @@ class Composition:
     def train(self, tree: dict[str, Tree], batch: Batch) -> tuple[dict[str, Tree], dict[str, Tensor]]:
         """The train step as a function of a State's tree."""
         self.begin()
+        batch = self._own(batch)
         on, rows, batch = self.sharding, batch.get(ROWS), _without_rows(batch)
         hyper, memory = self.hyper(tree), dict(tree["memory"])
         values = {**self._kept(tree), **self._of_a_step(tree, hyper), "training": True, **batch}
@@ -268,10 +269,11 @@ class Composition:
 
     def placed(self, batch: Batch) -> Batch:
         """A batch on the device: on a mesh, this process's part of it."""
-        if self.place.mesh is not None and ROWS not in batch:
-            size = samples(batch, self.samples)
-            batch = self.place.mesh.rows(size).of(batch)
-        return self.place.batch(batch)
+        return self.place.batch(self._own(batch))
+
+    def _own(self, batch: Batch) -> Batch:
+        mesh = self.place.mesh
+        return batch if mesh is None or ROWS in batch else mesh.rows(samples(batch, self.samples)).of(batch)
 
     def counted(self, batch: Batch) -> int:
         """How many samples a batch has, on a mesh in all processes together."""

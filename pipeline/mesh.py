@@ -210,6 +210,11 @@ def processes() -> int:
     return dist.get_world_size() if dist.is_initialized() else int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def several() -> bool:
+    """Whether this process was connected with others."""
+    return bool(_MADE)
+
+
 def make(data: int | None, shard: int, device: torch.device, timeout: float) -> Mesh | None:
     """The mesh of all processes; None where there is one. Raises DeviceError where the numbers do not fit.
 
@@ -217,6 +222,8 @@ def make(data: int | None, shard: int, device: torch.device, timeout: float) -> 
     """
     count = processes()
     if data is None:
+        if count == 1:
+            return None
         data = max(count // shard, 1)
     if data * shard != count:
         raise DeviceError(

@@ -157,7 +157,7 @@ def mesh(
     parameters, their gradients and what the update rules remember are in so many parts, of which each process keeps
     one (FSDP, ZeRO-3: Rajbhandari et al., 2020); groups of `shard` processes then have copies of one another's.
 
-    - `data`: as many as there are processes for, by default: the same script runs alone and by torchrun.
+    - `data`: as many as there are processes for, by default: the same script runs by torchrun and, whole, alone.
     - `timeout`: seconds after which a process that waits for another one gives up.
 
     Raises DeviceError where another number of processes runs, they can't connect, or have other versions of torch.

@@ -76,10 +76,10 @@ class Segment:
         parts, and `by` the name of the one that says how many samples they are. `on` a mesh, they are those of `rows`,
         and what is written is of the whole batch."""
         g = self.gradients
-        if on is not None:
-            if g is None or rows is None:
-                with on.here():
-                    return through(self.stages, values, hyper, memory, on=on)
+        if on is not None and g is None:
+            with on.here():
+                return through(self.stages, values, hyper, memory, on=on)
+        if on is not None and g is not None and rows is not None:
             with on.here(rows):
                 return on.reduced(g, rows, self.run(on.given(None, values), hyper, memory, batch, by, autocast))
         if g is None:

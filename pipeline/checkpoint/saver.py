@@ -14,7 +14,7 @@ from typing import Any
 from attrs import frozen
 from torch.utils import _pytree as pytree
 
-from pipeline import files, place
+from pipeline import files, mesh, place
 from pipeline.checkpoint.saved import Best, Saved, steps, unwritable, write, write_parts
 from pipeline.compose import Composition
 from pipeline.errors import CheckpointError, ConfigError, did_you_mean
@@ -53,6 +53,8 @@ class Saver:
         for name, value in (("keep", keep), ("steps", steps)):
             if value is not None and not is_count(value):
                 raise ConfigError(f"{name}={value!r} is not a positive whole number")
+        if pipe is None and mesh.several():
+            raise ConfigError("of several processes, not all may write: pass the pipeline, Saver(..., pipe=pipe)")
         self.folder = Path(folder)
         self.keep, self.metric, self.steps, self.minutes = keep, best, steps, minutes
         self.best = saved.best if saved is not None and saved.best and saved.best.metric == best else None
