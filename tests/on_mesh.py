@@ -95,13 +95,13 @@ def ran(pipe, compiled, steps=50):
     return {"losses": losses, "tree": pipe.whole(state).clone().tree, "worth": worth}
 
 
-def all_cases(kinds="mlp,convnet,gpt", ways="eager,compiled"):
+def all_cases(kinds="mlp,convnet,gpt", ways="eager,compiled", shards=None):
     """Each pipeline in each way, data parallel and in shards."""
     count = processes()
     made = {}
     for kind in kinds.split(","):
         for way in ways.split(","):
-            for shard in sorted({1, count}):
+            for shard in sorted({1, count}) if shards is None else map(int, shards.split(",")):
                 pipe = PIPES[kind](place.mesh("cpu", shard=shard))
                 made[kind, way, shard > 1] = ran(pipe, way == "compiled")
     return made

@@ -109,12 +109,19 @@ def alone():
     return {kind: on_mesh.ran(make(place.mesh("cpu")), False) for kind, make in on_mesh.PIPES.items()}
 
 
-@pytest.mark.parametrize(("processes", "kinds", "way"), [(2, "mlp,convnet,gpt", "eager"), (3, "gpt", "eager"),
-                                                         (2, "mlp", "compiled")])  # fmt: skip
-def test_a_run_on_a_mesh_is_that_of_one_process(alone, processes, kinds, way):
+@pytest.mark.parametrize(
+    ("processes", "kinds", "way", "shards"),
+    [
+        (2, "mlp,convnet,gpt", "eager", "1,2"),
+        (3, "gpt", "eager", "3"),
+        (4, "mlp", "eager", "2"),
+        (2, "gpt", "compiled", "2"),
+    ],
+)
+def test_a_run_on_a_mesh_is_that_of_one_process(alone, processes, kinds, way, shards):
     """Losses of 50 steps and the State after them, data parallel and in shards, with last batches that leave a process
     without a sample, dropout, BatchNorm and losses that count samples differently."""
-    for (kind, _, _), made in launch(processes, "all_cases", kinds, way).items():
+    for (kind, _, _), made in launch(processes, "all_cases", kinds, way, shards).items():
         assert max(abs(a - b) for a, b in zip(made["losses"], alone[kind]["losses"], strict=True)) < 1e-5
         assert far(made["tree"], alone[kind]["tree"], "params", "buffers", "ema") < 1e-5
         for name, value in alone[kind]["worth"].items():
