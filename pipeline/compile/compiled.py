@@ -211,8 +211,8 @@ class Compiled:
         # Each is begun before any is waited for: their C++ is compiled together.
         begun = [self._programs.request(*subject, feed) for subject, feed in wanted]
         all(begun) and all(self._programs.finish(*subject, feed) for subject, feed in wanted)
-        if sum(t.nbytes for t in self._held.leaves) > _LARGE:
-            return_memory()  # the checks' copies
+        if self.pipe.place.mesh is not None or sum(t.nbytes for t in self._held.leaves) > _LARGE:
+            return_memory()  # the checks' copies, and what the compiler left
         return self.report
 
     def _take(self, state: State) -> None:
