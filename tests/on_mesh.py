@@ -23,6 +23,7 @@ from pipeline import (
 from pipeline.errors import PipeError
 from pipeline.mesh import processes
 from pipeline.stage import stage
+from pipeline.tree import named
 
 
 def digits():
@@ -92,7 +93,8 @@ def ran(pipe, compiled, steps=50):
         state, metrics = program.step(state)
         losses.append(float(metrics["loss"]))
     worth = program.evaluate(state, None if pipe.load.size == 8 else digits()[1])
-    return {"losses": losses, "tree": pipe.whole(state).clone().tree, "worth": worth}
+    held = sum(t.nbytes for k, t in named(state.tree).items() if k.startswith(("params/", "memory/update.")))
+    return {"losses": losses, "tree": pipe.whole(state).clone().tree, "worth": worth, "held": held}
 
 
 def all_cases(kinds="mlp,convnet,gpt", ways="eager,compiled", shards=None):
@@ -103,7 +105,7 @@ def all_cases(kinds="mlp,convnet,gpt", ways="eager,compiled", shards=None):
         for way in ways.split(","):
             for shard in sorted({1, count}) if shards is None else map(int, shards.split(",")):
                 pipe = PIPES[kind](place.mesh("cpu", shard=shard))
-                made[kind, way, shard > 1] = ran(pipe, way == "compiled")
+                made[kind, way, shard] = ran(pipe, way == "compiled")
     return made
 
 
