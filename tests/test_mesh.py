@@ -113,7 +113,6 @@ def alone():
     ("processes", "kinds", "way", "shards"),
     [
         (2, "mlp,convnet,gpt", "eager", "1,2"),
-        (3, "gpt", "eager", "3"),
         (4, "mlp", "eager", "2,4"),
         (2, "gpt", "compiled", "2"),
     ],
@@ -122,7 +121,7 @@ def test_a_run_on_a_mesh_is_that_of_one_process(alone, processes, kinds, way, sh
     """Losses of 50 steps and the State after them, data parallel and in shards, with last batches that leave a process
     without a sample, dropout, BatchNorm and losses that count samples differently."""
     for (kind, _, shard), made in launch(processes, "all_cases", kinds, way, shards).items():
-        assert made["held"] <= alone[kind]["held"] * {1: 1, 2: 0.55, 3: 0.4, 4: 0.3}[shard]
+        assert made["held"] <= alone[kind]["held"] * {1: 1, 2: 0.55, 4: 0.3}[shard]
         assert max(abs(a - b) for a, b in zip(made["losses"], alone[kind]["losses"], strict=True)) < 1e-5
         assert far(made["tree"], alone[kind]["tree"], "params", "buffers", "ema") < 1e-5
         for name, value in alone[kind]["worth"].items():
@@ -133,7 +132,7 @@ def test_what_is_no_step_of_a_mesh_is_refused():
     """In one line that names the stage; with the collectives that it names, and for rules of whole tensors, it is the
     step of one process."""
     said, made = launch(2, "trouble")
-    _, alone = launch(1, "trouble")
+    _, alone = on_mesh.trouble()
     for name, words in {
         "contrast": "stage 'contrast' is not on a mesh.*mesh.gathered",
         "mixed": "stage 'mixed' is not on a mesh.*mesh.summed",
@@ -164,13 +163,13 @@ def test_a_checkpoint_is_of_any_number_of_processes(tmp_path):
     assert far(launch(3, "went_on", folder, 2), one, "params", "memory/update") < 1e-5
 
 
-PIPE = [sys.executable, "-m", "cli.main", "train", "--no-compile", "--save-steps", "5"]
+PIPE = [sys.executable, "-m", "cli.main", "train", "--no-compile", "--save-steps", "3"]
 
 
 def test_a_killed_process_is_restarted(tmp_path):
     """All go on from the last checkpoint, and end with the weights of a run that was never stopped; nobody is left."""
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    args = ["--lr", "0.01", "--epochs", "12"]
+    args = ["--lr", "0.01", "--epochs", "6"]
     one = tmp_path / "one"
     subprocess.run([*PIPE, *args, "--out", str(one)], check=True, env=env, capture_output=True)
     two = tmp_path / "two"
@@ -187,7 +186,7 @@ def test_a_killed_process_is_restarted(tmp_path):
     a, b = (load_file(folder / "model.safetensors") for folder in (one, two))
     assert max(float((a[k] - b[k]).abs().max()) for k in a) < 1e-5
     steps = [json.loads(line)["step"] for line in (two / "metrics.jsonl").read_text().splitlines()]
-    assert steps == [23 * n for n in range(1, 13)]
+    assert steps == [23 * n for n in range(1, 7)]
 
 
 def test_wrong_input_on_processes_is_one_line(tmp_path):
