@@ -156,7 +156,8 @@ def _train(
     going: bool,
 ) -> Report | None:  # fmt: skip
     metric = _best(made, config)
-    signals: list[int] = []
+    caught: list[int] = []
+    signals: list[int] = []  # those that a process caught, as all of them know it after a Report
     report: Report | None = None
     ended, last = "", False
     if going and processes.first():
@@ -174,12 +175,12 @@ def _train(
         program = _compile(made, config, state, say, verbose) if config.run.compile and going else False
         stops, shown = _stops(config, metric, saver), printed(config.run.epochs)
         try:
-            with live(say) as show, interrupts(signals):
+            with live(say) as show, interrupts(caught):
                 for report in _reports(made, config, folder, state, program, start) if going else ():
                     state = report.state
                     show(report)
                     ended = where.agreed(next((why for why, stop in stops.items() if stop(report)), ""))
-                    signals[:] = next(filter(None, where.everyone(signals)), [])
+                    signals = next(filter(None, where.everyone(list(caught))), [])
                     last = report.complete and report.epoch == config.run.epochs
                     if report.complete:
                         lines.write(report, **_rate(made, state))
