@@ -157,7 +157,7 @@ def _train(
 ) -> Report | None:  # fmt: skip
     metric = _best(made, config)
     caught: list[int] = []
-    signals: list[int] = []  # those that a process caught, as all of them know it after a Report
+    signals = caught  # of several processes, what one of them had caught when all were asked
     report: Report | None = None
     ended, last = "", False
     if going and processes.first():
@@ -180,7 +180,8 @@ def _train(
                     state = report.state
                     show(report)
                     ended = where.agreed(next((why for why, stop in stops.items() if stop(report)), ""))
-                    signals = next(filter(None, where.everyone(list(caught))), [])
+                    if where.mesh is not None:
+                        signals = next(filter(None, where.everyone(list(caught))), [])
                     last = report.complete and report.epoch == config.run.epochs
                     if report.complete:
                         lines.write(report, **_rate(made, state))
