@@ -18,6 +18,7 @@ from pipeline import files, mesh, place
 from pipeline.checkpoint.saved import Best, Saved, steps, unwritable, write, write_parts
 from pipeline.compose import Composition
 from pipeline.errors import CheckpointError, ConfigError, did_you_mean
+from pipeline.sharding import Sharding
 from pipeline.stage import is_count
 from pipeline.state import Report, State, is_better
 
@@ -105,7 +106,7 @@ class Saver:
         if step == self.last:
             return
         if self._on is not None:
-            self._write_parts(state, epoch, batch)
+            self._write_parts(self._on, state, epoch, batch)
             return
         if self._silent:
             return
@@ -115,14 +116,15 @@ class Saver:
         copied = time.monotonic() - began
         self._writing = self._writer.submit(lambda: copied + self._write(jobs))
 
-    def _write_parts(self, state: State, epoch: int, batch: int) -> None:
+    def _write_parts(self, on: Sharding, state: State, epoch: int, batch: int) -> None:
         """Together with all other processes, which wait for one another."""
-        assert self._on is not None
         began = time.monotonic()
-        step = write_parts(self.folder, state.tree, self._on, epoch, batch, self.best, self.beside)
+        if int(state.step) == self.last:
+            return
+        self.last = write_parts(self.folder, state.tree, on, epoch, batch, self.best, self.beside)
         if not self._silent:
-            self._tidy(step, self.best)
-        self.last, self._took, self._at = step, time.monotonic() - began, time.monotonic()
+            self._tidy(self.last, self.best)
+        self._took, self._at = time.monotonic() - began, time.monotonic()
 
     def close(self) -> None:
         """Wait until what was to be written is on disk."""

@@ -18,9 +18,8 @@ _CLOSE, _CLOSE_LOW = 1e-3, 5e-2
 """How far a tensor may be off, relative to the largest change of it: in float32 and float64, and below."""
 _NUDGE, _NUDGE_LOW = 1e-6, 1e-2
 """The relative size of a change of the inputs that rounding might make in the middle of a step."""
-_TRIES, _TIMES = 3, 40.0
-"""What is further off may be no further than so many times what such changes, tried so often, move it: Adam squares
-a gradient that is nothing but rounding, as of a bias before BatchNorm."""
+_TRIES, _TIMES = 3, 10.0
+"""What is further off may be no further than so many times what such changes, tried so often, move it."""
 
 
 class Runnable(Protocol):

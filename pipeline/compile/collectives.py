@@ -9,8 +9,9 @@ from collections.abc import Iterable
 import torch
 from torch.fx import GraphModule, Node
 
-_OPERATORS = torch.ops._c10d_functional
-_GATHERS = (_OPERATORS.all_gather_into_tensor.default,)
+_ATEN, _OPERATORS = torch.ops.aten, torch.ops._c10d_functional
+_GATHER = _OPERATORS.all_gather_into_tensor.default
+_WAIT = _OPERATORS.wait_tensor.default
 _SUMS = (_OPERATORS.reduce_scatter_tensor.default, _OPERATORS.all_reduce.default)
 
 LIVE = 2
@@ -59,11 +60,11 @@ def _unpacked(nodes: Iterable[Node]) -> dict[Node, Node]:
             given.add(node)
         elif node.op != "call_function" or not reads:
             continue
-        elif node.target in _GATHERS:
+        elif node.target is _GATHER:
             own = _ancestors(node, given)
             if own is not None:
                 bucket |= dict.fromkeys((*own, node), node)
-        elif len(reads) == 1 and reads[0] in bucket and (reads[0] is bucket[reads[0]] or _is_view(reads[0], node)):
+        elif len(reads) == 1 and reads[0] in bucket and (node.target is _WAIT or _views(node)):
             bucket[node] = bucket[reads[0]]
     return bucket
 
@@ -76,17 +77,15 @@ def _ancestors(node: Node, given: set[Node]) -> list[Node] | None:
         n = waiting.pop()
         if n in given or n in found:
             continue
-        if n.target not in (_ATEN.cat.default, _ATEN.clone.default) and not _views(n):
+        if n.target is not _ATEN.cat.default and not _views(n):
             return None
         found[n] = None
         waiting += n.all_input_nodes
     return list(found)
 
 
-_ATEN = torch.ops.aten
-
-
 def _views(node: Node) -> bool:
+    """Whether it shows the same numbers in another shape, or a copy of them."""
     returns = getattr(getattr(node.target, "_schema", None), "returns", ())
     return any(r.alias_info is not None for r in returns) or node.target in (
         _ATEN.view.default,
@@ -94,10 +93,6 @@ def _views(node: Node) -> bool:
         _ATEN._unsafe_view.default,
         _ATEN.clone.default,
     )
-
-
-def _is_view(before: Node, node: Node) -> bool:
-    return node.target is _OPERATORS.wait_tensor.default or _views(node)
 
 
 def _copied(graph: GraphModule, node: Node, before: Node, bucket: dict[Node, Node], made: dict[Node, Node]) -> Node:
@@ -140,7 +135,7 @@ def _raised(graph: GraphModule) -> None:
         if node.target in _SUMS:
             if before is not None:
                 node.prepend(before)
-            waits = [u for u in node.users if u.target is _OPERATORS.wait_tensor.default]
+            waits = [u for u in node.users if u.target is _WAIT]
             before = waits[0] if waits else None
         elif before is not None and before in node.all_input_nodes:
             before = None
@@ -148,8 +143,5 @@ def _raised(graph: GraphModule) -> None:
 
 def _cheap(node: Node) -> bool:
     """Whether it is element by element, or a view or a copy: what is done to a gradient before it is summed."""
-    tags = getattr(node.target, "tags", ())
-    return torch.Tag.pointwise in tags or _views(node) or node.target in (
-        _ATEN.cat.default, _ATEN.clone.default, _ATEN.constant_pad_nd.default, _ATEN.expand.default,
-        torch.ops.aten._to_copy.default,
-    )  # fmt: skip
+    tags, others = getattr(node.target, "tags", ()), (_ATEN.cat, _ATEN.constant_pad_nd, _ATEN._to_copy)
+    return torch.Tag.pointwise in tags or _views(node) or getattr(node.target, "overloadpacket", None) in others
