@@ -24,6 +24,7 @@ from pipeline import (
 from pipeline.compile import Compiled
 from pipeline.errors import PipeError
 from pipeline.loop import fit
+from pipeline.members import Sweep, sweep
 from pipeline.pipe import Pipeline
 from pipeline.plot import Reports
 from pipeline.runs import load_run
@@ -41,6 +42,7 @@ __all__ = [
     "Schedule",
     "Stage",
     "State",
+    "Sweep",
     "backward",
     "checkpoint",
     "evaluate",
@@ -58,6 +60,7 @@ __all__ = [
     "schedules",
     "sources",
     "stage",
+    "sweep",
     "until",
     "update",
 ]

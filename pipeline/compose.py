@@ -11,7 +11,7 @@ Nothing here compiles, and nothing names a device.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Self
 
@@ -292,7 +292,21 @@ class Composition:
         if self.load is None or not self.load.batches:
             raise WiringError("a step needs a batch: this pipeline has no load stage that knows how many there are")
         epoch, start = divmod(int(state.step), self.load.batches)
-        return self.prepared(next(self.epoch(self.load, int(state["seed"]), epoch, start)), True)
+        return self.prepared(next(self.epoch(self.load, self.shuffled_by(state.tree), epoch, start)), True)
+
+    @property
+    def members(self) -> int | None:
+        """Of a sweep, how many runs it is."""
+        return None
+
+    @property
+    def orders(self) -> int | None:
+        """Of a step that gathers batches for several members, each in its own order, how many these are."""
+        return None
+
+    def shuffled_by(self, tree: Mapping[str, Tree]) -> Any:
+        """The seed of the order in which samples come."""
+        return int(tree["seed"])
 
     def over(self, data: Any = None) -> Load:
         """A load stage for evaluation, over `data` or the pipeline's own data set."""
@@ -416,22 +430,35 @@ class Composition:
         """Those that bring parameters into State."""
         return tuple(s for s in self.stages if isinstance(s, Model) and s.create is not None)
 
+    @property
+    def backwards(self) -> tuple[Gradients, ...]:
+        return tuple(s for s in self.graph if isinstance(s, Gradients))
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        """The stages that stop a State at the first step that is not finite."""
+        return tuple(s.name for s in self.graph if isinstance(s, Finite) and s.stops)
+
+    def of(self, stages: Sequence[Part]) -> Self:
+        """The same of other stages."""
+        return type(self)(*stages)
+
     def replace(self, name: str, stage: Part) -> Self:
         """A Pipeline with another stage in the place of `name`."""
         i = self._index(name)
-        return type(self)(*self.stages[:i], stage, *self.stages[i + 1 :])
+        return self.of([*self.stages[:i], stage, *self.stages[i + 1 :]])
 
     def insert(self, stage: Part, *, before: str | None = None, after: str | None = None) -> Self:
         """A Pipeline with one more stage, before or after the named one."""
         if (before is None) == (after is None):
             raise WiringError(f"insert({stage.name!r}) needs either before= or after= the name of a stage")
         i = self._index(before) if before is not None else self._index(after or "") + 1
-        return type(self)(*self.stages[:i], stage, *self.stages[i:])
+        return self.of([*self.stages[:i], stage, *self.stages[i:]])
 
     def without(self, name: str) -> Self:
         """A Pipeline without the named stage."""
         i = self._index(name)
-        return type(self)(*self.stages[:i], *self.stages[i + 1 :])
+        return self.of([*self.stages[:i], *self.stages[i + 1 :]])
 
     def __getitem__(self, name: str) -> Any:
         return self.stages[self._index(name)]

@@ -4,17 +4,16 @@ so in the `for` loop over it."""
 from __future__ import annotations
 
 import itertools
-import math
 import time
 import warnings
 from collections.abc import Generator, Mapping
 from contextlib import suppress
 from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 from attrs import evolve
 
-from pipeline.backward import Gradients
 from pipeline.compile import Backend, Compiled, Fallback, Steps
 from pipeline.diagnose import first_nonfinite
 from pipeline.errors import ConfigError, NonFiniteError, PipeError, StateError, WiringError
@@ -22,7 +21,6 @@ from pipeline.pipe import Pipeline
 from pipeline.place import Place
 from pipeline.stage import is_count
 from pipeline.state import Batch, Report, State, samples
-from pipeline.update import Finite
 
 CALL = 0.1
 """Seconds that a call of many steps takes, about, where nobody says how many."""
@@ -133,7 +131,7 @@ def _epochs(
     assert pipe.load is not None
     first, k = start
     # The values read from the device before training: from here on they are counted.
-    done, seed = int(state.step) - k, int(state["seed"])
+    done, seed = int(state.step) - k, pipe.shuffled_by(state.tree)
     batches, warned = pipe.load.batches, False
     for epoch in range(first + 1, epochs + 1):
         if k == 0:
@@ -150,7 +148,9 @@ def _epochs(
                 warned = warned or _warned(pipe, metrics, done + k)
                 seconds += time.perf_counter() - began
                 spent = seconds - (_compile_seconds(program) - compiling)
-                report = Report(epoch, epochs, done + k, k, batches, False, metrics, {}, spent, seen, state)
+                report = Report(
+                    epoch, epochs, done + k, k, batches, False, metrics, {}, spent, seen, state, pipe.members
+                )
                 state = yield from _reported(pipe, report)
                 done = done if state is report.state else int(state.step) - k
                 began = time.perf_counter()
@@ -161,7 +161,7 @@ def _epochs(
         warned = warned or _warned(pipe, metrics, done)
         results = {} if validate is None else validated(pipe, program, state, validate)
         state = pipe.observed(state, {**metrics, **results})
-        report = Report(epoch, epochs, done, k, batches, True, metrics, results, seconds, seen, state)
+        report = Report(epoch, epochs, done, k, batches, True, metrics, results, seconds, seen, state, pipe.members)
         state = yield from _reported(pipe, report)
         done = done if state is report.state else int(state.step)
         k = 0
@@ -180,7 +180,7 @@ def _reported(pipe: Pipeline, report: Report) -> Generator[Report, State | None,
     state = report.state
     while (sent := (yield report)) is not None:
         pipe.check_state(sent)
-        if int(sent["seed"]) != int(report.state["seed"]):
+        if not torch.equal(sent["seed"], report.state["seed"]):
             raise StateError("a State that is sent has to have the seed of the run: the order of its samples goes on")
         # One that was made from the Report's shares its tensors; any other stays the user's own.
         state = _unstopped(pipe, sent if sent.lease is report.state.lease else sent.clone())
@@ -190,10 +190,11 @@ def _reported(pipe: Pipeline, report: Report) -> Generator[Report, State | None,
 
 def _warned(pipe: Pipeline, metrics: Mapping[str, Any], step: int) -> bool:
     """Say that a loss is not finite, where nothing in the pipeline looks at that."""
-    for s in pipe.graph:
-        if isinstance(s, Gradients) and not math.isfinite(metrics.get(s.of, 0.0)):
+    for s in pipe.backwards:
+        means = np.atleast_1d(metrics.get(s.of, 0.0))
+        if not np.isfinite(means).any():  # one member may fail where others go on
             warnings.warn(
-                f"the mean of {s.of!r} is {metrics[s.of]} up to step {step}; put update.finite() after {s.name!r}, "
+                f"the mean of {s.of!r} is {means[0]} up to step {step}; put update.finite() after {s.name!r}, "
                 "which says the step and the tensor that it came from",
                 stacklevel=3,
             )
@@ -204,13 +205,13 @@ def _warned(pipe: Pipeline, metrics: Mapping[str, Any], step: int) -> bool:
 def _results(pipe: Pipeline, state: State, epoch: int, done: int) -> dict[str, Any]:
     """The metrics so far. Raises NonFiniteError where State was stopped, saying what was wrong in the step that did
     it."""
-    if not any(int(state.memory[name]["stopped"]) for name in _stops(pipe)):
+    if not any(bool(state.memory[name]["stopped"].all()) for name in pipe.stops):
         return pipe.results(state)
     assert pipe.load is not None
     step = int(state.step)
     state, k = _unstopped(pipe, state), step - done
     why = None
-    if pipe.load.known:
+    if pipe.load.known and pipe.members is None:
         batch = next(pipe.epoch(pipe.load, int(state["seed"]), epoch - 1, k))
         with suppress(PipeError, RuntimeError):  # as without the memory for an uncompiled step
             why = first_nonfinite(pipe, state, pipe.prepared(batch, True))
@@ -223,15 +224,11 @@ def _results(pipe: Pipeline, state: State, epoch: int, done: int) -> dict[str, A
     )  # fmt: skip
 
 
-def _stops(pipe: Pipeline) -> list[str]:
-    return [s.name for s in pipe.graph if isinstance(s, Finite) and s.stops]
-
-
 def _unstopped(pipe: Pipeline, state: State) -> State:
     """The same State, free to advance."""
-    if not _stops(pipe):
+    if not pipe.stops:
         return state
-    free = {name: {"stopped": torch.zeros_like(state.memory[name]["stopped"])} for name in _stops(pipe)}
+    free = {name: {"stopped": torch.zeros_like(state.memory[name]["stopped"])} for name in pipe.stops}
     return state.replace(memory={**state.memory, **free})
 
 

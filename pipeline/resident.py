@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline import order
+from pipeline import order as orders
 from pipeline.load import Load
 
 WINDOW, BATCHES = 2048, 64
@@ -27,19 +27,23 @@ class Resident:
     """A data set on the device. Its order is worked out for many batches at once, into a tensor that a graph gathers
     by."""
 
-    def __init__(self, place: Callable[[Any], Any], load: Load, tensors: dict[str, Tensor] | None = None) -> None:
+    def __init__(
+        self, place: Callable[[Any], Any], load: Load, tensors: dict[str, Tensor] | None = None,
+        orders: int | None = None,
+    ) -> None:  # fmt: skip
         self.load, self.n = load, len(load.data)
         self.tensors: dict[str, Tensor] = tensors or place({k: t.contiguous() for k, t in load.data.tensors.items()})
         self.batches = load.batches or 0
         """Of an epoch."""
         self.window = max(min(max(WINDOW // load.size, BATCHES), self.batches), 1)
         """Batches whose order is there."""
-        self.order: Tensor = place(torch.zeros(self.window * load.size, dtype=torch.int64))
+        shape = (self.window * load.size,) if orders is None else (orders, self.window * load.size)
+        self.order: Tensor = place(torch.zeros(shape, dtype=torch.int64))
         self.cursor: Tensor = place(torch.zeros(1, dtype=torch.int64))
         """The next batch of the window."""
         self.static = (*self.tensors.values(), self.order, self.cursor)
         self._keys: dict[tuple[int, int], Tensor] = {}
-        self._there: tuple[int, int, int] | None = None
+        self._there: tuple[Any, int, int] | None = None
         """Seed, epoch and window whose order is there."""
         self._next = 0
 
@@ -52,7 +56,7 @@ class Resident:
         ]
 
     def walk(
-        self, seed: int, epoch: int, start: int, count: int, permute: Permute | None = None
+        self, seed: Any, epoch: int, start: int, count: int, permute: Permute | None = None
     ) -> Iterator[tuple[int, int]]:
         """Batches `start` to `start + count` of an epoch, in stretches of (size, how many): before each is given out,
         the cursor and the order are where it begins."""
@@ -64,7 +68,7 @@ class Resident:
             yield (size if start < whole else self.n - whole * size), stop - start
             start = stop
 
-    def seek(self, seed: int, epoch: int, batch: int, permute: Permute | None = None) -> int:
+    def seek(self, seed: Any, epoch: int, batch: int, permute: Permute | None = None) -> int:
         """Have the order of the window that a batch of an epoch is in; its place in there."""
         window, at = divmod(batch, self.window)
         if self._there != (seed, epoch, window):
@@ -75,17 +79,30 @@ class Resident:
         self.cursor.fill_(at)
         return at
 
-    def _fill(self, seed: int, epoch: int, first: int, permute: Permute | None) -> None:
-        there = self.order[: self.n - first]
+    def _fill(self, seed: Any, epoch: int, first: int, permute: Permute | None) -> None:
+        if self.order.ndim == 1:
+            self._fill_one(self.order, seed, epoch, first, permute)
+            return
+        seeds = seed if isinstance(seed, tuple) else (seed,) * len(self.order)
+        rows = {own: i for i, own in reversed(list(enumerate(seeds)))}  # members of one seed have one order
+        for own, i in rows.items():
+            self._fill_one(self.order[i], own, epoch, first, permute)
+        for i, own in enumerate(seeds):
+            if rows[own] != i:
+                self.order[i] = self.order[rows[own]]
+
+    def _fill_one(self, order: Tensor, seed: int, epoch: int, first: int, permute: Permute | None) -> None:
+        there = order[: self.n - first]
         if not self.load.shuffle:
             there.copy_(torch.arange(first, first + len(there)))
             return
         if (seed, epoch) not in self._keys:
-            numbers = torch.from_numpy(order.keys(self.n, seed, np.arange(epoch, epoch + AHEAD)))
-            self._keys = {(seed, epoch + i): keys for i, keys in enumerate(numbers.unbind())}
+            numbers = torch.from_numpy(orders.keys(self.n, seed, np.arange(epoch, epoch + AHEAD)))
+            self._keys = {at: keys for at, keys in self._keys.items() if at[1] >= epoch}
+            self._keys |= {(seed, epoch + i): keys for i, keys in enumerate(numbers.unbind())}
         keys = self._keys[seed, epoch]
         if permute is not None:
             permute(there, first, self.n, keys)
         else:
-            positions = order.permute(np.arange(first, first + len(there)), self.n, keys.tolist())
+            positions = orders.permute(np.arange(first, first + len(there)), self.n, keys.tolist())
             there.copy_(torch.from_numpy(positions))

@@ -15,12 +15,12 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
 import torch
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 from torch import Tensor
 from torch.utils import _pytree as pytree  # the registry that torch.func and torch.compile read
 
 from pipeline import html
-from pipeline.errors import DataError, StateError, did_you_mean
+from pipeline.errors import ConfigError, DataError, StateError, did_you_mean
 from pipeline.tree import Tree, describe
 
 Batch: TypeAlias = Mapping[str, Any]
@@ -131,7 +131,7 @@ class State:
         """
         hyper = self.hyper
         for name, value in {**(values or {}), **short}.items():
-            key = _find(name, hyper)
+            key = find(name, hyper)
             old = hyper[key]
             hyper[key] = torch.as_tensor(value, dtype=old.dtype, device=old.device).clone()
         return self.replace(hyper=hyper)
@@ -158,7 +158,8 @@ class State:
         return f"State(step {step.item() if step.ndim == 0 else tuple(step.shape)}, numbers in {kept})"
 
 
-def _find(name: str, hyper: Mapping[str, Tensor]) -> str:
+def find(name: str, hyper: Mapping[str, Any]) -> str:
+    """The whole name of a hyperparameter, of itself or of its end. Raises StateError."""
     if name in hyper:
         return name
     ends = [key for key in hyper if key.endswith(f".{name}")]
@@ -205,6 +206,33 @@ class Report:
     samples: int = 0
     state: State = field(default=None, repr=False)
     """The State after it; spent as soon as `fit` goes on, so clone() what you keep."""
+    members: int | None = None
+    """How many runs it is of, where they are a sweep's: each metric is then a list with the value of each."""
+
+    def best(self, metric: str) -> int:
+        """Of a sweep, the member whose metric is best: that of the validation, or else of the training.
+
+        Raises ConfigError for a metric that is no number of each member.
+        """
+        values = {**self.train, **self.validate}.get(metric)
+        if self.members is None or not isinstance(values, list) or not all(isinstance(v, int | float) for v in values):
+            known = [k for k, v in {**self.train, **self.validate}.items() if isinstance(v, list)]
+            raise ConfigError(f"{metric!r} is no number that members of a sweep have{did_you_mean(metric, known)}")
+        best = 0
+        for i, value in enumerate(values):
+            if values[best] != values[best] or is_better(metric, value, values[best]):
+                best = i
+        return best
+
+    def member(self, i: int) -> Report:
+        """Of a sweep, the numbers of one member, without its State."""
+        if self.members is None:
+            raise ConfigError("this Report is of one run, which has no members")
+        parts = [
+            {k: v[i] if isinstance(v, list) else v for k, v in part.items()} for part in (self.train, self.validate)
+        ]
+        none: Any = None
+        return evolve(self, train=parts[0], validate=parts[1], state=none, members=None)
 
     @property
     def samples_per_second(self) -> float:
@@ -217,6 +245,11 @@ class Report:
         return f"<p>{html.escape(str(self))}</p>" + html.table(["", "metric", "value"], rows)
 
     def __str__(self) -> str:
+        if self.members is not None:
+            known = {k: v for k, v in {**self.train, **self.validate}.items() if isinstance(v, list) and "/" not in k}
+            best = [format_metric(k, v[self.best(k)]) for k, v in known.items() if all(isinstance(x, float) for x in v)]
+            own = evolve(self, train={}, validate={}, members=None, samples=self.samples * self.members)
+            return "  ".join([str(own), f"best of {self.members}:", *best])
         shown: dict[str, Any] = {**self.train, **self.validate}
         if "loss" in self.validate:
             shown["loss"], shown["val loss"] = self.train.get("loss"), self.validate["loss"]

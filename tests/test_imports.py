@@ -27,6 +27,7 @@ LAYERS = [
     {"checkpoint", "diagnose", "compile"},
     {"alone"},
     {"pipe", "testing"},
+    {"members"},
     {"loop", "runs"},
     {"__init__"},
 ]

@@ -27,7 +27,7 @@ class Held:
         self.leaves: tuple[Tensor, ...] = ()
         self.done: int | None = None
         """`state.step` as a number, where it is known without asking the device."""
-        self.seed: int | None = None
+        self.seed: Any = None
         self._current: State | None = None
         self._tree: Any = None
         self._signature: Any = None
@@ -81,10 +81,10 @@ class Held:
             self.done = int(state.step)
         return divmod(self.done, batches)
 
-    def key(self) -> int:
-        """The seed as a number."""
+    def key(self) -> Any:
+        """The seed of the order, as a number."""
         if self.seed is None:
-            self.seed = int(self._tree["seed"])
+            self.seed = self.pipe.shuffled_by(self._tree)
         return self.seed
 
     def memory(self, name: str) -> Any:

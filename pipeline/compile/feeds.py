@@ -91,11 +91,18 @@ def resident_feed(data: Resident, size: int, mesh: Mesh | None = None) -> Feed:
     def read(static: Sequence[Tensor]) -> tuple[Batch, list[Tensor]]:
         *tensors, order, cursor = static
         there = torch.arange(at.start, at.stop, device=cursor.device)
-        samples = order.index_select(0, cursor * data.load.size + there)
-        batch = data.load.data.batch([t.index_select(0, samples) for t in tensors])
+        samples = order.index_select(-1, cursor * data.load.size + there)
+        batch = data.load.data.batch([gathered(t, samples) for t in tensors])
         return batch if own is None else {**batch, ROWS: own}, [cursor + 1]
 
-    return Feed((size, data.load.size, data.window, *kinds), words, data.static, (), read, moved=1)
+    return Feed((size, data.load.size, *data.order.shape, *kinds), words, data.static, (), read, moved=1)
+
+
+def gathered(t: Tensor, samples: Tensor) -> Tensor:
+    """The rows of a tensor at some indices, of any shape."""
+    if samples.ndim == 1:
+        return t.index_select(0, samples)
+    return t.index_select(0, samples.reshape(-1)).reshape(*samples.shape, *t.shape[1:])
 
 
 class Feeds:
@@ -127,12 +134,13 @@ class Feeds:
         """A data set on the device, once."""
         places = [(t.data_ptr(), t.shape, t.stride(), t.dtype) for t in source.data.tensors.values()]
         data = (tuple(source.data.tensors), *places)  # a mapping of tensors is made a new Source each time
-        key = (data, source.size, source.shuffle)
+        key = (data, source.size, source.shuffle, source is self.pipe.load)
         if key not in self._sets:
             if len(self._sets) >= DATA_SETS:
                 self._sets = {k: r for k, r in self._sets.items() if r.load is self.pipe.load}
             copies = [r.tensors for (d, *_), r in self._sets.items() if d == data]
-            self._sets[key] = Resident(self.pipe.place.tree, source, *copies[:1])
+            own = self.pipe.orders if source is self.pipe.load else None
+            self._sets[key] = Resident(self.pipe.place.tree, source, next(iter(copies), None), own)
         return self._sets[key]
 
     def stack(self, batches: Sequence[Batch]) -> tuple[Resident, Signature]:

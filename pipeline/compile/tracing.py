@@ -203,9 +203,17 @@ def _merged(graph: GraphModule) -> None:
     graph.recompile()
 
 
+MEMBERS = 4096
+"""As many numbers, one for each member of a sweep, are taken as one is."""
+
+
+def is_number(value: Any) -> bool:
+    """Whether something in a graph is a number, or one for each member."""
+    return isinstance(value, Tensor) and value.ndim <= 1 and value.numel() <= MEMBERS
+
+
 def _is_number(node: Node) -> bool:
-    value = node.meta.get("val")
-    return isinstance(value, Tensor) and value.ndim == 0
+    return is_number(node.meta.get("val"))
 
 
 def _lifted(graph: GraphModule) -> tuple[Tensor, ...]:
@@ -276,7 +284,7 @@ def watched(pipe: Composition) -> Composition:
         return evolve(s, function=function)
 
     # A backward is the same one: it remembers its route.
-    return type(pipe)(*[watch(s) if isinstance(s, Stage) and not isinstance(s, Gradients) else s for s in pipe.stages])
+    return pipe.of([watch(s) if isinstance(s, Stage) and not isinstance(s, Gradients) else s for s in pipe.stages])
 
 
 @contextmanager

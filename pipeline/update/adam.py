@@ -45,8 +45,8 @@ def _adam(name: str, decoupled: bool, lr: Number, betas: Betas, eps: Number, dec
         after = {"first": m, "second": v}
         if amsgrad:
             after["largest"] = v = torch.maximum(memory["largest"], v)
-        rate, scale = lr / (1.0 - beta1**t), torch.sqrt(1.0 - beta2**t)
-        return p - rate * (m / (root(v) / scale + eps)), after
+        rate, scale = lr / (1.0 - beta1**t), 1.0 / torch.sqrt(1.0 - beta2**t)
+        return p - rate * (m / (root(v) * scale + eps)), after
 
     fields = ("first", "second", "largest") if amsgrad else ("first", "second")
     return mapped(name, rule, _hyper(name, lr, betas, eps, decay), memory=zeros(*fields), maximize=maximize)

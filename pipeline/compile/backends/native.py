@@ -21,13 +21,13 @@ from unittest import mock
 import torch
 from attrs import define
 from torch import Tensor
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Node
 
 from pipeline.compile.backends import text
 from pipeline.compile.backends.library import Call, Library, capsules, return_memory
 from pipeline.compile.backends.program import Output
 from pipeline.compile.backends.torch import reason
-from pipeline.compile.tracing import nodes
+from pipeline.compile.tracing import is_number, nodes
 from pipeline.errors import CaptureError
 
 _CPU: dict[str, Any] = {
@@ -162,6 +162,7 @@ def _lower(graph: GraphModule, inputs: Sequence[Any], load: Callable[[text.Code]
         return load(text.Code.read(main_code, kernel_code or "", num_outputs))
 
     _store(graph)
+    _narrow(graph)
     values = (n.meta.get("example_value", n.meta.get("val")) for n in graph.graph.nodes)
     # Inductor frees what it planned in a loop where the loop has ended.
     loops = any(isinstance(n.target, torch._ops.HigherOrderOperator) for n in graph.graph.nodes)
@@ -179,21 +180,67 @@ def _lower(graph: GraphModule, inputs: Sequence[Any], load: Callable[[text.Code]
 
 
 def _store(graph: GraphModule) -> None:
-    """Have what is costly to work out and small put in memory once a step: a power or a cosine of one number, as of a
-    schedule, and the indices of a gather.
+    """Have what is costly to work out and small put in memory once a step: powers and cosines of numbers, as of a
+    schedule, what all numbers of a tensor are changed by, as a learning rate, and the indices of a gather.
 
-    Inductor would work it out anew in every loop that reads it; as_strided needs a place in memory, so it stops that.
+    Inductor would work it out anew in every loop that reads it, there by each vector; as_strided needs a place in
+    memory, so it stops that.
     """
     for node in list(graph.graph.nodes):
         value = node.meta.get("example_value")
-        number = isinstance(value, Tensor) and value.ndim == 0
         costly = getattr(node.target, "overloadpacket", None) in _COSTLY
-        if (number and costly) or any(user.target is _GATHER and user.args[2] is node for user in node.users):
+        gathers = any(user.target is _GATHER and user.args[2] is node for user in node.users)
+        gathers |= node.target is _GATHER and not value.is_floating_point()
+        if (is_number(value) and (costly or _spreads(node))) or gathers:
             with graph.graph.inserting_after(node):
                 there = (node, list(value.shape), list(value.stride()))
                 stored = graph.graph.call_function(torch.ops.aten.as_strided.default, there)
             stored.meta["example_value"] = value
             node.replace_all_uses_with(stored, delete_user_cb=lambda user, stored=stored: user is not stored)
+    graph.recompile()
+
+
+def _spreads(node: Node) -> bool:
+    """Whether a number that is worked out of float64 ones, as all hyperparameters are, meets a whole tensor."""
+    if node.op != "call_function":
+        return False
+    values = [n.meta.get("example_value") for n in (node, *node.all_input_nodes)]
+    exact = all(is_number(v) for v in values) and any(getattr(v, "dtype", None) == torch.float64 for v in values)
+    return exact and any(not is_number(user.meta.get("example_value")) for user in node.users)
+
+
+NARROW = 16
+"""Columns below which a product is laid out by columns."""
+
+
+def _narrow(graph: GraphModule) -> None:
+    """Have products of few columns, as those of a last layer, lie in memory by columns: what follows, such as a
+    softmax, is then done for many rows at once, where it would be done row by row."""
+    aten = torch.ops.aten
+
+    def made(target: Any, *args: Any) -> Node:
+        node: Node = graph.graph.call_function(target, args)
+        node.meta["example_value"] = target(*[a.meta["example_value"] if isinstance(a, Node) else a for a in args])
+        return node
+
+    for node in list(graph.graph.nodes):
+        if node.target is aten.addmm.default and not node.kwargs:
+            bias, a, b = node.args
+        elif node.target in (aten.mm.default, aten.bmm.default):
+            bias, (a, b) = None, node.args
+        else:
+            continue
+        rows, columns = node.meta["example_value"].shape[-2:]
+        if not columns < NARROW <= rows:
+            continue
+        with graph.graph.inserting_before(node):
+            product = aten.bmm.default if node.target is aten.bmm.default else aten.mm.default
+            flipped = made(product, *(made(aten.transpose.int, x, -2, -1) for x in (b, a)))
+            result = made(aten.transpose.int, flipped, -2, -1)
+            if bias is not None:
+                result = made(aten.add.Tensor, result, bias)
+        node.replace_all_uses_with(result)
+        graph.graph.erase_node(node)
     graph.recompile()
 
 
