@@ -57,8 +57,9 @@ class Job:
         return f"{' and '.join(counts)} samples, inputs {shape}, {kind}"
 
 
-def job(config: TrainConfig) -> Job:
-    """The pipeline of a run. Raises a PipeError for what does not fit together."""
+def job(config: TrainConfig, data: Prepared | None = None) -> Job:
+    """The pipeline of a run, of its data, if they were prepared already. Raises a PipeError for what does not fit
+    together."""
     if config.pipeline.name is not None:
         pipe, held_out = config.pipeline.make({"seed": config.run.seed, "epochs": config.run.epochs})
         if processes.count() > 1 and pipe.place.mesh is None:
@@ -68,7 +69,7 @@ def job(config: TrainConfig) -> Job:
             )
         return Job(pipe, held_out, config.pipeline.name, None)
     device = placed(config)
-    data = config.data.prepare(Split(config.data.held_out, config.run.seed, config.run.folds, config.run.fold or 0))
+    data = prepared(config) if data is None else data
     what = fixed(config.data.source, data)
     build, words, inputs = config.model.make(what)
     losses = config.loss.stages(data)
@@ -90,6 +91,13 @@ def job(config: TrainConfig) -> Job:
         *([update.ema(run.ema)] if run.ema is not None else []),
     )
     return Job(pipe, data.held_out, words, _BEST[data.task], data, what, build)
+
+
+def prepared(config: TrainConfig) -> Prepared:
+    """The data of a run, parted."""
+    run = config.run
+    seed = run.seed if run.split_seed is None else run.split_seed
+    return config.data.prepare(Split(config.data.held_out, seed, run.folds, run.fold or 0))
 
 
 def placed(config: TrainConfig) -> place.Place:

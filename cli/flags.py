@@ -14,10 +14,19 @@ from cli.recipes import TABLES
 from cli.recipes.setting import flag
 
 
-def settings(command: Callable[..., Any], bare: Mapping[str, str] = MappingProxyType({})) -> Callable[..., Any]:
+def kind(name: str) -> Any:
+    """The type of a setting's flag: bool, int, float, str, or tuple of a list of widths; None where there is none."""
+    f = _flags().get(name)
+    return None if f is None else tuple if "tuple" in f.type else next(k for word, k in _KINDS if word in f.type)
+
+
+def settings(
+    command: Callable[..., Any], bare: Mapping[str, str] = MappingProxyType({}), several: bool = False
+) -> Callable[..., Any]:
     """An option for each setting of each recipe. What is not given stays out, so that a config file may give it.
 
-    Those in `bare` may stand without a value, which is "" then; what that does is added to their help.
+    Those in `bare` may stand without a value, which is "" then; what that does is added to their help. With `several`,
+    numbers are taken as text, which may have several values.
     """
     for name, f in reversed(_flags().items()):
         kind = next(k for word, k in _KINDS if word in f.type)
@@ -28,7 +37,12 @@ def settings(command: Callable[..., Any], bare: Mapping[str, str] = MappingProxy
         alone: dict[str, Any] = {"is_flag": False, "flag_value": ""} if name in bare else {}
         # A flag that is not given is None, and not False.
         command = click.option(
-            *names, type=kind, metavar=metavar, default=None, help=f.help + bare.get(name, "") + default, **alone
+            *names,
+            type=str if several and kind is not bool else kind,
+            metavar=metavar,
+            default=None,
+            help=f.help + bare.get(name, "") + default,
+            **alone,
         )(command)
     whole = "any setting by its whole name, such as optimizer.lr=0.01; flags win over it"
     return click.option("--set", "assigned", multiple=True, metavar="NAME=VALUE", help=whole)(command)

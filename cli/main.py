@@ -89,6 +89,46 @@ def train(
 
 @cli.command()
 @click.argument("file", required=False, metavar="[CONFIG.toml | RUN | FILE.py:FUNCTION]")
+@partial(settings, several=True)
+@click.option("--seeds", type=click.IntRange(1), default=1, metavar="N", help="runs of each setting  [default: 1]")
+@click.option("--random", "draws", type=click.IntRange(1), metavar="N", help="draw so many settings, instead of a grid")
+@click.option(
+    "--at-once", "width", type=click.IntRange(1), default=32, metavar="N",
+    help="as many members are trained at once, if there are more  [default: 32]",
+)  # fmt: skip
+@click.option("--resume", metavar="SWEEP", help="go on with the sweep in a folder")
+@click.option("-q", "--quiet", is_flag=True, help="only the result")
+@click.option("--trust", is_flag=True, help="run code that a config names, not the command line")
+def sweep(
+    file: str | None, seeds: int, draws: int | None, width: int, resume: str | None, quiet: bool, trust: bool,
+    **given: Any,
+) -> None:  # fmt: skip
+    """Train many models at once, one for each setting and seed, as one compiled step.
+
+    Any setting may have several values, --momentum 0,0.9 or --optimizer sgd,adamw, and numbers a range,
+    --lr 0.001..1:log:16; all combinations are trained. With --random N, so many are drawn: --lr 0.001..1:log.
+
+    Numbers that a step reads as data (lr, momentum, weight_decay, clip, ema) share one program; other settings make
+    groups, which are compiled and trained one after the other. Each member is the run that pipe train makes of its
+    settings, and has a folder of one: pipe train --resume runs/.../best goes on with the best one.
+    """
+    from cli import sweep as command
+
+    if resume is not None:
+        if file is not None or any(v not in (None, ()) for v in given.values()):
+            raise refusal("--resume goes on with the settings of its sweep; leave out others")
+        command.resume(Path(resume), trust=trust, quiet=quiet)
+        return
+    from cli.axes import parted
+
+    assigned = given.pop("assigned", ())
+    single, axes = parted({name: value for name, value in given.items() if value is not None})
+    base = _config(file, {**single, "assigned": assigned}, trust)
+    command.run(base, axes, seeds=seeds, draws=draws, width=width, quiet=quiet)
+
+
+@cli.command()
+@click.argument("file", required=False, metavar="[CONFIG.toml | RUN | FILE.py:FUNCTION]")
 @partial(settings, bare={"schedule": "; it is drawn, and without a name that of the run"})
 def show(file: str | None, **given: Any) -> None:
     """Show what `pipe train` with the same options would train: stages, parameters and wiring.

@@ -299,6 +299,10 @@ class Composition:
         """Of a sweep, how many runs it is."""
         return None
 
+    def alike(self, other: Composition) -> bool:
+        """Whether the programs of the other one are this one's too."""
+        return other is self
+
     @property
     def orders(self) -> int | None:
         """Of a step that gathers batches for several members, each in its own order, how many these are."""

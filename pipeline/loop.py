@@ -78,7 +78,7 @@ def fit(
     _check_start(start, epochs, pipe.load.batches)
     if start != (0, 0) and state is None:
         raise ConfigError(f"start={start} needs the State of that place: pass state=")
-    if isinstance(compile, Compiled) and compile.pipe is not pipe:
+    if isinstance(compile, Compiled) and not pipe.alike(compile.pipe):
         raise ConfigError("compile= was made by another pipeline; use pipe.compile() of this one")
     if steps_per_call not in (None, 1):
         if not compile:

@@ -17,6 +17,7 @@ from torch.utils import _pytree as pytree
 
 from pipeline import order as orders
 from pipeline.compile import Compiled
+from pipeline.compose import Composition
 from pipeline.errors import ConfigError, StageError, StateError
 from pipeline.hyper import hyper_names
 from pipeline.load import Load
@@ -103,6 +104,10 @@ class Sweep(Pipeline):
         rest = [{k: v for k, v in t.items() if k != "step"} for t in trees]
         whole = tree_map(lambda *xs: torch.stack(xs), *rest)
         return State({k: step.clone() if k == "step" else whole[k] for k in trees[0]})
+
+    def alike(self, other: Composition) -> bool:
+        same = isinstance(other, Sweep) and other.pipe is self.pipe and other.members == self.members
+        return same and (other.order, other.first) == (self.order, self.first)  # type: ignore[attr-defined]  # as above
 
     # -- what a pipeline is
 

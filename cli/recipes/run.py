@@ -19,6 +19,11 @@ def _seed(_: Any, attribute: Attribute[Any], value: int) -> None:
         raise refusal(f"--seed {value} is out of range: it must be from 0 to 2**63 - 1")
 
 
+def _split(_: Any, attribute: Attribute[Any], value: int | None) -> None:
+    if value is not None:
+        _seed(_, attribute, value)
+
+
 def _steps(_: Any, attribute: Attribute[Any], value: str) -> None:
     if value not in ("auto", "epoch") and not (value.isdecimal() and int(value) > 0):
         raise refusal(f"--steps-per-call {value!r} is neither a positive whole number, 'epoch' nor 'auto'")
@@ -42,6 +47,9 @@ class Run:
         None, "with --folds: which one, from 0  [default: each in turn]", at_least(0), fixed=True
     )
     seed: int = setting(0, "of the split, the weights, the order and dropout", _seed, fixed=True)
+    split_seed: int | None = setting(
+        None, "of what is held out, where it is not --seed: members of a sweep share their data", _split, fixed=True
+    )
     device: str = setting("auto", "auto, cpu, cuda or cuda:N")
     shard: int = setting(
         1,

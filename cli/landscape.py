@@ -1,0 +1,117 @@
+"""Landscape: how a metric depends on the settings of a sweep, as a table and as a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+from rich.table import Table
+
+from pipeline.log import Row
+from pipeline.plot import COLOURS, MARKS, STYLES
+from pipeline.state import format_metric, is_better
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Point: TypeAlias = tuple[Mapping[str, Any], Sequence[Row]]
+"""The values of the axes of a run, and its epochs."""
+
+LINES = 8
+"""Settings that a picture tells apart by colour; others are grey."""
+ROWS = 20
+"""Of more settings, a table shows the best ones."""
+
+
+def _last(point: Point, metric: str) -> float:
+    """The metric of the last epoch; NaN where it is not finite."""
+    value = point[1][-1].get(f"validate/{metric}") if point[1] else None
+    return float("nan") if value is None else float(value)
+
+
+def _settings(points: Sequence[Point], metric: str) -> list[tuple[Mapping[str, Any], np.ndarray]]:
+    """Each setting with what its seeds ended with, the best mean first."""
+    found: dict[str, tuple[Mapping[str, Any], list[float]]] = {}
+    for p in points:
+        found.setdefault(repr(sorted(p[0].items(), key=str)), (p[0], []))[1].append(_last(p, metric))
+    sign = -1.0 if is_better(metric, 1, 0) else 1.0
+
+    def rank(item: tuple[Mapping[str, Any], list[float]]) -> float:
+        mean = float(np.mean(item[1]))
+        return sign * mean if mean == mean else float("inf")
+
+    return [(chosen, np.asarray(values)) for chosen, values in sorted(found.values(), key=rank)]
+
+
+def table(names: Sequence[str], points: Sequence[Point], metric: str, *, most: int = ROWS, title: str = "") -> Table:
+    """The settings, the best mean over seeds first: mean, standard deviation and best."""
+    rows = _settings(points, metric)
+    more = f"{len(rows) - most} more settings" if len(rows) > most else ""
+    made = Table(
+        *names, "mean", "+-", "best", "runs", box=None, pad_edge=False, title=title or None, caption=more or None
+    )
+    for chosen, values in rows[:most]:
+        spread = _number(metric, float(values.std(ddof=1))) if len(values) > 1 else ""
+        best = values.max() if is_better(metric, 1, 0) else values.min()
+        cells = [f"{v:.4g}" if isinstance(v, float) else str(v) for v in (chosen[n] for n in names)]
+        made.add_row(
+            *cells, _number(metric, float(values.mean())), spread, _number(metric, float(best)), str(len(values))
+        )
+    made.columns[len(names)].header = f"mean {metric}"
+    return made
+
+
+def _number(metric: str, value: float) -> str:
+    return "not finite" if value != value else format_metric(metric, value).removeprefix(f"{metric} ")
+
+
+def picture(names: Sequence[str], points: Sequence[Point], metric: str) -> Figure:
+    """The metric over the axis that has most numbers, a line for each setting of the others, with the range over
+    seeds."""
+    from matplotlib.figure import Figure as New
+
+    rows = [(chosen, values) for chosen, values in _settings(points, metric) if np.isfinite(values).any()]
+    numbers = {n: {c[n] for c, _ in rows if isinstance(c[n], int | float)} for n in names}
+    over = max(names, key=lambda n: len(numbers[n]))
+    lines: dict[str, list[tuple[Any, np.ndarray]]] = {}
+    for chosen, values in rows:  # the best lines first
+        others = ", ".join(
+            f"{n} {chosen[n]:.4g}" if isinstance(chosen[n], float) else f"{n} {chosen[n]}" for n in names if n != over
+        )
+        lines.setdefault(others, []).append((chosen[over], values))
+    figure: Figure = New(figsize=(7.2, 4.4), layout="constrained")
+    axes = figure.add_subplot()
+    single = all(len(found) == 1 for found in lines.values()) and len(lines) > 1
+    if single:  # drawn at random: points, no lines
+        lines = {"": [pair for found in lines.values() for pair in found]}
+    for k, (name, found) in reversed(list(enumerate(lines.items()))):
+        ordered = sorted(found, key=lambda pair: (str(type(pair[0])), pair[0]))
+        at = [x for x, _ in ordered]
+        mean = [float(np.nanmean(v)) for _, v in ordered]
+        low, high = [float(np.nanmin(v)) for _, v in ordered], [float(np.nanmax(v)) for _, v in ordered]
+        known = k < LINES
+        style: dict[str, Any] = {
+            "color": COLOURS[k % len(COLOURS)] if known else "#bbbbbb",
+            "marker": MARKS[k % 8],
+            "markersize": 4,
+        }
+        label = (name or None) if known else None
+        axes.plot(
+            at, mean, linestyle="" if single else STYLES[0], linewidth=1.3 if known else 0.6, label=label, **style
+        )
+        if known and low != high and not single:
+            axes.fill_between(at, low, high, color=style["color"], alpha=0.15, linewidth=0)
+    places = numbers[over]
+    if places and min(places) > 0 and max(places) > 30 * min(places):
+        axes.set_xscale("log")
+    axes.set_xlabel(over, fontsize=9)
+    axes.set_ylabel(f"held-out {metric}, last epoch", fontsize=9)
+    axes.tick_params(labelsize=8)
+    axes.grid(visible=True, linewidth=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    handles, labels = axes.get_legend_handles_labels()
+    if labels:
+        title = None if len(lines) <= LINES else f"the best {LINES} of {len(lines)}"
+        axes.legend(handles[::-1], labels[::-1], fontsize=7, frameon=False, title=title, title_fontsize=7)
+    return figure
