@@ -82,8 +82,8 @@ def picture(names: Sequence[str], points: Sequence[Point], metric: str) -> Figur
         lines.setdefault(others, []).append((chosen[over], values))
     figure: Figure = New(figsize=(7.2, 4.4), layout="constrained")
     axes = figure.add_subplot()
-    single = all(len(found) == 1 for found in lines.values()) and len(lines) > 1
-    if single:  # drawn at random: points, no lines
+    single = len(lines) > max(len(rows) / 2, 1)
+    if single:  # drawn at random, so that there are points and no lines
         lines = {"": [pair for found in lines.values() for pair in found]}
     for k, (name, found) in reversed(list(enumerate(lines.items()))):
         ordered = sorted(found, key=lambda pair: (str(type(pair[0])), pair[0]))

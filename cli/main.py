@@ -93,14 +93,14 @@ def train(
 @click.option("--seeds", type=click.IntRange(1), default=1, metavar="N", help="runs of each setting  [default: 1]")
 @click.option("--random", "draws", type=click.IntRange(1), metavar="N", help="draw so many settings, instead of a grid")
 @click.option(
-    "--at-once", "width", type=click.IntRange(1), default=32, metavar="N",
+    "--at-once", type=click.IntRange(1), default=32, metavar="N",
     help="as many members are trained at once, if there are more  [default: 32]",
 )  # fmt: skip
 @click.option("--resume", metavar="SWEEP", help="go on with the sweep in a folder")
 @click.option("-q", "--quiet", is_flag=True, help="only the result")
 @click.option("--trust", is_flag=True, help="run code that a config names, not the command line")
 def sweep(
-    file: str | None, seeds: int, draws: int | None, width: int, resume: str | None, quiet: bool, trust: bool,
+    file: str | None, seeds: int, draws: int | None, at_once: int, resume: str | None, quiet: bool, trust: bool,
     **given: Any,
 ) -> None:  # fmt: skip
     """Train many models at once, one for each setting and seed, as one compiled step.
@@ -124,7 +124,7 @@ def sweep(
     assigned = given.pop("assigned", ())
     single, axes = parted({name: value for name, value in given.items() if value is not None})
     base = _config(file, {**single, "assigned": assigned}, trust)
-    command.run(base, axes, seeds=seeds, draws=draws, width=width, quiet=quiet)
+    command.run(base, axes, seeds=seeds, draws=draws, width=at_once, quiet=quiet)
 
 
 @cli.command()

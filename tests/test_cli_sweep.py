@@ -1,0 +1,136 @@
+"""pipe sweep: many runs from the command line."""
+
+import csv
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from click.testing import CliRunner
+from safetensors.torch import load_file
+
+from cli import landscape
+from cli.axes import Axis, combinations, parted
+from cli.main import cli
+from pipeline.errors import ConfigError
+
+SMALL = ("--model", "mlp", "--hidden", "8", "--no-compile", "--epochs", "2", "--batch-size", "256", "-q")
+
+
+def pipe(*args):
+    return CliRunner().invoke(cli, list(args), catch_exceptions=False)
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_a_grid_of_settings_and_seeds(here):
+    """Each member is the run that pipe train makes of its settings: the same weights, and it can go on."""
+    assert pipe("sweep", "--lr", "0.1..1:log:2", "--momentum", "0,0.9", "--seeds", "2", *SMALL).exit_code == 0
+    [folder] = (here / "runs").iterdir()
+    rows = list(csv.DictReader((folder / "sweep.csv").open()))
+    assert len(rows) == 8
+    assert {(r["lr"], r["momentum"], r["seed"]) for r in rows} == {
+        (lr, momentum, seed) for lr in ("0.1", "1.0") for momentum in ("0.0", "0.9") for seed in "01"
+    }
+    best = max(rows, key=lambda r: float(r["validate/accuracy"]))
+    chosen = json.loads((folder / "best" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert chosen["validate/accuracy"] == float(best["validate/accuracy"])
+    assert (folder / "sweep.svg").read_text().startswith("<svg")
+    row = next(r for r in rows if (r["lr"], r["momentum"], r["seed"]) == ("1.0", "0.9", "1"))
+    alone = ("--lr", "1.0", "--momentum", "0.9", "--seed", "1", "--split-seed", "0", "--out", "alone")
+    assert pipe("train", *alone, *SMALL).exit_code == 0
+    mine, other = (load_file(p / "model.safetensors") for p in (folder / row["run"], here / "alone"))
+    for name, weights in mine.items():
+        torch.testing.assert_close(weights, other[name], rtol=1e-5, atol=1e-5)
+    assert pipe("train", "--resume", str(folder / "best"), "--epochs", "3", "-q").exit_code == 0
+    assert len((folder / "best" / "metrics.jsonl").read_text().splitlines()) == 3
+    assert "accuracy" in pipe("eval", str(folder / "members" / "000")).output
+
+
+def test_settings_are_drawn(here):
+    """So many as are asked for, and other models are groups of their own."""
+    done = pipe(
+        "sweep", "--lr", "0.01..1:log", "--hidden", "8", "--optimizer", "sgd,adamw", "--random", "3", *SMALL[4:]
+    )
+    assert done.exit_code == 0
+    rows = list(csv.DictReader(next((here / "runs").glob("*/sweep.csv")).open()))
+    assert len(rows) == 3
+    assert all(0.01 <= float(r["lr"]) <= 1 for r in rows)
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (("--lr", "0..1:log:3"), "is no range"),
+        (("--lr", "1..0.1:3"), "is no range"),
+        (("--lr", "0.1..1"), "has no number of values"),
+        (("--lr", "a,b"), "is no number"),
+        (("--epochs", "1.5"), "is no whole number"),
+        (("--random", "3"), "nothing to draw"),
+        (("--lr", "0.1,-1"), "out of range"),
+        (("--optimizer", "sgd,adamm"), "did you mean 'adam"),
+        (("--folds", "3"), "hold out a share"),
+        (("--resume", "nowhere"), "holds no run"),
+        (("--resume", "nowhere", "--lr", "1"), "leave out others"),
+    ],
+)
+def test_bad_sweeps_are_one_line(here, args, said):
+    with pytest.raises(ConfigError, match=said):
+        pipe("sweep", *args)
+
+
+def test_values_of_options():
+    """Lists, ranges and single values, of numbers, whole numbers and names."""
+    single, axes = parted(
+        {"lr": "0.1,0.2", "epochs": "3", "batch_size": "32..128:3", "model": "mlp,convnet", "hidden": "8,8"}
+    )
+    assert single == {"epochs": 3, "hidden": "8,8"}
+    assert [a.values for a in axes] == [(0.1, 0.2), (32, 80, 128), ("mlp", "convnet")]
+    assert len(combinations(axes, None, 0)) == 12
+    drawn = combinations([Axis("lr", (), 1e-3, 1.0, True)], 100, 7)
+    assert drawn == combinations([Axis("lr", (), 1e-3, 1.0, True)], 100, 7)
+    assert sum(row["lr"] < 10**-1.5 for row in drawn) in range(30, 70)
+
+
+def test_a_sweep_that_is_killed_goes_on_bit_for_bit(here):
+    """A few kills at random moments; every member is that of the sweep never killed."""
+    args = ["--lr", "0.1,0.3", "--seeds", "3", "--at-once", "2", *SMALL[:4], "--no-compile", "--epochs", "150",
+            "--batch-size", "256", "--save-minutes", "0", "-q"]  # fmt: skip
+    run = [sys.executable, "-m", "cli.main", "sweep"]
+    subprocess.run([*run, *args, "--out", "whole"], check=True, env=os.environ)
+    chance, begun = random.Random(0), False
+    for _ in range(3):
+        process = subprocess.Popen([*run, *(["--resume", "killed"] if begun else [*args, "--out", "killed"])])
+        time.sleep(chance.uniform(4, 6))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        begun = begun or (here / "killed" / "sweep.json").exists()
+    subprocess.run([*run, *(["--resume", "killed", "-q"] if begun else [*args, "--out", "killed"])], check=True)
+    for i in range(6):
+        a, b = ((here / of / "members" / f"{i:03d}" / "model.safetensors") for of in ("whole", "killed"))
+        assert a.read_bytes() == b.read_bytes()
+
+
+def test_tables_and_pictures_of_few_and_many():
+    """The best settings first, and no more than fit."""
+    chance = random.Random(1)
+    rows = [({"lr": chance.uniform(0.1, 1), "momentum": m}, [{"epoch": 1, "validate/loss": chance.random()}])
+            for m in (0.0, 0.5) for _ in range(100)]  # fmt: skip
+    rows.append(({"lr": 9.0, "momentum": 0.0}, [{"epoch": 1, "validate/loss": None}]))
+    made = landscape.table(["lr", "momentum"], rows, "loss")
+    assert made.row_count == landscape.ROWS
+    assert "181 more settings" in str(made.caption)
+    means = [float(re.sub("[^0-9.]", "", str(c))) for c in made.columns[2]._cells]
+    assert means == sorted(means)
+    for part in (rows[:3], rows):
+        assert landscape.picture(["lr", "momentum"], part, "loss").axes
