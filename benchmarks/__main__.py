@@ -11,7 +11,7 @@ from attrs import evolve
 
 from benchmarks import harness, report
 
-SUITES = ("digits_step", "tutorial_mlp", "loading", "models", "scaling")
+SUITES = ("digits_step", "tutorial_mlp", "loading", "models", "scaling", "members")
 
 
 def main() -> int:

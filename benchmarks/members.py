@@ -1,0 +1,124 @@
+"""How long does a step of one of many small classifiers take, where they are trained together?
+
+The digits job of digits_step, by 32 and by 256 members with seeds and learning rates of their own, on one thread and on
+two. Times are of one member's step. Members see the same batches ("shared"), or each its own order. JAX maps the same
+step by vmap, in jit a step or in a scan over an epoch.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+from benchmarks import digits_step, job, ours
+from benchmarks.harness import Contender, Done, Race, Target, Work
+from pipeline import fit, sweep
+
+SINGLE = "ours, one model alone, fused"
+SLICE = 32
+"""Members at once, where 256 are trained in parts, as `pipe sweep` does."""
+
+
+def _name(who: str, members: int, order: str) -> str:
+    return f"{who}, {members} members, {order} order"
+
+
+def members(count: int, order: str, at_once: int) -> Any:
+    """All in one State, or one part after the other by the same program."""
+    runs = [
+        sweep(digits_step.pipeline(), seeds=range(first, first + at_once), order=order)  # type: ignore[arg-type]
+        for first in range(0, count, at_once)
+    ]
+    step = runs[0].compile()
+    parts = [step] + [r.compile() for r in runs[1:]]
+
+    def start() -> Work:
+        reports = [
+            fit(r, epochs=job.EPOCHS, compile=c, steps_per_call="epoch") for r, c in zip(runs, parts, strict=True)
+        ]
+
+        def work() -> Done:
+            ends = [[*each][-1] for each in reports]
+            return Done(sum(e.step * at_once for e in ends), ends[0].train["loss"][0], ends[0].train["accuracy"][0])
+
+        return work
+
+    return start
+
+
+def jax_members(count: int, order: str, scan: bool) -> Any:
+    """vmap over the parameters, the optimizer's state and, of own orders, the batches."""
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    inputs, targets = (jnp.array(t.numpy()) for t in job.data())
+    initial, one = digits_step.jax_parts()
+    full, own = len(inputs) // job.SIZE, order == "own"
+    mapped = jax.vmap(one, in_axes=(0, 0 if own else None, 0 if own else None))
+    random = np.random.default_rng(0)
+
+    def step(state: Any, rows: Any, inputs: Any, targets: Any) -> Any:
+        return mapped(state, inputs[rows], targets[rows])
+
+    def epoch(state: Any, order: Any, inputs: Any, targets: Any) -> Any:
+        state = (*state[:2], jnp.zeros(count), jnp.zeros(count, jnp.int32))
+        parts = order[..., : full * job.SIZE].reshape(*order.shape[:-1], full, job.SIZE)
+
+        def body(state: Any, rows: Any) -> Any:
+            return step(state, rows, inputs, targets), None
+
+        state, _ = jax.lax.scan(body, state, jnp.moveaxis(parts, -2, 0))
+        return body(state, order[..., full * job.SIZE :])[0]
+
+    compiled = jax.jit(epoch if scan else step, donate_argnums=0)
+
+    def shuffled() -> Any:
+        rows = [random.permutation(len(inputs)) for _ in range(count if own else 1)]
+        return np.stack(rows).astype(np.int32) if own else rows[0].astype(np.int32)
+
+    def start() -> Work:
+        # Each member has its own copy of the same first weights: what is timed does not depend on them.
+        first = jax.block_until_ready(jax.tree.map(lambda x: jnp.stack([x] * count), initial()))
+
+        def work() -> Done:
+            state = first
+            for _ in range(job.EPOCHS):
+                order = shuffled()
+                if scan:
+                    state = compiled(state, order, inputs, targets)
+                    continue
+                state = (*state[:2], jnp.zeros(count), jnp.zeros(count, jnp.int32))
+                for k in range(0, len(inputs), job.SIZE):
+                    state = compiled(state, order[..., k : k + job.SIZE], inputs, targets)
+            total, right = (float(x[0]) for x in jax.block_until_ready(state)[2:])
+            return Done(job.STEPS * count, total / len(inputs), right / len(inputs))
+
+        return work
+
+    return start
+
+
+CONTENDERS: dict[str, Contender] = {SINGLE: lambda: ours.fused(digits_step.pipeline(), job.EPOCHS)}
+RACES: list[Race] = []
+for _count in (32, 256):
+    _names = [SINGLE]
+    _targets: list[Target] = []
+    for _order in ("shared", "own"):
+        _mine, _scan, _jit = (_name(who, _count, _order) for who in ("ours", "JAX vmap in scan", "JAX jit of vmap"))
+        CONTENDERS[_mine] = functools.partial(members, _count, _order, min(_count, SLICE))
+        CONTENDERS[_scan] = functools.partial(jax_members, _count, _order, True)
+        CONTENDERS[_jit] = functools.partial(jax_members, _count, _order, False)
+        _names += [_mine, _scan, _jit]
+        _targets += [Target(_mine, _scan, 1), Target(_mine, _jit, 1), Target(_mine, SINGLE, 2)]
+    if _count > SLICE:
+        _whole = _name("ours, all at once", _count, "shared")
+        CONTENDERS[_whole] = functools.partial(members, _count, "shared", _count)
+        _names.append(_whole)
+    RACES += [
+        Race(
+            title=f"{_count} members, {threads} thread{'s' * (threads > 1)}", contenders=_names, baseline=SINGLE,
+            targets=_targets, threads=threads, rounds=7, seconds=0.2, tolerance=0.2,
+        )
+        for threads in (1, 2)
+    ]  # fmt: skip
