@@ -14,13 +14,29 @@ from benchmarks import digits_step, job, ours
 from benchmarks.harness import Contender, Done, Race, Target, Work
 from pipeline import fit, sweep
 
-SINGLE = "ours, one model alone, fused"
+SINGLE = "ours, one after the other, fused"
 SLICE = 32
 """Members at once, where 256 are trained in parts, as `pipe sweep` does."""
 
 
 def _name(who: str, members: int, order: str) -> str:
     return f"{who}, {members} members, {order} order"
+
+
+def alone(count: int) -> Any:
+    """The runs one after the other, each with an epoch a call."""
+    one = ours.fused(digits_step.pipeline(), job.EPOCHS)
+
+    def start() -> Work:
+        works = [one() for _ in range(count)]
+
+        def work() -> Done:
+            ends = [each() for each in works]
+            return Done(sum(e.steps for e in ends), ends[0].loss, ends[0].accuracy)
+
+        return work
+
+    return start
 
 
 def members(count: int, order: str, at_once: int) -> Any:
@@ -47,7 +63,7 @@ def members(count: int, order: str, at_once: int) -> Any:
 
 
 def jax_members(count: int, order: str, scan: bool) -> Any:
-    """vmap over the parameters, the optimizer's state and, of own orders, the batches."""
+    """By vmap over the parameters, the optimizer's state and, of own orders, the batches."""
     import jax
     import jax.numpy as jnp
     import numpy as np
@@ -99,10 +115,12 @@ def jax_members(count: int, order: str, scan: bool) -> Any:
     return start
 
 
-CONTENDERS: dict[str, Contender] = {SINGLE: lambda: ours.fused(digits_step.pipeline(), job.EPOCHS)}
+CONTENDERS: dict[str, Contender] = {}
 RACES: list[Race] = []
 for _count in (32, 256):
-    _names = [SINGLE]
+    _single = f"{SINGLE}, {_count} runs"
+    CONTENDERS[_single] = functools.partial(alone, _count)
+    _names = [_single]
     _targets: list[Target] = []
     for _order in ("shared", "own"):
         _mine, _scan, _jit = (_name(who, _count, _order) for who in ("ours", "JAX vmap in scan", "JAX jit of vmap"))
@@ -110,14 +128,14 @@ for _count in (32, 256):
         CONTENDERS[_scan] = functools.partial(jax_members, _count, _order, True)
         CONTENDERS[_jit] = functools.partial(jax_members, _count, _order, False)
         _names += [_mine, _scan, _jit]
-        _targets += [Target(_mine, _scan, 1), Target(_mine, _jit, 1), Target(_mine, SINGLE, 2)]
+        _targets += [Target(_mine, _scan, 1), Target(_mine, _jit, 1), Target(_mine, _single, 2)]
     if _count > SLICE:
         _whole = _name("ours, all at once", _count, "shared")
         CONTENDERS[_whole] = functools.partial(members, _count, "shared", _count)
         _names.append(_whole)
     RACES += [
         Race(
-            title=f"{_count} members, {threads} thread{'s' * (threads > 1)}", contenders=_names, baseline=SINGLE,
+            title=f"{_count} members, {threads} thread{'s' * (threads > 1)}", contenders=_names, baseline=_single,
             targets=_targets, threads=threads, rounds=7, seconds=0.2, tolerance=0.2,
         )
         for threads in (1, 2)

@@ -35,6 +35,8 @@ from pipeline.state import format_metric, is_better
 
 NUMBERS = ("lr", "momentum", "weight_decay", "clip", "ema")
 """Settings that a step reads from State: those of one program may differ in them."""
+MANY = 4
+"""Members from which on a sweep takes all cores."""
 SHOWN = 8
 """Rows of the table of the best settings, while it goes."""
 PLAN, MEMBERS, CHUNKS, CSV, PICTURE, BEST, DONE = (
@@ -112,7 +114,10 @@ def _sweep(
     chunks = [chunk for i, group in enumerate(groups) for chunk in _chunks(i, group, base, width)]
     first = members[0].made
     state = first.pipe.init(members[0].config.run.seed, steps=1)
-    torch.set_num_threads(threads(first, state, base.run.threads))
+    cores = torch.get_num_threads()
+    own = threads(first, state, base.run.threads)
+    # Members side by side keep all cores busy, also where one alone is too small for that.
+    torch.set_num_threads(base.run.threads or (cores if len(members) >= MANY else own))
     metric = base.run.best or first.best or "loss"
     say.print(f"data    {base.source}: {first.data}")
     say.print(
@@ -134,7 +139,7 @@ def _sweep(
                 _train(chunk, base, where, say, programs, caught, shown)
                 if caught:
                     break
-                _write_members(chunk, where, folder)
+                _write_members(chunk, where, folder, own)
                 folders.replace(where / DONE, b"")
             for j, member in enumerate(chunk.members):
                 results[member.name] = [_row(r, j) for r in log.read(where / folders.METRICS)]
@@ -246,8 +251,8 @@ def _row(row: Mapping[str, Any], j: int) -> log.Row:
     return {k: v[j] if isinstance(v, list) else v for k, v in row.items()}
 
 
-def _write_members(chunk: Chunk, where: Path, folder: Path) -> None:
-    """Each member as the run that it is."""
+def _write_members(chunk: Chunk, where: Path, folder: Path, threads: int) -> None:
+    """Each member as the run that it is, which takes so many threads alone."""
     saved = checkpoint.newest(where / folders.CHECKPOINTS).saved
     if saved is None:
         raise ConfigError(f"{where} has lost its checkpoints; remove the folder, and resume the sweep")
@@ -259,8 +264,8 @@ def _write_members(chunk: Chunk, where: Path, folder: Path) -> None:
         own, path = runs.member(state, j), folder / MEMBERS / m.name
         path.mkdir(parents=True, exist_ok=True)
         facts = facts or record.facts(made, own)  # the data are hashed once
-        numbers = {name: value.item() for name, value in own.hyper.items()}
-        folders.write_config(path, m.config, {**facts, "facts": {**facts["facts"], "hyper": numbers}})
+        numbers = {"threads": threads, "hyper": {name: value.item() for name, value in own.hyper.items()}}
+        folders.write_config(path, m.config, {**facts, "facts": {**facts["facts"], **numbers}})
         folders.write_data(path, made)
         content = "".join(json.dumps(_row(r, j)) + "\n" for r in rows)
         folders.replace(path / folders.METRICS, content.encode())
