@@ -16,7 +16,6 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from pipeline import order as orders
-from pipeline.compile import Compiled
 from pipeline.compose import Composition
 from pipeline.errors import ConfigError, StageError, StateError
 from pipeline.hyper import hyper_names
@@ -223,9 +222,6 @@ class Sweep(Pipeline):
 
     def module(self, state: State, params: str = "params") -> Any:
         raise ConfigError("a sweep has a model for each member: pipe.module(sweep.member(state, i))")
-
-    def compile(self, **options: Any) -> Compiled:
-        return super().compile(**options)
 
 
 def _apart(tree: Mapping[str, Tree]) -> dict[str, Tree]:
