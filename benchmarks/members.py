@@ -39,14 +39,11 @@ def alone(count: int) -> Any:
     return start
 
 
-def members(count: int, order: str, at_once: int) -> Any:
-    """All in one State, or one part after the other by the same program."""
-    runs = [
-        sweep(digits_step.pipeline(), seeds=range(first, first + at_once), order=order)  # type: ignore[arg-type]
-        for first in range(0, count, at_once)
-    ]
-    step = runs[0].compile()
-    parts = [step] + [r.compile() for r in runs[1:]]
+def members(count: int, order: Any, at_once: int) -> Any:
+    """All in one State, or one part after the other."""
+    pipe = digits_step.pipeline()
+    runs = [sweep(pipe, seeds=range(k, k + at_once), order=order) for k in range(0, count, at_once)]
+    parts = [r.compile() for r in runs]
 
     def start() -> Work:
         reports = [

@@ -31,7 +31,7 @@ ABOUT = "about"
 
 
 @contextmanager
-def new(config: TrainConfig) -> Iterator[Path]:
+def new(config: TrainConfig, title: str | None = None) -> Iterator[Path]:
     """A folder for a new run: the one asked for, if no run is in it, or the next free one under runs/. Of several
     processes, the first one makes it."""
     if not processes.first():
@@ -42,7 +42,7 @@ def new(config: TrainConfig) -> Iterator[Path]:
             folder = Path(config.run.out)
             folder.mkdir(parents=True, exist_ok=True)
         else:
-            folder = _next(Path("runs"), config.title)
+            folder = _next(Path("runs"), title or config.title)
     except OSError as e:
         raise _unwritable(e) from None
     with locked(folder):

@@ -24,6 +24,15 @@ ROWS = 20
 """Of more settings, a table shows the best ones."""
 
 
+def _text(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def words(chosen: Mapping[str, Any]) -> str:
+    """A setting in words: `lr 0.1, momentum 0.9`."""
+    return ", ".join(f"{name} {_text(value)}" for name, value in chosen.items())
+
+
 def _last(point: Point, metric: str) -> float:
     """The metric of the last epoch; NaN where it is not finite."""
     value = point[1][-1].get(f"validate/{metric}") if point[1] else None
@@ -54,7 +63,7 @@ def table(names: Sequence[str], points: Sequence[Point], metric: str, *, most: i
     for chosen, values in rows[:most]:
         spread = _number(metric, float(values.std(ddof=1))) if len(values) > 1 else ""
         best = values.max() if is_better(metric, 1, 0) else values.min()
-        cells = [f"{v:.4g}" if isinstance(v, float) else str(v) for v in (chosen[n] for n in names)]
+        cells = [_text(chosen[n]) for n in names]
         made.add_row(
             *cells, _number(metric, float(values.mean())), spread, _number(metric, float(best)), str(len(values))
         )
@@ -76,9 +85,7 @@ def picture(names: Sequence[str], points: Sequence[Point], metric: str) -> Figur
     over = max(names, key=lambda n: len(numbers[n]))
     lines: dict[str, list[tuple[Any, np.ndarray]]] = {}
     for chosen, values in rows:  # the best lines first
-        others = ", ".join(
-            f"{n} {chosen[n]:.4g}" if isinstance(chosen[n], float) else f"{n} {chosen[n]}" for n in names if n != over
-        )
+        others = words({n: chosen[n] for n in names if n != over})
         lines.setdefault(others, []).append((chosen[over], values))
     figure: Figure = New(figsize=(7.2, 4.4), layout="constrained")
     axes = figure.add_subplot()

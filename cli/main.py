@@ -117,7 +117,8 @@ def sweep(
     if resume is not None:
         if file is not None or any(v not in (None, ()) for v in given.values()):
             raise refusal("--resume goes on with the settings of its sweep; leave out others")
-        command.resume(Path(resume), trust=trust, quiet=quiet)
+        _check_trust(Path(resume) / config.CONFIG, {}, trust)
+        command.resume(Path(resume), quiet=quiet)
         return
     from cli.axes import parted
 

@@ -23,10 +23,11 @@ from cli import config as settings
 from cli import folder as folders
 from cli import landscape, record
 from cli.axes import Axis, combinations
-from cli.build import Job, job, prepared, threads
+from cli.build import Job, begin, job, prepared
 from cli.config import TrainConfig
-from cli.progress import interrupts, plain, waiting, warn
-from cli.recipes.setting import refusal
+from cli.progress import interrupts, plain, warn
+from cli.recipes.setting import flag, refusal
+from cli.train import compiled
 from pipeline import Sweep, checkpoint, fit, log, plot
 from pipeline.checkpoint import Saver
 from pipeline.errors import ConfigError
@@ -35,6 +36,8 @@ from pipeline.state import format_metric, is_better
 
 NUMBERS = ("lr", "momentum", "weight_decay", "clip", "ema")
 """Settings that a step reads from State: those of one program may differ in them."""
+WITHOUT = ("folds", "patience", "minutes", "save_steps", "tensorboard")
+"""Settings of one run that a sweep does not have."""
 MANY = 4
 """Members from which on a sweep takes all cores."""
 SHOWN = 8
@@ -71,21 +74,17 @@ def run(base: TrainConfig, axes: Sequence[Axis], *, seeds: int, draws: int | Non
     if draws is not None and not axes:
         raise refusal("--random has nothing to draw: give a setting several values, such as --lr 0.001..1:log")
     rows = combinations(axes, draws, base.run.seed)
-    named = evolve(base, run=evolve(base.run, out=base.run.out or _free(base.title)))
-    with folders.new(named) as folder:
+    with folders.new(base, f"sweep-{base.title}") as folder:
         plan = {"axes": [asdict(a) for a in axes], "settings": rows, "seeds": seeds, "width": width}
         folders.write_config(folder, base, {})
         folders.replace(folder / PLAN, json.dumps(plan, indent=1).encode())
         _sweep(folder, base, axes, rows, seeds, width, quiet)
 
 
-def resume(folder: Path, *, trust: bool, quiet: bool) -> None:
+def resume(folder: Path, *, quiet: bool) -> None:
     """Go on with a sweep: members that are done stay as they are."""
     settings.check_run(folder)
     layer = settings.read(folder / settings.CONFIG)
-    code = settings.code_in(layer)
-    if code and not trust:
-        raise refusal(f"{folder / settings.CONFIG} names code, {code}, which would be run; if you know it, add --trust")
     try:
         plan = json.loads((folder / PLAN).read_text(encoding="utf-8"))
         axes = [Axis(**{**a, "values": tuple(a["values"])}) for a in plan["axes"]]
@@ -96,14 +95,6 @@ def resume(folder: Path, *, trust: bool, quiet: bool) -> None:
         _sweep(folder, settings.make(layer), axes, rows, seeds, width, quiet)
 
 
-def _free(title: str) -> str:
-    """The next free folder of a sweep."""
-    for n in range(1, 1 << 20):
-        if not (path := Path("runs", f"sweep-{title}-{n}")).exists():
-            return str(path)
-    raise AssertionError
-
-
 def _sweep(
     folder: Path, base: TrainConfig, axes: Sequence[Axis], rows: Sequence[Mapping[str, Any]], seeds: int, width: int,
     quiet: bool,
@@ -112,10 +103,9 @@ def _sweep(
     members = _members(base, rows, seeds)
     groups = _grouped(members)
     chunks = [chunk for i, group in enumerate(groups) for chunk in _chunks(i, group, base, width)]
-    first = members[0].made
-    state = first.pipe.init(members[0].config.run.seed, steps=1)
     cores = torch.get_num_threads()
-    own = threads(first, state, base.run.threads)
+    first, _ = begin(members[0].config)
+    own = torch.get_num_threads()
     # Members side by side keep all cores busy, also where one alone is too small for that.
     torch.set_num_threads(base.run.threads or (cores if len(members) >= MANY else own))
     metric = base.run.best or first.best or "loss"
@@ -152,7 +142,7 @@ def _sweep(
     result.print(landscape.table([a.name for a in axes], [(m.chosen, results[m.name]) for m in members], metric))
     best = _best(members, results, metric)
     value = format_metric(metric, results[best.name][-1][f"validate/{metric}"])
-    result.print(f"best    {value}: {_words(best.chosen) or 'the defaults'}, seed {best.config.run.seed}")
+    result.print(f"best    {value}: {landscape.words(best.chosen) or 'the defaults'}, seed {best.config.run.seed}")
     result.print(f"time    {seconds:.1f} s for {len(members)} runs")
     result.print(
         f"sweep   {folder} ({CSV}, {PICTURE}; go on with the best: pipe train --resume {folder / BEST} --epochs N)"
@@ -164,8 +154,9 @@ def _members(base: TrainConfig, rows: Sequence[Mapping[str, Any]], seeds: int) -
     data: dict[str, Any] = {}
     for row in rows:
         config = settings.make(base.tables, row)
-        if config.run.folds is not None:
-            raise refusal("--folds has no say in a sweep; hold out a share of the data")
+        for name in WITHOUT:
+            if getattr(config.run, name):
+                raise refusal(f"{flag(name)} has no say in a sweep; leave it out, and hold out a share of the data")
         if (key := repr((config.data, config.run.split_seed))) not in data and config.pipeline.name is None:
             data[key] = prepared(config)
         made = job(config, data.get(key))
@@ -222,11 +213,7 @@ def _train(
     if run.compile:
         program = next((p for p in programs if runs.alike(p.pipe)), None)
         if program is None:
-            program = runs.compile(backend=run.backend, fallback="eager")
-            began = time.perf_counter()
-            with waiting(say, lambda: program.doing):
-                report = program.prepare(state, made.held_out)
-            say.print(f"compiled {len(report.graphs)} graphs in {time.perf_counter() - began:.1f} s")
+            program = compiled(runs, made.held_out, base, state, say, False)
             programs[:] = [program]  # those of groups before are done with
     with (
         folders.Log(where, saved.step if saved else 0) as lines,
@@ -311,12 +298,6 @@ def _best(members: Sequence[Member], results: Mapping[str, Sequence[log.Row]], m
     if best is None:
         raise ConfigError(f"no run of the sweep ended with a finite {metric}; try lower learning rates")
     return found
-
-
-def _words(chosen: Mapping[str, Any]) -> str:
-    return ", ".join(
-        f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in chosen.items()
-    )
 
 
 @contextmanager

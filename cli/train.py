@@ -20,7 +20,7 @@ from cli import folder as folders
 from cli.build import Job, begin, parameters
 from cli.config import TrainConfig
 from cli.progress import interrupts, live, plain, printed, waiting, warn
-from pipeline import Report, State, checkpoint, fit, log, plot, testing, until
+from pipeline import Pipeline, Report, State, checkpoint, fit, log, plot, testing, until
 from pipeline.checkpoint import Saved, Saver
 from pipeline.compile import Compiled
 from pipeline.errors import CheckpointError, ConfigError, NonFiniteError
@@ -172,7 +172,9 @@ def _train(
         if missing:
             warn(f"{lines.path} has no line for epoch {', '.join(map(str, missing))}; it goes on without")
         start = saved.start if saved else (0, 0)
-        program = _compile(made, config, state, say, verbose) if config.run.compile and going else False
+        program = (
+            compiled(made.pipe, made.held_out, config, state, say, verbose) if config.run.compile and going else False
+        )
         stops, shown = _stops(config, metric, saver), printed(config.run.epochs)
         try:
             with live(say) as show, interrupts(caught):
@@ -376,13 +378,13 @@ def _threads() -> str:
     return f"{count} thread{'s' if count > 1 else ''}"
 
 
-def _compile(made: Job, config: TrainConfig, state: State, say: Console, verbose: bool) -> Compiled:
+def compiled(pipe: Pipeline, held_out: Any, config: TrainConfig, state: State, say: Console, verbose: bool) -> Compiled:
     """The compiled step with all its graphs, or one that runs eagerly and said why."""
-    program = made.pipe.compile(backend=config.run.backend, fallback="eager")
+    program = pipe.compile(backend=config.run.backend, fallback="eager")
     start = time.perf_counter()
     with warnings.catch_warnings(), waiting(say, lambda: f"{program.doing}, {time.perf_counter() - start:.0f} s"):
         warnings.simplefilter("ignore")  # the fallback's warning is printed below
-        report = program.prepare(state, made.held_out)
+        report = program.prepare(state, held_out)
     seconds = time.perf_counter() - start
     if report.fallback:
         say.print(f"runs uncompiled: {report.fallback}")

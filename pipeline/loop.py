@@ -190,6 +190,8 @@ def _reported(pipe: Pipeline, report: Report) -> Generator[Report, State | None,
 
 def _warned(pipe: Pipeline, metrics: Mapping[str, Any], step: int) -> bool:
     """Say that a loss is not finite, where nothing in the pipeline looks at that."""
+    if pipe.stops:
+        return False
     for s in pipe.backwards:
         means = np.atleast_1d(metrics.get(s.of, 0.0))
         if not np.isfinite(means).any():  # one member may fail where others go on
@@ -205,13 +207,14 @@ def _warned(pipe: Pipeline, metrics: Mapping[str, Any], step: int) -> bool:
 def _results(pipe: Pipeline, state: State, epoch: int, done: int) -> dict[str, Any]:
     """The metrics so far. Raises NonFiniteError where State was stopped, saying what was wrong in the step that did
     it."""
-    if not any(bool(state.memory[name]["stopped"].all()) for name in pipe.stops):
+    # Of a sweep, members that were stopped stay as they are, and their metrics are no numbers.
+    if pipe.members is not None or not any(int(state.memory[name]["stopped"]) for name in pipe.stops):
         return pipe.results(state)
     assert pipe.load is not None
     step = int(state.step)
     state, k = _unstopped(pipe, state), step - done
     why = None
-    if pipe.load.known and pipe.members is None:
+    if pipe.load.known:
         batch = next(pipe.epoch(pipe.load, int(state["seed"]), epoch - 1, k))
         with suppress(PipeError, RuntimeError):  # as without the memory for an uncompiled step
             why = first_nonfinite(pipe, state, pipe.prepared(batch, True))

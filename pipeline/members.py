@@ -169,7 +169,8 @@ class Sweep(Pipeline):
         return {name: [found[name] for found in each] for name in each[0]}
 
     def zeros(self) -> dict[str, Tree]:
-        return tree_map(lambda x: x.expand(self.members, *x.shape).clone(), self.pipe.zeros())  # type: ignore[no-any-return]
+        sums: dict[str, Tree] = tree_map(lambda x: x.expand(self.members, *x.shape).clone(), self.pipe.zeros())
+        return sums
 
     def finish(self, sums: Mapping[str, Tree]) -> dict[str, Any]:
         done: dict[str, Any] = torch.vmap(self.pipe.finish)(dict(sums))

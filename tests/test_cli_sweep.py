@@ -80,6 +80,8 @@ def test_settings_are_drawn(here):
         (("--lr", "0.1,-1"), "out of range"),
         (("--optimizer", "sgd,adamm"), "did you mean 'adam"),
         (("--folds", "3"), "hold out a share"),
+        (("--patience", "3"), "--patience has no say"),
+        (("--best", "acuracy"), "did you mean 'accuracy'"),
         (("--resume", "nowhere"), "holds no run"),
         (("--resume", "nowhere", "--lr", "1"), "leave out others"),
     ],
