@@ -72,7 +72,7 @@ def run(config: TrainConfig, *, seconds: float, file: str | None = None) -> None
     say.print(f"model   {made.model}: {parameters(state.params):,} parameters")
     precision = "" if config.run.precision == "fp32" else f", {config.run.precision}"
     say.print(f"device  {device}, {number} thread{'s' if number > 1 else ''}{precision}")
-    figures = measure(made.pipe, state, config.run.seed, seconds, compile=config.run.compile and config.run.backend)
+    figures = measure(made.pipe, state, seconds, compile=config.run.compile and config.run.backend)
     say.print(f"graphs  {_graphs(figures)}\n")
     say.print(_table(figures))
     work = f"{len(figures.floor.calls)} products, {figures.floor.operations / 1e6:,.1f} MFLOP a step"
@@ -90,16 +90,14 @@ def run(config: TrainConfig, *, seconds: float, file: str | None = None) -> None
         _write(file, "w", json.dumps(facts, indent=1) + "\n")
 
 
-def measure(
-    pipe: Pipeline, state: State, seed: int, seconds: float, *, compile: str | Literal[False] = "auto"
-) -> Figures:
+def measure(pipe: Pipeline, state: State, seconds: float, *, compile: str | Literal[False] = "auto") -> Figures:
     """Each way to step that the pipeline has, for about so many seconds, on whole batches of its own data.
 
     `compile` is the backend, or False for none.
     """
     load = pipe.load
     assert load is not None
-    batches = _batches(pipe, load, seed)
+    batches = _batches(pipe, load, state)
     ways = {EAGER: _by_batch(pipe.step, pipe, state, batches)}
     program, took = (pipe.compile(backend=compile, fallback="eager"), 0.0) if compile else (None, 0.0)
     if program is not None:
@@ -121,10 +119,10 @@ def measure(
     return Figures(load.size, race(ways, seconds), products, memory, program.report if program else None, took)
 
 
-def _batches(pipe: Pipeline, load: Load, seed: int) -> Iterator[Batch]:
+def _batches(pipe: Pipeline, load: Load, state: State) -> Iterator[Batch]:
     """Epoch after epoch without the last batch where that is shorter, on the device."""
-    whole = len(load.data) // load.size
-    host = (batch for epoch in count() for batch in islice(load.epoch(seed, epoch), whole))
+    whole, seed = len(load.data) // load.size, pipe.shuffled_by(state.tree)
+    host = (batch for epoch in count() for batch in islice(pipe.epoch(load, seed, epoch), whole))
     return pipe.place.ahead(pipe.prepared(batch, True) for batch in host)
 
 

@@ -6,15 +6,16 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from attrs import frozen
+from attrs import evolve, frozen
 from torch import Tensor, nn
 
 from cli import processes
 from cli.config import TrainConfig
 from cli.recipes.about import About
 from cli.recipes.model import Fixed
-from pipeline import Pipeline, backward, evaluate, forward, load, order, place, update
+from pipeline import Pipeline, backward, ensemble, evaluate, forward, load, order, place, update
 from pipeline.errors import ConfigError, DataError, did_you_mean
+from pipeline.members import gathers
 from pipeline.sources import Prepared, Source, Split, Tensors
 from pipeline.state import Batch, State
 
@@ -60,14 +61,33 @@ class Job:
 def job(config: TrainConfig, data: Prepared | None = None) -> Job:
     """The pipeline of a run, of its data, if they were prepared already. Raises a PipeError for what does not fit
     together."""
-    if config.pipeline.name is not None:
-        pipe, held_out = config.pipeline.make({"seed": config.run.seed, "epochs": config.run.epochs})
-        if processes.count() > 1 and pipe.place.mesh is None:
-            raise ConfigError(
-                f"{config.pipeline.name} is placed by {pipe.place.name}(), for one process; write place.mesh(), which "
-                "is for any number of them"
-            )
-        return Job(pipe, held_out, config.pipeline.name, None)
+    made = _of_code(config, config.pipeline.name) if config.pipeline.name is not None else _of_settings(config, data)
+    return made if config.run.ensemble is None else _together(made, config.run.ensemble)
+
+
+def _together(made: Job, members: int) -> Job:
+    """An ensemble of what a run trains."""
+    if processes.count() > 1:
+        raise ConfigError("--ensemble trains its members side by side in one process; leave out --processes")
+    pipe = made.pipe
+    if made.prepared is not None and made.prepared.task in ("classification", "several labels"):
+        pipe = pipe.insert(evaluate.calibration_error(), after="evaluate.accuracy")
+    whole = ensemble(pipe, seeds=members, order="own" if gathers(pipe) else "shared")
+    return evolve(made, pipe=whole, model=f"{members} x {made.model}")
+
+
+def _of_code(config: TrainConfig, name: str) -> Job:
+    """A pipeline of the user's."""
+    pipe, held_out = config.pipeline.make({"seed": config.run.seed, "epochs": config.run.epochs})
+    if processes.count() > 1 and pipe.place.mesh is None:
+        raise ConfigError(
+            f"{name} is placed by {pipe.place.name}(), for one process; write place.mesh(), which is for any number of "
+            "them"
+        )
+    return Job(pipe, held_out, name, None)
+
+
+def _of_settings(config: TrainConfig, data: Prepared | None) -> Job:
     device = placed(config)
     data = prepared(config) if data is None else data
     what = fixed(config.data.source, data)
@@ -173,6 +193,8 @@ def _length(data: Any) -> str:
 
 SMALL = 2e8
 """Floating-point operations of a step below which threads cost more than they bring."""
+MANY = 4
+"""Members side by side that keep all cores busy, also where one alone is too small for that."""
 
 
 def threads(made: Job, state: State, wanted: int | None) -> int:
@@ -202,7 +224,8 @@ def threads(made: Job, state: State, wanted: int | None) -> int:
         return wanted
     # What an iterable yields is looked at as it comes.
     more = made.pipe.load.size / min(2, len(made.train)) if made.pipe.load.known else 1
-    return 1 if 3 * operations * more < SMALL else max(torch.get_num_threads(), 1)
+    small = 3 * operations * more < SMALL and made.pipe.members < MANY
+    return 1 if small else max(torch.get_num_threads(), 1)
 
 
 def parameters(module_params: dict[str, Tensor]) -> int:

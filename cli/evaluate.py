@@ -40,7 +40,7 @@ def run(past: Past, data: str | None, *, weights: str, as_json: bool) -> None:
     say.print(f"run     {past.folder}, weights of epoch {saved.epoch} ({weights})")
     say.print(f"data    {data or f'{past.config.source}, what was held out'}")
     for name, value in metrics.items():
-        if isinstance(value, int | float):
+        if isinstance(value, int | float) and "/" not in name:
             say.print(f"        {format_metric(name, value)}")
     if figures is not None:
         say.print(f"\n{figures}\n")

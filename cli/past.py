@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from cli.recipes.about import About
 from cli.recipes.setting import refusal
 from pipeline import Pipeline, State, checkpoint, forward, log
 from pipeline.checkpoint import Saved
+from pipeline.ensembles import Joined
 from pipeline.errors import CheckpointError, ConfigError
 from pipeline.stage import first_line
 
@@ -100,11 +101,20 @@ class Past:
         [model] = pipe.models
         pipe.init(self.config.run.seed, batch=_example(self.about))
         saved = self._found(weights).saved if weights in WEIGHTS else None
+        members = self.config.run.ensemble
         if saved is not None:
             kept = saved.kept(model.params, model.buffers)
             own = {**kept[model.params], **kept[model.buffers]}
-            return model.module.whole(own), inputs, {"epoch": saved.epoch, "step": saved.step}
-        return self._from_file(build(), weights, inputs)
+            of = {"epoch": saved.epoch, "step": saved.step}
+            if members is None:
+                return model.module.whole(own), inputs, of
+            each = [model.module.whole({k: t[i].clone() for k, t in own.items()}) for i in range(members)]
+            return self._joined(each), inputs, of
+        module = build() if members is None else self._joined([build() for _ in range(members)])
+        return self._from_file(module, weights, inputs)
+
+    def _joined(self, members: Iterable[nn.Module]) -> nn.Module:
+        return Joined(members, self.config.loss.stage(self.about.task).join).eval()
 
     def _from_file(self, module: nn.Module, weights: str, inputs: Any) -> tuple[nn.Module, Any, dict[str, Any]]:
         from safetensors import safe_open

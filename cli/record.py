@@ -34,7 +34,7 @@ def facts(made: Job, state: State) -> dict[str, Any]:
                 for name, part in (("training", made.train), ("held_out", made.held_out))
                 if hasattr(part, "__len__")
             },
-            "hyper": {name: value.item() for name, value in state.hyper.items()},
+            "hyper": {name: value.tolist() for name, value in state.hyper.items()},
         },
         "versions": versions(),
     }

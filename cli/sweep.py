@@ -23,7 +23,7 @@ from cli import config as settings
 from cli import folder as folders
 from cli import landscape, record
 from cli.axes import Axis, combinations
-from cli.build import Job, begin, job, prepared
+from cli.build import MANY, Job, begin, job, prepared
 from cli.config import TrainConfig
 from cli.progress import interrupts, plain, warn
 from cli.recipes.setting import flag, refusal
@@ -32,14 +32,13 @@ from pipeline import Sweep, checkpoint, fit, log, plot
 from pipeline.checkpoint import Saver
 from pipeline.errors import ConfigError
 from pipeline.hyper import hyper_numbers
+from pipeline.members import Order, gathers
 from pipeline.state import format_metric, is_better
 
 NUMBERS = ("lr", "momentum", "weight_decay", "clip", "ema")
 """Settings that a step reads from State: those of one program may differ in them."""
-WITHOUT = ("folds", "patience", "minutes", "save_steps", "tensorboard")
+WITHOUT = ("ensemble", "folds", "patience", "minutes", "save_steps", "tensorboard")
 """Settings of one run that a sweep does not have."""
-MANY = 4
-"""Members from which on a sweep takes all cores."""
 SHOWN = 8
 """Rows of the table of the best settings, while it goes."""
 PLAN, MEMBERS, CHUNKS, CSV, PICTURE, BEST, DONE = (
@@ -106,7 +105,6 @@ def _sweep(
     cores = torch.get_num_threads()
     first, _ = begin(members[0].config)
     own = torch.get_num_threads()
-    # Members side by side keep all cores busy, also where one alone is too small for that.
     torch.set_num_threads(base.run.threads or (cores if len(members) >= MANY else own))
     metric = base.run.best or first.best or "loss"
     say.print(f"data    {base.source}: {first.data}")
@@ -156,7 +154,7 @@ def _members(base: TrainConfig, rows: Sequence[Mapping[str, Any]], seeds: int) -
         config = settings.make(base.tables, row)
         for name in WITHOUT:
             if getattr(config.run, name):
-                raise refusal(f"{flag(name)} has no say in a sweep; leave it out, and hold out a share of the data")
+                raise refusal(f"{flag(name)} has no say in a sweep; leave it out")
         if (key := repr((config.data, config.run.split_seed))) not in data and config.pipeline.name is None:
             data[key] = prepared(config)
         made = job(config, data.get(key))
@@ -189,9 +187,8 @@ def _chunks(i: int, group: Sequence[Member], base: TrainConfig, width: int) -> I
     for k in range(count):
         members = tuple(group[k * size : (k + 1) * size])
         rows = [{"seed": m.config.run.seed, **m.hyper} for m in (*members, *members[-1:] * (size - len(members)))]
-        load = made.pipe.load
-        own = load is not None and load.in_memory and not made.pipe.host
-        yield Chunk(f"{i}-{k}", members, Sweep(made.pipe, rows, "own" if own else "shared", base.run.seed), made)
+        order: Order = "own" if gathers(made.pipe) else "shared"
+        yield Chunk(f"{i}-{k}", members, Sweep(made.pipe, rows, order, base.run.seed), made)
 
 
 def _train(
@@ -246,7 +243,6 @@ def _write_members(chunk: Chunk, where: Path, folder: Path, threads: int) -> Non
     runs, rows = chunk.runs, log.read(where / folders.METRICS)
     state, made = saved.restore(runs), chunk.made
     facts: dict[str, Any] | None = None
-    [model, *_] = made.pipe.models
     for j, m in enumerate(chunk.members):
         own, path = runs.member(state, j), folder / MEMBERS / m.name
         path.mkdir(parents=True, exist_ok=True)
@@ -259,7 +255,7 @@ def _write_members(chunk: Chunk, where: Path, folder: Path, threads: int) -> Non
         with Saver(path / folders.CHECKPOINTS) as saver:
             saver.save(own, saved.epoch, saved.batch)
         about = {"weights": "last", "epoch": saved.epoch, "step": int(own.step)}
-        folders.write_weights(path / folders.WEIGHTS, model.state_dict(own), about)
+        folders.write_weights(path / folders.WEIGHTS, made.pipe.weights(own), about)
         folders.write_status(path, "done", why="")
 
 

@@ -56,7 +56,7 @@ def folds(config: TrainConfig, *, quiet: bool = False, verbose: bool = False) ->
             if report is not None:
                 ends.append({k: v for k, v in report.validate.items() if isinstance(v, int | float)})
         folders.write_config(whole, config, {settings.FOLDS: {"count": count, "ends": ends}})
-    for name in ends[0]:
+    for name in (n for n in ends[0] if "/" not in n):
         values = torch.tensor([end[name] for end in ends], dtype=torch.float64)
         mean, spread = (format_metric(name, float(x)) for x in (values.mean(), values.std()))
         say.print(f"folds   {mean} +- {spread.removeprefix(name + ' ')} over {count} folds")
@@ -256,7 +256,7 @@ def _rate(made: Job, state: State) -> dict[str, float]:
     if "evaluate.learning_rate" in [s.name for s in made.pipe.metrics]:
         return {}
     numbers = [v["lr"] for v in made.pipe.hyper({**state.tree, "step": state.step - 1}).values() if "lr" in v]
-    return {"train/learning rate": float(numbers[0])} if len(numbers) == 1 else {}
+    return {"train/learning rate": float(numbers[0].mean())} if len(numbers) == 1 else {}  # of members, all the same
 
 
 def _save_failed(
@@ -350,17 +350,17 @@ def _save_weights(
     state = made.pipe.whole(state)
     epoch = report.epoch if report is not None else saved.epoch if saved is not None else 0
     now = {"epoch": epoch, "step": int(state.step)}
-    [model, *_] = made.pipe.models
-    found = {folders.WEIGHTS: (model.state_dict(state), {"weights": "last", **now})}
+    found = {folders.WEIGHTS: (made.pipe.weights(state), {"weights": "last", **now})}
     for name, seen in averages.items():
-        found[f"{name}.safetensors"] = model.state_dict(seen), {"weights": name, **now}
+        found[f"{name}.safetensors"] = made.pipe.weights(seen), {"weights": name, **now}
     if best is not None:
         about = {"weights": "best", "epoch": best.epoch, "step": best.step, best.metric: best.value}
         try:
             kept: Any = state
             if best.step != now["step"]:
+                [model, *_] = made.pipe.models
                 kept = checkpoint.at(folder / folders.CHECKPOINTS, best.step).kept(model.params, model.buffers)
-            found[folders.BEST] = model.state_dict(kept), about
+            found[folders.BEST] = made.pipe.weights(kept), about
         except CheckpointError as e:
             warn(f"{e}, so {folders.BEST} is not written")
     for name, (weights, of) in found.items():

@@ -22,6 +22,7 @@ from pipeline import (
     update,
 )
 from pipeline.compile import Compiled
+from pipeline.ensembles import Ensemble, ensemble
 from pipeline.errors import PipeError
 from pipeline.loop import fit
 from pipeline.members import Sweep, sweep
@@ -35,6 +36,7 @@ from pipeline.state import Batch, Report, State
 __all__ = [
     "Batch",
     "Compiled",
+    "Ensemble",
     "PipeError",
     "Pipeline",
     "Report",
@@ -45,6 +47,7 @@ __all__ = [
     "Sweep",
     "backward",
     "checkpoint",
+    "ensemble",
     "evaluate",
     "fit",
     "forward",

@@ -242,6 +242,12 @@ class Composition:
 
     def sums(self, tree: dict[str, Tree], batch: Batch) -> tuple[dict[str, Tree], dict[str, Any]]:
         """The sums of one batch in eval mode, and what the stages wrote."""
+        return self.sums_by(self.evaluation, tree, batch)
+
+    def sums_by(
+        self, stages: Sequence[Stage], tree: dict[str, Tree], batch: Batch
+    ) -> tuple[dict[str, Tree], dict[str, Any]]:
+        """The same by some stages of the evaluation, where the batch has what the others would write."""
         self.begin()
         on, rows, batch = self.sharding, batch.get(ROWS), _without_rows(batch)
         values = {**self._kept(tree), "training": False, **batch}
@@ -251,7 +257,7 @@ class Composition:
         # Nothing here has a gradient but what asks for one: a derivative may be part of a model's outputs.
         with torch.enable_grad(), self.place.autocast():
             weigh = counted(batch, self.samples, tree["step"])
-            written, _, added = through(self.evaluation, values, self.hyper(tree), tree["memory"], weigh)
+            written, _, added = through(stages, values, self.hyper(tree), tree["memory"], weigh)
         if rows is not None and not rows.count:
             added = tree_map(lambda x: x * 0, added)
         return added, written
@@ -295,8 +301,22 @@ class Composition:
         return self.prepared(next(self.epoch(self.load, self.shuffled_by(state.tree), epoch, start)), True)
 
     @property
-    def members(self) -> int | None:
-        """Of a sweep, how many runs it is."""
+    def members(self) -> int:
+        """How many models are trained side by side."""
+        return 1
+
+    @property
+    def runs(self) -> int | None:
+        """Of a sweep, how many runs it is: its metrics are of each."""
+        return None
+
+    def stopped(self, state: State) -> tuple[Composition, State, int] | None:
+        """Where update.finite() stopped a run: that run, its State, and which of its members it was.
+
+        Of a sweep, members that were stopped stay as they are, and their metrics are no numbers; the others go on.
+        """
+        if self.runs is None and any(int(state.memory[name]["stopped"]) for name in self.stops):
+            return self, state, 0
         return None
 
     def alike(self, other: Composition) -> bool:

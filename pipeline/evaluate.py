@@ -83,16 +83,58 @@ def accuracy(*, dim: int = 1, ignore_index: int = -100) -> Stage:
     side of 0."""
 
     def measure(outputs: Tensor, targets: Tensor) -> Tree:
-        if outputs.shape == targets.shape:
-            guess = (outputs > 0).to(targets.dtype)
-        elif outputs.shape[dim] == 1:
-            guess = (outputs.squeeze(dim) > 0).to(targets.dtype)
-        else:
-            guess = outputs.argmax(dim)
-        counted = targets != ignore_index
-        return {"sum": ((guess == targets) & counted).sum(), "count": counted.sum()}
+        right, counted = _right(outputs, targets, dim, ignore_index)
+        return {"sum": right.sum(), "count": counted.sum()}
 
     return metric("evaluate.accuracy", measure, _ratio("accuracy"), {"sum": INT, "count": INT})
+
+
+def _right(outputs: Tensor, targets: Tensor, dim: int, ignore_index: int) -> tuple[Tensor, Tensor]:
+    """Which targets are told rightly, and which are counted: both of the targets' shape."""
+    if outputs.shape == targets.shape:
+        guess = (outputs > 0).to(targets.dtype)
+    elif outputs.shape[dim] == 1:
+        guess = (outputs.squeeze(dim) > 0).to(targets.dtype)
+    else:
+        guess = outputs.argmax(dim)
+    counted = targets != ignore_index
+    return (guess == targets) & counted, counted
+
+
+def calibration_error(bins: int = 15, *, dim: int = 1, ignore_index: int = -100) -> Stage:
+    """The expected calibration error, reported as `calibration error`: how far the probability of what is told is from
+    the share of times that it is right, as a mean over samples in `bins` of equal width of that probability.
+
+    sum over bins of n(bin) / n * |accuracy(bin) - mean probability(bin)|. Shapes as accuracy; of logits on the right
+    side of 0, the probability is that of the side.
+
+    Source: Guo et al., On calibration of modern neural networks (2017), equation 3.
+
+    >>> metric = calibration_error()
+    >>> metric.finish(metric(torch.tensor([[0.8, 0.2], [0.8, 0.2]]).log(), torch.tensor([0, 1])))["calibration error"]
+    tensor(0.3000, dtype=torch.float64)
+    """
+    if bins < 1:
+        raise ConfigError(f"evaluate.calibration_error: bins={bins} is not a positive whole number")
+
+    def measure(outputs: Tensor, targets: Tensor) -> Tree:
+        right, counted = _right(outputs, targets, dim, ignore_index)
+        if outputs.shape == targets.shape or outputs.shape[dim] == 1:
+            sure = outputs.reshape(targets.shape).abs().sigmoid()
+        else:
+            sure = outputs.softmax(dim).amax(dim)
+        edges = torch.arange(1, bins, device=outputs.device) / bins
+        bin = (sure.unsqueeze(-1) > edges).sum(-1, keepdim=True)
+        inside = (bin == torch.arange(bins, device=outputs.device)) & counted.unsqueeze(-1)
+        inside = inside.flatten(0, -2).to(FLOAT)
+        told, sure = right.flatten().to(FLOAT), sure.flatten().to(FLOAT)
+        return {"right": told @ inside, "sure": sure @ inside, "count": counted.sum()}
+
+    def finish(sums: Any) -> dict[str, Any]:
+        return {"calibration error": (sums["right"] - sums["sure"]).abs().sum(-1) / sums["count"]}
+
+    sums = {"right": (FLOAT, (bins,)), "sure": (FLOAT, (bins,)), "count": INT}
+    return metric("evaluate.calibration_error", measure, finish, sums)
 
 
 def top_k(k: int = 5, *, dim: int = 1, ignore_index: int = -100) -> Stage:

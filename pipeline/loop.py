@@ -15,6 +15,7 @@ import torch
 from attrs import evolve
 
 from pipeline.compile import Backend, Compiled, Fallback, Steps
+from pipeline.compose import Composition
 from pipeline.diagnose import first_nonfinite
 from pipeline.errors import ConfigError, NonFiniteError, PipeError, StateError, WiringError
 from pipeline.pipe import Pipeline
@@ -148,9 +149,7 @@ def _epochs(
                 warned = warned or _warned(pipe, metrics, done + k)
                 seconds += time.perf_counter() - began
                 spent = seconds - (_compile_seconds(program) - compiling)
-                report = Report(
-                    epoch, epochs, done + k, k, batches, False, metrics, {}, spent, seen, state, pipe.members
-                )
+                report = Report(epoch, epochs, done + k, k, batches, False, metrics, {}, spent, seen, state, pipe.runs)
                 state = yield from _reported(pipe, report)
                 done = done if state is report.state else int(state.step) - k
                 began = time.perf_counter()
@@ -161,7 +160,7 @@ def _epochs(
         warned = warned or _warned(pipe, metrics, done)
         results = {} if validate is None else validated(pipe, program, state, validate)
         state = pipe.observed(state, {**metrics, **results})
-        report = Report(epoch, epochs, done, k, batches, True, metrics, results, seconds, seen, state, pipe.members)
+        report = Report(epoch, epochs, done, k, batches, True, metrics, results, seconds, seen, state, pipe.runs)
         state = yield from _reported(pipe, report)
         done = done if state is report.state else int(state.step)
         k = 0
@@ -207,27 +206,29 @@ def _warned(pipe: Pipeline, metrics: Mapping[str, Any], step: int) -> bool:
 def _results(pipe: Pipeline, state: State, epoch: int, done: int) -> dict[str, Any]:
     """The metrics so far. Raises NonFiniteError where State was stopped, saying what was wrong in the step that did
     it."""
-    # Of a sweep, members that were stopped stay as they are, and their metrics are no numbers.
-    if pipe.members is not None or not any(int(state.memory[name]["stopped"]) for name in pipe.stops):
+    stopped = pipe.stopped(state)
+    if stopped is None:
         return pipe.results(state)
     assert pipe.load is not None
-    step = int(state.step)
-    state, k = _unstopped(pipe, state), step - done
+    run, own, i = stopped
+    step = int(own.step)
+    own, state, k = _unstopped(run, own), _unstopped(pipe, state), step - done
     why = None
     if pipe.load.known:
-        batch = next(pipe.epoch(pipe.load, int(state["seed"]), epoch - 1, k))
+        seed = pipe.shuffled_by(state.tree)
+        batch = next(run.epoch(pipe.load, seed[i] if isinstance(seed, tuple) else seed, epoch - 1, k))
         with suppress(PipeError, RuntimeError):  # as without the memory for an uncompiled step
-            why = first_nonfinite(pipe, state, pipe.prepared(batch, True))
+            why = first_nonfinite(run, own, run.prepared(batch, True))
         why = next(filter(None, pipe.place.everyone(why)), None)
     raise NonFiniteError(
-        f"step {step + 1} (epoch {epoch}, batch {k + 1}) is not finite: {why or 'its loss or a gradient'}; State is "
-        "as it was "
-        "before it: lower the learning rate, clip, or skip such steps",
+        f"step {step + 1} (epoch {epoch}, batch {k + 1}{'' if run is pipe else f', member {i}'}) is not finite: "
+        f"{why or 'its loss or a gradient'}; State is as it was before it: lower the learning rate, clip, or skip such "
+        "steps",
         state, epoch - 1, k,
     )  # fmt: skip
 
 
-def _unstopped(pipe: Pipeline, state: State) -> State:
+def _unstopped(pipe: Composition, state: State) -> State:
     """The same State, free to advance."""
     if not pipe.stops:
         return state

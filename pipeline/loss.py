@@ -6,10 +6,13 @@ A loss of your own is a plain function: `@stage(writes="loss")`, or `loss.functi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
+from attrs import field, frozen
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
@@ -20,13 +23,59 @@ from pipeline.stage import Stage, fitted, stage
 WRITES = ("loss", "loss.weight")
 
 
-def _stage(name: str, function: Callable[..., Any], **fields: Any) -> Stage:
-    return Stage(f"loss.{name}", function, writes=WRITES, **fields)
+@frozen(eq=False, repr=False)
+class Loss(Stage):
+    """A loss that knows what outputs mean, and so how those of several models are one: (M, B, ...) -> (B, ...)."""
+
+    join: Callable[[Tensor], Tensor] = field(kw_only=True)
+    vote: Callable[[Tensor], Tensor] | None = field(default=None, kw_only=True)
+    """Where outputs tell classes: outputs whose largest is the class that most models tell."""
+
+
+def mean_probabilities(outputs: Tensor, dim: int = 1) -> Tensor:
+    """Logits of classes (M, B, C, ...) -> (B, C, ...), whose softmax over `dim` is the mean of that of each.
+
+    >>> mean_probabilities(torch.tensor([[[0.9, 0.1]], [[0.5, 0.5]]]).log()).softmax(1)
+    tensor([[0.7000, 0.3000]])
+    """
+    return outputs.log_softmax(_within(dim)).logsumexp(0) - math.log(len(outputs))
+
+
+def mean_chances(outputs: Tensor) -> Tensor:
+    """Logits (M, B, ...) -> (B, ...), whose sigmoid is the mean of that of each."""
+    return F.logsigmoid(outputs).logsumexp(0) - F.logsigmoid(-outputs).logsumexp(0)
+
+
+def mean_outputs(outputs: Tensor) -> Tensor:
+    """Values (M, B, ...) -> (B, ...), their mean."""
+    return outputs.mean(0)
+
+
+def votes(outputs: Tensor, dim: int = 1) -> Tensor:
+    """Logits of classes (M, B, C, ...) -> (B, C, ...), for how many models each class is the likeliest. Of as many
+    votes, those for what is likelier by the mean probabilities count as more, by less than half of one.
+
+    >>> votes(torch.tensor([[[0.9, 0.1]], [[0.4, 0.6]], [[0.4, 0.6]]]).log()).round()
+    tensor([[1., 2.]])
+    """
+    kinds = torch.arange(outputs.shape[_within(dim)], device=outputs.device)
+    chosen = outputs.movedim(_within(dim), -1).argmax(-1, keepdim=True) == kinds
+    share = mean_probabilities(outputs, dim).softmax(dim)
+    return chosen.sum(0).movedim(-1, dim).to(share.dtype) + 0.49 * share
+
+
+def _within(dim: int) -> int:
+    """A dimension of outputs where those of several models are stacked."""
+    return dim if dim < 0 else dim + 1
+
+
+def _stage(name: str, function: Callable[..., Any], join: Callable[[Tensor], Tensor], **fields: Any) -> Loss:
+    return Loss(f"loss.{name}", function, writes=WRITES, join=join, **fields)
 
 
 def cross_entropy(
     *, smoothing: float = 0.0, weight: Tensor | None = None, ignore_index: int = -100, dim: int = 1
-) -> Stage:
+) -> Loss:
     """Cross entropy of logits and class indices, as torch.nn.CrossEntropyLoss.
 
     Shapes: outputs (B, C, ...) float, targets (B, ...) integers -> (); for (B, T, C), as of transformers, pass dim=-1.
@@ -66,7 +115,8 @@ def cross_entropy(
                 f"gives (0 to {classes - 1}); give the model more outputs or correct the labels"
             )
 
-    return _stage("cross_entropy", function, check=check)
+    join, vote = partial(mean_probabilities, dim=dim), partial(votes, dim=dim)
+    return _stage("cross_entropy", function, join, vote=vote, check=check)
 
 
 def _indices(outputs: Tensor, targets: Tensor, dim: int) -> None:
@@ -85,27 +135,29 @@ def _indices(outputs: Tensor, targets: Tensor, dim: int) -> None:
         raise DataError(f"{has}: take targets.squeeze({dim})")
 
 
-def _elementwise(name: str, per_element: Callable[..., Tensor], **hyper: float) -> Stage:
+def _elementwise(
+    name: str, per_element: Callable[..., Tensor], join: Callable[[Tensor], Tensor] = mean_outputs, **hyper: float
+) -> Loss:
     def mean(outputs: Tensor, targets: Tensor, **numbers: Tensor) -> tuple[Tensor, Tensor]:
         values = per_element(fitted(f"loss.{name}", outputs, targets), targets.to(outputs.dtype), **numbers)
         return values.mean(), torch.full((), values.numel(), dtype=torch.float64, device=values.device)
 
     if not hyper:
-        return _stage(name, lambda outputs, targets: mean(outputs, targets))
-    return _stage(name, lambda outputs, targets, delta: mean(outputs, targets, delta=delta), hyper=hyper)
+        return _stage(name, lambda outputs, targets: mean(outputs, targets), join)
+    return _stage(name, lambda outputs, targets, delta: mean(outputs, targets, delta=delta), join, hyper=hyper)
 
 
-def mse() -> Stage:
+def mse() -> Loss:
     """Mean squared error. Shapes: outputs and targets alike, or (B, 1) and (B,) -> ()."""
     return _elementwise("mse", lambda x, y: (x - y) ** 2)
 
 
-def l1() -> Stage:
+def l1() -> Loss:
     """Mean absolute error. Shapes: outputs and targets alike, or (B, 1) and (B,) -> ()."""
     return _elementwise("l1", lambda x, y: (x - y).abs())
 
 
-def huber(delta: float = 1.0) -> Stage:
+def huber(delta: float = 1.0) -> Loss:
     """Squared within `delta`, linear beyond (Huber, 1964), as torch.nn.HuberLoss. Shapes as mse.
 
     >>> huber(1.0)(torch.tensor([3.0]), torch.tensor([0.0]), delta=1.0)[0]
@@ -119,9 +171,13 @@ def huber(delta: float = 1.0) -> Stage:
     return _elementwise("huber", per_element, delta=delta)
 
 
-def binary_cross_entropy() -> Stage:
+def binary_cross_entropy() -> Loss:
     """Binary cross entropy of logits, as torch.nn.BCEWithLogitsLoss. Shapes as mse; targets in [0, 1] of any dtype."""
-    return _elementwise("binary_cross_entropy", lambda x, y: F.binary_cross_entropy_with_logits(x, y, reduction="none"))
+
+    def per_element(x: Tensor, y: Tensor) -> Tensor:
+        return F.binary_cross_entropy_with_logits(x, y, reduction="none")
+
+    return _elementwise("binary_cross_entropy", per_element, mean_chances)
 
 
 def function(f: Callable[..., Tensor], name: str | None = None) -> Stage:

@@ -52,7 +52,9 @@ class Sweep(Pipeline):
             object.__setattr__(self, name, value)
         if self.place.mesh is not None:
             raise ConfigError("a sweep is for one process; place the pipeline by place.on()")
-        if order == "own" and (self.load is None or not self.load.in_memory or self.host):
+        if isinstance(pipe, Sweep):
+            raise ConfigError("the members of a sweep are runs of a Pipeline, not of another sweep")
+        if order == "own" and not gathers(pipe):
             raise ConfigError(
                 "order='own' gathers each member's batches inside the step, from a data set of tensors in memory "
                 "without stages before place; use order='shared'"
@@ -69,6 +71,10 @@ class Sweep(Pipeline):
     @property
     def members(self) -> int:
         return len(self.settings)
+
+    @property
+    def runs(self) -> int | None:
+        return self.members
 
     def member(self, state: State, i: int) -> State:
         """The State of one member, which shares nothing with the stacked one.
@@ -105,7 +111,7 @@ class Sweep(Pipeline):
         return State({k: step.clone() if k == "step" else whole[k] for k in trees[0]})
 
     def alike(self, other: Composition) -> bool:
-        same = isinstance(other, Sweep) and other.pipe is self.pipe and other.members == self.members
+        same = type(other) is type(self) and other.pipe is self.pipe and other.members == self.members
         return same and (other.order, other.first) == (self.order, self.first)  # type: ignore[attr-defined]  # as above
 
     # -- what a pipeline is
@@ -127,13 +133,13 @@ class Sweep(Pipeline):
     def train(self, tree: dict[str, Tree], batch: Batch) -> tuple[dict[str, Tree], dict[str, Tensor]]:
         self.begin()
         step, changed = tree["step"], list[int]()
-        old = _apart(tree)
+        old = without_step(tree)
         flat, spec = pytree.tree_flatten(old)
 
         def one(flat: list[Tensor], batch: Batch) -> tuple[list[Tensor], dict[str, Tensor]]:
             own = pytree.tree_unflatten(flat, spec)
             new, metrics = self.pipe.train({k: step if k == "step" else own[k] for k in tree}, batch)
-            leaves = pytree.tree_leaves(_apart(new))
+            leaves = pytree.tree_leaves(without_step(new))
             # What no step changes stays the tensor that it is, so that nothing is written for it.
             changed[:] = [i for i, (x, y) in enumerate(zip(leaves, flat, strict=True)) if x is not y]
             return [leaves[i] for i in changed], metrics
@@ -148,9 +154,9 @@ class Sweep(Pipeline):
         self.begin()
 
         def one(own: dict[str, Tree], batch: Batch) -> dict[str, Tree]:
-            return self.pipe.sums({k: tree["step"] if k == "step" else own[k] for k in tree}, batch)[0]
+            return self.pipe.sums({**own, "step": tree["step"]}, batch)[0]
 
-        return self._mapped(one, None)(_apart(tree), batch), {}
+        return self._mapped(one, None)(without_step(tree), batch), {}
 
     def _mapped(self, one: Callable[..., Any], batch: int | None) -> Callable[..., Any]:
         """A function of members' trees and a batch, over all members."""
@@ -179,11 +185,12 @@ class Sweep(Pipeline):
     def observed(self, state: State, metrics: Mapping[str, Any]) -> State:
         if not self.watches:
             return state
-        tensors = {k: v for k, v in metrics.items() if isinstance(v, list)}
-        seen = [self.pipe.observed(self.member(state, i), {k: v[i] for k, v in tensors.items()})
-                for i in range(self.members)]  # fmt: skip
+        seen = [self.pipe.observed(self.member(state, i), self._metrics_of(i, metrics)) for i in range(self.members)]
         memory = tree_map(lambda *xs: torch.stack(xs), *[s.tree["memory"] for s in seen])
         return state.replace(memory=memory)
+
+    def _metrics_of(self, i: int, metrics: Mapping[str, Any]) -> Mapping[str, Any]:
+        return {k: v[i] for k, v in metrics.items() if isinstance(v, list)}
 
     def averaged(self, state: State) -> dict[str, State]:
         each = [self.pipe.averaged(self.member(state, i)) for i in range(self.members)] if self.averages else []
@@ -203,7 +210,8 @@ class Sweep(Pipeline):
         return self.members if self.order == "own" else None
 
     def shuffled_by(self, tree: Mapping[str, Tree]) -> Any:
-        return tuple(tree["seed"].tolist()) if self.order == "own" else self.first
+        seeds = tuple(tree["seed"].tolist())
+        return seeds if self.order == "own" else self.first + seeds[0] - int(self.settings[0]["seed"])
 
     def counted(self, batch: Batch) -> int:
         if self.order == "shared":
@@ -225,7 +233,12 @@ class Sweep(Pipeline):
         raise ConfigError("a sweep has a model for each member: pipe.module(sweep.member(state, i))")
 
 
-def _apart(tree: Mapping[str, Tree]) -> dict[str, Tree]:
+def gathers(pipe: Pipeline) -> bool:
+    """Whether a step can gather batches for each member in its own order."""
+    return pipe.load is not None and pipe.load.in_memory and not pipe.host
+
+
+def without_step(tree: Mapping[str, Tree]) -> dict[str, Tree]:
     """What of a State's tree each member has its own of."""
     return {k: v for k, v in tree.items() if k != "step"}
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -71,6 +71,10 @@ class Pipeline(Composition):
         m = known[params]
         state = self.whole(state)
         return m.module.whole({k: t.clone() for k, t in {**state[m.params], **state[m.buffers]}.items()})
+
+    def weights(self, state: State | Mapping[str, Any]) -> dict[str, Tensor]:
+        """The weights of the first model in a State, or in its tree, as its `load_state_dict` takes them."""
+        return self.models[0].state_dict(state)
 
     # -- training as a function
 

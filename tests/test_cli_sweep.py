@@ -5,6 +5,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -79,7 +80,7 @@ def test_settings_are_drawn(here):
         (("--random", "3"), "nothing to draw"),
         (("--lr", "0.1,-1"), "out of range"),
         (("--optimizer", "sgd,adamm"), "did you mean 'adam"),
-        (("--folds", "3"), "hold out a share"),
+        (("--folds", "3"), "--folds has no say in a sweep; leave it out"),
         (("--patience", "3"), "--patience has no say"),
         (("--best", "acuracy"), "did you mean 'accuracy'"),
         (("--resume", "nowhere"), "holds no run"),
@@ -136,3 +137,25 @@ def test_tables_and_pictures_of_few_and_many():
     assert means == sorted(means)
     for part in (rows[:3], rows):
         assert landscape.picture(["lr", "momentum"], part, "loss").axes
+
+
+def test_an_ensemble_is_one_run(here):
+    """What is after a run takes all members as one model: figures, answers, a program, from any of its weights."""
+    rows = ["a,b,kind", *(f"{x % 7},{x % 5},{'yes' if x % 7 > x % 5 else 'no'}" for x in range(90))]
+    (here / "data.csv").write_text("\n".join(rows))
+    data = ("--data", "data.csv", "--target", "kind", "--ensemble", "3")
+    assert pipe("train", *data, *SMALL, "--batch-size", "8", "--out", "whole").exit_code == 0
+    last = json.loads((here / "whole" / "metrics.jsonl").read_text().splitlines()[-1])
+    found = json.loads(pipe("eval", "whole", "--weights", "last", "--json").output)["metrics"]
+    assert found == pytest.approx({k: last[f"validate/{k}"] for k in found})
+    assert {"votes.accuracy", "members.accuracy", "members.accuracy/2", "calibration error"} <= found.keys()
+    told = pipe("predict", "whole", "--data", "data.csv").output
+    share = sum(row["prediction"] == row["kind"] for row in csv.DictReader(told.splitlines())) / 90
+    assert share > 0.8
+    assert "off by" in pipe("export", "whole").output
+    assert pipe("train", "--resume", "whole", "--epochs", "3", "-q").exit_code == 0
+    now = pipe("predict", "whole", "--data", "data.csv", "--weights", "last").output
+    shutil.rmtree(here / "whole" / "checkpoints")
+    assert pipe("predict", "whole", "--data", "data.csv", "--weights", "last").output == now
+    weights = load_file(here / "whole" / "model.safetensors")
+    assert {name.split(".")[1] for name in weights} == {"0", "1", "2"}

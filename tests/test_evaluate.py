@@ -44,7 +44,8 @@ def assert_any_split(stage, sample, data):
 @given(predictions(), st.data())
 def test_metrics_of_classes_are_the_same_for_any_batches(sample, data):
     """A metric of classes over the batches of any split is the metric of the whole."""
-    for stage in (evaluate.accuracy(), evaluate.top_k(2), evaluate.confusion(4), evaluate.perplexity()):
+    metrics = evaluate.accuracy(), evaluate.top_k(2), evaluate.confusion(4), evaluate.perplexity()
+    for stage in (*metrics, evaluate.calibration_error()):
         assert_any_split(stage, sample, data)
 
 
@@ -120,6 +121,35 @@ def test_ignored_targets_do_not_count(sample):
         assert measured(evaluate.accuracy(ignore_index=0), sample)["accuracy"] == pytest.approx(right)
 
 
+@given(predictions(), st.integers(1, 20))
+def test_the_calibration_error_is_that_of_each_bin(sample, bins):
+    """It is the sum over bins of how far the share of right answers is from their mean probability."""
+    outputs, targets = sample
+    sure, guess = outputs.softmax(1).max(1)
+    bin = np.digitize(sure.numpy(), np.arange(1, bins, dtype=np.float32) / np.float32(bins), right=True)
+    right, expected = (guess == targets).numpy(), 0.0
+    for b in range(bins):
+        if (bin == b).any():
+            expected += (bin == b).mean() * abs(right[bin == b].mean() - sure.double().numpy()[bin == b].mean())
+    assert measured(evaluate.calibration_error(bins), sample)["calibration error"] == pytest.approx(expected, abs=1e-6)
+
+
+@given(st.integers(1, 50), st.data())
+def test_the_calibration_error_of_one_logit_is_that_of_two_classes(n, data):
+    """Of logits (B,) or (B, 1), as of two classes."""
+    outputs, targets = data.draw(normals((n,))), data.draw(labels((n,), 2))
+    two = measured(evaluate.calibration_error(), (torch.stack([-outputs, outputs], 1) / 2, targets))
+    for logits in (outputs, outputs.unsqueeze(1)):
+        found = measured(evaluate.calibration_error(), (logits, targets))
+        assert found["calibration error"] == pytest.approx(two["calibration error"], abs=1e-5)
+
+
+def test_a_calibration_error_needs_bins():
+    """A number of bins below 1 is refused."""
+    with pytest.raises(ConfigError, match="bins=0"):
+        evaluate.calibration_error(0)
+
+
 @given(st.integers(1, 100), st.data())
 def test_accuracy_of_one_logit(n, data):
     """Accuracy of one logit a target, (B,) or (B, 1), asks for its side of 0."""
@@ -184,7 +214,8 @@ def test_metrics_map_over_models(sample):
     """A metric mapped over stacked outputs is the stack of the metrics."""
     outputs, targets = sample
     stacked = torch.stack([outputs, -outputs])
-    for stage in (evaluate.accuracy(), evaluate.top_k(2), evaluate.confusion(3), evaluate.perplexity()):
+    metrics = evaluate.accuracy(), evaluate.top_k(2), evaluate.confusion(3), evaluate.perplexity()
+    for stage in (*metrics, evaluate.calibration_error(5)):
         mapped = torch.vmap(stage, in_dims=(0, None))(stacked, targets)
         for i in range(2):
             alone = stage(stacked[i], targets)

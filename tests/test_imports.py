@@ -28,6 +28,7 @@ LAYERS = [
     {"alone"},
     {"pipe", "testing"},
     {"members"},
+    {"ensembles"},
     {"loop", "runs"},
     {"__init__"},
 ]

@@ -9,6 +9,7 @@ from attrs import frozen
 from cli.recipes.setting import below_one, refusal, setting
 
 if TYPE_CHECKING:
+    from pipeline import loss
     from pipeline.sources import Prepared
     from pipeline.stage import Stage
 
@@ -38,26 +39,32 @@ class Loss:
     )
     smoothing: float = setting(0.0, "share of a class's target that all classes have", below_one, fixed=True)
 
-    def stages(self, data: Prepared) -> list[Stage]:
-        """The loss and the metrics of a data set."""
-        from pipeline import evaluate, loss
+    def stage(self, task: str) -> loss.Loss:
+        """The loss of a task."""
+        from pipeline import loss
 
         name = self.name
         if name == "auto":
-            name = next(n for n, tasks in _TASKS.items() if data.task in tasks)
-        elif data.task not in _TASKS[name]:
-            fitting = [n for n, tasks in _TASKS.items() if data.task in tasks]
-            raise refusal(f"--loss {name} is not for {data.task}; use {' or '.join(fitting)}")
-        if self.smoothing and name != "cross-entropy":
+            name = next(n for n, tasks in _TASKS.items() if task in tasks)
+        elif task not in _TASKS[name]:
+            fitting = [n for n, tasks in _TASKS.items() if task in tasks]
+            raise refusal(f"--loss {name} is not for {task}; use {' or '.join(fitting)}")
+        if name == "cross-entropy":
+            return loss.cross_entropy(dim=-1 if task == "language modelling" else 1, smoothing=self.smoothing)
+        if self.smoothing:
             raise refusal(f"--smoothing belongs to --loss cross-entropy, not to {name}; leave it out")
+        makes = {"binary-cross-entropy": loss.binary_cross_entropy, "mse": loss.mse, "mae": loss.l1}
+        return makes[name]() if name in makes else loss.huber()
+
+    def stages(self, data: Prepared) -> list[Stage]:
+        """The loss and the metrics of a data set."""
+        from pipeline import evaluate
+
+        made = self.stage(data.task)
         if data.task == "language modelling":
-            return [loss.cross_entropy(dim=-1, smoothing=self.smoothing), evaluate.accuracy(dim=-1),
-                    evaluate.perplexity(dim=-1)]  # fmt: skip
-        if data.task == "classification":
-            return [loss.cross_entropy(smoothing=self.smoothing), evaluate.accuracy()]
-        if data.task == "several labels":
-            return [loss.binary_cross_entropy(), evaluate.accuracy()]
-        made = {"mse": loss.mse, "mae": loss.l1, "huber": loss.huber}[name]()
+            return [made, evaluate.accuracy(dim=-1), evaluate.perplexity(dim=-1)]
+        if data.task != "regression":
+            return [made, evaluate.accuracy()]
         measured = [evaluate.mean_absolute_error(), evaluate.r2()]
         if TARGET_MEAN not in data.fitted:
             return [made, *measured]

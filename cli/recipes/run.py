@@ -46,6 +46,12 @@ class Run:
     fold: int | None = setting(
         None, "with --folds: which one, from 0  [default: each in turn]", at_least(0), fixed=True
     )
+    ensemble: int | None = setting(
+        None,
+        "members with seeds of their own, trained side by side as one model: its answer is their mean  [default: none]",
+        at_least(2),
+        fixed=True,
+    )
     seed: int = setting(0, "of the split, the weights, the order and dropout", _seed, fixed=True)
     split_seed: int | None = setting(
         None, "of what is held out, where it is not --seed: members of a sweep share their data", _split, fixed=True

@@ -268,7 +268,7 @@ class Compiled:
 
     def _eagerly(self, state: State, epoch: int, start: int, count: int) -> tuple[State, Metrics]:
         own, rows = self._feeds.own(), []
-        batches = self.pipe.epoch(own, int(state["seed"]), epoch, start)
+        batches = self.pipe.epoch(own, self.pipe.shuffled_by(state.tree), epoch, start)
         for _ in range(count):
             state, metrics = self.pipe.step(state, next(batches))
             rows.append(metrics)

@@ -230,7 +230,8 @@ def _narrow(graph: GraphModule) -> None:
             bias, (a, b) = None, node.args
         else:
             continue
-        rows, columns = node.meta["example_value"].shape[-2:]
+        # By the factors: what is known of a product itself is changed by a squeeze of it in place.
+        rows, columns = a.meta["example_value"].shape[-2], b.meta["example_value"].shape[-1]
         if not columns < NARROW <= rows:
             continue
         with graph.graph.inserting_before(node):
