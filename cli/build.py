@@ -202,14 +202,25 @@ def threads(made: Job, state: State, wanted: int | None) -> int:
 
     Raises a PipeError where the model or the labels don't fit: the size is found by trying the pipeline on its data.
     """
-    assert made.pipe.load is not None
-    operations = 0
+    operations, _ = size(made, state)
+    if wanted is not None:
+        return wanted
+    small = operations < SMALL and made.pipe.members < MANY
+    return 1 if small else max(torch.get_num_threads(), 1)
+
+
+def size(made: Job, state: State) -> tuple[float, float]:
+    """About how many floating-point operations a step takes, and how many bytes its activations."""
+    load = made.pipe.load
+    assert load is not None
+    operations = held = 0
 
     def count(module: nn.Module, _: Any, output: Any) -> None:
-        nonlocal operations
-        if not isinstance(output, Tensor) or isinstance(module, nn.Embedding):
+        nonlocal operations, held
+        if not isinstance(output, Tensor):
             return
-        for weight in module.parameters(recurse=False):
+        held += output.nbytes
+        for weight in module.parameters(recurse=False) if not isinstance(module, nn.Embedding) else ():
             if weight.ndim > 1:  # each output channel is a product with a row of it
                 operations += 2 * weight.numel() * output.numel() // len(weight)
 
@@ -220,12 +231,9 @@ def threads(made: Job, state: State, wanted: int | None) -> int:
     finally:
         for hook in hooks:
             hook.remove()
-    if wanted is not None:
-        return wanted
     # What an iterable yields is looked at as it comes.
-    more = made.pipe.load.size / min(2, len(made.train)) if made.pipe.load.known else 1
-    small = 3 * operations * more < SMALL and made.pipe.members < MANY
-    return 1 if small else max(torch.get_num_threads(), 1)
+    more = load.size / min(2, len(made.train)) if load.known else 1
+    return 3 * operations * more, held * more
 
 
 def parameters(module_params: dict[str, Tensor]) -> int:

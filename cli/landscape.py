@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
+from attrs import frozen
 from rich.table import Table
 
 from pipeline.log import Row
@@ -39,34 +40,47 @@ def _last(point: Point, metric: str) -> float:
     return float("nan") if value is None else float(value)
 
 
-def _settings(points: Sequence[Point], metric: str) -> list[tuple[Mapping[str, Any], np.ndarray]]:
-    """Each setting with what its seeds ended with, the best mean first."""
-    found: dict[str, tuple[Mapping[str, Any], list[float]]] = {}
+@frozen(eq=False)
+class Setting:
+    """A setting, and what those of its runs ended with that did most epochs."""
+
+    chosen: Mapping[str, Any]
+    epochs: int
+    values: np.ndarray
+
+
+def _settings(points: Sequence[Point], metric: str) -> list[Setting]:
+    """Each setting: first what was trained longest, and of as many epochs the best mean."""
+    found: dict[str, list[Point]] = {}
     for p in points:
-        found.setdefault(repr(sorted(p[0].items(), key=str)), (p[0], []))[1].append(_last(p, metric))
+        found.setdefault(repr(sorted(p[0].items(), key=str)), []).append(p)
     sign = -1.0 if is_better(metric, 1, 0) else 1.0
+    made = []
+    for runs in found.values():
+        epochs = max(rows[-1]["epoch"] for _, rows in runs)
+        values = [_last(p, metric) for p in runs if p[1][-1]["epoch"] == epochs]
+        made.append(Setting(runs[0][0], epochs, np.asarray(values)))
 
-    def rank(item: tuple[Mapping[str, Any], list[float]]) -> float:
-        mean = float(np.mean(item[1]))
-        return sign * mean if mean == mean else float("inf")
+    def rank(s: Setting) -> tuple[int, float]:
+        mean = float(np.mean(s.values))
+        return -s.epochs, sign * mean if mean == mean else float("inf")
 
-    return [(chosen, np.asarray(values)) for chosen, values in sorted(found.values(), key=rank)]
+    return sorted(made, key=rank)
 
 
 def table(names: Sequence[str], points: Sequence[Point], metric: str, *, most: int = ROWS, title: str = "") -> Table:
     """The settings, the best mean over seeds first: mean, standard deviation and best."""
     rows = _settings(points, metric)
     more = f"{len(rows) - most} more settings" if len(rows) > most else ""
-    made = Table(
-        *names, "mean", "+-", "best", "runs", box=None, pad_edge=False, title=title or None, caption=more or None
-    )
-    for chosen, values in rows[:most]:
+    trained = len({s.epochs for s in rows}) > 1  # not all as long
+    heads = [*names, "mean", "+-", "best", "runs", *(["epochs"] if trained else [])]
+    made = Table(*heads, box=None, pad_edge=False, title=title or None, caption=more or None)
+    for s in rows[:most]:
+        values = s.values
         spread = _number(metric, float(values.std(ddof=1))) if len(values) > 1 else ""
         best = values.max() if is_better(metric, 1, 0) else values.min()
-        cells = [_text(chosen[n]) for n in names]
-        made.add_row(
-            *cells, _number(metric, float(values.mean())), spread, _number(metric, float(best)), str(len(values))
-        )
+        numbers = _number(metric, float(values.mean())), spread, _number(metric, float(best)), str(len(values))
+        made.add_row(*(_text(s.chosen[n]) for n in names), *numbers, *([str(s.epochs)] if trained else []))
     made.columns[len(names)].header = f"mean {metric}"
     return made
 
@@ -80,7 +94,7 @@ def picture(names: Sequence[str], points: Sequence[Point], metric: str) -> Figur
     seeds."""
     from matplotlib.figure import Figure as New
 
-    rows = [(chosen, values) for chosen, values in _settings(points, metric) if np.isfinite(values).any()]
+    rows = [(s.chosen, s.values) for s in _settings(points, metric) if np.isfinite(s.values).any()]
     numbers = {n: {c[n] for c, _ in rows if isinstance(c[n], int | float)} for n in names}
     over = max(names, key=lambda n: len(numbers[n]))
     lines: dict[str, list[tuple[Any, np.ndarray]]] = {}

@@ -93,15 +93,16 @@ def train(
 @click.option("--seeds", type=click.IntRange(1), default=1, metavar="N", help="runs of each setting  [default: 1]")
 @click.option("--random", "draws", type=click.IntRange(1), metavar="N", help="draw so many settings, instead of a grid")
 @click.option(
-    "--at-once", type=click.IntRange(1), default=32, metavar="N",
-    help="as many members are trained at once, if there are more  [default: 32]",
+    "--at-once", type=click.IntRange(1), metavar="N",
+    help="so many members are trained side by side, if there are more  [default: as many as is fastest here]",
 )  # fmt: skip
+@click.option("--halving", is_flag=True, help="let the better half go on, again and again: the best ones do all epochs")
 @click.option("--resume", metavar="SWEEP", help="go on with the sweep in a folder")
 @click.option("-q", "--quiet", is_flag=True, help="only the result")
 @click.option("--trust", is_flag=True, help="run code that a config names, not the command line")
 def sweep(
-    file: str | None, seeds: int, draws: int | None, at_once: int, resume: str | None, quiet: bool, trust: bool,
-    **given: Any,
+    file: str | None, seeds: int, draws: int | None, at_once: int | None, halving: bool, resume: str | None,
+    quiet: bool, trust: bool, **given: Any,
 ) -> None:  # fmt: skip
     """Train many models at once, one for each setting and seed, as one compiled step.
 
@@ -125,7 +126,7 @@ def sweep(
     assigned = given.pop("assigned", ())
     single, axes = parted({name: value for name, value in given.items() if value is not None})
     base = _config(file, {**single, "assigned": assigned}, trust)
-    command.run(base, axes, seeds=seeds, draws=draws, width=at_once, quiet=quiet)
+    command.run(base, axes, seeds=seeds, draws=draws, at_once=at_once, halving=halving, quiet=quiet)
 
 
 @cli.command()

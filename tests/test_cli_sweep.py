@@ -1,6 +1,7 @@
 """pipe sweep: many runs from the command line."""
 
 import csv
+import itertools
 import json
 import os
 import random
@@ -10,16 +11,23 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
 from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from cli import landscape
+from cli import config as settings
+from cli import landscape, plan, width
 from cli.axes import Axis, combinations, parted
 from cli.main import cli
+from pipeline import update
+from pipeline.compile import storage
 from pipeline.errors import ConfigError
+from tests import pipes
 
 SMALL = ("--model", "mlp", "--hidden", "8", "--no-compile", "--epochs", "2", "--batch-size", "256", "-q")
 
@@ -106,8 +114,8 @@ def test_values_of_options():
 
 
 def test_a_sweep_that_is_killed_goes_on_bit_for_bit(here):
-    """A few kills at random moments; every member is that of the sweep never killed."""
-    args = ["--lr", "0.1,0.3", "--seeds", "3", "--at-once", "2", *SMALL[:4], "--no-compile", "--epochs", "150",
+    """A few kills at random moments; every member is that of the sweep never killed, and as many are dropped."""
+    args = ["--lr", "0.1,0.3", "--seeds", "3", "--at-once", "2", "--halving", *SMALL[:4], "--no-compile", "--epochs", "240",
             "--batch-size", "256", "--save-minutes", "0", "-q"]  # fmt: skip
     run = [sys.executable, "-m", "cli.main", "sweep"]
     subprocess.run([*run, *args, "--out", "whole"], check=True, env=os.environ)
@@ -159,3 +167,94 @@ def test_an_ensemble_is_one_run(here):
     assert pipe("predict", "whole", "--data", "data.csv", "--weights", "last").output == now
     weights = load_file(here / "whole" / "model.safetensors")
     assert {name.split(".")[1] for name in weights} == {"0", "1", "2"}
+
+
+@given(st.integers(1, 300), st.integers(1, 100))
+def test_rungs_halve_runs_and_double_epochs(count, epochs):
+    """Every rung has twice the epochs of the one before, the last one all, and each one runs to drop."""
+    ends = plan.rungs(count, epochs, True)
+    assert ends[-1] == epochs
+    assert all(a == b // 2 for a, b in itertools.pairwise(ends))
+    assert 2 ** (len(ends) - 1) <= count
+    assert ends[0] >= 1
+    assert plan.rungs(count, epochs, False) == [epochs]
+
+
+@given(st.integers(1, 200), st.integers(1, 40))
+def test_members_are_packed_into_few_widths(count, full):
+    """All are trained once, in parts of one width, which is at most a few times wider than it has to be."""
+    alive = [SimpleNamespace(name=str(i), config=SimpleNamespace(run=SimpleNamespace(seed=i)), hyper={})
+             for i in range(count)]  # fmt: skip
+    made = SimpleNamespace(pipe=pipes.digits(update.sgd(0.1)))
+    found = list(plan.chunks("0-0", made, alive, full, (0, 1), 0))
+    assert [m for chunk in found for m in chunk.members] == alive
+    widths = {chunk.runs.members for chunk in found}
+    [one] = widths
+    assert one == full or (len(found) == 1 and one < plan.NARROWER * count)
+
+
+def test_halving_lets_the_better_half_go_on(here):
+    """A member that went on is the one of the sweep that drops none, and what was dropped can go on by itself."""
+    options = ("--lr", "0.01..1:log:4", "--momentum", "0.9", "--seeds", "2", *SMALL, "--epochs", "4", "--at-once", "4")
+    for name, more in (("all", ()), ("halved", ("--halving",))):
+        assert pipe("sweep", *options, *more, "--out", name).exit_code == 0
+    rows, every = (list(csv.DictReader((here / n / "sweep.csv").open())) for n in ("halved", "all"))
+    assert sorted(int(r["epochs"]) for r in rows) == [1, 1, 1, 1, 2, 2, 4, 4]
+    first = [json.loads((here / "all" / r["run"] / "metrics.jsonl").open().readline()) for r in every]
+    best = sorted(range(8), key=lambda i: -first[i]["validate/accuracy"])[:4]
+    assert {i for i in range(8) if int(rows[i]["epochs"]) > 1} == set(best)
+    for row in rows:
+        own, other = (here / name / row["run"] for name in ("halved", "all"))
+        lines = [(p / "metrics.jsonl").read_text().splitlines() for p in (own, other)]
+        assert len(lines[0]) == int(row["epochs"])
+        if len(lines[0]) == 4:
+            mine, its = (load_file(p / "model.safetensors") for p in (own, other))
+            for name, weights in mine.items():
+                torch.testing.assert_close(weights, its[name], rtol=1e-5, atol=1e-5)
+    dropped = here / "halved" / next(r["run"] for r in rows if r["epochs"] == "1")
+    assert json.loads((dropped / "status.json").read_text())["why"] == "after epoch 1 of 4, by --halving"
+    assert pipe("train", "--resume", str(dropped), "-q").exit_code == 0
+    assert len((dropped / "metrics.jsonl").read_text().splitlines()) == 4
+    chosen = next(r for r in rows if r["run"].endswith(os.path.basename(os.readlink(here / "halved" / "best"))))
+    assert chosen["epochs"] == "4"
+
+
+@pytest.fixture
+def many(monkeypatch, tmp_path):
+    """40 members, of which each width takes some time that a test says."""
+    monkeypatch.setenv("PIPE_CACHE", str(tmp_path))
+    config = settings.make({"hidden": [8], "epochs": 100})
+    group = plan.members(config, [{"lr": 0.1 + 0.01 * i} for i in range(40)], 1)
+    asked = []
+
+    def choose(each, compiling=0.001, free=1 << 20):
+        def measured(group, config, members, say):
+            asked.append(members)
+            return None if each[members] is None else width.Measured(each[members], compiling, members)
+
+        monkeypatch.setattr(width, "_measured", measured)
+        monkeypatch.setattr(width, "room", lambda device: free * width.held(group[0]))
+        asked.clear()
+        programs = []
+        found = width.chosen(group, config, programs, None)
+        return found.members, found.why, list(asked), programs
+
+    return choose
+
+
+def test_the_fastest_width_is_measured_once(many):
+    """Where training takes long enough; it is kept beside the packages, and goes with them."""
+    members, why, asked, programs = many({8: 1e-5, 32: 2e-5})
+    assert (members, asked, programs) == (8, [32, 8], [8])
+    assert why == "the fastest, a step of each takes with 8: 10 us, 32: 20 us"
+    assert many({})[:3] == (8, "the fastest, measured before", [])
+    storage.clear()
+    assert many({8: 3e-5, 32: 2e-5})[0] == 32
+
+
+def test_a_width_is_not_measured_for_little(many):
+    """Where compiling others takes longer than they could save, where it does not compile, and where not more fit."""
+    assert many({32: 1e-5}, compiling=1e3) == (32, "", [32], [32])
+    assert many({32: None}) == (32, "", [32], [])
+    assert many({}, free=20) == (20, "as fit in memory", [], [])
+    assert many({}, free=0) == (1, "as fit in memory", [], [])

@@ -26,6 +26,8 @@ from pipeline.compile.backends.library import Library
 from pipeline.compile.backends.program import Output
 
 FACTS = "package.json"
+WIDTHS = "widths.json"
+"""Beside the packages, how many members of a sweep were found to be fastest at once."""
 _LIBRARY = "step.so"
 _NAME = re.compile(rf"[0-9a-f]{{32}}|{re.escape(files.MAKING)}.+")
 
@@ -135,7 +137,7 @@ def finished(path: Path) -> bool:
 def clear() -> int:
     """Remove all packages, whole or broken; how many there were. What else is in the folder stays."""
     found = folders()
-    for path in found:
+    for path in (*found, folder() / WIDTHS):
         _remove(path)
     return len(found)
 

@@ -1,0 +1,50 @@
+"""Watch: what a sweep says while it goes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from cli import landscape
+from cli.axes import Axis
+from cli.chunk import row
+from cli.plan import Chunk, Member
+from pipeline.log import Row
+from pipeline.state import format_metric, is_better
+
+SHOWN = 8
+"""Rows of the table of the best settings."""
+
+
+@contextmanager
+def watched(
+    say: Console, axes: Sequence[Axis], members: Sequence[Member], results: Mapping[str, list[Row]], metric: str
+) -> Iterator[Callable[[Chunk, Sequence[Row]], None]]:
+    """What to call with each epoch of a chunk. On a terminal, it shows the best settings so far; in a pipe, it prints a
+    line for each chunk that is done."""
+    names = [a.name for a in axes]
+
+    def seen(chunk: Chunk, rows: Sequence[Row]) -> Table:
+        now = {**results, **{m.name: [row(r, j) for r in rows[-1:]] for j, m in enumerate(chunk.members)}}
+        known = [(m.chosen, now[m.name]) for m in members if m.name in now]
+        done = sum(r[-1]["epoch"] == chunk.members[0].config.run.epochs for r in results.values())
+        title = f"epoch {rows[-1]['epoch']} of {chunk.end}, {done} of {len(members)} runs done"
+        return landscape.table(names, known, metric, most=SHOWN, title=title)
+
+    if not say.is_terminal or say.quiet:
+
+        def line(chunk: Chunk, rows: Sequence[Row]) -> None:
+            if rows[-1]["epoch"] == chunk.end:
+                values = [v for v in rows[-1][f"validate/{metric}"] if v is not None]
+                best = max(values, key=lambda v: -v if not is_better(metric, 1, 0) else v) if values else float("nan")
+                up_to = f" up to epoch {chunk.end}" if chunk.end < chunk.members[0].config.run.epochs else ""
+                say.print(f"trained {len(chunk.members)} runs{up_to}, the best with {format_metric(metric, best)}")
+
+        yield line
+        return
+    with Live(console=say, transient=True, refresh_per_second=4) as live:
+        yield lambda chunk, rows: live.update(seen(chunk, rows))

@@ -1,0 +1,150 @@
+"""Width: how many members of a sweep are trained side by side, where nobody says it."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from attrs import frozen
+from rich.console import Console
+from torch.utils import _pytree as pytree
+
+from cli.build import size
+from cli.config import TrainConfig
+from cli.plan import Member, chunks, parted
+from cli.train import compiled
+from pipeline import files, fit
+from pipeline.compile import Compiled, key, storage
+
+USUAL, OTHERS = 32, (8, 128)
+"""Members side by side: few enough for what they hold to stay near a core, many enough to share what a step costs by
+itself; and what else is measured, where it may pay."""
+PAYS = 20
+"""A width that is better by a tenth is worth being looked for where training takes so many times the compiling."""
+SECONDS = 0.5
+"""For which a width is measured."""
+SHARE = 0.5
+"""Of the free memory, at most so much is for members."""
+COPIES = 4
+"""Times that what a member holds is there while its program is made and checked."""
+
+
+@frozen
+class Width:
+    """How many members at once, and in words, why."""
+
+    members: int
+    why: str
+
+
+def chosen(group: Sequence[Member], config: TrainConfig, programs: list[Compiled], say: Console) -> Width:
+    """What is fastest of a few widths for a group, as it was measured once on this machine; or the usual one, where
+    there are not so many members, or where they would be trained before anything is measured. Programs that were made
+    are put into `programs`."""
+    fit_in = room(group[0].made.pipe.place.device) // held(group[0])
+    if fit_in < min(len(group), USUAL):
+        return Width(max(fit_in, 1), "as fit in memory")
+    if len(group) <= USUAL:
+        return Width(len(group), "")
+    usual = Width(USUAL, "")
+    if not config.run.compile:
+        return usual
+    name = _identity(group[0])
+    kept = _read()
+    if name in kept:
+        return Width(min(int(kept[name]), fit_in, len(group)), "the fastest, measured before")
+    first = _measured(group, config, USUAL, say)
+    load = group[0].made.pipe.load
+    assert load is not None
+    steps = (load.batches or 0) * config.run.epochs * len(group)
+    if first is None:
+        return usual
+    if first.each * steps < PAYS * first.compiling:
+        programs.append(first.program)
+        return usual
+    found = {USUAL: first}
+    for width in OTHERS:
+        if width <= min(fit_in, len(group)) and (more := _measured(group, config, width, say)) is not None:
+            found[width] = more
+    best = min(found, key=lambda width: found[width].each)
+    programs.append(found[best].program)
+    kept[name] = best
+    with suppress(OSError):  # it is measured again then
+        storage.folder().mkdir(parents=True, exist_ok=True, mode=0o700)
+        files.replace(storage.folder() / storage.WIDTHS, json.dumps(kept, indent=1).encode())
+    told = ", ".join(f"{width}: {1e6 * found[width].each:.3g} us" for width in sorted(found))
+    return Width(best, f"the fastest, a step of each takes with {told}")
+
+
+@frozen
+class Measured:
+    """Seconds of a step of one member, and of compiling."""
+
+    each: float
+    compiling: float
+    program: Compiled
+
+
+def _measured(group: Sequence[Member], config: TrainConfig, width: int, say: Console) -> Measured | None:
+    """A width, by training that is thrown away; None where it does not compile."""
+    chunk = next(chunks("", group[0].made, group, parted(len(group), width), (0, 1), config.run.seed))
+    runs = chunk.runs
+    load = chunk.made.pipe.load
+    assert load is not None
+    state = runs.init(steps=None if load.batches is None else load.batches * config.run.epochs)
+    began = time.perf_counter()
+    program = compiled(runs, chunk.made.held_out, config, state, say, False)
+    if program.report.fallback is not None:
+        return None
+    compiling, best, done, before = time.perf_counter() - began, float("inf"), 0, 0.0
+    began = time.perf_counter()
+    for r in fit(runs, epochs=1 << 20, state=state, compile=program, interval=SECONDS / 5):
+        best = min(best, (r.seconds - before) / (r.batch - done) / runs.members)
+        done, before = (0, 0.0) if r.complete else (r.batch, r.seconds)
+        if time.perf_counter() - began > SECONDS:
+            break
+    return Measured(best, compiling, program)
+
+
+def held(member: Member) -> int:
+    """Bytes that a member holds while it is trained, about: its State, gradients, and a batch's activations."""
+    pipe = member.made.pipe
+    state = pipe.init(0, steps=1)
+    kept: int = sum(t.nbytes for t in pytree.tree_leaves(state.tree))
+    return max(COPIES * kept + int(3 * size(member.made, state)[1]), 1)
+
+
+def room(device: torch.device) -> int:
+    """Bytes of free memory for members."""
+    if device.type == "cuda":
+        return round(SHARE * torch.cuda.mem_get_info(device)[0])
+    free = []
+    with suppress(OSError, StopIteration):
+        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
+        free.append(1024 * int(next(line for line in lines if line.startswith("MemAvailable")).split()[1]))
+    with suppress(OSError, ValueError):  # what a container may take
+        limit, used = (int(Path(f"/sys/fs/cgroup/memory.{n}").read_text(encoding="utf-8")) for n in ("max", "current"))
+        free.append(max(limit - used, 0))
+    return round(SHARE * min(free, default=1 << 62))
+
+
+def _identity(member: Member) -> str:
+    """What a width was measured for."""
+    about: dict[str, Any] = {"machine": dict(key.machine()), "threads": torch.get_num_threads()}
+    config = member.config
+    tables = {name: config.tables.get(name) for name in ("data", "model", "optimizer", "loss", "pipeline")}
+    run = {name: getattr(config.run, name) for name in ("batch_size", "accumulate", "precision", "device", "backend")}
+    return files.checksum({**about, **json.loads(json.dumps(tables, default=str)), "run": run})[:32]
+
+
+def _read() -> dict[str, Any]:
+    try:
+        found = json.loads((storage.folder() / storage.WIDTHS).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
