@@ -11,7 +11,7 @@ from attrs import evolve
 
 from benchmarks import harness, report
 
-SUITES = ("digits_step", "tutorial_mlp", "loading", "models", "scaling", "members")
+SUITES = ("digits_step", "tutorial_mlp", "loading", "models", "scaling", "members", "grid")
 
 
 def main() -> int:

@@ -74,8 +74,8 @@ def run(
         raise refusal("--random has nothing to draw: give a setting several values, such as --lr 0.001..1:log")
     plan = Plan(tuple(axes), tuple(combinations(axes, draws, base.run.seed)), seeds, halving, at_once)
     with folders.new(base, f"sweep-{base.title}") as folder:
-        folders.write_config(folder, base, {})
         plan.write(folder)
+        folders.write_config(folder, base, {})  # which makes the folder one to go on with
         _sweep(folder, base, plan, quiet)
 
 

@@ -18,18 +18,24 @@ from pathlib import Path
 
 from safetensors.numpy import load_file
 
-PIPE = [sys.executable, "-c", "from cli.main import main; main()", "train"]
+PIPE = [sys.executable, "-c", "from cli.main import main; main()"]
+RUN = ["train", "--model", "convnet", "--widths", "4,8", "--dropout", "0.3", "--save-steps", "7"]
+SWEEP = ["sweep", "--hidden", "16", "--lr", "0.03..3:log:3", "--seeds", "3", "--at-once", "4", "--save-minutes", "0"]
 MODES = {
-    "fused": [],
-    "single steps": ["--steps-per-call", "1"],
-    "an epoch a call": ["--steps-per-call", "epoch"],
-    "uncompiled": ["--no-compile"],
+    "fused": RUN,
+    "single steps": [*RUN, "--steps-per-call", "1"],
+    "an epoch a call": [*RUN, "--steps-per-call", "epoch"],
+    "uncompiled": [*RUN, "--no-compile"],
+    "sweep": SWEEP,
+    "halving": [*SWEEP, "--halving"],
+    "uncompiled halving": [*SWEEP, "--halving", "--no-compile", "--batch-size", "256"],
 }
-RUN = ["--model", "convnet", "--widths", "4,8", "--dropout", "0.3", "--batch-size", "64", "--save-steps", "7"]
 
 
-def ended(folder: Path) -> tuple[bytes, dict[str, bytes], list[object], object]:
-    """All that a finished run leaves, without the times."""
+def ended(folder: Path) -> object:
+    """All that a finished run leaves, without the times; of a sweep, each of its runs."""
+    if (folder / "members").exists():
+        return {p.name: ended(p) for p in (folder / "members").iterdir()}
     newest = max((folder / "checkpoints").glob("step-*"))
     tensors = {name: t.tobytes() for name, t in load_file(newest / "state.safetensors").items()}
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -43,7 +49,7 @@ def killed(folder: Path, args: list[str], left: int, longest: float, seed: rando
     kills = 0
     while True:
         command = (
-            [*PIPE, "--resume", str(folder)]
+            [*PIPE, args[0], "--resume", str(folder)]
             if (folder / "config.toml").exists()
             else [*PIPE, *args, "--out", str(folder)]
         )
@@ -64,7 +70,7 @@ def killed(folder: Path, args: list[str], left: int, longest: float, seed: rando
 
 
 def _newest(folder: Path) -> set[str]:
-    return {p.name for p in (folder / "checkpoints").glob("*")}
+    return {str(p) for p in folder.glob("**/checkpoints/*")}
 
 
 def campaign(times: int, modes: list[str], epochs: int, longest: float, seed: int) -> dict[str, tuple[int, int, int]]:
@@ -73,7 +79,7 @@ def campaign(times: int, modes: list[str], epochs: int, longest: float, seed: in
     with tempfile.TemporaryDirectory(prefix="kills-") as root:
         os.environ.setdefault("PIPE_CACHE", f"{root}/cache")
         for n, mode in enumerate(modes):
-            args = [*RUN, *MODES[mode], "--epochs", str(epochs)]
+            args = [*MODES[mode], "--epochs", str(epochs)]
             whole = Path(root) / f"whole-{n}"
             subprocess.run([*PIPE, *args, "--out", str(whole)], check=True, stdout=subprocess.DEVNULL)
             kills = runs = same = 0

@@ -7,10 +7,6 @@ import os
 import random
 import re
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from types import SimpleNamespace
 
 import pytest
@@ -27,7 +23,7 @@ from cli.main import cli
 from pipeline import update
 from pipeline.compile import storage
 from pipeline.errors import ConfigError
-from tests import pipes
+from tests import kills, pipes
 
 SMALL = ("--model", "mlp", "--hidden", "8", "--no-compile", "--epochs", "2", "--batch-size", "256", "-q")
 
@@ -113,23 +109,10 @@ def test_values_of_options():
     assert sum(row["lr"] < 10**-1.5 for row in drawn) in range(30, 70)
 
 
-def test_a_sweep_that_is_killed_goes_on_bit_for_bit(here):
+def test_a_sweep_that_is_killed_goes_on_bit_for_bit():
     """A few kills at random moments; every member is that of the sweep never killed, and as many are dropped."""
-    args = ["--lr", "0.1,0.3", "--seeds", "3", "--at-once", "2", "--halving", *SMALL[:4], "--no-compile", "--epochs", "240",
-            "--batch-size", "256", "--save-minutes", "0", "-q"]  # fmt: skip
-    run = [sys.executable, "-m", "cli.main", "sweep"]
-    subprocess.run([*run, *args, "--out", "whole"], check=True, env=os.environ)
-    chance, begun = random.Random(0), False
-    for _ in range(3):
-        process = subprocess.Popen([*run, *(["--resume", "killed"] if begun else [*args, "--out", "killed"])])
-        time.sleep(chance.uniform(4, 6))
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        begun = begun or (here / "killed" / "sweep.json").exists()
-    subprocess.run([*run, *(["--resume", "killed", "-q"] if begun else [*args, "--out", "killed"])], check=True)
-    for i in range(6):
-        a, b = ((here / of / "members" / f"{i:03d}" / "model.safetensors") for of in ("whole", "killed"))
-        assert a.read_bytes() == b.read_bytes()
+    [(times, runs, same)] = kills.campaign(3, ["uncompiled halving"], 60, 2.0, 0).values()
+    assert (times, runs) == (3, same)
 
 
 def test_tables_and_pictures_of_few_and_many():
