@@ -26,6 +26,8 @@ USUAL, OTHERS = 32, (8, 128)
 itself; and what else is measured, where it may pay."""
 PAYS = 20
 """A width that is better by a tenth is worth being looked for where training takes so many times the compiling."""
+COLD = 10.0
+"""Seconds that compiling takes about, where the first width is kept already."""
 SECONDS = 0.5
 """For which a width is measured."""
 SHARE = 0.5
@@ -49,22 +51,21 @@ def chosen(group: Sequence[Member], config: TrainConfig, programs: list[Compiled
     fit_in = room(group[0].made.pipe.place.device) // held(group[0])
     if fit_in < min(len(group), USUAL):
         return Width(max(fit_in, 1), "as fit in memory")
-    if len(group) <= USUAL:
-        return Width(len(group), "")
-    usual = Width(USUAL, "")
+    usual = Width(min(USUAL, len(group)), "")
     if not config.run.compile:
         return usual
-    name = _identity(group[0])
-    kept = _read()
+    name, kept = _identity(group[0]), _read()
     if name in kept:
         return Width(min(int(kept[name]), fit_in, len(group)), "the fastest, measured before")
+    if len(group) <= USUAL:
+        return usual
     first = _measured(group, config, USUAL, say)
     load = group[0].made.pipe.load
     assert load is not None
     steps = (load.batches or 0) * config.run.epochs * len(group)
     if first is None:
         return usual
-    if first.each * steps < PAYS * first.compiling:
+    if first.each * steps < PAYS * max(first.compiling, COLD):
         programs.append(first.program)
         return usual
     found = {USUAL: first}

@@ -45,9 +45,16 @@ class Ensemble(Sweep):
     ) -> None:
         super().__init__(pipe, settings, order, first)
         last = max((i for i, s in enumerate(pipe.evaluation) if OUTPUTS in s.writes), default=None)
-        if last is None or pipe.on_host:
-            what = "metrics on the host have no part in" if last is not None else f"no stage writes {OUTPUTS!r} for"
-            raise ConfigError(f"an ensemble joins the {OUTPUTS!r} of its members in its evaluation: {what} that")
+        if last is None:
+            raise ConfigError(
+                f"an ensemble joins the {OUTPUTS!r} of its members, which no stage writes: forward.model(outputs=...) "
+                "gives names to what a model returns"
+            )
+        if pipe.on_host:
+            raise ConfigError(
+                f"{pipe.on_host[0].name!r} is taken on the host, and so not of joined outputs: leave it out, and take "
+                "it of what module() answers"
+            )
         rest = pipe.evaluation[last + 1 :]
         kept = {name for s in pipe.stages for name in s.keeps}
         for s in rest:

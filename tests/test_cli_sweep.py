@@ -208,9 +208,10 @@ def many(monkeypatch, tmp_path):
     monkeypatch.setenv("PIPE_CACHE", str(tmp_path))
     config = settings.make({"hidden": [8], "epochs": 100})
     group = plan.members(config, [{"lr": 0.1 + 0.01 * i} for i in range(40)], 1)
+    monkeypatch.setattr(width, "COLD", 0.0)
     asked = []
 
-    def choose(each, compiling=0.001, free=1 << 20):
+    def choose(each, compiling=0.001, free=1 << 20, count=40):
         def measured(group, config, members, say):
             asked.append(members)
             return None if each[members] is None else width.Measured(each[members], compiling, members)
@@ -219,7 +220,7 @@ def many(monkeypatch, tmp_path):
         monkeypatch.setattr(width, "room", lambda device: free * width.held(group[0]))
         asked.clear()
         programs = []
-        found = width.chosen(group, config, programs, None)
+        found = width.chosen(group[:count], config, programs, None)
         return found.members, found.why, list(asked), programs
 
     return choose
@@ -231,6 +232,7 @@ def test_the_fastest_width_is_measured_once(many):
     assert (members, asked, programs) == (8, [32, 8], [8])
     assert why == "the fastest, a step of each takes with 8: 10 us, 32: 20 us"
     assert many({})[:3] == (8, "the fastest, measured before", [])
+    assert many({}, count=6)[:3] == (6, "the fastest, measured before", [])
     storage.clear()
     assert many({8: 3e-5, 32: 2e-5})[0] == 32
 

@@ -125,7 +125,7 @@ COUNTED = evaluate.on_host("seen", lambda targets: targets, len)
         (lambda: ensemble(small(decayed, evaluate.accuracy()), seeds=2), "reads 'params', of which each member"),
         (lambda: ensemble(small(loss.function(nn.CrossEntropyLoss())), seeds=2), "pass join="),
         (lambda: ensemble(whole(2), seeds=2), "not of another sweep"),
-        (lambda: ensemble(small(loss.cross_entropy(), COUNTED), seeds=2), "metrics on the host"),
+        (lambda: ensemble(small(loss.cross_entropy(), COUNTED), seeds=2), "'seen' is taken on the host"),
         (
             lambda: ensemble(
                 small(
@@ -134,7 +134,7 @@ COUNTED = evaluate.on_host("seen", lambda targets: targets, len)
                 ),
                 seeds=2,
             ),
-            "no stage writes 'outputs'",
+            "'outputs' of its members, which no stage writes",
         ),
     ],
 )
