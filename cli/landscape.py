@@ -10,7 +10,7 @@ from attrs import frozen
 from rich.table import Table
 
 from pipeline.log import Row
-from pipeline.plot import COLOURS, MARKS, STYLES
+from pipeline.plot import COLOURS, STYLES
 from pipeline.state import format_metric, is_better
 
 if TYPE_CHECKING:
@@ -21,6 +21,8 @@ Point: TypeAlias = tuple[Mapping[str, Any], Sequence[Row]]
 
 LINES = 8
 """Settings that a picture tells apart by colour; others are grey."""
+FILLED = "os^Dv<>p"
+"""Marks that may be hollow."""
 ROWS = 20
 """Of more settings, a table shows the best ones."""
 
@@ -91,43 +93,46 @@ def _number(metric: str, value: float) -> str:
 
 def picture(names: Sequence[str], points: Sequence[Point], metric: str) -> Figure:
     """The metric over the axis that has most numbers, a line for each setting of the others, with the range over
-    seeds."""
+    seeds; hollow where a setting was not trained to the end."""
     from matplotlib.figure import Figure as New
 
-    rows = [(s.chosen, s.values) for s in _settings(points, metric) if np.isfinite(s.values).any()]
-    numbers = {n: {c[n] for c, _ in rows if isinstance(c[n], int | float)} for n in names}
+    rows = [s for s in _settings(points, metric) if np.isfinite(s.values).any()]
+    numbers = {n: {s.chosen[n] for s in rows if isinstance(s.chosen[n], int | float)} for n in names}
     over = max(names, key=lambda n: len(numbers[n]))
-    lines: dict[str, list[tuple[Any, np.ndarray]]] = {}
-    for chosen, values in rows:  # the best lines first
-        others = words({n: chosen[n] for n in names if n != over})
-        lines.setdefault(others, []).append((chosen[over], values))
+    lines: dict[str, list[Setting]] = {}
+    for s in rows:  # the best lines first
+        lines.setdefault(words({n: s.chosen[n] for n in names if n != over}), []).append(s)
+    whole = max((s.epochs for s in rows), default=0)
     figure: Figure = New(figsize=(7.2, 4.4), layout="constrained")
     axes = figure.add_subplot()
     single = len(lines) > max(len(rows) / 2, 1)
     if single:  # drawn at random, so that there are points and no lines
-        lines = {"": [pair for found in lines.values() for pair in found]}
+        lines = {"": [s for found in lines.values() for s in found]}
     for k, (name, found) in reversed(list(enumerate(lines.items()))):
-        ordered = sorted(found, key=lambda pair: (str(type(pair[0])), pair[0]))
-        at = [x for x, _ in ordered]
-        mean = [float(np.nanmean(v)) for _, v in ordered]
-        low, high = [float(np.nanmin(v)) for _, v in ordered], [float(np.nanmax(v)) for _, v in ordered]
+        ordered = sorted(found, key=lambda s: (str(type(s.chosen[over])), s.chosen[over]))
+        at = [s.chosen[over] for s in ordered]
+        mean, low, high = ([float(f(s.values)) for s in ordered] for f in (np.nanmean, np.nanmin, np.nanmax))
         known = k < LINES
         style: dict[str, Any] = {
             "color": COLOURS[k % len(COLOURS)] if known else "#bbbbbb",
-            "marker": MARKS[k % 8],
+            "marker": FILLED[k % 8],
             "markersize": 4,
         }
         label = (name or None) if known else None
         axes.plot(
             at, mean, linestyle="" if single else STYLES[0], linewidth=1.3 if known else 0.6, label=label, **style
         )
+        short = [(x, y) for x, y, s in zip(at, mean, ordered, strict=True) if s.epochs < whole]
+        if short:
+            axes.plot(*zip(*short, strict=True), linestyle="", markerfacecolor="white", **style)
         if known and low != high and not single:
             axes.fill_between(at, low, high, color=style["color"], alpha=0.15, linewidth=0)
     places = numbers[over]
     if places and min(places) > 0 and max(places) > 30 * min(places):
         axes.set_xscale("log")
     axes.set_xlabel(over, fontsize=9)
-    axes.set_ylabel(f"held-out {metric}, last epoch", fontsize=9)
+    hollow = " (hollow: before the last one)" if any(s.epochs < whole for s in rows) else ""
+    axes.set_ylabel(f"held-out {metric}, last epoch{hollow}", fontsize=9)
     axes.tick_params(labelsize=8)
     axes.grid(visible=True, linewidth=0.3)
     axes.spines[["top", "right"]].set_visible(False)

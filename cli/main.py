@@ -90,7 +90,7 @@ def train(
 @cli.command()
 @click.argument("file", required=False, metavar="[CONFIG.toml | RUN | FILE.py:FUNCTION]")
 @partial(settings, several=True)
-@click.option("--seeds", type=click.IntRange(1), default=1, metavar="N", help="runs of each setting  [default: 1]")
+@click.option("--seeds", type=click.IntRange(1), metavar="N", help="runs of each setting  [default: 1]")
 @click.option("--random", "draws", type=click.IntRange(1), metavar="N", help="draw so many settings, instead of a grid")
 @click.option(
     "--at-once", type=click.IntRange(1), metavar="N",
@@ -101,7 +101,7 @@ def train(
 @click.option("-q", "--quiet", is_flag=True, help="only the result")
 @click.option("--trust", is_flag=True, help="run code that a config names, not the command line")
 def sweep(
-    file: str | None, seeds: int, draws: int | None, at_once: int | None, halving: bool, resume: str | None,
+    file: str | None, seeds: int | None, draws: int | None, at_once: int | None, halving: bool, resume: str | None,
     quiet: bool, trust: bool, **given: Any,
 ) -> None:  # fmt: skip
     """Train many models at once, one for each setting and seed, as one compiled step.
@@ -116,7 +116,8 @@ def sweep(
     from cli import sweep as command
 
     if resume is not None:
-        if file is not None or any(v not in (None, ()) for v in given.values()):
+        others = (file, seeds, draws, at_once, halving or None, *given.values())
+        if any(v not in (None, ()) for v in others):
             raise refusal("--resume goes on with the settings of its sweep; leave out others")
         _check_trust(Path(resume) / config.CONFIG, {}, trust)
         command.resume(Path(resume), quiet=quiet)
@@ -126,7 +127,7 @@ def sweep(
     assigned = given.pop("assigned", ())
     single, axes = parted({name: value for name, value in given.items() if value is not None})
     base = _config(file, {**single, "assigned": assigned}, trust)
-    command.run(base, axes, seeds=seeds, draws=draws, at_once=at_once, halving=halving, quiet=quiet)
+    command.run(base, axes, seeds=seeds or 1, draws=draws, at_once=at_once, halving=halving, quiet=quiet)
 
 
 @cli.command()

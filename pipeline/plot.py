@@ -67,7 +67,8 @@ def curves(reports: Curve | Mapping[str, Curve], *, metrics: Sequence[str] = (),
     """A panel for each metric, over epochs: of a run, held-out data solid and training dashed.
 
     - `reports`: Reports, or rows as a run's metrics.jsonl has them; of several runs, by name.
-    - `metrics`: those to show; by default all that are one number, the learning rate too, but not their details.
+    - `metrics`: those to show; by default all that are one number, the learning rate too, but not their details. Other
+      views of a run's metric, such as "ema.loss", are drawn in its panel.
     - `best`: the metric whose best epoch is marked; by default the validation's accuracy, or r2, perplexity or loss.
 
     Raises ConfigError where there is nothing to show.
@@ -83,6 +84,8 @@ def curves(reports: Curve | Mapping[str, Curve], *, metrics: Sequence[str] = (),
         if name not in known:
             raise ConfigError(f"there is no metric {name!r}{did_you_mean(name, known)}")
     shown = list(metrics) or sorted((k for k in known if "/" not in k), key=_order)
+    if not metrics and len(lines) == 1:
+        shown = [k for k in shown if k.rpartition(".")[2] not in known or "." not in k]
     columns = 1 if len(shown) == 1 else 2
     height = -(-len(shown) // columns)
     figure: Figure = New(figsize=(WIDTH * columns, HEIGHT * height))
@@ -121,11 +124,16 @@ def _draw_parts(axes: Axes, metric: str, rows: Sequence[Row], best: str | None) 
     _draw(axes, *training, label="training", color=color, style=style, marker=mark if len(rows) == 1 else "")
     marker = "." if len(rows) <= FEW else ""
     _draw(axes, *held_out, label="held-out", color="#000000", style="-", marker=marker)
+    views = sorted({k.removeprefix("validate/") for r in rows for k in r if k.endswith(f".{metric}")})
+    for k, name in enumerate(views):
+        color = COLOURS[k % len(COLOURS)]
+        points = _points(rows, f"validate/{name}")
+        _draw(axes, *points, label=name.removesuffix(f".{metric}"), color=color, style="-", marker=marker)
     found = best_epoch(rows, best)
     if found is not None and len(rows) > 1:
         epoch, name, value = found
         axes.axvline(epoch, color="#999999", linewidth=0.8, linestyle=":")
-        if name == metric:
+        if name == metric or name in views:
             axes.plot([epoch], [value], "*", color="#000000", markersize=10, label=f"best: epoch {epoch}")
 
 

@@ -89,6 +89,9 @@ def test_settings_are_drawn(here):
         (("--best", "acuracy"), "did you mean 'accuracy'"),
         (("--resume", "nowhere"), "holds no run"),
         (("--resume", "nowhere", "--lr", "1"), "leave out others"),
+        (("--resume", "nowhere", "--halving"), "leave out others"),
+        (("--resume", "nowhere", "--seeds", "2"), "leave out others"),
+        (("--ensemble", "4"), "--ensemble has no say in a sweep"),
     ],
 )
 def test_bad_sweeps_are_one_line(here, args, said):

@@ -70,3 +70,16 @@ def test_reports_are_taken_as_rows_are():
         plot.curves([inside])
     with pytest.raises(PipeError, match="did you mean 'loss'"):
         plot.curves([whole], metrics=["los"])
+
+
+def test_other_views_of_a_metric_are_in_its_panel():
+    """An average, or the members of an ensemble, beside what they are of, under their own names."""
+    rows = [
+        {"epoch": e, "train/loss": 1 / e, "validate/loss": 2 / e, "validate/ema.loss": 3 / e, "validate/ema.r2": 0.5}
+        for e in (1, 2)
+    ]
+    panels = {axes.get_title(): axes for axes in plot.curves(rows, best="ema.loss").axes}
+    assert set(panels) == {"loss", "ema.r2"}
+    drawn = {line.get_label(): list(line.get_ydata()) for line in panels["loss"].get_lines()}
+    assert drawn["ema"] == [3, 1.5]
+    assert drawn["best: epoch 2"] == [1.5]
