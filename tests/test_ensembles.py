@@ -41,7 +41,7 @@ def test_votes_are_counted(members, data):
 
 
 def whole(members=3, **options):
-    return ensemble(pipes.digits(update.finite(), update.sgd(0.1), size=512), seeds=members, **options)
+    return ensemble(pipes.digits(update.finite(), update.sgd(0.1), size=479), seeds=members, **options)
 
 
 def test_metrics_are_those_of_the_joined_outputs_and_of_each_member():
