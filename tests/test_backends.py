@@ -2,6 +2,7 @@
 fails."""
 
 import functools
+import platform
 
 import pytest
 import torch
@@ -266,6 +267,26 @@ def test_a_native_program_with_wrong_numbers_is_not_used(monkeypatch, tmp_path):
     assert graph.backend == "inductor"
     assert "native: its results are not those of the plain functions" in str(graph)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="other processors have other registers")
+def test_what_decays_is_zero_in_native_steps_and_nowhere_else():
+    """Numbers too small to be normal ones are 0 on every thread while steps run, since they take 100 times as long."""
+
+    def decays(memory):
+        return 0.1 * memory
+
+    small = torch.full((1 << 20,), 2e-38)
+    pipe = Pipeline(load.batches(torch.zeros(2, 1), size=1), stage(decays, init=lambda: small.clone()))
+    before, threads = pipe.step(pipe.init(0)), torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        state, _ = pipe.compile(backend="native", steps=1)(pipe.init(0))
+    finally:
+        torch.set_num_threads(threads)
+    assert (before[0].memory["decays"] > 0).all()
+    assert not state.memory["decays"].any()
+    assert (0.1 * small > 0).all()
 
 
 def test_an_unknown_backend_is_refused_at_once(pipe):

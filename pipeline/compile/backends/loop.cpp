@@ -10,6 +10,7 @@ using PipelineEntry = void (*)(AtenTensorHandle*, AtenTensorHandle*);
     PipelineEntry entry, AtenTensorHandle* inputs, const int64_t* given, int64_t owned, int64_t m, int64_t steps,
     char** history, const int64_t* bytes, char* error, int64_t room) {
   int failed = 0;
+  const PipelineFlush flush;
   try {
     std::vector<AtenTensorHandle> out(m);
     for (int64_t k = 0; k < steps; k++) {

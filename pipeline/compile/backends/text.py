@@ -25,6 +25,7 @@ _LOOPED = re.compile(r"\baoti_torch_empty_strided(?=\([^;]*&while_loop_\w+\))")
 _KERNEL = re.compile(r'^extern "C" [^;{]*{$.*?^}$', re.MULTILINE | re.DOTALL)
 _DEFINED = re.compile(r'^extern "C"\s+(?:__attribute__\S+\s+)?void\s+(\w+)\(', re.MULTILINE)
 _LOOP = re.compile(r"^(?= *#pragma omp (?:for|single|parallel))", re.MULTILINE)
+_THREAD = re.compile(r"\bint tid = omp_get_thread_num\(\);")
 _SHARED = re.compile(r"#pragma omp for.*")
 _ADDS = "atomic_add"
 
@@ -71,7 +72,9 @@ def joined(codes: Sequence[Code], kind: str) -> tuple[str, str]:
             found.update(dict.fromkeys(_INCLUDE.findall(part)))
             texts.append(f"namespace program_{k} {{\n{rename(_INCLUDE.sub('', part))}\n}}\n")
     entries = [f"PIPELINE_{kind}({entry(k)}, program_{k})\n" for k in range(len(codes))]
-    shortcuts = [_source("products"), *([_source("buffers")] if kind == RUN else [])]
+    shortcuts = [_source("flush"), _source("products"), *([_source("buffers")] if kind == RUN else [])]
+    if kind == RUN:  # a thread of a kernel's own knows nothing of what the calling one does
+        kernels = [_source("flush"), *(_THREAD.sub(r"\g<0> const PipelineFlush flush;", text) for text in kernels)]
     return "".join([*includes, *shortcuts, *calls, _source("loop"), *entries]), "".join([*kernel_includes, *kernels])
 
 
