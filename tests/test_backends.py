@@ -270,13 +270,14 @@ def test_a_native_program_with_wrong_numbers_is_not_used(monkeypatch, tmp_path):
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="other processors have other registers")
-def test_what_decays_is_zero_in_native_steps_and_nowhere_else():
+@pytest.mark.parametrize("numbers", [100, 1 << 20])
+def test_what_decays_is_zero_in_native_steps_and_nowhere_else(numbers):
     """Numbers too small to be normal ones are 0 on every thread while steps run, since they take 100 times as long."""
 
     def decays(memory):
         return 0.1 * memory
 
-    small = torch.full((1 << 20,), 2e-38)
+    small = torch.full((numbers,), 2e-38)
     pipe = Pipeline(load.batches(torch.zeros(2, 1), size=1), stage(decays, init=lambda: small.clone()))
     before, threads = pipe.step(pipe.init(0)), torch.get_num_threads()
     torch.set_num_threads(2)
