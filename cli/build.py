@@ -88,6 +88,7 @@ def _of_code(config: TrainConfig, name: str) -> Job:
 
 
 def _of_settings(config: TrainConfig, data: Prepared | None) -> Job:
+    """A pipeline of the command's, of its settings."""
     device = placed(config)
     data = prepared(config) if data is None else data
     what = fixed(config.data.source, data)

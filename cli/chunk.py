@@ -27,8 +27,10 @@ def trained(
     chunk: Chunk, base: TrainConfig, folder: Path, say: Console, programs: list[Compiled], caught: list[int],
     show: Callable[[Sequence[log.Row]], None], threads: int,
 ) -> bool:  # fmt: skip
-    """Train the members of a chunk, from their last checkpoint on; False where a signal was caught before the end. Each
-    takes so many threads as a run alone."""
+    """Train the members of a chunk, from their last checkpoint on; False where a signal was caught before the end.
+
+    `threads` are those that each takes as a run alone.
+    """
     where = folder / CHUNKS / chunk.name
     if (where / DONE).exists():
         return True
@@ -83,9 +85,9 @@ def _saved(where: Path) -> Saved:
     return saved
 
 
-def rows_of(folder: Path, member: Member) -> list[log.Row]:
-    """The epochs of a member so far."""
-    return log.read(folder / MEMBERS / member.name / folders.METRICS)
+def rows_of(folder: Path, member: Member, end: int) -> list[log.Row]:
+    """The epochs of a member, up to one: where a sweep goes on, later ones may have been done already."""
+    return [r for r in log.read(folder / MEMBERS / member.name / folders.METRICS) if r["epoch"] <= end]
 
 
 def row(of: Mapping[str, Any], j: int) -> log.Row:
@@ -106,8 +108,8 @@ def _write_members(chunk: Chunk, where: Path, folder: Path, threads: int) -> Non
         numbers = {"threads": threads, "hyper": {name: value.item() for name, value in own.hyper.items()}}
         folders.write_config(path, m.config, {**facts, "facts": {**facts["facts"], **numbers}})
         folders.write_data(path, made)
-        before = [r for r in rows_of(folder, m) if r["epoch"] <= chunk.begin]
-        content = "".join(json.dumps(r) + "\n" for r in (*before, *(row(r, j) for r in rows)))
+        own_rows = (*rows_of(folder, m, chunk.begin), *(row(r, j) for r in rows))
+        content = "".join(json.dumps(r) + "\n" for r in own_rows)
         folders.replace(path / folders.METRICS, content.encode())
         with Saver(path / folders.CHECKPOINTS) as saver:
             saver.save(own, saved.epoch, saved.batch)

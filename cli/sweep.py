@@ -118,7 +118,7 @@ def _sweep(folder: Path, base: TrainConfig, plan: Plan, quiet: bool) -> None:
                 programs[:] = [p for p in programs if p.pipe.models == chunk.runs.models]
             if not work.trained(chunk, base, folder, say, programs, caught, partial(show, chunk), alone):
                 break
-            results |= {m.name: work.rows_of(folder, m) for m in chunk.members}
+            results |= {m.name: work.rows_of(folder, m, chunk.end) for m in chunk.members}
     if caught:
         warn(f"stopped by a signal; go on with: pipe sweep --resume {folder}")
         sys.exit(128 + caught[0])

@@ -205,6 +205,15 @@ def test_halving_lets_the_better_half_go_on(here):
     assert chosen["epochs"] == "4"
 
 
+def test_halving_goes_by_what_was_known_then(here):
+    """Going on with a sweep drops the same runs, also where those that went on did worse later."""
+    options = ("--lr", "1e29..1e32:log:4", "--halving", *SMALL, "--epochs", "4", "--out", "wild")
+    assert pipe("sweep", *options).exit_code == 0
+    first = (here / "wild" / "sweep.csv").read_text(), os.readlink(here / "wild" / "best")
+    assert pipe("sweep", "--resume", "wild", "-q").exit_code == 0
+    assert ((here / "wild" / "sweep.csv").read_text(), os.readlink(here / "wild" / "best")) == first
+
+
 @pytest.fixture
 def many(monkeypatch, tmp_path):
     """40 members, of which each width takes some time that a test says."""
