@@ -378,6 +378,12 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
     except Exception as e:
+        if type(e).__name__ == "OutOfMemoryError":
+            _end(
+                f"{str(e).strip().splitlines()[0]}; the device has too little memory: use a smaller --batch-size, "
+                "--accumulate or --precision bf16",
+                2,
+            )
         code = getattr(e, "exit_code", None)  # a PipeError; naming the class would import torch for --help
         lost = team.is_lost(e)
         if code is None and not lost:

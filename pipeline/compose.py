@@ -192,9 +192,10 @@ class Composition:
         values = {**self._kept(tree), **self._of_a_step(tree, hyper), "training": True, **batch}
         sums: dict[str, Tree] = {}
         for segment in self.segments:
-            written, remembered, added = segment.run(
-                values, hyper, memory, batch, self.samples, self.place.autocast, on, rows
-            )
+            with self.place.computing():
+                written, remembered, added = segment.run(
+                    values, hyper, memory, batch, self.samples, self.place.autocast, on, rows
+                )
             values |= written
             memory |= remembered
             sums |= added
@@ -216,12 +217,14 @@ class Composition:
         return new, self.finish(sums)
 
     def _of_a_step(self, tree: dict[str, Tree], hyper: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Any]:
-        """What telemetry may read, as far as a stage here does: in a loop of parts, each value is carried along."""
+        """What telemetry may read, as far as a stage here does: in a loop of parts, each value is carried along. And
+        the factors of losses."""
         read = {name for s in self.graph for name in (*s.reads, *s.optional)}
         given: dict[str, Any] = {"before": self._kept(tree)} if "before" in read else {}
         if "hyper" in read:
             given["hyper"] = {f"{name}.{key}": value for name, of in hyper.items() for key, value in of.items()}
-        return given
+        scales = {s.scaled: tree["memory"][s.name]["scale"] for s in self.graph if isinstance(s, Finite) and s.scales}
+        return {**given, **scales}
 
     def _check_shapes(self, new: dict[str, Tree], old: dict[str, Tree]) -> None:
         """Raise StageError where what State holds comes out in another shape."""
@@ -255,7 +258,7 @@ class Composition:
             values = {**on.given(None, values)}
             on.forget()
         # Nothing here has a gradient but what asks for one: a derivative may be part of a model's outputs.
-        with torch.enable_grad(), self.place.autocast():
+        with torch.enable_grad(), self.place.autocast(), self.place.computing():
             weigh = counted(batch, self.samples, tree["step"])
             written, _, added = through(stages, values, self.hyper(tree), tree["memory"], weigh)
         if rows is not None and not rows.count:

@@ -8,6 +8,7 @@ import time
 import warnings
 from collections.abc import Generator, Mapping
 from contextlib import suppress
+from functools import partial
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -18,6 +19,7 @@ from pipeline.compile import Backend, Compiled, Fallback, Steps
 from pipeline.compose import Composition
 from pipeline.diagnose import first_nonfinite
 from pipeline.errors import ConfigError, NonFiniteError, PipeError, StateError, WiringError
+from pipeline.pace import Pace
 from pipeline.pipe import Pipeline
 from pipeline.place import Place
 from pipeline.stage import is_count
@@ -315,18 +317,15 @@ def _fused(
     assert load is not None
     batches = load.batches
     assert batches is not None
-    first, count = k, 1
+    first, count, pace = k, 1, Pace(program.pipe.place.device, CALL)
     while k < batches:
-        # The first call tells how long a step takes; so a call is never long, and a signal is never long unheard.
         wanted = count if per_call is None else batches if per_call == "epoch" else per_call
         steps = min(wanted, batches - k)
         if every is not None:
             steps = min(steps, every[0] - (every[1] + k) % every[0])
-        start = time.perf_counter()
-        state, _ = program.advance(state, epoch, k, steps)
+        state, _ = pace.run(partial(program.advance, state, epoch, k, steps), steps)
         k += steps
-        spent = max(time.perf_counter() - start, 1e-9)
-        count = program.pipe.place.agreed(max(int(min(steps * CALL / spent, 2**20)), 1))
+        count = program.pipe.place.agreed(pace.steps)
         end = len(load.data) if k == batches and not load.drop_last else k * load.size
         state = yield state, k, end - first * load.size
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,9 @@ _STAYS = object()
 """In the place of what stays on the host."""
 
 KNOWN = ("auto", "cpu", "cuda")
-PRECISIONS = ("fp32", "bf16")
+PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
+LOW = {"bf16": torch.bfloat16, "fp16": torch.float16}
+"""What products and convolutions compute in, where that is less than float32."""
 
 
 @frozen(eq=False, repr=False)
@@ -56,11 +58,16 @@ class Place(Part):
         return [value] if self.mesh is None else self.mesh.everyone(value)
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """Within it, what gains from bfloat16 computes in it: products and convolutions, on float32 weights."""
-        if self.precision == "fp32":
+        """Within it, what gains from a lower precision computes in it: products and convolutions, on float32
+        weights."""
+        if self.precision not in LOW:
             return nullcontext()
         # Its cache of cast weights goes by object, and would outlive the functions that the weights pass through.
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, cache_enabled=False)
+        return torch.autocast(self.device.type, dtype=LOW[self.precision], cache_enabled=False)
+
+    def computing(self) -> AbstractContextManager[Any]:
+        """Within it, float32 products are as precise as was asked for, in the backward too."""
+        return _tf32() if self.precision == "tf32" else nullcontext()
 
     def tree(self, tree: Tree) -> Tree:
         """A pytree of tensors on the device."""
@@ -97,11 +104,10 @@ class Place(Part):
         return _STAYS
 
     def fits(self, tensors: Iterable[Tensor]) -> bool:
-        """Whether tensors may all be on the device at once: on a GPU, in half of the memory that is free."""
+        """Whether tensors may all be on the device at once: on an accelerator, in half of its free memory."""
         if self.device.type == "cpu":
             return True
-        free, _ = torch.cuda.mem_get_info(self.device)
-        return 2 * sum(t.nbytes for t in tensors if t.device != self.device) <= free
+        return 2 * sum(t.nbytes for t in tensors if t.device != self.device) <= free_memory(self.device)
 
     def ahead(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         """The batches on the device, each sent while the step before it runs."""
@@ -122,25 +128,30 @@ class Place(Part):
     def _move(self, tensor: Tensor) -> Tensor:
         if tensor.device == self.device:
             return tensor
-        if tensor.device.type == "cpu" and self.device.type == "cuda":
-            tensor = tensor.pin_memory()
-        return tensor.to(self.device, non_blocking=self.device.type == "cuda")
+        if tensor.device.type != "cpu" or self.device.type in ("cpu", "meta"):
+            return tensor.to(self.device)
+        return tensor.pin_memory().to(self.device, non_blocking=True)
 
 
 def on(device: str | torch.device = "auto", *, precision: str = "fp32") -> Place:
     """Place State and batches on "auto" (a GPU if there is one), "cpu", "cuda", "cuda:1" or a torch.device.
 
-    - `precision`: "bf16" computes the stages up to a backward, and evaluation, under torch.autocast; weights, gradients
-      and updates stay float32.
+    - `precision`: "bf16" and "fp16" compute the stages up to a backward, and evaluation, under torch.autocast; weights,
+      gradients and updates stay float32. "fp16" needs update.finite("scale"), since its range is small. "tf32" computes
+      float32 products of a GPU in 10 bits of mantissa.
 
-    To a GPU, batches go pinned, non-blocking and one ahead. Raises DeviceError for a device that is not here.
+    To a GPU, batches go pinned, non-blocking and one ahead. Raises DeviceError for a device that is not here, or that
+    has no float64, in which State keeps its numbers.
 
     >>> on("cpu").device
     device(type='cpu')
     """
     if precision not in PRECISIONS:
         raise DeviceError(f"unknown precision {precision!r}{did_you_mean(precision, PRECISIONS)}")
-    return Place("place.on", device=resolve(device), precision=precision)
+    found = resolve(device)
+    if precision == "tf32" and found.type == "cpu":
+        raise DeviceError("precision 'tf32' is of GPUs, and this is placed on the CPU; use fp32 or bf16")
+    return Place("place.on", device=found, precision=precision)
 
 
 def mesh(
@@ -182,20 +193,48 @@ def host(tree: Tree) -> Tree:
 def resolve(device: str | torch.device) -> torch.device:
     """The device that a name means on this machine."""
     if device == "auto":
-        return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+        there = torch.accelerator.current_accelerator(check_available=True)
+        return torch.device(there.type, 0) if there is not None and _has_float64(there) else torch.device("cpu")
     try:
         found = torch.device(device)
     except RuntimeError:
         word = {"gpu": "cuda"}.get(str(device), str(device))
         raise DeviceError(f"unknown device {device!r}{did_you_mean(word, KNOWN)}") from None
-    if found.type not in KNOWN:
-        raise DeviceError(f"device {device!r} is not supported; known: {', '.join(KNOWN)}, cuda:N")
-    if found.type == "cuda":
-        if not torch.cuda.is_available():
+    if found.type == "cpu":
+        return found
+    here, count = torch.accelerator.current_accelerator(), torch.accelerator.device_count()
+    if here is None or found.type != here.type or not count:
+        if found.type == "cuda":
             raise DeviceError(f"device {str(device)!r}: torch sees no CUDA GPU on this machine; use auto or cpu")
-        found = torch.device("cuda", found.index or 0)
-        if found.index >= torch.cuda.device_count():
-            raise DeviceError(
-                f"device {str(device)!r}: this machine has {torch.cuda.device_count()} GPU(s), numbered from 0"
-            )
+        known = [*KNOWN, "cuda:N"] if here is None or here.type == "cuda" else [*KNOWN, here.type]
+        raise DeviceError(f"device {device!r} is not supported; known: {', '.join(known)}")
+    found = torch.device(found.type, found.index or 0)
+    if found.index >= count:
+        raise DeviceError(f"device {str(device)!r}: this machine has {count} GPU(s), numbered from 0")
+    if not _has_float64(found):
+        raise DeviceError(f"device {str(device)!r} has no float64, in which State keeps its numbers; use cpu")
     return found
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that are free on an accelerator."""
+    free: int = torch.get_device_module(device).mem_get_info(device)[0]
+    return free
+
+
+def _has_float64(device: torch.device) -> bool:
+    try:
+        torch.empty((), dtype=torch.float64, device=device)
+    except (TypeError, RuntimeError):
+        return False
+    return True
+
+
+@contextmanager
+def _tf32() -> Iterator[None]:
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)

@@ -31,7 +31,7 @@ class Resident:
         self, place: Callable[[Any], Any], load: Load, tensors: dict[str, Tensor] | None = None,
         orders: int | None = None,
     ) -> None:  # fmt: skip
-        self.load, self.n = load, len(load.data)
+        self.load, self.n, self._place = load, len(load.data), place
         self.tensors: dict[str, Tensor] = tensors or place({k: t.contiguous() for k, t in load.data.tensors.items()})
         self.batches = load.batches or 0
         """Of an epoch."""
@@ -77,6 +77,7 @@ class Resident:
         elif self._next == at:
             return at
         self.cursor.fill_(at)
+        self._next = at
         return at
 
     def _fill(self, seed: Any, epoch: int, first: int, permute: Permute | None) -> None:
@@ -94,7 +95,7 @@ class Resident:
     def _fill_one(self, order: Tensor, seed: int, epoch: int, first: int, permute: Permute | None) -> None:
         there = order[: self.n - first]
         if not self.load.shuffle:
-            there.copy_(torch.arange(first, first + len(there)))
+            there.copy_(torch.arange(first, first + len(there), device=there.device))
             return
         if (seed, epoch) not in self._keys:
             numbers = torch.from_numpy(orders.keys(self.n, seed, np.arange(epoch, epoch + AHEAD)))
@@ -105,4 +106,4 @@ class Resident:
             permute(there, first, self.n, keys)
         else:
             positions = orders.permute(np.arange(first, first + len(there)), self.n, keys.tolist())
-            there.copy_(torch.from_numpy(positions))
+            there.copy_(self._place(torch.from_numpy(positions)))

@@ -134,6 +134,7 @@ def _differentiated(
 ) -> Written:  # fmt: skip
     """What `stages` write, with the gradients of what they compute."""
     back: list[Callable[[Sequence[Tensor]], Written]] = []
+    scale = values.get(f"{g.of}.scale")
 
     def objective(params: Tree) -> tuple[Tensor, Tree]:
         with autocast():  # not around the backward, which computes in the forward's dtypes
@@ -145,7 +146,8 @@ def _differentiated(
         tensors, whole = parted((written, remembered, sums))
         back[:] = [whole]
         # BatchNorm on a mesh has gradients through other processes' losses, which count by their weights.
-        return (weighed(written[g.of], sums) if mesh.here() else written[g.of]), tensors
+        value = weighed(written[g.of], sums) if mesh.here() else written[g.of]
+        return (value if scale is None else value * scale), tensors
 
     def weighed(loss: Tensor, sums: Mapping[str, Tree]) -> Tensor:
         made: Tensor = loss * sums[g.name]["weight"].detach().to(loss.dtype)
@@ -153,6 +155,8 @@ def _differentiated(
 
     grads, tensors = g.differentiate(objective, values[g.wrt], hyper.get(g.name, {}))
     written, remembered, sums = back[0](tensors)
+    if scale is not None:
+        grads = tree_map(lambda x: (x / scale).to(x.dtype), grads)
     if mesh.here():
         weight = sums[g.name]["weight"]
         grads = tree_map(lambda x: (x / torch.where(weight > 0, weight, 1.0)).to(x.dtype), grads)

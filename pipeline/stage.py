@@ -25,6 +25,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Self, SupportsIndex
 
+import torch
 from attrs import evolve, field, frozen
 from torch import Tensor
 
@@ -197,7 +198,7 @@ class Stage(Part):
                 result = self.function(**kwargs)
         except ImpureError as e:
             raise StageError(self.name, str(e)) from e
-        except PipeError:
+        except (PipeError, torch.OutOfMemoryError):
             raise
         except Exception as e:
             raise self.failed(e, kwargs) from e

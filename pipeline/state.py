@@ -133,7 +133,10 @@ class State:
         for name, value in {**(values or {}), **short}.items():
             key = find(name, hyper)
             old = hyper[key]
-            hyper[key] = torch.as_tensor(value, dtype=old.dtype, device=old.device).clone()
+            if isinstance(value, int | float):  # filled in on the device, without waiting for it
+                hyper[key] = torch.full((), value, dtype=old.dtype, device=old.device)
+            else:
+                hyper[key] = torch.as_tensor(value, dtype=old.dtype, device=old.device).clone()
         return self.replace(hyper=hyper)
 
     def clone(self) -> State:

@@ -17,6 +17,7 @@ from pipeline.load import Load
 from pipeline.place import Place
 from pipeline.sources import Source
 from pipeline.stage import GIVEN, OF_A_STEP, Part, Stage
+from pipeline.update import Finite
 
 LASTS = ("memory", "hyper", "step", "seed")
 """What State keeps besides the values of the stages."""
@@ -137,6 +138,8 @@ def check_wiring(stages: Sequence[Part], source: Load | None, host: Sequence[Sta
         raise WiringError(
             f"the data have a value {name!r}, a name that a pipeline gives itself; call it something else"
         )
+    scaled = {s.scaled for s in graph if isinstance(s, Finite) and s.scales}
+    small = any(isinstance(s, Place) and s.precision == "fp16" for s in stages)
     available: set[str] = {*GIVEN, *(known or ()), *(k for s in stages for k in s.keeps)}
     since: set[str] = set()
     begun: list[Stage] = []
@@ -152,6 +155,11 @@ def check_wiring(stages: Sequence[Part], source: Load | None, host: Sequence[Sta
                     f"stage {s.name!r} differentiates {s.of!r}, which no stage since the backward before it writes; "
                     "put the "
                     "stages that compute it between the two"
+                )
+            if small and f"{s.of}.scale" not in scaled:
+                raise WiringError(
+                    f"stage {s.name!r} differentiates {s.of!r} in float16, where small gradients are 0: put "
+                    'update.finite("scale") after it, or place with precision="bf16"'
                 )
             check(s, begun)
             since, begun = set(), []

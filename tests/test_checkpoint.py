@@ -110,19 +110,6 @@ def keeping(memory):
     return keeps
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
-def test_a_gpus_state_goes_to_disk_and_back(tmp_path):
-    """A State on a GPU comes back there, bit for bit."""
-    pipe = pipeline().replace("place.on", place.on("cuda"))
-    state, _ = pipe.step(pipe.init(0), {name: t[:4] for name, t in DATA.items()})
-    with Saver(tmp_path) as saver:
-        saver.save(state, 0, 1)
-    back = checkpoint.newest(tmp_path).saved.restore(pipe)
-    assert testing.differences(back.tree, state.tree) == []
-    assert all(t.is_cuda for t in back.params.values())
-
-
 def test_tensors_that_lie_otherwise(tmp_path):
     """A State of another memory format comes back in that format."""
     pipe = pipeline(model=lambda: torch.nn.Sequential(torch.nn.Unflatten(1, (1, 2, 2)), torch.nn.Conv2d(1, 3, 2).to(

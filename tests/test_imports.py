@@ -16,7 +16,7 @@ LAYERS = [
     {"draws"},
     {"module"},
     {"stage"},
-    {"state", "order"},
+    {"state", "order", "pace"},
     {"log", "until"},
     {"plot"},
     {"sources", "models"},

@@ -149,11 +149,11 @@ def by_hand(name):
     return losses, {k: tensors[k].detach() for k in own}
 
 
-def piped(kind, route="auto"):
+def piped(kind, route="auto", device="cpu"):
     """The kind as a pipeline."""
     return Pipeline(
         *([load.batches(kind.data, size=6, shuffle=False)] if kind.fusable else []),
-        place.on("cpu", precision=kind.precision),
+        place.on(device, precision=kind.precision),
         *kind.stages,
         forward.model(kind.build, inputs=kind.inputs),
         loss.cross_entropy() if kind.loss is F.cross_entropy else loss.function(kind.loss, "loss.own"),
@@ -162,13 +162,14 @@ def piped(kind, route="auto"):
     )
 
 
-def trained(kind, way):
+def trained(kind, way, device="cpu"):
     """The same as by_hand, of the pipeline; its first State has to stay what it was, refused or not."""
     route = {"functional": "auto" if kind.by_tape else "functional", "compiled": "auto"}.get(way, "tape")
-    pipe = piped(kind, route)
+    pipe = piped(kind, route, device)
     state = pipe.init(0)
     before, after, losses = state.clone(), state, []
-    options = {"backend": "auto" if kind.native and way == "fused" else "aot_eager", "donate": False}
+    native = kind.native and way == "fused" and device == "cpu"
+    options = {"backend": "auto" if native else "aot_eager", "donate": False}
     step = pipe.step if way in EAGER else pipe.compile(steps=3 if way == "fused" else 1, **options)
     try:
         if way == "fused":
@@ -176,13 +177,13 @@ def trained(kind, way):
             losses = metrics["loss"].tolist()
         else:
             for batch in kind.batches:
-                after, metrics = testing.pure(step, after, batch)
+                after, metrics = testing.pure(step, after, pipe.place.batch(batch))
                 losses.append(metrics["loss"].item())
     finally:
         testing.same(state.tree, before.tree)
     if way not in EAGER:
         assert len(step.report.graphs) == 1
-    return losses, {**after.params, **after.buffers}
+    return losses, place.host({**after.params, **after.buffers})
 
 
 # -- as they come with torch
@@ -553,7 +554,7 @@ def queue_by_number(self, x):
 def queue_by_tensor(self, x):
     y = self.layer(x)
     scores = y + self.queue.clone().mean(0)
-    self.queue[(self.ptr + torch.arange(len(x))) % len(self.queue)] = y.detach()
+    self.queue[(self.ptr + torch.arange(len(x), device=x.device)) % len(self.queue)] = y.detach()
     self.ptr += len(x)
     return scores
 
@@ -664,7 +665,7 @@ def facts_kept(self, x):
 @net(lambda: {**layer(), "history": []}, refused=r"forward\.model.*'history'.*register_buffer")
 def list_that_grows(self, x):
     self.history.append(self.layer(x).detach())
-    return self.layer(x) - sum(self.history[:-1], torch.zeros(()))
+    return self.layer(x) - sum(self.history[:-1], x.new_zeros(()))
 
 
 @net(lambda: {**layer(), "seen": torch.zeros(1, 3)}, refused=r"forward\.model.*'seen'.*shape")
@@ -916,7 +917,7 @@ LENGTHS = torch.arange(18) % 4 + 2
      data={**SEQUENCES, "lengths": LENGTHS}, by_tape=True,
      uncaptured=r"forward\.model.*pack.*(mask|lengths)")  # fmt: skip
 def packed_sequence(self, x, lengths):
-    packed = nn.utils.rnn.pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
+    packed = nn.utils.rnn.pack_padded_sequence(x, lengths.cpu(), batch_first=True, enforce_sorted=False)
     return self.head(self.rnn(packed)[1][0][-1])
 
 
@@ -925,7 +926,7 @@ def ctc(outputs, labels):
 
 
 def ctc_of_tensors(outputs, labels):
-    lengths = torch.full((len(labels),), 5), torch.full((len(labels),), 2)
+    lengths = labels.new_full((len(labels),), 5), labels.new_full((len(labels),), 2)
     return F.ctc_loss(outputs.log_softmax(-1).transpose(0, 1), labels, *lengths)
 
 
@@ -980,17 +981,13 @@ EAGER = ("functional", "tape")
 WAYS = (*EAGER, "compiled", "fused")
 
 
-@pytest.mark.parametrize(
-    ("name", "way"), [(n, w) for n, kind in KINDS.items() for w in WAYS if kind.fusable or w != "fused"]
-)
-@pytest.mark.filterwarnings("ignore")
-def test_a_net_trains_as_by_hand_or_says_what_to_write(name, way):
-    """Three steps give the losses, parameters and buffers of the usual loop, or one line that says what to write."""
+def held(name, way, device="cpu"):
+    """Hold a net against the usual loop, or its refusal against the line that is expected."""
     kind = KINDS[name]
     pytest.importorskip(kind.needs)
     said, refusal = kind.refused or (kind.uncaptured if way not in EAGER else ""), None
     try:
-        losses, tensors = trained(kind, way)
+        losses, tensors = trained(kind, way, device)
     except PipeError as error:
         if not (said or kind.or_refused):
             raise
@@ -1008,6 +1005,15 @@ def test_a_net_trains_as_by_hand_or_says_what_to_write(name, way):
         {"losses": torch.tensor(expected_losses), **expected},
         kind.tolerance,
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "way"), [(n, w) for n, kind in KINDS.items() for w in WAYS if kind.fusable or w != "fused"]
+)
+@pytest.mark.filterwarnings("ignore")
+def test_a_net_trains_as_by_hand_or_says_what_to_write(name, way):
+    """Three steps give the losses, parameters and buffers of the usual loop, or one line that says what to write."""
+    held(name, way)
 
 
 @pytest.mark.parametrize("name", [n for n, kind in KINDS.items() if kind.by_tape])

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import fit, place, stage, testing, update
+from pipeline import fit, place, stage, update
 from pipeline.errors import DeviceError
 from tests import pipes
 
@@ -60,7 +60,7 @@ def test_another_device_gets_batches_one_ahead(n):
         ("cpuu", "unknown device 'cpuu'; did you mean 'cpu'"),
         ("tpu9000", "unknown device 'tpu9000'"),
         ("cuda:x", "unknown device 'cuda:x'"),
-        ("meta", "device 'meta' is not supported; known: auto, cpu, cuda, cuda:N"),
+        ("meta", "device 'meta' is not supported; known: auto, cpu, cuda"),
         ("cuda:99", "cuda:99"),
     ],
 )
@@ -78,22 +78,6 @@ def test_a_gpu_that_is_not_there(device):
         place.on(device)
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not gpu, reason="needs a CUDA GPU")
-@pytest.mark.parametrize("device", ["cuda", "cuda:0"])
-def test_a_gpu_gets_the_same_values(device):
-    """On a GPU, batches and trees arrive with their values, in order, and what is there already stays."""
-    stage, data = place.on(device), batches(5)
-    assert stage.device == torch.device("cuda", 0)
-    for placed, batch in zip(stage.ahead(iter(data)), data, strict=True):
-        for name, tensor in batch.items():
-            assert placed[name].device == stage.device
-            assert torch.equal(placed[name].cpu(), tensor)
-        again = stage.batch(placed)
-        assert all(again[name] is tensor for name, tensor in placed.items())
-    assert stage.tree({"a": [torch.ones(2)]})["a"][0].device == stage.device
-
-
 def test_bf16_computes_in_it_and_keeps_float32_weights():
     """Under bf16 products are bfloat16; weights, gradients, metrics and the State's dtypes are as without; it learns as
     well."""
@@ -104,7 +88,7 @@ def test_bf16_computes_in_it_and_keeps_float32_weights():
         seen.append((outputs.dtype, {g.dtype for g in grads.values()}))
 
     runs = {}
-    for precision in place.PRECISIONS:
+    for precision in ("fp32", "bf16"):
         pipe = pipes.digits(update.sgd(0.1)).replace("place.on", place.on("cpu", precision=precision))
         state, metrics = pipe.insert(look, after="backward.gradients").step(pipe.init(0))
         assert {p.dtype for p in state.params.values()} == {torch.float32}
@@ -116,30 +100,6 @@ def test_bf16_computes_in_it_and_keeps_float32_weights():
     assert runs["bf16"] == pytest.approx(runs["fp32"], rel=0.02)
     with pytest.raises(DeviceError, match=r"unknown precision 'bf6'.*bf16"):
         place.on("cpu", precision="bf6")
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not gpu, reason="needs a CUDA GPU")
-@pytest.mark.parametrize("precision", place.PRECISIONS)
-def test_a_recorded_step_is_the_step(precision):
-    """On a GPU the compiled step, replayed as a CUDA graph, follows a changing lr, evaluations between steps and the
-    short batch."""
-    pipe = pipes.digits(update.sgd(0.1, momentum=0.9)).replace("place.on", place.on("cuda", precision=precision))
-    compiled = pipe.compile()
-    state, eager = pipe.init(0), pipe.init(0)
-    tolerance = 1e-4 if precision == "fp32" else 3e-2
-    for k in range(pipe.load.batches + 3):
-        lr = 0.1 / (1 + k % 3)
-        state, metrics = compiled(state.with_hyper(lr=lr))
-        eager, expected = pipe.step(eager.with_hyper(lr=lr))
-        torch.testing.assert_close(metrics["loss"], expected["loss"], rtol=tolerance, atol=tolerance)
-        if k % 5 == 0:
-            assert compiled.evaluate(state, pipes.TEST)["loss"] == pytest.approx(
-                pipe.evaluate(eager, pipes.TEST)["loss"], rel=tolerance
-            )
-    testing.same(state.params, eager.params, tolerance)
-    batch = pipe.place.batch(next(iter(pipe.load.epoch(0, 5))))
-    testing.same(compiled(state, batch)[0].params, pipe.step(eager, batch)[0].params, tolerance)
 
 
 def test_a_batch_is_placed_as_people_have_it():

@@ -150,3 +150,12 @@ def test_the_window_is_bounded():
     assert placed(load.batches({"x": torch.zeros(10**6)}, size=1)).window == resident.WINDOW
     assert placed(load.batches({"x": torch.zeros(10**6)}, size=1000)).window == resident.BATCHES
     assert placed(load.batches({"x": torch.zeros(100)}, size=10)).window == 10
+
+
+def test_a_look_at_the_beginning_does_not_move_a_walk():
+    """After another run was begun, as `fit` does to compile, one goes on at the batch that it asks for."""
+    source = load.batches({"inputs": torch.arange(40)}, size=4)
+    data = placed(source)
+    walked(data, 0, 0, 0, 3)
+    data.seek(0, 0, 0)
+    testing.same(walked(data, 0, 0, 3, 2), list(source.epoch(0, 0, 3))[:2])

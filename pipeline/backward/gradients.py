@@ -60,6 +60,8 @@ class Gradients(Stage):
         try:
             grads, (_, aux) = grad_and_value(objective, has_aux=True)(params)
             return grads, aux
+        except torch.OutOfMemoryError:
+            raise
         except Exception as e:
             # Under a transformation of the user's own, such as vmap, the tape is no way out.
             if self.route == "functional" or torch._C._functorch.peek_interpreter_stack() is not None:
@@ -83,7 +85,7 @@ class Gradients(Stage):
             # A parameter that the loss does not depend on has a gradient of zeros, as on the functional route.
             try:
                 grads = torch.autograd.grad(loss, tensors, materialize_grads=True)
-            except PipeError:
+            except (PipeError, torch.OutOfMemoryError):
                 raise
             except Exception as e:  # of what runs in the backward alone
                 raise StageError(self.name, f"failed: {first_line(e)}{place_of(e)}") from e

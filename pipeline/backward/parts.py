@@ -39,6 +39,7 @@ def in_parts(
     read = {*GIVEN} - {*OF_A_STEP} | {
         g.wrt,
         f"{g.of}.weight",
+        f"{g.of}.scale",
         *(v for s in (*stages, g) for v in (*s.reads, *s.optional)),
     }
     done: Any = {

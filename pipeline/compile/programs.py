@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, TypeAlias
 
+import torch
 from attrs import define, field
 from torch import Tensor
 
@@ -193,6 +194,8 @@ class Programs:
                 self._check(build, program)
             except StageError:
                 raise
+            except torch.OutOfMemoryError:
+                program.note = "unchecked: the plain functions need more memory than the device has"
             except Exception as e:  # whatever a compiler raises
                 build.refused.append(f"{name}: {generic.reason(e)}")
                 continue
@@ -217,7 +220,8 @@ class Programs:
             backend = "inductor" if self.backend == "auto" else self.backend
             name = backend if isinstance(backend, str) else getattr(backend, "__name__", type(backend).__name__)
             graph, dynamic = build.traced.graph, build.traced.sizes is not None
-            yield name, lambda: generic.Function(name, generic.make(graph, backend, dynamic), build.outputs)
+            more = build.outputs, None if dynamic else build.traced.operations, self.pipe.place.computing
+            yield name, lambda: generic.Function(name, generic.make(graph, backend, dynamic), *more)
 
     def _made(self, build: Build, program: Program) -> None:
         build.program = program

@@ -83,10 +83,9 @@ def recurrent(layer: Callable[..., Any], states: int) -> Callable[..., Any]:
     """Layers one by one, with the dropout between them."""
 
     def draw(k: Key, *args: Any) -> Any:
-        # Of the two forms of arguments, the other one is for packed sequences: it has weights where this has a flag.
-        if not isinstance(args[3], bool):
-            return NotImplemented
-        x, hx, weights, biases, layers, p, train, both, batch_first = args
+        packed = not isinstance(args[3], bool)  # sizes of its batches follow the data
+        x, *sizes = args[:2] if packed else args[:1]
+        hx, weights, biases, layers, p, train, both, *batch_first = args[1 + packed :]
         if not p or not train or layers == 1:
             return NotImplemented
         first = hx if states == 2 else (hx,)
@@ -95,7 +94,8 @@ def recurrent(layer: Callable[..., Any], states: int) -> Callable[..., Any]:
         for i in range(layers):
             begin = tuple(h[i * ways : (i + 1) * ways] for h in first)
             own = weights[i * each : (i + 1) * each]
-            x, *end = layer(x, begin if states == 2 else begin[0], own, biases, 1, 0.0, train, both, batch_first)
+            state = begin if states == 2 else begin[0]
+            x, *end = layer(x, *sizes, state, own, biases, 1, 0.0, train, both, *batch_first)
             last.append(tuple(end))
             x = dropout(k, x, p) if i < layers - 1 else x
         return (x, *[torch.cat(h) for h in zip(*last, strict=True)])

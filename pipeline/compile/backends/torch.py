@@ -3,7 +3,9 @@ returned."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -40,75 +42,126 @@ def reason(error: BaseException) -> str:
 
 
 class Function:
-    """A program that is a Python function of its tensors, which it writes into."""
+    """A program that is a Python function of its tensors, which it writes into. `within` is what it computes in."""
 
-    def __init__(self, backend: str, call: Callable[..., Any], outputs: Sequence[Output]) -> None:
-        self.backend, self.call, self.outputs = backend, call, tuple(outputs)
+    def __init__(
+        self, backend: str, call: Callable[..., Any], outputs: Sequence[Output], operations: int | None = None,
+        within: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    ) -> None:  # fmt: skip
+        self.backend, self.call, self.outputs, self.within = backend, call, tuple(outputs), within
+        self.together = 0 if operations is None else max(LAUNCHES // max(operations, 1), 1)
+        """Steps that are recorded as one graph; 0 where none are, because each would have other shapes."""
         self.note: str | None = None
 
     def bind(self, static: Sequence[Tensor], given: int = 0, constants: Sequence[Tensor] = ()) -> FunctionRun:
         return FunctionRun(self, static, constants)
 
 
+LAUNCHES = 4096
+"""About so many operations are launched at once, on a device that can."""
+
+
 class FunctionRun:
-    """A function with the tensors that stay in place. On a GPU its launches are recorded once, and replayed."""
+    """A function with the tensors that stay in place. On an accelerator its launches are recorded, and replayed: one
+    step, and many in one graph.
+
+    Its first call launches one by one, so that what is lazy in libraries and compilers is done before a recording.
+    """
 
     def __init__(self, program: Function, static: Sequence[Tensor], constants: Sequence[Tensor]) -> None:
         self.outputs = program.outputs
         self._program, self._static, self._constants = program, tuple(static), tuple(constants)
+        self._device = static[0].device
+        self._called = False
+        self._records = self._device.type != "cpu" and program.together > 0 and program.note is None
         self._batch: list[Tensor] = []
-        self._graph: torch.cuda.CUDAGraph | None = None
-        self._made: Sequence[Tensor] = ()
-        self._launch = static[0].device.type == "cuda"
+        self._recorded: dict[int, Recording] = {}
 
     def run(self, given: Sequence[Tensor] = (), steps: int | None = None, results: bool = True) -> list[Tensor]:
         """As LibraryRun.run, without waiting for the device."""
-        if self._launch and self._graph is None:
-            self._record(given)
-        elif steps is None and self._graph is None:
+        count, k = 1 if steps is None else steps, 0
+        if steps is None and not (self._records and self._called):
+            self._called = True
             return list(self._call(given))
-        count = 1 if steps is None else steps
-        device = self._static[0].device
-        history = [torch.empty((count, *o.shape), dtype=o.dtype, device=device) for o in self.outputs if results]
-        for there, here in zip(self._batch, given, strict=False):
-            there.copy_(here)
-        for k in range(count):
-            made = self._replay() if self._graph is not None else self._call(given)
-            for rows, value in zip(history, made, strict=False):
-                rows[k].copy_(value)
-        return [rows[0] for rows in history] if steps is None else history
+        rows = [torch.empty((count, *o.shape), dtype=o.dtype, device=self._device) for o in self.outputs if results]
+        while k < count:
+            recording = self._recording(given, count - k) if self._records and self._called else None
+            if recording is None:
+                made, done = [value.unsqueeze(0) for value in self._call(given)], 1
+                self._called = True
+            else:
+                made, done = recording.replay(), recording.steps
+            for there, here in zip(rows, made, strict=False):
+                there[k : k + done].copy_(here)
+            k += done
+        return [there[0] for there in rows] if steps is None else rows
 
     def _call(self, given: Sequence[Tensor]) -> Sequence[Tensor]:
-        with torch.no_grad():
+        with torch.no_grad(), self._program.within():
             made: Sequence[Tensor] = self._program.call(*self._static, *given, *self._constants)
         return made
 
-    def _replay(self) -> Sequence[Tensor]:
-        assert self._graph is not None
-        self._graph.replay()
-        return self._made
+    def _recording(self, given: Sequence[Tensor], left: int) -> Recording | None:
+        """A graph of as many steps as fit into those that are left; None where that can't be, as the report says."""
+        steps = self._program.together if left >= self._program.together else 1
+        if not self._recorded:
+            self._batch = [t.clone() for t in given]
+        for there, here in zip(self._batch, given, strict=True):
+            there.copy_(here)
+        if steps not in self._recorded:
+            try:
+                self._recorded[steps] = Recording(lambda: self._call(self._batch), self.outputs, steps, self._device)
+            except RuntimeError as e:
+                reason = str(e).strip().splitlines()[0]
+                self._program.note = f"graph of launches: {reason}; each step launches its kernels one by one"
+                self._records, self._batch = False, []
+        return self._recorded.get(steps)
 
-    def _record(self, given: Sequence[Tensor]) -> None:
-        """Record the launches of a step as a CUDA graph; where that fails, each step launches them, and the report says
-        so.
 
-        What is lazy (libraries' handles and their memory) is done on copies first, because recording can't, and runs
-        nothing.
-        """
-        self._launch = False
-        self._batch = [t.clone() for t in given]
-        graph = torch.cuda.CUDAGraph()
+class Recording:
+    """The launches of some steps as one graph. Raises RuntimeError where a step does what can't be recorded; nothing is
+    run by recording it."""
+
+    def __init__(
+        self, call: Callable[[], Sequence[Tensor]], outputs: Sequence[Output], steps: int, device: torch.device
+    ) -> None:
+        self.steps = steps
+        self.rows = [torch.empty((steps, *o.shape), dtype=o.dtype, device=device) for o in outputs]
+        with graph_on(device) as self.graph:
+            for k in range(steps):
+                for there, value in zip(self.rows, call(), strict=True):
+                    there[k].copy_(value)
+
+    def replay(self) -> list[Tensor]:
+        """Launch the steps; what each returns is in the rows, until the next time."""
+        self.graph.replay()
+        return self.rows
+
+
+@functools.cache
+def _pool() -> Any:
+    """The memory that all recordings compute in, one after the other: what they return lies elsewhere."""
+    return torch.cuda.graph_pool_handle()
+
+
+@contextmanager
+def graph_on(device: torch.device) -> Iterator[Any]:
+    """Within it, what is launched on a device is recorded, and not run. Raises RuntimeError where torch can't here."""
+    if device.type == "cuda":
+        graph: Any = torch.cuda.CUDAGraph()
         try:
-            side = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # torch's
-            side.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(side), torch.no_grad():
-                self._program.call(*[t.clone() for t in (*self._static, *self._batch, *self._constants)])
-            torch.cuda.current_stream().wait_stream(side)
-            with torch.cuda.graph(graph):
-                self._made = self._call(self._batch)
-        except RuntimeError as e:
-            torch.cuda.synchronize()
-            self._program.note = f"cuda graph: {str(e).strip().splitlines()[0]}; each step launches its kernels"
-            self._batch = []
-        else:
-            self._graph = graph
+            # Other threads may go on: they write checkpoints, and read batches.
+            with torch.cuda.graph(graph, pool=_pool(), capture_error_mode="thread_local"):
+                yield graph
+        except BaseException:
+            torch.cuda.synchronize(device)
+            raise
+        return
+    if not hasattr(torch.accelerator, "Graph"):
+        raise RuntimeError(f"torch {torch.__version__} records none on {device.type}")
+    graph = torch.accelerator.Graph()
+    graph.capture_begin()
+    try:
+        yield graph
+    finally:
+        graph.capture_end()
