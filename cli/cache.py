@@ -22,7 +22,7 @@ def run(action: str) -> None:
         raise refusal(f"unknown action {action!r}", action, ACTIONS)
     say = Console(highlight=False, soft_wrap=True, markup=False)
     found = folders()
-    if not found:
+    if not found and not size(storage.folder() / storage.INDUCTOR):
         say.print(f"no packages in {storage.folder()}")
         return
     {"list": show, "verify": verify, "clear": clear}[action](say, found)
@@ -63,7 +63,9 @@ def show(say: Console, found: dict[Path, Package | None]) -> None:
     say.print(f"{storage.folder()}\n")
     say.width = 1000  # a batch is long, and not cut
     say.print(table)
-    say.print(f"\n{_count(found)}, {_bytes(sum(map(size, found)))}{_others(found)}")
+    own = size(storage.folder() / storage.INDUCTOR)
+    beside = f"; {_bytes(own)} of Inductor's own" if own else ""
+    say.print(f"\n{_count(found)}, {_bytes(sum(map(size, found)))}{beside}{_others(found)}")
 
 
 def verify(say: Console, found: dict[Path, Package | None]) -> None:
@@ -80,7 +82,7 @@ def verify(say: Console, found: dict[Path, Package | None]) -> None:
 
 
 def clear(say: Console, found: dict[Path, Package | None]) -> None:
-    total = sum(map(size, found))
+    total = sum(map(size, (*found, storage.folder() / storage.INDUCTOR)))
     storage.clear()
     left = folders()
     if left:

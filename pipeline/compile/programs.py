@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Any, Literal, TypeAlias
 
 import torch
-from attrs import define, field
+from attrs import define, evolve, field
 from torch import Tensor
 
 from pipeline.backward import Gradients
@@ -63,6 +63,8 @@ class Programs:
         if isinstance(backend, str) and backend not in OWN and backend not in generic.known():
             raise ConfigError(f"backend={backend!r} is unknown{did_you_mean(backend, {*OWN, *generic.known()})}")
         self.pipe, self.backend, self.fallback = pipe, backend, fallback
+        if backend not in OWN or pipe.place.device.type != "cpu":
+            storage.keep_inductor()
         self.reason: str | None = None
         """Why steps run uncompiled, if they do."""
         self.doing = ""
@@ -143,6 +145,8 @@ class Programs:
         if traced.sizes is not None and not traced.sizes.free:  # something in it needs a size as a number
             self._rigid.add(kind.program)
             traced = trace(function, functions.listed(args))
+        # Numbers that code made on the host; larger tensors from there would have been refused.
+        traced = evolve(traced, constants=tuple(self.pipe.place.tree(list(traced.constants))))
         outputs = tuple(Output(n, tuple(t.shape), t.dtype) for n, t in zip(names, traced.outputs, strict=True))
         build = Build(kind, feed, args, traced, outputs, began)
         if self.backend in OWN and args[0].device.type == "cpu" and traced.sizes is None and not traced.talks:

@@ -28,6 +28,8 @@ from pipeline.compile.backends.program import Output
 FACTS = "package.json"
 WIDTHS = "widths.json"
 """Beside the packages, how many members of a sweep were found to be fastest at once."""
+INDUCTOR = "inductor"
+"""Beside the packages, what Inductor and Triton keep for themselves."""
 _LIBRARY = "step.so"
 _NAME = re.compile(rf"[0-9a-f]{{32}}|{re.escape(files.MAKING)}.+")
 
@@ -79,6 +81,14 @@ def folder() -> Path:
         return Path(os.path.abspath(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"), "pipe-train")
     except RuntimeError:  # a user without a home
         return Path(tempfile.gettempdir(), f"pipe-train-{os.getuid()}")
+
+
+def keep_inductor() -> None:
+    """Let Inductor keep its programs, and Triton its kernels, in a folder here, where the user named none."""
+    kept = folder() / INDUCTOR
+    with suppress(OSError):  # one that can't be written is no harm: theirs is elsewhere then
+        kept.mkdir(parents=True, exist_ok=True, mode=0o700)
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(kept))
 
 
 def find(identity: Mapping[str, Any]) -> Package | None:
@@ -137,7 +147,7 @@ def finished(path: Path) -> bool:
 def clear() -> int:
     """Remove all packages, whole or broken; how many there were. What else is in the folder stays."""
     found = folders()
-    for path in (*found, folder() / WIDTHS):
+    for path in (*found, folder() / WIDTHS, folder() / INDUCTOR):
         _remove(path)
     return len(found)
 
