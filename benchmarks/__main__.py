@@ -1,9 +1,13 @@
-"""`python -m benchmarks [name ...]`: run benchmarks and write what they measured to benchmarks/results/."""
+"""`python -m benchmarks [name ...]`: run benchmarks and write what they measured to benchmarks/results/.
+
+Those of a GPU are `python -m benchmarks gpu`, with options of their own.
+"""
 
 from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
 from pathlib import Path
 
@@ -15,6 +19,12 @@ SUITES = ("digits_step", "tutorial_mlp", "loading", "models", "scaling", "member
 
 
 def main() -> int:
+    if sys.argv[1:2] == ["gpu"]:
+        if "--dry-run" in sys.argv:
+            os.environ["BENCH_SMALL"] = "1"
+        from benchmarks.gpu import run
+
+        return run.main(sys.argv[2:])
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Measure, interleaved, beside the peers.")
     parser.add_argument("names", nargs="*", metavar="name", help=f"which to run, of: {', '.join(SUITES)} (all)")
     parser.add_argument("--rounds", type=int, help="interleaved rounds, instead of each benchmark's own number")

@@ -32,6 +32,8 @@ class Done:
     loss: float | None = None
     accuracy: float | None = None
     seconds: float | None = None
+    memory: int | None = None
+    """Bytes that it held on an accelerator at most."""
 
 
 Work: TypeAlias = Callable[[], Done]
@@ -105,14 +107,14 @@ def speedup(result: Result, than: Result) -> float:
 
 
 class Worker:
-    """The process of one contender."""
+    """The process of one contender, which repeats its work for so many seconds a turn."""
 
-    def __init__(self, suite: str, name: str, race: Race) -> None:
+    def __init__(self, suite: str, name: str, threads: int, seconds: float, env: dict[str, str]) -> None:
         self.name = name
         self.log: IO[str] = tempfile.TemporaryFile("w+")  # noqa: SIM115  # lives as long as the worker
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.worker", suite, name, str(race.threads), str(race.seconds)],
-            env=environment(race.threads), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, text=True,
+            [sys.executable, "-m", "benchmarks.worker", suite, name, str(threads), str(seconds)],
+            env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, text=True,
         )  # fmt: skip
 
     def ask(self, command: str) -> dict[str, Any]:
@@ -148,19 +150,18 @@ class Worker:
         self.log.close()
 
 
-def environment(threads: int) -> dict[str, str]:
-    """Every library's own way of being told how many threads it may use."""
+def environment(threads: int, gpu: bool = False) -> dict[str, str]:
+    """Every library's own way of being told how many threads it may use, and whether it may use a GPU."""
     counts = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
     xla = f"--xla_cpu_multi_thread_eigen={str(threads > 1).lower()} intra_op_parallelism_threads={threads}"
+    host = {"XLA_FLAGS": xla, "JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""}
     return {
         **os.environ,
         **dict.fromkeys(counts, str(threads)),
-        "XLA_FLAGS": xla,
-        "JAX_PLATFORMS": "cpu",
         "KERAS_BACKEND": "torch",
         "TOKENIZERS_PARALLELISM": "false",
         "HF_HUB_OFFLINE": "1",
-        "CUDA_VISIBLE_DEVICES": "",
+        **({"XLA_PYTHON_CLIENT_PREALLOCATE": "false"} if gpu else host),
     }
 
 
@@ -171,11 +172,11 @@ def run(suite: str, race: Race, say: Callable[[str], None] = print) -> list[Resu
     times: dict[str, list[float]] = {name: [] for name in race.contenders}
     try:
         for name in race.contenders:  # one after the other: a compiler beside it would disturb a first measurement
-            worker = Worker(suite, name, race)
+            worker = Worker(suite, name, race.threads, race.seconds, environment(race.threads))
             facts[name] = worker.ask("prepare")
             if facts[name].keys() & {"missing", "error"}:
                 worker.close()
-                say(f"  {name}: {_why(facts[name])}")
+                say(f"  {name}: {why(facts[name])}")
                 continue
             workers[name] = worker
             say(f"  {name}: ready in {facts[name]['prepare']:.1f} s, {_done(facts[name])}")
@@ -185,7 +186,7 @@ def run(suite: str, race: Race, say: Callable[[str], None] = print) -> list[Resu
                 answer = worker.ask("run")
                 facts[name] |= answer
                 if "error" in answer:
-                    say(f"  {name}: {_why(answer)}")
+                    say(f"  {name}: {why(answer)}")
                     workers.pop(name).close()
                 elif number > 0:
                     times[name].append(answer["seconds"])
@@ -211,7 +212,8 @@ def check(facts: dict[str, dict[str, Any]], tolerance: float | None) -> None:
     assert not wrong, f"a loss far from the others' {middle:.4f}: {wrong}"
 
 
-def _why(answer: dict[str, Any]) -> str:
+def why(answer: dict[str, Any]) -> str:
+    """In words, why a contender has no answer."""
     if "missing" in answer:
         return f"missing: {answer['missing']}"
     return "failed: " + "\n    ".join(answer["error"].strip().splitlines()[-6:])

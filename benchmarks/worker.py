@@ -34,7 +34,8 @@ def main() -> None:
                 forget_peak_memory()
             else:
                 assert start is not None
-                answer = {"seconds": turn(start, float(seconds)), "peak_steps": peak_memory()}
+                took, done = turn(start, float(seconds))
+                answer = {"seconds": took, "peak_steps": peak_memory(), "memory": done.memory}
         except MissingError as e:
             answer = {"missing": str(e)}
         except ImportError as e:
@@ -67,13 +68,13 @@ def timed(start: Callable[[], Work]) -> tuple[float, Done]:
     return done.seconds if done.seconds is not None else seconds, done
 
 
-def turn(start: Callable[[], Work], least: float) -> float:
-    """Seconds a step, over as much work as takes the least time."""
+def turn(start: Callable[[], Work], least: float) -> tuple[float, Done]:
+    """Seconds a step, over as much work as takes the least time, and what was done last."""
     total, steps = 0.0, 0
-    while total < least:
+    while not steps or total < least:
         seconds, done = timed(start)
         total, steps = total + seconds, steps + done.steps
-    return total / steps
+    return total / steps, done
 
 
 def peak_memory() -> int:

@@ -105,7 +105,7 @@ def _of_settings(config: TrainConfig, data: Prepared | None) -> Job:
         *losses,
         backward.gradients(accumulate=run.accumulate),
         *([evaluate.gradient_norm()] if run.telemetry else []),
-        update.finite(run.on_nonfinite),
+        update.finite("scale" if run.precision == "fp16" else run.on_nonfinite),
         *([update.clip_norm(run.clip)] if run.clip else []),
         config.optimizer.stage(lr),
         *([evaluate.update_ratio(), evaluate.learning_rate()] if run.telemetry else []),

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -14,12 +16,16 @@ from attrs import frozen
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
-from pipeline import Batch, Pipeline, State
+from cli.config import TrainConfig
+from pipeline import Batch, Pipeline, State, files, fit
+from pipeline.compile import Compiled, key, storage
 
 Way: TypeAlias = Callable[[int], float]
 """Does so many steps, and says how many seconds they took."""
 
 ROUNDS = 10
+SECONDS = 0.5
+"""For which training is measured that is thrown away."""
 
 
 @frozen
@@ -72,9 +78,45 @@ def _more(steps: int, took: float, seconds: float) -> int:
 
 def clock(device: torch.device) -> float:
     """The time when the device has done all that it was given."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
     return time.perf_counter()
+
+
+def step_seconds(pipe: Pipeline, program: Compiled, state: State) -> float:
+    """Seconds of a step while a run trains, at best."""
+    best, done, before = float("inf"), 0, 0.0
+    began = time.perf_counter()
+    for r in fit(pipe, epochs=1 << 20, state=state, compile=program, interval=SECONDS / 5):
+        best = min(best, (r.seconds - before) / (r.batch - done))
+        done, before = (0, 0.0) if r.complete else (r.batch, r.seconds)
+        if time.perf_counter() - began > SECONDS:
+            break
+    return best
+
+
+def identity(config: TrainConfig) -> str:
+    """What something was measured for: this machine, and the settings that change how long a step takes."""
+    about: dict[str, Any] = {"machine": dict(key.machine()), "threads": torch.get_num_threads()}
+    tables = {name: config.tables.get(name) for name in ("data", "model", "optimizer", "loss", "pipeline")}
+    run = {name: getattr(config.run, name) for name in ("batch_size", "accumulate", "precision", "device", "backend")}
+    return files.checksum({**about, **json.loads(json.dumps(tables, default=str)), "run": run})[:32]
+
+
+def known() -> dict[str, Any]:
+    """What was measured before on this machine."""
+    try:
+        found = json.loads((storage.folder() / storage.MEASURED).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def keep(name: str, value: int | str) -> None:
+    """Remember what was measured."""
+    with suppress(OSError):  # it is measured again then
+        storage.folder().mkdir(parents=True, exist_ok=True, mode=0o700)
+        files.replace(storage.folder() / storage.MEASURED, json.dumps({**known(), name: value}, indent=1).encode())
 
 
 @frozen

@@ -6,7 +6,7 @@ from __future__ import annotations
 import hashlib
 import platform
 from collections.abc import Iterator, Mapping
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
@@ -42,8 +42,16 @@ def facts(made: Job, state: State) -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """What may change the last bits. A wheel's metadata may leave out what torch's own version says of its build."""
-    others = {name: version(name) for name in ("pipe-train", "numpy")}
-    return {"python": platform.python_version(), "torch": torch.__version__, **others}
+    try:
+        own = version("pipe-train")
+    except PackageNotFoundError:
+        own = "a checkout"
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "pipe-train": own,
+        "numpy": version("numpy"),
+    }
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:

@@ -20,7 +20,7 @@ from cli import folder as folders
 from cli.build import Job, begin, parameters
 from cli.config import TrainConfig
 from cli.progress import interrupts, live, plain, printed, waiting, warn
-from pipeline import Pipeline, Report, State, checkpoint, fit, log, plot, testing, until
+from pipeline import Pipeline, Report, State, checkpoint, fit, log, place, plot, testing, until
 from pipeline.checkpoint import Saved, Saver
 from pipeline.compile import Compiled
 from pipeline.errors import CheckpointError, ConfigError, NonFiniteError
@@ -30,10 +30,14 @@ from pipeline.state import format_metric
 def run(config: TrainConfig, *, quiet: bool = False, verbose: bool = False) -> Report | None:
     """Train, printing a line an epoch, and return the last Report. What was learned is saved also where the run is
     interrupted."""
+    say, why = plain(quiet), ""
+    if config.run.device == "auto" and place.resolve("auto").type != "cpu":
+        from cli import device  # which trains to measure
+
+        config, why = device.chosen(config, say)
     made, state = begin(config)
-    say = plain(quiet)
     with folders.new(config) as folder:
-        _head(say, made, state, config, verbose)
+        _head(say, made, state, config, verbose, why)
         folders.write_config(folder, config, record.facts(made, state))
         processes.note(processes.FOLDER, str(folder))
         folders.write_data(folder, made)
@@ -132,13 +136,14 @@ def _done(saved: Saved, config: TrainConfig) -> str | None:
     return None
 
 
-def _head(say: Console, made: Job, state: State, config: TrainConfig, verbose: bool) -> None:
+def _head(say: Console, made: Job, state: State, config: TrainConfig, verbose: bool, why: str = "") -> None:
     precision = "" if config.run.precision == "fp32" else f", {config.run.precision}"
     say.print(f"data    {config.source}: {made.data}")
     for note in made.prepared.notes if made.prepared is not None else ():
         say.print(f"        {note}")
     say.print(f"model   {made.model}: {parameters(made.pipe.whole(state).params):,} parameters")
-    say.print(f"device  {made.pipe.place.device}, {_threads()}{precision}{_together(made)}")
+    reason = f" ({why})" if why else ""
+    say.print(f"device  {made.pipe.place.device}, {_threads()}{precision}{_together(made)}{reason}")
     if verbose:
         say.print(f"\n{made.pipe}\n")
 

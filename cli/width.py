@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import torch
 from attrs import frozen
 from rich.console import Console
 from torch.utils import _pytree as pytree
 
+from cli import measure
 from cli.build import size
 from cli.config import TrainConfig
 from cli.plan import Member, chunks, parted
 from cli.train import compiled
-from pipeline import files, fit
-from pipeline.compile import Compiled, key, storage
+from pipeline import place
+from pipeline.compile import Compiled
 
 USUAL, OTHERS = 32, (8, 128)
 """Members side by side: few enough for what they hold to stay near a core, many enough to share what a step costs by
@@ -28,8 +27,6 @@ PAYS = 20
 """A width that is better by a tenth is worth being looked for where training takes so many times the compiling."""
 COLD = 10.0
 """Seconds that compiling takes about, where the first width is kept already."""
-SECONDS = 0.5
-"""For which a width is measured."""
 SHARE = 0.5
 """Of the free memory, at most so much is for members."""
 COPIES = 4
@@ -54,7 +51,7 @@ def chosen(group: Sequence[Member], config: TrainConfig, programs: list[Compiled
     usual = Width(min(USUAL, len(group)), "")
     if not config.run.compile:
         return usual
-    name, kept = _identity(group[0]), _read()
+    name, kept = measure.identity(group[0].config), measure.known()
     if name in kept:
         return Width(min(int(kept[name]), fit_in, len(group)), "the fastest, measured before")
     if len(group) <= USUAL:
@@ -74,10 +71,7 @@ def chosen(group: Sequence[Member], config: TrainConfig, programs: list[Compiled
             found[width] = more
     best = min(found, key=lambda width: found[width].each)
     programs.append(found[best].program)
-    kept[name] = best
-    with suppress(OSError):  # it is measured again then
-        storage.folder().mkdir(parents=True, exist_ok=True, mode=0o700)
-        files.replace(storage.folder() / storage.WIDTHS, json.dumps(kept, indent=1).encode())
+    measure.keep(name, best)
     told = ", ".join(f"{width}: {1e6 * found[width].each:.3g} us" for width in sorted(found))
     return Width(best, f"the fastest, a step of each takes with {told}")
 
@@ -102,14 +96,8 @@ def _measured(group: Sequence[Member], config: TrainConfig, width: int, say: Con
     program = compiled(runs, chunk.made.held_out, config, state, say, False)
     if program.report.fallback is not None:
         return None
-    compiling, best, done, before = time.perf_counter() - began, float("inf"), 0, 0.0
-    began = time.perf_counter()
-    for r in fit(runs, epochs=1 << 20, state=state, compile=program, interval=SECONDS / 5):
-        best = min(best, (r.seconds - before) / (r.batch - done) / runs.members)
-        done, before = (0, 0.0) if r.complete else (r.batch, r.seconds)
-        if time.perf_counter() - began > SECONDS:
-            break
-    return Measured(best, compiling, program)
+    compiling = time.perf_counter() - began
+    return Measured(measure.step_seconds(runs, program, state) / runs.members, compiling, program)
 
 
 def held(member: Member) -> int:
@@ -122,8 +110,8 @@ def held(member: Member) -> int:
 
 def room(device: torch.device) -> int:
     """Bytes of free memory for members."""
-    if device.type == "cuda":
-        return round(SHARE * torch.cuda.mem_get_info(device)[0])
+    if device.type != "cpu":
+        return round(SHARE * place.free_memory(device))
     free = []
     with suppress(OSError, StopIteration):
         lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
@@ -132,20 +120,3 @@ def room(device: torch.device) -> int:
         limit, used = (int(Path(f"/sys/fs/cgroup/memory.{n}").read_text(encoding="utf-8")) for n in ("max", "current"))
         free.append(max(limit - used, 0))
     return round(SHARE * min(free, default=1 << 62))
-
-
-def _identity(member: Member) -> str:
-    """What a width was measured for."""
-    about: dict[str, Any] = {"machine": dict(key.machine()), "threads": torch.get_num_threads()}
-    config = member.config
-    tables = {name: config.tables.get(name) for name in ("data", "model", "optimizer", "loss", "pipeline")}
-    run = {name: getattr(config.run, name) for name in ("batch_size", "accumulate", "precision", "device", "backend")}
-    return files.checksum({**about, **json.loads(json.dumps(tables, default=str)), "run": run})[:32]
-
-
-def _read() -> dict[str, Any]:
-    try:
-        found = json.loads((storage.folder() / storage.WIDTHS).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}

@@ -13,6 +13,7 @@ BACKEND = "auto" if GPU else "aot_eager"
 """What makes its programs."""
 CLOSE = 1e-4 if GPU else 1e-5
 """How far apart two ways of computing one step may be."""
+torch.backends.cudnn.allow_tf32 = False  # torch's default, which is 1,000 times as far off
 RECORDS = GPU or hasattr(torch.accelerator, "Graph")
 
 

@@ -3,7 +3,9 @@
 import ast
 import contextlib
 import math
+import re
 
+import numpy as np
 import pytest
 import torch
 from attrs import evolve
@@ -80,7 +82,7 @@ def test_a_net_trains_there_as_by_hand(name, way):
         pytest.skip(ELSEWHERE[name])
     kind = test_modules.KINDS[name]
     way = "fused" if way == "compiled" and kind.fusable else way
-    test_modules.held(name, way, DEVICE)
+    test_modules.held(name, way, DEVICE, CLOSE)
 
 
 @pairs
@@ -397,18 +399,32 @@ def test_a_run_goes_on_bit_for_bit(tmp_path, compiled):
 
 def test_the_commands_run_there(tmp_path, pipe):
     """`pipe train`, `eval`, `predict` and `export` work on the accelerator, and "auto" finds it."""
-    run = tmp_path / "run"
-    rows = tmp_path / "rows.csv"
-    rows.write_text("a,b,kind\n" + "".join(f"{i},{i % 7},{'xy'[i % 2]}\n" for i in range(60)))
-    options = ["--data", rows, "--target", "kind", "--epochs", 2, "--out", run, "--device", DEVICE]
+    run, rows = tmp_path / "run", tmp_path / "rows.npz"
+    np.savez(rows, inputs=np.random.default_rng(0).normal(size=(60, 3)), targets=np.arange(60) % 2)
+    options = ["--data", rows, "--epochs", 2, "--out", run, "--device", DEVICE]
     with devices.chosen():
         code, said, error = pipe("train", *options, "--backend", "aot_eager" if not GPU else "auto")
         assert code == 0, error
         assert f"device  {DEVICE}" in said
         assert pipe("eval", run)[0] == 0
-        assert pipe("predict", run, "--data", rows, "--out", tmp_path / "made.csv")[0] == 0
+        assert pipe("predict", run, "--data", rows, "--out", tmp_path / "made.npz")[0] == 0
         assert pipe("export", run)[0] == 0
-    assert len((tmp_path / "made.csv").read_text().splitlines()) == 61
+    assert all(len(values) == 60 for values in np.load(tmp_path / "made.npz").values())
+
+
+def test_auto_is_measured_where_a_step_is_small(tmp_path, pipe):
+    """Of a small model the faster device is found once, and said with why; it is recorded with the run."""
+    options = ["--epochs", 1, "--hidden", "7", "--backend", BACKEND]
+    with devices.chosen():
+        first = pipe("train", *options, "--out", tmp_path / "a")
+        again = pipe("train", *options, "--out", tmp_path / "b")
+        large = pipe("train", *options, "--hidden", "9999", "--out", tmp_path / "c", "--epochs", 1)
+    assert [code for code, *_ in (first, again, large)] == [0, 0, 0]
+    told = rf"device +(cpu|{DEVICE}), .*\(the faster one: a step takes [\d.e+]+ us on cpu and [\d.e+]+ us on {DEVICE}\)"
+    [found] = re.findall(told, first[1])
+    assert re.search(rf"device +{found}, .*\(the faster one, measured before\)", again[1])
+    assert f'device = "{found}"' in (tmp_path / "a" / "config.toml").read_text()
+    assert re.search(rf"device +{DEVICE}, .*\(a step has .* operations\)", large[1])
 
 
 def test_too_little_memory_is_one_line(tmp_path, pipe):

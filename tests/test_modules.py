@@ -981,8 +981,8 @@ EAGER = ("functional", "tape")
 WAYS = (*EAGER, "compiled", "fused")
 
 
-def held(name, way, device="cpu"):
-    """Hold a net against the usual loop, or its refusal against the line that is expected."""
+def held(name, way, device="cpu", close=0.0):
+    """Hold a net against the usual loop, `close` at least, or its refusal against the line that is expected."""
     kind = KINDS[name]
     pytest.importorskip(kind.needs)
     said, refusal = kind.refused or (kind.uncaptured if way not in EAGER else ""), None
@@ -1003,7 +1003,7 @@ def held(name, way, device="cpu"):
     testing.same(
         {"losses": torch.tensor(losses), **{k: tensors[k] for k in expected}},
         {"losses": torch.tensor(expected_losses), **expected},
-        kind.tolerance,
+        max(kind.tolerance, close),
     )
 
 

@@ -56,14 +56,18 @@ class Run:
     split_seed: int | None = setting(
         None, "of what is held out, where it is not --seed: members of a sweep share their data", _split, fixed=True
     )
-    device: str = setting("auto", "auto, cpu, cuda or cuda:N")
+    device: str = setting("auto", "cpu, cuda, cuda:N, or auto: a GPU, or what is faster for a small model")
     shard: int = setting(
         1,
         "with several processes: parts that the weights and the rule's memory are in, a divisor of their number",
         at_least(1),
     )
     timeout: float = setting(600.0, "seconds that a process waits for another one", at_least(0, above=True))
-    precision: str = setting("fp32", "fp32, or bf16 for the products in the forward", one_of(("fp32", "bf16")))
+    precision: str = setting(
+        "fp32",
+        "of products: fp32, tf32 (of a GPU), bf16 or fp16; weights stay fp32",
+        one_of(("fp32", "tf32", "bf16", "fp16")),
+    )
     threads: int | None = setting(None, "of the CPU  [default: 1 for small steps, else all cores]", _threads)
     steps_per_call: str = setting(
         "auto", "steps in one call of the compiled program: a number, epoch, or auto: about 0.1 s of them", _steps

@@ -26,8 +26,8 @@ from pipeline.compile.backends.library import Library
 from pipeline.compile.backends.program import Output
 
 FACTS = "package.json"
-WIDTHS = "widths.json"
-"""Beside the packages, how many members of a sweep were found to be fastest at once."""
+MEASURED = "measured.json"
+"""Beside the packages, what the command found to be fastest: members of a sweep at once, and the device."""
 INDUCTOR = "inductor"
 """Beside the packages, what Inductor and Triton keep for themselves."""
 _LIBRARY = "step.so"
@@ -147,7 +147,7 @@ def finished(path: Path) -> bool:
 def clear() -> int:
     """Remove all packages, whole or broken; how many there were. What else is in the folder stays."""
     found = folders()
-    for path in (*found, folder() / WIDTHS, folder() / INDUCTOR):
+    for path in (*found, folder() / MEASURED, folder() / INDUCTOR):
         _remove(path)
     return len(found)
 

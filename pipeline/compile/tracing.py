@@ -26,6 +26,7 @@ from pipeline.backward import Gradients
 from pipeline.compile import collectives
 from pipeline.compile.recurrent import kept_whole
 from pipeline.compose import Composition
+from pipeline.draws import drops_nothing
 from pipeline.errors import CaptureError, StageError, place_of
 from pipeline.stage import Stage, first_line
 
@@ -114,9 +115,9 @@ def trace(function: Callable[..., Any], args: Sequence[Tensor], varying: Sequenc
         _merged(part)
     collectives.scheduled(graph)
     for node in nodes(graph):
-        # Attention carries the tag for a dropout of its own, which is 0 here: pipeline.draws has done it already.
-        attention = "scaled_dot_product" in str(node.target)
-        if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()) and not attention:
+        # Some carry the tag for a dropout of their own, which is 0 here: pipeline.draws has done it already.
+        tagged = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+        if tagged and not drops_nothing(node.target, node.args, node.kwargs):
             raise CaptureError(
                 f"stage {_stage(node)!r} draws random numbers through {node.target}, which can't be made a function of "
                 "(seed, step); draw with torch.rand or nn.Dropout, or use fallback='eager'"

@@ -174,7 +174,7 @@ class _Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's
             )
         if func._schema.is_mutable:
             self._look(func, args, kwargs)
-        if torch.Tag.nondeterministic_seeded in func.tags and not _without_dropout(func, args, kwargs):
+        if torch.Tag.nondeterministic_seeded in func.tags and not drops_nothing(func, args, kwargs):
             draw = tables.OPERATORS.get(func.overloadpacket.__name__)
             if draw is None:
                 raise ImpureError(
@@ -239,7 +239,7 @@ def _drawn(func: Any, draw: Callable[..., Any], k: Key, args: tuple[Any, ...], k
     return result if out is None else out.copy_(result)
 
 
-def _without_dropout(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+def drops_nothing(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
     """Whether it is an attention or a recurrent layer that drops nothing: these could draw, and do not."""
     for i, argument in enumerate(func._schema.arguments):
         if argument.name in ("dropout_p", "dropout"):

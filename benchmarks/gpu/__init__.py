@@ -1,0 +1,1 @@
+"""How fast is a step on a GPU, beside plain torch, torch.compile and JAX?"""

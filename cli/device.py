@@ -1,0 +1,62 @@
+"""Device: which one a small model trains faster on, where there is an accelerator and nobody says it."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+
+import torch
+from attrs import evolve
+from rich.console import Console
+
+from cli import measure, processes
+from cli.build import SMALL, job, size, threads
+from cli.config import TrainConfig
+from cli.progress import plain
+from cli.train import compiled
+from pipeline import place
+from pipeline.errors import PipeError
+
+MEMBERS = 8
+"""From so many members side by side on, an accelerator has enough to do."""
+
+
+def chosen(config: TrainConfig, say: Console) -> tuple[TrainConfig, str]:
+    """The settings with a device in the place of "auto", and why it is that one, in words.
+
+    It is measured where a step is small: a kernel of an accelerator takes a microsecond, however little it computes.
+    """
+    run, there = config.run, str(place.resolve("auto"))
+    if processes.count() > 1 or config.pipeline.name is not None:
+        return config, ""
+    host, accelerator = (evolve(config, run=evolve(run, device=name)) for name in ("cpu", there))
+    if (run.ensemble or 1) >= MEMBERS:
+        return accelerator, f"{run.ensemble} members at once"
+    made = job(host)
+    state = made.pipe.init(run.seed)
+    operations = size(made, state)[0]
+    if operations >= SMALL or not run.compile:
+        return accelerator, f"a step has {operations:.2g} operations"
+    name = f"device {measure.identity(config)}"
+    kept = measure.known().get(name)
+    if kept in ("cpu", there):
+        return evolve(config, run=evolve(run, device=str(kept))), "the faster one, measured before"
+    say.print(f"device  measuring once which is faster, cpu or {there}; --device says it")
+    torch.set_num_threads(threads(made, state, run.threads))
+    times = {own.run.device: seconds for own in (host, accelerator) if (seconds := _measured(own)) is not None}
+    if not times:
+        return accelerator, "neither was measured"
+    best = min(times, key=times.__getitem__)
+    measure.keep(name, best)
+    told = " and ".join(f"{1e6 * seconds:.3g} us on {device}" for device, seconds in times.items())
+    return evolve(config, run=evolve(run, device=best)), f"the faster one: a step takes {told}"
+
+
+def _measured(config: TrainConfig) -> float | None:
+    """Seconds of a step, by training that is thrown away; None where it does not compile."""
+    with suppress(PipeError, RuntimeError):  # a run on it will say what is wrong
+        made = job(config)
+        state = made.pipe.init(config.run.seed)
+        program = compiled(made.pipe, None, config, state, plain(True), False)
+        if program.report.fallback is None:
+            return measure.step_seconds(made.pipe, program, state)
+    return None
