@@ -6,7 +6,6 @@ import difflib
 import os
 import tomllib
 from collections.abc import Iterator, Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from cli.recipes.rule import Rule
 from cli.recipes.run import Run
 from cli.recipes.schedule import Course
 from cli.recipes.setting import flag, refusal
+from cli.version import own_version
 
 CONFIG, FOLDS = "config.toml", "folds"
 
@@ -267,7 +267,7 @@ def check_run(folder: Path) -> None:
         raise refusal(f"{folder} holds no run: it has no {CONFIG}")
     versions = document(folder / CONFIG).get("versions")
     made = versions.get("pipe-train") if isinstance(versions, dict) else None
-    here = version("pipe-train")
+    here = own_version()
     if isinstance(made, str) and _parts(made) > _parts(here):
         raise refusal(f"{folder} was made by pipe-train {made}, and this is {here}: update it")
 

@@ -6,12 +6,13 @@ from __future__ import annotations
 import hashlib
 import platform
 from collections.abc import Iterator, Mapping
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from typing import Any
 
 import torch
 
 from cli.build import Job, parameters
+from cli.version import own_version
 from pipeline import State
 from pipeline.compile import key
 from pipeline.errors import ConfigError
@@ -42,16 +43,8 @@ def facts(made: Job, state: State) -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """What may change the last bits. A wheel's metadata may leave out what torch's own version says of its build."""
-    try:
-        own = version("pipe-train")
-    except PackageNotFoundError:
-        own = "a checkout"
-    return {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "pipe-train": own,
-        "numpy": version("numpy"),
-    }
+    others = {"pipe-train": own_version(), "numpy": version("numpy")}
+    return {"python": platform.python_version(), "torch": torch.__version__, **others}
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:

@@ -223,6 +223,8 @@ def free_memory(device: torch.device) -> int:
 
 
 def _has_float64(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return True  # without waking it
     try:
         torch.empty((), dtype=torch.float64, device=device)
     except (TypeError, RuntimeError):

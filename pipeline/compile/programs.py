@@ -64,7 +64,7 @@ class Programs:
             raise ConfigError(f"backend={backend!r} is unknown{did_you_mean(backend, {*OWN, *generic.known()})}")
         self.pipe, self.backend, self.fallback = pipe, backend, fallback
         if backend not in OWN or pipe.place.device.type != "cpu":
-            storage.keep_inductor()
+            storage.keep_compiler_caches()
         self.reason: str | None = None
         """Why steps run uncompiled, if they do."""
         self.doing = ""

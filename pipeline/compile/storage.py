@@ -83,7 +83,7 @@ def folder() -> Path:
         return Path(tempfile.gettempdir(), f"pipe-train-{os.getuid()}")
 
 
-def keep_inductor() -> None:
+def keep_compiler_caches() -> None:
     """Let Inductor keep its programs, and Triton its kernels, in a folder here, where the user named none."""
     kept = folder() / INDUCTOR
     with suppress(OSError):  # one that can't be written is no harm: theirs is elsewhere then

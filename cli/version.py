@@ -1,0 +1,14 @@
+"""The version of the command."""
+
+import tomllib
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+
+def own_version() -> str:
+    """That of the installed package; in a checkout that is not installed, that of pyproject.toml."""
+    try:
+        return version("pipe-train")
+    except PackageNotFoundError:
+        project = tomllib.loads(Path(__file__).parent.with_name("pyproject.toml").read_text(encoding="utf-8"))
+        return str(project["project"]["version"])
