@@ -109,6 +109,7 @@ def compiled_equals_eager(compiled: Compiled, state: State, batches: Iterable[Ba
 
 def lawful(pipe: Composition, state: State, batch: Batch) -> None:
     """All laws but compiling, which takes seconds: purity, shapes, evaluation, vmap."""
+    batch = pipe.place.batch(batch)
     pure(pipe.step, state, batch)
     keeps_shapes(pipe, state, batch)
     evaluation_changes_nothing(pipe, state, batch)

@@ -196,6 +196,14 @@ def test_what_cannot_be_recorded_is_launched_one_by_one():
     assert len(seen) == 1 + 3  # the check and the steps
 
 
+def test_a_batch_of_the_host_is_placed_by_the_step(compiled):
+    """A compiled step takes a batch as a plain step does, wherever it is."""
+    pipe, step = compiled("mlp")
+    batch = pipes.first(pipe)
+    after, _ = step(pipe.init(0, steps=99), batch)
+    testing.same(after.params, pipe.step(pipe.init(0, steps=99), batch)[0].params, CLOSE)
+
+
 def test_the_state_is_donated(compiled):
     """A step writes into the tensors of the State it is given, which is spent."""
     pipe, step = compiled("mlp")
@@ -414,11 +422,11 @@ def test_the_commands_run_there(tmp_path, pipe):
 
 def test_auto_is_measured_where_a_step_is_small(tmp_path, pipe):
     """Of a small model the faster device is found once, and said with why; it is recorded with the run."""
-    options = ["--epochs", 1, "--hidden", "7", "--backend", BACKEND]
+    options = ["--epochs", 1, "--hidden", "7"]
     with devices.chosen():
-        first = pipe("train", *options, "--out", tmp_path / "a")
-        again = pipe("train", *options, "--out", tmp_path / "b")
-        large = pipe("train", *options, "--hidden", "9999", "--out", tmp_path / "c", "--epochs", 1)
+        first = pipe("train", *options, "--backend", BACKEND, "--out", tmp_path / "a")
+        again = pipe("train", *options, "--backend", BACKEND, "--out", tmp_path / "b")
+        large = pipe("train", *options, "--hidden", "9999", "--no-compile", "--out", tmp_path / "c")
     assert [code for code, *_ in (first, again, large)] == [0, 0, 0]
     told = rf"device +(cpu|{DEVICE}), .*\(the faster one: a step takes [\d.e+]+ us on cpu and [\d.e+]+ us on {DEVICE}\)"
     [found] = re.findall(told, first[1])

@@ -90,10 +90,10 @@ def maml(report, **_):
 EXAMPLES = {
     "Diffusion": (diffusion, "aot_eager"),
     "A variational autoencoder": (vae, "auto"),
-    "Contrastive learning with a queue": (moco, "auto"),
+    "Contrastive learning with a queue": (moco, "aot_eager"),
     "A GAN with gradient penalty": (gan, "aot_eager"),
-    "A mixture of experts": (experts, "auto"),
-    "A physics-informed network": (pinn, "auto"),
+    "A mixture of experts": (experts, "aot_eager"),
+    "A physics-informed network": (pinn, "aot_eager"),
     "Distillation": (distillation, "aot_eager"),
     "An averaged teacher": (averaged_teacher, "aot_eager"),
     "A GAN with several critic steps": (gan, "aot_eager"),

@@ -66,6 +66,7 @@ class Compiled:
         if steps != "epoch" and not is_count(steps):
             raise ConfigError(f"steps={steps!r} is neither a positive whole number nor 'epoch'")
         self.pipe, self.steps = pipe, steps
+        self._places = pipe.place.mesh is not None or pipe.place.device.type != "cpu"
         pipe.begin()
         self._programs = Programs(pipe, backend, fallback)
         self._feeds = Feeds(pipe)
@@ -110,7 +111,7 @@ class Compiled:
         return self._go_on(state, self._feeds.batches if self.steps == "epoch" else self.steps)
 
     def step(self, state: State, batch: Batch | None = None) -> tuple[State, Metrics]:
-        """The new State and the batch's metrics, 0-d tensors on the device, which the batch must be on.
+        """The new State and the batch's metrics, 0-d tensors on the device; the batch is placed there if it is not.
 
         Without a batch: of the pipeline's own data, at `state.step`.
         """
@@ -120,7 +121,7 @@ class Compiled:
         if self._programs.reason is not None:
             return self.pipe.step(state, batch)
         self._take(state)
-        if self.pipe.place.mesh is not None or not all(isinstance(value, Tensor) for value in batch.values()):
+        if self._places or not all(isinstance(value, Tensor) for value in batch.values()):
             batch = self.pipe.placed(batch)
         try:
             given, signature = given_inputs(self._names or tuple(batch), batch)
