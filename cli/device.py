@@ -11,8 +11,6 @@ from rich.console import Console
 from cli import measure, processes
 from cli.build import SMALL, job, size, threads
 from cli.config import TrainConfig
-from cli.progress import plain
-from cli.train import compiled
 from pipeline import place
 from pipeline.errors import PipeError
 
@@ -36,12 +34,12 @@ def chosen(config: TrainConfig, say: Console) -> tuple[TrainConfig, str]:
     operations = size(made, state)[0]
     if operations >= SMALL or not run.compile:
         return accelerator, f"a step has {operations:.2g} operations"
+    torch.set_num_threads(threads(made, state, run.threads))
     name = f"device {measure.identity(config)}"
     kept = measure.known().get(name)
     if kept in ("cpu", there):
         return evolve(config, run=evolve(run, device=str(kept))), "the faster one, measured before"
     say.print(f"device  measuring once which is faster, cpu or {there}; --device says it")
-    torch.set_num_threads(threads(made, state, run.threads))
     times = {own.run.device: seconds for own in (host, accelerator) if (seconds := _measured(own)) is not None}
     if not times:
         return accelerator, "neither was measured"
@@ -56,7 +54,7 @@ def _measured(config: TrainConfig) -> float | None:
     with suppress(PipeError, RuntimeError):  # a run on it will say what is wrong
         made = job(config)
         state = made.pipe.init(config.run.seed)
-        program = compiled(made.pipe, None, config, state, plain(True), False)
-        if program.report.fallback is None:
-            return measure.step_seconds(made.pipe, program, state)
+        program = made.pipe.compile(backend=config.run.backend)
+        program.prepare(state)
+        return measure.step_seconds(made.pipe, program, state)
     return None

@@ -32,7 +32,7 @@ def run(config: TrainConfig, *, quiet: bool = False, verbose: bool = False) -> R
     interrupted."""
     say, why = plain(quiet), ""
     if config.run.device == "auto" and place.resolve("auto").type != "cpu":
-        from cli import device  # which trains to measure
+        from cli import device  # only where there is something to choose
 
         config, why = device.chosen(config, say)
     made, state = begin(config)
