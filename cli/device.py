@@ -19,34 +19,36 @@ MEMBERS = 8
 
 
 def chosen(config: TrainConfig, say: Console) -> tuple[TrainConfig, str]:
-    """The settings with a device in the place of "auto", and why it is that one, in words.
+    """The settings with "cpu" in the place of "auto" where that is faster, and why it is that device, in words.
 
     It is measured where a step is small: a kernel of an accelerator takes a microsecond, however little it computes.
+    Where it is the accelerator, "auto" stays: the run may be evaluated on a machine that has none.
     """
     run, there = config.run, str(place.resolve("auto"))
-    if processes.count() > 1 or config.pipeline.name is not None:
+    if processes.count() > 1 or config.pipeline.name is not None or run.precision == "tf32":
         return config, ""
-    host, accelerator = (evolve(config, run=evolve(run, device=name)) for name in ("cpu", there))
     if (run.ensemble or 1) >= MEMBERS:
-        return accelerator, f"{run.ensemble} members at once"
+        return config, f"{run.ensemble} members at once"
+    host = evolve(config, run=evolve(run, device="cpu"))
     made = job(host)
     state = made.pipe.init(run.seed)
     operations = size(made, state)[0]
     if operations >= SMALL or not run.compile:
-        return accelerator, f"a step has {operations:.2g} operations"
+        return config, f"a step has {operations:.2g} operations"
     torch.set_num_threads(threads(made, state, run.threads))
     name = f"device {measure.identity(config)}"
     kept = measure.known().get(name)
     if kept in ("cpu", there):
-        return evolve(config, run=evolve(run, device=str(kept))), "the faster one, measured before"
+        return host if kept == "cpu" else config, "the faster one, measured before"
     say.print(f"device  measuring once which is faster, cpu or {there}; --device says it")
-    times = {own.run.device: seconds for own in (host, accelerator) if (seconds := _measured(own)) is not None}
+    ways = {"cpu": host, there: config}
+    times = {device: seconds for device, way in ways.items() if (seconds := _measured(way)) is not None}
     if not times:
-        return accelerator, "neither was measured"
+        return config, "neither was measured"
     best = min(times, key=times.__getitem__)
     measure.keep(name, best)
     told = " and ".join(f"{1e6 * seconds:.3g} us on {device}" for device, seconds in times.items())
-    return evolve(config, run=evolve(run, device=best)), f"the faster one: a step takes {told}"
+    return ways[best], f"the faster one: a step takes {told}"
 
 
 def _measured(config: TrainConfig) -> float | None:
