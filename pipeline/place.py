@@ -202,12 +202,11 @@ def resolve(device: str | torch.device) -> torch.device:
         raise DeviceError(f"unknown device {device!r}{did_you_mean(word, KNOWN)}") from None
     if found.type == "cpu":
         return found
-    here, count = torch.accelerator.current_accelerator(), torch.accelerator.device_count()
-    if here is None or found.type != here.type or not count:
+    count = _count(found.type)
+    if not count:
         if found.type == "cuda":
             raise DeviceError(f"device {str(device)!r}: torch sees no CUDA GPU on this machine; use auto or cpu")
-        known = [*KNOWN, "cuda:N"] if here is None or here.type == "cuda" else [*KNOWN, here.type]
-        raise DeviceError(f"device {device!r} is not supported; known: {', '.join(known)}")
+        raise DeviceError(f"device {device!r} is not supported; known: {', '.join(KNOWN)}, cuda:N")
     found = torch.device(found.type, found.index or 0)
     if found.index >= count:
         raise DeviceError(f"device {str(device)!r}: this machine has {count} GPU(s), numbered from 0")
@@ -220,6 +219,15 @@ def free_memory(device: torch.device) -> int:
     """Bytes that are free on an accelerator."""
     free: int = torch.get_device_module(device).mem_get_info(device)[0]
     return free
+
+
+def _count(kind: str) -> int:
+    """How many devices of a type are here."""
+    try:
+        count: int = torch.get_device_module(kind).device_count()
+    except (AttributeError, RuntimeError):  # of a type that has no devices
+        return 0
+    return count
 
 
 def _has_float64(device: torch.device) -> bool:

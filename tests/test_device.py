@@ -420,6 +420,9 @@ def test_the_commands_run_there(tmp_path, pipe):
     assert all(len(values) == 60 for values in np.load(tmp_path / "made.npz").values())
 
 
+@pytest.mark.skipif(
+    torch.accelerator.current_accelerator().type != DEVICE.type, reason="torch is built for another one"
+)
 def test_auto_is_measured_where_a_step_is_small(tmp_path, pipe):
     """Of a small model the faster device is found once, and said with why; it is recorded with the run."""
     options = ["--epochs", 1, "--hidden", "7"]

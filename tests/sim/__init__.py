@@ -20,7 +20,7 @@ SOURCE = Path(__file__).with_name("device.cpp")
 
 @functools.cache
 def load() -> torch.device:
-    """Register the device with torch, compiled once for a machine. Ninety operators of torch's run on it, or none."""
+    """The device, registered with torch; its library is compiled once for a machine, which takes 15 s."""
     built = _built()
     torch.ops.load_library(str(built))
     torch.utils.rename_privateuse1_backend("sim")
@@ -58,6 +58,7 @@ def _built() -> Path:
     key = hashlib.sha256(SOURCE.read_bytes() + f"{torch.__version__} {flags}".encode()).hexdigest()[:16]
     folder = Path(tempfile.gettempdir(), f"pipe-sim-{os.getuid()}")
     folder.mkdir(mode=0o700, exist_ok=True)
+    assert folder.stat().st_uid == os.getuid(), f"{folder} is somebody else's"
     built = folder / f"{key}.so"
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
