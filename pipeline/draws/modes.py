@@ -89,6 +89,10 @@ class _NotReentrant:
         return checkpoint.checkpoint(function, *inputs, use_reentrant=False)
 
 
+_GENERATOR = "_checkpoint_without_reentrant_generator"
+"""What torch's checkpointing goes through, with the preservation of its own generator as the second argument."""
+
+
 class _Recomputed:
     """Within it, what activation checkpointing computes a second time draws what it drew the first time.
 
@@ -96,17 +100,21 @@ class _Recomputed:
     """
 
     def __init__(self, again: Callable[[], keyed]) -> None:
-        def generator(function: Any, preserve: bool, *args: Any, **kwargs: Any) -> Any:
+        def generator(function: Any, *args: Any, **kwargs: Any) -> Any:
             first = again()
 
             def recomputed(*inputs: Any, **more: Any) -> Any:
                 with first._again():  # a backward of a backward computes it a third time
                     return function(*inputs, **more)
 
-            return kept(recomputed, False, *args, **kwargs)  # torch's own generator is never drawn from
+            # torch's own generator is never drawn from: it need not be preserved
+            if own == _GENERATOR:
+                return kept(recomputed, False, *args[1:], **kwargs)
+            return kept(recomputed, *args, **{**kwargs, "preserve_rng_state": False})
 
-        kept = checkpoint._checkpoint_without_reentrant_generator
-        self._changed = {"_checkpoint_without_reentrant_generator": generator, "CheckpointFunction": _NotReentrant}
+        own = f"{_GENERATOR}_impl" if hasattr(checkpoint, f"{_GENERATOR}_impl") else _GENERATOR  # since torch 2.14
+        kept = getattr(checkpoint, own)
+        self._changed = {own: generator, "CheckpointFunction": _NotReentrant}
 
     def __enter__(self) -> None:
         self._before = {name: getattr(checkpoint, name) for name in self._changed}
