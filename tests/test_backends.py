@@ -2,7 +2,10 @@
 fails."""
 
 import functools
+import os
 import platform
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -372,3 +375,24 @@ def test_sizes_that_are_needed_as_numbers_take_a_graph_each():
     step = tokens(Pooling).compile(backend="aot_eager")
     testing.compiled_equals_eager(step, step.pipe.init(0), lengths([(4, n) for n in range(5, 9)]), tolerance=1e-4)
     assert len(step.report.graphs) == 4
+
+
+AGAIN = """
+import torch
+from torch._dynamo.utils import counters
+from pipeline import Pipeline, backward, forward, loss, models, update
+pipe = Pipeline(forward.model(lambda: models.mlp(4, 2)), loss.cross_entropy(), backward.gradients(), update.sgd(0.1))
+pipe.compile(backend="inductor")(pipe.init(0), {"inputs": torch.ones(6, 4), "targets": torch.arange(6) % 2})
+print(counters["aot_autograd"]["autograd_cache_hit"])
+"""
+
+
+def test_what_inductor_made_is_found_by_the_next_process(tmp_path):
+    """Inductor's programs are kept in the library's cache, unless the user named a folder, and found there again."""
+    env = {k: v for k, v in os.environ.items() if k != "TORCHINDUCTOR_CACHE_DIR"} | {"PIPE_CACHE": str(tmp_path)}
+    hits = []
+    for _ in range(2):
+        done = subprocess.run([sys.executable, "-c", AGAIN], env=env, capture_output=True, text=True, check=True)
+        hits.append(int(done.stdout))
+        assert any((tmp_path / "inductor").rglob("*.py"))
+    assert hits == [0, 1]

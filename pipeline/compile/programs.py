@@ -60,11 +60,11 @@ class Programs:
     def __init__(self, pipe: Composition, backend: Backend, fallback: Fallback) -> None:
         if fallback not in ("error", "eager"):
             raise ConfigError(f"fallback={fallback!r} is unknown; use 'error' or 'eager'")
+        if backend not in OWN or pipe.place.device.type != "cpu":
+            storage.keep_compiler_caches()
         if isinstance(backend, str) and backend not in OWN and backend not in generic.known():
             raise ConfigError(f"backend={backend!r} is unknown{did_you_mean(backend, {*OWN, *generic.known()})}")
         self.pipe, self.backend, self.fallback = pipe, backend, fallback
-        if backend not in OWN or pipe.place.device.type != "cpu":
-            storage.keep_compiler_caches()
         self.reason: str | None = None
         """Why steps run uncompiled, if they do."""
         self.doing = ""

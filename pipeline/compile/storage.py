@@ -85,10 +85,12 @@ def folder() -> Path:
 
 def keep_compiler_caches() -> None:
     """Let Inductor keep its programs, and Triton its kernels, in a folder here, where the user named none."""
-    kept = folder() / INDUCTOR
-    with suppress(OSError):  # one that can't be written is no harm: theirs is elsewhere then
-        kept.mkdir(parents=True, exist_ok=True, mode=0o700)
-        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(kept))
+    kept, named = folder() / INDUCTOR, os.environ.get("TORCHINDUCTOR_CACHE_DIR")
+    # torch writes its own choice there when it imports its compilers.
+    if named is None or named.startswith(os.path.join(tempfile.gettempdir(), "torchinductor_")):
+        with suppress(OSError):  # one that can't be written is no harm: theirs is elsewhere then
+            kept.mkdir(parents=True, exist_ok=True, mode=0o700)
+            os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(kept)
 
 
 def find(identity: Mapping[str, Any]) -> Package | None:
