@@ -69,7 +69,7 @@ def timed(start: Callable[[], Work]) -> tuple[float, Done]:
 
 
 def turn(start: Callable[[], Work], least: float) -> tuple[float, Done]:
-    """Seconds a step, over as much work as takes the least time, and what was done last."""
+    """Seconds a step, over work of at least so many seconds, and its last result."""
     total, steps = 0.0, 0
     while not steps or total < least:
         seconds, done = timed(start)

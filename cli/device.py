@@ -53,7 +53,7 @@ def chosen(config: TrainConfig, say: Console) -> tuple[TrainConfig, str]:
 
 def _measured(config: TrainConfig) -> float | None:
     """Seconds of a step, by training that is thrown away; None where it does not compile."""
-    with suppress(PipeError, RuntimeError):  # a run on it will say what is wrong
+    with suppress(PipeError, RuntimeError):  # the run itself will report the error
         made = job(config)
         state = made.pipe.init(config.run.seed)
         program = made.pipe.compile(backend=config.run.backend)

@@ -104,7 +104,7 @@ def identity(config: TrainConfig) -> str:
 
 
 def known() -> dict[str, Any]:
-    """What was measured before on this machine."""
+    """Measurements stored on this machine."""
     try:
         found = json.loads((storage.folder() / storage.MEASURED).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -113,7 +113,7 @@ def known() -> dict[str, Any]:
 
 
 def keep(name: str, value: int | str) -> None:
-    """Remember what was measured."""
+    """Store a measurement."""
     with suppress(OSError):  # it is measured again then
         storage.folder().mkdir(parents=True, exist_ok=True, mode=0o700)
         files.replace(storage.folder() / storage.MEASURED, json.dumps({**known(), name: value}, indent=1).encode())

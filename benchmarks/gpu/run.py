@@ -1,7 +1,7 @@
 """`python -m benchmarks gpu`: every contender on every job, each in a process of its own, written after every row.
 
-A contender is prepared on empty caches, which gives the seconds to its first work, and measured at once; when all of a
-job were, those that are small take turns for more rounds. Then ours and torch.compile begin once more, in a new
+Each contender starts on empty caches, which times its first work, and is measured at once. Contenders of a small job then
+take turns for more rounds. Then ours and torch.compile begin once more, in a new
 process, from their caches.
 """
 

@@ -56,7 +56,7 @@ class Run:
     split_seed: int | None = setting(
         None, "of what is held out, where it is not --seed: members of a sweep share their data", _split, fixed=True
     )
-    device: str = setting("auto", "cpu, cuda, cuda:N, or auto: a GPU, or what is faster for a small model")
+    device: str = setting("auto", "cpu, cuda, cuda:N, or auto: a GPU; for a small model, the faster of both")
     shard: int = setting(
         1,
         "with several processes: parts that the weights and the rule's memory are in, a divisor of their number",
