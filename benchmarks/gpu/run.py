@@ -1,8 +1,7 @@
 """`python -m benchmarks gpu`: every contender on every job, each in a process of its own, written after every row.
 
-Each contender starts on empty caches, which times its first work, and is measured at once. Contenders of a small job then
-take turns for more rounds. Then ours and torch.compile begin once more, in a new
-process, from their caches.
+Each contender starts on empty caches, which times its first work, and is measured at once. Contenders of a small job
+then take turns for more rounds. Then ours and torch.compile begin once more, in a new process, from their caches.
 """
 
 from __future__ import annotations
