@@ -17,7 +17,7 @@ from typing import Any, Self
 
 import torch
 from attrs import field, frozen
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from pipeline import evaluate, html, load, place
@@ -35,7 +35,7 @@ from pipeline.stage import Part, Stage
 from pipeline.state import Batch, State, samples
 from pipeline.tree import Tree, paths, tree_map
 from pipeline.update import Finite
-from pipeline.wiring import LASTS, check_names, check_wiring, needed_to_measure
+from pipeline.wiring import LASTS, check_names, check_trained, check_wiring, needed_to_measure, resolved
 
 
 @frozen(eq=False, init=False, repr=False)
@@ -53,6 +53,8 @@ class Composition:
     (['loss'], 1)
     """
 
+    given: tuple[Part, ...]
+    """The stages as they were given, before the models of each backward were filled in."""
     stages: tuple[Part, ...]
     load: Load | None
     place: Place
@@ -69,8 +71,9 @@ class Composition:
     metrics: tuple[Stage, ...] = field(init=False)
     on_host: tuple[HostMetric, ...] = field(init=False)
 
-    def __init__(self, *stages: Part) -> None:
-        check_names(stages)
+    def __init__(self, *given: Part) -> None:
+        check_names(given)
+        stages = resolved(given)
         loads = [s for s in stages if isinstance(s, Load)]
         places = [s for s in stages if isinstance(s, Place)]
         border = stages.index(places[0]) if places else -1
@@ -78,9 +81,11 @@ class Composition:
             [s for s in part if isinstance(s, Stage)] for part in (stages[: max(border, 0)], stages[border + 1 :])
         )
         check_wiring(stages, loads[0] if loads else None, host, graph)
+        check_trained(stages, lambda m: isinstance(made := m.module.build, nn.Module) and _trainable(made))
         measured = needed_to_measure(graph)
         host, graph = ([s for s in part if not isinstance(s, HostMetric)] for part in (host, graph))
         self.__attrs_init__(
+            given,
             stages,
             loads[0] if loads else None,
             places[0] if places else place.on("cpu"),
@@ -117,6 +122,7 @@ class Composition:
             waiting.remove(s)
             assert s.create is not None
             tree.update(s.create(seed, partial(self._before, s, {**tree, "memory": schedules, **numbers}, batch), tree))
+        check_trained(self.stages, lambda m: bool(tree[m.params]))
         on = self.sharding
         own = tree if on is None else on.part(tree)
         of = {s.name: own if s.sharded else tree for s in self.graph}
@@ -473,22 +479,22 @@ class Composition:
     def replace(self, name: str, stage: Part) -> Self:
         """A Pipeline with another stage in the place of `name`."""
         i = self._index(name)
-        return self.of([*self.stages[:i], stage, *self.stages[i + 1 :]])
+        return self.of([*self.given[:i], stage, *self.given[i + 1 :]])
 
     def insert(self, stage: Part, *, before: str | None = None, after: str | None = None) -> Self:
         """A Pipeline with one more stage, before or after the named one."""
         if (before is None) == (after is None):
             raise WiringError(f"insert({stage.name!r}) needs either before= or after= the name of a stage")
         i = self._index(before) if before is not None else self._index(after or "") + 1
-        return self.of([*self.stages[:i], stage, *self.stages[i:]])
+        return self.of([*self.given[:i], stage, *self.given[i:]])
 
     def without(self, name: str) -> Self:
         """A Pipeline without the named stage."""
         i = self._index(name)
-        return self.of([*self.stages[:i], *self.stages[i + 1 :]])
+        return self.of([*self.given[:i], *self.given[i + 1 :]])
 
     def __getitem__(self, name: str) -> Any:
-        return self.stages[self._index(name)]
+        return self.given[self._index(name)]
 
     def _index(self, name: str) -> int:
         names = [s.name for s in self.stages]
@@ -518,6 +524,10 @@ class Composition:
 
 
 _HEAD = ("stage", "reads", "writes", "keeps")
+
+
+def _trainable(module: nn.Module) -> bool:
+    return any(p.requires_grad for p in module.parameters())
 
 
 def _without_rows(batch: Batch) -> Batch:

@@ -177,7 +177,7 @@ class Stage(Part):
     @property
     def average_of(self) -> str:
         """The name of the parameters that `view` gives others for."""
-        return self.names.get("params", "params")
+        return next((self.names[p] for p in ("params", "model_0") if p in self.names), "params")
 
     def averaged(self, tree: Mapping[str, Tree], hyper: Mapping[str, Tensor]) -> dict[str, Tree]:
         """What `view` gives, under its names in State. `hyper` are the stage's numbers at this step."""

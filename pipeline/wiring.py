@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
+from attrs import evolve
 from torch import nn
 
 from pipeline.backward import Gradients
@@ -13,6 +14,7 @@ from pipeline.backward.per_example import check
 from pipeline.errors import WiringError, did_you_mean
 from pipeline.evaluate import HostMetric
 from pipeline.forward import Model
+from pipeline.joint import jointly
 from pipeline.load import Load
 from pipeline.place import Place
 from pipeline.sources import Source
@@ -31,6 +33,81 @@ HINTS = {
     "loss": "a loss such as loss.cross_entropy()",
     "params": "forward.model(...)",
 }
+
+
+def resolved(stages: Sequence[Part]) -> tuple[Part, ...]:
+    """The stages, with the models of each backward filled in, and what comes after it on the parameters of those."""
+    models = {s.params: s for s in stages if isinstance(s, Model) and s.create is not None}
+    trained = [name for name, s in models.items() if not s.module.frozen]
+    made: list[Part] = []
+    begun: list[Stage] = []
+    of: dict[str, Gradients] = {}
+    for s in stages:
+        if isinstance(s, Gradients):
+            reached = _behind(s.of, begun)
+            s = evolve(s, wrt=s.wrt or tuple(name for name in trained if name in reached))
+            if any(s.of in t.writes for t in begun):
+                _check_wrt(s, reached, trained)
+            of[s.grads], begun = s, []
+        elif isinstance(s, Stage):
+            g = next((of[name] for name in s.reads if name in of), None)
+            if g is None and "params" in s.writes and of:  # as lookahead
+                last = [*of.values()][-1]
+                g = last if "params" in last.wrt or (len(of) == 1 and "params" not in models) else None
+            if g is not None and "params" in s.reads:
+                if "params" in models and "params" not in g.wrt:
+                    raise WiringError(
+                        f"stage {s.name!r} reads {g.grads!r}, which are of {', '.join(g.wrt)}; write "
+                        f".rename(params={g.wrt[0]!r})"
+                    )
+                s = jointly(s, g.wrt)
+            elif g is not None and {*g.wrt} & {*s.reads} and not {*g.wrt} <= {*s.reads}:
+                own = next(name for name in g.wrt if name in s.reads)
+                raise WiringError(
+                    f"stage {s.name!r} is of {own!r}, but {g.grads!r} are of {', '.join(g.wrt)}; leave out "
+                    f"rename(params=...), and for rules of their own write update.groups({{'{own}.*': ...}}, "
+                    f"otherwise=...), or take gradients of it alone by backward.gradients(wrt={own!r})"
+                )
+            begun.append(s)
+        made.append(s)
+    return tuple(made)
+
+
+def _behind(name: str, stages: Sequence[Stage]) -> set[str]:
+    """What a value is made of, by the names that stages read."""
+    needed, found = {name}, {name}
+    for s in reversed(stages):
+        if needed & {*s.writes}:
+            needed = (needed - {*s.writes}) | {*s.reads, *s.optional}
+            found |= needed
+    return found
+
+
+def _check_wrt(g: Gradients, reached: Collection[str], trained: Collection[str]) -> None:
+    """Raise WiringError where a loss does not depend on what it is differentiated by."""
+    for name in g.wrt or ("any model that trains",):
+        if name not in reached:
+            raise WiringError(
+                f"stage {g.name!r} differentiates {g.of!r}, which does not depend on {name if not g.wrt else repr(name)}"
+                f"{did_you_mean(name, trained)}: compute it since the backward before from the outputs of one"
+            )
+
+
+def check_trained(stages: Sequence[Part], parameters: Callable[[Model], bool]) -> None:
+    """Raise WiringError for a model with `parameters` that is neither trained nor frozen, if anything trains."""
+    backwards = [s for s in stages if isinstance(s, Gradients)]
+    changed = {name for s in stages if not isinstance(s, Model) for name in s.writes}
+    for s in stages:
+        if not isinstance(s, Model) or s.create is None or s.module.frozen or not backwards or s.params in changed:
+            continue
+        by = [g.name for g in backwards if s.params in g.wrt]
+        updated = any(name in changed for g in backwards for name in g.wrt)
+        if (updated or not by) and parameters(s):
+            why = f"no update changes it after {by[0]!r}" if by else "no loss with a backward depends on it"
+            raise WiringError(
+                f"the model of stage {s.name!r} is never trained: {why}; train it, or write "
+                f"forward.model(..., frozen=True)"
+            )
 
 
 def check_names(stages: Sequence[Part]) -> None:
@@ -150,6 +227,11 @@ def check_wiring(stages: Sequence[Part], source: Load | None, host: Sequence[Sta
         for name in sorted(reads - available):
             _explain_unread(s, name, stages, available, known)
         if isinstance(s, Gradients):
+            if s.of not in since and any(s.of in t.writes for t in graph[: graph.index(s)]):
+                raise WiringError(
+                    f"stage {s.name!r} differentiates {s.of!r} again; one backward gives the gradients of several models: "
+                    "leave this one out, and name them there, wrt=(...)"
+                )
             if s.of not in since:
                 raise WiringError(
                     f"stage {s.name!r} differentiates {s.of!r}, which no stage since the backward before it writes; "

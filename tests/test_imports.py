@@ -16,7 +16,7 @@ LAYERS = [
     {"draws"},
     {"module"},
     {"stage"},
-    {"state", "order", "pace"},
+    {"state", "order", "pace", "joint"},
     {"log", "until"},
     {"plot"},
     {"sources", "models"},
