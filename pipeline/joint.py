@@ -44,6 +44,8 @@ def parted(tensors: Mapping[str, Any], like: Mapping[str, Mapping[str, Any]]) ->
 
 def jointly(stage: Stage, models: Sequence[str]) -> Stage:
     """A stage of "params" on the parameters of these models in their place."""
+    if tuple(models) == ("params",):
+        return stage
     writes = tuple(w for name in stage.writes for w in (models if name == "params" else (name,)))
     if len(models) == 1:
         return evolve(stage, names={**stage.names, "params": models[0]}, writes=writes)
@@ -60,7 +62,9 @@ def jointly(stage: Stage, models: Sequence[str]) -> Stage:
 
         own = [inspect.Parameter(p, inspect.Parameter.KEYWORD_ONLY) for p in names]
         others = [
-            p if p.kind is p.VAR_KEYWORD else p.replace(kind=p.KEYWORD_ONLY) for p in takes.values() if p.name != "params"
+            p if p.kind is p.VAR_KEYWORD else p.replace(kind=p.KEYWORD_ONLY)
+            for p in takes.values()
+            if p.name != "params"
         ]
         function.__signature__ = inspect.Signature([*own, *others])  # type: ignore[attr-defined]  # inspect reads it
         return function

@@ -157,6 +157,8 @@ def _differentiated(
         return made
 
     grads, tensors = g.differentiate(objective, joined(models), hyper.get(g.name, {}))
+    if not grads:
+        raise StageError(g.name, f"finds no parameter of {', '.join(g.wrt)} that {g.of!r} depends on")
     written, remembered, sums = back[0](tensors)
     if scale is not None:
         grads = tree_map(lambda x: (x / scale).to(x.dtype), grads)

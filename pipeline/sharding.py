@@ -172,6 +172,10 @@ def sharding(mesh: Mesh | None, parts: Sequence[Part], graph: Sequence[Stage]) -
             raise WiringError(
                 f"stage {g.name!r} takes a gradient for each sample, which place.mesh() does not do yet; use place.on()"
             )
+        if g.sums:
+            raise WiringError(
+                f"stage {g.name!r} differentiates a sum over samples, which processes would each make; make it a mean"
+            )
     held = {name: models[name] for g in trained for name in g.wrt if name in models}
     for s in graph:
         if s.view is not None and s.create is not None and s.average_of in held and s.sharded:

@@ -122,6 +122,8 @@ class Stage(Part):
     then what it makes of them among all. Other stages are given whole ones."""
     anew: bool = field(default=False, kw_only=True)
     """Whether BatchNorm's running statistics are to be made anew for what `view` gives, because none belong to it."""
+    sums: bool = field(default=False, kw_only=True)
+    """Whether the loss that it writes is a sum over samples, so that of parts it is their sum."""
     parameters: tuple[tuple[str, str], ...] = field(default=(), init=False, repr=False)
 
     def __attrs_post_init__(self) -> None:

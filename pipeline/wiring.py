@@ -44,17 +44,17 @@ def resolved(stages: Sequence[Part]) -> tuple[Part, ...]:
     of: dict[str, Gradients] = {}
     for s in stages:
         if isinstance(s, Gradients):
-            reached = _behind(s.of, begun)
-            s = evolve(s, wrt=s.wrt or tuple(name for name in trained if name in reached))
-            if any(s.of in t.writes for t in begun):
-                _check_wrt(s, reached, trained)
+            writer = next((t for t in reversed(begun) if s.of in t.writes), None)
+            if not s.wrt or (writer is not None and writer.sums != s.sums):
+                wrt = s.wrt or tuple(name for name in trained if name in _behind(s.of, begun))
+                s = evolve(s, wrt=wrt, sums=writer is not None and writer.sums)
             of[s.grads], begun = s, []
         elif isinstance(s, Stage):
             g = next((of[name] for name in s.reads if name in of), None)
             if g is None and "params" in s.writes and of:  # as lookahead
                 last = [*of.values()][-1]
                 g = last if "params" in last.wrt or (len(of) == 1 and "params" not in models) else None
-            if g is not None and "params" in s.reads:
+            if g is not None and g.wrt and "params" in s.reads:
                 if "params" in models and "params" not in g.wrt:
                     raise WiringError(
                         f"stage {s.name!r} reads {g.grads!r}, which are of {', '.join(g.wrt)}; write "
@@ -83,13 +83,13 @@ def _behind(name: str, stages: Sequence[Stage]) -> set[str]:
     return found
 
 
-def _check_wrt(g: Gradients, reached: Collection[str], trained: Collection[str]) -> None:
+def _check_wrt(g: Gradients, reached: Collection[str], models: Collection[str]) -> None:
     """Raise WiringError where a loss does not depend on what it is differentiated by."""
     for name in g.wrt or ("any model that trains",):
         if name not in reached:
             raise WiringError(
                 f"stage {g.name!r} differentiates {g.of!r}, which does not depend on {name if not g.wrt else repr(name)}"
-                f"{did_you_mean(name, trained)}: compute it since the backward before from the outputs of one"
+                f"{did_you_mean(name, models)}: compute it since the backward before from the outputs of one"
             )
 
 
@@ -215,6 +215,7 @@ def check_wiring(stages: Sequence[Part], source: Load | None, host: Sequence[Sta
         raise WiringError(
             f"the data have a value {name!r}, a name that a pipeline gives itself; call it something else"
         )
+    models = [s.params for s in stages if isinstance(s, Model)]
     scaled = {s.scaled for s in graph if isinstance(s, Finite) and s.scales}
     small = any(isinstance(s, Place) and s.precision == "fp16" for s in stages)
     available: set[str] = {*GIVEN, *(known or ()), *(k for s in stages for k in s.keeps)}
@@ -243,6 +244,7 @@ def check_wiring(stages: Sequence[Part], source: Load | None, host: Sequence[Sta
                     f"stage {s.name!r} differentiates {s.of!r} in float16, where small gradients are 0: put "
                     'update.finite("scale") after it, or place with precision="bf16"'
                 )
+            _check_wrt(s, _behind(s.of, begun), models)
             check(s, begun)
             since, begun = set(), []
         elif s in graph:
@@ -274,21 +276,26 @@ def _explain_unread(
     available.add(name)
 
 
-def needed_to_measure(graph: Sequence[Stage]) -> tuple[Stage, ...]:
-    """The stages that metrics need where there are no gradients, in order."""
+def without_gradients(graph: Sequence[Stage]) -> list[Stage]:
+    """The stages that need no gradients."""
+    kept = {k for s in graph for k in s.keeps}
     possible: list[Stage] = []
     absent: set[str] = {*OF_A_STEP}
     for s in graph:
-        kept = {k for t in graph for k in t.keeps}
         if absent & set(s.reads):
             absent |= set(s.writes) - kept
             continue
         possible.append(s)
         if isinstance(s, Gradients):
             absent.add(s.grads)
+    return possible
+
+
+def needed_to_measure(graph: Sequence[Stage]) -> tuple[Stage, ...]:
+    """The stages that metrics need where there are no gradients, in order."""
     needed: set[str] = set()
     chosen: list[Stage] = []
-    for s in reversed(possible):
+    for s in reversed(without_gradients(graph)):
         if isinstance(s, HostMetric):
             needed |= set(s.reads)
         elif s.finish is not None or needed & set(s.writes):

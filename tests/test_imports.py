@@ -23,6 +23,7 @@ LAYERS = [
     STEPS,
     {"sharding"},
     {"run", "hyper", "wiring", "resident", "batchnorm"},
+    {"whole"},
     {"compose"},
     {"checkpoint", "diagnose", "compile"},
     {"alone"},

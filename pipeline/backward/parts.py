@@ -86,13 +86,16 @@ def in_parts(
             done, rows = _one_by_one(g, part, done, [seeds[begin : begin + parts], *own], shared)
             made, lengths = [*made, rows], [*lengths, length]
             begin, sample = begin + parts, end
-    whole = done["sums"][g.name]["weight"]
+    own = done["sums"][g.name]
+    if g.sums:
+        own["weight"] = torch.ones_like(own["weight"])
     # Where nothing counted, sums of zeros stay zeros.
-    divisor = torch.where(whole > 0, whole, 1.0)
+    divisor = torch.where(own["weight"] > 0, own["weight"], 1.0)
     written = {
         **{name: _joined(name, [rows[name] for rows in made], lengths) for name in made[0]},
+        **({f"{g.of}.weight": own["weight"]} if f"{g.of}.weight" in made[0] else {}),
         **done["values"],
-        g.of: done["sums"][g.name]["sum"] / divisor,
+        g.of: own["sum"] / divisor,
         g.grads: {k: x / divisor for k, x in done["grads"].items() if k in reached},
     }
     return written, done["memory"], done["sums"]
