@@ -27,7 +27,7 @@ from pipeline.errors import StageError, StateError, WiringError, did_you_mean
 from pipeline.evaluate import HostMetric
 from pipeline.forward import Model
 from pipeline.hyper import check_watched, hyper_names, hyper_numbers, hyper_value, observed, remembering, scheduled
-from pipeline.joint import parted
+from pipeline.joint import by_model
 from pipeline.load import Load
 from pipeline.mesh import ROWS
 from pipeline.place import Place
@@ -217,7 +217,7 @@ class Composition:
                 )
             if (g := segment.gradients) is not None:
                 like = {model: tree[model] for model in g.wrt}
-                unreached -= {model for model, grads in parted(written[g.grads], like).items() if grads}
+                unreached -= {model for model, grads in by_model(written[g.grads], like).items() if grads}
             values |= written
             memory |= remembered
             sums |= added
@@ -248,7 +248,7 @@ class Composition:
         self, segment: Segment, values: Mapping[str, Any], hyper: Any, memory: Mapping[str, Tree], batch: Batch,
         parts: int = 0,
     ) -> Difference | None:  # fmt: skip
-        """How a loss differs from that of its parts, at first. Raises StageError where its backward takes it in these."""
+        """How a loss differs from that of its parts, at first. Raises StageError if its backward takes these."""
         g = segment.gradients
         if g is None or self.sharding is not None or max(parts, g.accumulate) == 1 or not untried(g):
             return None
@@ -452,9 +452,9 @@ class Composition:
     def check(self, state: State, data: Any = None) -> None:
         """Try the stages on a batch, and let each look at the data: what can fail, fails now.
 
-        On the pipeline's own data in training mode, as far as they need no gradients; on others as an evaluation. Raises
-        StageError where the model can't take the inputs, and DataError for labels that do not fit. Warns of a loss that
-        is not a mean over samples, as its mean over batches is not that of all.
+        On the pipeline's own data in training mode, as far as they need no gradients; on others as an evaluation.
+        Raises StageError where the model can't take the inputs, and DataError for labels that do not fit. Warns of a
+        loss that is not a mean over samples, as its mean over batches is not that of all.
         """
         if data is None and self.load is None:
             return

@@ -18,7 +18,7 @@ from pipeline.backward import Gradients
 from pipeline.backward.parts import Written, in_parts
 from pipeline.backward.per_example import each_sample
 from pipeline.errors import StageError
-from pipeline.joint import joined, parted as by_model
+from pipeline.joint import by_model, joined
 from pipeline.mesh import Rows
 from pipeline.sharding import Sharding
 from pipeline.stage import Stage

@@ -88,8 +88,8 @@ def _check_wrt(g: Gradients, reached: Collection[str], models: Collection[str]) 
     for name in g.wrt or ("any model that trains",):
         if name not in reached:
             raise WiringError(
-                f"stage {g.name!r} differentiates {g.of!r}, which does not depend on {name if not g.wrt else repr(name)}"
-                f"{did_you_mean(name, models)}: compute it since the backward before from the outputs of one"
+                f"stage {g.name!r} differentiates {g.of!r}, which does not depend on "
+                f"{repr(name) if g.wrt else name}{did_you_mean(name, models)}: compute it since the backward before from the outputs of one"
             )
 
 
@@ -230,8 +230,8 @@ def check_wiring(stages: Sequence[Part], source: Load | None, host: Sequence[Sta
         if isinstance(s, Gradients):
             if s.of not in since and any(s.of in t.writes for t in graph[: graph.index(s)]):
                 raise WiringError(
-                    f"stage {s.name!r} differentiates {s.of!r} again; one backward gives the gradients of several models: "
-                    "leave this one out, and name them there, wrt=(...)"
+                    f"stage {s.name!r} differentiates {s.of!r} again; one backward gives the gradients of several "
+                    "models: leave this one out, and name them there, wrt=(...)"
                 )
             if s.of not in since:
                 raise WiringError(
