@@ -89,7 +89,8 @@ def _check_wrt(g: Gradients, reached: Collection[str], models: Collection[str]) 
         if name not in reached:
             raise WiringError(
                 f"stage {g.name!r} differentiates {g.of!r}, which does not depend on "
-                f"{repr(name) if g.wrt else name}{did_you_mean(name, models)}: compute it since the backward before from the outputs of one"
+                f"{repr(name) if g.wrt else name}{did_you_mean(name, models)}: compute it from outputs, "
+                "since the backward before"
             )
 
 
