@@ -54,7 +54,7 @@ def resolved(stages: Sequence[Part]) -> tuple[Part, ...]:
             if g is None and "params" in s.writes and of:  # as lookahead
                 last = [*of.values()][-1]
                 g = last if "params" in last.wrt or (len(of) == 1 and "params" not in models) else None
-            if g is not None and g.wrt and "params" in s.reads:
+            if g is not None and g.wrt and {*g.wrt} <= {*models} and "params" in s.reads:
                 if "params" in models and "params" not in g.wrt:
                     raise WiringError(
                         f"stage {s.name!r} reads {g.grads!r}, which are of {', '.join(g.wrt)}; write "
@@ -225,7 +225,7 @@ def check_wiring(stages: Sequence[Part], source: Load | None, host: Sequence[Sta
     for s in (*host, *graph):
         if s in host and (s.remembers or s.hyper or s.create or {"step", "seed"} & {*s.reads, *s.optional}):
             raise WiringError(f"stage {s.name!r} needs State, so it can't stand before place; put it after")
-        reads = {*s.values_read}
+        reads = {*s.values_read} - ({*s.wrt} if isinstance(s, Gradients) else set())
         for name in sorted(reads - available):
             _explain_unread(s, name, stages, available, known)
         if isinstance(s, Gradients):
