@@ -70,19 +70,17 @@ def weight(loss: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str,
 
 
 class Calls(TorchFunctionMode):
-    """Within it, calls of the losses of torch are noted, whatever code makes them."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.made: list[tuple[Any, ...]] = []
+    """Within it, what a loss of torch returns remembers its call, whatever code makes it."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        if func in LOSSES:
-            self.made.append((result, func, args, kwargs or {}))
+        if func in LOSSES and isinstance(result, Tensor):
+            result.call_of_loss = func, args, kwargs or {}
         return result
 
-    def weighed(self, written: Mapping[str, Any]) -> dict[str, Any]:
-        """What was written, and beside what a loss of torch returned its weight."""
-        found = {f"{name}.weight": weight(*call) for name, x in written.items() for y, *call in self.made if x is y}
-        return {**{name: x for name, x in found.items() if x is not None}, **written}
+
+def weighed(written: Mapping[str, Any]) -> dict[str, Any]:
+    """Named values, and beside each that a loss of torch returned its weight, `<name>.weight`."""
+    calls = {f"{name}.weight": x.call_of_loss for name, x in written.items() if hasattr(x, "call_of_loss")}
+    found = {name: weight(*call) for name, call in calls.items() if name not in written}
+    return {**written, **{name: x for name, x in found.items() if x is not None}}

@@ -31,7 +31,7 @@ from torch import Tensor
 
 from pipeline.draws import keyed
 from pipeline.errors import ImpureError, PipeError, StageError, WiringError, did_you_mean, place_of
-from pipeline.means import Calls
+from pipeline.means import Calls, weighed
 from pipeline.schedules import Schedule
 from pipeline.tree import Tree, describe
 
@@ -200,7 +200,7 @@ class Stage(Part):
         if self.remembers and self.finish is None:
             kwargs["memory"] = memory
         try:
-            with self.under_key(values, kwargs), Calls() if self.draws else nullcontext() as calls:
+            with self.under_key(values, kwargs), Calls() if self.draws else nullcontext():
                 result = self.function(**kwargs)
         except ImpureError as e:
             raise StageError(self.name, str(e)) from e
@@ -209,7 +209,7 @@ class Stage(Part):
         except Exception as e:
             raise self.failed(e, kwargs) from e
         written, memory = self._written(result)
-        return (written if calls is None else calls.weighed(written)), memory
+        return weighed(written), memory
 
     def arguments(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """What its function takes of named values. Raises StageError where one is missing."""
