@@ -71,7 +71,8 @@ def _together(made: Job, members: int) -> Job:
         raise ConfigError("--ensemble trains its members side by side in one process; leave out --processes")
     pipe = made.pipe
     if made.prepared is not None and made.prepared.task in ("classification", "several labels"):
-        pipe = pipe.insert(evaluate.calibration_error(), after="evaluate.accuracy")
+        metric = evaluate.calibration_error(several=made.prepared.task == "several labels")
+        pipe = pipe.insert(metric, after="evaluate.accuracy")
     whole = ensemble(pipe, seeds=members, order="own" if gathers(pipe) else "shared")
     return evolve(made, pipe=whole, model=f"{members} x {made.model}")
 

@@ -31,6 +31,7 @@ from torch import Tensor
 
 from pipeline.draws import keyed
 from pipeline.errors import ImpureError, PipeError, StageError, WiringError, did_you_mean, place_of
+from pipeline.means import Calls, weighed
 from pipeline.schedules import Schedule
 from pipeline.tree import Tree, describe
 
@@ -163,6 +164,9 @@ class Stage(Part):
         if self.keeps:
             raise WiringError(f"stage {self.name!r} is renamed where it is made: {self.name}(of=..., writes=...)")
         known = {*self.reads, *self.optional, *self.writes}
+        # the weight of a loss goes by its name
+        weights = {f"{old}.weight": f"{new}.weight" for old, new in names.items() if f"{old}.weight" in self.writes}
+        names = {**weights, **names}
         for old in names:
             if old not in known:
                 raise WiringError(f"stage {self.name!r} neither reads nor writes {old!r}{did_you_mean(old, known)}")
@@ -196,7 +200,7 @@ class Stage(Part):
         if self.remembers and self.finish is None:
             kwargs["memory"] = memory
         try:
-            with self.under_key(values, kwargs):
+            with self.under_key(values, kwargs), Calls() if self.draws else nullcontext():
                 result = self.function(**kwargs)
         except ImpureError as e:
             raise StageError(self.name, str(e)) from e
@@ -204,7 +208,8 @@ class Stage(Part):
             raise
         except Exception as e:
             raise self.failed(e, kwargs) from e
-        return self._written(result)
+        written, memory = self._written(result)
+        return weighed(written), memory
 
     def arguments(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """What its function takes of named values. Raises StageError where one is missing."""
@@ -319,6 +324,18 @@ def fitted(stage: str, outputs: Tensor, targets: Tensor) -> Tensor:
     if outputs.shape != targets.shape:
         raise StageError(stage, f"takes one shape, not {describe({'outputs': outputs, 'targets': targets})}")
     return outputs
+
+
+def classes_at(stage: str, outputs: Tensor, targets: Tensor, dim: int | None, hint: str = "") -> int:
+    """The dimension of outputs that has the classes: `dim`, or 1 or -1 as the others are those of the targets."""
+    shape, of = tuple(outputs.shape), tuple(targets.shape)
+    if dim is not None or len(shape) < 3:
+        return 1 if dim is None else dim
+    first, last = of in (shape, (shape[0], *shape[2:])), of in (shape, shape[:-1])
+    if first and last and shape[1] * shape[-1] > 1:
+        told = describe({"outputs": outputs, "targets": targets})
+        raise StageError(stage, f"can't tell where the classes are in {told}: pass dim=1, or dim=-1 if last{hint}")
+    return -1 if last and not first else 1
 
 
 def first_line(error: BaseException) -> str:

@@ -29,16 +29,20 @@ Batch: TypeAlias = Mapping[str, Any]
 def samples(batch: Batch, by: str | None = None) -> int:
     """How many samples a batch has: the first dimension of the value called `by`.
 
-    Without a name, that of all its tensors, or, where they differ, of its targets or inputs. Raises DataError where
-    none says it.
+    Without a name, that of all its tensors, or, where they differ, of its targets or inputs. A list of tensors or of
+    dicts has one sample an item, where no tensor outside such lists tells. Raises DataError where none says it.
 
     >>> samples({"inputs": {"ids": torch.zeros(4, 7), "scale": torch.ones(())}, "targets": torch.zeros(4)})
     4
+    >>> samples({"inputs": [torch.zeros(3, 8, 4), torch.zeros(3, 6, 6)], "targets": [{"box": torch.zeros(4)}] * 2})
+    2
     """
     for name in [by] if by is not None else [None, "targets", "inputs"]:
         if name is None or name in batch:
-            leaves = pytree.tree_leaves(batch if name is None else batch[name])
-            sizes = [t.shape[0] for t in leaves if isinstance(t, Tensor) and t.ndim > 0]
+            values = list(batch.values()) if name is None else [batch[name]]
+            lists = [v for v in values if _lists(v)]
+            leaves = pytree.tree_leaves([v for v in values if not _lists(v)])
+            sizes = [t.shape[0] for t in leaves if isinstance(t, Tensor) and t.ndim > 0] or list(map(len, lists))
             if sizes and all(n == sizes[0] for n in sizes):
                 return sizes[0]
             if name is None and not sizes:
@@ -46,6 +50,13 @@ def samples(batch: Batch, by: str | None = None) -> int:
     said = f"its {by!r} has no first dimension that is one" if by is not None else f"it has {describe(batch)}"
     raise DataError(
         f"a batch does not say how many samples it has: {said}; name the value that does: load.loader(..., samples=...)"
+    )
+
+
+def _lists(value: Any) -> bool:
+    """Whether a value is a list of samples."""
+    return isinstance(value, list | tuple) and all(
+        isinstance(x, Mapping) or (isinstance(x, Tensor) and x.ndim > 0) for x in value
     )
 
 

@@ -1,4 +1,5 @@
 import math
+from functools import partial
 from itertools import chain
 
 import numpy as np
@@ -7,6 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from sklearn import metrics as sklearn_metrics
+from torch.nn import functional as F
 
 from pipeline import Pipeline, backward, evaluate, fit, forward, load, loss, models, schedules, testing, update
 from pipeline.errors import ConfigError, DataError, StageError, WiringError
@@ -104,11 +106,65 @@ def test_perplexity_is_the_exponential_of_the_cross_entropy(sample):
 
 @given(classification())
 def test_classes_may_come_last(sample):
-    """With dim=-1, accuracy and top-k of (B, ..., C) are those of (B, C, ...)."""
+    """With dim=-1, and where shapes tell, metrics of (B, ..., C) are those of (B, C, ...)."""
     outputs, targets = sample
-    for make in (evaluate.accuracy, lambda **o: evaluate.top_k(1, **o)):
-        last = measured(make(dim=-1), (outputs.movedim(1, -1), targets))
-        assert last == measured(make(), sample)
+    top, table = partial(evaluate.top_k, 1), partial(evaluate.confusion, 7)
+    for make in (evaluate.accuracy, top, table, evaluate.perplexity, evaluate.calibration_error):
+        expected = measured(make(), sample)
+        for dim in (-1, None):
+            last = measured(make(dim=dim), (outputs.movedim(1, -1), targets))
+            assert all(np.allclose(last[k], v, atol=1e-6) for k, v in expected.items())
+
+
+@given(classification(extra=1), st.data())
+def test_probabilities_are_of_the_likeliest_class(sample, data):
+    """Of soft targets, metrics of classes are those of their argmax, over any batches, wherever the classes are."""
+    outputs, targets = sample
+    spread = data.draw(normals(outputs.shape)).softmax(1) * 0.1
+    soft = 0.9 * F.one_hot(targets, outputs.shape[1]).movedim(-1, 1) + spread
+    soft = soft / soft.sum(1, keepdim=True)
+    top, table = partial(evaluate.top_k, 1), partial(evaluate.confusion, 7)
+    for make in (evaluate.accuracy, top, table, evaluate.calibration_error, partial(evaluate.accuracy, several=False)):
+        expected = measured(make(dim=1), sample)
+        assert measured(make(dim=1), (outputs, soft)) == expected
+        last = measured(make(dim=-1), (outputs.movedim(1, -1), soft.movedim(1, -1)))
+        assert all(np.allclose(last[k], v, atol=1e-6) for k, v in expected.items())
+        assert_any_split(make(dim=1), (outputs, soft), data)
+    found = measured(evaluate.perplexity(dim=1), (outputs, soft))["perplexity"]
+    assert found == pytest.approx(math.exp(F.cross_entropy(outputs, soft)), rel=1e-5)
+
+
+@given(st.integers(1, 40), st.integers(2, 5), st.data())
+def test_several_labels_are_told_from_classes_by_all_that_was_seen(n, count, data):
+    """One row that does not sum to 1, in whatever batch, makes all of them labels of their own; `several` says it."""
+    outputs = data.draw(normals((n, count)))
+    true = F.one_hot(data.draw(labels((n,), count)), count).float()
+    each = ((outputs > 0) == (true > 0.5)).double().mean().item()
+    rows = (outputs.argmax(1) == true.argmax(1)).double().mean().item()
+    assert measured(evaluate.accuracy(), (outputs, true))["accuracy"] == pytest.approx(rows)
+    assert measured(evaluate.accuracy(several=True), (outputs, true))["accuracy"] == pytest.approx(each)
+    assert measured(evaluate.accuracy(), (outputs, true.bool()))["accuracy"] == pytest.approx(each)
+    true[data.draw(st.integers(0, n - 1))] = data.draw(st.sampled_from([0.0, 1.0]))
+    each = ((outputs > 0) == (true > 0.5)).double().mean().item()
+    for make in (evaluate.accuracy, evaluate.calibration_error):
+        assert_any_split(make(), (outputs, true), data)
+        expected = measured(make(several=True), (outputs, true))
+        assert measured(make(), (outputs, true)) == expected
+    assert measured(evaluate.accuracy(), (outputs, true))["accuracy"] == pytest.approx(each)
+
+
+def test_shapes_that_leave_the_classes_open_say_what_to_pass():
+    """dim, or that each is a label of its own; masks of one channel are no classes."""
+    outputs, floats = torch.randn(2, 4, 3, 3), torch.rand(2, 4, 3, 3).round()
+    with pytest.raises(StageError, match=r"where the classes are in .*dim=1, or dim=-1 if last, or several=True"):
+        measured(evaluate.accuracy(), (outputs, floats))
+    expected = ((outputs > 0) == floats).double().mean().item()
+    assert measured(evaluate.accuracy(several=True), (outputs, floats))["accuracy"] == pytest.approx(expected)
+    one = outputs[:, :1], floats[:, :1]
+    assert measured(evaluate.accuracy(), one) == measured(evaluate.accuracy(several=True), one)
+    for make in (evaluate.accuracy, partial(evaluate.top_k, 1), evaluate.perplexity, partial(evaluate.confusion, 3)):
+        with pytest.raises(StageError, match=r"dim=1, or dim=-1"):
+            measured(make(), (outputs[:, 0], torch.zeros(2, 3).long()))
 
 
 @given(classification())
