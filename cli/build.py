@@ -142,7 +142,7 @@ def begin(config: TrainConfig) -> tuple[Job, State]:
     known = [*found.pipe.finish(found.pipe.zeros())]
     known += [f"{name}.{metric}" for name in found.pipe.averages for metric in known]
     best, told = config.run.best, found.pipe.better(state)
-    if best is not None and best not in [*known, *told] and not found.pipe.on_host:
+    if best is not None and best not in [*known, *told] and told[""] is None:
         raise ConfigError(f"--best {best!r} is no metric of this run{did_you_mean(best, known)}")
     if best is not None and best not in (can := directions(told, [*known, best])):
         raise ConfigError(

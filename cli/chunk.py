@@ -106,7 +106,9 @@ def _write_members(chunk: Chunk, where: Path, folder: Path, threads: int) -> Non
         numbers = {"threads": threads, "hyper": {name: value.item() for name, value in own.hyper.items()}}
         folders.write_config(path, m.config, {**facts, "facts": {**facts["facts"], **numbers}})
         folders.write_data(path, made)
-        own_rows = (*rows_of(folder, m, chunk.begin), *(row(r, j) for r in rows))
+        told = ("better",) if chunk.begin else ()  # in the first line already
+        mine = ({k: v for k, v in row(r, j).items() if k not in told} for r in rows)
+        own_rows = (*rows_of(folder, m, chunk.begin), *mine)
         content = "".join(json.dumps(r) + "\n" for r in own_rows)
         folders.replace(path / folders.METRICS, content.encode())
         with Saver(path / folders.CHECKPOINTS) as saver:

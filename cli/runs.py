@@ -139,7 +139,8 @@ def _sorted(found: list[Entry], by: str) -> list[Entry]:
     """Best first by a metric; else from low to high; those without a value last."""
     metrics = {k.removeprefix("validate/") for e in found for r in e.rows for k in r if k.startswith("validate/")}
     if by in metrics:
-        key = better.ranking(by, [r for e in found for r in e.rows[:1] if by in r.get("better", {})])
+        firsts = [r for e in found for r in e.rows[:1]]
+        key = better.ranking(by, sorted(firsts, key=lambda r: by not in r.get("better", {})))
         ends = {id(e): best[2] for e in found if (best := e.best(by)) is not None}
         return sorted(found, key=lambda e: key({f"validate/{by}": ends.get(id(e))}))
     if by in ("epochs", "seconds", "state", "name"):

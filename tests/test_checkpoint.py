@@ -284,10 +284,10 @@ def test_ties_go_by_the_loss_then_to_the_later(tmp_path_factory, results, known)
     """The best epoch is that of the best metric, of these of the lowest loss, of these the last, also across a resume;
     the metric's own direction, or better=."""
     folder, pipe, saved = tmp_path_factory.mktemp("ties"), pipeline(), None
-    for epoch, (brier, loss) in enumerate(results, 1):
+    for epoch, (brier, value) in enumerate(results, 1):
         better = {"brier": "low", "loss": "low"} if known else {"brier": "high"}
         with Saver(folder, best="brier", better=None if known else "low", keep=1, saved=saved) as saver:
-            told = report(at(pipe, epoch), epoch, complete=True, brier=brier, loss=loss)
+            told = report(at(pipe, epoch), epoch, complete=True, brier=brier, loss=value)
             saver.offer(evolve(told, better=better), now=True)
         saved = checkpoint.newest(folder).saved
     finite = [(b, math.inf if loss != loss else loss, -e) for e, (b, loss) in enumerate(results, 1) if b == b]

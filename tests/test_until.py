@@ -35,11 +35,11 @@ def test_no_better_is_as_defined(values, epochs, metric, cut):
 def test_the_direction_is_said_and_never_told_by_the_name(metric):
     """By the metric, or by better=, which has the last word; without either it is refused."""
     values = [0.2, 0.3, 0.4, 0.5]
-    for said, given in (("high", None), ("low", "high"), (None, "high"), ("low", None), ("high", "low"), (None, "low")):
-        stop = until.no_better(metric, epochs=2, better=given)
+    for said, asked in (("high", None), ("low", "high"), (None, "high"), ("low", None), ("high", "low"), (None, "low")):
+        stop = until.no_better(metric, epochs=2, better=asked)
         better = {} if said is None else {metric: said}
         told = [stop(Report(k, 4, k, 1, 1, True, {metric: v}, better=better)) for k, v in enumerate(values, 1)]
-        assert told == ([False] * 4 if (given or said) == "high" else [False, False, True, True])
+        assert told == ([False] * 4 if (asked or said) == "high" else [False, False, True, True])
     stop = until.no_better(metric, epochs=2)
     with pytest.raises(PipeError, match=f"'{metric}' is better high or low: write better=.*; known of top1, mae"):
         stop(Report(1, 4, 1, 1, 1, True, {metric: 0.5}, better={"top1": "high", "mae": "low"}))
