@@ -14,6 +14,7 @@ from cli.config import TrainConfig
 from cli.recipes.about import About
 from cli.recipes.model import Fixed
 from pipeline import Pipeline, backward, ensemble, evaluate, forward, load, order, place, update
+from pipeline.direction import directions
 from pipeline.errors import ConfigError, DataError, did_you_mean
 from pipeline.members import gathers
 from pipeline.sources import Prepared, Source, Split, Tensors
@@ -141,8 +142,14 @@ def begin(config: TrainConfig) -> tuple[Job, State]:
         found.pipe.check(state, found.held_out)
     known = [*found.pipe.finish(found.pipe.zeros())]
     known += [f"{name}.{metric}" for name in found.pipe.averages for metric in known]
-    if config.run.best is not None and config.run.best not in known:
-        raise ConfigError(f"--best {config.run.best!r} is no metric of this run{did_you_mean(config.run.best, known)}")
+    best, told = config.run.best, found.pipe.better(state)
+    if best is not None and best not in [*known, *told] and told[""] is None:
+        raise ConfigError(f"--best {best!r} is no metric of this run{did_you_mean(best, known)}")
+    if best is not None and best not in (can := directions(told, [*known, best])):
+        raise ConfigError(
+            f"nothing says whether --best {best!r} is better high or low: write better='high' or 'low' where it is made"
+            f"; known of {', '.join(can)}"
+        )
     return found, state
 
 

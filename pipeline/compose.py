@@ -23,6 +23,7 @@ from torch.utils import _pytree as pytree
 
 from pipeline import evaluate, html, load, place
 from pipeline.backward import Gradients
+from pipeline.direction import Direction
 from pipeline.errors import StageError, StateError, WiringError, did_you_mean
 from pipeline.evaluate import HostMetric
 from pipeline.forward import Model
@@ -415,6 +416,22 @@ class Composition:
                 # Two metrics of one name, as of two heads: the second is told apart by its stage.
                 done.update({f"{s.name}.{k}" if k in done else k: v for k, v in s.finish(sums[s.name]).items()})
         return done
+
+    def better(self, state: State) -> dict[str, Direction | None]:
+        """What metrics declare of their results, by the names of `finish`; under "" those on the host, whose results
+        have names when they are taken."""
+        found: dict[str, Direction | None] = {}
+        for sums in ({s.name: state.memory[s.name] for s in self.metrics}, self.zeros()):
+            names: dict[str, Direction | None] = {}
+            for s in (s for s in self.metrics if s.name in sums):
+                for k in self.finish({s.name: sums[s.name]}):
+                    said = s.better.get(k) if isinstance(s.better, Mapping) else s.better
+                    names[f"{s.name}.{k}" if k in names else k] = said
+            found |= names
+        others = [s.better for s in self.on_host]
+        alike = {said for said in others if not isinstance(said, Mapping)}
+        found[""] = alike.pop() if len(alike) == 1 else None
+        return {**found, **{k: v for said in others if isinstance(said, Mapping) for k, v in said.items()}}
 
     def results(self, state: State) -> dict[str, Any]:
         """The metrics of the steps since they were restarted, as Python numbers; waits for the device."""

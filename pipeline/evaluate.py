@@ -18,29 +18,34 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pipeline import means
+from pipeline.direction import Better, Direction
 from pipeline.errors import ConfigError, DataError, StageError
 from pipeline.stage import Stage, classes_at, fitted
 from pipeline.tree import Tree
 
 INT, FLOAT = torch.int64, torch.float64
+_SCORES: Mapping[str, Direction] = {"precision": "high", "recall": "high", "f1": "high"}
 
 
 def metric(name: str, measure: Callable[..., Tree], finish: Callable[[Any], dict[str, Any]],
-           sums: Mapping[str, Any]) -> Stage:  # fmt: skip
+           sums: Mapping[str, Any], *, better: Better = None) -> Stage:  # fmt: skip
     """Any metric: `measure(named values)` gives a batch's sums, `finish(sums)` the named results.
 
-    `sums` describes the sums: a dtype for a 0-d sum, or (dtype, shape).
+    `sums` describes the sums: a dtype for a 0-d sum, or (dtype, shape). `better` is "high" or "low", or a mapping from
+    results to these; what has neither tells no best epoch.
 
-    >>> seen = metric("seen", lambda targets: {"n": torch.tensor(len(targets))}, lambda s: {"seen": s["n"]}, {"n": INT})
-    >>> seen.finish(seen(torch.zeros(3)))
-    {'seen': tensor(3)}
+    >>> def wrong(outputs, targets):
+    ...     return {"n": (outputs.argmax(1) != targets).sum(), "of": torch.tensor(len(targets))}
+    >>> error = metric("error", wrong, lambda s: {"error": s["n"] / s["of"]}, {"n": INT, "of": INT}, better="low")
+    >>> error.finish(error(torch.eye(2), torch.tensor([0, 0])))
+    {'error': tensor(0.5000)}
     """
 
     def init() -> dict[str, Tensor]:
         described = {k: v if isinstance(v, tuple) else (v, ()) for k, v in sums.items()}
         return {k: torch.zeros(shape, dtype=dtype) for k, (dtype, shape) in described.items()}
 
-    return Stage(name, measure, init=init, finish=finish, draws=True)
+    return Stage(name, measure, init=init, finish=finish, draws=True, better=better)
 
 
 @frozen(eq=False, repr=False)
@@ -58,17 +63,20 @@ class HostMetric(Stage):
             raise self.failed(e, given) from e
 
 
-def on_host(name: str, measure: Callable[..., Any], summary: Callable[[list[Any]], dict[str, Any]]) -> HostMetric:
+def on_host(
+    name: str, measure: Callable[..., Any], summary: Callable[[list[Any]], dict[str, Any]], *, better: Better = None
+) -> HostMetric:
     """A metric of what no graph can read: strings, ids, or by a function of another library.
 
     `measure(named values)` is given a batch's values on the host, with what stayed there, and returns anything;
-    `summary(all of them)` gives the named results. Evaluation only, which then runs uncompiled.
+    `summary(all of them)` gives the named results. Evaluation only, which then runs uncompiled. `better` as in
+    `metric`; of several on the host that differ in it, by the names of results.
 
     >>> longest = on_host("longest", lambda words: max(map(len, words)), lambda seen: {"longest": max(seen)})
     >>> longest.summary([longest(["pure", "step"]), longest(["function"])])
     {'longest': 8}
     """
-    return HostMetric(name, measure, summary=summary)
+    return HostMetric(name, measure, summary=summary, better=better)
 
 
 def _count(x: Tensor) -> Tensor:
@@ -94,7 +102,8 @@ def accuracy(*, dim: int | None = None, ignore_index: int = -100, several: bool 
         right, counted = _right(outputs, targets, at, ignore_index)
         return {"sum": right.sum(), "count": counted.sum()}
 
-    return _told("evaluate.accuracy", tell, _ratio("accuracy"), {"sum": INT, "count": INT}, dim, several)
+    sums = {"sum": INT, "count": INT}
+    return _told("evaluate.accuracy", tell, _ratio("accuracy"), sums, dim, several, better="high")
 
 
 def _right(outputs: Tensor, targets: Tensor, at: int | None, ignore_index: int) -> tuple[Tensor, Tensor]:
@@ -105,7 +114,7 @@ def _right(outputs: Tensor, targets: Tensor, at: int | None, ignore_index: int) 
 
 
 def _told(name: str, tell: Callable[..., Tree], finish: Callable[[Any], dict[str, Any]], sums: Mapping[str, Any],
-          dim: int | None, several: bool | None) -> Stage:  # fmt: skip
+          dim: int | None, several: bool | None, better: Direction) -> Stage:  # fmt: skip
     """A metric of classes, or of several labels; of targets that may be either, the sums of both."""
     both = {**sums, **{f"classes.{k}": v for k, v in sums.items()}, "unlike": INT}
 
@@ -132,7 +141,7 @@ def _told(name: str, tell: Callable[..., Tree], finish: Callable[[Any], dict[str
         shaped = {k: of_classes.reshape(of_classes.shape + (1,) * (s[k].ndim - of_classes.ndim)) for k in sums}
         return finish({k: torch.where(of, s[f"classes.{k}"], s[k]) for k, of in shaped.items()})
 
-    return metric(name, measure, *((chosen, both) if several is None else (finish, sums)))
+    return metric(name, measure, *((chosen, both) if several is None else (finish, sums)), better=better)
 
 
 def _named_classes(sums: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -184,7 +193,7 @@ def calibration_error(
         return {"calibration error": (sums["right"] - sums["sure"]).abs().sum(-1) / sums["count"]}
 
     sums = {"right": (FLOAT, (bins,)), "sure": (FLOAT, (bins,)), "count": INT}
-    return _told("evaluate.calibration_error", tell, finish, sums, dim, several)
+    return _told("evaluate.calibration_error", tell, finish, sums, dim, several, better="low")
 
 
 def top_k(k: int = 5, *, dim: int | None = None, ignore_index: int = -100) -> Stage:
@@ -201,7 +210,7 @@ def top_k(k: int = 5, *, dim: int | None = None, ignore_index: int = -100) -> St
             "count": counted.sum(),
         }
 
-    return metric(f"evaluate.top_{k}", measure, _ratio(f"top{k}"), {"sum": INT, "count": INT})
+    return metric(f"evaluate.top_{k}", measure, _ratio(f"top{k}"), {"sum": INT, "count": INT}, better="high")
 
 
 def confusion(classes: int, *, dim: int | None = None) -> Stage:
@@ -241,7 +250,8 @@ def confusion(classes: int, *, dim: int | None = None) -> Stage:
             "f1": 2 * right / (true + guessed).clamp(min=1),
         }
 
-    return evolve(metric("evaluate.confusion", measure, finish, {"matrix": (INT, (classes, classes))}), check=check)
+    made = metric("evaluate.confusion", measure, finish, {"matrix": (INT, (classes, classes))}, better=_SCORES)
+    return evolve(made, check=check)
 
 
 def labels(count: int) -> Stage:
@@ -260,29 +270,29 @@ def labels(count: int) -> Stage:
             "f1": 2 * right / (true + guessed).clamp(min=1),
         }
 
-    return metric("evaluate.labels", measure, finish, dict.fromkeys(("right", "guessed", "true"), (INT, (count,))))
+    sums = dict.fromkeys(("right", "guessed", "true"), (INT, (count,)))
+    return metric("evaluate.labels", measure, finish, sums, better=_SCORES)
 
 
 def _errors(stage: str, outputs: Tensor, targets: Tensor) -> Tensor:
     return fitted(stage, outputs, targets).to(FLOAT) - targets.to(FLOAT)
 
 
+def _mean_error(name: str, short: str, of: Callable[[Tensor], Tensor]) -> Stage:
+    def measure(outputs: Tensor, targets: Tensor) -> Tree:
+        return {"sum": of(_errors(name, outputs, targets)).sum(), "count": _count(targets)}
+
+    return metric(name, measure, _ratio(short), {"sum": FLOAT, "count": INT}, better="low")
+
+
 def mean_absolute_error() -> Stage:
     """The mean of |output - target| over all values; reported as `mae`."""
-
-    def measure(outputs: Tensor, targets: Tensor) -> Tree:
-        return {"sum": _errors("evaluate.mean_absolute_error", outputs, targets).abs().sum(), "count": _count(targets)}
-
-    return metric("evaluate.mean_absolute_error", measure, _ratio("mae"), {"sum": FLOAT, "count": INT})
+    return _mean_error("evaluate.mean_absolute_error", "mae", torch.abs)
 
 
 def mean_squared_error() -> Stage:
     """The mean of (output - target)^2 over all values; reported as `mse`."""
-
-    def measure(outputs: Tensor, targets: Tensor) -> Tree:
-        return {"sum": (_errors("evaluate.mean_squared_error", outputs, targets) ** 2).sum(), "count": _count(targets)}
-
-    return metric("evaluate.mean_squared_error", measure, _ratio("mse"), {"sum": FLOAT, "count": INT})
+    return _mean_error("evaluate.mean_squared_error", "mse", torch.square)
 
 
 def r2() -> Stage:
@@ -296,7 +306,8 @@ def r2() -> Stage:
     def finish(s: Any) -> dict[str, Any]:
         return {"r2": 1.0 - s["residual"] / (s["y2"] - s["y"] * s["y"] / s["count"])}
 
-    return metric("evaluate.r2", measure, finish, {"residual": FLOAT, "y": FLOAT, "y2": FLOAT, "count": INT})
+    sums = {"residual": FLOAT, "y": FLOAT, "y2": FLOAT, "count": INT}
+    return metric("evaluate.r2", measure, finish, sums, better="high")
 
 
 def perplexity(*, dim: int | None = None, ignore_index: int = -100) -> Stage:
@@ -314,7 +325,7 @@ def perplexity(*, dim: int | None = None, ignore_index: int = -100) -> Stage:
     def finish(sums: Any) -> dict[str, Any]:
         return {"perplexity": torch.exp(sums["sum"] / sums["count"])}
 
-    return metric("evaluate.perplexity", measure, finish, {"sum": FLOAT, "count": INT})
+    return metric("evaluate.perplexity", measure, finish, {"sum": FLOAT, "count": INT}, better="low")
 
 
 def gradient_norm() -> Stage:

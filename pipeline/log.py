@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import IO, Any, TypeAlias
 
 from pipeline import files
+from pipeline.direction import Direction
 from pipeline.errors import ConfigError
 from pipeline.state import Report, State
 
@@ -42,6 +43,16 @@ def row(report: Report) -> Row:
         "seconds": report.seconds,
         "samples_per_second": report.samples_per_second,
     }
+
+
+def line(report: Report, before: Iterable[Row] = ()) -> Row:
+    """A row of a file: the first one also has `better`, which values of metrics are."""
+    return {**row(report), **({"better": dict(report.better)} if report.better and not declared(before) else {})}
+
+
+def declared(rows: Iterable[Row]) -> Mapping[str, Direction]:
+    """Which values of metrics are better, as the rows of a file have it."""
+    return next((r["better"] for r in rows if "better" in r), {})
 
 
 def jsonl(reports: Iterable[Report], path: str | Path, *, inside: bool = False) -> Reports:
@@ -104,7 +115,8 @@ def _lines(path: Path, first: Report) -> Iterator[Callable[[Report], None]]:
     with _begun(path, "".join(f"{json.dumps(line)}\n" for line in kept)) as file:
 
         def write(report: Report) -> None:
-            file.write(f"{json.dumps(row(report))}\n")
+            kept.append(line(report, kept))
+            file.write(f"{json.dumps(kept[-1])}\n")
             file.flush()
 
         yield write
@@ -169,7 +181,7 @@ def _flat(line: Mapping[str, Any]) -> Row:
     """A row; older files have `train` and `validate` as mappings."""
     made: Row = {}
     for name, value in line.items():
-        made |= {f"{name}/{k}": v for k, v in value.items()} if isinstance(value, dict) else {name: value}
+        made |= {f"{name}/{k}": v for k, v in value.items()} if name in ("train", "validate") else {name: value}
     return made
 
 

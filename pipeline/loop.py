@@ -18,6 +18,7 @@ from attrs import evolve
 from pipeline.compile import Backend, Compiled, Fallback, Steps
 from pipeline.compose import Composition
 from pipeline.diagnose import first_nonfinite
+from pipeline.direction import directions
 from pipeline.errors import ConfigError, NonFiniteError, PipeError, StateError, WiringError
 from pipeline.pace import Pace
 from pipeline.pipe import Pipeline
@@ -135,7 +136,7 @@ def _epochs(
     first, k = start
     # The values read from the device before training: from here on they are counted.
     done, seed = int(state.step) - k, pipe.shuffled_by(state.tree)
-    batches, warned = pipe.load.batches, False
+    batches, warned, better = pipe.load.batches, False, pipe.better(state)
     for epoch in range(first + 1, epochs + 1):
         if k == 0:
             state = program.restart_metrics(state)
@@ -151,7 +152,8 @@ def _epochs(
                 warned = warned or _warned(pipe, metrics, done + k)
                 seconds += time.perf_counter() - began
                 spent = seconds - (_compile_seconds(program) - compiling)
-                report = Report(epoch, epochs, done + k, k, batches, False, metrics, {}, spent, seen, state, pipe.runs)
+                report = Report(epoch, epochs, done + k, k, batches, False, metrics, {}, spent, seen, state, pipe.runs,
+                                directions(better, metrics))  # fmt: skip
                 state = yield from _reported(pipe, report)
                 done = done if state is report.state else int(state.step) - k
                 began = time.perf_counter()
@@ -162,7 +164,8 @@ def _epochs(
         warned = warned or _warned(pipe, metrics, done)
         results = {} if validate is None else validated(pipe, program, state, validate)
         state = pipe.observed(state, {**metrics, **results})
-        report = Report(epoch, epochs, done, k, batches, True, metrics, results, seconds, seen, state, pipe.runs)
+        report = Report(epoch, epochs, done, k, batches, True, metrics, results, seconds, seen, state, pipe.runs,
+                        directions(better, {**metrics, **results}))  # fmt: skip
         state = yield from _reported(pipe, report)
         done = done if state is report.state else int(state.step)
         k = 0

@@ -29,6 +29,7 @@ import torch
 from attrs import evolve, field, frozen
 from torch import Tensor
 
+from pipeline.direction import Better, direction
 from pipeline.draws import keyed
 from pipeline.errors import ImpureError, PipeError, StageError, WiringError, did_you_mean, place_of
 from pipeline.means import Calls, weighed
@@ -121,6 +122,8 @@ class Stage(Part):
     sharded: bool = field(default=False, kw_only=True)
     """Whether it may be given shards of tensors in the place of whole ones, on a mesh: what it makes of some rows is
     then what it makes of them among all. Other stages are given whole ones."""
+    better: Better = field(default=None, kw_only=True)
+    """Of a metric, which values are better: of all its results, or by their names."""
     anew: bool = field(default=False, kw_only=True)
     """Whether BatchNorm's running statistics are to be made anew for what `view` gives, because none belong to it."""
     sums: bool = field(default=False, kw_only=True)
@@ -128,6 +131,8 @@ class Stage(Part):
     parameters: tuple[tuple[str, str], ...] = field(default=(), init=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
+        for said in self.better.values() if isinstance(self.better, Mapping) else (self.better,):
+            direction(self.name, {}, said or "low")  # raises for another word
         required: list[str] = []
         optional: list[str] = []
         wired: list[tuple[str, str]] = []

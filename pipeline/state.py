@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree  # the registry that torch.func and torch.compile read
 
 from pipeline import html
+from pipeline.direction import Direction, direction, rank
 from pipeline.errors import ConfigError, DataError, StateError, did_you_mean
 from pipeline.tree import Tree, describe
 
@@ -222,21 +223,21 @@ class Report:
     """The State after it; spent as soon as `fit` goes on, so clone() what you keep."""
     members: int | None = None
     """How many runs it is of, where they are a sweep's: each metric is then a list with the value of each."""
+    better: Mapping[str, Direction] = field(factory=dict)
+    """Which values are better, of each metric that declares it."""
 
-    def best(self, metric: str) -> int:
-        """Of a sweep, the member whose metric is best: that of the validation, or else of the training.
+    def best(self, metric: str, better: Direction | None = None) -> int:
+        """Of a sweep, the member whose metric is best: that of the validation, or else of the training. Ties go by the
+        loss. `better` is "high" or "low", by default what the metric declares.
 
-        Raises ConfigError for a metric that is no number of each member.
+        Raises ConfigError for a metric that is no number of each member, and for one without `better`.
         """
-        values = {**self.train, **self.validate}.get(metric)
-        if self.members is None or not isinstance(values, list) or not all(isinstance(v, int | float) for v in values):
-            known = [k for k, v in {**self.train, **self.validate}.items() if isinstance(v, list)]
+        known = {k: v for k, v in {**self.train, **self.validate}.items() if isinstance(v, list)}
+        if self.members is None or not all(isinstance(v, int | float) for v in known.get(metric, [None])):
             raise ConfigError(f"{metric!r} is no number that members of a sweep have{did_you_mean(metric, known)}")
-        best = 0
-        for i, value in enumerate(values):
-            if values[best] != values[best] or is_better(metric, value, values[best]):
-                best = i
-        return best
+        better = direction(metric, self.better, better)
+        each = [{k: v[i] for k, v in known.items()} for i in range(self.members)]
+        return min(range(self.members), key=lambda i: rank(metric, better, each[i]))
 
     def member(self, i: int) -> Report:
         """Of a sweep, the numbers of one member, without its State."""
@@ -260,7 +261,7 @@ class Report:
 
     def __str__(self) -> str:
         if self.members is not None:
-            known = {k: v for k, v in {**self.train, **self.validate}.items() if isinstance(v, list) and "/" not in k}
+            known = {k: v for k, v in {**self.train, **self.validate}.items() if k in self.better and "/" not in k}
             best = [format_metric(k, v[self.best(k)]) for k, v in known.items() if all(isinstance(x, float) for x in v)]
             own = evolve(self, train={}, validate={}, members=None, samples=self.samples * self.members)
             return "  ".join([str(own), f"best of {self.members}:", *best])
@@ -284,12 +285,3 @@ def format_metric(name: str, value: float) -> str:
     if name.rpartition(".")[2].startswith(PERCENT):
         return f"{name} {100 * value:.2f} %"
     return f"{name} {value:.4f}" if 1e-3 <= abs(value) < 1e4 or value == 0 else f"{name} {value:.4g}"
-
-
-LOWER = ("loss", "error", "perplexity", "mae", "mse")
-"""Metrics with these words in their names are better the lower they are; others the higher."""
-
-
-def is_better(metric: str, value: float, than: float) -> bool:
-    """Whether a metric's value is better than another; NaN is never."""
-    return value < than if any(word in metric for word in LOWER) else value > than

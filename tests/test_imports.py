@@ -12,7 +12,7 @@ STEPS = {"load", "place", "forward", "loss", "backward", "update", "evaluate"}
 LAYERS = [
     {"errors", "files", "html", "means"},
     {"mesh"},
-    {"random", "tree", "skeleton", "schedules"},
+    {"random", "tree", "skeleton", "schedules", "direction"},
     {"draws"},
     {"module"},
     {"stage"},
