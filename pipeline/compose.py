@@ -88,10 +88,10 @@ class Composition:
             tuple(graph),
             measured,
         )
-        object.__setattr__(self, "on_host", tuple(s for s in stages if isinstance(s, HostMetric)))
-        object.__setattr__(self, "segments", segments(graph))
+        object.__setattr__(self, "on_host", tuple(s for s in stages if isinstance(s, HostMetric) and s.runs(False)))
+        object.__setattr__(self, "segments", segments(s for s in graph if s.runs(True)))
         object.__setattr__(self, "sharding", sharding(self.place.mesh, stages, graph))
-        object.__setattr__(self, "metrics", tuple(s for s in graph if s.finish is not None))
+        object.__setattr__(self, "metrics", tuple(s for s in graph if s.finish is not None and s.runs(True)))
 
     # -- what comes out of it
 
@@ -131,11 +131,11 @@ class Composition:
                 f"stage {stage.name!r} has a lazy module, which is made by a look at a batch: pass init(batch=...)"
             )
         if batch is None:
-            batch = self.prepared(load.first(self.over(), 2), False)
+            batch = self.prepared(load.first(self.over(), 2), True)
         values = {**self._kept(tree), "training": False, **place.host(self.place.batch(batch))}
         grads = {s.grads for s in self.graph if isinstance(s, Gradients)}
         before = self.graph[: self.graph.index(stage)]
-        earlier = [s for s in before if not s.remembers and not grads & {*s.reads}]
+        earlier = [s for s in before if s.runs(True) and not s.remembers and not grads & {*s.reads}]
         with torch.no_grad():
             return {**values, **through(earlier, values, self.hyper(tree), {})[0]}
 
@@ -350,10 +350,9 @@ class Composition:
 
     def prepared(self, batch: Batch, training: bool) -> Batch:
         """A batch after the stages that run on the host."""
-        if not self.host:
-            return batch
-        written, _, _ = through(self.host, {**batch, "training": training}, {}, {})
-        return {**batch, **written}
+        host = [s for s in self.host if s.runs(training)]
+        written, _, _ = through(host, {**batch, "training": training}, {}, {})
+        return {**batch, **written} if host else batch
 
     def zeros(self) -> dict[str, Tree]:
         """The sums of the evaluation program before any batch, on the device."""
@@ -363,7 +362,7 @@ class Composition:
     def finish(self, sums: Mapping[str, Tree]) -> dict[str, Any]:
         """Metrics from sums, on the device."""
         done: dict[str, Any] = {}
-        for s in self.metrics:
+        for s in self.graph:
             if s.name in sums and s.finish is not None:
                 # Two metrics of one name, as of two heads: the second is told apart by its stage.
                 done.update({f"{s.name}.{k}" if k in done else k: v for k, v in s.finish(sums[s.name]).items()})
@@ -511,6 +510,7 @@ class Composition:
         for s in self.stages:
             keeps = (*s.keeps, *s.hyper, *(["sums"] if s.finish else ["memory"] if s.remembers else []))
             by = " (by tape)" if isinstance(s, Gradients) and s.taken == "tape" else ""
+            by += f" ({s.when} only)" if isinstance(s, Stage) and s.when else ""
             yield s.name + by, ", ".join(s.values_read), ", ".join(s.values_written), ", ".join(keeps)
 
     def __repr__(self) -> str:

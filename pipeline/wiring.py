@@ -141,14 +141,18 @@ def check_wiring(stages: Sequence[Part], source: Load | None, host: Sequence[Sta
     scaled = {s.scaled for s in graph if isinstance(s, Finite) and s.scales}
     small = any(isinstance(s, Place) and s.precision == "fp16" for s in stages)
     available: set[str] = {*GIVEN, *(known or ()), *(k for s in stages for k in s.keeps)}
+    before, given = {*available}, set[str]()
     since: set[str] = set()
     begun: list[Stage] = []
     for s in (*host, *graph):
         if s in host and (s.remembers or s.hyper or s.create or {"step", "seed"} & {*s.reads, *s.optional}):
             raise WiringError(f"stage {s.name!r} needs State, so it can't stand before place; put it after")
-        reads = {*s.values_read}
-        for name in sorted(reads - available):
+        if not s.runs(True):
+            continue
+        for name in sorted({*s.values_read} - available):
+            _explain_apart(s, name, (*host, *graph), True)
             _explain_unread(s, name, stages, available, known)
+            given.add(name)
         if isinstance(s, Gradients):
             if s.of not in since:
                 raise WiringError(
@@ -167,6 +171,22 @@ def check_wiring(stages: Sequence[Part], source: Load | None, host: Sequence[Sta
             begun.append(s)
         available.update(s.values_written)
         since.update(s.values_written)
+    available = before | given
+    for s in (*(s for s in host if s.runs(False)), *needed_to_measure(graph)):
+        for name in sorted({*s.values_read} - available):
+            _explain_apart(s, name, (*host, *graph), False)
+        available.update(s.values_written)
+
+
+def _explain_apart(s: Stage, name: str, stages: Sequence[Stage], training: bool) -> None:
+    """Raise WiringError for what is read in one program and written in the other alone."""
+    for t in stages:
+        if name in t.values_written and not t.runs(training):
+            here, there = ("training", "evaluation")[:: 1 if training else -1]
+            raise WiringError(
+                f"stage {s.name!r} reads {name!r} in {here}, which {t.name!r} writes in {there} alone: let it write "
+                f'a name that both have, or put a stage with when="{"train" if training else here}" that writes {name!r}'
+            )
 
 
 def _explain_unread(
@@ -198,12 +218,14 @@ def needed_to_measure(graph: Sequence[Stage]) -> tuple[Stage, ...]:
     absent: set[str] = {*OF_A_STEP}
     for s in graph:
         kept = {k for t in graph for k in t.keeps}
+        if isinstance(s, Gradients):
+            absent.add(s.grads)
+        if not s.runs(False):
+            continue
         if absent & set(s.reads):
             absent |= set(s.writes) - kept
             continue
         possible.append(s)
-        if isinstance(s, Gradients):
-            absent.add(s.grads)
     needed: set[str] = set()
     chosen: list[Stage] = []
     for s in reversed(possible):
