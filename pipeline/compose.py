@@ -163,7 +163,7 @@ class Composition:
             return evaluate.read(self.finish(self.total(sums)))
         for batch in batches:
             placed = self.place.batch(batch)
-            added, written = self.sums(state.tree, placed)
+            added, written = self.sums(self._carried(state.tree, sums), placed)
             sums = _summed(sums, added)
             values = {**self._kept(state.tree), **batch, **written}
             for s in self.on_host:
@@ -241,7 +241,18 @@ class Composition:
 
     def measure(self, tree: dict[str, Tree], sums: dict[str, Tree], batch: Batch) -> dict[str, Tree]:
         """The evaluation program: `sums` with those of one more batch added."""
-        return _summed(sums, self.sums(tree, batch)[0])
+        return _summed(sums, self.sums(self._carried(tree, sums), batch)[0])
+
+    def _carried(self, tree: dict[str, Tree], sums: dict[str, Tree]) -> dict[str, Tree]:
+        """A State's tree with the buffers that are carried as the batch before left them."""
+        new = {name: dict(tree[name]) for name in sums.get(CARRIED, ()) if name != "begun"}
+        for s in _carrying(self.evaluation):
+            begun = sums[CARRIED]["begun"]
+            for k, how in s.carried.items():
+                first = torch.zeros_like(tree[s.buffers][k]) if how == "epoch" else tree[s.buffers][k]
+                on = begun.reshape(*begun.shape, *[1] * (first.ndim - begun.ndim)) > 0
+                new[s.buffers][k] = torch.where(on, sums[CARRIED][s.buffers][k], first)
+        return {**tree, **new}
 
     def sums(self, tree: dict[str, Tree], batch: Batch) -> tuple[dict[str, Tree], dict[str, Any]]:
         """The sums of one batch in eval mode, and what the stages wrote."""
@@ -263,6 +274,8 @@ class Composition:
             written, _, added = through(stages, values, self.hyper(tree), tree["memory"], weigh)
         if rows is not None and not rows.count:
             added = tree_map(lambda x: x * 0, added)
+        if carried := {s.buffers: {k: written[s.buffers][k] for k in s.carried} for s in _carrying(stages)}:
+            added[CARRIED] = {"begun": torch.ones_like(tree["step"]), **carried}
         return added, written
 
     @property
@@ -356,8 +369,13 @@ class Composition:
 
     def zeros(self) -> dict[str, Tree]:
         """The sums of the evaluation program before any batch, on the device."""
-        sums: dict[str, Tree] = self.place.tree({s.name: first_memory(s, {}) for s in self.evaluation if s.finish})
-        return sums
+        sums = {s.name: first_memory(s, {}) for s in self.evaluation if s.finish}
+        if carrying := _carrying(self.evaluation):
+            of = {s.buffers: s.module.skeleton().module.state_dict(keep_vars=True) for s in carrying}
+            zero = {s.buffers: {k: torch.zeros_like(of[s.buffers][k], device="cpu") for k in s.carried} for s in carrying}
+            sums[CARRIED] = {"begun": torch.zeros((), dtype=torch.int64), **zero}
+        made: dict[str, Tree] = self.place.tree(sums)
+        return made
 
     def finish(self, sums: Mapping[str, Tree]) -> dict[str, Any]:
         """Metrics from sums, on the device."""
@@ -393,9 +411,15 @@ class Composition:
             check_watched(scheduled(self.graph), {k for k, v in found.items() if v.ndim == 0})
 
     def restart_metrics(self, state: State) -> State:
-        """The same State with the sums of its metrics at zero: the beginning of an epoch."""
-        zeros = {s.name: tree_map(torch.zeros_like, state.memory[s.name]) for s in self.metrics}
-        return state.replace(memory={**state.memory, **zeros})
+        """The same State at the beginning of an epoch."""
+        zero = {id(t) for t in self.of_an_epoch(state.tree)}
+        return state.replace(**tree_map(lambda t: torch.zeros_like(t) if id(t) in zero else t, state.tree))
+
+    def of_an_epoch(self, tree: Mapping[str, Tree]) -> list[Tensor]:
+        """What is zero when an epoch begins: sums of metrics, and buffers that are carried through one."""
+        sums = [tree["memory"][s.name] for s in self.metrics]
+        carried = [tree[s.buffers][k] for s in _carrying(self.graph) for k, how in s.carried.items() if how == "epoch"]
+        return pytree.tree_leaves((sums, carried))
 
     def hyper(self, tree: dict[str, Tree]) -> dict[str, dict[str, Tensor]]:
         """Each stage's hyperparameters at this step, schedules applied: 0-d float64."""
@@ -519,6 +543,13 @@ class Composition:
 
 _HEAD = ("stage", "reads", "writes", "keeps")
 
+CARRIED = "buffers carried"
+"""Beside the sums of an evaluation: the buffers that it carries, and whether it has begun."""
+
+
+def _carrying(stages: Sequence[Stage]) -> list[Model]:
+    return [s for s in stages if isinstance(s, Model) and s.carried]
+
 
 def _without_rows(batch: Batch) -> Batch:
     return {k: v for k, v in batch.items() if k != ROWS} if ROWS in batch else batch
@@ -526,7 +557,9 @@ def _without_rows(batch: Batch) -> Batch:
 
 def _summed(sums: dict[str, Tree], added: dict[str, Tree]) -> dict[str, Tree]:
     with torch.no_grad():
-        return {name: tree_map(torch.add, sums[name], s) for name, s in added.items()}
+        return {
+            k: tree_map(Tensor.detach, s) if k == CARRIED else tree_map(torch.add, sums[k], s) for k, s in added.items()
+        }
 
 
 def _as_it_was(new: Any, old: Any) -> Any:

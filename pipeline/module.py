@@ -7,20 +7,23 @@ call, and what is computed again in a backward finds the tensors of its forward.
 from __future__ import annotations
 
 import copy
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
 from types import FunctionType, MethodType
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
 
 import numpy as np
 import torch
-from attrs import frozen
+from attrs import field, frozen
 from torch import Tensor, nn
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from torch.utils import _pytree as pytree
 
 from pipeline.draws import keyed
-from pipeline.errors import ImpureError, WiringError, place_of
+from pipeline.errors import ImpureError, WiringError, did_you_mean, place_of
 from pipeline.skeleton import Skeleton
 from pipeline.tree import tree_map
 
@@ -29,8 +32,8 @@ Tensors = dict[str, Tensor]
 Example = Callable[[], tuple[Sequence[Any], Mapping[str, Any]]]
 """Arguments of a first call, for modules that are lazy."""
 
-_FORGETFUL: WeakSet[Module] = WeakSet()
-"""Modules of which a call was seen to leave nothing to the next one but their tensors."""
+_FORGETFUL: WeakSet[Skeleton] = WeakSet()
+"""Skeletons of which a call was seen to leave nothing to the next one but their tensors."""
 
 
 @frozen(eq=False)
@@ -39,6 +42,10 @@ class Module:
 
     build: Build | nn.Module
     frozen: bool
+    train: bool | None = None
+    """Whether parts that came in eval mode train as the whole does; None warns of them, which stay as they came."""
+    carry: Mapping[str, str | None] = field(factory=dict)
+    """Through what evaluation carries buffers from batch to batch, by patterns: a "run", an "epoch", or nothing."""
 
     def real(self, seed: int, example: Example | None = None) -> nn.Module:
         """The module with its first weights: an instance as it is, a factory's initialised from the seed.
@@ -68,12 +75,38 @@ class Module:
             evaluated = Skeleton.of(real)
             evaluated.module.eval()
             trained = evaluated if self.frozen else Skeleton.of(real)
-            # Where the module as a whole trains, parts of it that do not, such as frozen BatchNorms, were meant so.
-            modes = {part.training for part in trained.module.modules()}
-            if not self.frozen and (modes != {True, False} or not trained.module.training):
+            still: dict[str, nn.Module] = {}
+            if not self.frozen:
+                still = {name: part for name, part in trained.module.named_modules() if not part.training}
                 trained.module.train()  # also where all parts train: it may be the user's own
-            _SKELETONS[self] = evaluated, trained
-        return _SKELETONS[self][training]
+                still = {name: part for name, part in still.items() if part.training}
+            if self.train or (self.train is None and "" in still):
+                still = {}
+            for part in still.values():  # they may be meant so, as frozen BatchNorms are
+                part.training = False
+            said = [] if self.train is False else [k for k in still if k.rpartition(".")[0] not in still]
+            _SKELETONS[self] = evaluated, trained, said
+        evaluated, trained, said = _SKELETONS[self]
+        if training and said:
+            warnings.warn(
+                f"forward.model(): {', '.join(map(repr, said[:3]))}{' and others' * (len(said) > 3)} came in eval mode "
+                "and stays in it while the rest trains; write train=True to train it too, as model.train() does, or "
+                "train=False to leave it so",
+                stacklevel=2,
+            )
+            said.clear()
+        return trained if training else evaluated
+
+    @property
+    def carried(self) -> dict[str, str]:
+        """The buffers that evaluation carries from batch to batch, and through what."""
+        module = self.skeleton().module if self.carry else nn.Module()
+        fixed = () if self.frozen else ((k, p) for k, p in module.named_parameters() if not p.requires_grad)
+        return {k: how for k, _ in (*module.named_buffers(), *fixed) if (how := self._through(k))}
+
+    def _through(self, name: str) -> str | None:
+        """Through what a buffer is carried; "" where that is not said."""
+        return next((how for pattern, how in self.carry.items() if fnmatchcase(name, pattern)), "")
 
     def create(self, seed: int, example: Example | None = None) -> tuple[Tensors, Tensors]:
         """Copies of the trained parameters, and of the buffers and what `requires_grad=False` has frozen."""
@@ -90,7 +123,38 @@ class Module:
         buffers = {
             k: p.detach().clone() for k, p in {**named, **dict(module.named_buffers())}.items() if k not in params
         }
+        for pattern, how in self.carry.items():
+            if how and not any(fnmatchcase(k, pattern) for k in buffers):
+                raise WiringError(f"carry={pattern!r} is no buffer of the module{did_you_mean(pattern, buffers)}")
+        if example is not None and any(not t.numel() for t in buffers.values()):
+            buffers = self._shaped(params, buffers, example)
         return params, buffers
+
+    def _shaped(self, params: Tensors, buffers: Tensors, example: Example) -> Tensors:
+        """The buffers, with those that have their shapes from a first call, as of observers, as one leaves them.
+
+        Raises WiringError where they would hold what the example is: by hand it is the first batch.
+        """
+
+        def called(change: Callable[[Any], Any]) -> Tensors:
+            args, kwargs = tree_map(change, example())
+            module = _SKELETONS[self][1].instance({k: t.clone() for k, t in {**params, **buffers}.items()})
+            with torch.random.fork_rng(devices=[]), torch.no_grad():
+                module(*args, **kwargs)
+            return {k: _at(module, k) for k in buffers}
+
+        try:
+            first, second = called(_copied), called(_other)
+        except Exception:  # the first step says what is wrong
+            return buffers
+        new = {k: t for k, t in first.items() if isinstance(t, Tensor) and t.shape != buffers[k].shape}
+        for name, t in new.items():
+            if not _same(t, second[name]):
+                raise WiringError(
+                    f"forward.model(): {name!r} has its shape and its value from the first batch that the module is "
+                    "called on; call it on one before, module(inputs), or register it as what it becomes"
+                )
+        return {**buffers, **new}
 
     def whole(self, tensors: Tensors) -> nn.Module:
         """The module in eval mode with these tensors, which become its own."""
@@ -102,22 +166,37 @@ class Module:
     def call(
         self, params: Tensors, buffers: Tensors, training: bool, args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> tuple[Any, Tensors]:
-        """What the module returns on these tensors, and in training its buffers as it leaves them.
+        """What the module returns on these tensors, and its buffers as it leaves them: in evaluation those it carries.
 
-        Raises ImpureError where it would keep something that State can't.
+        Raises ImpureError where it would keep something that State can't, or that evaluation is not said to carry.
         """
-        skeleton = self.skeleton(training and not self.frozen)
-        module = skeleton.instance({**params, **buffers})
+        training = training and not self.frozen
+        skeleton = self.skeleton(training)
+        # It may write into what it is given, so those are copies; a compiled graph drops what it does not need.
+        given = {k: b.clone() for k, b in buffers.items()}
+        module = skeleton.instance({**params, **given})
         parts = list(module.modules())
         drawn = skeleton.drawn()
         result = module(*args, **kwargs)
         if drawn != skeleton.drawn():
             raise ImpureError("draws by a generator that the module holds; use torch.rand: draws follow (seed, step)")
-        if self.frozen or not training:
-            return result, {}
-        if self not in _FORGETFUL and not torch.compiler.is_compiling():
-            self._judge(skeleton, parts, {**params, **buffers}, args, kwargs)
-        return result, {name: _kept(name, b, module) for name, b in buffers.items()}
+        if training and skeleton not in _FORGETFUL and not torch.compiler.is_compiling():
+            self._judge(skeleton, parts, {**params, **given}, args, kwargs)
+        if not training and get_proxy_mode() is None:
+            changed = [
+                name for name, b in given.items() if self._through(name) == ""
+                and (skeleton not in _FORGETFUL or _written(b, _at(module, name)))
+                and _differs(buffers[name], _at(module, name))
+            ]  # fmt: skip
+            if changed:
+                raise ImpureError(
+                    f"changes its buffer {changed[0]!r} in evaluation; write forward.model(..., carry="
+                    f"{changed[0] if len(changed) == 1 else '*'!r}) to carry it from batch to batch there too, or "
+                    "carry=() to begin each with State's"
+                )
+            _FORGETFUL.add(skeleton)  # not all that writes in place says so: values are compared once
+        kept = buffers if training else self.carried
+        return result, {**buffers, **{name: _kept(name, buffers[name], module) for name in kept}}
 
     def _judge(self, skeleton: Skeleton, parts: list[nn.Module], tensors: Tensors, args: Any, kwargs: Any) -> None:
         """Raise ImpureError where what a call left on its instance, an activation or a count, would change later ones.
@@ -126,7 +205,7 @@ class Module:
         """
         if _mapped():
             return
-        _FORGETFUL.add(self)
+        _FORGETFUL.add(skeleton)
         names = [name for name, _ in skeleton.module.named_modules()]
         fresh = skeleton.instance(tensors).modules()
         left = [(i, *at) for i, (old, new) in enumerate(zip(fresh, parts, strict=False)) for at in _left(old, new)]
@@ -149,7 +228,7 @@ class Module:
             args, kwargs = tree_map(_other, (args, kwargs))
             plain, expected = following(False, args, kwargs)
         except Exception:  # not all code takes other numbers
-            _FORGETFUL.discard(self)
+            _FORGETFUL.discard(skeleton)
             return
         try:
             new, made = following(True, args, kwargs)
@@ -160,7 +239,7 @@ class Module:
         except Exception:  # it can't even be called twice
             same, counts = False, []
         if not same or counts:
-            _FORGETFUL.discard(self)
+            _FORGETFUL.discard(skeleton)
             i, key = counts[0] if counts else (left[0][0], left[0][2])
             attribute = f"{names[i]}.{key}".lstrip(".")
             raise ImpureError(
@@ -256,19 +335,41 @@ def _materialised(module: nn.Module, example: Example | None) -> nn.Module:
     return module
 
 
+def _copied(value: Any) -> Any:
+    return value.clone() if isinstance(value, Tensor) else value
+
+
+def _at(module: nn.Module, name: str) -> Any:
+    owner, _, last = name.rpartition(".")
+    return getattr(module.get_submodule(owner), last, None)
+
+
+def _written(given: Tensor, after: Any) -> bool:
+    """Whether a call wrote into a new tensor that it was given, or put another in its place."""
+    return after is not given or given.is_inference() or given._version > 0
+
+
+def _differs(before: Tensor, after: Any) -> bool:
+    if not isinstance(after, Tensor) or after.shape != before.shape:
+        return True
+    unequal = (after != before).any()
+    while torch._C._functorch.is_functorch_wrapped_tensor(unequal):
+        unequal = torch._C._functorch.get_unwrapped(unequal)
+    return bool(unequal.any())
+
+
 def _kept(name: str, before: Tensor, module: nn.Module) -> Tensor:
     """A buffer or a frozen parameter as a call leaves it."""
-    owner, _, last = name.rpartition(".")
-    after = getattr(module.get_submodule(owner), last, None)
+    after = _at(module, name)
     if not isinstance(after, Tensor):
         raise ImpureError(f"leaves {name!r} as {type(after).__name__}; it has to stay a tensor")
     if (after.shape, after.dtype) != (before.shape, before.dtype):
         raise ImpureError(
             f"makes {name!r} {tuple(after.shape)} {after.dtype} of {tuple(before.shape)} {before.dtype}, but what "
-            "State holds keeps its shape and dtype: register it as what it becomes"
+            "State holds keeps its shape and dtype: register it as what it becomes, or call the module once on a batch"
         )
     return after
 
 
-_SKELETONS: WeakKeyDictionary[Module, tuple[Skeleton, Skeleton]] = WeakKeyDictionary()
-"""In eval mode and in train mode."""
+_SKELETONS: WeakKeyDictionary[Module, tuple[Skeleton, Skeleton, list[str]]] = WeakKeyDictionary()
+"""In eval mode and in train mode, and the parts in eval mode that are to be warned of when training begins."""

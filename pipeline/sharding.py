@@ -168,6 +168,9 @@ def sharding(mesh: Mesh | None, parts: Sequence[Part], graph: Sequence[Stage]) -
             raise WiringError(
                 f"stage {g.name!r} takes a gradient for each sample, which place.mesh() does not do yet; use place.on()"
             )
+    for s in graph:
+        if isinstance(s, Model) and any(s.module.carry.values()):
+            raise WiringError(f"stage {s.name!r} carries buffers, which place.mesh() does not do; use place.on()")
     held = {g.wrt: models[g.wrt] for g in trained if g.wrt in models}
     for s in graph:
         if s.view is not None and s.create is not None and s.average_of in held and s.sharded:
