@@ -245,14 +245,13 @@ class Composition:
 
     def _carried(self, tree: dict[str, Tree], sums: dict[str, Tree]) -> dict[str, Tree]:
         """A State's tree with the buffers that are carried as the batch before left them."""
-        new = {name: dict(tree[name]) for name in sums.get(CARRIED, ()) if name != "begun"}
-        for s in _carrying(self.evaluation):
-            begun = sums[CARRIED]["begun"]
-            for k, how in s.carried.items():
-                first = torch.zeros_like(tree[s.buffers][k]) if how == "epoch" else tree[s.buffers][k]
-                on = begun.reshape(*begun.shape, *[1] * (first.ndim - begun.ndim)) > 0
-                new[s.buffers][k] = torch.where(on, sums[CARRIED][s.buffers][k], first)
-        return {**tree, **new}
+        new = dict(tree)
+        for (name, k), (how, _) in _carrying(self.evaluation).items():
+            begun, now = sums[CARRIED]["begun"], sums[CARRIED][name, k]
+            first = tree[name][k] if how == "run" else torch.zeros_like(now)
+            begun = begun.reshape(*begun.shape, *[1] * (now.ndim - begun.ndim))  # of members, (M, 1, ...)
+            new[name] = {**new[name], k: torch.where(begun > 0, now, first)}
+        return new
 
     def sums(self, tree: dict[str, Tree], batch: Batch) -> tuple[dict[str, Tree], dict[str, Any]]:
         """The sums of one batch in eval mode, and what the stages wrote."""
@@ -274,7 +273,7 @@ class Composition:
             written, _, added = through(stages, values, self.hyper(tree), tree["memory"], weigh)
         if rows is not None and not rows.count:
             added = tree_map(lambda x: x * 0, added)
-        if carried := {s.buffers: {k: written[s.buffers][k] for k in s.carried} for s in _carrying(stages)}:
+        if carried := {(name, k): written[name][k] for name, k in _carrying(stages)}:
             added[CARRIED] = {"begun": torch.ones_like(tree["step"]), **carried}
         return added, written
 
@@ -370,10 +369,8 @@ class Composition:
     def zeros(self) -> dict[str, Tree]:
         """The sums of the evaluation program before any batch, on the device."""
         sums = {s.name: first_memory(s, {}) for s in self.evaluation if s.finish}
-        if carrying := _carrying(self.evaluation):
-            of = {s.buffers: s.module.skeleton().module.state_dict(keep_vars=True) for s in carrying}
-            zero = {s.buffers: {k: torch.zeros_like(of[s.buffers][k], device="cpu") for k in s.carried} for s in carrying}
-            sums[CARRIED] = {"begun": torch.zeros((), dtype=torch.int64), **zero}
+        if carried := {at: torch.zeros(t.shape, dtype=t.dtype) for at, (_, t) in _carrying(self.evaluation).items()}:
+            sums[CARRIED] = {"begun": torch.zeros((), dtype=torch.int64), **carried}
         made: dict[str, Tree] = self.place.tree(sums)
         return made
 
@@ -418,7 +415,7 @@ class Composition:
     def of_an_epoch(self, tree: Mapping[str, Tree]) -> list[Tensor]:
         """What is zero when an epoch begins: sums of metrics, and buffers that are carried through one."""
         sums = [tree["memory"][s.name] for s in self.metrics]
-        carried = [tree[s.buffers][k] for s in _carrying(self.graph) for k, how in s.carried.items() if how == "epoch"]
+        carried = [tree[name][k] for (name, k), (how, _) in _carrying(self.graph).items() if how == "epoch"]
         return pytree.tree_leaves((sums, carried))
 
     def hyper(self, tree: dict[str, Tree]) -> dict[str, dict[str, Tensor]]:
@@ -547,8 +544,9 @@ CARRIED = "buffers carried"
 """Beside the sums of an evaluation: the buffers that it carries, and whether it has begun."""
 
 
-def _carrying(stages: Sequence[Stage]) -> list[Model]:
-    return [s for s in stages if isinstance(s, Model) and s.carried]
+def _carrying(stages: Sequence[Stage]) -> dict[tuple[str, str], tuple[str, Tensor]]:
+    """The buffers that evaluation carries, by the names in State: through what, and one of the same shape."""
+    return {(s.buffers, k): x for s in stages if isinstance(s, Model) for k, x in s.carried.items()}
 
 
 def _without_rows(batch: Batch) -> Batch:

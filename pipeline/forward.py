@@ -71,8 +71,8 @@ class Model(Stage):
         )
 
     @property
-    def carried(self) -> dict[str, str]:
-        """The buffers that this call carries from batch to batch in evaluation, and through what."""
+    def carried(self) -> dict[str, tuple[str, Tensor]]:
+        """The buffers that this call carries from batch to batch in evaluation."""
         return self.module.carried if self.buffers in self.writes else {}
 
     def again(
@@ -143,7 +143,8 @@ def model(
       evaluation, but those that are left as State has them: {"h": None}, or () for all.
 
     In training, buffers and frozen parameters come back as the module leaves them, written in place or assigned anew;
-    what it draws is a function of (seed, step). Raises WiringError for parameters with hooks, and StageError where it writes into a trained one.
+    what it draws is a function of (seed, step). Raises WiringError for parameters with hooks, and StageError where it
+    writes into a trained one.
     """
     if not isinstance(module, nn.Module) and not callable(module):
         raise WiringError(

@@ -10,6 +10,7 @@ import copy
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from fnmatch import fnmatchcase
 from types import FunctionType, MethodType
 from typing import Any
@@ -75,37 +76,36 @@ class Module:
             evaluated = Skeleton.of(real)
             evaluated.module.eval()
             trained = evaluated if self.frozen else Skeleton.of(real)
-            still: dict[str, nn.Module] = {}
+            still = {} if self.frozen else {k: p for k, p in trained.module.named_modules() if not p.training}
             if not self.frozen:
-                still = {name: part for name, part in trained.module.named_modules() if not part.training}
                 trained.module.train()  # also where all parts train: it may be the user's own
-                still = {name: part for name, part in still.items() if part.training}
-            if self.train or (self.train is None and "" in still):
+            still = {k: p for k, p in still.items() if p.training and not self.train}
+            if self.train is None and "" in still:
                 still = {}
             for part in still.values():  # they may be meant so, as frozen BatchNorms are
                 part.training = False
-            said = [] if self.train is False else [k for k in still if k.rpartition(".")[0] not in still]
-            _SKELETONS[self] = evaluated, trained, said
-        evaluated, trained, said = _SKELETONS[self]
-        if training and said:
+            top = [k for k in still if k.rpartition(".")[0] not in still]
+            _SKELETONS[self] = evaluated, trained, top if self.train is None else []
+        evaluated, trained, top = _SKELETONS[self]
+        if training and top:
             warnings.warn(
-                f"forward.model(): {', '.join(map(repr, said[:3]))}{' and others' * (len(said) > 3)} came in eval mode "
-                "and stays in it while the rest trains; write train=True to train it too, as model.train() does, or "
-                "train=False to leave it so",
+                f"forward.model(): {', '.join(map(repr, top[:3]))}{', ...' * (len(top) > 3)} came in eval mode and "
+                "stays in it while the rest trains; write train=True to train it as model.train() does, or train=False "
+                "to leave it so",
                 stacklevel=2,
             )
-            said.clear()
+            top.clear()
         return trained if training else evaluated
 
     @property
-    def carried(self) -> dict[str, str]:
-        """The buffers that evaluation carries from batch to batch, and through what."""
+    def carried(self) -> dict[str, tuple[str, Tensor]]:
+        """The buffers that evaluation carries from batch to batch: through what, and one of the same shape."""
         module = self.skeleton().module if self.carry else nn.Module()
-        fixed = () if self.frozen else ((k, p) for k, p in module.named_parameters() if not p.requires_grad)
-        return {k: how for k, _ in (*module.named_buffers(), *fixed) if (how := self._through(k))}
+        fixed = [] if self.frozen else [(k, p) for k, p in module.named_parameters() if not p.requires_grad]
+        return {k: (how, t) for k, t in (*module.named_buffers(), *fixed) if (how := self._through(k))}
 
     def _through(self, name: str) -> str | None:
-        """Through what a buffer is carried; "" where that is not said."""
+        """Through what a buffer is carried; "" where nothing says that."""
         return next((how for pattern, how in self.carry.items() if fnmatchcase(name, pattern)), "")
 
     def create(self, seed: int, example: Example | None = None) -> tuple[Tensors, Tensors]:
@@ -127,34 +127,19 @@ class Module:
             if how and not any(fnmatchcase(k, pattern) for k in buffers):
                 raise WiringError(f"carry={pattern!r} is no buffer of the module{did_you_mean(pattern, buffers)}")
         if example is not None and any(not t.numel() for t in buffers.values()):
-            buffers = self._shaped(params, buffers, example)
+            buffers |= self._shaped({**params, **buffers}, example)
         return params, buffers
 
-    def _shaped(self, params: Tensors, buffers: Tensors, example: Example) -> Tensors:
-        """The buffers, with those that have their shapes from a first call, as of observers, as one leaves them.
-
-        Raises WiringError where they would hold what the example is: by hand it is the first batch.
-        """
-
-        def called(change: Callable[[Any], Any]) -> Tensors:
-            args, kwargs = tree_map(change, example())
-            module = _SKELETONS[self][1].instance({k: t.clone() for k, t in {**params, **buffers}.items()})
-            with torch.random.fork_rng(devices=[]), torch.no_grad():
+    def _shaped(self, tensors: Tensors, example: Example) -> Tensors:
+        """What gets its shape in a first call, as observers' minima do, but for values that are the example's own."""
+        looks: list[Tensors] = []
+        with torch.random.fork_rng(devices=[]), torch.no_grad(), suppress(Exception):  # the first step says what fails
+            for change in (_copied, _other):
+                args, kwargs = tree_map(change, example())
+                module = _SKELETONS[self][1].instance({k: t.clone() for k, t in tensors.items()})
                 module(*args, **kwargs)
-            return {k: _at(module, k) for k in buffers}
-
-        try:
-            first, second = called(_copied), called(_other)
-        except Exception:  # the first step says what is wrong
-            return buffers
-        new = {k: t for k, t in first.items() if isinstance(t, Tensor) and t.shape != buffers[k].shape}
-        for name, t in new.items():
-            if not _same(t, second[name]):
-                raise WiringError(
-                    f"forward.model(): {name!r} has its shape and its value from the first batch that the module is "
-                    "called on; call it on one before, module(inputs), or register it as what it becomes"
-                )
-        return {**buffers, **new}
+                looks.append({k: _at(module, k) for k, t in tensors.items() if _at(module, k).shape != t.shape})
+        return {k: t for k, t in looks[0].items() if _same(t, looks[1].get(k))} if len(looks) == 2 else {}
 
     def whole(self, tensors: Tensors) -> nn.Module:
         """The module in eval mode with these tensors, which become its own."""
@@ -183,18 +168,16 @@ class Module:
         if training and skeleton not in _FORGETFUL and not torch.compiler.is_compiling():
             self._judge(skeleton, parts, {**params, **given}, args, kwargs)
         if not training and get_proxy_mode() is None:
-            changed = [
-                name for name, b in given.items() if self._through(name) == ""
-                and (skeleton not in _FORGETFUL or _written(b, _at(module, name)))
-                and _differs(buffers[name], _at(module, name))
-            ]  # fmt: skip
+            # Not all that writes in place says so: values are compared in a first call.
+            seen, after = skeleton in _FORGETFUL, {k: _at(module, k) for k in given if self._through(k) == ""}
+            changed = [k for k, t in after.items() if _differs(buffers[k], given[k], t, seen)]
             if changed:
+                how = changed[0] if len(changed) == 1 else "*"
                 raise ImpureError(
-                    f"changes its buffer {changed[0]!r} in evaluation; write forward.model(..., carry="
-                    f"{changed[0] if len(changed) == 1 else '*'!r}) to carry it from batch to batch there too, or "
-                    "carry=() to begin each with State's"
+                    f"changes its buffer {changed[0]!r} in evaluation; write forward.model(..., carry={how!r}) to "
+                    "carry it from batch to batch, or carry=() to give each batch what State has"
                 )
-            _FORGETFUL.add(skeleton)  # not all that writes in place says so: values are compared once
+            _FORGETFUL.add(skeleton)
         kept = buffers if training else self.carried
         return result, {**buffers, **{name: _kept(name, buffers[name], module) for name in kept}}
 
@@ -344,12 +327,10 @@ def _at(module: nn.Module, name: str) -> Any:
     return getattr(module.get_submodule(owner), last, None)
 
 
-def _written(given: Tensor, after: Any) -> bool:
-    """Whether a call wrote into a new tensor that it was given, or put another in its place."""
-    return after is not given or given.is_inference() or given._version > 0
-
-
-def _differs(before: Tensor, after: Any) -> bool:
+def _differs(before: Tensor, given: Tensor, after: Any, quick: bool) -> bool:
+    """Whether a call changed a copy of a buffer that it was given; `quick`, where torch has not noted a write."""
+    if quick and after is given and not given.is_inference() and given._version == 0:
+        return False
     if not isinstance(after, Tensor) or after.shape != before.shape:
         return True
     unequal = (after != before).any()

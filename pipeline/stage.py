@@ -9,8 +9,9 @@ The function's parameter names are the wiring:
 - any other default is a constant of the function.
 
 Some names are given by the pipeline itself: `step` (0-d int64, steps done so far), `seed` (0-d int64) and `training`
-(bool, constant within a program: `when` leaves a stage out of one of the two); and in a train step, for telemetry, `hyper`, every hyperparameter at this step by its
-name in State, and `before`, what State kept when the step began, such as before["params"].
+(bool, constant within a program; a stage with `when` is part of one alone); and in a train step, for telemetry,
+`hyper`, every hyperparameter at this step by its name in State, and `before`, what State kept when the step began,
+such as before["params"].
 
 A stage that remembers something between steps has an `init`; it reads what it remembered as `memory`, and returns the
 new memory after what it writes.

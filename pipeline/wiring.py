@@ -180,12 +180,13 @@ def check_wiring(stages: Sequence[Part], source: Load | None, host: Sequence[Sta
 
 def _explain_apart(s: Stage, name: str, stages: Sequence[Stage], training: bool) -> None:
     """Raise WiringError for what is read in one program and written in the other alone."""
+    when = "train" if training else "evaluation"
     for t in stages:
         if name in t.values_written and not t.runs(training):
-            here, there = ("training", "evaluation")[:: 1 if training else -1]
             raise WiringError(
-                f"stage {s.name!r} reads {name!r} in {here}, which {t.name!r} writes in {there} alone: let it write "
-                f'a name that both have, or put a stage with when="{"train" if training else here}" that writes {name!r}'
+                f"stage {s.name!r} reads {name!r} in {when}, which {t.name!r} does not write there, as it has "
+                f'when="{t.when}": let that write to a name that it reads, or add a stage with when="{when}" that '
+                f"writes {name!r}"
             )
 
 

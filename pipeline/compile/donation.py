@@ -88,7 +88,7 @@ class Held:
         return self.seed
 
     @property
-    def tree(self) -> dict[str, Any]:
+    def tree(self) -> Any:
         """That of the State taken."""
         return self._tree
 
