@@ -131,15 +131,20 @@ class Module:
         return params, buffers
 
     def _shaped(self, tensors: Tensors, example: Example) -> Tensors:
-        """What gets its shape in a first call, as observers' minima do, but for values that are the example's own."""
-        looks: list[Tensors] = []
-        with torch.random.fork_rng(devices=[]), torch.no_grad(), suppress(Exception):  # the first step says what fails
-            for change in (_copied, _other):
-                args, kwargs = tree_map(change, example())
-                module = _SKELETONS[self][1].instance({k: t.clone() for k, t in tensors.items()})
-                module(*args, **kwargs)
-                looks.append({k: _at(module, k) for k, t in tensors.items() if _at(module, k).shape != t.shape})
-        return {k: t for k, t in looks[0].items() if _same(t, looks[1].get(k))} if len(looks) == 2 else {}
+        """What gets its shape in a first call, as observers' minima do, where calls from there on leave what a first
+        one would. Of others, the first step says what is wrong."""
+
+        def left(tensors: Tensors, change: Callable[[Any], Any]) -> Tensors:
+            args, kwargs = tree_map(change, example())
+            module = _SKELETONS[self][1].instance(tree_map(_copied, tensors))
+            module(*args, **kwargs)
+            return {k: _at(module, k) for k in tensors}
+
+        with torch.random.fork_rng(devices=[]), torch.no_grad(), suppress(Exception):
+            new = {k: t for k, t in left(tensors, _copied).items() if t.shape != tensors[k].shape}
+            first, later = left(tensors, _other), left({**tensors, **new}, _other)
+            return new if all(_same(first[k], later[k]) for k in new) else {}
+        return {}
 
     def whole(self, tensors: Tensors) -> nn.Module:
         """The module in eval mode with these tensors, which become its own."""

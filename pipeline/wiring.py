@@ -172,7 +172,10 @@ def check_wiring(stages: Sequence[Part], source: Load | None, host: Sequence[Sta
         available.update(s.values_written)
         since.update(s.values_written)
     available = before | given
-    for s in (*(s for s in host if s.runs(False)), *needed_to_measure(graph)):
+    measured = needed_to_measure(graph)
+    for s in (
+        s for s in (*host, *graph) if s.runs(False) and (s not in graph or s in measured or isinstance(s, HostMetric))
+    ):
         for name in sorted({*s.values_read} - available):
             _explain_apart(s, name, (*host, *graph), False)
         available.update(s.values_written)
