@@ -68,6 +68,10 @@ class Segment:
     wanted: frozenset[str] = frozenset()
     """What stages behind it read."""
 
+    @property
+    def all(self) -> tuple[Stage, ...]:
+        return self.stages if self.gradients is None else (*self.stages, self.gradients)
+
     def run(
         self, values: Mapping[str, Any], hyper: Mapping[str, Any], memory: Mapping[str, Tree],
         batch: Batch, by: str | None = None, autocast: Autocast = nullcontext, on: Sharding | None = None,

@@ -9,8 +9,9 @@ The function's parameter names are the wiring:
 - any other default is a constant of the function.
 
 Some names are given by the pipeline itself: `step` (0-d int64, steps done so far), `seed` (0-d int64) and `training`
-(bool, constant within a program); and in a train step, for telemetry, `hyper`, every hyperparameter at this step by its
-name in State, and `before`, what State kept when the step began, such as before["params"].
+(bool, constant within a program; a stage with `when` is part of one alone); and in a train step, for telemetry,
+`hyper`, every hyperparameter at this step by its name in State, and `before`, what State kept when the step began,
+such as before["params"].
 
 A stage that remembers something between steps has an `init`; it reads what it remembered as `memory`, and returns the
 new memory after what it writes.
@@ -113,6 +114,8 @@ class Stage(Part):
     """Looks at data before training, where it may read values on the host, and raises a DataError."""
     draws: bool = field(default=False, kw_only=True)
     """Whether its function calls code that may draw random numbers."""
+    when: str | None = field(default=None, kw_only=True)
+    """The program that it is part of, "train" or "evaluation"; by default of both."""
     names: Mapping[str, str] = field(factory=dict, kw_only=True)
     """Parameter -> the value it reads, where the two differ; what is no parameter goes to the function's **kwargs."""
     view: Callable[..., dict[str, Tree]] | None = field(default=None, kw_only=True)
@@ -133,6 +136,8 @@ class Stage(Part):
     def __attrs_post_init__(self) -> None:
         for said in self.better.values() if isinstance(self.better, Mapping) else (self.better,):
             direction(self.name, {}, said or "low")  # raises for another word
+        if self.when not in (None, "train", "evaluation"):
+            raise WiringError(f'stage {self.name!r}: when={self.when!r} is neither "train" nor "evaluation"')
         required: list[str] = []
         optional: list[str] = []
         wired: list[tuple[str, str]] = []
@@ -177,6 +182,14 @@ class Stage(Part):
                 raise WiringError(f"stage {self.name!r} neither reads nor writes {old!r}{did_you_mean(old, known)}")
         new = {p: names.get(value, value) for p, value in self.parameters}
         return evolve(self, names={**self.names, **new}, writes=tuple(names.get(w, w) for w in self.writes))
+
+    def only(self, when: str) -> Self:
+        """The same stage in one program alone: `loss.mse().only("evaluation")`."""
+        return evolve(self, when=when)
+
+    def runs(self, training: bool) -> bool:
+        """Whether it is part of the train step, or else of the evaluation."""
+        return self.when in (None, "train" if training else "evaluation")
 
     def with_hyper(self, **hyper: Number) -> Stage:
         """The same stage with other first values for its hyperparameters."""
@@ -286,8 +299,9 @@ def stage(
     writes: str | tuple[str, ...] = (),
     name: str | None = None,
     init: Callable[..., Tree] | None = None,
+    when: str | None = None,
 ) -> Any:
-    """Make a Stage from a plain function.
+    """Make a Stage from a plain function; with `when`, "train" or "evaluation", for one of the two alone.
 
     >>> @stage(writes="loss")
     ... def squared(outputs, targets, scale=1.0):
@@ -303,6 +317,7 @@ def stage(
             function=f,
             writes=(writes,) if isinstance(writes, str) else tuple(writes),
             init=init,
+            when=when,
             draws=True,
             hyper={k: v for k, v in defaults.items() if is_number(v)},
         )

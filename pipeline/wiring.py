@@ -220,14 +220,18 @@ def check_wiring(stages: Sequence[Part], source: Load | None, host: Sequence[Sta
     scaled = {s.scaled for s in graph if isinstance(s, Finite) and s.scales}
     small = any(isinstance(s, Place) and s.precision == "fp16" for s in stages)
     available: set[str] = {*GIVEN, *(known or ()), *(k for s in stages for k in s.keeps)}
+    before, given = {*available}, set[str]()
     since: set[str] = set()
     begun: list[Stage] = []
     for s in (*host, *graph):
         if s in host and (s.remembers or s.hyper or s.create or {"step", "seed"} & {*s.reads, *s.optional}):
             raise WiringError(f"stage {s.name!r} needs State, so it can't stand before place; put it after")
-        reads = {*s.values_read} - ({*s.wrt} if isinstance(s, Gradients) else set())
-        for name in sorted(reads - available):
+        if not s.runs(True):
+            continue
+        for name in sorted({*s.values_read} - ({*s.wrt} if isinstance(s, Gradients) else set()) - available):
+            _explain_apart(s, name, (*host, *graph), True)
             _explain_unread(s, name, stages, available, known)
+            given.add(name)
         if isinstance(s, Gradients):
             if s.of not in since and any(s.of in t.writes for t in graph[: graph.index(s)]):
                 raise WiringError(
@@ -252,6 +256,26 @@ def check_wiring(stages: Sequence[Part], source: Load | None, host: Sequence[Sta
             begun.append(s)
         available.update(s.values_written)
         since.update(s.values_written)
+    available = before | given
+    measured = needed_to_measure(graph)
+    for s in (
+        s for s in (*host, *graph) if s.runs(False) and (s not in graph or s in measured or isinstance(s, HostMetric))
+    ):
+        for name in sorted({*s.values_read} - available):
+            _explain_apart(s, name, (*host, *graph), False)
+        available.update(s.values_written)
+
+
+def _explain_apart(s: Stage, name: str, stages: Sequence[Stage], training: bool) -> None:
+    """Raise WiringError for what is read in one program and written in the other alone."""
+    when = "train" if training else "evaluation"
+    for t in stages:
+        if name in t.values_written and not t.runs(training):
+            raise WiringError(
+                f"stage {s.name!r} reads {name!r} in {when}, which {t.name!r} does not write there, as it has "
+                f'when="{t.when}": let that write to a name that it reads, or add a stage with when="{when}" that '
+                f"writes {name!r}"
+            )
 
 
 def _explain_unread(
@@ -277,18 +301,20 @@ def _explain_unread(
     available.add(name)
 
 
-def without_gradients(graph: Sequence[Stage]) -> list[Stage]:
-    """The stages that need no gradients."""
+def without_gradients(graph: Sequence[Stage], training: bool = False) -> list[Stage]:
+    """The stages of the train step, or of the evaluation, that need no gradients."""
     kept = {k for s in graph for k in s.keeps}
     possible: list[Stage] = []
     absent: set[str] = {*OF_A_STEP}
     for s in graph:
+        if isinstance(s, Gradients):
+            absent.add(s.grads)
+        if not s.runs(training):
+            continue
         if absent & set(s.reads):
             absent |= set(s.writes) - kept
             continue
         possible.append(s)
-        if isinstance(s, Gradients):
-            absent.add(s.grads)
     return possible
 
 

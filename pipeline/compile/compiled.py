@@ -195,9 +195,8 @@ class Compiled:
     def restart_metrics(self, state: State) -> State:
         """`Pipeline.restart_metrics`, in place."""
         self._take(state)
-        for s in self.pipe.metrics:
-            for t in pytree.tree_leaves(self._held.memory(s.name)):
-                t.zero_()
+        for t in self.pipe.of_an_epoch(self._held.tree):
+            t.zero_()
         return self._held.give(0)
 
     def prepare(self, state: State, validate: Any = None) -> CompileReport:
