@@ -35,7 +35,7 @@ class Saver:
     """Writes checkpoints of a run into a folder, on a thread of its own, and removes those that are no longer wanted.
 
     - `keep`: how many of the newest stay.
-    - `best`: the validation metric whose best epoch stays as well.
+    - `best`: the validation metric whose best epoch, or validation inside one, stays as well.
     - `steps`: also after each multiple of so many steps, where `fit(every=steps)` reports them.
     - `minutes`: also about every so many minutes inside an epoch, where `fit(interval=...)` reports.
     - `saved`: what the run goes on from, if it does.
@@ -168,7 +168,7 @@ class Saver:
             self._at = time.monotonic()
 
     def _improved(self, report: Report) -> Best | None:
-        if self.metric is None or not report.complete:
+        if self.metric is None or not (report.complete or report.validate):
             return None
         value = report.validate.get(self.metric)
         if not isinstance(value, int | float):
