@@ -48,6 +48,16 @@ class Job:
         return self.pipe.load.data
 
     @property
+    def validation(self) -> Any:
+        """What is held out. The command's own losses are means of samples, so that it takes large batches: without
+        gradients these need no more memory, and of nearly one size they are mostly one graph."""
+        if self.prepared is None:
+            return self.held_out
+        assert self.pipe.load is not None
+        n = len(self.held_out)
+        return load.batches(self.held_out, size=-(-n // order.count(n, 8 * self.pipe.load.size)), shuffle=False)
+
+    @property
     def data(self) -> str:
         counts = [f"{_length(part)} {what}" for part, what in ((self.train, "training"), (self.held_out, "held-out"))]
         if self.prepared is None:
@@ -139,7 +149,7 @@ def begin(config: TrainConfig) -> tuple[Job, State]:
     state = found.pipe.init(config.run.seed)
     torch.set_num_threads(threads(found, state, config.run.threads))
     if found.held_out is not None:
-        found.pipe.check(state, found.held_out)
+        found.pipe.check(state, found.validation)
     known = [*found.pipe.finish(found.pipe.zeros())]
     known += [f"{name}.{metric}" for name in found.pipe.averages for metric in known]
     best, told = config.run.best, found.pipe.better(state)

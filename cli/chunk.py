@@ -45,14 +45,14 @@ def trained(
     if run.compile:
         program = next((p for p in programs if runs.alike(p.pipe)), None)
         if program is None:
-            program = compiled(runs, made.held_out, base, state, say, False)
+            program = compiled(runs, made.validation, base, state, say, False)
             programs.append(program)
     with (
         folders.Log(where, int(state.step)) as lines,
         Saver(where / folders.CHECKPOINTS, keep=1, minutes=run.save_minutes, saved=saved) as saver,
     ):
         for r in fit(
-            runs, epochs=chunk.end, validate=made.held_out, state=state, compile=program, interval=0.1,
+            runs, epochs=chunk.end, validate=made.validation, state=state, compile=program, interval=0.1,
             start=saved.start if saved else (chunk.begin, 0),
         ):  # fmt: skip
             if r.complete:

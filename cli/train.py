@@ -179,7 +179,7 @@ def _train(
             warn(f"{lines.path} has no line for epoch {', '.join(map(str, missing))}; it goes on without")
         start = saved.start if saved else (0, 0)
         program = (
-            compiled(made.pipe, made.held_out, config, state, say, verbose) if config.run.compile and going else False
+            compiled(made.pipe, made.validation, config, state, say, verbose) if config.run.compile and going else False
         )
         stops, shown = _stops(config, metric, saver), printed(config.run.epochs)
         try:
@@ -237,7 +237,7 @@ def _reports(
     made: Job, config: TrainConfig, folder: Path, state: State, program: Any, start: tuple[int, int]
 ) -> Iterable[Report]:
     reports = fit(
-        made.pipe, epochs=config.run.epochs, validate=made.held_out, state=state, compile=program, interval=0.1,
+        made.pipe, epochs=config.run.epochs, validate=made.validation, state=state, compile=program, interval=0.1,
         steps_per_call=_per_call(config), every=config.run.save_steps, start=start,
     )  # fmt: skip
     return log.tensorboard(reports, folder / "tensorboard") if config.run.tensorboard and processes.first() else reports
@@ -332,7 +332,7 @@ def _verify(
     program = made.pipe.compile(backend=config.run.backend, fallback="eager") if config.run.compile else False
     for report in fit(
         made.pipe, epochs=saved.epoch + (saved.batch > 0), state=state, compile=program,
-        validate=made.held_out if made.pipe.watches else None,
+        validate=made.validation if made.pipe.watches else None,
         every=saved.step, start=before.start if before else (0, 0),
     ):  # fmt: skip
         if report.step >= saved.step:

@@ -12,7 +12,7 @@ Nothing here compiles, and nothing names a device.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Self
 
@@ -400,7 +400,7 @@ class Composition:
         if data is None and self.load is None:
             raise WiringError("evaluation needs data: this pipeline has no load stage of its own")
         own = self.load or load.loader(())
-        return own.over(own.data if data is None else data)
+        return own.over(own if data is None else data)
 
     def first_and_last(self, source: Load, training: bool) -> Iterator[Batch]:
         """The two batches of an epoch that may differ in shape, on the device; none where the data does not tell."""
@@ -464,11 +464,17 @@ class Composition:
         """Whether a schedule reads metrics."""
         return any(s.watches for s in scheduled(self.graph).values())
 
-    def check_watched(self, state: State, validated: bool) -> None:
-        """Raise ConfigError where a schedule reads a metric that an epoch will not have, as far as that is known."""
-        if self.watches and not (validated and self.on_host):  # whose metrics have names when they are taken
-            sums = {s.name: state.memory[s.name] for s in self.metrics}
-            found = {**self.finish(sums), **(self.finish(self.zeros()) if validated else {})}
+    def check_watched(self, state: State, sets: Collection[str]) -> None:
+        """Raise ConfigError where a schedule reads a metric that an epoch will not have, as far as that is known.
+
+        `sets` are the names of what is validated on, "" that of one alone. Of several, a metric is known by its whole
+        name only, as the training's of that name is another one.
+        """
+        if self.watches and not ("" in sets and self.on_host):  # whose metrics have names when they are taken
+            found = self.finish({s.name: state.memory[s.name] for s in self.metrics})
+            for name, value in (self.finish(self.zeros()) if sets else {}).items():
+                found = {k: v for k, v in found.items() if k != name}
+                found |= {f"{of}.{name}" if of else name: value for of in sets}
             check_watched(scheduled(self.graph), {k for k, v in found.items() if v.ndim == 0})
 
     def restart_metrics(self, state: State) -> State:

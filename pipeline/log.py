@@ -4,7 +4,7 @@
     for report in reports:
         print(report)
 
-Each writes the Reports of complete epochs; with `inside`, those inside an epoch as well. What is sent goes on to `fit`.
+Each writes the Reports of complete epochs and those with validation; with `inside`, all. What is sent goes on to `fit`.
 A run that goes on continues a file after the epochs that were done. For any other service, `row(report)` is
 what to log.
 """
@@ -103,7 +103,8 @@ def _passed(reports: Iterable[Report], begin: Begin, inside: bool) -> Reports:
                 report = next(source) if sent is None else source.send(sent)  # type: ignore[attr-defined]  # fit's has it
             except StopIteration:
                 return
-            if sent is None and (report.complete or inside):  # for what was sent, the same Report comes again
+            # For what was sent, the same Report comes again.
+            if sent is None and (report.complete or report.validate or inside):
                 write = write or opened.enter_context(begin(report))
                 write(report)
             sent = yield report

@@ -75,7 +75,7 @@ class Calls(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         if func in LOSSES and isinstance(result, Tensor):
-            result.call_of_loss = func, args, kwargs or {}
+            setattr(result, "call_of_loss", (func, args, kwargs or {}))  # noqa: B010  # no attribute of a Tensor
         return result
 
 

@@ -205,7 +205,8 @@ class Report:
 
     epoch: int
     """Epochs begun, from 1."""
-    epochs: int
+    epochs: int | None
+    """Of the run, where they are known before it ends."""
     step: int
     """Steps done since the State was new."""
     batch: int
@@ -213,7 +214,7 @@ class Report:
     batches: int | None
     """Batches in an epoch, where the data tells."""
     complete: bool
-    """Whether this is the epoch's last Report, the one with validation."""
+    """Whether the epoch ends with this Report, which then has validation; others may have it too."""
     train: Mapping[str, Any]
     validate: Mapping[str, Any] = field(factory=dict)
     seconds: float = 0.0
@@ -270,7 +271,7 @@ class Report:
             shown["loss"], shown["val loss"] = self.train.get("loss"), self.validate["loss"]
         names = sorted(shown, key=lambda name: ("loss" not in name, "." in name, len(name) if "loss" in name else 0))
         numbers = [format_metric(k, shown[k]) for k in names if isinstance(shown[k], int | float) and "/" not in k]
-        epoch = f"epoch {self.epoch:>{len(str(self.epochs))}}/{self.epochs}"
+        epoch = f"epoch {self.epoch:>{len(str(self.epochs))}}/{self.epochs}" if self.epochs else f"epoch {self.epoch}"
         return "  ".join([epoch, *numbers, f"{self.samples_per_second:,.0f} samples/s"])
 
 

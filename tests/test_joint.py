@@ -35,7 +35,11 @@ def run(pipe, way, tmp_path, epochs=2):
         *_, report = fit(runs, epochs=epochs, compile=False)
         return runs.member(report.state, 0)
     else:
-        options = {"uncompiled": {"compile": False}, "aot_eager": {"backend": way}, "one step a call": {"steps_per_call": 1}}
+        options = {
+            "uncompiled": {"compile": False},
+            "aot_eager": {"backend": way},
+            "one step a call": {"steps_per_call": 1},
+        }
         *_, report = fit(pipe, epochs=epochs, **options.get(way, {}))
     return report.state
 
@@ -108,7 +112,9 @@ class Heads(nn.Module):
         return self.heads["b" if a is None else "a"](z)
 
 
-@pytest.mark.parametrize("way", [{"compile": False}, {"backend": "aot_eager"}, {}], ids=["uncompiled", "aot_eager", "native"])
+@pytest.mark.parametrize(
+    "way", [{"compile": False}, {"backend": "aot_eager"}, {}], ids=["uncompiled", "aot_eager", "native"]
+)
 @pytest.mark.parametrize("rule", RULES)
 def test_a_parameter_without_a_gradient_is_left_as_it_is(rule, way):
     """Tasks in turns: the head of the other task keeps its values, its memory and its count of steps."""
@@ -158,7 +164,9 @@ def test_groups_and_averages_of_several_models():
     )
     *_, report = fit(pipe, epochs=1, compile=False)
     plain = copy.deepcopy((encoder, head))
-    average = torch.optim.swa_utils.AveragedModel(plain[1], multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.5))
+    average = torch.optim.swa_utils.AveragedModel(
+        plain[1], multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.5)
+    )
     average.update_parameters(plain[1])
     rules = torch.optim.SGD(plain[0].parameters(), 0.1), torch.optim.AdamW(plain[1].parameters(), 0.01)
     for i in range(0, len(X), 16):
@@ -235,7 +243,10 @@ def contrast(outputs):
     [
         (root, "stage 'root' makes a loss of .* not a mean over samples; say of what .*loss.weight.* or leave out"),
         (contrast, "compares samples; leave out accumulate=2"),
-        (stage(writes="loss", name="total")(lambda outputs: outputs.square().sum()), "it is a sum; say so.*weight='sum'"),
+        (
+            stage(writes="loss", name="total")(lambda outputs: outputs.square().sum()),
+            "it is a sum; say so.*weight='sum'",
+        ),
     ],
 )
 def test_a_loss_that_its_parts_do_not_make_is_refused(made, message):

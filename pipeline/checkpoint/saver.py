@@ -37,8 +37,9 @@ class Saver:
     """Writes checkpoints of a run into a folder, on a thread of its own, and removes those that are no longer wanted.
 
     - `keep`: how many of the newest stay.
-    - `best`: the validation metric whose best epoch stays as well; of equal ones that with the better validation loss,
-      then the later. `better`: which of its values are, "high" or "low", by default what the metric declares.
+    - `best`: the validation metric whose best epoch, or validation inside one, stays as well; of equal ones
+      that with the better validation loss, then the later. `better`: which of its values are, "high" or "low", by
+      default what the metric declares.
     - `steps`: also after each multiple of so many steps, where `fit(every=steps)` reports them.
     - `minutes`: also about every so many minutes inside an epoch, where `fit(interval=...)` reports.
     - `saved`: what the run goes on from, if it does.
@@ -172,7 +173,7 @@ class Saver:
             self._at = time.monotonic()
 
     def _improved(self, report: Report) -> Best | None:
-        if self.metric is None or not report.complete:
+        if self.metric is None or not (report.complete or report.validate):
             return None
         value = report.validate.get(self.metric)
         if not isinstance(value, int | float):
