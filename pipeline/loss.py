@@ -189,7 +189,8 @@ def function(
     f: Callable[..., Tensor], name: str | None = None, weight: Callable[..., Any] | str | None = None
 ) -> Stage:
     """Any function of named values that returns a mean over the batch, 0-d; or a loss of torch, of outputs and targets,
-    such as nn.CrossEntropyLoss() or F.cross_entropy.
+    such as nn.CrossEntropyLoss() or F.cross_entropy. A module with parameters is trained along: State has these under
+    the stage's name, "loss.ArcFace".
 
     What `f` is a mean of is known if its result is that of a loss of torch. Of others `weight` says it, so that means
     over unequal batches or parts are those of the whole: a function of named values that gives how many are counted,
@@ -208,6 +209,11 @@ def function(
         raise WiringError(f"loss.function() takes a function or a module, not a class: write {f.__name__}()")
     if not (weight is None or callable(weight) or weight in ("samples", "sum")):
         raise WiringError(f"loss.function(weight={weight!r}): write a function of named values, 'samples' or 'sum'")
+    if isinstance(f, nn.Module) and any(p.requires_grad for p in f.parameters()):
+        from pipeline.forward import model  # a step imports no other, but such a loss is a model
+
+        name = name or f"loss.{type(f).__name__}"
+        return model(f, inputs=("outputs", "targets"), outputs="loss", params=name, name=name)
     of = f.func if isinstance(f, partial) else f
     reduction = f.keywords.get("reduction") if isinstance(f, partial) else None
     if isinstance(f, nn.Module) or any(of is known for known in means.LOSSES):
@@ -262,7 +268,7 @@ def _of_outputs(name: str, f: Callable[..., Tensor]) -> Callable[..., Tensor]:
         return lambda outputs, targets: f(outputs, targets)
     criterion = f
     if any(True for _ in criterion.parameters()):
-        raise WiringError(f"{name} has parameters, which State holds: write forward.model(..., outputs='loss')")
+        raise WiringError(f"{name} has frozen parameters: write forward.model(..., frozen=True, outputs='loss')")
 
     def called(outputs: Tensor, targets: Tensor) -> Tensor:
         # Copies beside the outputs, as of cross_entropy's weight: a stage holds them, so place does not know them.

@@ -44,24 +44,25 @@ def resolved(stages: Sequence[Part]) -> tuple[Part, ...]:
     of: dict[str, Gradients] = {}
     for s in stages:
         if isinstance(s, Gradients):
-            writer = next((t for t in reversed(begun) if s.of in t.writes), None)
-            if not s.wrt or (writer is not None and writer.sums != s.sums):
+            sums = any(t.sums for t in begun if f"{s.of}.weight" in t.writes)
+            if not s.wrt or sums != s.sums:
                 wrt = s.wrt or tuple(name for name in trained if name in _behind(s.of, begun))
-                s = evolve(s, wrt=wrt, sums=writer is not None and writer.sums)
+                s = evolve(s, wrt=wrt, sums=sums)
             of[s.grads], begun = s, []
         elif isinstance(s, Stage):
             g = next((of[name] for name in s.reads if name in of), None)
             if g is None and "params" in s.writes and of:  # as lookahead
                 last = [*of.values()][-1]
                 g = last if "params" in last.wrt or (len(of) == 1 and "params" not in models) else None
-            if g is not None and g.wrt and {*g.wrt} <= {*models} and "params" in s.reads:
+            done = g is not None and {*g.wrt} <= {*s.reads}
+            if g is not None and not done and {*g.wrt} <= {*models} and "params" in s.reads:
                 if "params" in models and "params" not in g.wrt:
                     raise WiringError(
                         f"stage {s.name!r} reads {g.grads!r}, which are of {', '.join(g.wrt)}; write "
                         f".rename(params={g.wrt[0]!r})"
                     )
                 s = jointly(s, g.wrt)
-            elif g is not None and {*g.wrt} & {*s.reads} and not {*g.wrt} <= {*s.reads}:
+            elif g is not None and not done and {*g.wrt} & {*s.reads}:
                 own = next(name for name in g.wrt if name in s.reads)
                 raise WiringError(
                     f"stage {s.name!r} is of {own!r}, but {g.grads!r} are of {', '.join(g.wrt)}; leave out "
