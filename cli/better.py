@@ -53,6 +53,6 @@ def ranking(metric: str, rows: Iterable[log.Row]) -> Callable[[Mapping[str, Any]
     return lambda r: rank(metric, better, last(r))
 
 
-def best_epoch(rows: Sequence[log.Row], metric: str | None) -> plot.Best | None:
+def best_epoch(rows: Sequence[log.Row], metric: str | None) -> tuple[int, str, float] | None:
     """The best epoch of a run; none by a metric that does not say what is best."""
     return plot.best_epoch(rows, metric) if metric is None or metric in log.declared(rows) else None

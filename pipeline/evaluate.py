@@ -31,14 +31,12 @@ def metric(name: str, measure: Callable[..., Tree], finish: Callable[[Any], dict
            sums: Mapping[str, Any], *, better: Better = None) -> Stage:  # fmt: skip
     """Any metric: `measure(named values)` gives a batch's sums, `finish(sums)` the named results.
 
-    `sums` describes the sums: a dtype for a 0-d sum, or (dtype, shape). `better` is "high" or "low", or a mapping from
-    results to these; what has neither tells no best epoch.
+    `sums` describes the sums: a dtype for a 0-d sum, or (dtype, shape). `better`: "high", "low", or a mapping from
+    results to these; a result without one can't choose a best epoch.
 
-    >>> def wrong(outputs, targets):
-    ...     return {"n": (outputs.argmax(1) != targets).sum(), "of": torch.tensor(len(targets))}
-    >>> error = metric("error", wrong, lambda s: {"error": s["n"] / s["of"]}, {"n": INT, "of": INT}, better="low")
-    >>> error.finish(error(torch.eye(2), torch.tensor([0, 0])))
-    {'error': tensor(0.5000)}
+    >>> seen = metric("seen", lambda targets: {"n": torch.tensor(len(targets))}, lambda s: {"seen": s["n"]}, {"n": INT})
+    >>> seen.finish(seen(torch.zeros(3)))
+    {'seen': tensor(3)}
     """
 
     def init() -> dict[str, Tensor]:

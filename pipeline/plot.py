@@ -35,7 +35,7 @@ WIDTH, HEIGHT = 5.2, 3.1
 STYLES = ("-", "--", "-.", ":")
 MARKS = "oxsv^d+*"
 _SKIPPED = ("epoch", "step", "seconds", "samples_per_second")
-_FIRST = ("accuracy", "r2", "perplexity", "loss")
+_FIRST = ("loss", "accuracy", "r2", "perplexity")
 _LAST = ("gradient norm", "update ratio", "learning rate")
 
 Curve: TypeAlias = Iterable[Report | Mapping[str, Any]]
@@ -96,6 +96,7 @@ def curves(
     figure: Figure = New(figsize=(WIDTH * columns, HEIGHT * height))
     # Margins in inches: to have them worked out takes longer than to draw.
     left, right, top, bottom = 0.6 / WIDTH, 0.15 / WIDTH, 0.35 / HEIGHT, 0.45 / HEIGHT
+    marked = best_epoch(next(iter(lines.values())), best, better) if len(lines) == 1 else None
     for i, metric in enumerate(shown):
         x, y = i % columns, height - 1 - i // columns
         axes = figure.add_axes((
@@ -103,31 +104,29 @@ def curves(
         ))  # fmt: skip
         if len(lines) == 1:
             [rows] = lines.values()
-            _draw_parts(axes, metric, rows, best_epoch(rows, best, better))
+            _draw_parts(axes, metric, rows, marked)
         else:
             _draw_runs(axes, metric, lines)
         _finish(axes, metric, legend=i == 0 or len(lines) == 1)
     return figure
 
 
-Best: TypeAlias = tuple[int, str, float]
-"""An epoch, the metric by which it is the best, and its value."""
-
-
-def best_epoch(rows: Sequence[Row], metric: str | None = None, better: Direction | None = None) -> Best | None:
-    """The best validation among rows; of equal ones that with the better loss, then the later."""
-    known = declared(rows)
-    name = metric or next((n for n in _FIRST if n in known and rows and f"validate/{n}" in rows[-1]), None)
-    seen = [r for r in rows if _number(r.get(f"validate/{name}"))]
-    if name is None or not seen:
+def best_epoch(
+    rows: Sequence[Row], metric: str | None = None, better: Direction | None = None
+) -> tuple[int, str, float] | None:
+    """The epoch, the metric and the value of the best validation among rows; of equal ones that with the lower loss,
+    then the later."""
+    seen = [{_metric(k): v for k, v in r.items() if not k.startswith("train/")} for r in rows]
+    usual, known = ("accuracy", "r2", "perplexity", "loss"), declared(rows)
+    name = metric or next((n for n in usual if n in known and n in seen[-1]), "")
+    if not (seen := [r for r in reversed(seen) if _number(r.get(name))]):
         return None
-    way, held_out = direction(name, known, better), "validate/"
-    ranks = [rank(name, way, {_metric(k): r[k] for k in r if k.startswith(held_out)}) for r in seen]
-    best = seen[max(i for i, found in enumerate(ranks) if found == min(ranks))]
-    return best["epoch"], name, best[f"validate/{name}"]
+    way = direction(name, known, better)
+    best = min(seen, key=lambda r: rank(name, way, r))
+    return best["epoch"], name, best[name]
 
 
-def _draw_parts(axes: Axes, metric: str, rows: Sequence[Row], found: Best | None) -> None:
+def _draw_parts(axes: Axes, metric: str, rows: Sequence[Row], found: tuple[int, str, float] | None) -> None:
     """Training and held-out data of a run, with its best epoch."""
     held_out, training = _points(rows, f"validate/{metric}"), _points(rows, f"train/{metric}")
     color, style, mark = ("#666666", "--", "x") if held_out[1] else ("#000000", "-", ".")
@@ -218,4 +217,4 @@ def _metric(name: str) -> str:
 def _order(name: str) -> tuple[int, str]:
     if name in _LAST:
         return len(_FIRST) + 1 + _LAST.index(name), name
-    return -1 if name == "loss" else _FIRST.index(name) if name in _FIRST else len(_FIRST), name
+    return _FIRST.index(name) if name in _FIRST else len(_FIRST), name

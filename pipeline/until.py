@@ -35,8 +35,7 @@ def no_better(
     >>> [stop(Report(k, 4, k, 1, 1, True, {"loss": x})) for k, x in enumerate([0.5, 0.4, 0.41, 0.42], 1)]
     [False, False, False, True]
     """
-    if better is not None:
-        direction(metric, {}, better)
+    direction(metric, {}, better or "low")  # raises for another word
     if not is_count(epochs):
         raise ConfigError(f"until.no_better: epochs={epochs!r} is not a positive whole number")
     value, at = best or (float("nan"), 0)

@@ -185,7 +185,7 @@ class Saver:
         before = None if old is None else rank(self.metric, better, {"loss": old.loss, self.metric: old.value})
         if value != value or (before is not None and new > before):
             return None
-        since = old.since if old is not None and old.value == value else report.epoch
+        since = (old.since or old.epoch) if old is not None and old.value == value else report.epoch
         return Best(self.metric, float(value), report.epoch, report.step, since, new[1] if new[1] < math.inf else None)
 
     def _write(self, jobs: list[_Job]) -> float:
