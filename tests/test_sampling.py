@@ -6,7 +6,21 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import Pipeline, backward, evaluate, fit, forward, load, loss, models, order, stage, sweep, testing, update
+from pipeline import (
+    Pipeline,
+    backward,
+    evaluate,
+    fit,
+    forward,
+    load,
+    loss,
+    models,
+    order,
+    stage,
+    sweep,
+    testing,
+    update,
+)
 from pipeline.errors import ConfigError, DataError
 from tests.strategies import batch_sizes, seeds
 
