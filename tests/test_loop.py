@@ -4,7 +4,22 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
-from pipeline import Pipeline, backward, evaluate, fit, forward, load, loss, models, place, schedules, testing, update
+from pipeline import (
+    Pipeline,
+    backward,
+    checkpoint,
+    evaluate,
+    fit,
+    forward,
+    load,
+    loss,
+    models,
+    place,
+    schedules,
+    stage,
+    testing,
+    update,
+)
 from pipeline.errors import ConfigError, DataError, StageError, StateError, WiringError
 from tests import pipes
 
@@ -132,3 +147,114 @@ def test_a_loss_that_is_not_finite_is_warned_of_once():
         reports = list(fit(pipe, epochs=3, compile=False))
     assert len(reports) == 3
     assert len([w for w in said if "update.finite" in str(w.message)]) == 1
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"compile": False}, {"backend": "aot_eager"}, {"backend": "aot_eager", "steps_per_call": 2}],
+    ids=["single", "fused", "by two"],
+)
+def test_validation_inside_an_epoch_and_an_end_by_steps(options):
+    """Reports come where `validate_every` says, training is undisturbed, and the last one is complete or not as is
+    true; gone on with from any of them, a run is the same."""
+    pipe, options = pipeline(None, update.sgd(schedules.cosine(0.1))), {"epochs": None, "max_steps": 8, **options}
+    seen, kept = [], None
+    for r in fit(pipe, validate=DATA, validate_every=2, **options):
+        assert r.validate == pytest.approx(pipe.evaluate(r.state, DATA), rel=1e-5)
+        seen.append((r.epoch, r.epochs, r.step, r.batch, r.complete))
+        kept = (r.state.clone(), r.epoch - 1, r.batch) if r.step == 4 else kept
+    ends = [(2, 1), (3, 1), (4, 2), (6, 2), (8, 3)]
+    assert seen == [(e, 3, step, step - 3 * (e - 1), step in (3, 6)) for step, e in ends]
+    assert pipe.hyper(r.state.tree)["update.sgd"]["lr"].item() == pytest.approx(0.0, abs=1e-12)
+    *_, bare = fit(pipe, **options)
+    testing.same(bare.state.params, r.state.params)
+    state, *start = kept
+    again = list(fit(pipe, validate=DATA, **options, state=state, start=tuple(start)))
+    assert [x.step for x in again] == [6, 8]
+    testing.same(again[-1].state.tree, r.state.tree)
+    assert not list(fit(pipe, **options, state=r.state, start=(2, 2)))
+
+
+def test_an_end_by_steps_of_a_stream_that_does_not_tell_its_length():
+    """Then nobody knows the number of epochs; what comes first of both ends the run."""
+
+    class Stream:
+        def __iter__(self):
+            return iter([DATA, DATA])
+
+    first, second, third = run(pipeline(load.loader(Stream())), epochs=None, max_steps=5)
+    assert [(r.epochs, r.step, r.complete) for r in (first, second, third)] == [
+        (None, 2, True), (None, 4, True), (None, 5, False),
+    ]  # fmt: skip
+    assert str(third).startswith("epoch 3  loss")
+    assert [r.step for r in run(epochs=1, max_steps=100)] == [3]
+    assert [(r.step, r.complete) for r in run(epochs=9, max_steps=6)] == [(3, True), (6, True)]
+
+
+def test_several_data_sets_are_validated_on_by_name(tmp_path):
+    """Each as it is alone, under its name, averages too; schedules and Saver know them by the whole name."""
+    sets = {"test": (DATA["inputs"], DATA["targets"]), "shifted": load.batches({**DATA, "inputs": DATA["inputs"] + 1},
+            size=10), "list": DataLoader(TensorDataset(DATA["inputs"], DATA["targets"]), batch_size=5)}  # fmt: skip
+    rate = schedules.reduce_on_plateau(0.1, patience=0, metric="shifted.loss")
+    pipe = pipeline(None, update.sgd(rate), update.ema(0.9))
+    with checkpoint.Saver(tmp_path, best="test.loss") as saver:
+        for report in fit(pipe, epochs=2, validate=sets, compile=False):
+            saver.offer(report, now=True)
+    assert saver.best.value == report.validate["test.loss"]
+    parts = {None: report.state, "ema": pipe.averaged(report.state)["ema"]}
+    for name, data in sets.items():
+        for view, state in parts.items():
+            for metric, value in pipe.evaluate(state, data).items():
+                assert report.validate[".".join(filter(None, (name, view, metric)))] == value
+    assert len(report.validate) == 12
+    pipe = pipeline(None, update.sgd(schedules.reduce_on_plateau(0.1)))
+    with pytest.raises(ConfigError, match=r"'loss', which is no number of this run; did you mean '\w+\.loss'"):
+        run(pipe, validate=sets)
+
+
+def test_a_mapping_of_values_is_one_data_set():
+    """Of tensors, and nested under the names that the batches have."""
+    [report] = run(epochs=1, validate={k: v.tolist() for k, v in DATA.items()})
+    assert set(report.validate) == {"loss", "accuracy"}
+    nested = {"inputs": {"x": DATA["inputs"]}, "targets": (DATA["targets"],)}
+    model = forward.model(pipes.Linear, inputs="x")
+
+    @stage(writes=("x", "y"))
+    def apart(inputs, targets):
+        return inputs["x"], targets[0]
+
+    losses = loss.cross_entropy().rename(targets="y"), backward.gradients(), update.sgd(0.1)
+    [report] = run(Pipeline(load.batches(nested, size=4), apart, model, *losses), epochs=1, validate=nested)
+    assert set(report.validate) == {"loss"}
+
+
+def test_validation_takes_the_batches_of_training():
+    """Unless a Load says otherwise: a loss that compares the samples of a batch is that of such batches."""
+
+    @stage(writes="loss")
+    def contrast(outputs):
+        return (outputs @ outputs.T).softmax(-1).diagonal().mean()
+
+    pipe = Pipeline(load.batches(DATA, size=4, shuffle=False), forward.model(pipes.Linear), contrast,
+                    backward.gradients(), update.sgd(0.0))  # fmt: skip
+    for validate, sizes in ((DATA, (4, 4, 2)), (load.batches(DATA, size=5), (5, 5))):
+        for options in ({"compile": False}, {"backend": "aot_eager"}):
+            [report] = fit(pipe, epochs=1, validate=validate, **options)
+            outputs = pipe.module(report.state)(DATA["inputs"]).split(sizes)
+            values = [(x @ x.T).softmax(-1).diagonal().mean().item() * len(x) for x in outputs]
+            assert report.validate["loss"] == pytest.approx(sum(values) / 10, rel=1e-5)
+    assert len(list(pipe.over(load.batches(DATA, size=4, drop_last=True)).epoch(0, 0))) == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"epochs": None}, "pass epochs=, max_steps= or both"),
+        ({"max_steps": 0}, "max_steps=0"),
+        ({"validate": DATA, "validate_every": 0}, "validate_every=0"),
+        ({"validate_every": 2}, "pass validate="),
+    ],
+)
+def test_when_to_end_and_to_validate_has_to_be_said(options, message):
+    with pytest.raises(ConfigError, match=message):
+        run(**options)

@@ -105,7 +105,7 @@ def test_compiled_steps_go_on_with_it():
     assert 0 < reduced < 7
     for epoch in range(1, 8):
         assert torch.equal(weights[epoch], weights[epoch - 1]) == (epoch > reduced)
-    assert set(graphs) == {2}
+    assert len(set(graphs)) == 1
 
 
 def test_a_resumed_run_is_the_same_bit_for_bit(tmp_path):

@@ -18,8 +18,9 @@ def reduce_on_plateau(
 ) -> Schedule:  # fmt: skip
     """Times `factor` after more than `patience` epochs in which a metric was not better than the best one so far.
 
-    torch's ReduceLROnPlateau(min_lr=floor * base, eps=eps * base). `fit` shows it each epoch's metrics: those of the
-    validation, or of the training where there is none; in a loop of your own, `pipe.observed(state, metrics)` does.
+    torch's ReduceLROnPlateau(min_lr=floor * base, eps=eps * base). `fit` shows it the metrics of each epoch, and of
+    each validation inside one: those of the validation, or of the training where there is none; in a loop of your own,
+    `pipe.observed(state, metrics)` does.
 
     - `mode`: "min" or "max", which values are better.
     - `threshold`: by how much, as a share of the best one (`threshold_mode="rel"`) or as it is ("abs").
