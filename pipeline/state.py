@@ -41,8 +41,8 @@ def samples(batch: Batch, by: str | None = None) -> int:
     for name in [by] if by is not None else [None, "targets", "inputs"]:
         if name is None or name in batch:
             values = list(batch.values()) if name is None else [batch[name]]
-            lists = [v for v in values if _lists(v)]
-            leaves = pytree.tree_leaves([v for v in values if not _lists(v)])
+            lists = [v for v in values if lists_samples(v)]
+            leaves = pytree.tree_leaves([v for v in values if not lists_samples(v)])
             sizes = [t.shape[0] for t in leaves if isinstance(t, Tensor) and t.ndim > 0] or list(map(len, lists))
             if sizes and all(n == sizes[0] for n in sizes):
                 return sizes[0]
@@ -54,7 +54,7 @@ def samples(batch: Batch, by: str | None = None) -> int:
     )
 
 
-def _lists(value: Any) -> bool:
+def lists_samples(value: Any) -> bool:
     """Whether a value is a list of samples."""
     return isinstance(value, list | tuple) and all(
         isinstance(x, Mapping) or (isinstance(x, Tensor) and x.ndim > 0) for x in value

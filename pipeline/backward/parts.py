@@ -16,7 +16,7 @@ from pipeline.backward.gradients import Gradients
 from pipeline.errors import PipeError, StageError, place_of
 from pipeline.joint import joined
 from pipeline.stage import GIVEN, OF_A_STEP, Stage, first_line
-from pipeline.state import Batch
+from pipeline.state import Batch, lists_samples
 from pipeline.tree import Tree, parted, tree_map
 
 Written: TypeAlias = tuple[dict[str, Any], dict[str, Tree], dict[str, Tree]]
@@ -36,6 +36,13 @@ def in_parts(
     """
     count, device = min(g.accumulate, size), values["step"].device
     leaves, spec = pytree.tree_flatten(dict(batch))
+    for name, value in batch.items():
+        if lists_samples(value) and any(x.shape[:1] != (size,) for x in pytree.tree_leaves(value) if isinstance(x, Tensor)):
+            raise StageError(
+                g.name,
+                f"takes parts of tensors, and {name!r} is a list of samples: stack them, or let the loader make batches "
+                "of the parts' size and leave out accumulate=",
+            )
     at = [i for i, x in enumerate(leaves) if isinstance(x, Tensor) and x.ndim > 0 and x.shape[0] == size]
     read = {*GIVEN} - {*OF_A_STEP} | {
         *g.wrt,
