@@ -297,7 +297,7 @@ class Composition:
         for (name, k), (how, _) in _carrying(self.evaluation).items():
             begun, now = sums[CARRIED]["begun"], sums[CARRIED][name, k]
             first = tree[name][k] if how == "run" else torch.zeros_like(now)
-            begun = begun.reshape(*begun.shape, *[1] * (now.ndim - begun.ndim))  # of members, (M, 1, ...)
+            begun = begun.reshape((*begun.shape, *[1] * (now.ndim - begun.ndim)))  # of members, (M, 1, ...)
             new[name] = {**new[name], k: torch.where(begun > 0, now, first)}
         return new
 
@@ -321,7 +321,7 @@ class Composition:
             written, _, added = through(stages, values, self.hyper(tree), tree["memory"], weigh)
         if rows is not None and not rows.count:
             added = tree_map(lambda x: x * 0, added)
-        if carried := {(name, k): written[name][k] for name, k in _carrying(stages)}:
+        if carried := {(name, k): written[name][k].detach() for name, k in _carrying(stages)}:
             added[CARRIED] = {"begun": torch.ones_like(tree["step"]), **carried}
         return added, written
 
@@ -411,8 +411,7 @@ class Composition:
     def prepared(self, batch: Batch, training: bool) -> Batch:
         """A batch after the stages that run on the host."""
         host = [s for s in self.host if s.runs(training)]
-        written, _, _ = through(host, {**batch, "training": training}, {}, {})
-        return {**batch, **written} if host else batch
+        return {**batch, **through(host, {**batch, "training": training}, {}, {})[0]} if host else batch
 
     def zeros(self) -> dict[str, Tree]:
         """The sums of the evaluation program before any batch, on the device."""
@@ -642,7 +641,8 @@ CARRIED = "buffers carried"
 
 def _carrying(stages: Sequence[Stage]) -> dict[tuple[str, str], tuple[str, Tensor]]:
     """The buffers that evaluation carries, by the names in State: through what, and one of the same shape."""
-    return {(s.buffers, k): x for s in stages if isinstance(s, Model) for k, x in s.carried.items()}
+    calls = (s for s in stages if isinstance(s, Model) and s.buffers in s.writes)
+    return {(s.buffers, k): x for s in calls for k, x in s.module.carried.items()}
 
 
 def _trainable(module: nn.Module) -> bool:
@@ -655,9 +655,7 @@ def _without_rows(batch: Batch) -> Batch:
 
 def _summed(sums: dict[str, Tree], added: dict[str, Tree]) -> dict[str, Tree]:
     with torch.no_grad():
-        return {
-            k: tree_map(Tensor.detach, s) if k == CARRIED else tree_map(torch.add, sums[k], s) for k, s in added.items()
-        }
+        return {k: s if k == CARRIED else tree_map(torch.add, sums[k], s) for k, s in added.items()}
 
 
 def _as_it_was(new: Any, old: Any) -> Any:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from pipeline.errors import StageError, WiringError, did_you_mean
-from pipeline.module import Build, Module
+from pipeline.module import Build, Module, copied
 from pipeline.stage import Stage, buffers_of, parts_of
 from pipeline.state import State
 from pipeline.tree import tree_map
@@ -48,10 +48,6 @@ def _known(result: Any) -> Any:
     return result
 
 
-def _copied(value: Any) -> Any:
-    return value.clone() if isinstance(value, Tensor) else value
-
-
 @frozen(eq=False, repr=False)
 class Model(Stage):
     """A forward stage; `module` is what it calls."""
@@ -69,11 +65,6 @@ class Model(Stage):
         raise WiringError(
             f"stage {self.name!r} is renamed where it is made: forward.model(..., params=..., outputs=...)"
         )
-
-    @property
-    def carried(self) -> dict[str, tuple[str, Tensor]]:
-        """The buffers that this call carries from batch to batch in evaluation."""
-        return self.module.carried if self.buffers in self.writes else {}
 
     def again(
         self,
@@ -175,8 +166,8 @@ def _stage(parted: Module, inputs: Any, outputs: Any, params: str, name: str, ow
     written, picked = _picker(name, outputs)
 
     def forward(params: Any, buffers: Any, training: bool, **values: Any) -> Any:
-        args = tuple(tree_map(_copied, values[p]) for p in positions)
-        kwargs = {argument: tree_map(_copied, values[argument]) for argument in keywords}
+        args = tuple(tree_map(copied, values[p]) for p in positions)
+        kwargs = {argument: tree_map(copied, values[argument]) for argument in keywords}
         result, after = parted.call(params, buffers, training, args, kwargs)
         parts = picked(_known(result))
         if read_only:

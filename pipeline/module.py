@@ -73,25 +73,23 @@ class Module:
         """The module without storage, in train or eval mode. Made once."""
         if self not in _SKELETONS:
             real = real or self.real(0)
-            evaluated = Skeleton.of(real)
+            evaluated, trained = Skeleton.of(real), Skeleton.of(real)
             evaluated.module.eval()
-            trained = evaluated if self.frozen else Skeleton.of(real)
-            still = {} if self.frozen else {k: p for k, p in trained.module.named_modules() if not p.training}
-            if not self.frozen:
-                trained.module.train()  # also where all parts train: it may be the user's own
-            still = {k: p for k, p in still.items() if p.training and not self.train}
+            came = {k: p for k, p in trained.module.named_modules() if not p.training}
+            trained.module.train(not self.frozen)  # also where all parts train: it may be the user's own
+            still = {k: p for k, p in came.items() if p.training and not self.train}
             if self.train is None and "" in still:
                 still = {}
             for part in still.values():  # they may be meant so, as frozen BatchNorms are
                 part.training = False
-            top = [k for k in still if k.rpartition(".")[0] not in still]
-            _SKELETONS[self] = evaluated, trained, top if self.train is None else []
+            said = self.train is False
+            _SKELETONS[self] = evaluated, trained, [k for k in still if k.rpartition(".")[0] not in still and not said]
         evaluated, trained, top = _SKELETONS[self]
         if training and top:
+            names = ", ".join(map(repr, top[:3])) + ", ..." * (len(top) > 3)
             warnings.warn(
-                f"forward.model(): {', '.join(map(repr, top[:3]))}{', ...' * (len(top) > 3)} came in eval mode and "
-                "stays in it while the rest trains; write train=True to train it as model.train() does, or train=False "
-                "to leave it so",
+                f"forward.model(): {names} came in eval mode and stays in it while the rest trains; write train=True "
+                "to train it as model.train() does, or train=False to leave it so",
                 stacklevel=2,
             )
             top.clear()
@@ -127,24 +125,28 @@ class Module:
             if how and not any(fnmatchcase(k, pattern) for k in buffers):
                 raise WiringError(f"carry={pattern!r} is no buffer of the module{did_you_mean(pattern, buffers)}")
         if example is not None and any(not t.numel() for t in buffers.values()):
-            buffers |= self._shaped({**params, **buffers}, example)
+            with torch.random.fork_rng(devices=[]), torch.no_grad(), suppress(Exception):  # a step says what is wrong
+                buffers |= self._shaped(params, buffers, example)
         return params, buffers
 
-    def _shaped(self, tensors: Tensors, example: Example) -> Tensors:
-        """What gets its shape in a first call, as observers' minima do, where calls from there on leave what a first
-        one would. Of others, the first step says what is wrong."""
+    def _shaped(self, params: Tensors, buffers: Tensors, example: Example) -> Tensors:
+        """The buffers with a shape from a first call, as observers' minima, if a call after it leaves what a first
+        would."""
 
-        def left(tensors: Tensors, change: Callable[[Any], Any]) -> Tensors:
+        def left(buffers: Tensors, change: Callable[[Any], Any]) -> Tensors:
             args, kwargs = tree_map(change, example())
-            module = _SKELETONS[self][1].instance(tree_map(_copied, tensors))
+            module = _SKELETONS[self][1].instance(tree_map(copied, {**params, **buffers}))
             module(*args, **kwargs)
-            return {k: _at(module, k) for k in tensors}
+            return {k: _at(module, k) for k in buffers}
 
-        with torch.random.fork_rng(devices=[]), torch.no_grad(), suppress(Exception):
-            new = {k: t for k, t in left(tensors, _copied).items() if t.shape != tensors[k].shape}
-            first, later = left(tensors, _other), left({**tensors, **new}, _other)
-            return new if all(_same(first[k], later[k]) for k in new) else {}
-        return {}
+        new = {k: t for k, t in left(buffers, copied).items() if t.shape != buffers[k].shape}
+        first, later = left(buffers, _other), left({**buffers, **new}, _other)
+        if not all(_same(first[k], later[k]) for k in new):
+            return {}
+        for k, t in new.items():
+            for skeleton in _SKELETONS[self][:2]:
+                _at(skeleton.module, k).resize_(t.shape)
+        return new
 
     def whole(self, tensors: Tensors) -> nn.Module:
         """The module in eval mode with these tensors, which become its own."""
@@ -323,7 +325,7 @@ def _materialised(module: nn.Module, example: Example | None) -> nn.Module:
     return module
 
 
-def _copied(value: Any) -> Any:
+def copied(value: Any) -> Any:
     return value.clone() if isinstance(value, Tensor) else value
 
 

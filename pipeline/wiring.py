@@ -209,8 +209,7 @@ def check_wiring(stages: Sequence[Part], source: Load | None, host: Sequence[Sta
     if source is not None and stages[0] is not source and not source.in_memory:
         raise WiringError(
             f"stage {source.name!r} stands after place, so its data set is placed as a whole, and must be tensors "
-            "in memory; "
-            "put it before place"
+            "in memory; put it before place"
         )
     known = source.writes if source is not None and source.known else None
     for name in {*(known or ())} & {*GIVEN}:
@@ -242,8 +241,7 @@ def check_wiring(stages: Sequence[Part], source: Load | None, host: Sequence[Sta
             if s.of not in since:
                 raise WiringError(
                     f"stage {s.name!r} differentiates {s.of!r}, which no stage since the backward before it writes; "
-                    "put the "
-                    "stages that compute it between the two"
+                    "put the stages that compute it between the two"
                 )
             if small and f"{s.of}.scale" not in scaled:
                 raise WiringError(

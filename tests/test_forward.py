@@ -454,6 +454,11 @@ def test_observers_get_their_shapes_by_a_look(way, tmp_path):
     testing.same(report.state.params, dict(hand.named_parameters()), 1e-5)
     testing.same(report.state.buffers, dict(hand.named_buffers()), 1e-5)
     testing.same(net.state_dict(), quantized().state_dict())
+    carrying = pipe.replace("forward.model", forward.model(quantized(), carry="*"))
+    *_, carried = fit(carrying, epochs=1, validate=[{"inputs": x, "targets": y}] * 2, **way)
+    hand = pipe.module(carried.state)
+    losses = [nn.functional.cross_entropy(hand(x), y).item() for _ in range(2)]
+    assert carried.validate["loss"] == pytest.approx(sum(losses) / 2, abs=1e-5)
     saved = checkpoint.newest(tmp_path).saved
     *_, resumed = fit(pipe, epochs=2, state=saved.restore(pipe), start=saved.start, compile=False)
     testing.same(resumed.state.params, report.state.params, 1e-6)

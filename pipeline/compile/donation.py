@@ -43,8 +43,7 @@ class Held:
         elif _share_storage(leaves):
             raise StateError(
                 "two tensors of the State share their storage, so it can't be donated; make the State with "
-                "state.clone() "
-                "first"
+                "state.clone() first"
             )
         places = {t.data_ptr() for t in self.leaves}
         new = [(there, t) for there, t in zip(self.leaves, leaves, strict=False) if t is not there]
