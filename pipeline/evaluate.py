@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from pipeline import means
 from pipeline.direction import Better, Direction
 from pipeline.errors import ConfigError, DataError, StageError
-from pipeline.stage import Stage, classes_at, fitted
+from pipeline.stage import Stage, by_class, classes_at, fitted
 from pipeline.tree import Tree
 
 INT, FLOAT = torch.int64, torch.float64
@@ -114,36 +114,30 @@ def _right(outputs: Tensor, targets: Tensor, at: int | None, ignore_index: int) 
 def _told(name: str, tell: Callable[..., Tree], finish: Callable[[Any], dict[str, Any]], sums: Mapping[str, Any],
           dim: int | None, several: bool | None, better: Direction) -> Stage:  # fmt: skip
     """A metric of classes, or of several labels; of targets that may be either, the sums of both."""
-    both = {**sums, **{f"classes.{k}": v for k, v in sums.items()}, "unlike": INT}
+    both = {**sums, **{f"classes.{k}": v for k, v in sums.items()}, "like": INT}
 
     def measure(outputs: Tensor, targets: Tensor) -> Tree:
         alike = outputs.shape == targets.shape
-        if not alike:
-            at = classes_at(name, outputs, targets, dim)
-            one = outputs.shape[at] == 1
-            each = tell(outputs.squeeze(at) if one else outputs, targets, None if one else at)
-        elif several is not False and not (several is None and _may_be_soft(outputs, targets, dim)):
+        soft = alike and (several is False or (several is None and _may_be_soft(outputs, targets, dim)))
+        hint = ", or several=True if each is a label of its own" if alike else ""
+        at = classes_at(name, outputs, targets, dim, hint) if soft or not alike else None
+        if at is not None and outputs.shape[at] == 1:
+            outputs, at = outputs.squeeze(at), None
+        rows = each = tell(outputs, targets.argmax(at) if soft else targets, at)
+        if several is not None:
+            return each
+        like = rows["count"]
+        if soft:
             each = tell(outputs, targets, None)
-        else:
-            at = classes_at(name, outputs, targets, dim, ", or several=True if each is a label of its own")
-            rows = tell(outputs, targets.argmax(at), at)
-            if several is False:
-                return rows
-            unlike = (targets.sum(at, dtype=FLOAT) - 1).abs() > 1e-4
-            return {**tell(outputs, targets, None), **_named_classes(rows), "unlike": unlike.sum()}
-        none = {k: torch.zeros_like(x) for k, x in each.items()}
-        return each if several is not None else {**each, **_named_classes(none), "unlike": none["count"]}
+            like = like - ((targets.sum(at, dtype=FLOAT) - 1).abs() > 1e-4).sum()
+        return {**each, **{f"classes.{k}": x for k, x in rows.items()}, "like": like}
 
     def chosen(s: Any) -> dict[str, Any]:
-        of_classes = (s["classes.count"] > 0) & (s["unlike"] == 0)
+        of_classes = s["like"] == s["classes.count"]
         shaped = {k: of_classes.reshape(of_classes.shape + (1,) * (s[k].ndim - of_classes.ndim)) for k in sums}
         return finish({k: torch.where(of, s[f"classes.{k}"], s[k]) for k, of in shaped.items()})
 
     return metric(name, measure, *((chosen, both) if several is None else (finish, sums)), better=better)
-
-
-def _named_classes(sums: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {f"classes.{k}": x for k, x in sums.items()}
 
 
 def _may_be_soft(outputs: Tensor, targets: Tensor, dim: int | None) -> bool:
@@ -153,10 +147,10 @@ def _may_be_soft(outputs: Tensor, targets: Tensor, dim: int | None) -> bool:
     return wide and targets.is_floating_point()
 
 
-def _by_class(name: str, outputs: Tensor, targets: Tensor, dim: int | None) -> tuple[Tensor, Tensor]:
+def _likeliest(name: str, outputs: Tensor, targets: Tensor, dim: int | None) -> tuple[Tensor, Tensor]:
     """Logits (B, C, ...) and classes (B, ...): of probabilities, the likeliest."""
-    at = classes_at(name, outputs, targets, dim)
-    return outputs.movedim(at, 1), targets.argmax(at) if outputs.shape == targets.shape else targets
+    logits, goals = by_class(name, outputs, targets, dim)
+    return logits, goals.argmax(1) if goals.shape == logits.shape else goals
 
 
 def calibration_error(
@@ -201,7 +195,7 @@ def top_k(k: int = 5, *, dim: int | None = None, ignore_index: int = -100) -> St
         raise ConfigError(f"evaluate.top_k: k={k} is not a positive whole number")
 
     def measure(outputs: Tensor, targets: Tensor) -> Tree:
-        logits, goals = _by_class(f"evaluate.top_{k}", outputs, targets, dim)
+        logits, goals = _likeliest(f"evaluate.top_{k}", outputs, targets, dim)
         counted = goals != ignore_index
         return {
             "sum": ((logits.topk(k, 1).indices == goals.unsqueeze(1)).any(1) & counted).sum(),
@@ -220,7 +214,7 @@ def confusion(classes: int, *, dim: int | None = None) -> Stage:
     """
 
     def measure(outputs: Tensor, targets: Tensor) -> Tree:
-        logits, goals = _by_class("evaluate.confusion", outputs, targets, dim)
+        logits, goals = _likeliest("evaluate.confusion", outputs, targets, dim)
         if logits.shape[1] > classes:
             raise ValueError(f"the model gives {logits.shape[1]} classes, more than {classes}")
         # A product of one-hot matrices rather than bincount: its shape is static and it vmaps. They are made by
@@ -231,7 +225,7 @@ def confusion(classes: int, *, dim: int | None = None) -> Stage:
         return {"matrix": (true.T @ guess).to(INT)}
 
     def check(outputs: Tensor, targets: Tensor) -> None:
-        goals = _by_class("evaluate.confusion", outputs, targets, dim)[1]
+        goals = _likeliest("evaluate.confusion", outputs, targets, dim)[1]
         wrong = goals[(goals < 0) | (goals >= classes)]
         if len(wrong):
             raise DataError(
@@ -240,13 +234,7 @@ def confusion(classes: int, *, dim: int | None = None) -> Stage:
 
     def finish(sums: Any) -> dict[str, Any]:
         m = sums["matrix"].to(FLOAT)
-        right, true, guessed = m.diagonal(dim1=-2, dim2=-1), m.sum(-1), m.sum(-2)
-        return {
-            "confusion": sums["matrix"],
-            "precision": right / guessed.clamp(min=1),
-            "recall": right / true.clamp(min=1),
-            "f1": 2 * right / (true + guessed).clamp(min=1),
-        }
+        return {"confusion": sums["matrix"], **_scores(m.diagonal(dim1=-2, dim2=-1), m.sum(-2), m.sum(-1))}
 
     made = metric("evaluate.confusion", measure, finish, {"matrix": (INT, (classes, classes))}, better=_SCORES)
     return evolve(made, check=check)
@@ -261,15 +249,15 @@ def labels(count: int) -> Stage:
         return {"right": (guess & true).sum(0), "guessed": guess.sum(0), "true": true.sum(0)}
 
     def finish(sums: Any) -> dict[str, Any]:
-        right, guessed, true = (sums[k].to(FLOAT) for k in ("right", "guessed", "true"))
-        return {
-            "precision": right / guessed.clamp(min=1),
-            "recall": right / true.clamp(min=1),
-            "f1": 2 * right / (true + guessed).clamp(min=1),
-        }
+        return _scores(*(sums[k].to(FLOAT) for k in ("right", "guessed", "true")))
 
     sums = dict.fromkeys(("right", "guessed", "true"), (INT, (count,)))
     return metric("evaluate.labels", measure, finish, sums, better=_SCORES)
+
+
+def _scores(right: Tensor, guessed: Tensor, true: Tensor) -> dict[str, Any]:
+    both = (true + guessed).clamp(min=1)
+    return {"precision": right / guessed.clamp(min=1), "recall": right / true.clamp(min=1), "f1": 2 * right / both}
 
 
 def _errors(stage: str, outputs: Tensor, targets: Tensor) -> Tensor:
@@ -312,12 +300,9 @@ def perplexity(*, dim: int | None = None, ignore_index: int = -100) -> Stage:
     """Exp of the mean negative log likelihood of the targets, or of their probabilities."""
 
     def measure(outputs: Tensor, targets: Tensor) -> Tree:
-        at = classes_at("evaluate.perplexity", outputs, targets, dim)
-        goals = targets.movedim(at, 1).to(outputs.dtype) if outputs.shape == targets.shape else targets
-        given = outputs.movedim(at, 1), goals
+        given = by_class("evaluate.perplexity", outputs, targets, dim)
         total = F.cross_entropy(*given, ignore_index=ignore_index, reduction="sum")
         count = means.weight(F.cross_entropy, given, {"ignore_index": ignore_index})
-        assert count is not None
         return {"sum": total.to(FLOAT), "count": count.to(INT)}
 
     def finish(sums: Any) -> dict[str, Any]:

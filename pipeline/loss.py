@@ -9,19 +9,18 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable
-from functools import partial
-from typing import Any, Literal
+from functools import partial, wraps
+from typing import Any
 
 import torch
 from attrs import evolve, field, frozen
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
-from torch.utils._pytree import tree_leaves
 
 from pipeline import means
 from pipeline.errors import DataError, StageError, WiringError
-from pipeline.stage import Stage, classes_at, fitted, stage
+from pipeline.stage import Stage, by_class, fitted, stage
 from pipeline.state import samples
 
 WRITES = ("loss", "loss.weight")
@@ -100,7 +99,6 @@ def cross_entropy(
         logits, goals = _by_class(outputs, targets, dim)
         per_class = None if weight is None else weight.to(logits)
         total = means.weight(F.cross_entropy, (logits, goals, per_class), {"ignore_index": ignore_index})
-        assert total is not None
         value = F.cross_entropy(
             logits, goals, per_class, ignore_index=ignore_index, label_smoothing=smoothing, reduction="sum"
         )
@@ -126,13 +124,13 @@ def _by_class(outputs: Tensor, targets: Tensor, dim: int | None) -> tuple[Tensor
     """Logits (B, C, ...), with class indices (B, ...) or probabilities (B, C, ...). Raises DataError for others."""
     if outputs.ndim < 2:
         raise DataError(f"outputs are {tuple(outputs.shape)}, but loss.cross_entropy() takes logits (B, C, ...)")
-    at = classes_at("loss.cross_entropy", outputs, targets, dim)
-    logits = outputs.movedim(at, 1)
+    logits, goals = by_class("loss.cross_entropy", outputs, targets, dim)
     has = f"targets are {tuple(targets.shape)} {targets.dtype}, but loss.cross_entropy() takes class indices (B, ...)"
+    if targets.is_floating_point() and goals.shape != logits.shape:
+        raise DataError(f"{has}: take targets.long() if they are, or use loss.mse() for values")
+    at = 1 if dim is None else dim
     if targets.is_floating_point():
-        if targets.shape != outputs.shape:
-            raise DataError(f"{has}: take targets.long() if they are, or use loss.mse() for values")
-        return logits, targets.movedim(at, 1).to(logits.dtype)
+        return logits, goals
     if targets.ndim == outputs.ndim and targets.shape[at] == 1:
         raise DataError(f"{has}: take targets.squeeze({at})")
     if targets.shape == outputs.shape:
@@ -214,47 +212,37 @@ def function(
 
         name = name or f"loss.{type(f).__name__}"
         return model(f, inputs=("outputs", "targets"), outputs="loss", params=name, name=name)
-    of = f.func if isinstance(f, partial) else f
-    reduction = f.keywords.get("reduction") if isinstance(f, partial) else None
+    of, reduction = (f.func, f.keywords.get("reduction")) if isinstance(f, partial) else (f, None)
+    if type(f).__module__ == "torch.nn.modules.loss":
+        reduction = getattr(f, "reduction", None)
     if isinstance(f, nn.Module) or any(of is known for known in means.LOSSES):
-        if type(f).__module__ == "torch.nn.modules.loss":
-            reduction = getattr(f, "reduction", None)
         name = name or f"loss.{type(f).__name__ if isinstance(f, nn.Module) else of.__name__}"
         f = _of_outputs(name, f)
+    name = name or getattr(f, "__name__", "loss.function")
     if reduction == "none":
         raise WiringError(f"{name} has reduction='none', where a loss is one number: use 'mean' or 'sum'")
-    sums = weight == "sum" or reduction == "sum"
-    name = name or getattr(f, "__name__", "loss.function")
-    if weight is None and not sums:
-        plain: Stage = stage(writes="loss", name=name)(f)
-        return plain
-
-    def both(given: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        value = f(**_read(f, given))
-        count = 1 if sums else samples(given) if not callable(weight) else weight(**_read(weight, given))
-        return value, means.number(count, value)
-
-    made: Stage = stage(writes=WRITES, name=name)(_wired(both, f, *([weight] if callable(weight) else [])))
+    sums, counts = "sum" in (weight, reduction), weight
+    if sums or weight == "samples":
+        counts = wraps(f)((lambda **_: 1) if sums else lambda **given: samples(given))
+    made: Stage = stage(writes="loss" if counts is None else WRITES, name=name)(_weighed(f, counts))
     return evolve(made, sums=sums)
 
 
-def weight(f: Callable[..., Any] | Literal["sum"], of: str = "loss") -> Stage:
+def weight(f: Callable[..., Any], of: str = "loss") -> Stage:
     """What the loss `of` is a mean of, where a model or a stage of your own writes that: a function of named values
-    that gives how many are counted, as a number or a mask; or "sum", if it is a sum over samples.
+    that gives how many are counted, as a number or a mask.
 
     >>> weight(lambda labels: labels != -100)(torch.tensor([3, 1, -100]))
     tensor(2., dtype=torch.float64)
     """
-    if not callable(f) and f != "sum":
-        raise WiringError(f"loss.weight({f!r}): write a function of named values, or 'sum'")
 
-    def count(given: dict[str, Any]) -> Tensor:
-        like = next((x for x in tree_leaves(given) if isinstance(x, Tensor)), None)
-        return means.number(f(**given) if callable(f) else 1, like)
+    @wraps(f)
+    def count(*args: Any, **given: Any) -> Tensor:
+        like = next((x for x in (*args, *given.values()) if isinstance(x, Tensor)), None)
+        return means.number(f(*args, **given), like)
 
-    name = f"{of}.weight"
-    made: Stage = stage(writes=name, name=name)(_wired(count, f if callable(f) else lambda step: step))
-    return evolve(made, sums=f == "sum")
+    made: Stage = stage(writes=f"{of}.weight", name=f"{of}.weight")(count)
+    return made
 
 
 def _of_outputs(name: str, f: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -264,34 +252,32 @@ def _of_outputs(name: str, f: Callable[..., Tensor]) -> Callable[..., Tensor]:
     if len(needs) > 2:
         takes = ", ".join(needs)
         raise WiringError(f"{name} takes {takes}: write loss.function(lambda ...: criterion({takes})) of named values")
-    if not isinstance(f, nn.Module):
-        return lambda outputs, targets: f(outputs, targets)
-    criterion = f
-    if any(True for _ in criterion.parameters()):
+    if isinstance(f, nn.Module) and any(True for _ in f.parameters()):
         raise WiringError(f"{name} has frozen parameters: write forward.model(..., frozen=True, outputs='loss')")
 
     def called(outputs: Tensor, targets: Tensor) -> Tensor:
+        if not isinstance(f, nn.Module):
+            return f(outputs, targets)
         # Copies beside the outputs, as of cross_entropy's weight: a stage holds them, so place does not know them.
-        held = {name: b.clone().to(outputs.device) for name, b in criterion.named_buffers()}
-        value: Tensor = functional_call(criterion, held, (outputs, targets))
+        held = {name: b.clone().to(outputs.device) for name, b in f.named_buffers()}
+        value: Tensor = functional_call(f, held, (outputs, targets))
         return value
 
     return called
 
 
-def _read(f: Callable[..., Any], given: dict[str, Any]) -> dict[str, Any]:
-    return {p: given[p] for p in inspect.signature(f).parameters if p in given}
+def _weighed(f: Callable[..., Any], weight: Any) -> Callable[..., Any]:
+    """A loss and its weight as one function of what either reads."""
+    if weight is None:
+        return f
+    own, others = (dict(inspect.signature(g).parameters) for g in (f, weight))
+    parameters = sorted({**own, **others, **own}.values(), key=lambda p: (p.kind, p.default is not p.empty))
+    whole = inspect.Signature(parameters)
 
+    def both(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        given = whole.bind(*args, **kwargs).arguments
+        value, count = (g(**{k: given[k] for k in of if k in given}) for g, of in ((f, own), (weight, others)))
+        return value, means.number(count, value)
 
-def _wired(made: Callable[[dict[str, Any]], Any], *functions: Callable[..., Any]) -> Callable[..., Any]:
-    """A function of all that some functions read."""
-    parameters: dict[str, inspect.Parameter] = {}
-    for p in (p for f in functions for p in inspect.signature(f).parameters.values()):
-        parameters.setdefault(p.name, p)
-    whole = inspect.Signature(sorted(parameters.values(), key=lambda p: (p.kind, p.default is not p.empty)))
-
-    def wired(*args: Any, **kwargs: Any) -> Any:
-        return made(whole.bind(*args, **kwargs).arguments)
-
-    wired.__signature__ = whole  # type: ignore[attr-defined]  # what inspect.signature() gives
-    return wired
+    both.__signature__ = whole  # type: ignore[attr-defined]  # what inspect.signature() gives
+    return both

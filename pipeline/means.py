@@ -52,8 +52,8 @@ def number(count: Any, like: Tensor | None = None) -> Tensor:
     return torch.full((), count, dtype=torch.float64, device=None if like is None else like.device)
 
 
-def weight(loss: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | None:
-    """What a call of a loss of torch divides by; None of a sum.
+def weight(loss: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    """What a call of a loss of torch divides by, 0-d float64; None of a sum.
 
     >>> weight(F.cross_entropy, (torch.zeros(3, 2), torch.tensor([0, 1, -100])), {})
     tensor(2., dtype=torch.float64)

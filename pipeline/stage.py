@@ -358,6 +358,13 @@ def classes_at(stage: str, outputs: Tensor, targets: Tensor, dim: int | None, hi
     return -1 if last and not first else 1
 
 
+def by_class(stage: str, outputs: Tensor, targets: Tensor, dim: int | None) -> tuple[Tensor, Tensor]:
+    """Logits (B, C, ...), and classes (B, ...) as they are or probabilities (B, C, ...)."""
+    at = classes_at(stage, outputs, targets, dim)
+    soft = targets.shape == outputs.shape
+    return outputs.movedim(at, 1), targets.movedim(at, 1).to(outputs.dtype) if soft else targets
+
+
 def first_line(error: BaseException) -> str:
     text = str(error).strip() or type(error).__name__
     return text.splitlines()[0]

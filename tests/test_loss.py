@@ -303,8 +303,6 @@ def test_the_weight_of_a_loss_made_elsewhere():
     made = loss.weight(lambda labels, scale=2: scale * len(labels), of="lm_loss")
     assert (made.name, made.reads, made.writes) == ("lm_loss.weight", ("labels",), ("lm_loss.weight",))
     assert made(torch.zeros(3)) == torch.tensor(6.0, dtype=torch.float64)
-    summed = loss.weight("sum")
-    assert (summed.sums, summed.reads, summed(torch.tensor(3))) == (True, ("step",), torch.tensor(1.0).double())
     assert loss.cross_entropy().rename(loss="a").writes == ("a", "a.weight")
 
 
@@ -323,7 +321,6 @@ def test_the_weight_of_a_loss_made_elsewhere():
             lambda: loss.function(lambda outputs: outputs.mean(), weight="sample"),
             r"weight='sample'.*'samples' or 'sum'",
         ),
-        (lambda: loss.weight("samples"), r"loss.weight\('samples'\).*function of named values, or 'sum'"),
     ],
 )
 def test_losses_that_are_no_stage_say_what_to_write(make, said):

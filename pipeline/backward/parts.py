@@ -37,7 +37,9 @@ def in_parts(
     count, device = min(g.accumulate, size), values["step"].device
     leaves, spec = pytree.tree_flatten(dict(batch))
     for name, value in batch.items():
-        if lists_samples(value) and any(x.shape[:1] != (size,) for x in pytree.tree_leaves(value) if isinstance(x, Tensor)):
+        if lists_samples(value) and any(
+            x.shape[:1] != (size,) for x in pytree.tree_leaves(value) if isinstance(x, Tensor)
+        ):
             raise StageError(
                 g.name,
                 f"takes parts of tensors, and {name!r} is a list of samples: stack them, or let the loader make batches "
