@@ -506,9 +506,11 @@ class Composition:
             at_once = max([g.accumulate for g in self.backwards], default=1)
             size = -(-self.load.size // at_once)
         batch = self.place.batch(self.prepared(load.first(source, max(size, 2)), training))
-        values = {**self._kept(self.whole(state).tree), "training": training, **batch}
-        whole = source.data.batch(list(source.data.tensors.values())) if source.in_memory and not self.host else {}
         hyper, weigh = self.hyper(state.tree), counted(batch, self.samples, state.step)
+        tree = self.whole(state).tree
+        given = self._of_a_step(tree, hyper) if training else {}
+        values = {**self._kept(tree), **given, "training": training, **batch}
+        whole = source.data.batch(list(source.data.tensors.values())) if source.in_memory and not self.host else {}
         tried = without_gradients(self.graph, True) if training else self.evaluation
         for segment in self.segments if training else [None]:
             if segment is not None:

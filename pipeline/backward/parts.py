@@ -42,8 +42,8 @@ def in_parts(
         ):
             raise StageError(
                 g.name,
-                f"takes parts of tensors, and {name!r} is a list of samples: stack them, or let the loader make batches "
-                "of the parts' size and leave out accumulate=",
+                f"takes parts of tensors, and {name!r} is a list of samples: stack them, or let the loader make "
+                "batches of the parts' size and leave out accumulate=",
             )
     at = [i for i, x in enumerate(leaves) if isinstance(x, Tensor) and x.ndim > 0 and x.shape[0] == size]
     read = {*GIVEN} - {*OF_A_STEP} | {
