@@ -149,7 +149,7 @@ class Composition:
                 f"stage {stage.name!r} has a lazy module, which is made by a look at a batch: pass init(batch=...)"
             )
         if batch is None:
-            batch = self.prepared(load.first(self.over(), 2), True)
+            batch = self.prepared(load.first(self.over(), self.load.size), True)
         values = {**self._kept(tree), "training": False, **place.host(self.place.batch(batch))}
         grads = {s.grads for s in self.graph if isinstance(s, Gradients)}
         before = self.graph[: self.graph.index(stage)]
@@ -505,7 +505,7 @@ class Composition:
         if training and self.load is not None:
             at_once = max([g.accumulate for g in self.backwards], default=1)
             size = -(-self.load.size // at_once)
-        batch = self.place.batch(self.prepared(load.first(source, max(size, 2)), training))
+        batch = self.place.batch(self.prepared(load.first(source, size), training))
         hyper, weigh = self.hyper(state.tree), counted(batch, self.samples, state.step)
         tree = self.whole(state).tree
         given = self._of_a_step(tree, hyper) if training else {}
