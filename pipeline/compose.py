@@ -149,7 +149,8 @@ class Composition:
                 f"stage {stage.name!r} has a lazy module, which is made by a look at a batch: pass init(batch=...)"
             )
         if batch is None:
-            batch = self.prepared(load.first(self.over(), self.load.size), True)
+            source = self.over()
+            batch = self.prepared(load.first(source, source.size), True)
         values = {**self._kept(tree), "training": False, **place.host(self.place.batch(batch))}
         grads = {s.grads for s in self.graph if isinstance(s, Gradients)}
         before = self.graph[: self.graph.index(stage)]
