@@ -11,13 +11,14 @@ Nothing here compiles, and nothing names a device.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Self
 
 import torch
 from attrs import field, frozen
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from pipeline import evaluate, html, load, place
@@ -26,6 +27,7 @@ from pipeline.errors import StageError, StateError, WiringError, did_you_mean
 from pipeline.evaluate import HostMetric
 from pipeline.forward import Model
 from pipeline.hyper import check_watched, hyper_names, hyper_numbers, hyper_value, observed, remembering, scheduled
+from pipeline.joint import parted
 from pipeline.load import Load
 from pipeline.mesh import ROWS
 from pipeline.place import Place
@@ -35,7 +37,16 @@ from pipeline.stage import Part, Stage
 from pipeline.state import Batch, State, samples
 from pipeline.tree import Tree, paths, tree_map
 from pipeline.update import Finite
-from pipeline.wiring import LASTS, check_names, check_wiring, needed_to_measure
+from pipeline.whole import Difference, differs, untried
+from pipeline.wiring import (
+    LASTS,
+    check_names,
+    check_trained,
+    check_wiring,
+    needed_to_measure,
+    resolved,
+    without_gradients,
+)
 
 
 @frozen(eq=False, init=False, repr=False)
@@ -53,6 +64,8 @@ class Composition:
     (['loss'], 1)
     """
 
+    given: tuple[Part, ...]
+    """The stages as they were given, before the models of each backward were filled in."""
     stages: tuple[Part, ...]
     load: Load | None
     place: Place
@@ -69,8 +82,9 @@ class Composition:
     metrics: tuple[Stage, ...] = field(init=False)
     on_host: tuple[HostMetric, ...] = field(init=False)
 
-    def __init__(self, *stages: Part) -> None:
-        check_names(stages)
+    def __init__(self, *given: Part) -> None:
+        check_names(given)
+        stages = resolved(given)
         loads = [s for s in stages if isinstance(s, Load)]
         places = [s for s in stages if isinstance(s, Place)]
         border = stages.index(places[0]) if places else -1
@@ -78,9 +92,11 @@ class Composition:
             [s for s in part if isinstance(s, Stage)] for part in (stages[: max(border, 0)], stages[border + 1 :])
         )
         check_wiring(stages, loads[0] if loads else None, host, graph)
+        check_trained(stages, lambda m: isinstance(made := m.module.build, nn.Module) and _trainable(made))
         measured = needed_to_measure(graph)
         host, graph = ([s for s in part if not isinstance(s, HostMetric)] for part in (host, graph))
         self.__attrs_init__(
+            given,
             stages,
             loads[0] if loads else None,
             places[0] if places else place.on("cpu"),
@@ -117,6 +133,7 @@ class Composition:
             waiting.remove(s)
             assert s.create is not None
             tree.update(s.create(seed, partial(self._before, s, {**tree, "memory": schedules, **numbers}, batch), tree))
+        check_trained(self.stages, lambda m: bool(tree[m.params]))
         on = self.sharding
         own = tree if on is None else on.part(tree)
         of = {s.name: own if s.sharded else tree for s in self.graph}
@@ -191,14 +208,25 @@ class Composition:
         hyper, memory = self.hyper(tree), dict(tree["memory"])
         values = {**self._kept(tree), **self._of_a_step(tree, hyper), "training": True, **batch}
         sums: dict[str, Tree] = {}
+        unreached = {model for g in self.backwards for model in g.wrt if tree[model]}
         for segment in self.segments:
+            self._try_parts(segment, values, hyper, memory, batch)
             with self.place.computing():
                 written, remembered, added = segment.run(
                     values, hyper, memory, batch, self.samples, self.place.autocast, on, rows
                 )
+            if (g := segment.gradients) is not None:
+                like = {model: tree[model] for model in g.wrt}
+                unreached -= {model for model, grads in parted(written[g.grads], like).items() if grads}
             values |= written
             memory |= remembered
             sums |= added
+        if unreached:
+            raise StageError(
+                next(m.name for m in self.models if m.params in unreached),
+                f"is not trained: no loss depends on a parameter in {', '.join(sorted(unreached))}; if that is meant, "
+                "write forward.model(..., frozen=True)",
+            )
         if on is not None and rows is not None:
             sums = on.totals(rows, sums)
             on.forget()
@@ -215,6 +243,25 @@ class Composition:
             if isinstance(s, Finite):
                 new = s.choose(values[s.writes[0]], tree, new)
         return new, self.finish(sums)
+
+    def _try_parts(
+        self, segment: Segment, values: Mapping[str, Any], hyper: Any, memory: Mapping[str, Tree], batch: Batch,
+        parts: int = 0,
+    ) -> Difference | None:  # fmt: skip
+        """How a loss differs from that of its parts, at first. Raises StageError where its backward takes it in these."""
+        g = segment.gradients
+        if g is None or self.sharding is not None or max(parts, g.accumulate) == 1 or not untried(g):
+            return None
+        low, size = self.place.precision in ("bf16", "fp16"), samples(batch, self.samples)
+        with self.place.computing(), self.place.autocast():
+            parts = max(parts, g.accumulate)
+            found = differs(g, segment.stages, values, hyper, memory, batch, size, parts, low)
+        if found is not None and g.accumulate > 1:
+            raise StageError(
+                found.stage,
+                f"{found.said}; {found.instead}{', or ' * bool(found.instead)}leave out accumulate={g.accumulate}",
+            )
+        return found
 
     def _of_a_step(self, tree: dict[str, Tree], hyper: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Any]:
         """What telemetry may read, as far as a stage here does: in a loop of parts, each value is carried along. And
@@ -403,23 +450,42 @@ class Composition:
         return {s.name: {h: hyper_value(f"{s.name}.{h}", n, tree) for h, n in s.hyper.items()} for s in self.graph}
 
     def check(self, state: State, data: Any = None) -> None:
-        """Try the model on two samples of `data`, and let each stage look at the data: what can fail, fails now.
+        """Try the stages on a batch, and let each look at the data: what can fail, fails now.
 
-        Raises StageError where the model can't take the inputs, and DataError for labels that do not fit.
+        On the pipeline's own data in training mode, as far as they need no gradients; on others as an evaluation. Raises
+        StageError where the model can't take the inputs, and DataError for labels that do not fit. Warns of a loss that
+        is not a mean over samples, as its mean over batches is not that of all.
         """
         if data is None and self.load is None:
             return
-        source = self.over(data)
-        batch = self.place.batch(self.prepared(load.first(source, 2), False))
-        values = {**self._kept(self.whole(state).tree), "training": False, **batch}
+        training, source = data is None, self.over(data)
+        size = source.size
+        if training and self.load is not None:
+            at_once = max([g.accumulate for g in self.backwards], default=1)
+            size = -(-self.load.size // at_once)
+        batch = self.place.batch(self.prepared(load.first(source, max(size, 2)), training))
+        values = {**self._kept(self.whole(state).tree), "training": training, **batch}
         whole = source.data.batch(list(source.data.tensors.values())) if source.in_memory and not self.host else {}
         hyper, weigh = self.hyper(state.tree), counted(batch, self.samples, state.step)
-        with torch.enable_grad(), self.place.autocast():
-            for s in self.evaluation:
-                if s.check is not None:
-                    seen = {**values, **whole}
-                    s.look(**{p: seen[v] for p, v in s.parameters if v in seen})
-                values.update(through([s], values, hyper, state.memory, weigh)[0])
+        tried = without_gradients(self.graph) if training else self.evaluation
+        for segment in self.segments:
+            if training:
+                parts = 1 if any(f"{g.of}.weight" in s.writes for g in self.backwards for s in segment.stages) else 2
+                found = self._try_parts(segment, values, hyper, state.memory, batch, parts)
+                if found is not None and found.instead:
+                    warnings.warn(
+                        f"stage {found.stage!r} {found.said}, so its mean over batches is not that of all samples; "
+                        f"{found.instead}",
+                        stacklevel=3,
+                    )
+            with torch.enable_grad(), self.place.autocast():
+                for s in (*segment.stages, *([segment.gradients] if segment.gradients is not None else [])):
+                    if s not in tried:
+                        continue
+                    if s.check is not None:
+                        seen = {**values, **whole}
+                        s.look(**{p: seen[v] for p, v in s.parameters if v in seen})
+                    values.update(through([s], values, hyper, state.memory, weigh)[0])
 
     def check_state(self, state: State) -> None:
         """Raise StateError unless `state` has the names that this pipeline's `init` would give it."""
@@ -473,22 +539,22 @@ class Composition:
     def replace(self, name: str, stage: Part) -> Self:
         """A Pipeline with another stage in the place of `name`."""
         i = self._index(name)
-        return self.of([*self.stages[:i], stage, *self.stages[i + 1 :]])
+        return self.of([*self.given[:i], stage, *self.given[i + 1 :]])
 
     def insert(self, stage: Part, *, before: str | None = None, after: str | None = None) -> Self:
         """A Pipeline with one more stage, before or after the named one."""
         if (before is None) == (after is None):
             raise WiringError(f"insert({stage.name!r}) needs either before= or after= the name of a stage")
         i = self._index(before) if before is not None else self._index(after or "") + 1
-        return self.of([*self.stages[:i], stage, *self.stages[i:]])
+        return self.of([*self.given[:i], stage, *self.given[i:]])
 
     def without(self, name: str) -> Self:
         """A Pipeline without the named stage."""
         i = self._index(name)
-        return self.of([*self.stages[:i], *self.stages[i + 1 :]])
+        return self.of([*self.given[:i], *self.given[i + 1 :]])
 
     def __getitem__(self, name: str) -> Any:
-        return self.stages[self._index(name)]
+        return self.given[self._index(name)]
 
     def _index(self, name: str) -> int:
         names = [s.name for s in self.stages]
@@ -518,6 +584,10 @@ class Composition:
 
 
 _HEAD = ("stage", "reads", "writes", "keeps")
+
+
+def _trainable(module: nn.Module) -> bool:
+    return any(p.requires_grad for p in module.parameters())
 
 
 def _without_rows(batch: Batch) -> Batch:

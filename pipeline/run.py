@@ -18,6 +18,7 @@ from pipeline.backward import Gradients
 from pipeline.backward.parts import Written, in_parts
 from pipeline.backward.per_example import each_sample
 from pipeline.errors import StageError
+from pipeline.joint import joined, parted as by_model
 from pipeline.mesh import Rows
 from pipeline.sharding import Sharding
 from pipeline.stage import Stage
@@ -122,7 +123,7 @@ def _settled(stages: Sequence[Stage], g: Gradients) -> int:
     for i in range(len(stages), 0, -1):
         s = stages[i - 1]
         if needed & {*s.writes}:
-            if g.wrt in needed and g.wrt in s.writes:
+            if needed & {*s.writes} & {*g.wrt}:
                 return i
             needed = (needed - {*s.writes}) | {*s.reads, *s.optional}
     return 0
@@ -135,10 +136,12 @@ def _differentiated(
     """What `stages` write, with the gradients of what they compute."""
     back: list[Callable[[Sequence[Tensor]], Written]] = []
     scale = values.get(f"{g.of}.scale")
+    models = {model: values[model] for model in g.wrt}
 
-    def objective(params: Tree) -> tuple[Tensor, Tree]:
+    def objective(params: dict[str, Tensor]) -> tuple[Tensor, Tree]:
         with autocast():  # not around the backward, which computes in the forward's dtypes
-            written, remembered, sums = through([*stages, g], {**values, g.wrt: params}, hyper, memory, weigh)
+            given = {**values, **by_model(params, models)}
+            written, remembered, sums = through([*stages, g], given, hyper, memory, weigh)
         if not isinstance(written[g.of], Tensor) or written[g.of].ndim > 0:
             [writer] = [s.name for s in stages if g.of in s.writes][-1:]
             raise StageError(writer, f"must return {g.of!r} as one number, a 0-d tensor, to be differentiated")
@@ -153,7 +156,9 @@ def _differentiated(
         made: Tensor = loss * sums[g.name]["weight"].detach().to(loss.dtype)
         return made
 
-    grads, tensors = g.differentiate(objective, values[g.wrt], hyper.get(g.name, {}))
+    grads, tensors = g.differentiate(objective, joined(models), hyper.get(g.name, {}))
+    if not grads:
+        raise StageError(g.name, f"finds no parameter of {', '.join(g.wrt)} that {g.of!r} depends on")
     written, remembered, sums = back[0](tensors)
     if scale is not None:
         grads = tree_map(lambda x: (x / scale).to(x.dtype), grads)

@@ -17,6 +17,7 @@ from pipeline.backward import Gradients
 from pipeline.backward.parts import Written
 from pipeline.errors import WiringError
 from pipeline.forward import Model
+from pipeline.joint import joined
 from pipeline.mesh import Mesh, Rows
 from pipeline.stage import Part, Stage
 from pipeline.tree import Tree, paths
@@ -31,7 +32,7 @@ class Sharding:
     """Those after place."""
     models: Mapping[str, Model]
     """By the name of the weights that are in shards: those that are trained, and averages of them."""
-    of: Mapping[str, str]
+    of: Mapping[str, tuple[str, ...]]
     """Gradients in shards -> the weights that they are of."""
     local: frozenset[str]
     """The metrics after the last backward that are of a process's own samples."""
@@ -42,8 +43,10 @@ class Sharding:
 
     def shapes(self, name: str) -> dict[str, tuple[int, ...]]:
         """The shapes of whole weights."""
-        module = self.models[self.of.get(name, name)].module.skeleton().module
-        return {k: tuple(p.shape) for k, p in module.named_parameters() if p.requires_grad}
+        modules = {k: self.models[k].module.skeleton().module for k in self.of.get(name, (name,))}
+        return joined(
+            {m: {k: tuple(p.shape) for k, p in of.named_parameters() if p.requires_grad} for m, of in modules.items()}
+        )
 
     def part(self, tree: Mapping[str, Tree]) -> dict[str, Tree]:
         """A tree of whole tensors with this process's rows of those that are in shards."""
@@ -62,7 +65,8 @@ class Sharding:
             weights = [v for v in (*s.values_read, *s.writes) if v in self.models]
             if not s.remembers or not s.sharded or not weights or s.finish is not None:
                 continue
-            shapes = self.shapes(weights[0])
+            graded = [v for v in s.values_read if v in self.of]
+            shapes = self.shapes([*graded, *weights][0])
             for path, leaf in paths(tree["memory"].get(s.name)):
                 shape = shapes.get(path.rpartition("/")[2])
                 if not shape or not isinstance(leaf, Tensor):
@@ -168,11 +172,15 @@ def sharding(mesh: Mesh | None, parts: Sequence[Part], graph: Sequence[Stage]) -
             raise WiringError(
                 f"stage {g.name!r} takes a gradient for each sample, which place.mesh() does not do yet; use place.on()"
             )
-    held = {g.wrt: models[g.wrt] for g in trained if g.wrt in models}
+        if g.sums:
+            raise WiringError(
+                f"stage {g.name!r} differentiates a sum over samples, which processes would each make; make it a mean"
+            )
+    held = {name: models[name] for g in trained for name in g.wrt if name in models}
     for s in graph:
         if s.view is not None and s.create is not None and s.average_of in held and s.sharded:
             held[s.writes[0]] = held[s.average_of]
-    of = {g.grads: g.wrt for g in trained if g.wrt in held}
+    of = {g.grads: g.wrt for g in trained if {*g.wrt} <= {*held}}
     return Sharding(mesh, tuple(graph), held, of, _local(parts, graph, trained))
 
 

@@ -122,6 +122,8 @@ class Stage(Part):
     then what it makes of them among all. Other stages are given whole ones."""
     anew: bool = field(default=False, kw_only=True)
     """Whether BatchNorm's running statistics are to be made anew for what `view` gives, because none belong to it."""
+    sums: bool = field(default=False, kw_only=True)
+    """Whether the loss that it writes is a sum over samples, so that of parts it is their sum."""
     parameters: tuple[tuple[str, str], ...] = field(default=(), init=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
@@ -177,7 +179,7 @@ class Stage(Part):
     @property
     def average_of(self) -> str:
         """The name of the parameters that `view` gives others for."""
-        return self.names.get("params", "params")
+        return next((self.names[p] for p in ("params", "model_0") if p in self.names), "params")
 
     def averaged(self, tree: Mapping[str, Tree], hyper: Mapping[str, Tensor]) -> dict[str, Tree]:
         """What `view` gives, under its names in State. `hyper` are the stage's numbers at this step."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
+from attrs import evolve
 from torch import nn
 
 from pipeline.backward import Gradients
@@ -13,6 +14,7 @@ from pipeline.backward.per_example import check
 from pipeline.errors import WiringError, did_you_mean
 from pipeline.evaluate import HostMetric
 from pipeline.forward import Model
+from pipeline.joint import jointly
 from pipeline.load import Load
 from pipeline.place import Place
 from pipeline.sources import Source
@@ -31,6 +33,81 @@ HINTS = {
     "loss": "a loss such as loss.cross_entropy()",
     "params": "forward.model(...)",
 }
+
+
+def resolved(stages: Sequence[Part]) -> tuple[Part, ...]:
+    """The stages, with the models of each backward filled in, and what comes after it on the parameters of those."""
+    models = {s.params: s for s in stages if isinstance(s, Model) and s.create is not None}
+    trained = [name for name, s in models.items() if not s.module.frozen]
+    made: list[Part] = []
+    begun: list[Stage] = []
+    of: dict[str, Gradients] = {}
+    for s in stages:
+        if isinstance(s, Gradients):
+            writer = next((t for t in reversed(begun) if s.of in t.writes), None)
+            if not s.wrt or (writer is not None and writer.sums != s.sums):
+                wrt = s.wrt or tuple(name for name in trained if name in _behind(s.of, begun))
+                s = evolve(s, wrt=wrt, sums=writer is not None and writer.sums)
+            of[s.grads], begun = s, []
+        elif isinstance(s, Stage):
+            g = next((of[name] for name in s.reads if name in of), None)
+            if g is None and "params" in s.writes and of:  # as lookahead
+                last = [*of.values()][-1]
+                g = last if "params" in last.wrt or (len(of) == 1 and "params" not in models) else None
+            if g is not None and g.wrt and "params" in s.reads:
+                if "params" in models and "params" not in g.wrt:
+                    raise WiringError(
+                        f"stage {s.name!r} reads {g.grads!r}, which are of {', '.join(g.wrt)}; write "
+                        f".rename(params={g.wrt[0]!r})"
+                    )
+                s = jointly(s, g.wrt)
+            elif g is not None and {*g.wrt} & {*s.reads} and not {*g.wrt} <= {*s.reads}:
+                own = next(name for name in g.wrt if name in s.reads)
+                raise WiringError(
+                    f"stage {s.name!r} is of {own!r}, but {g.grads!r} are of {', '.join(g.wrt)}; leave out "
+                    f"rename(params=...), and for rules of their own write update.groups({{'{own}.*': ...}}, "
+                    f"otherwise=...), or take gradients of it alone by backward.gradients(wrt={own!r})"
+                )
+            begun.append(s)
+        made.append(s)
+    return tuple(made)
+
+
+def _behind(name: str, stages: Sequence[Stage]) -> set[str]:
+    """What a value is made of, by the names that stages read."""
+    needed, found = {name}, {name}
+    for s in reversed(stages):
+        if needed & {*s.writes}:
+            needed = (needed - {*s.writes}) | {*s.reads, *s.optional}
+            found |= needed
+    return found
+
+
+def _check_wrt(g: Gradients, reached: Collection[str], models: Collection[str]) -> None:
+    """Raise WiringError where a loss does not depend on what it is differentiated by."""
+    for name in g.wrt or ("any model that trains",):
+        if name not in reached:
+            raise WiringError(
+                f"stage {g.name!r} differentiates {g.of!r}, which does not depend on {name if not g.wrt else repr(name)}"
+                f"{did_you_mean(name, models)}: compute it since the backward before from the outputs of one"
+            )
+
+
+def check_trained(stages: Sequence[Part], parameters: Callable[[Model], bool]) -> None:
+    """Raise WiringError for a model with `parameters` that is neither trained nor frozen, if anything trains."""
+    backwards = [s for s in stages if isinstance(s, Gradients)]
+    changed = {name for s in stages if not isinstance(s, Model) for name in s.writes}
+    for s in stages:
+        if not isinstance(s, Model) or s.create is None or s.module.frozen or not backwards or s.params in changed:
+            continue
+        by = [g.name for g in backwards if s.params in g.wrt]
+        updated = any(name in changed for g in backwards for name in g.wrt)
+        if (updated or not by) and parameters(s):
+            why = f"no update changes it after {by[0]!r}" if by else "no loss with a backward depends on it"
+            raise WiringError(
+                f"the model of stage {s.name!r} is never trained: {why}; train it, or write "
+                f"forward.model(..., frozen=True)"
+            )
 
 
 def check_names(stages: Sequence[Part]) -> None:
@@ -138,6 +215,7 @@ def check_wiring(stages: Sequence[Part], source: Load | None, host: Sequence[Sta
         raise WiringError(
             f"the data have a value {name!r}, a name that a pipeline gives itself; call it something else"
         )
+    models = [s.params for s in stages if isinstance(s, Model)]
     scaled = {s.scaled for s in graph if isinstance(s, Finite) and s.scales}
     small = any(isinstance(s, Place) and s.precision == "fp16" for s in stages)
     available: set[str] = {*GIVEN, *(known or ()), *(k for s in stages for k in s.keeps)}
@@ -150,6 +228,11 @@ def check_wiring(stages: Sequence[Part], source: Load | None, host: Sequence[Sta
         for name in sorted(reads - available):
             _explain_unread(s, name, stages, available, known)
         if isinstance(s, Gradients):
+            if s.of not in since and any(s.of in t.writes for t in graph[: graph.index(s)]):
+                raise WiringError(
+                    f"stage {s.name!r} differentiates {s.of!r} again; one backward gives the gradients of several models: "
+                    "leave this one out, and name them there, wrt=(...)"
+                )
             if s.of not in since:
                 raise WiringError(
                     f"stage {s.name!r} differentiates {s.of!r}, which no stage since the backward before it writes; "
@@ -161,6 +244,7 @@ def check_wiring(stages: Sequence[Part], source: Load | None, host: Sequence[Sta
                     f"stage {s.name!r} differentiates {s.of!r} in float16, where small gradients are 0: put "
                     'update.finite("scale") after it, or place with precision="bf16"'
                 )
+            _check_wrt(s, _behind(s.of, begun), models)
             check(s, begun)
             since, begun = set(), []
         elif s in graph:
@@ -192,21 +276,26 @@ def _explain_unread(
     available.add(name)
 
 
-def needed_to_measure(graph: Sequence[Stage]) -> tuple[Stage, ...]:
-    """The stages that metrics need where there are no gradients, in order."""
+def without_gradients(graph: Sequence[Stage]) -> list[Stage]:
+    """The stages that need no gradients."""
+    kept = {k for s in graph for k in s.keeps}
     possible: list[Stage] = []
     absent: set[str] = {*OF_A_STEP}
     for s in graph:
-        kept = {k for t in graph for k in t.keeps}
         if absent & set(s.reads):
             absent |= set(s.writes) - kept
             continue
         possible.append(s)
         if isinstance(s, Gradients):
             absent.add(s.grads)
+    return possible
+
+
+def needed_to_measure(graph: Sequence[Stage]) -> tuple[Stage, ...]:
+    """The stages that metrics need where there are no gradients, in order."""
     needed: set[str] = set()
     chosen: list[Stage] = []
-    for s in reversed(possible):
+    for s in reversed(without_gradients(graph)):
         if isinstance(s, HostMetric):
             needed |= set(s.reads)
         elif s.finish is not None or needed & set(s.writes):

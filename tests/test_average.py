@@ -227,7 +227,7 @@ def test_a_teacher_is_called_in_train_mode_and_keeps_its_buffers():
 
 def test_a_lazy_model_may_follow_a_teacher():
     """A model that is made by a look at a batch may read what a teacher says, though the average stands after it."""
-    student = forward.model(lambda: models.mlp(64, 8))
+    student = forward.model(lambda: models.mlp(64, 8), frozen=True)
     head = forward.model(lambda: nn.LazyLinear(4), inputs="goal", params="head", name="head")
     teacher = student.again(outputs="goal", params="teacher")
     stages = load.batches(pipes.DIGITS, size=8), student, teacher, head, loss.cross_entropy(), backward.gradients()

@@ -31,7 +31,8 @@ class Gradients(Stage):
     """A backward stage, and the metric of its loss: sums of loss * weight and of weight."""
 
     of: str = field(kw_only=True)
-    wrt: str = field(kw_only=True)
+    wrt: tuple[str, ...] = field(kw_only=True)
+    """The models whose parameters it is with respect to; a pipeline fills in those that nobody named."""
     grads: str = field(kw_only=True)
     route: Route = field(kw_only=True)
     accumulate: int = field(kw_only=True, default=1)
@@ -44,22 +45,23 @@ class Gradients(Stage):
 
     @property
     def values_read(self) -> tuple[str, ...]:
-        return (self.of, self.wrt)
+        return (self.of, *self.wrt)
 
     @property
     def values_written(self) -> tuple[str, ...]:
         return (self.grads,)
 
-    def differentiate(self, objective: Objective, params: Tree, hyper: Mapping[str, Tensor]) -> tuple[Tree, Tree]:
-        """The gradients with the structure of `params`, and what the objective computed besides, without gradients."""
+    def differentiate(
+        self, objective: Objective, params: dict[str, Tensor], hyper: Mapping[str, Tensor]
+    ) -> tuple[dict[str, Tensor], Tree]:
+        """The gradients, and what the objective computed besides, without gradients. As in torch, a parameter that the
+        loss does not depend on has none."""
         if self.taken == "tape":
             return self._by_tape(objective, params)
         if self.per_example:  # mapped over samples, where the tape is no way out; per_example.py says what fails
-            grads, (_, aux) = grad_and_value(objective, has_aux=True)(params)
-            return grads, aux
+            return _functional(objective, params)
         try:
-            grads, (_, aux) = grad_and_value(objective, has_aux=True)(params)
-            return grads, aux
+            return _functional(objective, params)
         except torch.OutOfMemoryError:
             raise
         except Exception as e:
@@ -77,26 +79,36 @@ class Gradients(Stage):
         """The route that it takes, as far as is known before it was tried."""
         return "tape" if self in _BY_TAPE else self.route
 
-    def _by_tape(self, objective: Objective, params: Tree) -> tuple[Tree, Tree]:
+    def _by_tape(self, objective: Objective, params: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tree]:
         with torch.enable_grad():
             leaves = tree_map(lambda p: p.detach().requires_grad_(), params)
             loss, aux = objective(leaves)
-            names, tensors = zip(*leaves.items(), strict=True)
-            # A parameter that the loss does not depend on has a gradient of zeros, as on the functional route.
             try:
-                grads = torch.autograd.grad(loss, tensors, materialize_grads=True)
+                made = torch.autograd.grad(loss, [*leaves.values()], allow_unused=True) if loss.requires_grad else ()
             except (PipeError, torch.OutOfMemoryError):
                 raise
             except Exception as e:  # of what runs in the backward alone
                 raise StageError(self.name, f"failed: {first_line(e)}{place_of(e)}") from e
         detached = tree_map(lambda x: x.detach() if isinstance(x, Tensor) else x, aux)
-        return dict(zip(names, grads, strict=True)), detached
+        return {k: g for k, g in zip(params, made, strict=False) if g is not None}, detached
+
+
+def _functional(objective: Objective, params: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tree]:
+    reached: set[str] = set()
+
+    def watched(params: dict[str, Tensor]) -> tuple[Tensor, Tree]:
+        for k, p in params.items():  # torch.func gives zeros to a parameter that no gradient reaches
+            p.register_hook(lambda _, k=k: reached.add(k))  # type: ignore[no-untyped-call]  # torch has no type for it
+        return objective(params)
+
+    grads, (_, aux) = grad_and_value(watched, has_aux=True)(params)
+    return {k: g for k, g in grads.items() if k in reached}, aux
 
 
 def gradients(
     *,
     of: str = "loss",
-    wrt: str = "params",
+    wrt: str | tuple[str, ...] = (),
     writes: str = "grads",
     route: Route = "auto",
     accumulate: int = 1,
@@ -105,6 +117,10 @@ def gradients(
 ) -> Gradients:
     """The gradients of the loss `of` with respect to `wrt`, through all stages since the backward before it.
 
+    - `wrt`: the models, by their params=; without it, all that the loss depends on, losses with parameters among them.
+      An update after it changes them all; those of several have the model's name before their own, "head.weight", in
+      update.groups() too. A parameter that the loss does not reach in a step has no gradient in it, as in torch: the
+      update leaves it, and what it remembers of it, as they are.
     - `route`: "functional" (torch.func: composes with vmap and with itself), "tape" (torch.autograd.grad: takes code
       that torch.func refuses, such as an autograd.Function with ctx in its forward, hooks on a module's backward, and
       autograd.grad inside a forward) or "auto": functional, and from where that is refused on, the tape;
@@ -141,7 +157,7 @@ def gradients(
         finish=lambda sums: {of: sums["sum"] / sums["weight"]},
         names={"loss": of, "weight": f"{of}.weight"},
         of=of,
-        wrt=wrt,
+        wrt=(wrt,) if isinstance(wrt, str) else tuple(wrt),
         grads=writes,
         route=route,
         accumulate=accumulate,

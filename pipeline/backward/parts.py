@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 from pipeline import random
 from pipeline.backward.gradients import Gradients
 from pipeline.errors import PipeError, StageError, place_of
+from pipeline.joint import joined
 from pipeline.stage import GIVEN, OF_A_STEP, Stage, first_line
 from pipeline.state import Batch
 from pipeline.tree import Tree, parted, tree_map
@@ -37,13 +38,13 @@ def in_parts(
     leaves, spec = pytree.tree_flatten(dict(batch))
     at = [i for i, x in enumerate(leaves) if isinstance(x, Tensor) and x.ndim > 0 and x.shape[0] == size]
     read = {*GIVEN} - {*OF_A_STEP} | {
-        g.wrt,
+        *g.wrt,
         f"{g.of}.weight",
         f"{g.of}.scale",
         *(v for s in (*stages, g) for v in (*s.reads, *s.optional)),
     }
     done: Any = {
-        "grads": tree_map(torch.zeros_like, values[g.wrt]),
+        "grads": tree_map(torch.zeros_like, joined({model: values[model] for model in g.wrt})),
         "sums": {s.name: tree_map(torch.zeros_like, memory[s.name]) for s in (*stages, g) if s.finish},
         "memory": {s.name: memory[s.name] for s in stages if s.remembers and s.finish is None},
         "values": {v: values[v] for s in stages for v in s.writes if v in values and v not in batch},
@@ -51,6 +52,8 @@ def in_parts(
     others = {k: v for k, v in values.items() if k in read and k not in batch and k not in done["values"]}
     rest = [None if i in at else x for i, x in enumerate(leaves)]
     shared = others, rest, {s.name: hyper[s.name] for s in (*stages, g) if s.name in hyper}
+
+    reached: set[str] = set()
 
     def part(done: Any, own: list[Tensor], shared: Any) -> tuple[Any, dict[str, Any]]:
         others, rest, hyper = shared
@@ -63,7 +66,9 @@ def in_parts(
         )  # fmt: skip
         weight = sums[g.name]["weight"]
         # A 0-d gradient times a weight, which is 0-d float64, is float64.
-        grads = tree_map(lambda total, x: total + (x * weight).to(x.dtype), done["grads"], written.pop(g.grads))
+        new = written.pop(g.grads)
+        reached.update(new)
+        grads = {k: x + (new[k] * weight).to(x.dtype) if k in new else x for k, x in done["grads"].items()}
         now = {"grads": grads, "sums": tree_map(torch.add, done["sums"], sums), "memory": remembered}
         return {**now, "values": {v: written.pop(v) for v in done["values"]}}, {
             k: v for k, v in written.items() if k in wanted
@@ -81,14 +86,17 @@ def in_parts(
             done, rows = _one_by_one(g, part, done, [seeds[begin : begin + parts], *own], shared)
             made, lengths = [*made, rows], [*lengths, length]
             begin, sample = begin + parts, end
-    whole = done["sums"][g.name]["weight"]
+    own = done["sums"][g.name]
+    if g.sums:
+        own["weight"] = torch.ones_like(own["weight"])
     # Where nothing counted, sums of zeros stay zeros.
-    divisor = torch.where(whole > 0, whole, 1.0)
+    divisor = torch.where(own["weight"] > 0, own["weight"], 1.0)
     written = {
         **{name: _joined(name, [rows[name] for rows in made], lengths) for name in made[0]},
+        **({f"{g.of}.weight": own["weight"]} if f"{g.of}.weight" in made[0] else {}),
         **done["values"],
-        g.of: done["sums"][g.name]["sum"] / divisor,
-        g.grads: tree_map(lambda x: x / divisor, done["grads"]),
+        g.of: own["sum"] / divisor,
+        g.grads: {k: x / divisor for k, x in done["grads"].items() if k in reached},
     }
     return written, done["memory"], done["sums"]
 

@@ -30,8 +30,12 @@ _SHARED = "Batch norm got a batched|Expected more than 1 value|vmap: inplace|doe
 
 def check(g: Gradients, stages: Iterable[Stage]) -> None:
     """Raise WiringError for stages, those before a backward, that go from one batch to the next."""
-    for s in stages:
-        if g.per_example and s.remembers and s.finish is None:
+    for s in stages if g.per_example else ():
+        if s.sums and g.of in s.writes:
+            raise WiringError(
+                f"stage {s.name!r} makes a sum over samples, and {g.name!r} takes a gradient for each: make it a mean"
+            )
+        if s.remembers and s.finish is None:
             raise WiringError(
                 f"stage {s.name!r} remembers something, which no sample alone can, and {g.name!r} takes a gradient for "
                 "each sample: put it after the backward"

@@ -25,7 +25,9 @@ class SharpnessAware(Gradients):
 
     adaptive: bool = field(kw_only=True)
 
-    def differentiate(self, objective: Objective, params: Tree, hyper: Mapping[str, Tensor]) -> tuple[Tree, Tree]:
+    def differentiate(
+        self, objective: Objective, params: dict[str, Tensor], hyper: Mapping[str, Tensor]
+    ) -> tuple[dict[str, Tensor], Tree]:
         """The gradients at the parameters moved by rho, and what the objective computed at the parameters
         themselves."""
         first, aux = super().differentiate(objective, params, hyper)
@@ -34,14 +36,16 @@ class SharpnessAware(Gradients):
         return grads, aux
 
 
-def _moved(params: Tree, grads: Tree, rho: Tensor, adaptive: bool) -> Tree:
+def _moved(params: dict[str, Tensor], grads: dict[str, Tensor], rho: Tensor, adaptive: bool) -> dict[str, Tensor]:
     """The parameters with T^2 g * rho / |T g| added; T is 1, or adaptive |w| + eta."""
     # As the paper's code has it, biases are not scaled: what is has "weight" in its name.
-    scales = {k: p.abs() + _ETA if adaptive and "weight" in k else torch.ones_like(p) for k, p in params.items()}
+    scales = {
+        k: p.abs() + _ETA if adaptive and "weight" in k else torch.ones_like(p) for k, p in params.items() if k in grads
+    }
     scaled = {k: g * scales[k] for k, g in grads.items()}
     norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in scaled.values()]))
     length = rho / torch.where(norm > 0, norm, 1.0)  # a gradient of zeros moves nothing
-    return {k: p + scaled[k] * scales[k] * length.to(p.dtype) for k, p in params.items()}
+    return {k: p + scaled[k] * scales[k] * length.to(p.dtype) if k in grads else p for k, p in params.items()}
 
 
 def sharpness_aware(
@@ -49,7 +53,7 @@ def sharpness_aware(
     *,
     adaptive: bool = False,
     of: str = "loss",
-    wrt: str = "params",
+    wrt: str | tuple[str, ...] = (),
     writes: str = "grads",
     route: Route = "auto",
     name: str = "backward.sharpness_aware",
@@ -86,7 +90,7 @@ def sharpness_aware(
         names=plain.names,
         hyper={"rho": rho},
         of=of,
-        wrt=wrt,
+        wrt=plain.wrt,
         grads=writes,
         route=route,
         adaptive=adaptive,

@@ -25,6 +25,7 @@ from pipeline.compile.report import CompileReport, Graph
 from pipeline.compile.tracing import Traced, trace, watched
 from pipeline.compose import Composition
 from pipeline.errors import CaptureError, ConfigError, StageError, did_you_mean
+from pipeline.whole import untried
 
 Backend: TypeAlias = str | Callable[..., Any]
 Fallback: TypeAlias = Literal["error", "eager"]
@@ -151,6 +152,13 @@ class Programs:
         build = Build(kind, feed, args, traced, outputs, began)
         if self.backend in OWN and args[0].device.type == "cpu" and traced.sizes is None and not traced.talks:
             self._native(build)
+        if (
+            build.loaded
+            and self.pipe.members == 1
+            and any(g.accumulate > 1 and untried(g) for g in self.pipe.backwards)
+        ):
+            # A kept program is not checked beside the plain functions, which would have tried the parts.
+            functions.function(self.pipe, kind, feed, args, [])(*(t.clone() for t in functions.listed(args)))
         return build
 
     def _varying(self, kind: Kind, feed: Feed) -> list[Collection[int]]:

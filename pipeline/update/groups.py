@@ -186,7 +186,7 @@ def _depths(name: str, params: Params, layers: list[Which] | None) -> dict[str, 
 
 
 def _part(tensors: Params, names: list[str]) -> Params:
-    return {k: tensors[k] for k in names}
+    return {k: tensors[k] for k in names if k in tensors}
 
 
 def _first(s: Stage, params: Params) -> Tree:

@@ -26,7 +26,7 @@ Memory: TypeAlias = Callable[[Tensor], dict[str, Tensor]]
 """What a rule remembers of a parameter at first."""
 
 COUNT = "count"
-"""Under which a stage remembers how many steps it has done, for rules that name `t`."""
+"""Under which is remembered how many steps a parameter has had, for rules that name `t`."""
 
 
 @frozen(eq=False, repr=False)
@@ -93,37 +93,40 @@ def mapped(
     takes = {key for key in _GIVEN if key in inspect.signature(rule).parameters}
     fixed = dict(constants or {})
 
-    def one(p: Tensor, g: Tensor, kept: dict[str, Tensor], t: Any, own: dict[str, Any]) -> tuple[Tensor, Any]:
+    def one(p: Tensor, g: Tensor, kept: dict[str, Tensor], own: dict[str, Any]) -> tuple[Tensor, Any]:
         if p.is_complex():  # as torch.optim: a complex number is two
             p, kept = torch.view_as_real(p), {k: _as_real(x) for k, x in kept.items()}
-            q, kept = one(p, torch.view_as_real(g), kept, t, own)
+            q, kept = one(p, torch.view_as_real(g), kept, own)
             return torch.view_as_complex(q.contiguous()), kept
-        given = {"memory": kept, "t": t}
+        done = {COUNT: kept[COUNT] + 1} if "t" in takes else {}
+        given = {"memory": {f: x for f, x in kept.items() if f != COUNT}, "t": done.get(COUNT)}
         result = rule(p, -g if maximize else g, **{k: given[k] for k in takes}, **own, **fixed)
-        return result if memory is not None else (result, {})
+        new, after = result if memory is not None else (result, {})
+        return new, {**done, **after}
 
-    def over(params: Params, grads: Params, kept: Mapping[str, Any], t: Any, hyper: Any) -> tuple[Params, Any]:
+    def over(params: Params, grads: Params, kept: Mapping[str, Any], hyper: Any) -> tuple[Params, Any]:
         new: Params = {}
         after: dict[str, Params] = {}
         for k, p in params.items():
             own = {h: value[k] if isinstance(value, dict) else value for h, value in hyper.items()}
-            new[k], fields = one(p, grads[k], {f: x[k] for f, x in kept.items() if k in x}, t, own)
+            fields = {f: x[k] for f, x in kept.items() if k in x}
+            # As in torch, a parameter without a gradient stays as it is, and what is remembered of it.
+            new[k], fields = one(p, grads[k], fields, own) if k in grads else (p, fields)
             for f, x in fields.items():
                 after.setdefault(f, {})[k] = x
         return new, after
 
     def plain(params: Params, grads: Params, **hyper: Any) -> Params:
-        return over(params, grads, {}, None, hyper)[0]
+        return over(params, grads, {}, hyper)[0]
 
     def remembering(params: Params, grads: Params, memory: Any, **hyper: Any) -> tuple[Params, Any]:
-        t = memory[COUNT] + 1 if COUNT in memory else None
-        new, after = over(params, grads, {f: x for f, x in memory.items() if f != COUNT}, t, hyper)
-        return new, {**({} if t is None else {COUNT: t}), **after}
+        return over(params, grads, memory, hyper)
 
     def init(params: Params) -> Any:
-        first: dict[str, Any] = {COUNT: count(params)} if "t" in takes else {}
+        first: dict[str, Any] = {}
         for k, p in params.items():
-            for f, x in memory(_as_real(p)).items() if memory is not None else ():
+            fields = memory(_as_real(p)) if memory is not None else {}
+            for f, x in {**({COUNT: count({k: p})} if "t" in takes else {}), **fields}.items():
                 first.setdefault(f, {})[k] = x
         return first
 

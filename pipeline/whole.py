@@ -1,0 +1,99 @@
+"""Whole: whether the loss of a batch is what the losses of its parts make of it, tried on the user's own data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+from weakref import WeakSet
+
+import torch
+from attrs import frozen
+from torch import Tensor
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
+from torch.utils import _pytree as pytree
+
+from pipeline.backward import Gradients
+from pipeline.errors import StageError
+from pipeline.forward import Model
+from pipeline.run import through
+from pipeline.stage import Stage
+from pipeline.state import Batch
+from pipeline.tree import Tree
+
+_TRIED: WeakSet[Gradients] = WeakSet()
+"""Backwards whose loss was tried."""
+_CLOSE, _CLOSE_LOW = 1e-4, 2e-2
+"""How far two losses may be apart, relative to the larger: in float32, and below."""
+
+
+@frozen
+class Difference:
+    """What a loss of a batch is beside that of its parts."""
+
+    stage: str
+    """The one that makes the loss."""
+    said: str
+    instead: str
+    """What to write; nothing, if no weight makes them equal."""
+
+
+def untried(g: Gradients) -> bool:
+    """Whether a loss is still to be tried, and can be: it is computed with numbers, not to trace or map it."""
+    return g not in _TRIED and get_proxy_mode() is None and torch._C._functorch.peek_interpreter_stack() is None
+
+
+def differs(
+    g: Gradients, stages: Sequence[Stage], values: Mapping[str, Any], hyper: Mapping[str, Any],
+    memory: Mapping[str, Tree], batch: Batch, size: int, parts: int, low: bool,
+) -> Difference | None:  # fmt: skip
+    """How the loss of `size` samples differs from that of their parts, if it does.
+
+    Only what comes after the models is computed in parts, for what these draw and BatchNorm differ in parts by hand
+    too. A model that makes its own loss is called in eval mode.
+    """
+    _TRIED.add(g)
+    writer = next(s for s in reversed(stages) if g.of in s.writes)
+    last = max((i for i, s in enumerate(stages) if isinstance(s, Model) and s is not writer), default=-1)
+    after = stages[last + 1 :]
+    training = not any(isinstance(s, Model) for s in after)
+
+    def loss(own: Mapping[str, Any], count: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+        given = {**values, **own, "training": training, "seed": values["seed"] + seed}
+        like = values["step"]
+        weigh = torch.full((), count, dtype=torch.float64, device=like.device)
+        written, _, sums = through([*after, g], given, hyper, memory, lambda: weigh)
+        return written[g.of].double(), sums[g.name]["weight"].double()
+
+    with torch.enable_grad():
+        made = {**batch, **through(stages[: last + 1], values, hyper, memory)[0]}
+        try:
+            whole, _ = loss(made, size)
+            if not whole.isfinite() or not torch.equal(whole, loss(made, size, seed=1)[0]):
+                return None  # it draws
+            each = [loss(part, n) for part, n in _parts(made, size, min(parts, size))]
+        except StageError:
+            return None  # a model has no loss in eval mode, or there is none of so few samples
+    losses, weights = (torch.stack(x) for x in zip(*each, strict=True))
+    total = losses.sum() if g.sums else (losses * weights).nansum() / weights.sum()
+    close = (_CLOSE_LOW if low else _CLOSE) * max(whole.abs(), losses.abs().max())
+    if (total - whole).abs() <= close:
+        return None
+    _TRIED.discard(g)
+    said = f"makes a loss of {whole:.6g} of {size} samples, and of {total:.6g} of them in {len(each)} parts"
+    if (losses.sum() - whole).abs() <= close:
+        return Difference(writer.name, f"{said}: it is a sum", "say so, as by loss.function(..., weight='sum')")
+    if losses.min() <= whole <= losses.max():
+        instead = "say of what by a stage behind it, such as loss.weight(lambda targets: (targets != -100).sum())"
+        return Difference(writer.name, f"{said}: it is not a mean over samples", instead)
+    return Difference(writer.name, f"{said}: it compares samples", "")
+
+
+def _parts(values: Mapping[str, Any], size: int, count: int) -> Iterator[tuple[dict[str, Any], int]]:
+    """Values of a batch in so many parts of nearly one size, the longer ones first."""
+    leaves, spec = pytree.tree_flatten(dict(values))
+    begin = 0
+    for i in range(count):
+        end = begin + size // count + (i < size % count)
+        own = [x[begin:end] if isinstance(x, Tensor) and x.ndim and len(x) == size else x for x in leaves]
+        yield pytree.tree_unflatten(own, spec), end - begin
+        begin = end
