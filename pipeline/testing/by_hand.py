@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import inspect
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from types import FunctionType
 from typing import Any
@@ -24,6 +24,7 @@ from pipeline.backward import Gradients, SharpnessAware
 from pipeline.draws import keyed
 from pipeline.errors import ByHandError
 from pipeline.forward import Model
+from pipeline.joint import joined
 from pipeline.loop import fit
 from pipeline.pipe import Pipeline
 from pipeline.schedules import Schedule
@@ -64,9 +65,9 @@ def like_by_hand(pipe: Pipeline, data: Any = None, *, epochs: int = 2, seed: int
     >>> like_by_hand(Pipeline(*stages), [{"inputs": torch.ones(3, 4), "targets": torch.tensor([0, 1, 1])}])
     """
     if data is not None:
-        known = pipe.load is not None and pipe.load.known
-        first = evolve(pipe.load, data=source(data)) if known else load.loader(data)
-        pipe = pipe.of([first, *(s for s in pipe.stages if s is not pipe.load)])
+        own = pipe.load if pipe.load is not None and pipe.load.known else None
+        first = load.loader(data) if own is None else evolve(own, data=source(data))
+        pipe = pipe.of([first, *(s for s in pipe.given if s is not pipe.load)])
     if pipe.place.mesh or pipe.members > 1 or pipe.place.precision == "fp16" or (pipe.on_host and validate is not None):
         raise ByHandError("can't be done by hand: a mesh, members, float16, or metrics on the host")
     options: Any = {"backend": compile, "compile": True} if isinstance(compile, str) else {"compile": compile}
@@ -94,8 +95,8 @@ def _apart(got: dict[str, Any], expected: dict[str, Any], tolerance: float) -> s
     if got.keys() != expected.keys():
         return f"only one of the two has {', '.join(sorted(got.keys() ^ expected.keys()))}"
     pairs = {k: (torch.as_tensor(x).detach(), torch.as_tensor(expected[k]).detach()) for k, x in got.items()}
-    close = {"rtol": tolerance, "atol": tolerance, "equal_nan": True}
-    off = {k: float((a - b).abs().max()) for k, (a, b) in pairs.items() if not torch.allclose(a, b, **close)}
+    off = {k: float((a - b).abs().max()) for k, (a, b) in pairs.items()
+           if not torch.allclose(a, b, rtol=tolerance, atol=tolerance, equal_nan=True)}  # fmt: skip
     worst = max(off, key=off.__getitem__, default="")
     return worst and f"{worst} is {off[worst]:.2g} off, of {len(off)} that are"
 
@@ -106,7 +107,7 @@ class _Loop:
         self.pipe, batches = pipe, pipe.load.batches
         self.lengths = None if batches is None else batches * epochs, batches
         self.first = pipe.init(seed, steps=self.lengths[0])
-        self.given = {"seed": self.first["seed"], "step": self.first.step.clone()}
+        self.given: dict[str, Any] = {"seed": self.first["seed"], "step": self.first.step.clone()}
         self.calls = {s.params: s for s in pipe.graph if isinstance(s, Model)}
         self.modules = {name: _module(s, self.first, seed) for name, s in self.calls.items()}
         for name in self.calls.keys() - {m.params for m in pipe.models}:
@@ -114,18 +115,17 @@ class _Loop:
         mine = {*LASTS, *self.calls, *(s.buffers for s in self.calls.values())}
         self.rest = tree_map(torch.clone, {k: x for k, x in self.first.tree.items() if k not in mine})
         self.memory = tree_map(torch.clone, self.first.memory)
+        self.of: dict[str, list[str]] = {}
         self.rules: dict[str, list[Any]] = {}
         self.schedules: dict[str, Any] = {}
         self.sums: dict[str, Any] = {}
         self.drew = False
-        self.batches = (self.begun(k, b) for e in range(epochs) for k, b in enumerate(pipe.load.epoch(seed, e)))
-
-    def begun(self, k: int, batch: Batch) -> Batch:
-        self.sums = self.sums if k else {}
-        return batch
+        self.batches = ((k, b) for e in range(epochs) for k, b in enumerate(pipe.load.epoch(seed, e)))
 
     def step(self) -> None:
-        self.run(self.pipe.graph, next(self.batches), True)
+        k, batch = next(self.batches)
+        self.sums = self.sums if k else {}
+        self.run(batch, True)
         self.given["step"] += 1
 
     def kept(self) -> dict[str, Any]:
@@ -136,10 +136,13 @@ class _Loop:
             found |= {k: {n: own[n] for n in self.first[k]} for k in (name, s.buffers)}
         return found
 
-    def write(self, new: Mapping[str, Any]) -> None:
-        kept = {k: x for k, x in self.kept().items() if k in new}
-        with torch.no_grad():
-            tree_map(lambda old, x: old.copy_(x), kept, {k: new[k] for k in kept})
+    def whole(self, s: Stage, kept: dict[str, Any]) -> dict[str, Any]:
+        """What a stage gets as "params": of all models that the gradients are of which it reads."""
+        read = [self.of[v] for v in s.reads if v in self.of]
+        of = read or [
+            of for of in self.of.values() if "params" in s.writes and ("params" in of or "params" not in kept)
+        ]
+        return {**kept, "params": joined({name: kept[name] for name in of[-1]})} if of and "params" in s.reads else kept
 
     def number(self, full: str, number: Any) -> float:
         """A hyperparameter at this step."""
@@ -148,9 +151,8 @@ class _Loop:
         if full not in self.schedules:
             made, kind = None, _home(number.factor)
             if kind in SCHEDULES:
-                dummy = optim.SGD([torch.zeros(1)], lr=number.base)
                 options = number.filled(*self.lengths) | _options(lrs.ReduceLROnPlateau, {}, number.observe)
-                made = SCHEDULES[kind](dummy, number.base, **options)
+                made = SCHEDULES[kind](optim.SGD([torch.zeros(1)], lr=number.base), number.base, **options)
             if number.memory and made is None:
                 raise ByHandError(f"can't be done by hand: the schedule of {full}, which watches a metric")
             self.schedules[full] = made, number.watches
@@ -175,13 +177,13 @@ class _Loop:
             m.eval()
         for name, s in {"": None, **self.pipe.averages}.items():
             if s is not None and s.anew and any(isinstance(part, _NormBase) for part, _ in parts):
-                raise ByHandError(f"can't be done by hand: statistics made anew for {s.name}")
-            self.write(s.averaged({**before, "memory": self.memory}, {}) if s is not None else {})
+                raise ByHandError(f"can't be done by hand: statistics made anew for {s.name!r}")
+            _write(self.kept(), s.averaged({**before, "memory": self.memory}, {}) if s is not None else {})
             self.sums = {}
             for batch in self.pipe.over(data).epoch(0, 0):
-                self.run(self.pipe.evaluation, batch, False)
+                self.run(batch, False)
             found |= {f"{name}.{k}" if name else k: x for k, x in self.results().items()}
-        self.write(before)
+        _write(self.kept(), before)
         self.sums = sums
         for part, mode in parts:
             part.training = mode
@@ -195,33 +197,34 @@ class _Loop:
                 found |= {f"{s.name}.{k}" if k in found else k: x.tolist() for k, x in made.items()}
         return found
 
-    def run(self, stages: Sequence[Stage], batch: Batch, training: bool) -> None:
+    def run(self, batch: Batch, training: bool) -> None:
         """The stages on a batch, each by its plain function, its module, its optimizer, or loss.backward()."""
         values = tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, dict(batch))
         for s in self.pipe.host:
-            given = {**values, "training": training}
-            values |= _written(s, s.function(**{p: given[v] for p, v in s.parameters if v in given}))
+            values |= s._written(s.function(**s.arguments({**values, "training": training})))[0]
         values = {**(batch := self.pipe.place.batch(values)), **self.given, "training": training}
+        names = {s.name for s in (self.pipe.graph if training else self.pipe.evaluation)}
+        stages = [s for s in self.pipe.given if isinstance(s, Stage) and s.name in names]
         self.hyper = {s.name: {h: self.number(f"{s.name}.{h}", n) for h, n in s.hyper.items()} for s in stages}
         if training:
             numbers = {f"{name}.{h}": _tensor(x) for name, of in self.hyper.items() for h, x in of.items()}
             values |= {"hyper": numbers, "before": tree_map(lambda x: x.detach().clone(), self.kept())}
         for i, s in enumerate(stages):
             ahead = not training or any(isinstance(t, Gradients) for t in stages[i:])
-            values |= self.kept()
-            values = values if ahead else tree_map(_detached, values)
+            kept = self.whole(s, self.kept())
+            values = {**values, **(kept if ahead else tree_map(_detached, kept))}
             try:
                 with self.pipe.place.autocast() if ahead and not isinstance(s, Gradients) else nullcontext():
-                    written = self.one(s, values, batch)
+                    written = self.one(s, values, kept, batch)
             except ByHandError:
                 raise
             except Exception as e:
                 raise ByHandError(f"can't be done by hand: stage {s.name!r} fails: {first_line(e)}") from e
-            self.write(written)
+            _write(kept, written)
             values |= written
-            values = tree_map(_detached, values) if isinstance(s, Gradients) or not training else values
+            values = values if ahead and training and not isinstance(s, Gradients) else tree_map(_detached, values)
 
-    def one(self, s: Stage, values: dict[str, Any], batch: Batch) -> dict[str, Any]:
+    def one(self, s: Stage, values: dict[str, Any], kept: dict[str, Any], batch: Batch) -> dict[str, Any]:
         """What a stage writes."""
         names = dict(s.parameters)
         if isinstance(s, Model):
@@ -229,30 +232,37 @@ class _Loop:
         if isinstance(s, Gradients):
             return self.backward(s, values, batch)
         if (clip := CLIPS.get(_home(s.function))) is not None:
-            leaves = _leaves(values[names["grads"]], values[names["grads"]])
-            clip(leaves.values(), self.hyper[s.name]["limit"], **_options(clip, {}, s.function))
-            return {s.writes[0]: {k: p.grad for k, p in leaves.items()}}
+            params = joined({model: kept[model] for model in self.of[names["grads"]]})
+            _give(params, values[names["grads"]])
+            clip(params.values(), self.hyper[s.name]["limit"], **_options(clip, {}, s.function))
+            return {s.writes[0]: {k: p.grad for k, p in params.items() if p.grad is not None}}
         if not ({"params", "grads"} <= names.keys() and s.writes == (names["params"],)):
             written = self.call(s, values, self.hyper[s.name], self.memory, s.name)
             if isinstance(s, Finite) and not written[s.writes[0]]:
                 raise ByHandError("can't be done by hand: a step that is not finite")
             return written
-        params, grads = self.kept()[names["params"]], values[names["grads"]]
+        params, grads = kept[names["params"]], values[names["grads"]]
         if s.name not in self.rules:
-            self.rules[s.name] = list(self.parted(s, params, self.memory, s.name))
+            self.rules[s.name] = list(self.parted(s, s.name, params, self.memory, s.name))
         for rule, at, own, optimizer, memory, key in self.rules[s.name]:
             hyper = {h: self.hyper[s.name][f"{at}{h}"] for h in rule.hyper}
             if optimizer is not None:
-                _leaves({k: params[k] for k in own}, grads)
+                _give({k: params[k] for k in own}, grads)
                 optimizer.param_groups[0].update(_options(type(optimizer), hyper))
                 optimizer.step()
                 continue
-            mine = {k: {n: x[n] for n in own if n in x} for k, x in (("params", params), ("grads", grads))}
-            [new] = self.call(rule, {**values, **tree_map(_detached, mine)}, hyper, memory, key).values()
-            self.write({names["params"]: {**params, **new}})
+            mine = {
+                v: {k: x[k] for k in own if k in x} for v, x in ((names["params"], params), (names["grads"], grads))
+            }
+            given = {**values, **tree_map(_detached, mine)}
+            own_names = {**rule.names, "params": names["params"], "grads": names["grads"]}
+            [new] = self.call(evolve(rule, names=own_names), given, hyper, memory, key).values()
+            _write(params, new)
         return {}
 
-    def parted(self, s: Stage, params: Mapping[str, Tensor], memory: Any, key: str, at: str = "") -> Iterator[Any]:
+    def parted(
+        self, s: Stage, full: str, params: Mapping[str, Tensor], memory: Any, key: str, at: str = ""
+    ) -> Iterator[Any]:
         """The rules of groups, or a rule alone: with its parameters, and an optimizer where torch has one like it."""
         closed = _closed(s.function)
         homes = [_home(f) for f in (s.function, *closed.values())]
@@ -261,26 +271,25 @@ class _Loop:
                   for k, p in params.items()}  # fmt: skip
             for label, member in closed["stages"].items():
                 own = {k: p for k, p in params.items() if of[k] == label}
-                yield from self.parted(member, own, memory[key], label, f"{at}{label}.") if own else ()
+                yield from self.parted(member, full, own, memory[key], label, f"{at}{label}.") if own else ()
             return
         kinds = ["adamw" if closed.get("decoupled") else "adam" if home == "_adam" else home for home in homes]
         kind = next((OPTIMIZERS[kind] for kind in kinds if kind in OPTIMIZERS), None)
-        numbers = {h: self.number(f"{s.name}.{at}{h}", n) for h, n in s.hyper.items()}
-        made = kind and kind(list(params.values()), **_options(kind, numbers, s.function))
-        yield s, at, list(params), made, memory, key
+        numbers = {h: self.number(f"{full}.{at}{h}", n) for h, n in s.hyper.items()}
+        yield s, at, [*params], kind and kind([*params.values()], **_options(kind, numbers, s.function)), memory, key
 
     def call(
         self, s: Stage, values: Mapping[str, Any], hyper: Mapping[str, float], memory: Any, key: str
     ) -> dict[str, Any]:
         """What a plain function writes; its memory stays where it was, and its sums are added up."""
-        given = {p: values[v] for p, v in s.parameters if v in values} | {h: _tensor(x) for h, x in hyper.items()}
+        given = s.arguments(values) | {h: _tensor(x) for h, x in hyper.items()}
         if s.remembers and s.finish is None:
             given["memory"] = memory[key]
-        written = _written(s, self.drawn(s, s.function, **given))
-        if s.remembers and s.finish is None:
-            memory[key] = tree_map(_detached, written.pop("memory"))
+        written, after = s._written(self.drawn(s, s.function, **given))
+        if s.finish is not None:
+            self.add(s, after)
         elif s.remembers:
-            self.add(s, written.pop("memory"))
+            memory[key] = tree_map(_detached, after)
         return written
 
     def add(self, s: Stage, sums: Any) -> None:
@@ -307,6 +316,7 @@ class _Loop:
         return dict(zip(s.outputs, result, strict=False))
 
     def backward(self, g: Gradients, values: Mapping[str, Any], batch: Batch) -> dict[str, Any]:
+        """The gradients of all models that train and that the loss reaches, where nobody named some."""
         loss, weight = values[g.of], _tensor(values.get(f"{g.of}.weight", samples(batch, self.pipe.samples)))
         self.add(g, {"sum": loss.double() * weight, "weight": weight})
         if not values["training"]:
@@ -316,8 +326,14 @@ class _Loop:
         parts = [part for m in self.modules.values() for part in m.modules()]
         if g.accumulate > 1 and (self.drew or any(isinstance(p, _NormBase) and p.training for p in parts)):
             raise ByHandError(f"can't be done by hand: {g.name!r} of parts that draw, or have BatchNorm's statistics")
-        params = _leaves(self.kept()[g.wrt], {})
+        for m in self.modules.values():
+            m.zero_grad(set_to_none=True)
         loss.backward()
+        reached = {name for name, m in self.modules.items() if any(p.grad is not None for p in m.parameters())}
+        wired = next(x.wrt for x in self.pipe.backwards if x.name == g.name)
+        trained = [m.params for m in self.pipe.models if not m.module.frozen]
+        self.of[g.grads] = [*g.wrt] or [name for name in trained if name in {*wired, *reached}]
+        params = joined({name: self.kept()[name] for name in self.of[g.grads]})
         return {g.grads: {k: p.grad for k, p in params.items() if p.grad is not None}}
 
 
@@ -338,19 +354,16 @@ def _module(s: Model, state: State, seed: int) -> nn.Module:
     return module if mixed else module.train()
 
 
-def _leaves(params: Mapping[str, Any], grads: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Parameters with these gradients, or none."""
-    leaves = {k: p if p.is_leaf and p.requires_grad else p.detach().requires_grad_() for k, p in params.items()}
-    for k, p in leaves.items():
+def _write(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    """Into what is kept, in place."""
+    names = old.keys() & new.keys()
+    with torch.no_grad():
+        tree_map(lambda x, y: x.copy_(y), {k: old[k] for k in names}, {k: new[k] for k in names})
+
+
+def _give(params: Mapping[str, Tensor], grads: Mapping[str, Tensor]) -> None:
+    for k, p in params.items():
         p.grad = grads.get(k)
-    return leaves
-
-
-def _written(s: Stage, result: Any) -> dict[str, Any]:
-    names = (*s.writes, *(["memory"] if s.remembers else []))
-    if len(names) > 1 and isinstance(result, dict):
-        return dict(result)
-    return dict(zip(names, result if len(names) > 1 else (result,), strict=False))
 
 
 def _detached(x: Any) -> Any:
