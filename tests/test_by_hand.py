@@ -186,7 +186,7 @@ def built(name, monkeypatch):
 
     def short(pipe, validate=None, seed=0, **_):
         found.setdefault(id(pipe), (pipe, validate))
-        small = pipe.replace(pipe.load.name, evolve(pipe.load, data=sources.source(few(pipe.load.data, 2))))
+        small = pipe.replace(pipe.load.name, evolve(pipe.load, data=sources.source(few(pipe.load.data, 2)), size=2))
         return fit(small, epochs=1, validate=None if validate is None else few(validate, 2), seed=seed, compile=False)
 
     def left_out(*_, **__):
