@@ -286,7 +286,7 @@ def test_a_metric_that_is_off_is_said(monkeypatch):
     monkeypatch.setattr(
         Pipeline, "finish", lambda self, sums, of=Pipeline.finish: {**of(self, sums), "loss": torch.ones(())}
     )
-    with pytest.raises(AssertionError, match=r"epoch 1, batch 1: loss is \S+ off"):
+    with pytest.raises(AssertionError, match=r"epoch 1, batch 1: train loss is \S+ off"):
         held(pipes.digits(update.sgd(0.1)))
 
 

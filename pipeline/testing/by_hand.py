@@ -58,9 +58,10 @@ def _parting(pipe: Pipeline, seed: int, epochs: int, validate: Any, tolerance: f
             hand.step()
         results = hand.validated(validate) if report.validate else {}
         state = {k: x for k, x in report.state.tree.items() if k not in LASTS}
-        for got, expected in ((state, hand.kept()), (report.train, hand.results()), (report.validate, results)):
+        pairs = {"": (state, hand.kept()), "train ": (report.train, hand.results()), "val ": (report.validate, results)}
+        for of, (got, expected) in pairs.items():
             if apart := _apart(named(dict(got)), named(expected), tolerance):
-                return f"epoch {report.epoch}, batch {report.batch}: {apart}"
+                return f"epoch {report.epoch}, batch {report.batch}: {of}{apart}"
         if report.complete:
             hand.observe({**hand.results(), **results})
     return ""

@@ -201,7 +201,7 @@ class PlainLoop:
         sums = tree_map(_detached, sums)
         self.sums[s.name] = tree_map(torch.add, self.sums[s.name], sums) if s.name in self.sums else sums
 
-    def drawn(self, s: Stage, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    def drawn(self, s: Stage, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         """A call that draws as the stage does in a pipeline."""
         with (key := keyed(self.given["seed"], self.given["step"], zlib.crc32(s.name.encode()))):
             result = function(*args, **kwargs)
