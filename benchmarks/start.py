@@ -28,7 +28,7 @@ from cli import build, config
 made = build.job(config.make({}))
 state = made.pipe.init(0, steps=460)
 compiled = made.pipe.compile(backend=sys.argv[1])
-compiled.prepare(state, made.held_out)
+compiled.prepare(state, made.validation)
 compiled.step(state)
 print(json.dumps({"all": time.perf_counter() - start, "graphs": len(compiled.report.graphs)}))
 """

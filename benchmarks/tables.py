@@ -52,9 +52,9 @@ def ours(source: str, split: int) -> tuple[float, float]:
     """The held-out score after the last epoch, and the seconds of a run whose programs are in the cache."""
     made = build.job(config.make({"data": source, "run.seed": split, "run.threads": 1}))
     step = made.pipe.compile()
-    step.prepare(made.pipe.init(split), made.held_out)
+    step.prepare(made.pipe.init(split), made.validation)
     began = time.perf_counter()
-    *_, last = fit(made.pipe, epochs=20, seed=split, validate=made.held_out, compile=step)
+    *_, last = fit(made.pipe, epochs=20, seed=split, validate=made.validation, compile=step)
     seconds = time.perf_counter() - began
     return float(last.validate[made.best or "loss"]), seconds
 

@@ -14,6 +14,7 @@ from cli.config import TrainConfig
 from cli.recipes.about import About
 from cli.recipes.model import Fixed
 from pipeline import Pipeline, backward, ensemble, evaluate, forward, load, order, place, update
+from pipeline.direction import directions
 from pipeline.errors import ConfigError, DataError, did_you_mean
 from pipeline.members import gathers
 from pipeline.sources import Prepared, Source, Split, Tensors
@@ -47,6 +48,16 @@ class Job:
         return self.pipe.load.data
 
     @property
+    def validation(self) -> Any:
+        """What is held out. The command's own losses are means of samples, so that it takes large batches: without
+        gradients these need no more memory, and of nearly one size they are mostly one graph."""
+        if self.prepared is None:
+            return self.held_out
+        assert self.pipe.load is not None
+        n = len(self.held_out)
+        return load.batches(self.held_out, size=-(-n // order.count(n, 8 * self.pipe.load.size)), shuffle=False)
+
+    @property
     def data(self) -> str:
         counts = [f"{_length(part)} {what}" for part, what in ((self.train, "training"), (self.held_out, "held-out"))]
         if self.prepared is None:
@@ -71,7 +82,8 @@ def _together(made: Job, members: int) -> Job:
         raise ConfigError("--ensemble trains its members side by side in one process; leave out --processes")
     pipe = made.pipe
     if made.prepared is not None and made.prepared.task in ("classification", "several labels"):
-        pipe = pipe.insert(evaluate.calibration_error(), after="evaluate.accuracy")
+        metric = evaluate.calibration_error(several=made.prepared.task == "several labels")
+        pipe = pipe.insert(metric, after="evaluate.accuracy")
     whole = ensemble(pipe, seeds=members, order="own" if gathers(pipe) else "shared")
     return evolve(made, pipe=whole, model=f"{members} x {made.model}")
 
@@ -137,11 +149,17 @@ def begin(config: TrainConfig) -> tuple[Job, State]:
     state = found.pipe.init(config.run.seed)
     torch.set_num_threads(threads(found, state, config.run.threads))
     if found.held_out is not None:
-        found.pipe.check(state, found.held_out)
+        found.pipe.check(state, found.validation)
     known = [*found.pipe.finish(found.pipe.zeros())]
     known += [f"{name}.{metric}" for name in found.pipe.averages for metric in known]
-    if config.run.best is not None and config.run.best not in known:
-        raise ConfigError(f"--best {config.run.best!r} is no metric of this run{did_you_mean(config.run.best, known)}")
+    best, told = config.run.best, found.pipe.better(state)
+    if best is not None and best not in [*known, *told] and told[""] is None:
+        raise ConfigError(f"--best {best!r} is no metric of this run{did_you_mean(best, known)}")
+    if best is not None and best not in (can := directions(told, [*known, best])):
+        raise ConfigError(
+            f"nothing says whether --best {best!r} is better high or low: write better='high' or 'low' where it is made"
+            f"; known of {', '.join(can)}"
+        )
     return found, state
 
 

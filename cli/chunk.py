@@ -9,8 +9,8 @@ from typing import Any
 
 from rich.console import Console
 
+from cli import better, record
 from cli import folder as folders
-from cli import record
 from cli.config import TrainConfig
 from cli.plan import Chunk, Member
 from cli.progress import warn
@@ -45,21 +45,19 @@ def trained(
     if run.compile:
         program = next((p for p in programs if runs.alike(p.pipe)), None)
         if program is None:
-            program = compiled(runs, made.held_out, base, state, say, False)
+            program = compiled(runs, made.validation, base, state, say, False)
             programs.append(program)
     with (
         folders.Log(where, int(state.step)) as lines,
         Saver(where / folders.CHECKPOINTS, keep=1, minutes=run.save_minutes, saved=saved) as saver,
     ):
-        rows = list(log.read(lines.path))
         for r in fit(
-            runs, epochs=chunk.end, validate=made.held_out, state=state, compile=program, interval=0.1,
+            runs, epochs=chunk.end, validate=made.validation, state=state, compile=program, interval=0.1,
             start=saved.start if saved else (chunk.begin, 0),
         ):  # fmt: skip
             if r.complete:
                 lines.write(r)
-                rows.append(log.row(r))
-                show(rows)
+                show(lines.rows)
             saver.offer(r, now=bool(caught) or (r.complete and r.epoch == chunk.end))
             if caught:
                 return False
@@ -87,7 +85,7 @@ def _saved(where: Path) -> Saved:
 
 def rows_of(folder: Path, member: Member, end: int) -> list[log.Row]:
     """The epochs of a member, up to one: where a sweep goes on, later ones may have been done already."""
-    return [r for r in log.read(folder / MEMBERS / member.name / folders.METRICS) if r["epoch"] <= end]
+    return [r for r in better.read(folder / MEMBERS / member.name) if r["epoch"] <= end]
 
 
 def row(of: Mapping[str, Any], j: int) -> log.Row:
@@ -108,7 +106,9 @@ def _write_members(chunk: Chunk, where: Path, folder: Path, threads: int) -> Non
         numbers = {"threads": threads, "hyper": {name: value.item() for name, value in own.hyper.items()}}
         folders.write_config(path, m.config, {**facts, "facts": {**facts["facts"], **numbers}})
         folders.write_data(path, made)
-        own_rows = (*rows_of(folder, m, chunk.begin), *(row(r, j) for r in rows))
+        told = ("better",) if chunk.begin else ()  # in the first line already
+        mine = ({k: v for k, v in row(r, j).items() if k not in told} for r in rows)
+        own_rows = (*rows_of(folder, m, chunk.begin), *mine)
         content = "".join(json.dumps(r) + "\n" for r in own_rows)
         folders.replace(path / folders.METRICS, content.encode())
         with Saver(path / folders.CHECKPOINTS) as saver:

@@ -28,7 +28,7 @@ def run(past: Past, data: str | None, *, weights: str, as_json: bool) -> None:
     program: Any = made.pipe
     if past.config.run.compile:
         program = made.pipe.compile(backend=past.config.run.backend, fallback="eager")
-    metrics = validated(made.pipe, program, state, seen)
+    metrics = validated(made.pipe, program, state, {"": made.validation if data is None else seen})
     about = past.about if past.config.pipeline.name is None else None
     figures = None if about is None else classes.figures(made.pipe, about, state, seen)
     if as_json:

@@ -177,6 +177,7 @@ class Log:
         """Opened after its lines of up to `step` steps; later ones are of a past that is done again."""
         self.path = folder / METRICS
         kept = [line for line in log.read(self.path) if line["step"] <= step]
+        self.rows = kept
         self.epochs = [line["epoch"] for line in kept]
         replace(self.path, b"".join(json.dumps(line).encode() + b"\n" for line in kept))
         there = self.path if processes.first() else Path(os.devnull)
@@ -184,8 +185,9 @@ class Log:
 
     def write(self, report: Report, **more: float) -> None:
         """Add an epoch's line, on the disk before any checkpoint that follows it."""
+        self.rows.append({**log.line(report, self.rows), **more})
         try:
-            self._file.write(json.dumps({**log.row(report), **more}) + "\n")
+            self._file.write(json.dumps(self.rows[-1]) + "\n")
             self._file.flush()
         except OSError as e:
             raise ConfigError(

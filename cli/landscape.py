@@ -9,9 +9,10 @@ import numpy as np
 from attrs import frozen
 from rich.table import Table
 
+from cli import better
 from pipeline.log import Row
 from pipeline.plot import COLOURS, STYLES
-from pipeline.state import format_metric, is_better
+from pipeline.state import format_metric
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -56,7 +57,7 @@ def _settings(points: Sequence[Point], metric: str) -> list[Setting]:
     found: dict[str, list[Point]] = {}
     for p in points:
         found.setdefault(repr(sorted(p[0].items(), key=str)), []).append(p)
-    sign = -1.0 if is_better(metric, 1, 0) else 1.0
+    sign = -1.0 if _high(points, metric) else 1.0
     made = []
     for runs in found.values():
         epochs = max(rows[-1]["epoch"] for _, rows in runs)
@@ -80,11 +81,15 @@ def table(names: Sequence[str], points: Sequence[Point], metric: str, *, most: i
     for s in rows[:most]:
         values = s.values
         spread = _number(metric, float(values.std(ddof=1))) if len(values) > 1 else ""
-        best = values.max() if is_better(metric, 1, 0) else values.min()
+        best = values.max() if _high(points, metric) else values.min()
         numbers = _number(metric, float(values.mean())), spread, _number(metric, float(best)), str(len(values))
         made.add_row(*(_text(s.chosen[n]) for n in names), *numbers, *([str(s.epochs)] if trained else []))
     made.columns[len(names)].header = f"mean {metric}"
     return made
+
+
+def _high(points: Sequence[Point], metric: str) -> bool:
+    return better.of(metric, [r for _, rows in points for r in rows[:1]]) == "high"
 
 
 def _number(metric: str, value: float) -> str:

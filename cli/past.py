@@ -12,9 +12,9 @@ import torch
 from attrs import define, field
 from torch import nn
 
+from cli import better, record
 from cli import config as settings
 from cli import folder as folders
-from cli import record
 from cli.build import Job, begin
 from cli.config import TrainConfig
 from cli.recipes.about import About
@@ -60,7 +60,7 @@ class Past:
     @cached_property
     def rows(self) -> list[log.Row]:
         """Its metrics, an epoch each."""
-        return log.read(self.folder / folders.METRICS)
+        return better.read(self.folder)
 
     @cached_property
     def made(self) -> tuple[Job, State]:

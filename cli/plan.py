@@ -8,6 +8,7 @@ from typing import Any
 from attrs import evolve, frozen
 
 from cli import config as settings
+from cli.better import ranking
 from cli.build import Job, job, prepared
 from cli.config import TrainConfig
 from cli.recipes.setting import flag, refusal
@@ -15,7 +16,6 @@ from pipeline import Sweep
 from pipeline.hyper import hyper_numbers
 from pipeline.log import Row
 from pipeline.members import Order, gathers
-from pipeline.state import is_better
 
 NUMBERS = ("lr", "momentum", "weight_decay", "clip", "ema")
 """Settings that a step reads from State: those of one program may differ in them."""
@@ -109,8 +109,8 @@ def better(members: Sequence[Member], results: Results, metric: str) -> list[Mem
     """The best of members, one in FACTOR, in their order; a run that was not finite does not go on."""
     last = {m.name: results[m.name][-1] for m in members}
     finite = [m for m in members if None not in (last[m.name][f"validate/{metric}"], last[m.name]["train/loss"])]
-    sign = -1.0 if is_better(metric, 1, 0) else 1.0
-    ranked = sorted(finite, key=lambda m: sign * last[m.name][f"validate/{metric}"])
+    key = ranking(metric, [r for m in members for r in results[m.name][:1]])
+    ranked = sorted(finite, key=lambda m: key(last[m.name]))
     kept = {m.name for m in ranked[: -(-len(members) // FACTOR)]}
     return [m for m in members if m.name in kept]
 

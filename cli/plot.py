@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from cli import better
 from cli import config as settings
 from cli import folder as folders
 from pipeline import log, plot
@@ -17,12 +18,12 @@ def run(runs: Sequence[Path], metrics: Sequence[str], out: str | None) -> None:
     found = {}
     for folder in runs:
         settings.check_run(folder)
-        found[str(folder)] = log.read(folder / folders.METRICS)
+        found[str(folder)] = better.read(folder)
         if not found[str(folder)]:
             raise ConfigError(f"{folder} has no complete epoch yet")
     best = None
     if len(runs) == 1 and (saved := newest(runs[0] / folders.CHECKPOINTS).saved) is not None and saved.best:
-        best = saved.best.metric
+        best = saved.best.metric if saved.best.metric in log.declared(found[str(runs[0])]) else None
     path = Path(out) if out is not None else runs[0] / folders.CURVES if len(runs) == 1 else Path("curves.png")
     short = len({folder.name for folder in runs}) == len(runs)
     lines = {folder.name if short else str(folder): found[str(folder)] for folder in runs}

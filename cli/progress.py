@@ -86,7 +86,7 @@ def live(say: Console) -> Iterator[Callable[[Report], None]]:
         task = progress.add_task("")
 
         def show(report: Report) -> None:
-            if report.batches is None:
+            if report.batches is None or report.epochs is None:
                 total, done = report.epochs, report.epoch - (not report.complete)
             else:
                 total, done = report.epochs * report.batches, (report.epoch - 1) * report.batches + report.batch

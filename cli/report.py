@@ -15,7 +15,7 @@ from attrs import frozen
 from torch import Tensor
 from torch.nn import functional as F
 
-from cli import classes, record
+from cli import better, classes, record
 from cli import config as settings
 from cli import folder as folders
 from cli.answers import Answers, called
@@ -57,8 +57,9 @@ def page(past: Past) -> str:
     title = html.escape(past.folder.name)
     parts = [f"<h1>{title}</h1>", _summary(past, facts)]
     if past.rows:
-        best = plot.best_epoch(past.rows, past.config.run.best)
-        parts += ["<h2>Curves</h2>", plot.svg(plot.curves(past.rows, best=past.config.run.best)), _metrics(past, best)]
+        best = better.best_epoch(past.rows, past.config.run.best)
+        metric = None if best is None else best[1]
+        parts += ["<h2>Curves</h2>", plot.svg(plot.curves(past.rows, best=metric)), _metrics(past, best)]
     try:
         parts += _measured(past)
     except PipeError as e:
@@ -100,7 +101,7 @@ def _summary(past: Past, facts: dict[str, Any]) -> str:
         lines += past.about.notes
     if "model" in facts:
         lines.append(f"{facts['model']}: {facts.get('parameters', 0):,} parameters")
-    best = plot.best_epoch(past.rows, past.config.run.best)
+    best = better.best_epoch(past.rows, past.config.run.best)
     if best is not None:
         lines.append(f"best {format_metric(best[1], best[2])} in epoch {best[0]} of {past.rows[-1]['epoch']}")
     seconds = sum(row.get("seconds") or 0 for row in past.rows)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from functools import cmp_to_key
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +11,14 @@ from attrs import frozen
 from rich.console import Console
 from rich.table import Table
 
+from cli import better
 from cli import config as settings
 from cli import folder as folders
 from cli.config import TrainConfig
 from cli.recipes.setting import refusal
-from pipeline import log, plot
+from pipeline import log
 from pipeline.errors import PipeError
-from pipeline.state import format_metric, is_better
+from pipeline.state import format_metric
 
 COLUMNS = 6
 """Settings that a table has room for; side by side, there are all."""
@@ -52,7 +52,7 @@ class Entry:
 
     def best(self, metric: str | None = None) -> tuple[int, str, float] | None:
         """The epoch, the metric and its value."""
-        return plot.best_epoch(self.rows, metric or self.flat.get("best"))
+        return better.best_epoch(self.rows, metric or self.flat.get("best"))
 
     @property
     def json(self) -> dict[str, Any]:
@@ -97,7 +97,7 @@ def entry(path: Path, name: str) -> Entry:
     """A run as its folder tells, also where it is one that can't be read."""
     try:
         config = settings.make(settings.read(path / settings.CONFIG))
-        rows = log.read(path / folders.METRICS)
+        rows = better.read(path)
     except PipeError as e:
         return Entry(name, path, None, [], "failed", str(e))
     state, why = _state(path, rows, config)
@@ -139,15 +139,10 @@ def _sorted(found: list[Entry], by: str) -> list[Entry]:
     """Best first by a metric; else from low to high; those without a value last."""
     metrics = {k.removeprefix("validate/") for e in found for r in e.rows for k in r if k.startswith("validate/")}
     if by in metrics:
-        values = {id(e): best[2] for e in found if (best := e.best(by)) is not None}
-
-        def compare(a: Entry, b: Entry) -> int:
-            x, y = values.get(id(a)), values.get(id(b))
-            if x is None or y is None:
-                return (x is None) - (y is None)
-            return 0 if x == y else -1 if is_better(by, x, y) else 1
-
-        return sorted(found, key=cmp_to_key(compare))
+        firsts = [r for e in found for r in e.rows[:1]]
+        key = better.ranking(by, sorted(firsts, key=lambda r: by not in r.get("better", {})))
+        ends = {id(e): best[2] for e in found if (best := e.best(by)) is not None}
+        return sorted(found, key=lambda e: key({f"validate/{by}": ends.get(id(e))}))
     if by in ("epochs", "seconds", "state", "name"):
         return sorted(found, key=lambda e: getattr(e, by))
     known = {k for e in found for k in e.flat}

@@ -24,6 +24,7 @@ from cli import folder as folders
 from cli import landscape, width
 from cli import plan as plans
 from cli.axes import Axis, combinations
+from cli.better import ranking
 from cli.build import MANY
 from cli.build import begin as begun
 from cli.chunk import MEMBERS
@@ -35,7 +36,7 @@ from cli.watch import watched
 from pipeline import log, plot
 from pipeline.compile import Compiled
 from pipeline.errors import ConfigError
-from pipeline.state import format_metric, is_better
+from pipeline.state import format_metric
 
 PLAN, CSV, PICTURE, BEST = "sweep.json", "sweep.csv", "sweep.svg", "best"
 
@@ -190,12 +191,10 @@ def _end(
 
 def _best(members: Sequence[Member], results: Mapping[str, Sequence[log.Row]], metric: str) -> Member:
     """The member with the best last epoch, of those that did most."""
-    found, best = members[0], None
     most = max(rows[-1]["epoch"] for rows in results.values())
-    for m in (m for m in members if results[m.name][-1]["epoch"] == most):
-        value = results[m.name][-1].get(f"validate/{metric}")
-        if value is not None and (best is None or is_better(metric, value, best)):
-            found, best = m, value
-    if best is None:
+    ends = {m.name: results[m.name][-1] for m in members if results[m.name][-1]["epoch"] == most}
+    finite = [m for m in members if ends.get(m.name, {}).get(f"validate/{metric}") is not None]
+    if not finite:
         raise ConfigError(f"no run of the sweep ended with a finite {metric}; try lower learning rates")
-    return found
+    key = ranking(metric, [r for rows in results.values() for r in rows[:1]])
+    return min(finite, key=lambda m: key(ends[m.name]))

@@ -23,6 +23,7 @@ from cli.progress import interrupts, live, plain, printed, waiting, warn
 from pipeline import Pipeline, Report, State, checkpoint, fit, log, place, plot, testing, until
 from pipeline.checkpoint import Saved, Saver
 from pipeline.compile import Compiled
+from pipeline.direction import directions
 from pipeline.errors import CheckpointError, ConfigError, NonFiniteError
 from pipeline.state import format_metric
 
@@ -130,8 +131,8 @@ def _done(saved: Saved, config: TrainConfig) -> str | None:
     best, patience = saved.best, config.run.patience
     if saved.epoch >= config.run.epochs:
         return f"all {saved.epoch} epochs; for more, add --epochs {2 * saved.epoch}"
-    if patience is not None and best is not None and saved.batch == 0 and saved.epoch - best.epoch >= patience:
-        waited = saved.epoch - best.epoch
+    waited = 0 if best is None else saved.epoch - (best.since or best.epoch)
+    if patience is not None and best is not None and saved.batch == 0 and waited >= patience:
         return f"no better {best.metric} for {waited} epochs; to wait longer, add --patience {2 * waited}"
     return None
 
@@ -160,7 +161,7 @@ def _train(
     made: Job, config: TrainConfig, folder: Path, state: State, saved: Saved | None, say: Console, verbose: bool, *,
     going: bool,
 ) -> Report | None:  # fmt: skip
-    metric = _best(made, config)
+    metric = _best(made, config, state)
     caught: list[int] = []
     signals = caught  # of several processes, what one of them had caught when all were asked
     report: Report | None = None
@@ -178,7 +179,7 @@ def _train(
             warn(f"{lines.path} has no line for epoch {', '.join(map(str, missing))}; it goes on without")
         start = saved.start if saved else (0, 0)
         program = (
-            compiled(made.pipe, made.held_out, config, state, say, verbose) if config.run.compile and going else False
+            compiled(made.pipe, made.validation, config, state, say, verbose) if config.run.compile and going else False
         )
         stops, shown = _stops(config, metric, saver), printed(config.run.epochs)
         try:
@@ -236,7 +237,7 @@ def _reports(
     made: Job, config: TrainConfig, folder: Path, state: State, program: Any, start: tuple[int, int]
 ) -> Iterable[Report]:
     reports = fit(
-        made.pipe, epochs=config.run.epochs, validate=made.held_out, state=state, compile=program, interval=0.1,
+        made.pipe, epochs=config.run.epochs, validate=made.validation, state=state, compile=program, interval=0.1,
         steps_per_call=_per_call(config), every=config.run.save_steps, start=start,
     )  # fmt: skip
     return log.tensorboard(reports, folder / "tensorboard") if config.run.tensorboard and processes.first() else reports
@@ -249,7 +250,7 @@ def _stops(config: TrainConfig, metric: str | None, saver: Saver) -> dict[str, u
     if run.patience is not None:
         if metric is None:
             raise ConfigError("--patience needs held-out data, on which the best epoch is told")
-        best = None if saver.best is None else (saver.best.value, saver.best.epoch)
+        best = None if saver.best is None else (saver.best.value, saver.best.since or saver.best.epoch)
         found[f"no better {metric} for {run.patience} epochs"] = until.no_better(metric, epochs=run.patience, best=best)
     if run.minutes is not None:
         found[f"{run.minutes:g} minutes have passed"] = until.minutes(run.minutes)
@@ -277,14 +278,15 @@ def _save_failed(
     folders.write_status(folder, "stopped" if stopped else "failed", why=str(error) or type(error).__name__)
 
 
-def _best(made: Job, config: TrainConfig) -> str | None:
+def _best(made: Job, config: TrainConfig, state: State) -> str | None:
     """The metric that tells the best epoch."""
-    return config.run.best or made.best or _first(made)
+    return config.run.best or made.best or _first(made, state)
 
 
-def _first(made: Job) -> str | None:
+def _first(made: Job, state: State) -> str | None:
     """The metric that tells the best epoch of a pipeline of the user's: the last that it measures beside the loss."""
-    known = [*made.pipe.finish(made.pipe.zeros())]
+    numbers = [k for k, v in made.pipe.finish(made.pipe.zeros()).items() if v.ndim == 0 and "/" not in k]
+    known = [*directions(made.pipe.better(state), numbers)]
     return None if made.held_out is None or not known else "accuracy" if "accuracy" in known else known[-1]
 
 
@@ -330,7 +332,7 @@ def _verify(
     program = made.pipe.compile(backend=config.run.backend, fallback="eager") if config.run.compile else False
     for report in fit(
         made.pipe, epochs=saved.epoch + (saved.batch > 0), state=state, compile=program,
-        validate=made.held_out if made.pipe.watches else None,
+        validate=made.validation if made.pipe.watches else None,
         every=saved.step, start=before.start if before else (0, 0),
     ):  # fmt: skip
         if report.step >= saved.step:

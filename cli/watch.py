@@ -9,12 +9,13 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from cli import landscape
+from cli import better, landscape
 from cli.axes import Axis
 from cli.chunk import row
 from cli.plan import Chunk, Member
+from pipeline import log
 from pipeline.log import Row
-from pipeline.state import format_metric, is_better
+from pipeline.state import format_metric
 
 SHOWN = 8
 """Rows of the table of the best settings."""
@@ -29,7 +30,8 @@ def watched(
     names = [a.name for a in axes]
 
     def seen(chunk: Chunk, rows: Sequence[Row]) -> Table:
-        now = {**results, **{m.name: [row(r, j) for r in rows[-1:]] for j, m in enumerate(chunk.members)}}
+        last = {**rows[-1], "better": log.declared(rows)}
+        now = {**results, **{m.name: [row(last, j)] for j, m in enumerate(chunk.members)}}
         known = [(m.chosen, now[m.name]) for m in members if m.name in now]
         done = sum(r[-1]["epoch"] == chunk.members[0].config.run.epochs for r in results.values())
         title = f"epoch {rows[-1]['epoch']} of {chunk.end}, {done} of {len(members)} runs done"
@@ -40,7 +42,7 @@ def watched(
         def line(chunk: Chunk, rows: Sequence[Row]) -> None:
             if rows[-1]["epoch"] == chunk.end:
                 values = [v for v in rows[-1][f"validate/{metric}"] if v is not None]
-                best = max(values, key=lambda v: -v if not is_better(metric, 1, 0) else v) if values else float("nan")
+                best = (max if better.of(metric, rows) == "high" else min)(values, default=float("nan"))
                 up_to = f" up to epoch {chunk.end}" if chunk.end < chunk.members[0].config.run.epochs else ""
                 say.print(f"trained {len(chunk.members)} runs{up_to}, the best with {format_metric(metric, best)}")
 

@@ -6,13 +6,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
+from attrs import evolve
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from pipeline import mesh
 from pipeline.forward import Model
 from pipeline.mesh import ROWS, Mesh
-from pipeline.module import Module
 from pipeline.stage import Stage
 from pipeline.state import Batch
 from pipeline.tree import Tree, tree_map
@@ -72,7 +72,7 @@ def _cumulative(s: Model) -> Model:
     for part in module.modules():
         if isinstance(part, _BatchNorm):
             part.momentum = None
-    return s.calling(Module(module, False))
+    return s.calling(evolve(s.module, build=module, train=False))
 
 
 def _needed(stages: Sequence[Stage], models: Mapping[str, Model]) -> list[Stage]:

@@ -12,7 +12,7 @@ Nothing here compiles, and nothing names a device.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Self
 
@@ -23,11 +23,12 @@ from torch.utils import _pytree as pytree
 
 from pipeline import evaluate, html, load, place
 from pipeline.backward import Gradients
+from pipeline.direction import Direction
 from pipeline.errors import StageError, StateError, WiringError, did_you_mean
 from pipeline.evaluate import HostMetric
 from pipeline.forward import Model
 from pipeline.hyper import check_watched, hyper_names, hyper_numbers, hyper_value, observed, remembering, scheduled
-from pipeline.joint import parted
+from pipeline.joint import by_model
 from pipeline.load import Load
 from pipeline.mesh import ROWS
 from pipeline.place import Place
@@ -104,10 +105,10 @@ class Composition:
             tuple(graph),
             measured,
         )
-        object.__setattr__(self, "on_host", tuple(s for s in stages if isinstance(s, HostMetric)))
-        object.__setattr__(self, "segments", segments(graph))
+        object.__setattr__(self, "on_host", tuple(s for s in stages if isinstance(s, HostMetric) and s.runs(False)))
+        object.__setattr__(self, "segments", segments(s for s in graph if s.runs(True)))
         object.__setattr__(self, "sharding", sharding(self.place.mesh, stages, graph))
-        object.__setattr__(self, "metrics", tuple(s for s in graph if s.finish is not None))
+        object.__setattr__(self, "metrics", tuple(s for s in graph if s.finish is not None and s.runs(True)))
 
     # -- what comes out of it
 
@@ -148,11 +149,11 @@ class Composition:
                 f"stage {stage.name!r} has a lazy module, which is made by a look at a batch: pass init(batch=...)"
             )
         if batch is None:
-            batch = self.prepared(load.first(self.over(), 2), False)
+            batch = self.prepared(load.first(self.over(), 2), True)
         values = {**self._kept(tree), "training": False, **place.host(self.place.batch(batch))}
         grads = {s.grads for s in self.graph if isinstance(s, Gradients)}
         before = self.graph[: self.graph.index(stage)]
-        earlier = [s for s in before if not s.remembers and not grads & {*s.reads}]
+        earlier = [s for s in before if s.runs(True) and not s.remembers and not grads & {*s.reads}]
         with torch.no_grad():
             return {**values, **through(earlier, values, self.hyper(tree), {})[0]}
 
@@ -180,7 +181,7 @@ class Composition:
             return evaluate.read(self.finish(self.total(sums)))
         for batch in batches:
             placed = self.place.batch(batch)
-            added, written = self.sums(state.tree, placed)
+            added, written = self.sums(self._carried(state.tree, sums), placed)
             sums = _summed(sums, added)
             values = {**self._kept(state.tree), **batch, **written}
             for s in self.on_host:
@@ -217,7 +218,7 @@ class Composition:
                 )
             if (g := segment.gradients) is not None:
                 like = {model: tree[model] for model in g.wrt}
-                unreached -= {model for model, grads in parted(written[g.grads], like).items() if grads}
+                unreached -= {model for model, grads in by_model(written[g.grads], like).items() if grads}
             values |= written
             memory |= remembered
             sums |= added
@@ -248,7 +249,7 @@ class Composition:
         self, segment: Segment, values: Mapping[str, Any], hyper: Any, memory: Mapping[str, Tree], batch: Batch,
         parts: int = 0,
     ) -> Difference | None:  # fmt: skip
-        """How a loss differs from that of its parts, at first. Raises StageError where its backward takes it in these."""
+        """How a loss differs from that of its parts, at first. Raises StageError if its backward takes these."""
         g = segment.gradients
         if g is None or self.sharding is not None or max(parts, g.accumulate) == 1 or not untried(g):
             return None
@@ -288,7 +289,17 @@ class Composition:
 
     def measure(self, tree: dict[str, Tree], sums: dict[str, Tree], batch: Batch) -> dict[str, Tree]:
         """The evaluation program: `sums` with those of one more batch added."""
-        return _summed(sums, self.sums(tree, batch)[0])
+        return _summed(sums, self.sums(self._carried(tree, sums), batch)[0])
+
+    def _carried(self, tree: dict[str, Tree], sums: dict[str, Tree]) -> dict[str, Tree]:
+        """A State's tree with the buffers that are carried as the batch before left them."""
+        new = dict(tree)
+        for (name, k), (how, _) in _carrying(self.evaluation).items():
+            begun, now = sums[CARRIED]["begun"], sums[CARRIED][name, k]
+            first = tree[name][k] if how == "run" else torch.zeros_like(now)
+            begun = begun.reshape(*begun.shape, *[1] * (now.ndim - begun.ndim))  # of members, (M, 1, ...)
+            new[name] = {**new[name], k: torch.where(begun > 0, now, first)}
+        return new
 
     def sums(self, tree: dict[str, Tree], batch: Batch) -> tuple[dict[str, Tree], dict[str, Any]]:
         """The sums of one batch in eval mode, and what the stages wrote."""
@@ -310,6 +321,8 @@ class Composition:
             written, _, added = through(stages, values, self.hyper(tree), tree["memory"], weigh)
         if rows is not None and not rows.count:
             added = tree_map(lambda x: x * 0, added)
+        if carried := {(name, k): written[name][k] for name, k in _carrying(stages)}:
+            added[CARRIED] = {"begun": torch.ones_like(tree["step"]), **carried}
         return added, written
 
     @property
@@ -387,7 +400,7 @@ class Composition:
         if data is None and self.load is None:
             raise WiringError("evaluation needs data: this pipeline has no load stage of its own")
         own = self.load or load.loader(())
-        return own.over(own.data if data is None else data)
+        return own.over(own if data is None else data)
 
     def first_and_last(self, source: Load, training: bool) -> Iterator[Batch]:
         """The two batches of an epoch that may differ in shape, on the device; none where the data does not tell."""
@@ -397,24 +410,42 @@ class Composition:
 
     def prepared(self, batch: Batch, training: bool) -> Batch:
         """A batch after the stages that run on the host."""
-        if not self.host:
-            return batch
-        written, _, _ = through(self.host, {**batch, "training": training}, {}, {})
-        return {**batch, **written}
+        host = [s for s in self.host if s.runs(training)]
+        written, _, _ = through(host, {**batch, "training": training}, {}, {})
+        return {**batch, **written} if host else batch
 
     def zeros(self) -> dict[str, Tree]:
         """The sums of the evaluation program before any batch, on the device."""
-        sums: dict[str, Tree] = self.place.tree({s.name: first_memory(s, {}) for s in self.evaluation if s.finish})
-        return sums
+        sums = {s.name: first_memory(s, {}) for s in self.evaluation if s.finish}
+        if carried := {at: torch.zeros(t.shape, dtype=t.dtype) for at, (_, t) in _carrying(self.evaluation).items()}:
+            sums[CARRIED] = {"begun": torch.zeros((), dtype=torch.int64), **carried}
+        made: dict[str, Tree] = self.place.tree(sums)
+        return made
 
     def finish(self, sums: Mapping[str, Tree]) -> dict[str, Any]:
         """Metrics from sums, on the device."""
         done: dict[str, Any] = {}
-        for s in self.metrics:
+        for s in self.graph:
             if s.name in sums and s.finish is not None:
                 # Two metrics of one name, as of two heads: the second is told apart by its stage.
                 done.update({f"{s.name}.{k}" if k in done else k: v for k, v in s.finish(sums[s.name]).items()})
         return done
+
+    def better(self, state: State) -> dict[str, Direction | None]:
+        """What metrics declare of their results, by the names of `finish`; under "" those on the host, whose results
+        have names when they are taken."""
+        found: dict[str, Direction | None] = {}
+        for sums in ({s.name: state.memory[s.name] for s in self.metrics}, self.zeros()):
+            names: dict[str, Direction | None] = {}
+            for s in (s for s in self.metrics if s.name in sums):
+                for k in self.finish({s.name: sums[s.name]}):
+                    said = s.better.get(k) if isinstance(s.better, Mapping) else s.better
+                    names[f"{s.name}.{k}" if k in names else k] = said
+            found |= names
+        others = [s.better for s in self.on_host]
+        alike = {said for said in others if not isinstance(said, Mapping)}
+        found[""] = alike.pop() if len(alike) == 1 else None
+        return {**found, **{k: v for said in others if isinstance(said, Mapping) for k, v in said.items()}}
 
     def results(self, state: State) -> dict[str, Any]:
         """The metrics of the steps since they were restarted, as Python numbers; waits for the device."""
@@ -433,17 +464,29 @@ class Composition:
         """Whether a schedule reads metrics."""
         return any(s.watches for s in scheduled(self.graph).values())
 
-    def check_watched(self, state: State, validated: bool) -> None:
-        """Raise ConfigError where a schedule reads a metric that an epoch will not have, as far as that is known."""
-        if self.watches and not (validated and self.on_host):  # whose metrics have names when they are taken
-            sums = {s.name: state.memory[s.name] for s in self.metrics}
-            found = {**self.finish(sums), **(self.finish(self.zeros()) if validated else {})}
+    def check_watched(self, state: State, sets: Collection[str]) -> None:
+        """Raise ConfigError where a schedule reads a metric that an epoch will not have, as far as that is known.
+
+        `sets` are the names of what is validated on, "" that of one alone. Of several, a metric is known by its whole
+        name only, as the training's of that name is another one.
+        """
+        if self.watches and not ("" in sets and self.on_host):  # whose metrics have names when they are taken
+            found = self.finish({s.name: state.memory[s.name] for s in self.metrics})
+            for name, value in (self.finish(self.zeros()) if sets else {}).items():
+                found = {k: v for k, v in found.items() if k != name}
+                found |= {f"{of}.{name}" if of else name: value for of in sets}
             check_watched(scheduled(self.graph), {k for k, v in found.items() if v.ndim == 0})
 
     def restart_metrics(self, state: State) -> State:
-        """The same State with the sums of its metrics at zero: the beginning of an epoch."""
-        zeros = {s.name: tree_map(torch.zeros_like, state.memory[s.name]) for s in self.metrics}
-        return state.replace(memory={**state.memory, **zeros})
+        """The same State at the beginning of an epoch."""
+        zero = {id(t) for t in self.of_an_epoch(state.tree)}
+        return state.replace(**tree_map(lambda t: torch.zeros_like(t) if id(t) in zero else t, state.tree))
+
+    def of_an_epoch(self, tree: Mapping[str, Tree]) -> list[Tensor]:
+        """What is zero when an epoch begins: sums of metrics, and buffers that are carried through one."""
+        sums = [tree["memory"][s.name] for s in self.metrics]
+        carried = [tree[name][k] for (name, k), (how, _) in _carrying(self.graph).items() if how == "epoch"]
+        return pytree.tree_leaves((sums, carried))
 
     def hyper(self, tree: dict[str, Tree]) -> dict[str, dict[str, Tensor]]:
         """Each stage's hyperparameters at this step, schedules applied: 0-d float64."""
@@ -452,9 +495,9 @@ class Composition:
     def check(self, state: State, data: Any = None) -> None:
         """Try the stages on a batch, and let each look at the data: what can fail, fails now.
 
-        On the pipeline's own data in training mode, as far as they need no gradients; on others as an evaluation. Raises
-        StageError where the model can't take the inputs, and DataError for labels that do not fit. Warns of a loss that
-        is not a mean over samples, as its mean over batches is not that of all.
+        On the pipeline's own data in training mode, as far as they need no gradients; on others as an evaluation.
+        Raises StageError where the model can't take the inputs, and DataError for labels that do not fit. Warns of a
+        loss that is not a mean over samples, as its mean over batches is not that of all.
         """
         if data is None and self.load is None:
             return
@@ -467,25 +510,32 @@ class Composition:
         values = {**self._kept(self.whole(state).tree), "training": training, **batch}
         whole = source.data.batch(list(source.data.tensors.values())) if source.in_memory and not self.host else {}
         hyper, weigh = self.hyper(state.tree), counted(batch, self.samples, state.step)
-        tried = without_gradients(self.graph) if training else self.evaluation
-        for segment in self.segments:
-            if training:
-                parts = 1 if any(f"{g.of}.weight" in s.writes for g in self.backwards for s in segment.stages) else 2
-                found = self._try_parts(segment, values, hyper, state.memory, batch, parts)
-                if found is not None and found.instead:
-                    warnings.warn(
-                        f"stage {found.stage!r} {found.said}, so its mean over batches is not that of all samples; "
-                        f"{found.instead}",
-                        stacklevel=3,
-                    )
+        tried = without_gradients(self.graph, True) if training else self.evaluation
+        for segment in self.segments if training else [None]:
+            if segment is not None:
+                self._warn(segment, values, hyper, state.memory, batch)
             with torch.enable_grad(), self.place.autocast():
-                for s in (*segment.stages, *([segment.gradients] if segment.gradients is not None else [])):
+                for s in tried if segment is None else segment.all:
                     if s not in tried:
                         continue
                     if s.check is not None:
                         seen = {**values, **whole}
                         s.look(**{p: seen[v] for p, v in s.parameters if v in seen})
                     values.update(through([s], values, hyper, state.memory, weigh)[0])
+
+    def _warn(
+        self, segment: Segment, values: Mapping[str, Any], hyper: Any, memory: Mapping[str, Tree], batch: Batch
+    ) -> None:
+        """Warn of a loss that says no weight and is not a mean over samples."""
+        g = segment.gradients
+        said = g is not None and any(f"{g.of}.weight" in s.writes for s in segment.stages)
+        found = self._try_parts(segment, values, hyper, memory, batch, 1 if said else 2)
+        if found is not None and found.instead:
+            warnings.warn(
+                f"stage {found.stage!r} {found.said}, so its mean over batches is not that of all samples; "
+                f"{found.instead}",
+                stacklevel=4,
+            )
 
     def check_state(self, state: State) -> None:
         """Raise StateError unless `state` has the names that this pipeline's `init` would give it."""
@@ -577,6 +627,7 @@ class Composition:
         for s in self.stages:
             keeps = (*s.keeps, *s.hyper, *(["sums"] if s.finish else ["memory"] if s.remembers else []))
             by = " (by tape)" if isinstance(s, Gradients) and s.taken == "tape" else ""
+            by += f" ({s.when} only)" if isinstance(s, Stage) and s.when else ""
             yield s.name + by, ", ".join(s.values_read), ", ".join(s.values_written), ", ".join(keeps)
 
     def __repr__(self) -> str:
@@ -584,6 +635,14 @@ class Composition:
 
 
 _HEAD = ("stage", "reads", "writes", "keeps")
+
+CARRIED = "buffers carried"
+"""Beside the sums of an evaluation: the buffers that it carries, and whether it has begun."""
+
+
+def _carrying(stages: Sequence[Stage]) -> dict[tuple[str, str], tuple[str, Tensor]]:
+    """The buffers that evaluation carries, by the names in State: through what, and one of the same shape."""
+    return {(s.buffers, k): x for s in stages if isinstance(s, Model) for k, x in s.carried.items()}
 
 
 def _trainable(module: nn.Module) -> bool:
@@ -596,7 +655,9 @@ def _without_rows(batch: Batch) -> Batch:
 
 def _summed(sums: dict[str, Tree], added: dict[str, Tree]) -> dict[str, Tree]:
     with torch.no_grad():
-        return {name: tree_map(torch.add, sums[name], s) for name, s in added.items()}
+        return {
+            k: tree_map(Tensor.detach, s) if k == CARRIED else tree_map(torch.add, sums[k], s) for k, s in added.items()
+        }
 
 
 def _as_it_was(new: Any, old: Any) -> Any:

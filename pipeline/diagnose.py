@@ -53,7 +53,7 @@ def _watched(pipe: Composition, found: list[Fault]) -> Composition:
             else:
                 found.extend(_bad(f"stage {s.name!r} made", written))
 
-        return Stage(f"behind {s.name}", look, names={name: name for name in s.values_written})
+        return Stage(f"behind {s.name}", look, names={name: name for name in s.values_written}, when=s.when)
 
     return Composition(
         *[t for s in pipe.stages for t in ((s, behind(s)) if s in pipe.graph and s.values_written else (s,))]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, Self
 
 import torch
@@ -129,8 +129,8 @@ class Ensemble(Sweep):
                 done |= {f"members.{name}/{i}": each[name][i] for i in range(self.members)}
         return done
 
-    def check_watched(self, state: State, validated: bool) -> None:
-        Pipeline.check_watched(self, state, validated)
+    def check_watched(self, state: State, sets: Collection[str]) -> None:
+        Pipeline.check_watched(self, state, sets)
 
     def module(self, state: State, params: str = "params") -> nn.Module:
         """The members as one nn.Module, whose outputs are the joined ones.

@@ -3,8 +3,8 @@
 A metric stage returns the sums of one batch; State adds them up; `finish` turns them into named numbers. The same stage
 serves training and evaluation. Counts are int64, other sums float64.
 
-Shapes: outputs (B, C, ...) logits and targets (B, ...) int64 for classes (dim=-1 for (B, T, C)); outputs and targets
-alike, or (B, 1) and (B,), for values.
+Shapes: outputs (B, C, ...) or (B, ..., C) logits and targets (B, ...) int64, or floats as the outputs, for classes
+(`dim` is theirs, where shapes leave it open); outputs and targets alike, or (B, 1) and (B,), for values.
 """
 
 from __future__ import annotations
@@ -17,18 +17,22 @@ from attrs import evolve, field, frozen
 from torch import Tensor
 from torch.nn import functional as F
 
+from pipeline import means
+from pipeline.direction import Better, Direction
 from pipeline.errors import ConfigError, DataError, StageError
-from pipeline.stage import Stage, fitted
+from pipeline.stage import Stage, classes_at, fitted
 from pipeline.tree import Tree
 
 INT, FLOAT = torch.int64, torch.float64
+_SCORES: Mapping[str, Direction] = {"precision": "high", "recall": "high", "f1": "high"}
 
 
 def metric(name: str, measure: Callable[..., Tree], finish: Callable[[Any], dict[str, Any]],
-           sums: Mapping[str, Any]) -> Stage:  # fmt: skip
+           sums: Mapping[str, Any], *, better: Better = None) -> Stage:  # fmt: skip
     """Any metric: `measure(named values)` gives a batch's sums, `finish(sums)` the named results.
 
-    `sums` describes the sums: a dtype for a 0-d sum, or (dtype, shape).
+    `sums` describes the sums: a dtype for a 0-d sum, or (dtype, shape). `better`: "high", "low", or a mapping from
+    results to these; a result without one can't choose a best epoch.
 
     >>> seen = metric("seen", lambda targets: {"n": torch.tensor(len(targets))}, lambda s: {"seen": s["n"]}, {"n": INT})
     >>> seen.finish(seen(torch.zeros(3)))
@@ -39,7 +43,7 @@ def metric(name: str, measure: Callable[..., Tree], finish: Callable[[Any], dict
         described = {k: v if isinstance(v, tuple) else (v, ()) for k, v in sums.items()}
         return {k: torch.zeros(shape, dtype=dtype) for k, (dtype, shape) in described.items()}
 
-    return Stage(name, measure, init=init, finish=finish, draws=True)
+    return Stage(name, measure, init=init, finish=finish, draws=True, better=better)
 
 
 @frozen(eq=False, repr=False)
@@ -57,17 +61,20 @@ class HostMetric(Stage):
             raise self.failed(e, given) from e
 
 
-def on_host(name: str, measure: Callable[..., Any], summary: Callable[[list[Any]], dict[str, Any]]) -> HostMetric:
+def on_host(
+    name: str, measure: Callable[..., Any], summary: Callable[[list[Any]], dict[str, Any]], *, better: Better = None
+) -> HostMetric:
     """A metric of what no graph can read: strings, ids, or by a function of another library.
 
     `measure(named values)` is given a batch's values on the host, with what stayed there, and returns anything;
-    `summary(all of them)` gives the named results. Evaluation only, which then runs uncompiled.
+    `summary(all of them)` gives the named results. Evaluation only, which then runs uncompiled. `better` as in
+    `metric`; of several on the host that differ in it, by the names of results.
 
     >>> longest = on_host("longest", lambda words: max(map(len, words)), lambda seen: {"longest": max(seen)})
     >>> longest.summary([longest(["pure", "step"]), longest(["function"])])
     {'longest': 8}
     """
-    return HostMetric(name, measure, summary=summary)
+    return HostMetric(name, measure, summary=summary, better=better)
 
 
 def _count(x: Tensor) -> Tensor:
@@ -78,35 +85,88 @@ def _ratio(name: str) -> Callable[[Any], dict[str, Any]]:
     return lambda sums: {name: sums["sum"].to(FLOAT) / sums["count"]}
 
 
-def accuracy(*, dim: int = 1, ignore_index: int = -100) -> Stage:
-    """The fraction of targets that have the largest logit; for outputs of the targets' shape, of logits on the right
-    side of 0."""
+def accuracy(*, dim: int | None = None, ignore_index: int = -100, several: bool | None = None) -> Stage:
+    """The fraction of targets that have the largest logit; of several labels (B, L), of logits on the right side of 0.
 
-    def measure(outputs: Tensor, targets: Tensor) -> Tree:
-        right, counted = _right(outputs, targets, dim, ignore_index)
+    Floats of the outputs' shape may be either: they are probabilities of classes if those of each sample sum to 1, in
+    all that is evaluated. `several` says it.
+
+    >>> metric, soft = accuracy(), torch.tensor([[0.9, 0.1], [0.2, 0.8]])
+    >>> metric.finish(metric(torch.tensor([[2.0, 1.0], [2.0, 1.0]]), soft))["accuracy"]
+    tensor(0.5000, dtype=torch.float64)
+    """
+
+    def tell(outputs: Tensor, targets: Tensor, at: int | None) -> Tree:
+        right, counted = _right(outputs, targets, at, ignore_index)
         return {"sum": right.sum(), "count": counted.sum()}
 
-    return metric("evaluate.accuracy", measure, _ratio("accuracy"), {"sum": INT, "count": INT})
+    sums = {"sum": INT, "count": INT}
+    return _told("evaluate.accuracy", tell, _ratio("accuracy"), sums, dim, several, better="high")
 
 
-def _right(outputs: Tensor, targets: Tensor, dim: int, ignore_index: int) -> tuple[Tensor, Tensor]:
-    """Which targets are told rightly, and which are counted: both of the targets' shape."""
-    if outputs.shape == targets.shape:
-        guess = (outputs > 0).to(targets.dtype)
-    elif outputs.shape[dim] == 1:
-        guess = (outputs.squeeze(dim) > 0).to(targets.dtype)
-    else:
-        guess = outputs.argmax(dim)
+def _right(outputs: Tensor, targets: Tensor, at: int | None, ignore_index: int) -> tuple[Tensor, Tensor]:
+    """Which targets are told rightly, by the largest logit in dimension `at` or by the side of 0, and which count."""
+    guess = (outputs > 0).to(targets.dtype) if at is None else outputs.argmax(at)
     counted = targets != ignore_index
     return (guess == targets) & counted, counted
 
 
-def calibration_error(bins: int = 15, *, dim: int = 1, ignore_index: int = -100) -> Stage:
+def _told(name: str, tell: Callable[..., Tree], finish: Callable[[Any], dict[str, Any]], sums: Mapping[str, Any],
+          dim: int | None, several: bool | None, better: Direction) -> Stage:  # fmt: skip
+    """A metric of classes, or of several labels; of targets that may be either, the sums of both."""
+    both = {**sums, **{f"classes.{k}": v for k, v in sums.items()}, "unlike": INT}
+
+    def measure(outputs: Tensor, targets: Tensor) -> Tree:
+        alike = outputs.shape == targets.shape
+        if not alike:
+            at = classes_at(name, outputs, targets, dim)
+            one = outputs.shape[at] == 1
+            each = tell(outputs.squeeze(at) if one else outputs, targets, None if one else at)
+        elif several is not False and not (several is None and _may_be_soft(outputs, targets, dim)):
+            each = tell(outputs, targets, None)
+        else:
+            at = classes_at(name, outputs, targets, dim, ", or several=True if each is a label of its own")
+            rows = tell(outputs, targets.argmax(at), at)
+            if several is False:
+                return rows
+            unlike = (targets.sum(at, dtype=FLOAT) - 1).abs() > 1e-4
+            return {**tell(outputs, targets, None), **_named_classes(rows), "unlike": unlike.sum()}
+        none = {k: torch.zeros_like(x) for k, x in each.items()}
+        return each if several is not None else {**each, **_named_classes(none), "unlike": none["count"]}
+
+    def chosen(s: Any) -> dict[str, Any]:
+        of_classes = (s["classes.count"] > 0) & (s["unlike"] == 0)
+        shaped = {k: of_classes.reshape(of_classes.shape + (1,) * (s[k].ndim - of_classes.ndim)) for k in sums}
+        return finish({k: torch.where(of, s[f"classes.{k}"], s[k]) for k, of in shaped.items()})
+
+    return metric(name, measure, *((chosen, both) if several is None else (finish, sums)), better=better)
+
+
+def _named_classes(sums: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {f"classes.{k}": x for k, x in sums.items()}
+
+
+def _may_be_soft(outputs: Tensor, targets: Tensor, dim: int | None) -> bool:
+    """Whether targets of the outputs' shape may be probabilities of classes."""
+    shape = outputs.shape
+    wide = len(shape) > 1 and (min(shape[1], shape[-1]) if dim is None else shape[dim]) > 1
+    return wide and targets.is_floating_point()
+
+
+def _by_class(name: str, outputs: Tensor, targets: Tensor, dim: int | None) -> tuple[Tensor, Tensor]:
+    """Logits (B, C, ...) and classes (B, ...): of probabilities, the likeliest."""
+    at = classes_at(name, outputs, targets, dim)
+    return outputs.movedim(at, 1), targets.argmax(at) if outputs.shape == targets.shape else targets
+
+
+def calibration_error(
+    bins: int = 15, *, dim: int | None = None, ignore_index: int = -100, several: bool | None = None
+) -> Stage:
     """The expected calibration error, reported as `calibration error`: how far the probability of what is told is from
     the share of times that it is right, as a mean over samples in `bins` of equal width of that probability.
 
-    sum over bins of n(bin) / n * |accuracy(bin) - mean probability(bin)|. Shapes as accuracy; of logits on the right
-    side of 0, the probability is that of the side.
+    sum over bins of n(bin) / n * |accuracy(bin) - mean probability(bin)|. Shapes and `several` as accuracy; of logits
+    on the right side of 0, the probability is that of the side.
 
     Source: Guo et al., On calibration of modern neural networks (2017), equation 3.
 
@@ -117,12 +177,9 @@ def calibration_error(bins: int = 15, *, dim: int = 1, ignore_index: int = -100)
     if bins < 1:
         raise ConfigError(f"evaluate.calibration_error: bins={bins} is not a positive whole number")
 
-    def measure(outputs: Tensor, targets: Tensor) -> Tree:
-        right, counted = _right(outputs, targets, dim, ignore_index)
-        if outputs.shape == targets.shape or outputs.shape[dim] == 1:
-            sure = outputs.reshape(targets.shape).abs().sigmoid()
-        else:
-            sure = outputs.softmax(dim).amax(dim)
+    def tell(outputs: Tensor, targets: Tensor, at: int | None) -> Tree:
+        right, counted = _right(outputs, targets, at, ignore_index)
+        sure = outputs.abs().sigmoid() if at is None else outputs.softmax(at).amax(at)
         edges = torch.arange(1, bins, device=outputs.device) / bins
         bin = (sure.unsqueeze(-1) > edges).sum(-1, keepdim=True)
         inside = (bin == torch.arange(bins, device=outputs.device)) & counted.unsqueeze(-1)
@@ -134,41 +191,48 @@ def calibration_error(bins: int = 15, *, dim: int = 1, ignore_index: int = -100)
         return {"calibration error": (sums["right"] - sums["sure"]).abs().sum(-1) / sums["count"]}
 
     sums = {"right": (FLOAT, (bins,)), "sure": (FLOAT, (bins,)), "count": INT}
-    return metric("evaluate.calibration_error", measure, finish, sums)
+    return _told("evaluate.calibration_error", tell, finish, sums, dim, several, better="low")
 
 
-def top_k(k: int = 5, *, dim: int = 1, ignore_index: int = -100) -> Stage:
-    """The fraction of targets among the k largest logits; reported as `top<k>`."""
+def top_k(k: int = 5, *, dim: int | None = None, ignore_index: int = -100) -> Stage:
+    """The fraction of targets among the k largest logits; reported as `top<k>`. Of probabilities, the likeliest is the
+    target."""
     if k < 1:
         raise ConfigError(f"evaluate.top_k: k={k} is not a positive whole number")
 
     def measure(outputs: Tensor, targets: Tensor) -> Tree:
-        best = outputs.topk(k, dim).indices
-        counted = targets != ignore_index
-        return {"sum": ((best == targets.unsqueeze(dim)).any(dim) & counted).sum(), "count": counted.sum()}
+        logits, goals = _by_class(f"evaluate.top_{k}", outputs, targets, dim)
+        counted = goals != ignore_index
+        return {
+            "sum": ((logits.topk(k, 1).indices == goals.unsqueeze(1)).any(1) & counted).sum(),
+            "count": counted.sum(),
+        }
 
-    return metric(f"evaluate.top_{k}", measure, _ratio(f"top{k}"), {"sum": INT, "count": INT})
+    return metric(f"evaluate.top_{k}", measure, _ratio(f"top{k}"), {"sum": INT, "count": INT}, better="high")
 
 
-def confusion(classes: int, *, dim: int = 1) -> Stage:
-    """The confusion matrix (C, C), rows true and columns predicted, with each class's precision, recall and F1 (C,).
+def confusion(classes: int, *, dim: int | None = None) -> Stage:
+    """The confusion matrix (C, C), rows true and columns predicted, with each class's precision, recall and F1 (C,). Of
+    probabilities, the likeliest is the true one.
 
     A class without samples, or never predicted, has 0 where the division would be 0 / 0. Labels outside the classes
     do not count; `fit` refuses data with such labels before it begins.
     """
 
     def measure(outputs: Tensor, targets: Tensor) -> Tree:
-        if outputs.shape[dim] > classes:
-            raise ValueError(f"the model gives {outputs.shape[dim]} classes, more than {classes}")
+        logits, goals = _by_class("evaluate.confusion", outputs, targets, dim)
+        if logits.shape[1] > classes:
+            raise ValueError(f"the model gives {logits.shape[1]} classes, more than {classes}")
         # A product of one-hot matrices rather than bincount: its shape is static and it vmaps. They are made by
         # comparing, because F.one_hot looks at the labels, which nothing before the backward may do.
         kinds = torch.arange(classes, device=targets.device)
-        true = (targets.reshape(-1, 1) == kinds).to(FLOAT)
-        guess = (outputs.argmax(dim).reshape(-1, 1) == kinds).to(FLOAT)
+        true = (goals.reshape(-1, 1) == kinds).to(FLOAT)
+        guess = (logits.argmax(1).reshape(-1, 1) == kinds).to(FLOAT)
         return {"matrix": (true.T @ guess).to(INT)}
 
     def check(outputs: Tensor, targets: Tensor) -> None:
-        wrong = targets[(targets < 0) | (targets >= classes)]
+        goals = _by_class("evaluate.confusion", outputs, targets, dim)[1]
+        wrong = goals[(goals < 0) | (goals >= classes)]
         if len(wrong):
             raise DataError(
                 f"label {wrong[0].item()} is outside the {classes} classes of evaluate.confusion({classes})"
@@ -184,7 +248,8 @@ def confusion(classes: int, *, dim: int = 1) -> Stage:
             "f1": 2 * right / (true + guessed).clamp(min=1),
         }
 
-    return evolve(metric("evaluate.confusion", measure, finish, {"matrix": (INT, (classes, classes))}), check=check)
+    made = metric("evaluate.confusion", measure, finish, {"matrix": (INT, (classes, classes))}, better=_SCORES)
+    return evolve(made, check=check)
 
 
 def labels(count: int) -> Stage:
@@ -203,29 +268,29 @@ def labels(count: int) -> Stage:
             "f1": 2 * right / (true + guessed).clamp(min=1),
         }
 
-    return metric("evaluate.labels", measure, finish, dict.fromkeys(("right", "guessed", "true"), (INT, (count,))))
+    sums = dict.fromkeys(("right", "guessed", "true"), (INT, (count,)))
+    return metric("evaluate.labels", measure, finish, sums, better=_SCORES)
 
 
 def _errors(stage: str, outputs: Tensor, targets: Tensor) -> Tensor:
     return fitted(stage, outputs, targets).to(FLOAT) - targets.to(FLOAT)
 
 
+def _mean_error(name: str, short: str, of: Callable[[Tensor], Tensor]) -> Stage:
+    def measure(outputs: Tensor, targets: Tensor) -> Tree:
+        return {"sum": of(_errors(name, outputs, targets)).sum(), "count": _count(targets)}
+
+    return metric(name, measure, _ratio(short), {"sum": FLOAT, "count": INT}, better="low")
+
+
 def mean_absolute_error() -> Stage:
     """The mean of |output - target| over all values; reported as `mae`."""
-
-    def measure(outputs: Tensor, targets: Tensor) -> Tree:
-        return {"sum": _errors("evaluate.mean_absolute_error", outputs, targets).abs().sum(), "count": _count(targets)}
-
-    return metric("evaluate.mean_absolute_error", measure, _ratio("mae"), {"sum": FLOAT, "count": INT})
+    return _mean_error("evaluate.mean_absolute_error", "mae", torch.abs)
 
 
 def mean_squared_error() -> Stage:
     """The mean of (output - target)^2 over all values; reported as `mse`."""
-
-    def measure(outputs: Tensor, targets: Tensor) -> Tree:
-        return {"sum": (_errors("evaluate.mean_squared_error", outputs, targets) ** 2).sum(), "count": _count(targets)}
-
-    return metric("evaluate.mean_squared_error", measure, _ratio("mse"), {"sum": FLOAT, "count": INT})
+    return _mean_error("evaluate.mean_squared_error", "mse", torch.square)
 
 
 def r2() -> Stage:
@@ -239,21 +304,26 @@ def r2() -> Stage:
     def finish(s: Any) -> dict[str, Any]:
         return {"r2": 1.0 - s["residual"] / (s["y2"] - s["y"] * s["y"] / s["count"])}
 
-    return metric("evaluate.r2", measure, finish, {"residual": FLOAT, "y": FLOAT, "y2": FLOAT, "count": INT})
+    sums = {"residual": FLOAT, "y": FLOAT, "y2": FLOAT, "count": INT}
+    return metric("evaluate.r2", measure, finish, sums, better="high")
 
 
-def perplexity(*, dim: int = 1, ignore_index: int = -100) -> Stage:
-    """Exp of the mean negative log likelihood of the targets; dim=-1 for outputs (B, T, C)."""
+def perplexity(*, dim: int | None = None, ignore_index: int = -100) -> Stage:
+    """Exp of the mean negative log likelihood of the targets, or of their probabilities."""
 
     def measure(outputs: Tensor, targets: Tensor) -> Tree:
-        logits = outputs.movedim(dim, 1)
-        total = F.cross_entropy(logits, targets, ignore_index=ignore_index, reduction="sum")
-        return {"sum": total.to(FLOAT), "count": (targets != ignore_index).sum()}
+        at = classes_at("evaluate.perplexity", outputs, targets, dim)
+        goals = targets.movedim(at, 1).to(outputs.dtype) if outputs.shape == targets.shape else targets
+        given = outputs.movedim(at, 1), goals
+        total = F.cross_entropy(*given, ignore_index=ignore_index, reduction="sum")
+        count = means.weight(F.cross_entropy, given, {"ignore_index": ignore_index})
+        assert count is not None
+        return {"sum": total.to(FLOAT), "count": count.to(INT)}
 
     def finish(sums: Any) -> dict[str, Any]:
         return {"perplexity": torch.exp(sums["sum"] / sums["count"])}
 
-    return metric("evaluate.perplexity", measure, finish, {"sum": FLOAT, "count": INT})
+    return metric("evaluate.perplexity", measure, finish, {"sum": FLOAT, "count": INT}, better="low")
 
 
 def gradient_norm() -> Stage:

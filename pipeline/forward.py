@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import is_dataclass
 from typing import Any
@@ -70,6 +70,11 @@ class Model(Stage):
             f"stage {self.name!r} is renamed where it is made: forward.model(..., params=..., outputs=...)"
         )
 
+    @property
+    def carried(self) -> dict[str, tuple[str, Tensor]]:
+        """The buffers that this call carries from batch to batch in evaluation."""
+        return self.module.carried if self.buffers in self.writes else {}
+
     def again(
         self,
         *,
@@ -117,6 +122,8 @@ def model(
     outputs: str | tuple[str, ...] | Mapping[str, str] = "outputs",
     params: str = "params",
     frozen: bool = False,
+    train: bool | None = None,
+    carry: str | Iterable[str] | Mapping[str, str | None] | None = None,
     name: str = "forward.model",
 ) -> Model:
     """`outputs = module(inputs)`, for any nn.Module.
@@ -129,23 +136,35 @@ def model(
     - `params`: the name under which State keeps its parameters; its buffers are kept as "buffers" (or
       "<params>.buffers"), with the parameters that have requires_grad=False.
     - `frozen`: a module that is only read, in eval mode: a teacher.
+    - `train`: True trains all parts, as module.train() does; False leaves those that came in eval mode in it. By
+      default they stay in it with a warning, unless the module came so as a whole.
+    - `carry`: the buffers, by names or patterns, that evaluation carries from batch to batch as training does, from
+      State's values on; {"h": "epoch"} begins with zeros in each epoch and each evaluation. Others may not change in
+      evaluation, but those that are left as State has them: {"h": None}, or () for all.
 
     In training, buffers and frozen parameters come back as the module leaves them, written in place or assigned anew;
-    what it draws is a function of (seed, step). Parts of an instance that are in eval mode stay in it, unless it is as
-    a whole. Raises WiringError for parameters with hooks, and StageError where it writes into a trained one.
+    what it draws is a function of (seed, step). Raises WiringError for parameters with hooks, and StageError where it
+    writes into a trained one.
     """
     if not isinstance(module, nn.Module) and not callable(module):
         raise WiringError(
             f"forward.model() takes an nn.Module or a function that makes one, not {type(module).__name__}"
         )
-    return _stage(Module(module, frozen), inputs, outputs, params, name)
+    if frozen and train is not None:
+        raise WiringError("forward.model(frozen=True) is in eval mode: leave out train=")
+    if not isinstance(carry, Mapping):
+        names = (carry,) if isinstance(carry, str) else tuple(carry or ())
+        carry = {"*": None} if names == () and carry is not None else dict.fromkeys(names, "run")
+    if wrong := {*carry.values()} - {"run", "epoch", None}:
+        raise WiringError(f'forward.model(carry=...) is through a "run", an "epoch" or None, not {wrong.pop()!r}')
+    return _stage(Module(module, frozen, train, carry), inputs, outputs, params, name)
 
 
 def _stage(parted: Module, inputs: Any, outputs: Any, params: str, name: str, own: str | None = None) -> Model:
     """A call of a module; the first one in a pipeline, which is no call with its `own` parameters again, or with
     others, brings its tensors into State."""
     first = own is None
-    read_only = parted.frozen or own not in (None, params)
+    read_only = (parted.frozen and not any(parted.carry.values())) or own not in (None, params)
     positions: tuple[str, ...] = ()
     keywords: dict[str, str] = {}
     if isinstance(inputs, Mapping):
@@ -156,16 +175,13 @@ def _stage(parted: Module, inputs: Any, outputs: Any, params: str, name: str, ow
     written, picked = _picker(name, outputs)
 
     def forward(params: Any, buffers: Any, training: bool, **values: Any) -> Any:
-        # A module may write into what it is given, so it is given copies; a compiled graph drops those it does not
-        # need.
-        given = {k: b.clone() for k, b in buffers.items()}
         args = tuple(tree_map(_copied, values[p]) for p in positions)
         kwargs = {argument: tree_map(_copied, values[argument]) for argument in keywords}
-        result, after = parted.call(params, given, training, args, kwargs)
+        result, after = parted.call(params, buffers, training, args, kwargs)
         parts = picked(_known(result))
         if read_only:
             return parts if len(parts) > 1 else parts[0]
-        return (*parts, after if training else buffers)
+        return (*parts, after)
 
     def create(seed: int, before: Callable[[], Mapping[str, Any]], tree: Mapping[str, Any]) -> dict[str, Any]:
         def example() -> tuple[list[Any], dict[str, Any]]:

@@ -32,7 +32,7 @@ def joined(trees: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     return dict(pairs)
 
 
-def parted(tensors: Mapping[str, Any], like: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+def by_model(tensors: Mapping[str, Any], like: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     """The same tensors by model; `like` has the models and their own names."""
     where = joined({model: {k: (model, k) for k in tree} for model, tree in like.items()})
     made: dict[str, dict[str, Any]] = {model: {} for model in like}
@@ -61,11 +61,7 @@ def jointly(stage: Stage, models: Sequence[str]) -> Stage:
             return back(f(params=joined(trees), **values), trees)
 
         own = [inspect.Parameter(p, inspect.Parameter.KEYWORD_ONLY) for p in names]
-        others = [
-            p if p.kind is p.VAR_KEYWORD else p.replace(kind=p.KEYWORD_ONLY)
-            for p in takes.values()
-            if p.name != "params"
-        ]
+        others = [p.replace(kind=max(p.kind, p.KEYWORD_ONLY)) for p in takes.values() if p.name != "params"]
         function.__signature__ = inspect.Signature([*own, *others])  # type: ignore[attr-defined]  # inspect reads it
         return function
 
@@ -74,10 +70,10 @@ def jointly(stage: Stage, models: Sequence[str]) -> Stage:
             return made
         values = list(made) if len(stage.writes) > 1 or (stage.remembers and stage.finish is None) else [made]
         at = stage.writes.index("params")
-        return (*values[:at], *parted(values[at], trees).values(), *values[at + 1 :])
+        return (*values[:at], *by_model(values[at], trees).values(), *values[at + 1 :])
 
     def seen(made: dict[str, Tree], trees: Mapping[str, Tree]) -> dict[str, Tree]:
-        return dict(zip(names, parted(made["params"], trees).values(), strict=True))
+        return dict(zip(names, by_model(made["params"], trees).values(), strict=True))
 
     return evolve(
         stage,

@@ -7,13 +7,14 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from attrs import evolve, field, frozen
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
-from pipeline import order
-from pipeline.errors import ConfigError, DataError
+from pipeline import order, random
+from pipeline.errors import ConfigError, DataError, did_you_mean
 from pipeline.mesh import ROWS, Rows
 from pipeline.sources import Source, Tensors, source
 from pipeline.sources.tensors import in_epoch
@@ -28,12 +29,15 @@ class Load(Part):
 
     data: Any = None
     size: int = 0
-    shuffle: bool = True
+    order: Any = None
+    """The order.Order of a data set that is known."""
     drop_last: bool = False
     fields: tuple[str, ...] = ()
     """Names for the parts of a tuple that an iterable yields."""
     samples: str | None = None
     """The value whose first dimension is the number of samples, where not all have the same."""
+    others: tuple[Load, ...] = ()
+    """What else a batch has values of, as many batches in an epoch."""
 
     known: bool = field(init=False)
     """Whether the data set tells its names and its length before it is read."""
@@ -48,21 +52,28 @@ class Load(Part):
             return f"{self.name}({type(self.data).__name__} of {', '.join(self.fields)})"
         options = [
             f"size={self.size}",
-            *(["shuffle=False"] * (not self.shuffle)),
+            *(["shuffle=False"] * (self.order == order.Whole(self.order.n, shuffle=False))),
             *(["drop_last=True"] * self.drop_last),
+            *([f"draws={self.order.n:,}"] * isinstance(self.order, order.Weighted)),
         ]
-        return f"{self.name}({len(self.data):,} samples of {', '.join(self.writes)}, {', '.join(options)})"
+        own = f"load.batches({len(self.data):,} samples of {', '.join(self.data.names)}, {', '.join(options)})"
+        return f"{self.name}({', '.join([own, *map(repr, self.others)])})" if self.others else own
 
     @property
     def in_memory(self) -> bool:
         """Whether the data set is tensors, which a graph can gather from."""
-        return isinstance(self.data, Tensors)
+        return all(isinstance(load.data, Tensors) for load in (self, *self.others))
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """Those of a data set in memory."""
+        return {name: t for load in (self, *self.others) for name, t in load.data.tensors.items()}
 
     @property
     def batches(self) -> int | None:
         """Batches in an epoch, or None where an iterable does not say."""
         if self.known:
-            return order.count(len(self.data), self.size, self.drop_last)
+            return order.count(self.order.n, self.size, self.drop_last)
         try:
             return len(self.data)
         except TypeError:
@@ -80,8 +91,14 @@ class Load(Part):
                 )
             yield from self._iterate(start)
             return
-        options = {"shuffle": self.shuffle, "drop_last": self.drop_last, "start": start}
-        indices = order.batches(len(self.data), self.size, seed, epoch, **options)  # type: ignore[arg-type]  # mixed option types
+        if self.others:
+            if part is not None:
+                raise DataError(f"{self.name}() is for one process: place the pipeline by place.on()")
+            parts = (evolve(load, others=()).epoch(own, epoch, start) for load, own in self.streams(seed))
+            for each in zip(*parts, strict=True):
+                yield {name: value for batch in each for name, value in batch.items()}
+            return
+        indices = order.batches(self.order, self.size, seed, epoch, drop_last=self.drop_last, start=start)
         if part is None:
             yield from map(self._named, in_epoch(self.data, seed, epoch, indices))
             return
@@ -95,9 +112,14 @@ class Load(Part):
         for batch in in_epoch(self.data, seed, epoch, own()):
             yield {**self._named(batch), ROWS: waiting.popleft()}
 
+    def streams(self, seed: int) -> list[tuple[Load, int]]:
+        """What a batch has values of, each with the seed of its order."""
+        return [(self, seed), *((load, random.key(seed, i)) for i, load in enumerate(self.others, 1))]
+
     def at(self, indices: Tensor) -> Batch:
         """The samples at some indices, (B,) int64, of a data set that is known."""
-        return self._named(self.data[indices])
+        others = [load.at(indices % len(load.data)) for load in self.others]
+        return {**self._named(self.data[indices]), **{k: v for batch in others for k, v in batch.items()}}
 
     def _named(self, batch: Any) -> Batch:
         if not isinstance(batch, Mapping):
@@ -133,35 +155,112 @@ class Load(Part):
         return dict(zip(self.fields, item, strict=True))
 
     def over(self, data: Any) -> Load:
-        """A Load of other data in its own order, nothing dropped: what validation reads."""
+        """A Load of other data in its own order, each sample once: what validation reads.
+
+        In batches of this one's size, as a loss may compare the samples of a batch; another Load keeps its own.
+        """
+        if isinstance(data, Load):
+            if isinstance(data.order, order.Weighted) and data is not self:
+                raise DataError("evaluation looks at each sample once; leave out the weights of its load.batches()")
+            if not data.known:
+                return data
+            cut, parts = data.drop_last and data is not self, (data, *data.others)
+            one, *rest = (batches(load.data, size=load.size, shuffle=False, drop_last=cut) for load in parts)
+            return together(one, *rest) if rest else one
         pair = isinstance(data, list) and len(data) == 2 and all(isinstance(part, Tensor) for part in data)
         known = isinstance(data, Source | Mapping | tuple | Dataset) and not isinstance(data, IterableDataset)
         if isinstance(data, Iterable) and not known and not pair:
             return loader(data, names=self.fields or ("inputs", "targets"), samples=self.samples)
-        # Without gradients, several times a training batch takes no more memory.
-        whole, limit = source(data), 8 * self.size or 256
-        # In as few batches of nearly one size as the limit allows: mostly one graph, not two.
-        even = -(-len(whole) // order.count(len(whole), limit))
-        return evolve(batches(whole, size=even, shuffle=False), samples=self.samples)
+        size = self.size or getattr(self.data, "batch_size", None) or 256
+        return evolve(batches(data, size=size, shuffle=False), samples=self.samples)
 
 
-def batches(data: Any, *, size: int, shuffle: bool = True, drop_last: bool = False) -> Load:
+def batches(
+    data: Any, *, size: int, shuffle: bool = True, drop_last: bool = False, weights: Any = None,
+    balanced: str | None = None, replacement: bool = True, draws: int | None = None,
+) -> Load:  # fmt: skip
     """Batches of `size` samples from a Source, a mapping of tensors or arrays, a tuple (inputs, targets), or a torch
     Dataset, which sources.dataset() reads with workers.
 
     Shuffled anew each epoch by a pure function of (seed, epoch, batch); every sample is used once an epoch, the
     last batch being shorter unless `drop_last`. A `size` above N gives one batch of N.
+
+    - `weights`: (N,) numbers from 0 on: an epoch is N samples drawn by them, as torch's WeightedRandomSampler draws.
+    - `balanced`: the value, of classes (N,), by which each class is drawn equally often: weights of 1 / its count.
+    - `replacement`, `draws`: of these, whether a sample may come again in an epoch, and how many come in place of N.
+
     Raises ConfigError for a size below 1 and DataError for an empty or uneven data set.
 
     >>> load = batches((torch.randn(10, 4), torch.zeros(10)), size=4)
     >>> [len(batch["inputs"]) for batch in load.epoch(seed=0, epoch=0)]
     [4, 4, 2]
+    >>> [batch] = batches({"a": torch.arange(3)}, size=8, weights=[0, 1, 0], draws=4).epoch(seed=0, epoch=0)
+    >>> batch["a"].tolist()
+    [1, 1, 1, 1]
     """
     if not is_count(size):
         raise ConfigError(f"batch size {size} is not a positive whole number")
     known = source(data)
-    size = min(operator.index(size), len(known))
-    return Load("load.batches", writes=known.names, data=known, size=size, shuffle=shuffle, drop_last=drop_last)
+    n = len(known)
+    how: order.Order = order.Whole(n, shuffle)
+    if weights is not None or balanced is not None:
+        if not shuffle or (weights is not None and balanced is not None):
+            raise ConfigError("samples are drawn by weights= or balanced=, one of them, and not with shuffle=False")
+        numbers = _weights(n, weights if balanced is None else _balance(known, balanced))
+        how = order.Weighted(n if draws is None else draws, numbers, replacement)
+        possible = np.count_nonzero(numbers)
+        if not is_count(how.n) or (how.n > possible and not replacement):
+            raise ConfigError(f"draws={how.n} is no number of samples from 1 on, without replacement to {possible}")
+    elif draws is not None or not replacement:
+        raise ConfigError("draws= and replacement= are for samples drawn by weights= or balanced=")
+    size = min(operator.index(size), how.n)
+    return Load("load.batches", writes=known.names, data=known, size=size, order=how, drop_last=drop_last)
+
+
+def _balance(known: Source, name: str) -> np.ndarray:
+    """Weights by which classes are drawn equally often."""
+    classes = known.tensors.get(name) if isinstance(known, Tensors) else None
+    if classes is None or classes.ndim != 1 or classes.is_floating_point():
+        raise ConfigError(
+            f"balanced={name!r} are no classes (N,) in a data set of tensors{did_you_mean(name, known.names)}; or pass "
+            "weights="
+        )
+    _, which, counts = np.unique(classes.numpy(force=True), return_inverse=True, return_counts=True)
+    return np.asarray(1.0 / counts[which])
+
+
+def _weights(n: int, weights: Any) -> np.ndarray:
+    numbers = np.asarray(weights, np.float64)
+    if numbers.shape != (n,) or not np.isfinite(numbers.sum()) or numbers.min() < 0 or not numbers.any():
+        raise ConfigError(f"weights {numbers.shape} are not {n} finite numbers of at least 0, not all of them 0")
+    return numbers
+
+
+def together(first: Load, *others: Load, epoch: str = "first") -> Load:
+    """Batches with the values of several data sets, such as labelled and unlabelled ones.
+
+    An epoch is that of the first, or with `epoch="longest"` as many batches as the longest one has. Of the others, and
+    then of a shorter first, each batch is full: pass follows pass, on over epochs and in the middle of a batch. Each
+    is shuffled anew each pass by a pure function of (seed, pass); of data sets in memory the compiled step gathers all.
+    Raises DataError where two have a value of the same name.
+
+    >>> labelled, unlabelled = (torch.randn(6, 4), torch.zeros(6)), {"unlabelled": torch.randn(20, 4)}
+    >>> load = together(batches(labelled, size=2), batches(unlabelled, size=8))
+    >>> [(len(batch["inputs"]), len(batch["unlabelled"])) for batch in load.epoch(seed=0, epoch=0)]
+    [(2, 8), (2, 8), (2, 8)]
+    """
+    loads = (first, *others)
+    if epoch not in ("first", "longest"):
+        raise ConfigError(f"epoch={epoch!r} is unknown; use 'first' or 'longest'")
+    if any(not isinstance(load, Load) or not load.known or load.others for load in loads):
+        raise DataError("load.together() takes what load.batches() makes, one for each data set")
+    names = [name for load in loads for name in load.writes]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise DataError(f"two data sets of load.together() have values called {', '.join(twice)}; give one other names")
+    steps = max(load.batches or 0 for load in (loads if epoch == "longest" else [first]))
+    one, *rest = (evolve(load, order=order.Cycled(steps * load.size, load.order)) for load in loads)
+    own = first if first.batches == steps else one
+    return evolve(own, name="load.together", writes=tuple(names), samples=first.writes[0], others=tuple(rest))
 
 
 def loader(data: Iterable[Any], *, names: tuple[str, ...] = ("inputs", "targets"), samples: str | None = None) -> Load:

@@ -4,7 +4,7 @@
     for report in reports:
         print(report)
 
-Each writes the Reports of complete epochs; with `inside`, those inside an epoch as well. What is sent goes on to `fit`.
+Each writes the Reports of complete epochs and those with validation; with `inside`, all. What is sent goes on to `fit`.
 A run that goes on continues a file after the epochs that were done. For any other service, `row(report)` is
 what to log.
 """
@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import IO, Any, TypeAlias
 
 from pipeline import files
+from pipeline.direction import Direction
 from pipeline.errors import ConfigError
 from pipeline.state import Report, State
 
@@ -42,6 +43,16 @@ def row(report: Report) -> Row:
         "seconds": report.seconds,
         "samples_per_second": report.samples_per_second,
     }
+
+
+def line(report: Report, before: Iterable[Row] = ()) -> Row:
+    """A row of a file: the first one also has `better`, which values of metrics are."""
+    return {**row(report), **({"better": dict(report.better)} if report.better and not declared(before) else {})}
+
+
+def declared(rows: Iterable[Row]) -> Mapping[str, Direction]:
+    """Which values of metrics are better, as the rows of a file have it."""
+    return next((r["better"] for r in rows if "better" in r), {})
 
 
 def jsonl(reports: Iterable[Report], path: str | Path, *, inside: bool = False) -> Reports:
@@ -92,7 +103,8 @@ def _passed(reports: Iterable[Report], begin: Begin, inside: bool) -> Reports:
                 report = next(source) if sent is None else source.send(sent)  # type: ignore[attr-defined]  # fit's has it
             except StopIteration:
                 return
-            if sent is None and (report.complete or inside):  # for what was sent, the same Report comes again
+            # For what was sent, the same Report comes again.
+            if sent is None and (report.complete or report.validate or inside):
                 write = write or opened.enter_context(begin(report))
                 write(report)
             sent = yield report
@@ -104,7 +116,8 @@ def _lines(path: Path, first: Report) -> Iterator[Callable[[Report], None]]:
     with _begun(path, "".join(f"{json.dumps(line)}\n" for line in kept)) as file:
 
         def write(report: Report) -> None:
-            file.write(f"{json.dumps(row(report))}\n")
+            kept.append(line(report, kept))
+            file.write(f"{json.dumps(kept[-1])}\n")
             file.flush()
 
         yield write
@@ -169,7 +182,7 @@ def _flat(line: Mapping[str, Any]) -> Row:
     """A row; older files have `train` and `validate` as mappings."""
     made: Row = {}
     for name, value in line.items():
-        made |= {f"{name}/{k}": v for k, v in value.items()} if isinstance(value, dict) else {name: value}
+        made |= {f"{name}/{k}": v for k, v in value.items()} if name in ("train", "validate") else {name: value}
     return made
 
 

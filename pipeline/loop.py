@@ -4,9 +4,10 @@ so in the `for` loop over it."""
 from __future__ import annotations
 
 import itertools
+import sys
 import time
 import warnings
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import suppress
 from functools import partial
 from typing import Any, TypeAlias
@@ -14,14 +15,18 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 from attrs import evolve
+from torch.utils.data import DataLoader, Dataset
 
 from pipeline.compile import Backend, Compiled, Fallback, Steps
 from pipeline.compose import Composition
 from pipeline.diagnose import first_nonfinite
+from pipeline.direction import directions
 from pipeline.errors import ConfigError, NonFiniteError, PipeError, StateError, WiringError
+from pipeline.load import Load
 from pipeline.pace import Pace
 from pipeline.pipe import Pipeline
 from pipeline.place import Place
+from pipeline.sources import Source
 from pipeline.stage import is_count
 from pipeline.state import Batch, Report, State, samples
 
@@ -32,8 +37,10 @@ CALL = 0.1
 def fit(
     pipe: Pipeline,
     *,
-    epochs: int,
+    epochs: int | None = None,
+    max_steps: int | None = None,
     validate: Any = None,
+    validate_every: int | None = None,
     seed: int = 0,
     state: State | None = None,
     compile: bool | Compiled = True,
@@ -46,8 +53,13 @@ def fit(
 ) -> Generator[Report, State | None, None]:
     """Train for `epochs` passes over the pipeline's data, yielding a Report after each.
 
+    - `max_steps`: end after so many steps, with validation, also inside an epoch; then `epochs` may be left out.
     - `validate`: data to evaluate on after each epoch; averages of weights in the pipeline, such as update.ema(), are
-      evaluated as well, as "ema.loss" and the like.
+      evaluated as well, as "ema.loss" and the like. Batches have the training's size, those of a `load.batches(test,
+      size=512)` its own; they are not shuffled. Several data sets by name, {"test": (x, y), "shifted": source}, give
+      "test.loss", "shifted.loss", "test.ema.loss": the names by which Saver(best=...) and schedules know them.
+    - `validate_every`: also validate where `State.step` is a multiple of this, and yield a Report; schedules that read
+      metrics, such as reduce_on_plateau, see these too.
     - `seed`: of the first weights, the order and dropout; a run is a function of it.
     - `state`: go on from this State (it is copied, and keeps its own seed) instead of a new one.
     - `compile`: True, False, or a step that `pipe.compile()` made, to use its graphs again.
@@ -58,7 +70,7 @@ def fit(
     - `interval`: also yield a Report about every so many seconds inside an epoch; it has no validation.
     - `every`: also yield one where `State.step` is a multiple of this.
     - `start`: with `state`, where that is in the order: epochs done, and batches of the next one. The run then goes on
-      as if it had not been stopped.
+      as if it had not been stopped, and these count among `max_steps`.
 
     A Report's State is spent as soon as `fit` goes on: keep `report.state.clone()`, such as of the best epoch. To go on
     from another one, send it; what comes back is the same Report again, and the loop goes on with the next:
@@ -72,13 +84,20 @@ def fit(
     raises NonFiniteError, before the next Report, after a step whose loss or gradients are not finite; else it
     warns once where a loss is not.
     """
-    if not is_count(epochs):
-        raise ConfigError(f"epochs={epochs} is not a positive whole number")
+    if epochs is None and max_steps is None:
+        raise ConfigError("fit() needs to know when to end: pass epochs=, max_steps= or both")
+    counts = {"epochs": epochs, "max_steps": max_steps, "validate_every": validate_every, "every": every}
+    for name, count in counts.items():
+        if count is not None and not is_count(count):
+            raise ConfigError(f"{name}={count!r} is not a positive whole number")
+    if validate_every is not None and validate is None:
+        raise ConfigError(f"validate_every={validate_every} needs data: pass validate=")
     if pipe.load is None:
         raise WiringError("fit() needs batches: put load.batches(...) or load.loader(...) first in the pipeline")
-    if every is not None and not is_count(every):
-        raise ConfigError(f"every={every!r} is not a positive whole number")
-    _check_start(start, epochs, pipe.load.batches)
+    batches, sets = pipe.load.batches, _sets(pipe, validate)
+    if epochs is None and batches:
+        epochs = -(-(max_steps or 0) // batches)
+    _check_start(start, epochs, batches)
     if start != (0, 0) and state is None:
         raise ConfigError(f"start={start} needs the State of that place: pass state=")
     if isinstance(compile, Compiled) and not pipe.alike(compile.pipe):
@@ -89,91 +108,106 @@ def fit(
         if not (pipe.load.known and is_count(steps_per_call)):
             pipe.compile(steps=steps_per_call)  # raises where that can't be
     if state is None:
-        batches = pipe.load.batches
-        state = pipe.init(seed, steps=None if batches is None else batches * epochs)
+        lengths = [max_steps, batches * epochs if batches and epochs else None]
+        state = pipe.init(seed, steps=min(filter(None, lengths), default=None))
     else:
         pipe.check_state(state)
         state = _unstopped(pipe, state.clone())
-    for data in (None, validate) if validate is not None else (None,):
+    for data in (None, *sets.values()):
         pipe.check(state, data)
     pipe.check_mesh(state)
-    pipe.check_watched(state, validate is not None)
-    program = (
-        compile
-        if isinstance(compile, Compiled)
-        else pipe.compile(backend=backend, fallback=fallback)
-        if compile
-        else None
-    )
+    pipe.check_watched(state, sets)
+    program = compile if isinstance(compile, Compiled) else None
+    if compile and program is None:
+        program = pipe.compile(backend=backend, fallback=fallback)
     if program is not None:
-        program.prepare(state, validate)
+        program.prepare(state, *sets.values())
     steps: Any = _single
     if program is not None and program.report.fallback is None:
-        steps = (
-            _fused
-            if program.resident
-            else _stacked
-            if is_count(steps_per_call) and not (pipe.host or pipe.place.mesh)
-            else _single
-        )
-    return _epochs(pipe, program or pipe, steps, state, epochs, validate, steps_per_call, interval, every, start)
+        stacks = is_count(steps_per_call) and not (pipe.host or pipe.place.mesh or pipe.load.others)
+        steps = _fused if program.resident else _stacked if stacks else _single
+    ends = epochs, *(count or sys.maxsize for count in (max_steps, validate_every, every))
+    return _epochs(pipe, program or pipe, steps, state, sets, steps_per_call, interval, ends, start)
 
 
-def _check_start(start: tuple[int, int], epochs: int, batches: int | None) -> None:
+def _check_start(start: tuple[int, int], epochs: int | None, batches: int | None) -> None:
     epoch, batch = start
-    if not 0 <= epoch <= epochs:
+    if not 0 <= epoch <= (epochs or sys.maxsize):
         raise ConfigError(f"start={start} begins after {epoch} epochs, but the run has {epochs}")
     if batch < 0 or (batches is not None and batch >= batches):
         raise ConfigError(f"start={start} begins after {batch} batches, but an epoch has {batches}")
 
 
 def _epochs(
-    pipe: Pipeline, program: Compiled | Pipeline, steps: Any, state: State, epochs: int, validate: Any,
-    per_call: Steps | None, interval: float | None, every: int | None, start: tuple[int, int],
+    pipe: Pipeline, program: Compiled | Pipeline, steps: Any, state: State, sets: Mapping[str, Any],
+    per_call: Steps | None, interval: float | None, ends: Any, start: tuple[int, int],
 ) -> Generator[Report, State | None, None]:  # fmt: skip
     assert pipe.load is not None
-    first, k = start
+    (first, k), (epochs, last, validate_every, every) = start, ends
     # The values read from the device before training: from here on they are counted.
     done, seed = int(state.step) - k, pipe.shuffled_by(state.tree)
-    batches, warned = pipe.load.batches, False
-    for epoch in range(first + 1, epochs + 1):
+    batches, warned, better = pipe.load.batches, False, pipe.better(state)
+    past = done if first and batches is None else first * (batches or 0)  # steps of this run before the epoch
+
+    def left(k: int) -> int:
+        """Steps from batch k on until a call has to end."""
+        return int(min(last - past - k, *(n - (done + k) % n for n in (validate_every, every))))
+
+    for epoch in itertools.count(first + 1) if epochs is None else range(first + 1, epochs + 1):
+        if left(k) <= 0:
+            return
         if k == 0:
             state = program.restart_metrics(state)
-        seconds, seen, compiling, clock = 0.0, 0, _compile_seconds(program), _Clock(pipe.place, interval)
-        began = time.perf_counter()
-        progress = steps(program, state, seed, epoch - 1, k, per_call, every and (every, done))
-        sent = None
-        while (reached := _next(progress, sent)) is not None:
-            state, k, seen = reached
-            due = clock.due(time.perf_counter() - began, k)
-            if (due or (every is not None and (done + k) % every == 0)) and k != batches:
-                metrics = _results(pipe, state, epoch, done)
-                warned = warned or _warned(pipe, metrics, done + k)
-                seconds += time.perf_counter() - began
-                spent = seconds - (_compile_seconds(program) - compiling)
-                report = Report(epoch, epochs, done + k, k, batches, False, metrics, {}, spent, seen, state, pipe.runs)
-                state = yield from _reported(pipe, report)
-                done = done if state is report.state else int(state.step) - k
-                began = time.perf_counter()
-            sent = state
-        metrics = _results(pipe, state, epoch, done)  # waits for the device: the epoch ends here
-        seconds += time.perf_counter() - began - (_compile_seconds(program) - compiling)
-        done += k
-        warned = warned or _warned(pipe, metrics, done)
-        results = {} if validate is None else validated(pipe, program, state, validate)
-        state = pipe.observed(state, {**metrics, **results})
-        report = Report(epoch, epochs, done, k, batches, True, metrics, results, seconds, seen, state, pipe.runs)
-        state = yield from _reported(pipe, report)
-        done = done if state is report.state else int(state.step)
-        k = 0
+        seconds, seen, clock = 0.0, 0, _Clock(pipe.place, interval)
+        began, compiling = time.perf_counter(), _compile_seconds(program)
+        progress, sent, over = steps(program, state, seed, epoch - 1, k, per_call, left), None, False
+        while not over:
+            reached = _next(progress, sent)
+            state, k, seen = reached or (state, k, seen)
+            whole = reached is None or k == batches
+            over = reached is None or past + k == last
+            validates = reached is None or (done + k) % validate_every == 0
+            due = reached is not None and clock.due(time.perf_counter() - began, k)
+            due, sent = due or validates or (done + k) % every == 0, state
+            if not over and (whole or not due):
+                continue
+            metrics = _results(pipe, state, epoch, done)  # waits for the device
+            warned = warned or _warned(pipe, metrics, done + k)
+            seconds += time.perf_counter() - began - (_compile_seconds(program) - compiling)
+            results = validated(pipe, program, state, sets) if over or validates else {}
+            if whole or validates:  # where a run ends inside an epoch, it can go on as if it had not
+                state = pipe.observed(state, {**metrics, **results})
+            said = directions(better, {**metrics, **results})
+            report = Report(
+                epoch, epochs, done + k, k, batches, whole, metrics, results, seconds, seen, state, pipe.runs, said
+            )
+            state = sent = yield from _reported(pipe, report)
+            done = done if state is report.state else int(state.step) - k
+            began, compiling = time.perf_counter(), _compile_seconds(program)
+        progress.close()
+        done, past, k = done + k, past + k, 0
 
 
-def validated(pipe: Pipeline, program: Compiled | Pipeline, state: State, validate: Any) -> dict[str, Any]:
-    """The results of a State, and those of its averages of weights: "ema.loss", by the same program."""
-    results = program.evaluate(state, validate)
-    for name, seen in pipe.averaged(state).items():
-        results |= {f"{name}.{key}": value for key, value in program.evaluate(seen, validate).items()}
-    return results
+def _sets(pipe: Pipeline, validate: Any) -> dict[str, Any]:
+    """What to validate on, by names: "" for one data set."""
+    assert pipe.load is not None
+    values = {*pipe.load.writes, *pipe.load.fields, *(v for s in (*pipe.host, *pipe.graph) for v in s.values_read)}
+    kinds: Any = (Load, Source, Mapping, tuple, Dataset, DataLoader)
+    if isinstance(validate, Mapping) and validate and not values & {*validate}:
+        return dict(validate) if all(isinstance(data, kinds) for data in validate.values()) else {"": validate}
+    return {} if validate is None else {"": validate}
+
+
+def validated(pipe: Pipeline, program: Compiled | Pipeline, state: State, sets: Mapping[str, Any]) -> dict[str, Any]:
+    """The results of a State over data sets by their names, "test.loss", and those of its averages of weights:
+    "test.ema.loss", by the same program. The name may be empty."""
+    views = {"": state, **(pipe.averaged(state) if sets else {})}
+    return {
+        ".".join(filter(None, (of, view, name))): value
+        for of, data in sets.items()
+        for view, seen in views.items()
+        for name, value in program.evaluate(seen, data).items()
+    }
 
 
 def _reported(pipe: Pipeline, report: Report) -> Generator[Report, State | None, State]:
@@ -271,12 +305,12 @@ def _next(progress: Progress, state: State | None) -> tuple[State, int, int] | N
         return None
 
 
-Every: TypeAlias = tuple[int, int] | None
-"""A call of many steps ends where (step + the second number) is a multiple of the first."""
+Left: TypeAlias = Callable[[int], int]
+"""Steps from a batch of the epoch on that a call may do at most."""
 
 
 def _single(
-    program: Compiled | Pipeline, state: State, seed: int, epoch: int, k: int, per_call: Steps | None, every: Every
+    program: Compiled | Pipeline, state: State, seed: int, epoch: int, k: int, per_call: Steps | None, left: Left
 ) -> Progress:
     """An epoch from batch k on, a batch from the host at a time."""
     pipe = program if isinstance(program, Pipeline) else program.pipe
@@ -289,7 +323,7 @@ def _single(
 
 
 def _stacked(
-    program: Compiled, state: State, seed: int, epoch: int, k: int, per_call: Steps | None, every: Every
+    program: Compiled, state: State, seed: int, epoch: int, k: int, per_call: Steps | None, left: Left
 ) -> Progress:
     """An epoch from batch k on, batches from the host, so many of one size in a call."""
     pipe = program.pipe
@@ -306,11 +340,11 @@ def _stacked(
             waiting = []
         if batch is not None:
             waiting = [*waiting, batch]
-            limit = per_call if every is None else min(per_call, every[0] - (every[1] + k) % every[0])
+            limit = min(per_call, left(k))
 
 
 def _fused(
-    program: Compiled, state: State, seed: int, epoch: int, k: int, per_call: Steps | None, every: Every
+    program: Compiled, state: State, seed: int, epoch: int, k: int, per_call: Steps | None, left: Left
 ) -> Progress:
     """An epoch from batch k on, many steps a call, on data that is on the device."""
     load = program.pipe.load
@@ -320,13 +354,11 @@ def _fused(
     first, count, pace = k, 1, Pace(program.pipe.place.device, CALL)
     while k < batches:
         wanted = count if per_call is None else batches if per_call == "epoch" else per_call
-        steps = min(wanted, batches - k)
-        if every is not None:
-            steps = min(steps, every[0] - (every[1] + k) % every[0])
+        steps = min(wanted, batches - k, left(k))
         state, _ = pace.run(partial(program.advance, state, epoch, k, steps), steps)
         k += steps
         count = program.pipe.place.agreed(pace.steps)
-        end = len(load.data) if k == batches and not load.drop_last else k * load.size
+        end = load.order.n if k == batches and not load.drop_last else k * load.size
         state = yield state, k, end - first * load.size
 
 

@@ -6,19 +6,23 @@ A loss of your own is a plain function: `@stage(writes="loss")`, or `loss.functi
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
+from torch.utils._pytree import tree_leaves
 
-from pipeline.errors import DataError, WiringError
-from pipeline.stage import Stage, fitted, stage
+from pipeline import means
+from pipeline.errors import DataError, StageError, WiringError
+from pipeline.stage import Stage, classes_at, fitted, stage
+from pipeline.state import samples
 
 WRITES = ("loss", "loss.weight")
 
@@ -32,13 +36,13 @@ class Loss(Stage):
     """Where outputs tell classes: outputs whose largest is the class that most models tell."""
 
 
-def mean_probabilities(outputs: Tensor, dim: int = 1) -> Tensor:
+def mean_probabilities(outputs: Tensor, dim: int | None = 1) -> Tensor:
     """Logits of classes (M, B, C, ...) -> (B, C, ...), whose softmax over `dim` is the mean of that of each.
 
     >>> mean_probabilities(torch.tensor([[[0.9, 0.1]], [[0.5, 0.5]]]).log()).softmax(1)
     tensor([[0.7000, 0.3000]])
     """
-    return outputs.log_softmax(_within(dim)).logsumexp(0) - math.log(len(outputs))
+    return outputs.log_softmax(_within(outputs, dim)).logsumexp(0) - math.log(len(outputs))
 
 
 def mean_chances(outputs: Tensor) -> Tensor:
@@ -51,22 +55,27 @@ def mean_outputs(outputs: Tensor) -> Tensor:
     return outputs.mean(0)
 
 
-def votes(outputs: Tensor, dim: int = 1) -> Tensor:
+def votes(outputs: Tensor, dim: int | None = 1) -> Tensor:
     """Logits of classes (M, B, C, ...) -> (B, C, ...), for how many models each class is the likeliest. Of as many
     votes, those for what is likelier by the mean probabilities count as more, by less than half of one.
 
     >>> votes(torch.tensor([[[0.9, 0.1]], [[0.4, 0.6]], [[0.4, 0.6]]]).log()).round()
     tensor([[1., 2.]])
     """
-    kinds = torch.arange(outputs.shape[_within(dim)], device=outputs.device)
-    chosen = outputs.movedim(_within(dim), -1).argmax(-1, keepdim=True) == kinds
-    share = mean_probabilities(outputs, dim).softmax(dim)
-    return chosen.sum(0).movedim(-1, dim).to(share.dtype) + 0.49 * share
+    at = _within(outputs, dim)
+    kinds = torch.arange(outputs.shape[at], device=outputs.device)
+    chosen = outputs.movedim(at, -1).argmax(-1, keepdim=True) == kinds
+    votes = chosen.sum(0).movedim(-1, at if at < 0 else at - 1)
+    share = mean_probabilities(outputs, dim).softmax(at if at < 0 else at - 1)
+    return votes.to(share.dtype) + 0.49 * share
 
 
-def _within(dim: int) -> int:
+def _within(outputs: Tensor, dim: int | None) -> int:
     """A dimension of outputs where those of several models are stacked."""
-    return dim if dim < 0 else dim + 1
+    if dim is None and outputs.ndim > 3:
+        shape = tuple(outputs.shape[1:])
+        raise StageError("loss.cross_entropy", f"can't join outputs {shape}: pass dim=1, or dim=-1 if classes are last")
+    return 2 if dim is None else dim if dim < 0 else dim + 1
 
 
 def _stage(name: str, function: Callable[..., Any], join: Callable[[Tensor], Tensor], **fields: Any) -> Loss:
@@ -74,11 +83,12 @@ def _stage(name: str, function: Callable[..., Any], join: Callable[[Tensor], Ten
 
 
 def cross_entropy(
-    *, smoothing: float = 0.0, weight: Tensor | None = None, ignore_index: int = -100, dim: int = 1
+    *, smoothing: float = 0.0, weight: Tensor | None = None, ignore_index: int = -100, dim: int | None = None
 ) -> Loss:
-    """Cross entropy of logits and class indices, as torch.nn.CrossEntropyLoss.
+    """Cross entropy of logits and class indices, or probabilities, as torch.nn.CrossEntropyLoss.
 
-    Shapes: outputs (B, C, ...) float, targets (B, ...) integers -> (); for (B, T, C), as of transformers, pass dim=-1.
+    Shapes: outputs (B, C, ...) or (B, ..., C) float, targets (B, ...) integers, or floats as the outputs -> (). `dim`
+    is the dimension of the classes; it need be said only where shapes leave it open, as (B, C, C) and (B, C) do.
     `smoothing` is the label smoothing, `weight` (C,) weighs the classes, targets equal to `ignore_index` do not count.
 
     >>> value, count = cross_entropy()(torch.zeros(4, 10), torch.arange(4))
@@ -87,31 +97,24 @@ def cross_entropy(
     """
 
     def function(outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        _indices(outputs, targets, dim)
-        targets = targets.long()
-        logits = outputs.movedim(dim, 1)
+        logits, goals = _by_class(outputs, targets, dim)
         per_class = None if weight is None else weight.to(logits)
-        counted = targets != ignore_index
-        if weight is None:
-            total = counted.sum().to(torch.float64)
-        else:
-            assert per_class is not None
-            total = (per_class[torch.where(counted, targets, 0)] * counted).sum().to(torch.float64)
+        total = means.weight(F.cross_entropy, (logits, goals, per_class), {"ignore_index": ignore_index})
+        assert total is not None
         value = F.cross_entropy(
-            logits, targets, per_class, ignore_index=ignore_index, label_smoothing=smoothing, reduction="sum"
+            logits, goals, per_class, ignore_index=ignore_index, label_smoothing=smoothing, reduction="sum"
         )
         # Where nothing counts the loss is 0, not torch's 0 / 0.
         return value / torch.where(total > 0, total, 1.0).to(value.dtype), total
 
     def check(outputs: Tensor, targets: Tensor) -> None:
-        _indices(outputs, targets, dim)
-        classes, targets = outputs.shape[dim], targets.long()
-        wrong = (targets < 0) | (targets >= classes)
-        wrong &= targets != ignore_index
-        if bool(wrong.any()):
+        logits, goals = _by_class(outputs, targets, dim)
+        classes = logits.shape[1]
+        wrong = ((goals < 0) | (goals >= classes)) & (goals != ignore_index)
+        if not goals.is_floating_point() and bool(wrong.any()):
             at = wrong.nonzero()[0].tolist()
             raise DataError(
-                f"label {targets[tuple(at)].item()} in sample {at[0]} is outside the {classes} classes that the model "
+                f"label {goals[tuple(at)].item()} in sample {at[0]} is outside the {classes} classes that the model "
                 f"gives (0 to {classes - 1}); give the model more outputs or correct the labels"
             )
 
@@ -119,20 +122,22 @@ def cross_entropy(
     return _stage("cross_entropy", function, join, vote=vote, check=check)
 
 
-def _indices(outputs: Tensor, targets: Tensor, dim: int) -> None:
-    """Raise DataError for targets that are no class indices."""
+def _by_class(outputs: Tensor, targets: Tensor, dim: int | None) -> tuple[Tensor, Tensor]:
+    """Logits (B, C, ...), with class indices (B, ...) or probabilities (B, C, ...). Raises DataError for others."""
     if outputs.ndim < 2:
         raise DataError(f"outputs are {tuple(outputs.shape)}, but loss.cross_entropy() takes logits (B, C, ...)")
+    at = classes_at("loss.cross_entropy", outputs, targets, dim)
+    logits = outputs.movedim(at, 1)
     has = f"targets are {tuple(targets.shape)} {targets.dtype}, but loss.cross_entropy() takes class indices (B, ...)"
-    if targets.ndim == outputs.ndim and outputs.shape[dim] > 1 and targets.shape[dim] == outputs.shape[dim]:
-        raise DataError(
-            f"{has}: of one-hot rows take targets.argmax({dim}); for probabilities write "
-            "loss.function(torch.nn.CrossEntropyLoss())"
-        )
     if targets.is_floating_point():
-        raise DataError(f"{has}: take targets.long() if they are, or use loss.mse() for values")
-    if targets.ndim == outputs.ndim and targets.shape[dim] == 1:
-        raise DataError(f"{has}: take targets.squeeze({dim})")
+        if targets.shape != outputs.shape:
+            raise DataError(f"{has}: take targets.long() if they are, or use loss.mse() for values")
+        return logits, targets.movedim(at, 1).to(logits.dtype)
+    if targets.ndim == outputs.ndim and targets.shape[at] == 1:
+        raise DataError(f"{has}: take targets.squeeze({at})")
+    if targets.shape == outputs.shape:
+        raise DataError(f"{has}: of one-hot rows take targets.argmax({at}), or targets.float()")
+    return logits, targets.long()
 
 
 def _elementwise(
@@ -180,28 +185,113 @@ def binary_cross_entropy() -> Loss:
     return _elementwise("binary_cross_entropy", per_element, mean_chances)
 
 
-def function(f: Callable[..., Tensor], name: str | None = None) -> Stage:
-    """Any function of named values that returns a mean over the batch, 0-d; or a loss of torch.nn, of outputs and
-    targets.
+def function(
+    f: Callable[..., Tensor], name: str | None = None, weight: Callable[..., Any] | str | None = None
+) -> Stage:
+    """Any function of named values that returns a mean over the batch, 0-d; or a loss of torch, of outputs and targets,
+    such as nn.CrossEntropyLoss() or F.cross_entropy. A module with parameters is trained along: State has these under
+    the stage's name, "loss.ArcFace".
+
+    What `f` is a mean of is known if its result is that of a loss of torch. Of others `weight` says it, so that means
+    over unequal batches or parts are those of the whole: a function of named values that gives how many are counted,
+    as a number or a mask, or "samples"; or "sum", if it is a sum over the samples. Without one it is taken for a mean
+    over samples.
 
     >>> function(lambda outputs, inputs: ((outputs - inputs) ** 2).mean(), "loss.reconstruction").reads
     ('outputs', 'inputs')
+    >>> masked = function(lambda outputs, mask: outputs[mask].mean(), weight=lambda mask: mask)
+    >>> masked(torch.tensor([1.0, 2.0, 6.0]), torch.tensor([True, True, False]))
+    (tensor(1.5000), tensor(2., dtype=torch.float64))
     >>> function(torch.nn.CrossEntropyLoss(label_smoothing=0.1)).name
     'loss.CrossEntropyLoss'
     """
     if isinstance(f, type):
         raise WiringError(f"loss.function() takes a function or a module, not a class: write {f.__name__}()")
-    if isinstance(f, nn.Module):
-        criterion, name = f, name or f"loss.{type(f).__name__}"
+    if not (weight is None or callable(weight) or weight in ("samples", "sum")):
+        raise WiringError(f"loss.function(weight={weight!r}): write a function of named values, 'samples' or 'sum'")
+    if isinstance(f, nn.Module) and any(p.requires_grad for p in f.parameters()):
+        from pipeline.forward import model  # a step imports no other, but such a loss is a model
 
-        if any(True for _ in criterion.parameters()):
-            raise WiringError(f"{name} has parameters, which State holds: write forward.model(..., outputs='loss')")
+        name = name or f"loss.{type(f).__name__}"
+        return model(f, inputs=("outputs", "targets"), outputs="loss", params=name, name=name)
+    of = f.func if isinstance(f, partial) else f
+    reduction = f.keywords.get("reduction") if isinstance(f, partial) else None
+    if isinstance(f, nn.Module) or any(of is known for known in means.LOSSES):
+        if type(f).__module__ == "torch.nn.modules.loss":
+            reduction = getattr(f, "reduction", None)
+        name = name or f"loss.{type(f).__name__ if isinstance(f, nn.Module) else of.__name__}"
+        f = _of_outputs(name, f)
+    if reduction == "none":
+        raise WiringError(f"{name} has reduction='none', where a loss is one number: use 'mean' or 'sum'")
+    sums = weight == "sum" or reduction == "sum"
+    name = name or getattr(f, "__name__", "loss.function")
+    if weight is None and not sums:
+        plain: Stage = stage(writes="loss", name=name)(f)
+        return plain
 
-        def f(outputs: Tensor, targets: Tensor) -> Tensor:
-            # Copies beside the outputs, as of cross_entropy's weight: a stage holds them, so place does not know them.
-            held = {name: b.clone().to(outputs.device) for name, b in criterion.named_buffers()}
-            value: Tensor = functional_call(criterion, held, (outputs, targets))
-            return value
+    def both(given: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        value = f(**_read(f, given))
+        count = 1 if sums else samples(given) if not callable(weight) else weight(**_read(weight, given))
+        return value, means.number(count, value)
 
-    made: Stage = stage(writes="loss", name=name or getattr(f, "__name__", "loss.function"))(f)
-    return made
+    made: Stage = stage(writes=WRITES, name=name)(_wired(both, f, *([weight] if callable(weight) else [])))
+    return evolve(made, sums=sums)
+
+
+def weight(f: Callable[..., Any] | Literal["sum"], of: str = "loss") -> Stage:
+    """What the loss `of` is a mean of, where a model or a stage of your own writes that: a function of named values
+    that gives how many are counted, as a number or a mask; or "sum", if it is a sum over samples.
+
+    >>> weight(lambda labels: labels != -100)(torch.tensor([3, 1, -100]))
+    tensor(2., dtype=torch.float64)
+    """
+    if not callable(f) and f != "sum":
+        raise WiringError(f"loss.weight({f!r}): write a function of named values, or 'sum'")
+
+    def count(given: dict[str, Any]) -> Tensor:
+        like = next((x for x in tree_leaves(given) if isinstance(x, Tensor)), None)
+        return means.number(f(**given) if callable(f) else 1, like)
+
+    name = f"{of}.weight"
+    made: Stage = stage(writes=name, name=name)(_wired(count, f if callable(f) else lambda step: step))
+    return evolve(made, sums=f == "sum")
+
+
+def _of_outputs(name: str, f: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """A module, or a loss of torch, as a function of outputs and targets."""
+    parameters = inspect.signature(f.forward if isinstance(f, nn.Module) else f).parameters.values()
+    needs = [p.name for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    if len(needs) > 2:
+        takes = ", ".join(needs)
+        raise WiringError(f"{name} takes {takes}: write loss.function(lambda ...: criterion({takes})) of named values")
+    if not isinstance(f, nn.Module):
+        return lambda outputs, targets: f(outputs, targets)
+    criterion = f
+    if any(True for _ in criterion.parameters()):
+        raise WiringError(f"{name} has frozen parameters: write forward.model(..., frozen=True, outputs='loss')")
+
+    def called(outputs: Tensor, targets: Tensor) -> Tensor:
+        # Copies beside the outputs, as of cross_entropy's weight: a stage holds them, so place does not know them.
+        held = {name: b.clone().to(outputs.device) for name, b in criterion.named_buffers()}
+        value: Tensor = functional_call(criterion, held, (outputs, targets))
+        return value
+
+    return called
+
+
+def _read(f: Callable[..., Any], given: dict[str, Any]) -> dict[str, Any]:
+    return {p: given[p] for p in inspect.signature(f).parameters if p in given}
+
+
+def _wired(made: Callable[[dict[str, Any]], Any], *functions: Callable[..., Any]) -> Callable[..., Any]:
+    """A function of all that some functions read."""
+    parameters: dict[str, inspect.Parameter] = {}
+    for p in (p for f in functions for p in inspect.signature(f).parameters.values()):
+        parameters.setdefault(p.name, p)
+    whole = inspect.Signature(sorted(parameters.values(), key=lambda p: (p.kind, p.default is not p.empty)))
+
+    def wired(*args: Any, **kwargs: Any) -> Any:
+        return made(whole.bind(*args, **kwargs).arguments)
+
+    wired.__signature__ = whole  # type: ignore[attr-defined]  # what inspect.signature() gives
+    return wired

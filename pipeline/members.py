@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import itertools
 import operator
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, Self, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from pipeline import order as orders
 from pipeline.compose import Composition
 from pipeline.errors import ConfigError, StageError, StateError
 from pipeline.hyper import hyper_names
@@ -202,8 +201,8 @@ class Sweep(Pipeline):
     def check(self, state: State, data: Any = None) -> None:
         self.pipe.check(self.member(state, 0), data)
 
-    def check_watched(self, state: State, validated: bool) -> None:
-        self.pipe.check_watched(self.member(state, 0), validated)
+    def check_watched(self, state: State, sets: Collection[str]) -> None:
+        self.pipe.check_watched(self.member(state, 0), sets)
 
     @property
     def orders(self) -> int | None:
@@ -223,11 +222,8 @@ class Sweep(Pipeline):
         if self.order == "shared" or source is not self.load:
             yield from super().epoch(source, seed, epoch, start)
             return
-        n, size = len(source.data), source.size
-        options: dict[str, Any] = {"shuffle": source.shuffle, "drop_last": source.drop_last, "start": start}
-        for indices in zip(*(orders.batches(n, size, own, epoch, **options) for own in seed), strict=True):
-            batch = source.at(torch.cat(indices))
-            yield tree_map(lambda x: x.reshape(len(indices), -1, *x.shape[1:]), batch)  # noqa: B023 - used at once
+        for each in zip(*(source.epoch(own, epoch, start) for own in seed), strict=True):
+            yield tree_map(lambda *xs: torch.stack(xs), *each)
 
     def module(self, state: State, params: str = "params") -> Any:
         raise ConfigError("a sweep has a model for each member: pipe.module(sweep.member(state, i))")

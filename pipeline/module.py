@@ -7,20 +7,24 @@ call, and what is computed again in a backward finds the tensors of its forward.
 from __future__ import annotations
 
 import copy
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from fnmatch import fnmatchcase
 from types import FunctionType, MethodType
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
 
 import numpy as np
 import torch
-from attrs import frozen
+from attrs import field, frozen
 from torch import Tensor, nn
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from torch.utils import _pytree as pytree
 
 from pipeline.draws import keyed
-from pipeline.errors import ImpureError, WiringError, place_of
+from pipeline.errors import ImpureError, WiringError, did_you_mean, place_of
 from pipeline.skeleton import Skeleton
 from pipeline.tree import tree_map
 
@@ -29,8 +33,8 @@ Tensors = dict[str, Tensor]
 Example = Callable[[], tuple[Sequence[Any], Mapping[str, Any]]]
 """Arguments of a first call, for modules that are lazy."""
 
-_FORGETFUL: WeakSet[Module] = WeakSet()
-"""Modules of which a call was seen to leave nothing to the next one but their tensors."""
+_FORGETFUL: WeakSet[Skeleton] = WeakSet()
+"""Skeletons of which a call was seen to leave nothing to the next one but their tensors."""
 
 
 @frozen(eq=False)
@@ -39,6 +43,10 @@ class Module:
 
     build: Build | nn.Module
     frozen: bool
+    train: bool | None = None
+    """Whether parts that came in eval mode train as the whole does; None warns of them, which stay as they came."""
+    carry: Mapping[str, str | None] = field(factory=dict)
+    """Through what evaluation carries buffers from batch to batch, by patterns: a "run", an "epoch", or nothing."""
 
     def real(self, seed: int, example: Example | None = None) -> nn.Module:
         """The module with its first weights: an instance as it is, a factory's initialised from the seed.
@@ -68,12 +76,37 @@ class Module:
             evaluated = Skeleton.of(real)
             evaluated.module.eval()
             trained = evaluated if self.frozen else Skeleton.of(real)
-            # Where the module as a whole trains, parts of it that do not, such as frozen BatchNorms, were meant so.
-            modes = {part.training for part in trained.module.modules()}
-            if not self.frozen and (modes != {True, False} or not trained.module.training):
+            still = {} if self.frozen else {k: p for k, p in trained.module.named_modules() if not p.training}
+            if not self.frozen:
                 trained.module.train()  # also where all parts train: it may be the user's own
-            _SKELETONS[self] = evaluated, trained
-        return _SKELETONS[self][training]
+            still = {k: p for k, p in still.items() if p.training and not self.train}
+            if self.train is None and "" in still:
+                still = {}
+            for part in still.values():  # they may be meant so, as frozen BatchNorms are
+                part.training = False
+            top = [k for k in still if k.rpartition(".")[0] not in still]
+            _SKELETONS[self] = evaluated, trained, top if self.train is None else []
+        evaluated, trained, top = _SKELETONS[self]
+        if training and top:
+            warnings.warn(
+                f"forward.model(): {', '.join(map(repr, top[:3]))}{', ...' * (len(top) > 3)} came in eval mode and "
+                "stays in it while the rest trains; write train=True to train it as model.train() does, or train=False "
+                "to leave it so",
+                stacklevel=2,
+            )
+            top.clear()
+        return trained if training else evaluated
+
+    @property
+    def carried(self) -> dict[str, tuple[str, Tensor]]:
+        """The buffers that evaluation carries from batch to batch: through what, and one of the same shape."""
+        module = self.skeleton().module if self.carry else nn.Module()
+        fixed = [] if self.frozen else [(k, p) for k, p in module.named_parameters() if not p.requires_grad]
+        return {k: (how, t) for k, t in (*module.named_buffers(), *fixed) if (how := self._through(k))}
+
+    def _through(self, name: str) -> str | None:
+        """Through what a buffer is carried; "" where nothing says that."""
+        return next((how for pattern, how in self.carry.items() if fnmatchcase(name, pattern)), "")
 
     def create(self, seed: int, example: Example | None = None) -> tuple[Tensors, Tensors]:
         """Copies of the trained parameters, and of the buffers and what `requires_grad=False` has frozen."""
@@ -90,7 +123,28 @@ class Module:
         buffers = {
             k: p.detach().clone() for k, p in {**named, **dict(module.named_buffers())}.items() if k not in params
         }
+        for pattern, how in self.carry.items():
+            if how and not any(fnmatchcase(k, pattern) for k in buffers):
+                raise WiringError(f"carry={pattern!r} is no buffer of the module{did_you_mean(pattern, buffers)}")
+        if example is not None and any(not t.numel() for t in buffers.values()):
+            buffers |= self._shaped({**params, **buffers}, example)
         return params, buffers
+
+    def _shaped(self, tensors: Tensors, example: Example) -> Tensors:
+        """What gets its shape in a first call, as observers' minima do, where calls from there on leave what a first
+        one would. Of others, the first step says what is wrong."""
+
+        def left(tensors: Tensors, change: Callable[[Any], Any]) -> Tensors:
+            args, kwargs = tree_map(change, example())
+            module = _SKELETONS[self][1].instance(tree_map(_copied, tensors))
+            module(*args, **kwargs)
+            return {k: _at(module, k) for k in tensors}
+
+        with torch.random.fork_rng(devices=[]), torch.no_grad(), suppress(Exception):
+            new = {k: t for k, t in left(tensors, _copied).items() if t.shape != tensors[k].shape}
+            first, later = left(tensors, _other), left({**tensors, **new}, _other)
+            return new if all(_same(first[k], later[k]) for k in new) else {}
+        return {}
 
     def whole(self, tensors: Tensors) -> nn.Module:
         """The module in eval mode with these tensors, which become its own."""
@@ -102,22 +156,35 @@ class Module:
     def call(
         self, params: Tensors, buffers: Tensors, training: bool, args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> tuple[Any, Tensors]:
-        """What the module returns on these tensors, and in training its buffers as it leaves them.
+        """What the module returns on these tensors, and its buffers as it leaves them: in evaluation those it carries.
 
-        Raises ImpureError where it would keep something that State can't.
+        Raises ImpureError where it would keep something that State can't, or that evaluation is not said to carry.
         """
-        skeleton = self.skeleton(training and not self.frozen)
-        module = skeleton.instance({**params, **buffers})
+        training = training and not self.frozen
+        skeleton = self.skeleton(training)
+        # It may write into what it is given, so those are copies; a compiled graph drops what it does not need.
+        given = {k: b.clone() for k, b in buffers.items()}
+        module = skeleton.instance({**params, **given})
         parts = list(module.modules())
         drawn = skeleton.drawn()
         result = module(*args, **kwargs)
         if drawn != skeleton.drawn():
             raise ImpureError("draws by a generator that the module holds; use torch.rand: draws follow (seed, step)")
-        if self.frozen or not training:
-            return result, {}
-        if self not in _FORGETFUL and not torch.compiler.is_compiling():
-            self._judge(skeleton, parts, {**params, **buffers}, args, kwargs)
-        return result, {name: _kept(name, b, module) for name, b in buffers.items()}
+        if training and skeleton not in _FORGETFUL and not torch.compiler.is_compiling():
+            self._judge(skeleton, parts, {**params, **given}, args, kwargs)
+        if not training and get_proxy_mode() is None:
+            # Not all that writes in place says so: values are compared in a first call.
+            seen, after = skeleton in _FORGETFUL, {k: _at(module, k) for k in given if self._through(k) == ""}
+            changed = [k for k, t in after.items() if _differs(buffers[k], given[k], t, seen)]
+            if changed:
+                how = changed[0] if len(changed) == 1 else "*"
+                raise ImpureError(
+                    f"changes its buffer {changed[0]!r} in evaluation; write forward.model(..., carry={how!r}) to "
+                    "carry it from batch to batch, or carry=() to give each batch what State has"
+                )
+            _FORGETFUL.add(skeleton)
+        kept = buffers if training else self.carried
+        return result, {**buffers, **{name: _kept(name, buffers[name], module) for name in kept}}
 
     def _judge(self, skeleton: Skeleton, parts: list[nn.Module], tensors: Tensors, args: Any, kwargs: Any) -> None:
         """Raise ImpureError where what a call left on its instance, an activation or a count, would change later ones.
@@ -126,7 +193,7 @@ class Module:
         """
         if _mapped():
             return
-        _FORGETFUL.add(self)
+        _FORGETFUL.add(skeleton)
         names = [name for name, _ in skeleton.module.named_modules()]
         fresh = skeleton.instance(tensors).modules()
         left = [(i, *at) for i, (old, new) in enumerate(zip(fresh, parts, strict=False)) for at in _left(old, new)]
@@ -149,7 +216,7 @@ class Module:
             args, kwargs = tree_map(_other, (args, kwargs))
             plain, expected = following(False, args, kwargs)
         except Exception:  # not all code takes other numbers
-            _FORGETFUL.discard(self)
+            _FORGETFUL.discard(skeleton)
             return
         try:
             new, made = following(True, args, kwargs)
@@ -160,7 +227,7 @@ class Module:
         except Exception:  # it can't even be called twice
             same, counts = False, []
         if not same or counts:
-            _FORGETFUL.discard(self)
+            _FORGETFUL.discard(skeleton)
             i, key = counts[0] if counts else (left[0][0], left[0][2])
             attribute = f"{names[i]}.{key}".lstrip(".")
             raise ImpureError(
@@ -256,19 +323,39 @@ def _materialised(module: nn.Module, example: Example | None) -> nn.Module:
     return module
 
 
+def _copied(value: Any) -> Any:
+    return value.clone() if isinstance(value, Tensor) else value
+
+
+def _at(module: nn.Module, name: str) -> Any:
+    owner, _, last = name.rpartition(".")
+    return getattr(module.get_submodule(owner), last, None)
+
+
+def _differs(before: Tensor, given: Tensor, after: Any, quick: bool) -> bool:
+    """Whether a call changed a copy of a buffer that it was given; `quick`, where torch has not noted a write."""
+    if quick and after is given and not given.is_inference() and given._version == 0:
+        return False
+    if not isinstance(after, Tensor) or after.shape != before.shape:
+        return True
+    unequal = (after != before).any()
+    while torch._C._functorch.is_functorch_wrapped_tensor(unequal):
+        unequal = torch._C._functorch.get_unwrapped(unequal)
+    return bool(unequal.any())
+
+
 def _kept(name: str, before: Tensor, module: nn.Module) -> Tensor:
     """A buffer or a frozen parameter as a call leaves it."""
-    owner, _, last = name.rpartition(".")
-    after = getattr(module.get_submodule(owner), last, None)
+    after = _at(module, name)
     if not isinstance(after, Tensor):
         raise ImpureError(f"leaves {name!r} as {type(after).__name__}; it has to stay a tensor")
     if (after.shape, after.dtype) != (before.shape, before.dtype):
         raise ImpureError(
             f"makes {name!r} {tuple(after.shape)} {after.dtype} of {tuple(before.shape)} {before.dtype}, but what "
-            "State holds keeps its shape and dtype: register it as what it becomes"
+            "State holds keeps its shape and dtype: register it as what it becomes, or call the module once on a batch"
         )
     return after
 
 
-_SKELETONS: WeakKeyDictionary[Module, tuple[Skeleton, Skeleton]] = WeakKeyDictionary()
-"""In eval mode and in train mode."""
+_SKELETONS: WeakKeyDictionary[Module, tuple[Skeleton, Skeleton, list[str]]] = WeakKeyDictionary()
+"""In eval mode and in train mode, and the parts in eval mode that are to be warned of when training begins."""

@@ -8,11 +8,13 @@ position and its mirror image `key - position` are exchanged or not, by a hash o
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
+from attrs import frozen
 from torch import Tensor
 
 from pipeline.random import key, mix
@@ -66,20 +68,82 @@ def permute(position: Any, n: int, keys: Sequence[Any]) -> Any:
     return position
 
 
-def batches(n: int, size: int, seed: int, epoch: int, *, shuffle: bool = True, drop_last: bool = False,
+Places: TypeAlias = Callable[[np.ndarray], np.ndarray]
+"""From positions in an epoch, int64 and rising by 1, to the samples there."""
+
+
+@frozen
+class Whole:
+    """Each of n samples once."""
+
+    n: int
+    shuffle: bool = True
+
+    def places(self, seed: int, epoch: int) -> Places:
+        rounds = keys(self.n, seed, epoch) if self.shuffle else ()
+        return lambda at: permute(at, self.n, rounds)
+
+
+@frozen(eq=False)
+class Weighted:
+    """Samples drawn by weights (N,), as torch.utils.data.WeightedRandomSampler draws them: with replacement by a
+    function of each position alone, without by an array of N for the epoch."""
+
+    n: int
+    weights: np.ndarray
+    replacement: bool = True
+
+    def places(self, seed: int, epoch: int) -> Places:
+        if self.replacement:
+            ends = self.weights.cumsum()
+            return lambda at: ends.searchsorted(_uniform(seed, epoch, at) * ends[-1], side="right")
+        # Clocks that ring at the rates of the weights ring in the order of draws (Efraimidis and Spirakis, 2006).
+        with np.errstate(divide="ignore", invalid="ignore"):
+            clocks = -np.log1p(-_uniform(seed, epoch, np.arange(len(self.weights)))) / self.weights
+        drawn = clocks.argsort(kind="stable")
+        return lambda at: drawn[at]
+
+
+@frozen(eq=False)
+class Cycled:
+    """n samples an epoch, pass after pass of another order, on over epochs."""
+
+    n: int
+    passes: Order
+
+    def places(self, seed: int, epoch: int) -> Places:
+        of = lru_cache(2)(lambda number: self.passes.places(seed, number))
+
+        def places(at: np.ndarray) -> np.ndarray:
+            number, within = np.divmod(at + epoch * self.n, self.passes.n)
+            ends = np.flatnonzero(np.diff(number)) + 1
+            parts = zip(number[[0, *ends]].tolist(), np.split(within, ends), strict=True)
+            return np.concatenate([of(k)(part) for k, part in parts])
+
+        return places
+
+
+Order: TypeAlias = Whole | Weighted | Cycled
+"""How many samples an epoch has, and which, by their positions."""
+
+
+def _uniform(seed: int, epoch: int, at: np.ndarray) -> np.ndarray:
+    """A number in [0, 1) for each position, a multiple of 2**-53."""
+    high, low = (key(seed, epoch, at, part) for part in (0, 1))
+    return np.asarray((high << 21 | low >> 11) * 2.0**-53)
+
+
+def batches(order: Order, size: int, seed: int, epoch: int, *, drop_last: bool = False,
             start: int = 0) -> Iterator[Tensor]:  # fmt: skip
     """The indices of each batch of an epoch, from batch `start` on: int64 of shape (size,), the last one shorter.
 
-    >>> [len(b) for b in batches(10, 4, seed=0, epoch=0)]
+    >>> [len(b) for b in batches(Whole(10), 4, seed=0, epoch=0)]
     [4, 4, 2]
     """
-    end = n - n % size if drop_last else n
-    block = max(BLOCK // size, 1) * size
-    rounds = keys(n, seed, epoch) if shuffle else ()
+    end = order.n - order.n % size if drop_last else order.n
+    block, places = max(BLOCK // size, 1) * size, order.places(seed, epoch)
     for first in range(start * size, end, block):
-        positions = np.arange(first, min(first + block, end))
-        indices = torch.from_numpy(permute(positions, n, rounds))
-        yield from torch.split(indices, size)
+        yield from torch.split(torch.from_numpy(places(np.arange(first, min(first + block, end)))), size)
 
 
 def count(n: int, size: int, drop_last: bool = False) -> int:

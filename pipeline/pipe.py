@@ -52,7 +52,8 @@ class Pipeline(Composition):
         batches = self.place.ahead(self.prepared(b, True) for b in self.epoch(self.over(data), 0, 0))
         with torch.enable_grad(), self.place.autocast():  # a derivative may be part of a model's outputs
             kept = self._kept(self.whole(state).tree)
-            new = batchnorm.renewed(self.graph, kept, self.hyper(state.tree), state.memory, batches, self.place.mesh)
+            stages = [s for s in self.graph if s.runs(True)]
+            new = batchnorm.renewed(stages, kept, self.hyper(state.tree), state.memory, batches, self.place.mesh)
         return state.replace(**new) if new else state
 
     def module(self, state: State, params: str = "params") -> nn.Module:

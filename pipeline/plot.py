@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from pipeline import html
+from pipeline.direction import Direction, direction, rank
 from pipeline.errors import ConfigError, did_you_mean
-from pipeline.log import Row, row
-from pipeline.state import Report, is_better
+from pipeline.log import Row, declared, line
+from pipeline.state import Report
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -48,7 +49,7 @@ class Reports(list[Report]):
         rows = _rows(self)
         if not rows:
             return "no complete epoch yet"
-        names = [k for k, v in rows[-1].items() if k.count("/") < 2 and not isinstance(v, list)]
+        names = [k for k, v in rows[-1].items() if k.count("/") < 2 and not isinstance(v, list | dict)]
         note = "" if len(rows) <= FEW else f"<p>the last {FEW} of {len(rows):,} epochs</p>"
         return svg(curves(rows)) + note + html.table(names, [[r.get(name, "") for name in names] for r in rows[-FEW:]])
 
@@ -63,13 +64,17 @@ def svg(figure: Figure) -> str:
     return text.getvalue()[text.getvalue().index("<svg") :]
 
 
-def curves(reports: Curve | Mapping[str, Curve], *, metrics: Sequence[str] = (), best: str | None = None) -> Figure:
+def curves(
+    reports: Curve | Mapping[str, Curve], *, metrics: Sequence[str] = (), best: str | None = None,
+    better: Direction | None = None,
+) -> Figure:  # fmt: skip
     """A panel for each metric, over epochs: of a run, held-out data solid and training dashed.
 
     - `reports`: Reports, or rows as a run's metrics.jsonl has them; of several runs, by name.
     - `metrics`: those to show; by default all that are one number, the learning rate too, but not their details. Other
       views of a run's metric, such as "ema.loss", are drawn in its panel.
     - `best`: the metric whose best epoch is marked; by default the validation's accuracy, or r2, perplexity or loss.
+      `better`: which of its values are, "high" or "low", by default what it declares.
 
     Raises ConfigError where there is nothing to show.
     """
@@ -91,6 +96,7 @@ def curves(reports: Curve | Mapping[str, Curve], *, metrics: Sequence[str] = (),
     figure: Figure = New(figsize=(WIDTH * columns, HEIGHT * height))
     # Margins in inches: to have them worked out takes longer than to draw.
     left, right, top, bottom = 0.6 / WIDTH, 0.15 / WIDTH, 0.35 / HEIGHT, 0.45 / HEIGHT
+    marked = best_epoch(next(iter(lines.values())), best, better) if len(lines) == 1 else None
     for i, metric in enumerate(shown):
         x, y = i % columns, height - 1 - i // columns
         axes = figure.add_axes((
@@ -98,26 +104,29 @@ def curves(reports: Curve | Mapping[str, Curve], *, metrics: Sequence[str] = (),
         ))  # fmt: skip
         if len(lines) == 1:
             [rows] = lines.values()
-            _draw_parts(axes, metric, rows, best)
+            _draw_parts(axes, metric, rows, marked)
         else:
             _draw_runs(axes, metric, lines)
         _finish(axes, metric, legend=i == 0 or len(lines) == 1)
     return figure
 
 
-def best_epoch(rows: Sequence[Mapping[str, Any]], metric: str | None = None) -> tuple[int, str, float] | None:
-    """The epoch, the metric and the value of the best validation among rows; the earliest of equal ones."""
-    names = [k.removeprefix("validate/") for r in rows[-1:] for k in r if k.startswith("validate/")]
-    name = metric or next((n for n in ("accuracy", "r2", "perplexity", "loss") if n in names), None)
-    found: tuple[int, str, float] | None = None
-    for r in rows:
-        value: Any = r.get(f"validate/{name}")
-        if name is not None and _number(value) and (found is None or is_better(name, value, found[2])):
-            found = r["epoch"], name, value
-    return found
+def best_epoch(
+    rows: Sequence[Row], metric: str | None = None, better: Direction | None = None
+) -> tuple[int, str, float] | None:
+    """The epoch, the metric and the value of the best validation among rows; of equal ones that with the lower loss,
+    then the later."""
+    seen = [{_metric(k): v for k, v in r.items() if not k.startswith("train/")} for r in rows]
+    usual, known = ("accuracy", "r2", "perplexity", "loss"), declared(rows)
+    name = metric or next((n for n in usual if n in known and n in seen[-1]), "")
+    if not (seen := [r for r in reversed(seen) if _number(r.get(name))]):
+        return None
+    way = direction(name, known, better)
+    best = min(seen, key=lambda r: rank(name, way, r))
+    return best["epoch"], name, best[name]
 
 
-def _draw_parts(axes: Axes, metric: str, rows: Sequence[Row], best: str | None) -> None:
+def _draw_parts(axes: Axes, metric: str, rows: Sequence[Row], found: tuple[int, str, float] | None) -> None:
     """Training and held-out data of a run, with its best epoch."""
     held_out, training = _points(rows, f"validate/{metric}"), _points(rows, f"train/{metric}")
     color, style, mark = ("#666666", "--", "x") if held_out[1] else ("#000000", "-", ".")
@@ -129,7 +138,6 @@ def _draw_parts(axes: Axes, metric: str, rows: Sequence[Row], best: str | None) 
         color = COLOURS[k % len(COLOURS)]
         points = _points(rows, f"validate/{name}")
         _draw(axes, *points, label=name.removesuffix(f".{metric}"), color=color, style="-", marker=marker)
-    found = best_epoch(rows, best)
     if found is not None and len(rows) > 1:
         epoch, name, value = found
         axes.axvline(epoch, color="#999999", linewidth=0.8, linestyle=":")
@@ -191,7 +199,7 @@ def _finish(axes: Axes, metric: str, legend: bool) -> None:
 
 
 def _rows(run: Curve) -> list[Row]:
-    return [row(r) if isinstance(r, Report) else dict(r) for r in run if not isinstance(r, Report) or r.complete]
+    return [line(r) if isinstance(r, Report) else dict(r) for r in run if not isinstance(r, Report) or r.complete]
 
 
 def _drawn(name: str, r: Row) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -31,18 +32,20 @@ class Resident:
         self, place: Callable[[Any], Any], load: Load, tensors: dict[str, Tensor] | None = None,
         orders: int | None = None,
     ) -> None:  # fmt: skip
-        self.load, self.n, self._place = load, len(load.data), place
-        self.tensors: dict[str, Tensor] = tensors or place({k: t.contiguous() for k, t in load.data.tensors.items()})
+        self.load, self.n, self._place = load, load.order.n, place
+        self.tensors: dict[str, Tensor] = tensors or place({k: t.contiguous() for k, t in load.tensors.items()})
         self.batches = load.batches or 0
         """Of an epoch."""
         self.window = max(min(max(WINDOW // load.size, BATCHES), self.batches), 1)
         """Batches whose order is there."""
-        shape = (self.window * load.size,) if orders is None else (orders, self.window * load.size)
+        width = self.window * sum(part.size for part in (load, *load.others))
+        shape = (width,) if orders is None else (orders, width)
         self.order: Tensor = place(torch.zeros(shape, dtype=torch.int64))
         self.cursor: Tensor = place(torch.zeros(1, dtype=torch.int64))
         """The next batch of the window."""
         self.static = (*self.tensors.values(), self.order, self.cursor)
         self._keys: dict[tuple[int, int], Tensor] = {}
+        self._places = lru_cache(2 * (orders or 1))(lambda load, seed, epoch: load.order.places(seed, epoch))
         self._there: tuple[Any, int, int] | None = None
         """Seed, epoch and window whose order is there."""
         self._next = 0
@@ -72,7 +75,7 @@ class Resident:
         """Have the order of the window that a batch of an epoch is in; its place in there."""
         window, at = divmod(batch, self.window)
         if self._there != (seed, epoch, window):
-            self._fill(seed, epoch, window * self.window * self.load.size, permute)
+            self._fill(seed, epoch, window * self.window, permute)
             self._there = (seed, epoch, window)
         elif self._next == at:
             return at
@@ -80,30 +83,38 @@ class Resident:
         self._next = at
         return at
 
-    def _fill(self, seed: Any, epoch: int, first: int, permute: Permute | None) -> None:
+    def _fill(self, seed: Any, epoch: int, batch: int, permute: Permute | None) -> None:
         if self.order.ndim == 1:
-            self._fill_one(self.order, seed, epoch, first, permute)
+            self._fill_one(self.order, seed, epoch, batch, permute)
             return
         seeds = seed if isinstance(seed, tuple) else (seed,) * len(self.order)
         rows = {own: i for i, own in reversed(list(enumerate(seeds)))}  # members of one seed have one order
         for own, i in rows.items():
-            self._fill_one(self.order[i], own, epoch, first, permute)
+            self._fill_one(self.order[i], own, epoch, batch, permute)
         for i, own in enumerate(seeds):
             if rows[own] != i:
                 self.order[i] = self.order[rows[own]]
 
-    def _fill_one(self, order: Tensor, seed: int, epoch: int, first: int, permute: Permute | None) -> None:
-        there = order[: self.n - first]
-        if not self.load.shuffle:
-            there.copy_(torch.arange(first, first + len(there), device=there.device))
-            return
+    def _fill_one(self, order: Tensor, seed: int, epoch: int, batch: int, permute: Permute | None) -> None:
+        streams = self.load.streams(seed)
+        parts = torch.split(order, [self.window * load.size for load, _ in streams])
+        for (load, own), part in zip(streams, parts, strict=True):
+            first, n = batch * load.size, load.order.n
+            there, whole = part[: n - first], load.order == orders.Whole(n)
+            if whole and permute is not None:
+                permute(there, first, n, self._keys_of(own, epoch))
+                continue
+            at = np.arange(first, first + len(there))
+            found = (
+                orders.permute(at, n, self._keys_of(own, epoch).tolist())
+                if whole
+                else self._places(load, own, epoch)(at)
+            )
+            there.copy_(self._place(torch.from_numpy(found)))
+
+    def _keys_of(self, seed: int, epoch: int) -> Tensor:
         if (seed, epoch) not in self._keys:
             numbers = torch.from_numpy(orders.keys(self.n, seed, np.arange(epoch, epoch + AHEAD)))
             self._keys = {at: keys for at, keys in self._keys.items() if at[1] >= epoch}
             self._keys |= {(seed, epoch + i): keys for i, keys in enumerate(numbers.unbind())}
-        keys = self._keys[seed, epoch]
-        if permute is not None:
-            permute(there, first, self.n, keys)
-        else:
-            positions = orders.permute(np.arange(first, first + len(there)), self.n, keys.tolist())
-            there.copy_(self._place(torch.from_numpy(positions)))
+        return self._keys[seed, epoch]

@@ -18,7 +18,7 @@ from pipeline.backward import Gradients
 from pipeline.backward.parts import Written, in_parts
 from pipeline.backward.per_example import each_sample
 from pipeline.errors import StageError
-from pipeline.joint import joined, parted as by_model
+from pipeline.joint import by_model, joined
 from pipeline.mesh import Rows
 from pipeline.sharding import Sharding
 from pipeline.stage import Stage
@@ -67,6 +67,10 @@ class Segment:
     """The names of State that the stages of the whole pipeline bring in."""
     wanted: frozenset[str] = frozenset()
     """What stages behind it read."""
+
+    @property
+    def all(self) -> tuple[Stage, ...]:
+        return self.stages if self.gradients is None else (*self.stages, self.gradients)
 
     def run(
         self, values: Mapping[str, Any], hyper: Mapping[str, Any], memory: Mapping[str, Tree],

@@ -176,6 +176,9 @@ def sharding(mesh: Mesh | None, parts: Sequence[Part], graph: Sequence[Stage]) -
             raise WiringError(
                 f"stage {g.name!r} differentiates a sum over samples, which processes would each make; make it a mean"
             )
+    for s in graph:
+        if isinstance(s, Model) and any(s.module.carry.values()):
+            raise WiringError(f"stage {s.name!r} carries buffers, which place.mesh() does not do; use place.on()")
     held = {name: models[name] for g in trained for name in g.wrt if name in models}
     for s in graph:
         if s.view is not None and s.create is not None and s.average_of in held and s.sharded:

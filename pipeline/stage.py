@@ -9,8 +9,9 @@ The function's parameter names are the wiring:
 - any other default is a constant of the function.
 
 Some names are given by the pipeline itself: `step` (0-d int64, steps done so far), `seed` (0-d int64) and `training`
-(bool, constant within a program); and in a train step, for telemetry, `hyper`, every hyperparameter at this step by its
-name in State, and `before`, what State kept when the step began, such as before["params"].
+(bool, constant within a program; a stage with `when` is part of one alone); and in a train step, for telemetry,
+`hyper`, every hyperparameter at this step by its name in State, and `before`, what State kept when the step began,
+such as before["params"].
 
 A stage that remembers something between steps has an `init`; it reads what it remembered as `memory`, and returns the
 new memory after what it writes.
@@ -29,8 +30,10 @@ import torch
 from attrs import evolve, field, frozen
 from torch import Tensor
 
+from pipeline.direction import Better, direction
 from pipeline.draws import keyed
 from pipeline.errors import ImpureError, PipeError, StageError, WiringError, did_you_mean, place_of
+from pipeline.means import Calls, weighed
 from pipeline.schedules import Schedule
 from pipeline.tree import Tree, describe
 
@@ -111,6 +114,8 @@ class Stage(Part):
     """Looks at data before training, where it may read values on the host, and raises a DataError."""
     draws: bool = field(default=False, kw_only=True)
     """Whether its function calls code that may draw random numbers."""
+    when: str | None = field(default=None, kw_only=True)
+    """The program that it is part of, "train" or "evaluation"; by default of both."""
     names: Mapping[str, str] = field(factory=dict, kw_only=True)
     """Parameter -> the value it reads, where the two differ; what is no parameter goes to the function's **kwargs."""
     view: Callable[..., dict[str, Tree]] | None = field(default=None, kw_only=True)
@@ -120,6 +125,8 @@ class Stage(Part):
     sharded: bool = field(default=False, kw_only=True)
     """Whether it may be given shards of tensors in the place of whole ones, on a mesh: what it makes of some rows is
     then what it makes of them among all. Other stages are given whole ones."""
+    better: Better = field(default=None, kw_only=True)
+    """Of a metric, which values are better: of all its results, or by their names."""
     anew: bool = field(default=False, kw_only=True)
     """Whether BatchNorm's running statistics are to be made anew for what `view` gives, because none belong to it."""
     sums: bool = field(default=False, kw_only=True)
@@ -127,6 +134,10 @@ class Stage(Part):
     parameters: tuple[tuple[str, str], ...] = field(default=(), init=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
+        for said in self.better.values() if isinstance(self.better, Mapping) else (self.better,):
+            direction(self.name, {}, said or "low")  # raises for another word
+        if self.when not in (None, "train", "evaluation"):
+            raise WiringError(f'stage {self.name!r}: when={self.when!r} is neither "train" nor "evaluation"')
         required: list[str] = []
         optional: list[str] = []
         wired: list[tuple[str, str]] = []
@@ -163,11 +174,22 @@ class Stage(Part):
         if self.keeps:
             raise WiringError(f"stage {self.name!r} is renamed where it is made: {self.name}(of=..., writes=...)")
         known = {*self.reads, *self.optional, *self.writes}
+        # the weight of a loss goes by its name
+        weights = {f"{old}.weight": f"{new}.weight" for old, new in names.items() if f"{old}.weight" in self.writes}
+        names = {**weights, **names}
         for old in names:
             if old not in known:
                 raise WiringError(f"stage {self.name!r} neither reads nor writes {old!r}{did_you_mean(old, known)}")
         new = {p: names.get(value, value) for p, value in self.parameters}
         return evolve(self, names={**self.names, **new}, writes=tuple(names.get(w, w) for w in self.writes))
+
+    def only(self, when: str) -> Self:
+        """The same stage in one program alone: `loss.mse().only("evaluation")`."""
+        return evolve(self, when=when)
+
+    def runs(self, training: bool) -> bool:
+        """Whether it is part of the train step, or else of the evaluation."""
+        return self.when in (None, "train" if training else "evaluation")
 
     def with_hyper(self, **hyper: Number) -> Stage:
         """The same stage with other first values for its hyperparameters."""
@@ -196,7 +218,7 @@ class Stage(Part):
         if self.remembers and self.finish is None:
             kwargs["memory"] = memory
         try:
-            with self.under_key(values, kwargs):
+            with self.under_key(values, kwargs), Calls() if self.draws else nullcontext():
                 result = self.function(**kwargs)
         except ImpureError as e:
             raise StageError(self.name, str(e)) from e
@@ -204,7 +226,8 @@ class Stage(Part):
             raise
         except Exception as e:
             raise self.failed(e, kwargs) from e
-        return self._written(result)
+        written, memory = self._written(result)
+        return weighed(written), memory
 
     def arguments(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """What its function takes of named values. Raises StageError where one is missing."""
@@ -276,8 +299,9 @@ def stage(
     writes: str | tuple[str, ...] = (),
     name: str | None = None,
     init: Callable[..., Tree] | None = None,
+    when: str | None = None,
 ) -> Any:
-    """Make a Stage from a plain function.
+    """Make a Stage from a plain function; with `when`, "train" or "evaluation", for one of the two alone.
 
     >>> @stage(writes="loss")
     ... def squared(outputs, targets, scale=1.0):
@@ -293,6 +317,7 @@ def stage(
             function=f,
             writes=(writes,) if isinstance(writes, str) else tuple(writes),
             init=init,
+            when=when,
             draws=True,
             hyper={k: v for k, v in defaults.items() if is_number(v)},
         )
@@ -319,6 +344,18 @@ def fitted(stage: str, outputs: Tensor, targets: Tensor) -> Tensor:
     if outputs.shape != targets.shape:
         raise StageError(stage, f"takes one shape, not {describe({'outputs': outputs, 'targets': targets})}")
     return outputs
+
+
+def classes_at(stage: str, outputs: Tensor, targets: Tensor, dim: int | None, hint: str = "") -> int:
+    """The dimension of outputs that has the classes: `dim`, or 1 or -1 as the others are those of the targets."""
+    shape, of = tuple(outputs.shape), tuple(targets.shape)
+    if dim is not None or len(shape) < 3:
+        return 1 if dim is None else dim
+    first, last = of in (shape, (shape[0], *shape[2:])), of in (shape, shape[:-1])
+    if first and last and shape[1] * shape[-1] > 1:
+        told = describe({"outputs": outputs, "targets": targets})
+        raise StageError(stage, f"can't tell where the classes are in {told}: pass dim=1, or dim=-1 if last{hint}")
+    return -1 if last and not first else 1
 
 
 def first_line(error: BaseException) -> str:

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree  # the registry that torch.func and torch.compile read
 
 from pipeline import html
+from pipeline.direction import Direction, direction, rank
 from pipeline.errors import ConfigError, DataError, StateError, did_you_mean
 from pipeline.tree import Tree, describe
 
@@ -29,16 +30,20 @@ Batch: TypeAlias = Mapping[str, Any]
 def samples(batch: Batch, by: str | None = None) -> int:
     """How many samples a batch has: the first dimension of the value called `by`.
 
-    Without a name, that of all its tensors, or, where they differ, of its targets or inputs. Raises DataError where
-    none says it.
+    Without a name, that of all its tensors, or, where they differ, of its targets or inputs. A list of tensors or of
+    dicts has one sample an item, where no tensor outside such lists tells. Raises DataError where none says it.
 
     >>> samples({"inputs": {"ids": torch.zeros(4, 7), "scale": torch.ones(())}, "targets": torch.zeros(4)})
     4
+    >>> samples({"inputs": [torch.zeros(3, 8, 4), torch.zeros(3, 6, 6)], "targets": [{"box": torch.zeros(4)}] * 2})
+    2
     """
     for name in [by] if by is not None else [None, "targets", "inputs"]:
         if name is None or name in batch:
-            leaves = pytree.tree_leaves(batch if name is None else batch[name])
-            sizes = [t.shape[0] for t in leaves if isinstance(t, Tensor) and t.ndim > 0]
+            values = list(batch.values()) if name is None else [batch[name]]
+            lists = [v for v in values if _lists(v)]
+            leaves = pytree.tree_leaves([v for v in values if not _lists(v)])
+            sizes = [t.shape[0] for t in leaves if isinstance(t, Tensor) and t.ndim > 0] or list(map(len, lists))
             if sizes and all(n == sizes[0] for n in sizes):
                 return sizes[0]
             if name is None and not sizes:
@@ -46,6 +51,13 @@ def samples(batch: Batch, by: str | None = None) -> int:
     said = f"its {by!r} has no first dimension that is one" if by is not None else f"it has {describe(batch)}"
     raise DataError(
         f"a batch does not say how many samples it has: {said}; name the value that does: load.loader(..., samples=...)"
+    )
+
+
+def _lists(value: Any) -> bool:
+    """Whether a value is a list of samples."""
+    return isinstance(value, list | tuple) and all(
+        isinstance(x, Mapping) or (isinstance(x, Tensor) and x.ndim > 0) for x in value
     )
 
 
@@ -193,7 +205,8 @@ class Report:
 
     epoch: int
     """Epochs begun, from 1."""
-    epochs: int
+    epochs: int | None
+    """Of the run, where they are known before it ends."""
     step: int
     """Steps done since the State was new."""
     batch: int
@@ -201,7 +214,7 @@ class Report:
     batches: int | None
     """Batches in an epoch, where the data tells."""
     complete: bool
-    """Whether this is the epoch's last Report, the one with validation."""
+    """Whether the epoch ends with this Report, which then has validation; others may have it too."""
     train: Mapping[str, Any]
     validate: Mapping[str, Any] = field(factory=dict)
     seconds: float = 0.0
@@ -211,21 +224,21 @@ class Report:
     """The State after it; spent as soon as `fit` goes on, so clone() what you keep."""
     members: int | None = None
     """How many runs it is of, where they are a sweep's: each metric is then a list with the value of each."""
+    better: Mapping[str, Direction] = field(factory=dict)
+    """Which values are better, of each metric that declares it."""
 
-    def best(self, metric: str) -> int:
-        """Of a sweep, the member whose metric is best: that of the validation, or else of the training.
+    def best(self, metric: str, better: Direction | None = None) -> int:
+        """Of a sweep, the member whose metric is best: that of the validation, or else of the training. Ties go by the
+        loss. `better` is "high" or "low", by default what the metric declares.
 
-        Raises ConfigError for a metric that is no number of each member.
+        Raises ConfigError for a metric that is no number of each member, and for one without `better`.
         """
-        values = {**self.train, **self.validate}.get(metric)
-        if self.members is None or not isinstance(values, list) or not all(isinstance(v, int | float) for v in values):
-            known = [k for k, v in {**self.train, **self.validate}.items() if isinstance(v, list)]
+        known = {k: v for k, v in {**self.train, **self.validate}.items() if isinstance(v, list)}
+        if self.members is None or not all(isinstance(v, int | float) for v in known.get(metric, [None])):
             raise ConfigError(f"{metric!r} is no number that members of a sweep have{did_you_mean(metric, known)}")
-        best = 0
-        for i, value in enumerate(values):
-            if values[best] != values[best] or is_better(metric, value, values[best]):
-                best = i
-        return best
+        better = direction(metric, self.better, better)
+        each = [{k: v[i] for k, v in known.items()} for i in range(self.members)]
+        return min(range(self.members), key=lambda i: rank(metric, better, each[i]))
 
     def member(self, i: int) -> Report:
         """Of a sweep, the numbers of one member, without its State."""
@@ -249,7 +262,7 @@ class Report:
 
     def __str__(self) -> str:
         if self.members is not None:
-            known = {k: v for k, v in {**self.train, **self.validate}.items() if isinstance(v, list) and "/" not in k}
+            known = {k: v for k, v in {**self.train, **self.validate}.items() if k in self.better and "/" not in k}
             best = [format_metric(k, v[self.best(k)]) for k, v in known.items() if all(isinstance(x, float) for x in v)]
             own = evolve(self, train={}, validate={}, members=None, samples=self.samples * self.members)
             return "  ".join([str(own), f"best of {self.members}:", *best])
@@ -258,7 +271,7 @@ class Report:
             shown["loss"], shown["val loss"] = self.train.get("loss"), self.validate["loss"]
         names = sorted(shown, key=lambda name: ("loss" not in name, "." in name, len(name) if "loss" in name else 0))
         numbers = [format_metric(k, shown[k]) for k in names if isinstance(shown[k], int | float) and "/" not in k]
-        epoch = f"epoch {self.epoch:>{len(str(self.epochs))}}/{self.epochs}"
+        epoch = f"epoch {self.epoch:>{len(str(self.epochs))}}/{self.epochs}" if self.epochs else f"epoch {self.epoch}"
         return "  ".join([epoch, *numbers, f"{self.samples_per_second:,.0f} samples/s"])
 
 
@@ -273,12 +286,3 @@ def format_metric(name: str, value: float) -> str:
     if name.rpartition(".")[2].startswith(PERCENT):
         return f"{name} {100 * value:.2f} %"
     return f"{name} {value:.4f}" if 1e-3 <= abs(value) < 1e4 or value == 0 else f"{name} {value:.4g}"
-
-
-LOWER = ("loss", "error", "perplexity", "mae", "mse")
-"""Metrics with these words in their names are better the lower they are; others the higher."""
-
-
-def is_better(metric: str, value: float, than: float) -> bool:
-    """Whether a metric's value is better than another; NaN is never."""
-    return value < than if any(word in metric for word in LOWER) else value > than

@@ -14,23 +14,28 @@ import time
 from collections.abc import Callable
 from typing import TypeAlias
 
+from pipeline.direction import Direction, direction, rank
 from pipeline.errors import ConfigError, did_you_mean
 from pipeline.stage import is_count
-from pipeline.state import Report, is_better
+from pipeline.state import Report
 
 Stop: TypeAlias = Callable[[Report], bool]
 
 
-def no_better(metric: str, *, epochs: int, best: tuple[float, int] | None = None) -> Stop:
+def no_better(
+    metric: str, *, epochs: int, better: Direction | None = None, best: tuple[float, int] | None = None
+) -> Stop:
     """Whether the metric has not been better than its best for so many epochs.
 
-    It is looked at where an epoch is complete: the validation's, or without one, the training's. `best` is the value
-    and the epoch to begin with, for a run that goes on. NaN is never better.
+    It is looked at where an epoch is complete: the validation's, or without one, the training's. `better` is "high" or
+    "low", by default what the metric declares. `best` is the value and the epoch to begin with, for a run that goes on.
+    NaN is never better, nor is an equal value.
 
-    >>> stop = no_better("loss", epochs=2)
+    >>> stop = no_better("loss", epochs=2, better="low")
     >>> [stop(Report(k, 4, k, 1, 1, True, {"loss": x})) for k, x in enumerate([0.5, 0.4, 0.41, 0.42], 1)]
     [False, False, False, True]
     """
+    direction(metric, {}, better or "low")  # raises for another word
     if not is_count(epochs):
         raise ConfigError(f"until.no_better: epochs={epochs!r} is not a positive whole number")
     value, at = best or (float("nan"), 0)
@@ -43,7 +48,8 @@ def no_better(metric: str, *, epochs: int, best: tuple[float, int] | None = None
         new = found.get(metric)
         if not isinstance(new, int | float):
             raise ConfigError(f"until.no_better: {metric!r} is no number of this run{did_you_mean(metric, found)}")
-        if value != value or is_better(metric, new, value):
+        way = direction(metric, report.better, better)
+        if value != value or rank(metric, way, {metric: new}) < rank(metric, way, {metric: value}):
             value, at = new, report.epoch
         return report.epoch - at >= epochs
 

@@ -44,24 +44,25 @@ def resolved(stages: Sequence[Part]) -> tuple[Part, ...]:
     of: dict[str, Gradients] = {}
     for s in stages:
         if isinstance(s, Gradients):
-            writer = next((t for t in reversed(begun) if s.of in t.writes), None)
-            if not s.wrt or (writer is not None and writer.sums != s.sums):
+            sums = any(t.sums for t in begun if f"{s.of}.weight" in t.writes)
+            if not s.wrt or sums != s.sums:
                 wrt = s.wrt or tuple(name for name in trained if name in _behind(s.of, begun))
-                s = evolve(s, wrt=wrt, sums=writer is not None and writer.sums)
+                s = evolve(s, wrt=wrt, sums=sums)
             of[s.grads], begun = s, []
         elif isinstance(s, Stage):
             g = next((of[name] for name in s.reads if name in of), None)
             if g is None and "params" in s.writes and of:  # as lookahead
                 last = [*of.values()][-1]
                 g = last if "params" in last.wrt or (len(of) == 1 and "params" not in models) else None
-            if g is not None and g.wrt and "params" in s.reads:
+            done = g is not None and {*g.wrt} <= {*s.reads}
+            if g is not None and not done and {*g.wrt} <= {*models} and "params" in s.reads:
                 if "params" in models and "params" not in g.wrt:
                     raise WiringError(
                         f"stage {s.name!r} reads {g.grads!r}, which are of {', '.join(g.wrt)}; write "
                         f".rename(params={g.wrt[0]!r})"
                     )
                 s = jointly(s, g.wrt)
-            elif g is not None and {*g.wrt} & {*s.reads} and not {*g.wrt} <= {*s.reads}:
+            elif g is not None and not done and {*g.wrt} & {*s.reads}:
                 own = next(name for name in g.wrt if name in s.reads)
                 raise WiringError(
                     f"stage {s.name!r} is of {own!r}, but {g.grads!r} are of {', '.join(g.wrt)}; leave out "
@@ -88,8 +89,9 @@ def _check_wrt(g: Gradients, reached: Collection[str], models: Collection[str]) 
     for name in g.wrt or ("any model that trains",):
         if name not in reached:
             raise WiringError(
-                f"stage {g.name!r} differentiates {g.of!r}, which does not depend on {name if not g.wrt else repr(name)}"
-                f"{did_you_mean(name, models)}: compute it since the backward before from the outputs of one"
+                f"stage {g.name!r} differentiates {g.of!r}, which does not depend on "
+                f"{repr(name) if g.wrt else name}{did_you_mean(name, models)}: compute it from outputs, "
+                "since the backward before"
             )
 
 
@@ -219,19 +221,23 @@ def check_wiring(stages: Sequence[Part], source: Load | None, host: Sequence[Sta
     scaled = {s.scaled for s in graph if isinstance(s, Finite) and s.scales}
     small = any(isinstance(s, Place) and s.precision == "fp16" for s in stages)
     available: set[str] = {*GIVEN, *(known or ()), *(k for s in stages for k in s.keeps)}
+    before, given = {*available}, set[str]()
     since: set[str] = set()
     begun: list[Stage] = []
     for s in (*host, *graph):
         if s in host and (s.remembers or s.hyper or s.create or {"step", "seed"} & {*s.reads, *s.optional}):
             raise WiringError(f"stage {s.name!r} needs State, so it can't stand before place; put it after")
-        reads = {*s.values_read}
-        for name in sorted(reads - available):
+        if not s.runs(True):
+            continue
+        for name in sorted({*s.values_read} - ({*s.wrt} if isinstance(s, Gradients) else set()) - available):
+            _explain_apart(s, name, (*host, *graph), True)
             _explain_unread(s, name, stages, available, known)
+            given.add(name)
         if isinstance(s, Gradients):
             if s.of not in since and any(s.of in t.writes for t in graph[: graph.index(s)]):
                 raise WiringError(
-                    f"stage {s.name!r} differentiates {s.of!r} again; one backward gives the gradients of several models: "
-                    "leave this one out, and name them there, wrt=(...)"
+                    f"stage {s.name!r} differentiates {s.of!r} again; one backward gives the gradients of several "
+                    "models: leave this one out, and name them there, wrt=(...)"
                 )
             if s.of not in since:
                 raise WiringError(
@@ -251,6 +257,26 @@ def check_wiring(stages: Sequence[Part], source: Load | None, host: Sequence[Sta
             begun.append(s)
         available.update(s.values_written)
         since.update(s.values_written)
+    available = before | given
+    measured = needed_to_measure(graph)
+    for s in (
+        s for s in (*host, *graph) if s.runs(False) and (s not in graph or s in measured or isinstance(s, HostMetric))
+    ):
+        for name in sorted({*s.values_read} - available):
+            _explain_apart(s, name, (*host, *graph), False)
+        available.update(s.values_written)
+
+
+def _explain_apart(s: Stage, name: str, stages: Sequence[Stage], training: bool) -> None:
+    """Raise WiringError for what is read in one program and written in the other alone."""
+    when = "train" if training else "evaluation"
+    for t in stages:
+        if name in t.values_written and not t.runs(training):
+            raise WiringError(
+                f"stage {s.name!r} reads {name!r} in {when}, which {t.name!r} does not write there, as it has "
+                f'when="{t.when}": let that write to a name that it reads, or add a stage with when="{when}" that '
+                f"writes {name!r}"
+            )
 
 
 def _explain_unread(
@@ -276,18 +302,20 @@ def _explain_unread(
     available.add(name)
 
 
-def without_gradients(graph: Sequence[Stage]) -> list[Stage]:
-    """The stages that need no gradients."""
+def without_gradients(graph: Sequence[Stage], training: bool = False) -> list[Stage]:
+    """The stages of the train step, or of the evaluation, that need no gradients."""
     kept = {k for s in graph for k in s.keeps}
     possible: list[Stage] = []
     absent: set[str] = {*OF_A_STEP}
     for s in graph:
+        if isinstance(s, Gradients):
+            absent.add(s.grads)
+        if not s.runs(training):
+            continue
         if absent & set(s.reads):
             absent |= set(s.writes) - kept
             continue
         possible.append(s)
-        if isinstance(s, Gradients):
-            absent.add(s.grads)
     return possible
 
 

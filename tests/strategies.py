@@ -27,9 +27,10 @@ def labels(shape, classes: int) -> st.SearchStrategy[Tensor]:
 
 @st.composite
 def classification(draw, dtype=torch.float32, extra: int = 2):
-    """Logits (B, C, ...) with up to `extra` more dimensions, and class indices (B, ...)."""
+    """Logits (B, C, ...) with up to `extra` more dimensions, not all of C, and class indices (B, ...)."""
     batch, classes = draw(st.integers(1, 12)), draw(st.integers(2, 6))
     rest = tuple(draw(st.lists(st.integers(1, 4), max_size=extra)))
+    classes += {*rest} == {classes}  # shapes that do not tell where the classes are
     return draw(normals((batch, classes, *rest), dtype)), draw(labels((batch, *rest), classes))
 
 

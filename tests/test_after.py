@@ -387,10 +387,15 @@ def test_patience_ends_a_run_that_can_go_on(pipe, tmp_path):
     pipe("train", *args, "--out", tmp_path / "b")
     same = [(tmp_path / name / "model.safetensors").read_bytes() for name in "ab"]
     assert same[0] == same[1]
+    rows = log.read(tmp_path / "b" / "metrics.jsonl")
     best = json.loads(pipe("eval", tmp_path / "b", "--json")[1])
-    assert best["epoch"] == 1
-    shutil.rmtree(tmp_path / "b" / "checkpoints" / f"step-{best['step']:09d}")
-    code, _, err = pipe("train", "--resume", tmp_path / "b")
+    assert len({r["validate/accuracy"] for r in rows}) == 1
+    assert best["epoch"] == max(r["epoch"] for r in rows if r["validate/loss"] == min(r["validate/loss"] for r in rows))
+    pipe("train", *args, "--lr", "1.0", "--out", tmp_path / "c")
+    best = json.loads(pipe("eval", tmp_path / "c", "--json")[1])
+    assert best["epoch"] < 9
+    shutil.rmtree(tmp_path / "c" / "checkpoints" / f"step-{best['step']:09d}")
+    code, _, err = pipe("train", "--resume", tmp_path / "c")
     assert code == 0
     assert "best.safetensors is not written" in err
 

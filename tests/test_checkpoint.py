@@ -3,6 +3,7 @@
 import errno
 import io
 import json
+import math
 import os
 import pickle
 import resource
@@ -13,6 +14,7 @@ import threading
 
 import pytest
 import torch
+from attrs import evolve
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -47,7 +49,8 @@ def pipeline(*updates, model=pipes.Linear):
 
 
 def report(state, epoch=1, batch=0, *, complete=False, **validate):
-    return Report(epoch, 9, int(state.step), batch, 6, complete, {}, validate, 1.0, 1, state)
+    better = {"accuracy": "high", "loss": "low"}
+    return Report(epoch, 9, int(state.step), batch, 6, complete, {}, validate, 1.0, 1, state, better=better)
 
 
 def at(pipe, step, seed=0):
@@ -268,12 +271,43 @@ def test_the_newest_and_the_best_stay(tmp_path):
         assert not (tmp_path / ".making-abc").exists()
         for epoch, accuracy in enumerate([0.5, 0.9, float("nan"), 0.7, 0.9], 1):
             saver.offer(report(at(pipe, 10 * epoch), epoch, complete=True, accuracy=accuracy), now=True)
-    assert steps(tmp_path) == [20, 40, 50]
+    assert steps(tmp_path) == [40, 50]
     best = checkpoint.newest(tmp_path).saved.best
-    assert (best.metric, best.value, best.epoch, best.step) == ("accuracy", 0.9, 2, 20)
+    assert (best.metric, best.value, best.epoch, best.step, best.since) == ("accuracy", 0.9, 5, 50, 2)
     with Saver(tmp_path, keep=1, best="accuracy", saved=checkpoint.newest(tmp_path).saved) as saver:
         saver.offer(report(at(pipe, 60), 6, complete=True, accuracy=0.8), now=True)
-    assert steps(tmp_path) == [20, 60]
+    assert steps(tmp_path) == [50, 60]
+
+
+@given(st.lists(st.tuples(*[st.sampled_from([0.0, 0.5, 1.0, math.nan])] * 2), min_size=1, max_size=8), st.booleans())
+def test_ties_go_by_the_loss_then_to_the_later(tmp_path_factory, results, known):
+    """The best epoch is that of the best metric, of these of the lowest loss, of these the last, also across a resume;
+    the metric's own direction, or better=."""
+    folder, pipe, saved = tmp_path_factory.mktemp("ties"), pipeline(), None
+    for epoch, (brier, value) in enumerate(results, 1):
+        better = {"brier": "low", "loss": "low"} if known else {"brier": "high"}
+        with Saver(folder, best="brier", better=None if known else "low", keep=1, saved=saved) as saver:
+            told = report(at(pipe, epoch), epoch, complete=True, brier=brier, loss=value)
+            saver.offer(evolve(told, better=better), now=True)
+        saved = checkpoint.newest(folder).saved
+    finite = [(b, math.inf if loss != loss else loss, -e) for e, (b, loss) in enumerate(results, 1) if b == b]
+    if not finite:
+        assert saved.best is None
+        return
+    assert (saved.best.value, saved.best.epoch) == (min(finite)[0], -min(finite)[2])
+    assert saved.best.since == -max(e for b, _, e in finite if b == saved.best.value)
+    assert steps(folder) == sorted({saved.best.step, len(results)})
+
+
+def test_a_metric_that_does_not_say_what_is_best_is_refused(tmp_path):
+    """In one line, with those that do; better= says it."""
+    told = evolve(report(pipeline().init(0), complete=True, accuracy=0.1, wer=0.5), better={"accuracy": "high"})
+    wrong = "nothing says whether 'wer' is better high or low: write better='high' or 'low'; known of accuracy$"
+    with Saver(tmp_path, best="wer") as saver, pytest.raises(ConfigError, match=wrong):
+        saver.offer(told)
+    with Saver(tmp_path, best="wer", better="low") as saver:
+        saver.offer(told)
+        assert saver.best.value == 0.5
 
 
 def test_the_best_is_written_with_the_next(tmp_path):

@@ -1,14 +1,31 @@
 import math
+from functools import partial
 from itertools import chain
 
 import numpy as np
 import pytest
 import torch
+from attrs import evolve
 from hypothesis import given
 from hypothesis import strategies as st
 from sklearn import metrics as sklearn_metrics
+from torch.nn import functional as F
 
-from pipeline import Pipeline, backward, evaluate, fit, forward, load, loss, models, schedules, testing, update
+from pipeline import (
+    Pipeline,
+    backward,
+    ensemble,
+    evaluate,
+    fit,
+    forward,
+    load,
+    loss,
+    models,
+    schedules,
+    sweep,
+    testing,
+    update,
+)
 from pipeline.errors import ConfigError, DataError, StageError, WiringError
 from pipeline.tree import tree_map
 from tests import pipes
@@ -104,11 +121,65 @@ def test_perplexity_is_the_exponential_of_the_cross_entropy(sample):
 
 @given(classification())
 def test_classes_may_come_last(sample):
-    """With dim=-1, accuracy and top-k of (B, ..., C) are those of (B, C, ...)."""
+    """With dim=-1, and where shapes tell, metrics of (B, ..., C) are those of (B, C, ...)."""
     outputs, targets = sample
-    for make in (evaluate.accuracy, lambda **o: evaluate.top_k(1, **o)):
-        last = measured(make(dim=-1), (outputs.movedim(1, -1), targets))
-        assert last == measured(make(), sample)
+    top, table = partial(evaluate.top_k, 1), partial(evaluate.confusion, 7)
+    for make in (evaluate.accuracy, top, table, evaluate.perplexity, evaluate.calibration_error):
+        expected = measured(make(), sample)
+        for dim in (-1, None):
+            last = measured(make(dim=dim), (outputs.movedim(1, -1), targets))
+            assert all(np.allclose(last[k], v, atol=1e-6) for k, v in expected.items())
+
+
+@given(classification(extra=1), st.data())
+def test_probabilities_are_of_the_likeliest_class(sample, data):
+    """Of soft targets, metrics of classes are those of their argmax, over any batches, wherever the classes are."""
+    outputs, targets = sample
+    spread = data.draw(normals(outputs.shape)).softmax(1) * 0.1
+    soft = 0.9 * F.one_hot(targets, outputs.shape[1]).movedim(-1, 1) + spread
+    soft = soft / soft.sum(1, keepdim=True)
+    top, table = partial(evaluate.top_k, 1), partial(evaluate.confusion, 7)
+    for make in (evaluate.accuracy, top, table, evaluate.calibration_error, partial(evaluate.accuracy, several=False)):
+        expected = measured(make(dim=1), sample)
+        assert measured(make(dim=1), (outputs, soft)) == expected
+        last = measured(make(dim=-1), (outputs.movedim(1, -1), soft.movedim(1, -1)))
+        assert all(np.allclose(last[k], v, atol=1e-6) for k, v in expected.items())
+        assert_any_split(make(dim=1), (outputs, soft), data)
+    found = measured(evaluate.perplexity(dim=1), (outputs, soft))["perplexity"]
+    assert found == pytest.approx(math.exp(F.cross_entropy(outputs, soft)), rel=1e-5)
+
+
+@given(st.integers(1, 40), st.integers(2, 5), st.data())
+def test_several_labels_are_told_from_classes_by_all_that_was_seen(n, count, data):
+    """One row that does not sum to 1, in whatever batch, makes all of them labels of their own; `several` says it."""
+    outputs = data.draw(normals((n, count)))
+    true = F.one_hot(data.draw(labels((n,), count)), count).float()
+    each = ((outputs > 0) == (true > 0.5)).double().mean().item()
+    rows = (outputs.argmax(1) == true.argmax(1)).double().mean().item()
+    assert measured(evaluate.accuracy(), (outputs, true))["accuracy"] == pytest.approx(rows)
+    assert measured(evaluate.accuracy(several=True), (outputs, true))["accuracy"] == pytest.approx(each)
+    assert measured(evaluate.accuracy(), (outputs, true.bool()))["accuracy"] == pytest.approx(each)
+    true[data.draw(st.integers(0, n - 1))] = data.draw(st.sampled_from([0.0, 1.0]))
+    each = ((outputs > 0) == (true > 0.5)).double().mean().item()
+    for make in (evaluate.accuracy, evaluate.calibration_error):
+        assert_any_split(make(), (outputs, true), data)
+        expected = measured(make(several=True), (outputs, true))
+        assert measured(make(), (outputs, true)) == expected
+    assert measured(evaluate.accuracy(), (outputs, true))["accuracy"] == pytest.approx(each)
+
+
+def test_shapes_that_leave_the_classes_open_say_what_to_pass():
+    """dim, or that each is a label of its own; masks of one channel are no classes."""
+    outputs, floats = torch.randn(2, 4, 3, 3), torch.rand(2, 4, 3, 3).round()
+    with pytest.raises(StageError, match=r"where the classes are in .*dim=1, or dim=-1 if last, or several=True"):
+        measured(evaluate.accuracy(), (outputs, floats))
+    expected = ((outputs > 0) == floats).double().mean().item()
+    assert measured(evaluate.accuracy(several=True), (outputs, floats))["accuracy"] == pytest.approx(expected)
+    one = outputs[:, :1], floats[:, :1]
+    assert measured(evaluate.accuracy(), one) == measured(evaluate.accuracy(several=True), one)
+    for make in (evaluate.accuracy, partial(evaluate.top_k, 1), evaluate.perplexity, partial(evaluate.confusion, 3)):
+        with pytest.raises(StageError, match=r"dim=1, or dim=-1"):
+            measured(make(), (outputs[:, 0], torch.zeros(2, 3).long()))
 
 
 @given(classification())
@@ -232,6 +303,80 @@ def test_a_metric_of_ones_own():
     )
     batches = [(torch.tensor([1.0, 2.0]), torch.zeros(2)), (torch.tensor([6.0]), torch.zeros(1))]
     assert measured(worst, *batches) == {"bias": 3.0}
+
+
+def share(name, better=None, of=lambda wrong: {"wrong": wrong}):
+    """A metric that says, or does not say, which of its values are better."""
+
+    def measure(outputs, targets):
+        return {"sum": (outputs.argmax(1) != targets).sum(), "n": torch.tensor(len(targets))}
+
+    sums = {"sum": evaluate.INT, "n": evaluate.INT}
+    return evaluate.metric(name, measure, lambda s: of(s["sum"] / s["n"]), sums, better=better)
+
+
+def test_ours_say_which_values_are_better():
+    """Of every result of a metric of the library; telemetry has none."""
+    high = [evaluate.accuracy(), evaluate.top_k(2), evaluate.confusion(3), evaluate.labels(3), evaluate.r2()]
+    low = [evaluate.mean_absolute_error(), evaluate.mean_squared_error(), evaluate.perplexity(),
+           evaluate.calibration_error(), backward.gradients(), backward.sharpness_aware(0.1)]  # fmt: skip
+    none = [evaluate.gradient_norm(), evaluate.learning_rate(), evaluate.update_ratio(), evaluate.noise_scale()]
+    for way, stages in (("high", high), ("low", low), (None, none)):
+        for s in stages:
+            said = s.better.values() if s.name in ("evaluate.confusion", "evaluate.labels") else [s.better]
+            assert {*said} == {way}, s.name
+
+
+@pytest.mark.parametrize("compile", [False, True])
+def test_reports_say_which_values_are_better(compile):
+    """By the names that results have: of averages, of a second metric of one name, and of metrics on the host."""
+    rows = load.batches(pipes.TEST, size=128)
+    both = share("both", {"up": "high"}, lambda x: {"up": 1 - x, "side": x})
+    host = [
+        evaluate.on_host(f"host.{name}", lambda targets: len(targets), lambda seen, k=name: {k: sum(seen)}, better=way)
+        for name, way in (("far", "low"), ("near", {"near": "high"}))
+    ]
+    pipe = Pipeline(
+        rows, forward.model(lambda: models.mlp(64, 10)), loss.cross_entropy(), share("first"), share("second", "low"),
+        both, *host, evaluate.accuracy(), backward.gradients(), evaluate.gradient_norm(), update.sgd(0.1),
+        update.ema(0.9),
+    )  # fmt: skip
+    program = pipe.compile(backend="aot_eager") if compile else False
+    [report] = fit(pipe, epochs=1, validate=pipes.TEST, compile=program)
+    graph = {"second.wrong": "low", "up": "high", "accuracy": "high", "loss": "low"}
+    whole = {**graph, "far": "low", "near": "high"}
+    assert report.better == {**whole, **{f"ema.{name}": way for name, way in whole.items()}}
+    assert {"wrong", "side", "gradient norm", "ema.wrong"} <= {*report.train, *report.validate}
+    inside = next(fit(pipe, epochs=1, every=2, compile=False))
+    assert (inside.complete, inside.better) == (False, graph)
+
+
+def test_members_of_a_sweep_are_compared_as_their_metrics_say():
+    """Ties by the loss; a metric that does not say it is refused, and better= overrules."""
+    plain = pipes.digits(size=479)
+    pipe = plain.insert(share("wrong", "low"), before="backward.gradients").insert(
+        share("odd", of=lambda x: {"odd": x}), before="backward.gradients"
+    )
+    [report] = fit(sweep(pipe, seeds=3), epochs=1, validate=pipes.TEST, compile=False)
+    wrong = report.validate["wrong"]
+    assert report.better == {"accuracy": "high", "loss": "low", "wrong": "low"}
+    assert report.best("wrong") == report.best("odd", better="low") == report.best("accuracy")
+    assert wrong[report.best("wrong", better="high")] == max(wrong)
+    assert "odd" not in str(report)
+    with pytest.raises(ConfigError, match=r"'odd' is better high or low: .*known of accuracy, wrong, loss"):
+        report.best("odd")
+    tied = evolve(report, validate={"accuracy": [0.9, 1.0, 1.0], "loss": [0.1, 0.3, 0.2]})
+    assert tied.best("accuracy") == 2
+    [report] = fit(ensemble(plain, seeds=2), epochs=1, validate=pipes.TEST, compile=False)
+    assert report.better["votes.accuracy"] == report.better["members.accuracy"] == "high"
+    assert report.better["members.loss"] == "low"
+
+
+def test_a_direction_is_one_of_two_words():
+    """Where it is said."""
+    for wrong in ("lower", "max", {"a": "up"}):
+        with pytest.raises(ConfigError, match="neither 'high' nor 'low'"):
+            share("wrong", wrong)
 
 
 @pytest.mark.parametrize("compile", [False, True])

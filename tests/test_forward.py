@@ -1,17 +1,19 @@
 """Any module becomes a pure function of what it is given."""
 
-import copy
 import re
 import types
+import warnings
 
 import pytest
 import torch
 from torch import nn
+from torch.ao import quantization
 
-from pipeline import Pipeline, backward, evaluate, forward, loss, models, stage, testing, update
+from pipeline import Pipeline, backward, checkpoint, evaluate, fit, forward, load, loss, models, stage, testing, update
 from pipeline.errors import PipeError, StageError, WiringError
 from tests import by_hand, pipes
 
+REST = backward.gradients(), update.sgd(0.1)
 BATCH = {"inputs": torch.randn(6, 4), "targets": torch.tensor([0, 1, 2, 0, 1, 2])}
 
 
@@ -384,17 +386,117 @@ def test_what_would_change_a_parameter_is_refused(kind, inputs, said, route):
     testing.same(state.tree, before.tree)
 
 
-def test_parts_in_eval_mode_stay_in_it():
-    """A frozen BatchNorm keeps its statistics where the module trains; a module in eval mode as a whole trains."""
-    module = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.BatchNorm1d(4))
-    module[1].eval()
-    batch = {"inputs": torch.randn(6, 4), "targets": torch.arange(6) % 3}
-    for built, kept in ((module, True), (copy.deepcopy(module).eval(), False)):
-        pipe = Pipeline(forward.model(built), loss.cross_entropy(), backward.gradients(), update.sgd(0.1))
-        state = pipe.init(0)
-        after, _ = pipe.step(state, batch)
-        assert torch.equal(after.buffers["1.running_mean"], state.buffers["1.running_mean"]) == kept
-        assert not torch.equal(after.buffers["2.running_mean"], state.buffers["2.running_mean"])
+class Backboned(nn.Module):
+    """A head on a part that came in eval mode, as a backbone of from_pretrained() does."""
+
+    def __init__(self):
+        super().__init__()
+        self.backbone = nn.Sequential(nn.Linear(4, 64), nn.BatchNorm1d(64), nn.Dropout(0.5)).eval()
+        self.head = nn.Linear(64, 3)
+
+    def forward(self, x):
+        return self.head(self.backbone(x))
+
+
+@pytest.mark.parametrize("built", [Backboned, Backboned()])
+def test_parts_in_eval_mode_train_where_that_is_said(built):
+    """train=True is model.train() by hand; parts stay in eval mode with a warning when training begins, once, or where
+    train=False says so; a module that came so as a whole trains as a whole."""
+    whole = Backboned().eval()
+    for train, of, warned, trains in (
+        (None, built, True, False), (True, built, False, True),
+        (False, built, False, False), (None, whole, False, True),
+    ):  # fmt: skip
+        model = forward.model(of, train=train)
+        pipe = Pipeline(model, loss.cross_entropy(), backward.gradients(), update.sgd(0.0))
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            state = pipe.init(0)
+            pipe.evaluate(state, [BATCH])
+            assert not caught
+            for _ in range(2):
+                state, metrics = pipe.step(state, BATCH)
+            pipe.compile(backend="aot_eager")(state.clone(), BATCH)
+        assert [("'backbone' came in eval mode" in str(w.message)) for w in caught] == [True] * warned
+        assert int(state.buffers["backbone.1.num_batches_tracked"]) == 2 * trains
+        assert (pipe.step(state, BATCH)[1]["loss"] != metrics["loss"]) == trains
+    with pytest.raises(WiringError, match=r"frozen=True.*leave out train="):
+        forward.model(built, frozen=True, train=False)
+
+
+def quantized():
+    """torch.ao's default net for quantization-aware training: its observers have shapes from a first call."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+    net.qconfig = quantization.get_default_qat_qconfig("x86")
+    return quantization.prepare_qat(net.train())
+
+
+@pytest.mark.parametrize("way", [{"compile": False}, {"backend": "aot_eager"}])
+@pytest.mark.filterwarnings("ignore")
+def test_observers_get_their_shapes_by_a_look(way, tmp_path):
+    """Quantization-aware training is that of the loop by hand, with what it observed, and is resumed; the instance is
+    as it was."""
+    x, y = torch.randn(64, 4), torch.arange(64) % 3
+    net, hand = quantized(), quantized()
+    optimizer = torch.optim.SGD(hand.parameters(), 0.1)
+    for _ in range(2):
+        for a, b in zip(x.split(8), y.split(8), strict=True):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(hand(a), b).backward()
+            optimizer.step()
+    pipe = Pipeline(load.batches((x, y), size=8, shuffle=False), forward.model(net, carry=()), loss.cross_entropy(),
+                    backward.gradients(), update.sgd(0.1))  # fmt: skip
+    with checkpoint.Saver(tmp_path) as saver:
+        for report in fit(pipe, epochs=2, validate=(x, y), **way):
+            if report.epoch == 1:
+                saver.offer(report, now=True)
+    testing.same(report.state.params, dict(hand.named_parameters()), 1e-5)
+    testing.same(report.state.buffers, dict(hand.named_buffers()), 1e-5)
+    testing.same(net.state_dict(), quantized().state_dict())
+    saved = checkpoint.newest(tmp_path).saved
+    *_, resumed = fit(pipe, epochs=2, state=saved.restore(pipe), start=saved.start, compile=False)
+    testing.same(resumed.state.params, report.state.params, 1e-6)
+
+
+FIRST = {
+    "ones": (lambda x, seen: torch.ones(4) if seen is None else seen, True),
+    "the last": (lambda x, seen: x.mean(0), True),
+    "halves": (lambda x, seen: torch.ones(4) if seen is None else seen / 2, False),
+    "a mean": (lambda x, seen: x.mean(0) if seen is None else seen + 0.1 * (x.mean(0) - seen), False),
+    "a minimum": (lambda x, seen: x.amin(0) if seen is None else torch.minimum(x.amin(0), seen), False),
+}
+
+
+@pytest.mark.parametrize("kind", FIRST)
+def test_shapes_of_a_first_call_are_taken_where_that_changes_nothing(kind):
+    """What a buffer is after a first call is taken before the first step where that then leaves the same as by hand;
+    else the step is refused. A module that has an empty buffer needs no batch."""
+    value, fits = FIRST[kind]
+
+    class Net(nn.Linear):
+        def __init__(self):
+            super().__init__(4, 3)
+            self.register_buffer("seen", torch.tensor([]))
+
+        def forward(self, x):
+            if self.training:
+                self.seen = value(x.detach(), self.seen if self.seen.numel() else None)
+            return super().forward(x) + self.seen.sum()
+
+    data = {"inputs": torch.randn(6, 4), "targets": torch.arange(6) % 3}
+    pipe = Pipeline(load.batches(data, size=6), forward.model(Net), loss.cross_entropy(), *REST)
+    state = pipe.init(0)
+    if fits:
+        hand = Net()
+        for _ in range(2):
+            state, _ = pipe.step(state, data)
+            hand(data["inputs"])
+            testing.same(state.buffers["seen"], hand.seen)
+    else:
+        with pytest.raises(StageError, match=r"'seen' \(4,\).*call the module once on a batch"):
+            pipe.step(state)
+    Pipeline(forward.model(Net), loss.cross_entropy(), *REST).init(0)
 
 
 @pytest.mark.parametrize("hook", ["register_hook", "register_post_accumulate_grad_hook"])

@@ -10,9 +10,9 @@ import pytest
 ROOT = Path(__file__).parent.parent
 STEPS = {"load", "place", "forward", "loss", "backward", "update", "evaluate"}
 LAYERS = [
-    {"errors", "files", "html"},
+    {"errors", "files", "html", "means"},
     {"mesh"},
-    {"random", "tree", "skeleton", "schedules"},
+    {"random", "tree", "skeleton", "schedules", "direction"},
     {"draws"},
     {"module"},
     {"stage"},

@@ -1,8 +1,11 @@
+from functools import partial
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
+from torch.nn import functional as F
 
 from pipeline import loss
 from pipeline.errors import DataError, StageError, WiringError
@@ -46,10 +49,35 @@ def test_cross_entropy_is_torchs(sample, smoothing, weighted, data):
     assert_same(loss.cross_entropy(smoothing=smoothing, weight=weight, ignore_index=-7), torchs, outputs, targets)
 
 
+@given(classification(extra=1), st.floats(0.0, 0.9), st.booleans(), st.data())
+def test_probabilities_as_targets_are_torchs(sample, smoothing, weighted, data):
+    """Cross entropy of probabilities has torch's value and gradient, and counts rows."""
+    outputs, targets = sample
+    soft = data.draw(normals(outputs.shape)).softmax(1)
+    weight = data.draw(normals(outputs.shape[1])).abs() + 0.1 if weighted else None
+    ours = loss.cross_entropy(smoothing=smoothing, weight=weight, dim=1)
+    assert_same(ours, nn.CrossEntropyLoss(weight, label_smoothing=smoothing), outputs, soft)
+    assert run(ours, outputs, soft)[1] == targets.numel()
+    last = loss.cross_entropy(smoothing=smoothing, weight=weight, dim=-1)
+    torch.testing.assert_close(run(last, outputs.movedim(1, -1), soft.movedim(1, -1)), run(ours, outputs, soft))
+    ours.check(outputs, soft)
+
+
+@pytest.mark.parametrize("targets", [torch.zeros(2, 5).long(), torch.zeros(2, 5, 5)])
+def test_shapes_that_do_not_tell_where_classes_are(targets):
+    """Say what to pass, before the first step."""
+    for made in (loss.cross_entropy(), loss.cross_entropy().check):
+        with pytest.raises(StageError, match=r"where the classes are in outputs \(2, 5, 5\).*dim=1, or dim=-1"):
+            made(torch.zeros(2, 5, 5), targets)
+    for dim in (1, -1):
+        loss.cross_entropy(dim=dim)(torch.zeros(2, 5, 5), targets)
+
+
 @given(classification())
 def test_classes_may_come_last(sample):
-    """With dim=-1, cross entropy of (B, ..., C) is that of (B, C, ...)."""
+    """With dim=-1, and where the shapes tell, cross entropy of (B, ..., C) is that of (B, C, ...)."""
     outputs, targets = sample
+    torch.testing.assert_close(loss.cross_entropy()(outputs.movedim(1, -1), targets), loss.cross_entropy()(*sample))
     last = loss.cross_entropy(dim=-1)(outputs.movedim(1, -1), targets)
     torch.testing.assert_close(last, loss.cross_entropy()(outputs, targets))
 
@@ -190,8 +218,7 @@ def test_a_loss_of_ones_own():
 @pytest.mark.parametrize(
     ("targets", "said"),
     [
-        (torch.eye(3)[[0, 1]], r"one-hot rows take targets.argmax\(1\).*loss.function\(torch.nn.CrossEntropyLoss"),
-        (torch.eye(3).long()[[0, 1]], r"one-hot rows take targets.argmax\(1\)"),
+        (torch.eye(3).long()[[0, 1]], r"one-hot rows take targets.argmax\(1\), or targets.float"),
         (torch.tensor([0.0, 1.0]), r"targets.long\(\)"),
         (torch.tensor([[0], [1]]), r"targets.squeeze\(1\)"),
     ],
@@ -217,3 +244,89 @@ def test_a_loss_of_torch_is_a_stage(case):
     assert loss.function(criterion)(outputs, targets) == criterion(outputs, targets)
     with pytest.raises(WiringError, match=r"write CrossEntropyLoss\(\)"):
         loss.function(nn.CrossEntropyLoss)
+
+
+@given(classification(extra=0), regression())
+def test_functions_of_torch_are_its_modules(case, values):
+    """F.cross_entropy is nn.CrossEntropyLoss(): of outputs and targets, by name, with the same weight."""
+    for f, module, sample in (
+        (F.cross_entropy, nn.CrossEntropyLoss(), case),
+        (partial(F.cross_entropy, ignore_index=0), nn.CrossEntropyLoss(ignore_index=0), case),
+        (F.mse_loss, nn.MSELoss(), (values[1], values[1] + 1)),
+        (partial(F.huber_loss, delta=0.5), nn.HuberLoss(delta=0.5), (values[1], values[1] + 1)),
+    ):
+        stage = loss.function(f)
+        assert (stage.reads, stage.hyper, stage.writes) == (("outputs", "targets"), {}, ("loss",))
+        assert stage.name == f"loss.{getattr(f, 'func', f).__name__}"
+        torch.testing.assert_close(run(stage, *sample), run(loss.function(module), *sample), equal_nan=True)
+        assert len(run(stage, *sample)) == 2
+
+
+@given(classification(extra=1), st.data())
+def test_a_weight_that_is_said_makes_unequal_batches_exact(case, data):
+    """sum(loss * weight) / sum(weight) of the parts is that of the whole, of a mean that torch did not take."""
+    outputs, targets = case
+
+    def mean(outputs, targets, scale=2.0):
+        counted = targets != 0
+        each = F.cross_entropy(outputs, targets, reduction="none") * counted
+        return scale * each.sum() / counted.sum().clamp(min=1)
+
+    stage = loss.function(mean, "loss.masked", weight=lambda targets: targets != 0)
+    assert (stage.reads, stage.writes, dict(stage.hyper)) == (("outputs", "targets"), loss.WRITES, {"scale": 2.0})
+    sizes = data.draw(cuts(len(outputs)))
+    parts = [run(stage, *part) for part in zip(outputs.split(sizes), targets.split(sizes), strict=True)]
+    value, weight = run(stage, outputs, targets)
+    assert weight == (targets != 0).sum() == sum(w for _, w in parts)
+    total = sum(x * w for x, w in parts) / weight.clamp(min=1)
+    torch.testing.assert_close(total.double(), value.double(), atol=1e-5, rtol=1e-5)
+
+
+def test_what_a_loss_is_a_mean_of_may_be_said_in_words():
+    """Either "samples", as many as its values have, or "sum", said or read off torch's module, whose weight is 1."""
+    x, y = torch.randn(6, 3), torch.randn(6, 3)
+    value, weight = run(loss.function(lambda outputs, targets: (outputs - targets).abs().max(), weight="samples"), x, y)
+    assert (value, weight) == ((x - y).abs().max(), 6)
+    said = loss.function(lambda outputs, targets: ((outputs - targets) ** 2).sum(), weight="sum")
+    for stage in (
+        said,
+        loss.function(nn.MSELoss(reduction="sum")),
+        loss.function(partial(F.mse_loss, reduction="sum")),
+    ):
+        assert (stage.sums, stage.writes) == (True, loss.WRITES)
+        torch.testing.assert_close(run(stage, x, y), (F.mse_loss(x, y, reduction="sum"), torch.ones(()).double()))
+    assert not loss.function(nn.MSELoss()).sums
+
+
+def test_the_weight_of_a_loss_made_elsewhere():
+    """weight() writes only that, of the loss that is named; a loss that is renamed takes its weight along."""
+    made = loss.weight(lambda labels, scale=2: scale * len(labels), of="lm_loss")
+    assert (made.name, made.reads, made.writes) == ("lm_loss.weight", ("labels",), ("lm_loss.weight",))
+    assert made(torch.zeros(3)) == torch.tensor(6.0, dtype=torch.float64)
+    summed = loss.weight("sum")
+    assert (summed.sums, summed.reads, summed(torch.tensor(3))) == (True, ("step",), torch.tensor(1.0).double())
+    assert loss.cross_entropy().rename(loss="a").writes == ("a", "a.weight")
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: loss.function(nn.MSELoss(reduction="none")), r"loss.MSELoss has reduction='none'"),
+        (lambda: loss.function(partial(F.mse_loss, reduction="none")), r"loss.mse_loss has reduction='none'"),
+        (
+            lambda: loss.function(nn.TripletMarginLoss()),
+            r"takes anchor, positive, negative: write loss.function\(lambda",
+        ),
+        (lambda: loss.function(F.gaussian_nll_loss), r"takes input, target, var: write loss.function\(lambda"),
+        (lambda: loss.function(nn.CTCLoss()), r"takes log_probs, targets, input_lengths, target_lengths: write"),
+        (
+            lambda: loss.function(lambda outputs: outputs.mean(), weight="sample"),
+            r"weight='sample'.*'samples' or 'sum'",
+        ),
+        (lambda: loss.weight("samples"), r"loss.weight\('samples'\).*function of named values, or 'sum'"),
+    ],
+)
+def test_losses_that_are_no_stage_say_what_to_write(make, said):
+    """In one line."""
+    with pytest.raises(WiringError, match=said):
+        make()

@@ -14,6 +14,10 @@ from tests.strategies import batch_sizes, samples, seeds
 epochs = st.integers(0, 2**40)
 
 
+def split(n, size, seed, epoch, *, shuffle=True, **options):
+    return order.batches(order.Whole(n, shuffle), size, seed, epoch, **options)
+
+
 def shuffled(n: int, seed: int, epoch: int) -> np.ndarray:
     return order.permute(np.arange(n), n, order.keys(n, seed, epoch))
 
@@ -21,7 +25,7 @@ def shuffled(n: int, seed: int, epoch: int) -> np.ndarray:
 @given(samples, batch_sizes, seeds, epochs, st.booleans())
 def test_an_epoch_holds_every_sample_once(n, size, seed, epoch, shuffle):
     """The batches of an epoch, the short last one too, hold each of n samples exactly once."""
-    batches = list(order.batches(n, size, seed, epoch, shuffle=shuffle))
+    batches = list(split(n, size, seed, epoch, shuffle=shuffle))
     assert sorted(torch.cat(batches).tolist()) == list(range(n))
     assert [len(b) for b in batches[:-1]] == [size] * (len(batches) - 1)
     assert len(batches) == order.count(n, size)
@@ -30,16 +34,16 @@ def test_an_epoch_holds_every_sample_once(n, size, seed, epoch, shuffle):
 @given(samples, batch_sizes, seeds, epochs)
 def test_drop_last_leaves_out_only_the_short_batch(n, size, seed, epoch):
     """With drop_last an epoch is the whole batches of the same order."""
-    whole = [b.tolist() for b in order.batches(n, size, seed, epoch) if len(b) == size]
-    assert [b.tolist() for b in order.batches(n, size, seed, epoch, drop_last=True)] == whole
+    whole = [b.tolist() for b in split(n, size, seed, epoch) if len(b) == size]
+    assert [b.tolist() for b in split(n, size, seed, epoch, drop_last=True)] == whole
     assert order.count(n, size, drop_last=True) == len(whole)
 
 
 @given(samples, batch_sizes, seeds, epochs, st.integers(0, 20))
 def test_start_gives_the_tail(n, size, seed, epoch, start):
     """An epoch from batch k on is the whole epoch without its first k batches."""
-    whole = [b.tolist() for b in order.batches(n, size, seed, epoch)]
-    assert [b.tolist() for b in order.batches(n, size, seed, epoch, start=start)] == whole[start:]
+    whole = [b.tolist() for b in split(n, size, seed, epoch)]
+    assert [b.tolist() for b in split(n, size, seed, epoch, start=start)] == whole[start:]
 
 
 @given(st.integers(1, 2**60), seeds, epochs, st.lists(st.integers(0, 2**60), min_size=1, max_size=5))
@@ -114,7 +118,7 @@ def test_samples_2_to_the_32_apart_part():
 def test_memory_does_not_grow_with_the_data_set():
     """A batch in the middle of an epoch of 10**12 samples costs a few megabytes."""
     tracemalloc.start()
-    batch = next(order.batches(10**12, 64, seed=0, epoch=0, start=10**9))
+    batch = next(split(10**12, 64, seed=0, epoch=0, start=10**9))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert len(batch) == 64

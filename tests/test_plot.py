@@ -1,10 +1,11 @@
 """Curves of runs."""
 
 import pytest
+from attrs import evolve
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import PipeError, Report, plot
+from pipeline import PipeError, Report, log, plot
 
 ROWS = st.lists(
     st.fixed_dictionaries({
@@ -15,13 +16,17 @@ ROWS = st.lists(
 )  # fmt: skip
 
 
+DIRECTIONS = {"loss": "low", "accuracy": "high", "ema.loss": "low"}
+
+
 def numbered(rows):
-    return [{"epoch": i, "step": i, **row} for i, row in enumerate(rows, 1)]
+    return [{"epoch": i, "step": i, **row, "better": DIRECTIONS} for i, row in enumerate(rows, 1)]
 
 
 @given(ROWS)
 def test_each_metric_has_a_panel_with_its_points(rows):
-    """Training and held-out curves have the rows' own numbers; the first of the best epochs is marked."""
+    """Training and held-out curves have the rows' own numbers; of the best epochs that of the lowest loss is marked, or
+    the last."""
     rows = numbered(rows)
     figure = plot.curves(rows)
     assert [axes.get_title() for axes in figure.axes] == ["loss", "accuracy"]
@@ -33,7 +38,8 @@ def test_each_metric_has_a_panel_with_its_points(rows):
     best = max(r["validate/accuracy"] for r in rows)
     epoch, name, value = plot.best_epoch(rows)
     assert (name, value) == ("accuracy", best)
-    assert epoch == next(r["epoch"] for r in rows if r["validate/accuracy"] == best)
+    losses = {r["epoch"]: r["validate/loss"] or 9 for r in rows if r["validate/accuracy"] == best}
+    assert epoch == max(e for e, loss in losses.items() if loss == min(losses.values()))
     if len(rows) > 1:
         assert f"best: epoch {epoch}" in [line.get_label() for line in figure.axes[1].lines]
 
@@ -72,12 +78,27 @@ def test_reports_are_taken_as_rows_are():
         plot.curves([whole], metrics=["los"])
 
 
+def test_the_best_epoch_is_by_what_is_said():
+    """Of a metric of any name, by its own direction or better=; without either it is refused, or none is marked."""
+    rows = [
+        Report(e, 3, e, 1, 1, True, {}, {"wer": w}, better={"wer": "low"}) for e, w in enumerate([0.5, 0.2, 0.4], 1)
+    ]
+
+    def marked(rows, **options):
+        return [line.get_label() for line in plot.curves(rows, best="wer", **options).axes[0].lines][-1]
+
+    assert (marked(rows), marked(rows, better="high")) == ("best: epoch 2", "best: epoch 1")
+    rows = [evolve(r, better={}) for r in rows]
+    assert plot.best_epoch([log.line(r) for r in rows]) is None
+    with pytest.raises(PipeError, match="nothing says whether 'wer' is better high or low"):
+        marked(rows)
+    assert marked(rows, better="low") == "best: epoch 2"
+
+
 def test_other_views_of_a_metric_are_in_its_panel():
     """An average, or the members of an ensemble, beside what they are of, under their own names."""
-    rows = [
-        {"epoch": e, "train/loss": 1 / e, "validate/loss": 2 / e, "validate/ema.loss": 3 / e, "validate/ema.r2": 0.5}
-        for e in (1, 2)
-    ]
+    views = [{"validate/ema.loss": 3 / e, "validate/ema.r2": 0.5} for e in (1, 2)]
+    rows = numbered([{"train/loss": 1 / e, "validate/loss": 2 / e, **v} for e, v in enumerate(views, 1)])
     panels = {axes.get_title(): axes for axes in plot.curves(rows, best="ema.loss").axes}
     assert set(panels) == {"loss", "ema.r2"}
     drawn = {line.get_label(): list(line.get_ydata()) for line in panels["loss"].get_lines()}

@@ -91,7 +91,7 @@ def test_a_fast_permutation_is_given_what_it_needs(stretch, seed, epoch):
 
     expected = list(source.epoch(seed, epoch, start))[:count]
     testing.same(walked(placed(source, window), seed, epoch, start, count, permute), expected)
-    assert bool(calls) == source.shuffle
+    assert bool(calls) == source.order.shuffle
 
 
 @given(stretches())
@@ -126,7 +126,7 @@ def test_each_epoch_has_the_order_of_the_load_stage(source, seed, first):
         data.seek(seed, epoch, 0)
         n = min(data.n, len(data.order))
         expected = torch.arange(data.n)
-        if source.shuffle:
+        if source.order.shuffle:
             expected = torch.from_numpy(order.permute(expected.numpy(), data.n, order.keys(data.n, seed, epoch)))
         assert torch.equal(data.order[:n], expected[:n])
 

@@ -189,10 +189,22 @@ def test_two_tensors_of_one_name_are_refused():
         ({"edges": torch.zeros(2, 9), "inputs": torch.zeros(5, 3)}, None, 5),
         ({"edges": torch.zeros(2, 9), "nodes": torch.zeros(5, 3)}, "nodes", 5),
         ({"scale": torch.zeros(())}, None, 1),
+        (
+            {"inputs": [torch.zeros(3, 8, 4), torch.zeros(3, 6, 6)], "targets": [{"box": torch.zeros(5, 4)}] * 2},
+            None,
+            2,
+        ),
+        ({"inputs": [torch.zeros(3, 2)] * 4, "scale": torch.zeros(())}, "inputs", 4),
+        ({"inputs": [torch.zeros(3, 2), torch.zeros(3, 5)], "targets": torch.zeros(3)}, None, 3),
+        ({"inputs": [torch.zeros(4, 2), torch.zeros(4, 5)], "targets": torch.zeros(2)}, None, 2),
+        ({"inputs": [torch.zeros(3, 2), torch.zeros(3, 5)], "more": {"a": torch.zeros(3)}}, None, 3),
+        ({"edges": torch.zeros(2, 9), "nodes": torch.zeros(7), "targets": [torch.zeros(1)] * 5}, None, 5),
+        ({"words": ["a", "b"], "inputs": torch.zeros(3, 2)}, None, 3),
     ],
 )
 def test_a_batch_says_how_many_samples_it_has(batch, by, count):
-    """It is the first dimension that all share, else that of the targets or the inputs, or of what was named."""
+    """It is the first dimension that all share, else that of the targets or the inputs, or of what was named; of lists
+    alone their length."""
     assert samples(batch, by) == count
 
 

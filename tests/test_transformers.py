@@ -119,6 +119,24 @@ def by_hand(build, inputs, loss, optimizer):
     return module
 
 
+@pytest.mark.parametrize("name", ["llama", "gpt2", "bert", "vit", "t5", "whisper", "mamba"])
+def test_the_loss_of_a_model_says_what_it_is_a_mean_of(name):
+    """Of parts with other numbers of labels, it makes that of the whole: shifted or not, ignored ones left out."""
+    build, inputs, _ = MODELS[name]
+    model = forward.model(build, inputs={**inputs, "labels": inputs.get("labels", "labels")}, outputs={"loss": "loss"})
+    state = Pipeline(model, backward.gradients(), update.sgd(0.1)).init(0)
+
+    def run(rows):
+        batch = {name: values[rows] for name, values in BATCH.items()}
+        return model.run({**state.tree, "training": False, **batch}, {}, None)[0]
+
+    parts, whole = [run(slice(0, 1)), run(slice(1, 3))], run(slice(0, 3))
+    total = sum(part["loss.weight"] for part in parts)
+    assert total == whole["loss.weight"]
+    mean = sum(part["loss"] * part["loss.weight"] for part in parts) / total
+    torch.testing.assert_close(mean, whole["loss"].double(), atol=1e-5, rtol=1e-5)
+
+
 CASES = [(name, "adamw" if name in ("llama", "whisper") else "sgd", "aot_eager") for name in MODELS]
 CASES += [("llama", "adamw", "native")]
 

@@ -64,7 +64,7 @@ class Loss:
         if data.task == "language modelling":
             return [made, evaluate.accuracy(dim=-1), evaluate.perplexity(dim=-1)]
         if data.task != "regression":
-            return [made, evaluate.accuracy()]
+            return [made, evaluate.accuracy(several=data.task == "several labels")]
         measured = [evaluate.mean_absolute_error(), evaluate.r2()]
         if TARGET_MEAN not in data.fitted:
             return [made, *measured]

@@ -15,6 +15,7 @@ from attrs import field, frozen
 from torch import Tensor
 from torch.func import grad_and_value
 
+from pipeline.direction import Better
 from pipeline.errors import ConfigError, PipeError, StageError, WiringError, place_of
 from pipeline.stage import Stage, first_line
 from pipeline.tree import Tree, tree_map
@@ -37,6 +38,7 @@ class Gradients(Stage):
     route: Route = field(kw_only=True)
     accumulate: int = field(kw_only=True, default=1)
     per_example: bool = field(kw_only=True, default=False)
+    better: Better = field(kw_only=True, default="low")
 
     def rename(self, **names: str) -> Stage:
         raise WiringError(

@@ -39,13 +39,12 @@ class SharpnessAware(Gradients):
 def _moved(params: dict[str, Tensor], grads: dict[str, Tensor], rho: Tensor, adaptive: bool) -> dict[str, Tensor]:
     """The parameters with T^2 g * rho / |T g| added; T is 1, or adaptive |w| + eta."""
     # As the paper's code has it, biases are not scaled: what is has "weight" in its name.
-    scales = {
-        k: p.abs() + _ETA if adaptive and "weight" in k else torch.ones_like(p) for k, p in params.items() if k in grads
-    }
+    reached = {k: params[k] for k in grads}
+    scales = {k: p.abs() + _ETA if adaptive and "weight" in k else torch.ones_like(p) for k, p in reached.items()}
     scaled = {k: g * scales[k] for k, g in grads.items()}
     norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in scaled.values()]))
     length = rho / torch.where(norm > 0, norm, 1.0)  # a gradient of zeros moves nothing
-    return {k: p + scaled[k] * scales[k] * length.to(p.dtype) if k in grads else p for k, p in params.items()}
+    return params | {k: p + scaled[k] * scales[k] * length.to(p.dtype) for k, p in reached.items()}
 
 
 def sharpness_aware(

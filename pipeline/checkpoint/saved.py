@@ -37,6 +37,9 @@ class Best:
     value: float
     epoch: int
     step: int
+    since: int = 0
+    """The epoch that had this value first."""
+    loss: float | None = None
 
 
 @frozen

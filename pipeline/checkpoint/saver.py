@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import time
 from collections.abc import Sequence
@@ -17,10 +18,11 @@ from torch.utils import _pytree as pytree
 from pipeline import files, mesh, place
 from pipeline.checkpoint.saved import Best, Saved, steps, unwritable, write, write_parts
 from pipeline.compose import Composition
+from pipeline.direction import Direction, direction, rank
 from pipeline.errors import CheckpointError, ConfigError, did_you_mean
 from pipeline.sharding import Sharding
 from pipeline.stage import is_count
-from pipeline.state import Report, State, is_better
+from pipeline.state import Report, State
 
 SHARE = 0.005
 """How much of the time checkpoints may take that nobody asked for by number."""
@@ -35,7 +37,9 @@ class Saver:
     """Writes checkpoints of a run into a folder, on a thread of its own, and removes those that are no longer wanted.
 
     - `keep`: how many of the newest stay.
-    - `best`: the validation metric whose best epoch stays as well.
+    - `best`: the validation metric whose best epoch, or validation inside one, stays as well; of equal ones
+      that with the better validation loss, then the later. `better`: which of its values are, "high" or "low", by
+      default what the metric declares.
     - `steps`: also after each multiple of so many steps, where `fit(every=steps)` reports them.
     - `minutes`: also about every so many minutes inside an epoch, where `fit(interval=...)` reports.
     - `saved`: what the run goes on from, if it does.
@@ -48,8 +52,9 @@ class Saver:
     """
 
     def __init__(
-        self, folder: str | Path, *, keep: int = 2, best: str | None = None, steps: int | None = None,
-        minutes: float = 5.0, saved: Saved | None = None, beside: Sequence[Path] = (), pipe: Composition | None = None,
+        self, folder: str | Path, *, keep: int = 2, best: str | None = None, better: Direction | None = None,
+        steps: int | None = None, minutes: float = 5.0, saved: Saved | None = None, beside: Sequence[Path] = (),
+        pipe: Composition | None = None,
     ) -> None:  # fmt: skip
         for name, value in (("keep", keep), ("steps", steps)):
             if value is not None and not is_count(value):
@@ -57,7 +62,7 @@ class Saver:
         if pipe is None and mesh.several():
             raise ConfigError("of several processes, not all may write: pass the pipeline, Saver(..., pipe=pipe)")
         self.folder = Path(folder)
-        self.keep, self.metric, self.steps, self.minutes = keep, best, steps, minutes
+        self.keep, self.metric, self.better, self.steps, self.minutes = keep, best, better, steps, minutes
         self.best = saved.best if saved is not None and saved.best and saved.best.metric == best else None
         self.beside = tuple(beside)
         self.last = saved.step if saved is not None else -1
@@ -168,16 +173,20 @@ class Saver:
             self._at = time.monotonic()
 
     def _improved(self, report: Report) -> Best | None:
-        if self.metric is None or not report.complete:
+        if self.metric is None or not (report.complete or report.validate):
             return None
         value = report.validate.get(self.metric)
         if not isinstance(value, int | float):
             raise ConfigError(
                 f"best={self.metric!r} is no number that validation gives{did_you_mean(self.metric, report.validate)}"
             )
-        if value != value or (self.best is not None and not is_better(self.metric, value, self.best.value)):
+        better, old = direction(self.metric, report.better, self.better), self.best
+        new = rank(self.metric, better, report.validate)
+        before = None if old is None else rank(self.metric, better, {"loss": old.loss, self.metric: old.value})
+        if value != value or (before is not None and new > before):
             return None
-        return Best(self.metric, float(value), report.epoch, report.step)
+        since = (old.since or old.epoch) if old is not None and old.value == value else report.epoch
+        return Best(self.metric, float(value), report.epoch, report.step, since, new[1] if new[1] < math.inf else None)
 
     def _write(self, jobs: list[_Job]) -> float:
         """Seconds that it took."""

@@ -195,20 +195,20 @@ class Compiled:
     def restart_metrics(self, state: State) -> State:
         """`Pipeline.restart_metrics`, in place."""
         self._take(state)
-        for s in self.pipe.metrics:
-            for t in pytree.tree_leaves(self._held.memory(s.name)):
-                t.zero_()
+        for t in self.pipe.of_an_epoch(self._held.tree):
+            t.zero_()
         return self._held.give(0)
 
-    def prepare(self, state: State, validate: Any = None) -> CompileReport:
+    def prepare(self, state: State, *validate: Any) -> CompileReport:
         """Compile now what a run will need, where its data tell their shapes: full and last batches, and validation."""
         self._take(state)
         wanted: list[tuple[Subject, Feed]] = []
         if self.pipe.load is not None and self.pipe.load.known:
             wanted += [(self._trained(), feed) for feed in self._feeds.kinds(self.pipe.load, True)]
-        if validate is not None and self.pipe.over(validate).known and not self.pipe.on_host:
-            subject = self._measured(state)
-            wanted += [(subject, feed) for feed in self._feeds.kinds(self.pipe.over(validate), False)]
+        for source in [self.pipe.over(data) for data in validate if data is not None and not self.pipe.on_host]:
+            if source.known:
+                subject = self._measured(state)
+                wanted += [(subject, feed) for feed in self._feeds.kinds(source, False)]
         # Each is begun before any is waited for: their C++ is compiled together.
         begun = [self._programs.request(*subject, feed) for subject, feed in wanted]
         all(begun) and all(self._programs.finish(*subject, feed) for subject, feed in wanted)

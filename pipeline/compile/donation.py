@@ -87,9 +87,10 @@ class Held:
             self.seed = self.pipe.shuffled_by(self._tree)
         return self.seed
 
-    def memory(self, name: str) -> Any:
-        """What a stage of the State taken remembers."""
-        return self._tree["memory"][name]
+    @property
+    def tree(self) -> Any:
+        """That of the State taken."""
+        return self._tree
 
     def of(self, state: State) -> list[Tensor]:
         """The tensors of a State, which must be like the first one seen."""

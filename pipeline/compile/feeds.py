@@ -15,6 +15,7 @@ from pipeline.compose import Composition
 from pipeline.errors import CaptureError, StateError, WiringError
 from pipeline.load import Load
 from pipeline.mesh import ROWS, Mesh
+from pipeline.order import Whole
 from pipeline.resident import Resident
 from pipeline.sources import Tensors
 from pipeline.state import Batch
@@ -84,18 +85,25 @@ def resident_feed(data: Resident, size: int, mesh: Mesh | None = None) -> Feed:
     each."""
     own = None if mesh is None else mesh.rows(size)
     at = slice(0, size) if own is None else own.taken
+    loads = (data.load, *data.load.others)
     shapes = ", ".join(f"{name} {(size, *t.shape[1:])}" for name, t in data.tensors.items())
     words = f"{shapes} of its own {data.n:,} samples"
     kinds = tuple((name, t.shape, t.dtype, t.device) for name, t in data.tensors.items())
 
     def read(static: Sequence[Tensor]) -> tuple[Batch, list[Tensor]]:
         *tensors, order, cursor = static
-        there = torch.arange(at.start, at.stop, device=cursor.device)
-        samples = order.index_select(-1, cursor * data.load.size + there)
-        batch = data.load.data.batch([gathered(t, samples) for t in tensors])
-        return batch if own is None else {**batch, ROWS: own}, [cursor + 1]
+        batch: dict[str, Any] = {} if own is None else {ROWS: own}
+        waiting, begin = iter(tensors), 0
+        for load in loads:
+            rows = at if load is data.load else slice(0, load.size)
+            there = torch.arange(begin + rows.start, begin + rows.stop, device=cursor.device)
+            samples = order.index_select(-1, cursor * load.size + there)
+            batch |= load.data.batch([gathered(next(waiting), samples) for _ in load.data.tensors])
+            begin += data.window * load.size
+        return batch, [cursor + 1]
 
-    return Feed((size, data.load.size, *data.order.shape, *kinds), words, data.static, (), read, moved=1)
+    sizes = (size, *[load.size for load in loads])
+    return Feed((*sizes, *data.order.shape, *kinds), words, data.static, (), read, moved=1)
 
 
 def gathered(t: Tensor, samples: Tensor) -> Tensor:
@@ -132,9 +140,10 @@ class Feeds:
 
     def place(self, source: Load) -> Resident:
         """A data set on the device, once."""
-        places = [(t.data_ptr(), t.shape, t.stride(), t.dtype) for t in source.data.tensors.values()]
-        data = (tuple(source.data.tensors), *places)  # a mapping of tensors is made a new Source each time
-        key = (data, source.size, source.shuffle, source is self.pipe.load)
+        places = [(t.data_ptr(), t.shape, t.stride(), t.dtype) for t in source.tensors.values()]
+        data = (tuple(source.tensors), *places)  # a mapping of tensors is made a new Source each time
+        sizes = (source.size, *[load.size for load in source.others])
+        key = (data, sizes, source.drop_last, source is self.pipe.load)
         if key not in self._sets:
             if len(self._sets) >= DATA_SETS:
                 self._sets = {k: r for k, r in self._sets.items() if r.load is self.pipe.load}
@@ -153,7 +162,8 @@ class Feeds:
         key = ("stacked", len(batches), *[(name, t.shape, t.dtype) for name, t in first.items()])
         if key not in self._sets:
             empty = {name: t.new_zeros((len(batches) * size, *t.shape[1:])) for name, t in first.items()}
-            load = Load("load.batches", data=Tensors(empty), size=size, shuffle=False)
+            order = Whole(len(batches) * size, shuffle=False)
+            load = Load("load.batches", data=Tensors(empty), size=size, order=order)
             self._sets[key] = Resident(self.pipe.place.tree, load)
         for name, whole in self._sets[key].tensors.items():
             torch.cat([batch[name] for batch in batches], out=whole)
@@ -179,7 +189,7 @@ class Feeds:
         return list({feed.signature: feed for feed in feeds}.values())
 
     def _can_stay(self, source: Load) -> bool:
-        if self.pipe.host or not source.in_memory:
+        if self.pipe.host or not source.in_memory or (source.others and self.pipe.place.mesh is not None):
             return False
         asked = source is self.pipe.load and source is not self.pipe.stages[0]  # it stands after place
-        return asked or self.pipe.place.fits(source.data.tensors.values())
+        return asked or self.pipe.place.fits(source.tensors.values())

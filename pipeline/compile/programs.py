@@ -152,11 +152,8 @@ class Programs:
         build = Build(kind, feed, args, traced, outputs, began)
         if self.backend in OWN and args[0].device.type == "cpu" and traced.sizes is None and not traced.talks:
             self._native(build)
-        if (
-            build.loaded
-            and self.pipe.members == 1
-            and any(g.accumulate > 1 and untried(g) for g in self.pipe.backwards)
-        ):
+        waiting = [g for g in self.pipe.backwards if g.accumulate > 1 and untried(g)]
+        if build.loaded and waiting and self.pipe.members == 1:
             # A kept program is not checked beside the plain functions, which would have tried the parts.
             functions.function(self.pipe, kind, feed, args, [])(*(t.clone() for t in functions.listed(args)))
         return build
