@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from attrs import evolve
 
-from pipeline import load
+from pipeline import load, order
 from pipeline.errors import ByHandError
 from pipeline.loop import fit
 from pipeline.pipe import Pipeline
@@ -33,11 +33,7 @@ def like_by_hand(pipe: Pipeline, data: Any = None, *, epochs: int = 2, seed: int
     """
     if data is not None:
         own = pipe.load if pipe.load is not None and pipe.load.known else None
-        first = (
-            load.loader(data)
-            if own is None
-            else evolve(own, data=(known := source(data)), size=min(own.size, len(known)))
-        )
+        first = load.loader(data) if own is None else _of(own, source(data))
         pipe = pipe.of([first, *(s for s in pipe.given if s is not pipe.load)])
     if pipe.place.mesh or pipe.members > 1 or pipe.place.precision == "fp16" or (pipe.on_host and validate is not None):
         raise ByHandError("can't be done by hand: a mesh, members, float16, or metrics on the host")
@@ -47,7 +43,9 @@ def like_by_hand(pipe: Pipeline, data: Any = None, *, epochs: int = 2, seed: int
 
 
 def _of(own: load.Load, data: Source) -> load.Load:
-    return evolve(own, data=data, size=min(own.size, len(data)))
+    if own.others or not isinstance(own.order, order.Whole):
+        raise ByHandError("data= can't be in the place of what draws by weights or joins others; replace that itself")
+    return evolve(own, data=data, size=min(own.size, len(data)), order=evolve(own.order, n=len(data)))
 
 
 def _parting(pipe: Pipeline, seed: int, epochs: int, validate: Any, tolerance: float, **options: Any) -> str:

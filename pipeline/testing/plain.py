@@ -21,6 +21,7 @@ from pipeline.draws import keyed
 from pipeline.errors import ByHandError
 from pipeline.forward import Model
 from pipeline.joint import joined
+from pipeline.means import Calls, weighed
 from pipeline.pipe import Pipeline
 from pipeline.schedules import Schedule
 from pipeline.stage import Stage, first_line
@@ -54,9 +55,17 @@ class PlainLoop:
 
     def step(self) -> None:
         k, batch = next(self.batches)
-        self.sums = self.sums if k else {}
+        if not k:
+            self.sums = {}
+            self.begin()
         self.run(batch, True)
         self.given["step"] += 1
+
+    def begin(self) -> None:
+        """Zeros where a buffer is carried through an epoch alone."""
+        for s in self.calls.values():
+            for k in (k for k, (how, _) in s.carried.items() if how == "epoch"):
+                self.kept()[s.buffers][k].zero_()
 
     def kept(self) -> dict[str, Any]:
         """What State keeps: the tensors themselves, which are changed in place."""
@@ -105,8 +114,13 @@ class PlainLoop:
                 raise ByHandError(f"can't be done by hand: statistics made anew for {s.name!r}")
             _write(self.kept(), s.averaged({**before, "memory": self.memory}, {}) if s is not None else {})
             self.sums = {}
+            self.begin()
             for batch in self.pipe.over(data).epoch(0, 0):
+                first = tree_map(torch.clone, self.kept())
                 self.run(batch, False)
+                for call in self.calls.values():
+                    for k in self.first[call.buffers].keys() - call.carried.keys():
+                        self.kept()[call.buffers][k].detach().copy_(first[call.buffers][k])
             found |= {f"{name}.{k}" if name else k: x for k, x in self.results().items()}
         _write(self.kept(), before)
         self.sums = sums
@@ -125,11 +139,11 @@ class PlainLoop:
     def run(self, batch: Batch, training: bool) -> None:
         """The stages on a batch, each by its plain function, its module, its optimizer, or loss.backward()."""
         values = tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, dict(batch))
-        for s in self.pipe.host:
+        for s in (s for s in self.pipe.host if s.runs(training)):
             values |= s._written(s.function(**s.arguments({**values, "training": training})))[0]
         values = {**(batch := self.pipe.place.batch(values)), **self.given, "training": training}
         names = {s.name for s in (self.pipe.graph if training else self.pipe.evaluation)}
-        stages = [s for s in self.pipe.given if isinstance(s, Stage) and s.name in names]
+        stages = [s for s in self.pipe.given if isinstance(s, Stage) and s.name in names and s.runs(training)]
         self.hyper = {s.name: {h: self.number(f"{s.name}.{h}", n) for h, n in s.hyper.items()} for s in stages}
         if training:
             numbers = {f"{name}.{h}": _tensor(x) for name, of in self.hyper.items() for h, x in of.items()}
@@ -140,7 +154,7 @@ class PlainLoop:
             values = {**values, **(kept if ahead else tree_map(_detached, kept))}
             try:
                 with self.pipe.place.autocast() if ahead and not isinstance(s, Gradients) else nullcontext():
-                    written = self.one(s, values, kept, batch)
+                    written = weighed(self.one(s, values, kept, batch))
             except ByHandError:
                 raise
             except Exception as e:
@@ -203,7 +217,7 @@ class PlainLoop:
 
     def drawn(self, s: Stage, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         """A call that draws as the stage does in a pipeline."""
-        with (key := keyed(self.given["seed"], self.given["step"], zlib.crc32(s.name.encode()))):
+        with (key := keyed(self.given["seed"], self.given["step"], zlib.crc32(s.name.encode()))), Calls():
             result = function(*args, **kwargs)
         self.drew = self.drew or key._draws > 0
         return result
@@ -255,8 +269,12 @@ def _module(s: Model, state: State, seed: int) -> nn.Module:
     module.to(state.step.device)
     if s.module.frozen:
         return module.requires_grad_(False).eval()
-    mixed = module.training and not all(part.training for part in module.modules())
-    return module if mixed else module.train()
+    still = [part for part in module.modules() if not part.training]
+    train = s.module.train if s.module.train is not None else not module.training
+    module.train()
+    for part in () if train else still:
+        part.training = False
+    return module
 
 
 def _write(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
