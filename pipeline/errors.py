@@ -61,6 +61,10 @@ class NonFiniteError(PipeError):
         self.state, self.epoch, self.batch = state, epoch, batch
 
 
+class ByHandError(PipeError):
+    """A plain loop in torch can't do what the pipeline does, so that the two can't be compared."""
+
+
 class DataError(PipeError):
     """A data set is missing, empty, or holds what can't be trained on."""
 

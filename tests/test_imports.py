@@ -27,10 +27,11 @@ LAYERS = [
     {"compose"},
     {"checkpoint", "diagnose", "compile"},
     {"alone"},
-    {"pipe", "testing"},
+    {"pipe"},
     {"members"},
     {"ensembles"},
     {"loop", "runs"},
+    {"testing"},
     {"__init__"},
 ]
 LAYER = {name: i for i, names in enumerate(LAYERS) for name in names}

@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 from pipeline.compile import Compiled
 from pipeline.compose import Composition
 from pipeline.state import Batch, State
+from pipeline.testing.by_hand import like_by_hand as like_by_hand
 from pipeline.tree import named
 
 
