@@ -77,7 +77,9 @@ def in_parts(
         # A 0-d gradient times a weight, which is 0-d float64, is float64.
         new = written.pop(g.grads)
         reached.update(new)
-        grads = {k: x + (new[k] * weight).to(x.dtype) if k in new else x for k, x in done["grads"].items()}
+        # Where nothing counts, a loss of torch and its gradients are 0 / 0.
+        own_grads = {k: torch.where(weight > 0, x * weight, 0.0) for k, x in new.items()}
+        grads = {k: x + own_grads[k].to(x.dtype) if k in new else x for k, x in done["grads"].items()}
         now = {"grads": grads, "sums": tree_map(torch.add, done["sums"], sums), "memory": remembered}
         return {**now, "values": {v: written.pop(v) for v in done["values"]}}, {
             k: v for k, v in written.items() if k in wanted

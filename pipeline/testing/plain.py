@@ -64,7 +64,7 @@ class PlainLoop:
     def begin(self) -> None:
         """Zeros where a buffer is carried through an epoch alone."""
         for s in self.calls.values():
-            for k in (k for k, (how, _) in s.carried.items() if how == "epoch"):
+            for k in (k for k, (how, _) in s.module.carried.items() if how == "epoch"):
                 self.kept()[s.buffers][k].zero_()
 
     def kept(self) -> dict[str, Any]:
@@ -119,7 +119,7 @@ class PlainLoop:
                 first = tree_map(torch.clone, self.kept())
                 self.run(batch, False)
                 for call in self.calls.values():
-                    for k in self.first[call.buffers].keys() - call.carried.keys():
+                    for k in self.first[call.buffers].keys() - call.module.carried.keys():
                         self.kept()[call.buffers][k].detach().copy_(first[call.buffers][k])
             found |= {f"{name}.{k}" if name else k: x for k, x in self.results().items()}
         _write(self.kept(), before)
