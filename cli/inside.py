@@ -25,9 +25,10 @@ def inside(build: Callable[[], nn.Module], inputs: Any, batch: Mapping[str, Any]
         outputs = module(*positions, **keywords)
     owners = {id(p): name for name, p in module.named_parameters()}
     todo = {(t.grad_fn, True) for t in pytree.tree_leaves(outputs) if isinstance(t, Tensor)}
-    seen, found, others = {(None, True), (None, False)}, set[str](), set[str]()
+    seen, found, others = set[Any]([(None, True), (None, False)]), set[str](), set[str]()
     while todo := todo - seen:
         node, last = todo.pop()
+        assert node is not None
         seen.add((node, last))
         kind, before = node.name().lower(), [n for n, _ in node.next_functions]
         filters = "convolution" in kind
