@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from cli import record
-from cli.build import job, parameters, threads
+from cli.build import first, job, parameters, threads
 from cli.config import TrainConfig
 from cli.measure import Floor, Timing, Way, clock, floor, race
 from pipeline import Batch, Pipeline, State
@@ -62,7 +62,7 @@ def run(config: TrainConfig, *, seconds: float, file: str | None = None) -> None
     if not 0 < seconds < math.inf:
         raise ConfigError(f"--seconds {seconds} is out of range: it must be above 0")
     made = job(config)
-    state = made.pipe.init(config.run.seed)
+    state = first(made, config)
     torch.set_num_threads(threads(made, state, config.run.threads))
     if file is not None:
         _write(file, "a", "")  # what can't be written is said before the measuring

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,11 +12,13 @@ from torch import Tensor, nn
 
 from cli import processes
 from cli.config import TrainConfig
+from cli.inside import inside
 from cli.recipes.about import About
 from cli.recipes.model import Fixed
 from pipeline import Pipeline, backward, ensemble, evaluate, forward, load, order, place, update
 from pipeline.direction import directions
 from pipeline.errors import ConfigError, DataError, did_you_mean
+from pipeline.load import Load
 from pipeline.members import gathers
 from pipeline.sources import Prepared, Source, Split, Tensors
 from pipeline.state import Batch, State
@@ -107,11 +110,13 @@ def _of_settings(config: TrainConfig, data: Prepared | None) -> Job:
     build, words, inputs = config.model.make(what)
     losses = config.loss.stages(data)
     run = config.run
-    steps = run.epochs * order.count(len(data.train), run.batch_size)
-    lr = config.schedule.learning_rate(config.optimizer.base, steps, free="schedule-free" in config.optimizer.name)
+    # Windows of a text are cut as they come: a shorter last batch would be another graph for little.
+    batches = load.batches(data.train, size=run.batch_size, drop_last=data.task == "language modelling")
+    free = "schedule-free" in config.optimizer.name
+    rate = partial(config.schedule.learning_rate, steps=steps(batches, config) or 0, free=free)
+    hidden = inside(build, inputs, _sample(data.train)) if config.optimizer.name == "muon" else set[str]()
     pipe = Pipeline(
-        # Windows of a text are cut as they come: a shorter last batch would be another graph for little.
-        load.batches(data.train, size=run.batch_size, drop_last=data.task == "language modelling"),
+        batches,
         device,
         forward.model(build, inputs=inputs),
         *losses,
@@ -119,7 +124,7 @@ def _of_settings(config: TrainConfig, data: Prepared | None) -> Job:
         *([evaluate.gradient_norm()] if run.telemetry else []),
         update.finite("scale" if run.precision == "fp16" else run.on_nonfinite),
         *([update.clip_norm(run.clip)] if run.clip else []),
-        config.optimizer.stage(lr),
+        config.optimizer.stage(rate, hidden),
         *([evaluate.update_ratio(), evaluate.learning_rate()] if run.telemetry else []),
         *([update.ema(run.ema)] if run.ema is not None else []),
     )
@@ -146,7 +151,7 @@ def placed(config: TrainConfig) -> place.Place:
 def begin(config: TrainConfig) -> tuple[Job, State]:
     """What a run trains, and its first State; everything that can be checked is."""
     found = job(config)
-    state = found.pipe.init(config.run.seed)
+    state = first(found, config)
     torch.set_num_threads(threads(found, state, config.run.threads))
     if found.held_out is not None:
         found.pipe.check(state, found.validation)
@@ -161,6 +166,16 @@ def begin(config: TrainConfig) -> tuple[Job, State]:
             f"; known of {', '.join(can)}"
         )
     return found, state
+
+
+def steps(load: Load | None, config: TrainConfig) -> int | None:
+    """How many steps a run has; None where its data do not tell."""
+    return None if load is None or load.batches is None else load.batches * config.run.epochs
+
+
+def first(made: Job, config: TrainConfig) -> State:
+    """The first State of a run."""
+    return made.pipe.init(config.run.seed, steps=steps(made.pipe.load, config))
 
 
 _BEST = {

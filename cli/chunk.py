@@ -11,6 +11,7 @@ from rich.console import Console
 
 from cli import better, record
 from cli import folder as folders
+from cli.build import steps
 from cli.config import TrainConfig
 from cli.plan import Chunk, Member
 from cli.progress import warn
@@ -68,10 +69,9 @@ def trained(
 
 def _begun(chunk: Chunk, folder: Path) -> State:
     """The State of members that begin, or that come from the chunks before."""
-    runs, load = chunk.runs, chunk.made.pipe.load
-    assert load is not None
+    runs = chunk.runs
     if not chunk.begin:
-        return runs.init(steps=None if load.batches is None else load.batches * chunk.members[0].config.run.epochs)
+        return runs.init(steps=steps(chunk.made.pipe.load, chunk.members[0].config))
     each = [_saved(folder / MEMBERS / m.name).restore(chunk.made.pipe) for m in chunk.members]
     return runs.stacked([*each, *each[-1:] * (runs.members - len(each))])
 

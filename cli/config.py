@@ -231,6 +231,18 @@ def read(path: Path) -> dict[str, Any]:
     return {**_threads(table.get("facts")), **{k: v for k, v in table.items() if k in TABLES or home(k)}}
 
 
+BESIDE = ("save_steps", "save_minutes", "keep", "patience", "minutes", "tensorboard", "best", "steps_per_call")
+"""Settings that change no bit of a step."""
+
+
+def changed(path: Path) -> str:
+    """With what options a run's steps went on otherwise than they began: `lr 0.3 -> 0.1 at step 12`."""
+    past = document(path).get("resumed")
+    entries = [r for r in past if isinstance(r, dict)] if isinstance(past, list) else []
+    found = [(name, r.get("step"), v) for r in entries for name, v in r.items() if isinstance(v, list) and v]
+    return ", ".join(f"{name} {v[0]} -> {v[-1]} at step {step}" for name, step, v in found if name not in BESIDE)
+
+
 def _threads(facts: Any) -> dict[str, Any]:
     """What threads add up depends on how many they are: the same run again takes as many."""
     return {"run.threads": facts["threads"]} if isinstance(facts, dict) and "threads" in facts else {}

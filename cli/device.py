@@ -9,7 +9,7 @@ from attrs import evolve
 from rich.console import Console
 
 from cli import measure, processes
-from cli.build import SMALL, job, size, threads
+from cli.build import SMALL, first, job, size, threads
 from cli.config import TrainConfig
 from pipeline import place
 from pipeline.errors import PipeError
@@ -31,7 +31,7 @@ def chosen(config: TrainConfig, say: Console) -> tuple[TrainConfig, str]:
         return config, f"{run.ensemble} members at once"
     host = evolve(config, run=evolve(run, device="cpu"))
     made = job(host)
-    state = made.pipe.init(run.seed)
+    state = first(made, host)
     operations = size(made, state)[0]
     if operations >= SMALL or not run.compile:
         return config, f"a step has {operations:.2g} operations"
@@ -55,7 +55,7 @@ def _measured(config: TrainConfig) -> float | None:
     """Seconds of a step, by training that is thrown away; None where it does not compile."""
     with suppress(PipeError, RuntimeError):  # the run itself will report the error
         made = job(config)
-        state = made.pipe.init(config.run.seed)
+        state = first(made, config)
         program = made.pipe.compile(backend=config.run.backend)
         program.prepare(state)
         return measure.step_seconds(made.pipe, program, state)

@@ -323,6 +323,13 @@ def _config(file: str | None, given: dict[str, Any], trust: bool = False) -> con
         config.check_run(path.parent)
     _check_trust(path, chosen, trust)
     earlier = config.read(path)
+    if changed := config.changed(path):
+        from cli.progress import warn
+
+        warn(
+            f"{file} was resumed with other options ({changed}); here the last ones hold from the first step, so "
+            "the bits may be others: for the same, give the first ones, and the others to --resume"
+        )
     earlier.pop("out", None)  # the same run again is another folder
     run = earlier.get("run")
     if isinstance(run, dict):

@@ -9,7 +9,7 @@ from attrs import evolve, frozen
 
 from cli import config as settings
 from cli.better import ranking
-from cli.build import Job, job, prepared
+from cli.build import Job, job, prepared, steps
 from cli.config import TrainConfig
 from cli.recipes.setting import flag, refusal
 from pipeline import Sweep
@@ -17,7 +17,7 @@ from pipeline.hyper import hyper_numbers
 from pipeline.log import Row
 from pipeline.members import Order, gathers
 
-NUMBERS = ("lr", "momentum", "weight_decay", "clip", "ema")
+NUMBERS = ("lr", "rest_lr", "momentum", "weight_decay", "clip", "ema")
 """Settings that a step reads from State: those of one program may differ in them."""
 WITHOUT = ("ensemble", "folds", "patience", "minutes", "save_steps", "tensorboard")
 """Settings of one run that a sweep does not have."""
@@ -71,8 +71,7 @@ def members(base: TrainConfig, rows: Sequence[Mapping[str, Any]], seeds: int) ->
         load = made.pipe.load
         if made.held_out is None or load is None:
             raise refusal("a sweep needs held-out data, on which its runs are compared")
-        steps = None if load.batches is None else load.batches * config.run.epochs
-        hyper = hyper_numbers(made.pipe.graph, steps, load.batches)
+        hyper = hyper_numbers(made.pipe.graph, steps(load, config), load.batches)
         split = config.run.seed if config.run.split_seed is None else config.run.split_seed
         for k in range(seeds):
             own = evolve(config.run, seed=config.run.seed + k, split_seed=split, out=None)

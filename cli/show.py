@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from cli import chart
-from cli.build import job, parameters
+from cli.build import first, job, parameters, steps
 from cli.config import TrainConfig
 from pipeline import Pipeline, Schedule, State
 
@@ -19,7 +19,7 @@ def run(config: TrainConfig, *, draw: bool = False) -> None:
     """Print the pipeline's table, the model's parameters and where each value comes from; with `draw`, the schedules
     too."""
     made = job(config)
-    state = made.pipe.init(config.run.seed)
+    state = first(made, config)
     params = state.params
     say = Console(highlight=False, soft_wrap=True, markup=False)
     say.print(f"{config.source}: {made.data}\n\n{made.pipe}\n\n{made.model}")
@@ -31,8 +31,7 @@ def run(config: TrainConfig, *, draw: bool = False) -> None:
     say.print(table)
     say.print("\n" + wiring(made.pipe))
     if draw:
-        assert made.pipe.load is not None
-        say.print("\n" + schedules(made.pipe, state, config.run.epochs * (made.pipe.load.batches or 0)))
+        say.print("\n" + schedules(made.pipe, state, steps(made.pipe.load, config) or 0))
 
 
 def schedules(pipe: Pipeline, state: State, steps: int) -> str:

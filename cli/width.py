@@ -13,7 +13,7 @@ from rich.console import Console
 from torch.utils import _pytree as pytree
 
 from cli import measure
-from cli.build import size
+from cli.build import size, steps
 from cli.config import TrainConfig
 from cli.plan import Member, chunks, parted
 from cli.train import compiled
@@ -89,9 +89,7 @@ def _measured(group: Sequence[Member], config: TrainConfig, width: int, say: Con
     """A width, by training that is thrown away; None where it does not compile."""
     chunk = next(chunks("", group[0].made, group, parted(len(group), width), (0, 1), config.run.seed))
     runs = chunk.runs
-    load = chunk.made.pipe.load
-    assert load is not None
-    state = runs.init(steps=None if load.batches is None else load.batches * config.run.epochs)
+    state = runs.init(steps=steps(chunk.made.pipe.load, config))
     began = time.perf_counter()
     program = compiled(runs, chunk.made.held_out, config, state, say, False)
     if program.report.fallback is not None:

@@ -124,6 +124,25 @@ def test_a_finished_run_has_nothing_to_do(pipe, folder, runs):
     assert table["facts"]["hyper"]["update.sgd.lr"] == 0.05
 
 
+def test_a_run_that_went_on_otherwise_says_so(pipe, folder):
+    """Training by its settings has the last ones from the beginning; what the line says to do gives the same bits."""
+    assert pipe("train", "--resume", folder, "--keep", 1)[::2] == (0, "")
+    assert pipe("train", folder, "--out", "plain")[::2] == (0, "")  # which changes no bit
+    assert (folder / "model.safetensors").read_bytes() == Path("plain/model.safetensors").read_bytes()
+    assert pipe("train", "--resume", folder, "--epochs", 6, "--lr", 0.05)[::2] == (0, "")
+    code, _, err = pipe("train", folder, "--out", "last")
+    assert (code, err) == (
+        0,
+        f"pipe: {folder} was resumed with other options (lr default -> 0.05 at step 12, epochs 4 -> 6 at step 12); "
+        "here the last ones hold from the first step, so the bits may be others: for the same, give the first ones, "
+        "and the others to --resume\n",
+    )
+    assert (folder / "model.safetensors").read_bytes() != Path("last/model.safetensors").read_bytes()
+    assert pipe("train", folder, "--epochs", 4, "--lr", 0.3, "--out", "same")[0] == 0
+    assert pipe("train", "--resume", "same", "--epochs", 6, "--lr", 0.05)[::2] == (0, "")
+    assert (folder / "model.safetensors").read_bytes() == Path("same/model.safetensors").read_bytes()
+
+
 def test_another_schedule_goes_on(pipe, folder):
     """Its numbers are others, and take the place of the old ones; what was changed in between can't be verified as
     one."""

@@ -7,8 +7,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cli import chart, config
+from cli import build, chart, config
 from cli.recipes.schedule import SCHEDULES
+from pipeline import fit
 
 TINY = ["train", "--no-compile", "--hidden", "4", "--batch-size", "479", "-q"]
 
@@ -30,6 +31,47 @@ def test_each_schedule_runs_behind_a_warm_up(name, warmup, steps):
     if name != "wsd":  # which has one of its own otherwise
         rest = learning_rates(steps - count, schedule=name, lr=0.1)
         assert rates[count:].tolist() == pytest.approx(rest.tolist())
+
+
+OWN = """
+from pipeline import Pipeline, backward, forward, load, loss, models, schedules, sources, update
+def make():
+    train, test = sources.digits()
+    batches, model = load.batches(train, size=500, drop_last=True), forward.model(lambda: models.mlp(64, 10))
+    rule = update.sgd(schedules.cosine(0.1))
+    return Pipeline(batches, model, loss.cross_entropy(), backward.gradients(), rule)
+"""
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"batch_size": 479},
+        {"batch_size": 1000, "accumulate": 3},
+        {"batch_size": 5000, "folds": 3, "fold": 1},
+        {"data": "sklearn:wine", "ensemble": 2},
+        {"data": "book.txt", "model": "transformer", "model.width": 8, "model.depth": 1, "data.context": 8},
+        {"data": "book.txt", "model": "transformer", "model.width": 8, "model.depth": 1, "data.context": 8,
+         "batch_size": 10_000},
+        {"optimizer": "muon", "batch_size": 1000},
+        {"pipeline": "own.py:make"},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_schedule_ends_with_the_run(settings, tmp_path, monkeypatch):
+    """After the last step that is done, and not before, the rate is what it is at its end: 0 of a cosine."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own.py").write_text(OWN)
+    (tmp_path / "book.txt").write_text(" ".join(f"word {i % 7} of {i}" for i in range(300)))
+    settings = config.make({"epochs": 2, **settings})
+    made, state = build.begin(settings)
+    *_, report = fit(made.pipe, epochs=2, state=state, compile=False)
+    assert report.step == 2 * made.pipe.load.batches
+    for step, ended in ((report.step, True), (report.step - 1, False)):
+        hyper = made.pipe.hyper({**report.state.tree, "step": torch.full_like(report.state.step, step)})
+        rates = [x for of in hyper.values() for name, x in of.items() if name.endswith("lr")]
+        assert rates
+        assert all(bool((x.abs() < 1e-12).all()) == ended for x in rates)
 
 
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=300))

@@ -8,6 +8,7 @@ from torch import optim
 
 from pipeline import fit, loss, schedules, testing, update
 from pipeline.errors import ConfigError, PipeError, WiringError
+from pipeline.tree import tree_map
 from tests import pipes
 from tests.strategies import learning_rates
 from tests.test_update import RULES, assert_close, decays, made, run, runs
@@ -103,16 +104,23 @@ def test_a_group_of_a_predicate_has_its_name():
 
 
 def test_muon_hands_the_rest_to_adamw():
-    """Matrices go as by torch's Muon, and all else as by AdamW, or by the rule that is given."""
-    params = {"w": torch.randn(4, 3), "b": torch.randn(3), "k": torch.randn(2, 2, 3)}
+    """Matrices go as by torch's Muon, filters as if they were some, and all else as by AdamW, or by the rule given."""
+    params = {"w": torch.randn(4, 3), "b": torch.randn(3), "k": torch.randn(5, 2, 3, 3)}
     history = [{k: torch.randn_like(p) for k, p in params.items()} for _ in range(5)]
     ours = run(update.muon(0.02), params, history)[0]
 
     def only(*names):
         return {k: params[k] for k in names}, [{k: g[k] for k in names} for g in history]
 
-    testing.same({"w": ours["w"]}, torch_groups(optim.Muon, [(["w"], {"lr": 0.02})], *only("w")), 1e-6)
-    testing.same({k: ours[k] for k in "bk"}, run(update.adamw(), *only("b", "k"))[0], 1e-6)
+    flat, flat_history = tree_map(lambda x: x.reshape(len(x), -1), only("w", "k"))
+    theirs = torch_groups(optim.Muon, [(["w", "k"], {"lr": 0.02})], flat, flat_history)
+    testing.same({k: ours[k].reshape(len(ours[k]), -1) for k in "wk"}, theirs, 1e-6)
+    testing.same({"b": ours["b"]}, run(update.adamw(), *only("b"))[0], 1e-6)
+    some = run(update.muon(0.02, matrices="!w", rest=update.sgd(0.1)), params, history)[0]
+    testing.same({"k": some["k"]}, {"k": ours["k"]}, 1e-6)
+    testing.same({k: some[k] for k in "wb"}, run(update.sgd(0.1), *only("w", "b"))[0], 1e-6)
+    with pytest.raises(ConfigError, match=r"matrices='head\.\*' holds no matrix of w, b, k"):
+        run(update.muon(matrices="head.*"), params, history)
     assert run(update.muon(rest=update.frozen()), params, history)[0]["b"].equal(params["b"])
     # A predicate may hold nothing of a part: here are no matrices.
     alone = update.groups({"b": update.muon(0.01, rest=update.sgd(1.0))}, otherwise=update.frozen())

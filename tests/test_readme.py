@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from pipeline import checkpoint, fit, schedules, testing, update
 from tests import pipes
@@ -24,6 +25,22 @@ def test_python_blocks_run(tmp_path, monkeypatch, capsys):
     for block in blocks:
         exec(compile(block, "README.md", "exec"), namespace)
     assert "epoch 20/20" in capsys.readouterr().out
+
+
+def test_the_command_and_python_of_the_first_screen_are_the_same_run(tmp_path, monkeypatch, capsys, pipe):
+    """Every line of an epoch but for its speed, and every bit of the weights."""
+    monkeypatch.chdir(tmp_path)
+    block = re.search(r"The same in Python.*?```python\n(.*?)```", README, re.DOTALL)
+    namespace: dict[str, object] = {"__name__": "readme"}
+    exec(compile(block[1], "README.md", "exec"), namespace)
+    python = capsys.readouterr().out
+    code, out, err = pipe("train", "--out", "run")
+    assert (code, err) == (0, "")
+    epochs = [re.findall(r"(epoch .*)  [\d,]+ samples/s", said) for said in (python, out)]
+    assert len(epochs[0]) == 20
+    assert epochs[0] == epochs[1]
+    weights = namespace["pipe"].weights(namespace["report"].state)
+    testing.same({**weights}, {k: load_file(tmp_path / "run" / "model.safetensors")[k] for k in weights})
 
 
 @pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=lambda p: p.stem)

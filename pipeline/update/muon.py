@@ -5,32 +5,36 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from attrs import evolve
 from torch import Tensor
 
 from pipeline.errors import ConfigError
 from pipeline.stage import Number, Stage
 from pipeline.update.adam import adamw
 from pipeline.update.groups import groups
-from pipeline.update.rule import mapped, positive, zeros
-
-
-def matrices(name: str, tensor: Tensor) -> bool:
-    """What Muon is for."""
-    return tensor.ndim == 2
+from pipeline.update.rule import Params, mapped, positive, zeros
+from pipeline.update.which import Which, holds
 
 
 def muon(lr: Number = 1e-3, *, weight_decay: Number = 0.1, momentum: Number = 0.95, nesterov: bool = True,
          ns_coefficients: tuple[float, float, float] = (3.4445, -4.7750, 2.0315), eps: float = 1e-7,
-         ns_steps: int = 5, adjust_lr_fn: str | None = None, rest: Stage | None = None) -> Stage:  # fmt: skip
-    """Muon for matrices, equal to torch.optim.Muon, and for all else `rest`, update.adamw() by default.
+         ns_steps: int = 5, adjust_lr_fn: str | None = None, matrices: Which = "*",
+         rest: Stage | None = None) -> Stage:  # fmt: skip
+    """Muon for `matrices`, equal to torch.optim.Muon, and for all else `rest`, update.adamw() by default.
 
         m = momentum * m + (1 - momentum) * g;  p = p * (1 - lr * weight_decay) - lr * s * orthogonal(m)
 
     A matrix is made orthogonal by `ns_steps` of Newton and Schulz's iteration, in bfloat16; with `nesterov`, it is
     momentum * m + (1 - momentum) * g. s is sqrt(max(1, rows / columns)), or 0.2 * sqrt(max(rows, columns)) for
-    adjust_lr_fn="match_rms_adamw". State has "update.muon.matrices.lr" and "update.muon.otherwise.lr". For embeddings
-    and the last layer, which are matrices too, take update.groups. Sources: Jordan et al., Muon: an optimizer for
-    hidden layers in neural networks (2024); Liu et al., Muon is scalable for LLM training (2025).
+    adjust_lr_fn="match_rms_adamw". A filter (out, in, height, width) is the matrix (out, in * height * width).
+    Embeddings and the last layer are not for Muon, but a stage does not see which these are: leave them out of
+    `matrices`, a pattern of names or a predicate as in update.groups; vectors always are. State has
+    "update.muon.matrices.lr" and "update.muon.otherwise.lr". Sources: Jordan et al., Muon: an optimizer for hidden
+    layers in neural networks (2024); Liu et al., Muon is scalable for LLM training (2025).
+
+    >>> stage = muon(0.02, matrices="!tokens.*, !head.*", rest=adamw(3e-4))
+    >>> stage.hyper["matrices.lr"], stage.hyper["otherwise.lr"]
+    (0.02, 0.0003)
     """
     positive("update.muon", lr=lr, weight_decay=weight_decay, momentum=momentum)
     if adjust_lr_fn not in (None, "original", "match_rms_adamw"):
@@ -38,15 +42,26 @@ def muon(lr: Number = 1e-3, *, weight_decay: Number = 0.1, momentum: Number = 0.
 
     def rule(p: Tensor, g: Tensor, memory: Any, lr: Tensor, weight_decay: Tensor, momentum: Tensor) -> Any:
         m = memory["velocity"] + (1.0 - momentum) * (g - memory["velocity"])
-        step = _orthogonal(g + momentum * (m - g) if nesterov else m, ns_coefficients, ns_steps, eps)
-        rows, columns = p.shape
+        step = g + momentum * (m - g) if nesterov else m
+        rows, columns = len(p), p.numel() // len(p)
         matched = adjust_lr_fn == "match_rms_adamw"
         rate = lr * (0.2 * max(rows, columns) ** 0.5 if matched else max(1.0, rows / columns) ** 0.5)
+        step = _orthogonal(step.reshape(rows, columns), ns_coefficients, ns_steps, eps).reshape(p.shape)
         return p * (1.0 - lr * weight_decay) - rate * step.to(p.dtype), {"velocity": m}
 
+    def taken(name: str, tensor: Tensor) -> bool:
+        return tensor.ndim > 1 and not tensor.is_complex() and holds(matrices, name, tensor)
+
+    def init(params: Params) -> Any:
+        if isinstance(matrices, str) and matrices != "*" and not any(taken(k, p) for k, p in params.items()):
+            raise ConfigError(f"update.muon: matrices={matrices!r} holds no matrix of {', '.join([*params][:4])}, ...")
+        return made.init(params)  # type: ignore[misc]  # groups have one
+
+    taken.__name__ = "matrices"
     hyper = {"lr": lr, "weight_decay": weight_decay, "momentum": momentum}
     own = mapped("update.muon", rule, hyper, memory=zeros("velocity"), elementwise=False)
-    return groups({matrices: own}, otherwise=adamw() if rest is None else rest, name="update.muon")
+    made = groups({taken: own}, otherwise=adamw() if rest is None else rest, name="update.muon")
+    return evolve(made, init=init)
 
 
 def _orthogonal(g: Tensor, coefficients: tuple[float, float, float], steps: int, eps: float) -> Tensor:
