@@ -92,7 +92,7 @@ class Model(Stage):
         """The same call of another module, which takes the same tensors."""
         return _stage(module, self.inputs, self.outputs, self.params, self.name, own=self.own)
 
-    def under_key(self, values: Mapping[str, Any], given: Mapping[str, Any]) -> AbstractContextManager[None]:
+    def under_key(self, values: Mapping[str, Any], given: Mapping[str, Any]) -> AbstractContextManager[Any]:
         """What the module holds besides parameters and buffers is not to be written into either."""
         skeleton = self.module.skeleton(bool(values.get("training")))
         return super().under_key(values, {**given, "held": skeleton.held})

@@ -31,7 +31,7 @@ from attrs import evolve, field, frozen
 from torch import Tensor
 
 from pipeline.direction import Better, direction
-from pipeline.draws import keyed
+from pipeline.draws import Watched, keyed
 from pipeline.errors import ImpureError, PipeError, StageError, WiringError, did_you_mean, place_of
 from pipeline.means import Calls, weighed
 from pipeline.schedules import Schedule
@@ -115,7 +115,7 @@ class Stage(Part):
     draws: bool = field(default=False, kw_only=True)
     """Whether its function calls code that may draw random numbers."""
     when: str | None = field(default=None, kw_only=True)
-    """The program that it is part of, "train" or "evaluation"; by default of both."""
+    """The program that it is part of, "train" or "evaluation"; by default of both, which "always" says."""
     names: Mapping[str, str] = field(factory=dict, kw_only=True)
     """Parameter -> the value it reads, where the two differ; what is no parameter goes to the function's **kwargs."""
     view: Callable[..., dict[str, Tree]] | None = field(default=None, kw_only=True)
@@ -136,8 +136,8 @@ class Stage(Part):
     def __attrs_post_init__(self) -> None:
         for said in self.better.values() if isinstance(self.better, Mapping) else (self.better,):
             direction(self.name, {}, said or "low")  # raises for another word
-        if self.when not in (None, "train", "evaluation"):
-            raise WiringError(f'stage {self.name!r}: when={self.when!r} is neither "train" nor "evaluation"')
+        if self.when not in (None, "always", "train", "evaluation"):
+            raise WiringError(f'stage {self.name!r}: when={self.when!r} is none of "train", "evaluation" and "always"')
         required: list[str] = []
         optional: list[str] = []
         wired: list[tuple[str, str]] = []
@@ -189,7 +189,7 @@ class Stage(Part):
 
     def runs(self, training: bool) -> bool:
         """Whether it is part of the train step, or else of the evaluation."""
-        return self.when in (None, "train" if training else "evaluation")
+        return self.when in (None, "always", "train" if training else "evaluation")
 
     def with_hyper(self, **hyper: Number) -> Stage:
         """The same stage with other first values for its hyperparameters."""
@@ -218,7 +218,7 @@ class Stage(Part):
         if self.remembers and self.finish is None:
             kwargs["memory"] = memory
         try:
-            with self.under_key(values, kwargs), Calls() if self.draws else nullcontext():
+            with self.under_key(values, kwargs) as key, Calls() if self.draws else nullcontext():
                 result = self.function(**kwargs)
         except ImpureError as e:
             raise StageError(self.name, str(e)) from e
@@ -226,6 +226,13 @@ class Stage(Part):
             raise
         except Exception as e:
             raise self.failed(e, kwargs) from e
+        said = self.when is not None or self.finish is not None or "training" in kwargs
+        if key is not None and key.drew and not said and values.get("training") is False:
+            raise StageError(
+                self.name,
+                'draws random numbers in evaluation too: write @stage(..., when="train") for training alone, as '
+                'augmentation is, or when="always" (of a stage of ours, .only(...))',
+            )
         written, memory = self._written(result)
         return weighed(written), memory
 
@@ -265,11 +272,11 @@ class Stage(Part):
         except Exception as e:
             raise self.failed(e, given) from e
 
-    def under_key(self, values: Mapping[str, Any], given: Mapping[str, Any]) -> AbstractContextManager[None]:
+    def under_key(self, values: Mapping[str, Any], given: Mapping[str, Any]) -> AbstractContextManager[Any]:
         """Where its code may be impure, what it draws is a function of (seed, step), and it writes into nothing given;
         stages on the host know neither."""
         if not self.draws or "seed" not in values:
-            return nullcontext()
+            return Watched() if self.draws and values.get("training") is False else nullcontext()
         return keyed(values["seed"], values["step"], zlib.crc32(self.name.encode()), given)
 
     def _written(self, result: Any) -> tuple[dict[str, Any], Tree]:
@@ -301,7 +308,8 @@ def stage(
     init: Callable[..., Tree] | None = None,
     when: str | None = None,
 ) -> Any:
-    """Make a Stage from a plain function; with `when`, "train" or "evaluation", for one of the two alone.
+    """Make a Stage from a plain function; with `when`, "train" or "evaluation", for one of the two alone. One that
+    draws random numbers in both has to say so by "always".
 
     >>> @stage(writes="loss")
     ... def squared(outputs, targets, scale=1.0):

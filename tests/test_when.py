@@ -86,7 +86,7 @@ def test_what_only_one_program_has_is_not_read_in_the_other(data):
     lengths = evaluate.on_host("lengths", lambda view: len(view), lambda seen: {"n": sum(seen)})
     with pytest.raises(WiringError, match="'lengths' reads 'view' in evaluation"):
         Pipeline(data, view, LINEAR, *rest, lengths)
-    with pytest.raises(WiringError, match='neither "train" nor "evaluation"'):
+    with pytest.raises(WiringError, match='none of "train", "evaluation" and "always"'):
         view.only("training")
 
     @stage(writes="loss")

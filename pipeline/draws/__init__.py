@@ -1,5 +1,5 @@
 """Draws: random numbers as functions of (seed, step, stage, draw), wherever torch makes them."""
 
-from pipeline.draws.modes import drops_nothing, keyed
+from pipeline.draws.modes import Watched, drops_nothing, keyed
 
-__all__ = ["drops_nothing", "keyed"]
+__all__ = ["Watched", "drops_nothing", "keyed"]

@@ -50,12 +50,18 @@ class keyed:  # noqa: N801 - used as a word of its own: `with keyed(...)`
         self._given = given if isinstance(given, _Given) else _Given(given or {})
         self._modes = _Operators(self._key, self._given), _Functions(self._key, self._given)
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> keyed:
         self._others = _other_generators()
         self._recomputed = _Recomputed(self._again)
         self._recomputed.__enter__()
         for mode in self._modes:
             mode.__enter__()  # type: ignore[no-untyped-call]  # torch's
+        return self
+
+    @property
+    def drew(self) -> bool:
+        """Whether anything drew."""
+        return self._draws > 0
 
     def __exit__(self, kind: type[BaseException] | None, *error: Any) -> None:
         for mode in reversed(self._modes):
@@ -124,6 +130,18 @@ class _Recomputed:
     def __exit__(self, *error: Any) -> None:
         for name, function in self._before.items():
             setattr(checkpoint, name, function)
+
+
+class Watched:
+    """Within it, whether torch's, Python's or NumPy's own generator is drawn from is seen."""
+
+    def __enter__(self) -> Watched:
+        self._before = _other_generators(), torch.random.get_rng_state()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        others, own = self._before
+        self.drew = others != _other_generators() or not torch.equal(own, torch.random.get_rng_state())
 
 
 def _other_generators() -> tuple[Any, ...]:
