@@ -195,6 +195,17 @@ def detached(z):
         ((ENCODER, HEAD, LOSS, backward.gradients(), backward.gradients(name="b")), "one backward gives the gradients"),
         ((ENCODER, HEAD, LOSS, backward.gradients(), update.sgd().rename(params="head")), r"update.groups\({'head"),
         ((MODEL, ENCODER, HEAD.again(inputs="z", name="x"), LOSS), "calls a model again"),
+        ((MODEL, LOSS, loss.function(lambda outputs: outputs.mean(), "own")), "'own' both write 'loss', and nothing"),
+        (
+            (
+                MODEL,
+                LOSS,
+                loss.function(lambda outputs: outputs.mean()).rename(loss="own"),
+                backward.gradients(of="own"),
+                backward.gradients(name="b"),
+            ),
+            "no stage since the backward before it writes",
+        ),
     ],
 )
 def test_what_would_not_be_trained_is_refused(stages, message):
@@ -218,6 +229,38 @@ def test_what_no_gradient_reaches_is_refused_before_the_first_step():
         Pipeline(LOAD, factory, MODEL, LOSS, backward.gradients(), update.sgd(0.1)).init()
 
 
+HELD = nn.Linear(2, 2)
+
+
+@stage(writes="loss")
+def penalized(outputs, targets):
+    x = targets.float().requires_grad_()
+    [slope] = torch.autograd.grad((x * x).sum(), x, create_graph=True)
+    return F.cross_entropy(outputs, targets) + 0 * slope.sum()
+
+
+def test_what_a_stage_holds_is_trained_or_refused_before_the_first_step():
+    """Parameters in a closure have no place in State; what a stage differentiates by itself is its own."""
+    for held in (lambda outputs, targets: F.cross_entropy(HELD(outputs), targets),
+                 lambda outputs, targets: F.cross_entropy(outputs, targets) * (1 + HELD.bias.sum())):  # fmt: skip
+        pipe = Pipeline(LOAD, MODEL, loss.function(held, "held"), backward.gradients(), update.sgd(0.1))
+        for run in (pipe, sweep(pipe, seeds=2)):
+            with pytest.raises(StageError, match=r"'held' holds tensors that require gradients, .*forward.model"):
+                next(fit(run, epochs=1, compile=False))
+    HELD.requires_grad_(False)
+    assert next(fit(pipe, epochs=1, compile=False))
+    HELD.requires_grad_(True)
+    assert next(fit(pipe.replace("held", penalized), epochs=1, compile=False))
+
+
+def test_a_run_that_trains_nothing_is_refused():
+    """By fit, which trains; without an update, or with one in evaluation alone."""
+    for more in ((), (backward.gradients(),), (backward.gradients(), update.sgd(0.1).only("evaluation"))):
+        pipe = Pipeline(LOAD, MODEL, LOSS, *more)
+        with pytest.raises(WiringError, match="nothing trains the model of stage 'forward.model': put backward"):
+            fit(pipe, epochs=1, compile=False).send(None)
+
+
 @stage(writes="loss")
 def root(outputs, targets):
     return F.cross_entropy(outputs, targets).sqrt()
@@ -226,6 +269,21 @@ def root(outputs, targets):
 @stage(writes="loss")
 def contrast(outputs):
     return F.cross_entropy(outputs @ outputs.T, torch.arange(len(outputs)))
+
+
+def masked(outputs, targets, mask):
+    return (F.cross_entropy(outputs, targets, reduction="none") * mask).sum() / mask.sum()
+
+
+def test_parts_that_count_alike_by_chance_or_are_too_small_do_not_hide_a_loss():
+    """The first samples are tried, and then a whole batch, in more parts than one number."""
+    mask, hardest = torch.tensor([1.0, 0.0] * 6 + [1.0] * 4), loss.function(
+        lambda outputs, targets: F.cross_entropy(outputs, targets, reduction="none").topk(3).values.mean(), "hardest")  # fmt: skip
+    data = {"inputs": X[:32], "targets": Y[:32], "mask": mask.repeat(2)}
+    for made, parts in ((loss.function(masked), 2), (loss.function(masked), 3), (hardest, 3)):
+        stages = MODEL, made, backward.gradients(accumulate=parts), update.sgd(0.1)
+        with pytest.raises(StageError, match=f"'{made.name}' makes a loss .* leave out accumulate={parts}"):
+            next(fit(Pipeline(load.batches(data, size=16, shuffle=False), *stages), epochs=1, compile=False))
 
 
 @pytest.mark.parametrize(
