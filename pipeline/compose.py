@@ -17,7 +17,7 @@ from functools import partial
 from typing import Any, Self
 
 import torch
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
@@ -517,7 +517,8 @@ class Composition:
         whole = source.data.batch(list(source.data.tensors.values())) if source.in_memory and not self.host else {}
         tried = without_gradients(self.graph, True) if training else self.evaluation
         for segment in self.segments if training else [None]:
-            if segment is not None:
+            if segment is not None and segment.gradients in tried:
+                segment = evolve(segment, stages=tuple(s for s in segment.stages if s in tried))
                 self._warn(segment, values, hyper, state.memory, batch)
             with torch.enable_grad(), self.place.autocast():
                 for s in tried if segment is None else segment.all:

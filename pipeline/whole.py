@@ -90,6 +90,8 @@ def _apart(
     """How a loss differs from those of its parts, given with their weights."""
     losses, weights = (torch.stack(x) for x in zip(*[x for x in each if not x[0].isnan()] or each, strict=True))
     total = losses.sum() if g.sums else (losses * weights).sum() / weights.sum()
+    if total.isnan():
+        return None  # nothing counts
     close = tolerance * max(whole.abs(), losses.abs().max())
     if (total - whole).abs() <= close:
         return None

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
-from pipeline import loss
+from pipeline import Pipeline, backward, fit, forward, load, loss, update
 from pipeline.errors import DataError, StageError, WiringError
 from tests.strategies import classification, cuts, normals, regression, seeds, shapes
 
