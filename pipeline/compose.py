@@ -17,7 +17,7 @@ from functools import partial
 from typing import Any, Self
 
 import torch
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
@@ -38,9 +38,10 @@ from pipeline.stage import Part, Stage
 from pipeline.state import Batch, State, samples
 from pipeline.tree import Tree, paths, tree_map
 from pipeline.update import Finite
-from pipeline.whole import Difference, differs, untried
+from pipeline.whole import Difference, check_held, differs, untried
 from pipeline.wiring import (
     LASTS,
+    check_changed,
     check_names,
     check_trained,
     check_wiring,
@@ -256,8 +257,8 @@ class Composition:
             return None
         low, size = self.place.precision in ("bf16", "fp16"), samples(batch, self.samples)
         with self.place.computing(), self.place.autocast():
-            parts = max(parts, g.accumulate)
-            found = differs(g, segment.stages, values, hyper, memory, batch, size, parts, low)
+            final, parts = not parts or g.accumulate == 1, max(parts, g.accumulate)
+            found = differs(g, segment.stages, values, hyper, memory, batch, size, parts, low, final)
         if found is not None and g.accumulate > 1:
             raise StageError(
                 found.stage,
@@ -502,6 +503,8 @@ class Composition:
         if data is None and self.load is None:
             return
         training, source = data is None, self.over(data)
+        if training:
+            check_changed(self.stages, lambda m: bool(state.tree[m.params]))
         size = source.size
         if training and self.load is not None:
             at_once = max([g.accumulate for g in self.backwards], default=1)
@@ -514,7 +517,8 @@ class Composition:
         whole = source.data.batch(list(source.data.tensors.values())) if source.in_memory and not self.host else {}
         tried = without_gradients(self.graph, True) if training else self.evaluation
         for segment in self.segments if training else [None]:
-            if segment is not None:
+            if segment is not None and segment.gradients in tried:
+                segment = evolve(segment, stages=tuple(s for s in segment.stages if s in tried))
                 self._warn(segment, values, hyper, state.memory, batch)
             with torch.enable_grad(), self.place.autocast():
                 for s in tried if segment is None else segment.all:
@@ -523,7 +527,10 @@ class Composition:
                     if s.check is not None:
                         seen = {**values, **whole}
                         s.look(**{p: seen[v] for p, v in s.parameters if v in seen})
-                    values.update(through([s], values, hyper, state.memory, weigh)[0])
+                    run = partial(through, [s], values, hyper, state.memory, weigh)
+                    made, *_ = run()
+                    check_held(s, values, made, run)
+                    values.update(made)
 
     def _warn(
         self, segment: Segment, values: Mapping[str, Any], hyper: Any, memory: Mapping[str, Tree], batch: Batch

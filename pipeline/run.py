@@ -162,7 +162,11 @@ def _differentiated(
 
     grads, tensors = g.differentiate(objective, joined(models), hyper.get(g.name, {}))
     if not grads:
-        raise StageError(g.name, f"finds no parameter of {', '.join(g.wrt)} that {g.of!r} depends on")
+        raise StageError(
+            g.name,
+            f"finds no parameter of {', '.join(g.wrt)} that {g.of!r} depends on: compute it from what models give, "
+            "without detach(), no_grad() or argmax(), and let one have parameters with requires_grad",
+        )
     written, remembered, sums = back[0](tensors)
     if scale is not None:
         grads = tree_map(lambda x: (x / scale).to(x.dtype), grads)

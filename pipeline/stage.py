@@ -359,7 +359,8 @@ def classes_at(stage: str, outputs: Tensor, targets: Tensor, dim: int | None, hi
     shape, of = tuple(outputs.shape), tuple(targets.shape)
     if dim is not None or len(shape) < 3:
         return 1 if dim is None else dim
-    first, last = of in (shape, (shape[0], *shape[2:])), of in (shape, shape[:-1])
+    # But for the number of samples: targets that are looked at may be of all.
+    first, last = of[1:] in (shape[1:], shape[2:]), of[1:] in (shape[1:], shape[1:-1])
     if first and last and shape[1] * shape[-1] > 1:
         told = describe({"outputs": outputs, "targets": targets})
         raise StageError(stage, f"can't tell where the classes are in {told}: pass dim=1, or dim=-1 if last{hint}")

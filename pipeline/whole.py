@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 from weakref import WeakSet
 
@@ -13,6 +14,7 @@ from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from torch.utils import _pytree as pytree
 
 from pipeline.backward import Gradients
+from pipeline.backward.parts import Written
 from pipeline.errors import StageError
 from pipeline.forward import Model
 from pipeline.run import through
@@ -44,14 +46,15 @@ def untried(g: Gradients) -> bool:
 
 def differs(
     g: Gradients, stages: Sequence[Stage], values: Mapping[str, Any], hyper: Mapping[str, Any],
-    memory: Mapping[str, Tree], batch: Batch, size: int, parts: int, low: bool,
+    memory: Mapping[str, Tree], batch: Batch, size: int, parts: int, low: bool, final: bool,
 ) -> Difference | None:  # fmt: skip
     """How the loss of `size` samples differs from that of their parts, if it does.
 
     Only what comes after the models is computed in parts, for what these draw and BatchNorm differ in parts by hand
-    too. A model that makes its own loss is called in eval mode.
+    too. A model that makes its own loss is called in eval mode. It is tried again unless this is `final`.
     """
-    _TRIED.add(g)
+    if final:
+        _TRIED.add(g)
     writer = next(s for s in reversed(stages) if g.of in s.writes)
     last = max((i for i, s in enumerate(stages) if isinstance(s, Model) and s is not writer), default=-1)
     after = stages[last + 1 :]
@@ -70,22 +73,35 @@ def differs(
             whole, _ = loss(made, size)
             if not whole.isfinite() or not torch.equal(whole, loss(made, size, seed=1)[0]):
                 return None  # it draws
-            each = [loss(part, n) for part, n in _parts(made, size, min(parts, size))]
         except StageError:
-            return None  # a model has no loss in eval mode, or there is none of so few samples
-    losses, weights = (torch.stack(x) for x in zip(*each, strict=True))
-    total = losses.sum() if g.sums else (losses * weights).nansum() / weights.sum()
-    close = (_CLOSE_LOW if low else _CLOSE) * max(whole.abs(), losses.abs().max())
+            return None  # a model has no loss in eval mode
+        for count in dict.fromkeys(min(n, size) for n in (parts, parts + 1)):  # even parts may count alike by chance
+            with suppress(StageError):  # there may be no loss of so few samples
+                each = [loss(part, n) for part, n in _parts(made, size, count)]
+                if (found := _apart(g, writer.name, whole, size, each, _CLOSE_LOW if low else _CLOSE)) is not None:
+                    _TRIED.discard(g)
+                    return found
+    return None
+
+
+def _apart(
+    g: Gradients, writer: str, whole: Tensor, size: int, each: Sequence[tuple[Tensor, Tensor]], tolerance: float
+) -> Difference | None:
+    """How a loss differs from those of its parts, given with their weights."""
+    losses, weights = (torch.stack(x) for x in zip(*[x for x in each if not x[0].isnan()] or each, strict=True))
+    total = losses.sum() if g.sums else (losses * weights).sum() / weights.sum()
+    if total.isnan():
+        return None  # nothing counts
+    close = tolerance * max(whole.abs(), losses.abs().max())
     if (total - whole).abs() <= close:
         return None
-    _TRIED.discard(g)
     said = f"makes a loss of {whole:.6g} of {size} samples, and of {total:.6g} of them in {len(each)} parts"
     if (losses.sum() - whole).abs() <= close:
-        return Difference(writer.name, f"{said}: it is a sum", "say so, as by loss.function(..., weight='sum')")
+        return Difference(writer, f"{said}: it is a sum", "say so, as by loss.function(..., weight='sum')")
     if losses.min() <= whole <= losses.max():
         instead = "say of what by a stage behind it, such as loss.weight(lambda targets: (targets != -100).sum())"
-        return Difference(writer.name, f"{said}: it is not a mean over samples", instead)
-    return Difference(writer.name, f"{said}: it compares samples", "")
+        return Difference(writer, f"{said}: it is not a mean over samples", instead)
+    return Difference(writer, f"{said}: it compares samples", "")
 
 
 def _parts(values: Mapping[str, Any], size: int, count: int) -> Iterator[tuple[dict[str, Any], int]]:
@@ -97,3 +113,32 @@ def _parts(values: Mapping[str, Any], size: int, count: int) -> Iterator[tuple[d
         own = [x[begin:end] if isinstance(x, Tensor) and x.ndim and len(x) == size else x for x in leaves]
         yield pytree.tree_unflatten(own, spec), end - begin
         begin = end
+
+
+def check_held(s: Stage, given: Mapping[str, Any], made: Mapping[str, Any], again: Callable[[], Written]) -> None:
+    """Raise StageError where a stage holds tensors that require gradients, which nothing would train. Those that it
+    makes itself, as for a gradient penalty, are others when it runs again."""
+    first = [] if isinstance(s, Model) else _leaves(made)
+    if not first:
+        return
+    before, second = ({id(x) for x in _leaves(values)} for values in (given, again()[0]))
+    if held := [x for x in first if id(x) in second - before]:
+        shapes = ", ".join(str(tuple(x.shape)) for x in held[:3])
+        raise StageError(
+            s.name,
+            f"holds tensors that require gradients, {shapes}, and nothing trains them: write "
+            "forward.model(module, params=...), loss.function(module) of outputs and targets, or requires_grad_(False)",
+        )
+
+
+def _leaves(tree: Any) -> list[Tensor]:
+    """The tensors that values depend on by gradients."""
+    found = [x for x in pytree.tree_leaves(tree) if isinstance(x, Tensor) and x.requires_grad]
+    leaves, waiting, seen = [x for x in found if x.is_leaf], [x.grad_fn for x in found], set[Any]()
+    while waiting:
+        node = waiting.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            leaves += [node.variable] if hasattr(node, "variable") else []
+            waiting += [n for n, _ in node.next_functions]
+    return leaves

@@ -88,11 +88,25 @@ def _check_wrt(g: Gradients, reached: Collection[str], models: Collection[str]) 
     """Raise WiringError where a loss does not depend on what it is differentiated by."""
     for name in g.wrt or ("any model that trains",):
         if name not in reached:
+            hint = did_you_mean(name, models) if g.wrt and name not in models else ""
             raise WiringError(
                 f"stage {g.name!r} differentiates {g.of!r}, which does not depend on "
-                f"{repr(name) if g.wrt else name}{did_you_mean(name, models)}: compute it from outputs, "
-                "since the backward before"
+                f"{repr(name) if g.wrt else name}{hint}: compute it from outputs, "
+                "since the backward before (a model is called anew by .again())"
             )
+
+
+def _check_once(name: str, stages: Sequence[Stage]) -> None:
+    """Raise WiringError where a loss is written over, and nothing has read it."""
+    unread = ""
+    for s in stages:
+        unread = "" if name in (*s.reads, *s.optional) else unread
+        if name in s.writes and unread:
+            raise WiringError(
+                f"stages {unread!r} and {s.name!r} both write {name!r}, and nothing reads the first: give one another "
+                "name, and add them up in a stage"
+            )
+        unread = s.name if name in s.writes else unread
 
 
 def check_trained(stages: Sequence[Part], parameters: Callable[[Model], bool]) -> None:
@@ -110,6 +124,21 @@ def check_trained(stages: Sequence[Part], parameters: Callable[[Model], bool]) -
                 f"the model of stage {s.name!r} is never trained: {why}; train it, or write "
                 f"forward.model(..., frozen=True)"
             )
+
+
+def check_changed(stages: Sequence[Part], parameters: Callable[[Model], bool]) -> None:
+    """Raise WiringError where nothing changes the `parameters` of any model in a step."""
+    changed = {
+        name for s in stages if isinstance(s, Stage) and not isinstance(s, Model) and s.runs(True) for name in s.writes
+    }
+    models = [
+        s for s in stages if isinstance(s, Model) and s.create is not None and not s.module.frozen and parameters(s)
+    ]
+    if models and not any(m.params in changed for m in models):
+        raise WiringError(
+            f"nothing trains the model of stage {models[0].name!r}: put backward.gradients() after the loss, and an "
+            "update such as update.sgd(lr=0.1) after that; pipe.evaluate(state, data) is what needs none"
+        )
 
 
 def check_names(stages: Sequence[Part]) -> None:
@@ -233,7 +262,7 @@ def check_wiring(stages: Sequence[Part], source: Load | None, host: Sequence[Sta
             _explain_unread(s, name, stages, available, known)
             given.add(name)
         if isinstance(s, Gradients):
-            if s.of not in since and any(s.of in t.writes for t in graph[: graph.index(s)]):
+            if s.of not in since and any(isinstance(t, Gradients) and t.of == s.of for t in graph[: graph.index(s)]):
                 raise WiringError(
                     f"stage {s.name!r} differentiates {s.of!r} again; one backward gives the gradients of several "
                     "models: leave this one out, and name them there, wrt=(...)"
@@ -249,6 +278,7 @@ def check_wiring(stages: Sequence[Part], source: Load | None, host: Sequence[Sta
                     'update.finite("scale") after it, or place with precision="bf16"'
                 )
             _check_wrt(s, _behind(s.of, begun), models)
+            _check_once(s.of, begun)
             check(s, begun)
             since, begun = set(), []
         elif s in graph:

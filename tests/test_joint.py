@@ -177,6 +177,9 @@ LOSS = loss.cross_entropy()
 LOAD = load.batches((X, Y), size=16)
 
 
+TWO = backward.gradients(of="own"), backward.gradients(name="b")
+
+
 @stage(writes="z")
 def detached(z):
     return z.detach()
@@ -195,6 +198,11 @@ def detached(z):
         ((ENCODER, HEAD, LOSS, backward.gradients(), backward.gradients(name="b")), "one backward gives the gradients"),
         ((ENCODER, HEAD, LOSS, backward.gradients(), update.sgd().rename(params="head")), r"update.groups\({'head"),
         ((MODEL, ENCODER, HEAD.again(inputs="z", name="x"), LOSS), "calls a model again"),
+        ((MODEL, LOSS, loss.function(lambda outputs: outputs.mean(), "own")), "'own' both write 'loss', and nothing"),
+        (
+            (MODEL, LOSS, loss.function(lambda outputs: outputs.mean()).rename(loss="own"), *TWO),
+            "no stage since the backward before it writes",
+        ),
     ],
 )
 def test_what_would_not_be_trained_is_refused(stages, message):
@@ -218,6 +226,38 @@ def test_what_no_gradient_reaches_is_refused_before_the_first_step():
         Pipeline(LOAD, factory, MODEL, LOSS, backward.gradients(), update.sgd(0.1)).init()
 
 
+HELD = nn.Linear(2, 2)
+
+
+@stage(writes="loss")
+def penalized(outputs, targets):
+    x = targets.float().requires_grad_()
+    [slope] = torch.autograd.grad((x * x).sum(), x, create_graph=True)
+    return F.cross_entropy(outputs, targets) + 0 * slope.sum()
+
+
+def test_what_a_stage_holds_is_trained_or_refused_before_the_first_step():
+    """Parameters in a closure have no place in State; what a stage differentiates by itself is its own."""
+    for held in (lambda outputs, targets: F.cross_entropy(HELD(outputs), targets),
+                 lambda outputs, targets: F.cross_entropy(outputs, targets) * (1 + HELD.bias.sum())):  # fmt: skip
+        pipe = Pipeline(LOAD, MODEL, loss.function(held, "held"), backward.gradients(), update.sgd(0.1))
+        for run in (pipe, sweep(pipe, seeds=2)):
+            with pytest.raises(StageError, match=r"'held' holds tensors that require gradients, .*forward.model"):
+                next(fit(run, epochs=1, compile=False))
+    HELD.requires_grad_(False)
+    assert next(fit(pipe, epochs=1, compile=False))
+    HELD.requires_grad_(True)
+    assert next(fit(pipe.replace("held", penalized), epochs=1, compile=False))
+
+
+def test_a_run_that_trains_nothing_is_refused():
+    """By fit, which trains; without an update, or with one in evaluation alone."""
+    for more in ((), (backward.gradients(),), (backward.gradients(), update.sgd(0.1).only("evaluation"))):
+        pipe = Pipeline(LOAD, MODEL, LOSS, *more)
+        with pytest.raises(WiringError, match=r"nothing trains the model of stage 'forward.model': put backward"):
+            fit(pipe, epochs=1, compile=False).send(None)
+
+
 @stage(writes="loss")
 def root(outputs, targets):
     return F.cross_entropy(outputs, targets).sqrt()
@@ -226,6 +266,21 @@ def root(outputs, targets):
 @stage(writes="loss")
 def contrast(outputs):
     return F.cross_entropy(outputs @ outputs.T, torch.arange(len(outputs)))
+
+
+def masked(outputs, targets, mask):
+    return (F.cross_entropy(outputs, targets, reduction="none") * mask).sum() / mask.sum()
+
+
+def test_parts_that_count_alike_by_chance_or_are_too_small_do_not_hide_a_loss():
+    """The first samples are tried, and then a whole batch, in more parts than one number."""
+    mask = torch.tensor([1.0, 0.0] * 6 + [1.0] * 4)
+    hardest = loss.function(lambda outputs: outputs.square().sum(1).topk(3).values.mean(), "hardest")
+    data = {"inputs": X[:32], "targets": Y[:32], "mask": mask.repeat(2)}
+    for made, parts in ((loss.function(masked), 2), (loss.function(masked), 3), (hardest, 3)):
+        stages = MODEL, made, backward.gradients(accumulate=parts), update.sgd(0.1)
+        with pytest.raises(StageError, match=f"'{made.name}' makes a loss .* leave out accumulate={parts}"):
+            next(fit(Pipeline(load.batches(data, size=16, shuffle=False), *stages), epochs=1, compile=False))
 
 
 @pytest.mark.parametrize(
@@ -252,3 +307,55 @@ def test_a_loss_that_its_parts_do_not_make_is_refused(made, message):
     else:
         with pytest.warns(UserWarning, match="its mean over batches is not that of all samples"):
             next(fit(plain, epochs=1, compile=False))
+
+
+@pytest.mark.parametrize("way", [{"compile": False}, {"backend": "aot_eager"}])
+def test_a_second_backward_of_what_was_computed_before_the_first(way):
+    """A linear probe: by a loss of its own, on features that the other loss trains."""
+    encoder, head, probe = nn.Linear(4, 8), nn.Linear(8, 2), nn.Linear(8, 2)
+    pipe = Pipeline(
+        load.batches((X, Y), size=16, shuffle=False),
+        forward.model(encoder, outputs="z", params="encoder", name="encoder"),
+        forward.model(head, inputs="z", params="head", name="head"),
+        loss.cross_entropy(),
+        backward.gradients(),
+        update.sgd(0.1),
+        detached,
+        forward.model(probe, inputs="z", outputs="told", params="probe", name="probe"),
+        stage(writes="own", name="own")(lambda told, targets: F.cross_entropy(told, targets)),
+        backward.gradients(of="own", writes="slopes", name="second"),
+        update.sgd(0.1).rename(grads="slopes").named("slowly"),
+    )
+    *_, report = fit(pipe, epochs=2, **way)
+    plain = copy.deepcopy((encoder, head, probe))
+
+    def both(x, y):
+        z = plain[0](x)
+        return F.cross_entropy(plain[1](z), y) + F.cross_entropy(plain[2](z.detach()), y)
+
+    by_hand(plain, functools.partial(torch.optim.SGD, lr=0.1), both)
+    for name, module in zip(("encoder", "head", "probe"), plain, strict=True):
+        close(report.state[name], module)
+
+
+@pytest.mark.parametrize("way", [{"compile": False}, {"backend": "aot_eager"}])
+def test_a_part_in_which_nothing_counts_is_none_of_the_whole(way):
+    """Its mean is NaN, as are its gradients."""
+    module, mask = nn.Linear(4, 1), torch.ones(60)
+    mask[:8] = 0
+    data = {"inputs": X, "targets": X[:, :1], "mask": mask}
+
+    def mean(outputs, targets, mask):
+        return ((outputs - targets).square().squeeze(1) * mask).sum() / mask.sum()
+
+    stages = forward.model(module), loss.function(mean, weight=lambda mask: mask), backward.gradients(accumulate=2)
+    pipe = Pipeline(load.batches(data, size=16, shuffle=False), *stages, update.sgd(0.1))
+    [report] = fit(pipe, epochs=1, **way)
+    plain = copy.deepcopy(module)
+    optimizer = torch.optim.SGD(plain.parameters(), 0.1)
+    for x, y, m in zip(*(t.split(16) for t in data.values()), strict=True):
+        optimizer.zero_grad()
+        mean(plain(x), y, m).backward()
+        optimizer.step()
+    close(report.state.params, plain)
+    assert report.train["loss"] < 10

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
-from pipeline import loss
+from pipeline import Pipeline, backward, fit, forward, load, loss, update
 from pipeline.errors import DataError, StageError, WiringError
 from tests.strategies import classification, cuts, normals, regression, seeds, shapes
 
@@ -327,3 +327,16 @@ def test_losses_that_are_no_stage_say_what_to_write(make, said):
     """In one line."""
     with pytest.raises(WiringError, match=said):
         make()
+
+
+def test_classes_in_the_last_dimension_fit_in_data_of_any_length():
+    """Fit looks at the labels of all samples beside the outputs of a few."""
+    labels = torch.randint(0, 7, (24, 6), generator=torch.Generator().manual_seed(0))
+    pipe = Pipeline(
+        load.batches((labels, labels), size=8),
+        forward.model(lambda: nn.Embedding(7, 7)),
+        loss.cross_entropy(),
+        backward.gradients(),
+        update.sgd(0.1),
+    )
+    assert next(fit(pipe, epochs=1, compile=False)).train["loss"] > 0

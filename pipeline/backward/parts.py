@@ -74,12 +74,15 @@ def in_parts(
             lambda: torch.full((), len(own[1]), dtype=torch.float64, device=device),
         )  # fmt: skip
         weight = sums[g.name]["weight"]
+        counts = weight > 0  # a mean of nothing is NaN, and no part of the whole's
+        sums[g.name] = {**sums[g.name], "sum": torch.where(counts, sums[g.name]["sum"], 0.0)}
         # A 0-d gradient times a weight, which is 0-d float64, is float64.
         new = written.pop(g.grads)
         reached.update(new)
-        # Where nothing counts, a loss of torch and its gradients are 0 / 0.
-        own_grads = {k: torch.where(weight > 0, x * weight, 0.0) for k, x in new.items()}
-        grads = {k: x + own_grads[k].to(x.dtype) if k in new else x for k, x in done["grads"].items()}
+        grads = {
+            k: x + torch.where(counts, new[k] * weight, 0.0).to(x.dtype) if k in new else x
+            for k, x in done["grads"].items()
+        }
         now = {"grads": grads, "sums": tree_map(torch.add, done["sums"], sums), "memory": remembered}
         return {**now, "values": {v: written.pop(v) for v in done["values"]}}, {
             k: v for k, v in written.items() if k in wanted
