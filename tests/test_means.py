@@ -166,3 +166,18 @@ def test_members_of_a_sweep_weigh_their_losses():
     runs = sweep(pipe, hyper={"lr": [0.1, 0.5]})
     together, alone = (next(fit(p, epochs=1, validate=WHOLE, compile=False)) for p in (runs, pipe))
     assert together.validate["loss"][0] == pytest.approx(alone.validate["loss"], abs=1e-6)
+
+
+@pytest.mark.parametrize("options", [{"compile": False}, {"backend": "aot_eager"}])
+def test_parts_and_batches_whose_targets_are_all_ignored_count_for_nothing(options):
+    """torch's mean of them is 0 / 0, and by hand it is of no batch but of a part of one."""
+    given = tensors(0)
+    labels = given["labels"].clone()
+    labels[[0, 1, 4]] = -100
+    data = {"inputs": given["x"], "targets": labels}
+    for parts in (1, 2):
+        pipe = Pipeline(load.batches(data, size=4, shuffle=False), forward.model(lambda: nn.Linear(CLASSES, CLASSES)),
+                        loss.function(F.cross_entropy), backward.gradients(accumulate=parts), update.sgd(0.0))  # fmt: skip
+        [report] = fit(pipe, epochs=1, validate={"inputs": given["x"][:4], "targets": labels[[0, 1, 0, 1]]}, **options)
+        whole = F.cross_entropy(pipe.module(report.state)(given["x"]), labels)
+        assert report.train["loss"] == pytest.approx(whole.item(), rel=1e-5)

@@ -147,7 +147,8 @@ def gradients(
         raise WiringError(f"{name} takes gradients for each sample by torch.func alone: leave out route='tape'")
 
     def sums(loss: Tensor, weight: Any = None) -> Tree:
-        return {"sum": loss.to(torch.float64) * weight, "weight": weight}
+        # What counts for nothing is nothing: torch's mean of ignored targets alone is 0 / 0.
+        return {"sum": torch.where(weight == 0, 0.0, loss.to(torch.float64) * weight), "weight": weight}
 
     def init() -> Tree:
         return {"sum": torch.zeros((), dtype=torch.float64), "weight": torch.zeros((), dtype=torch.float64)}
