@@ -512,8 +512,8 @@ class Composition:
         batch = self.place.batch(self.prepared(load.first(source, size), training))
         hyper, weigh = self.hyper(state.tree), counted(batch, self.samples, state.step)
         tree = self.whole(state).tree
-        given = self._of_a_step(tree, hyper) if training else {}
-        values = {**self._kept(tree), **given, "training": training, **batch}
+        of_a_step = self._of_a_step(tree, hyper) if training else {}
+        values = {**self._kept(tree), **of_a_step, "training": training, **batch}
         whole = source.data.batch(list(source.data.tensors.values())) if source.in_memory and not self.host else {}
         tried = without_gradients(self.graph, True) if training else self.evaluation
         for segment in self.segments if training else [None]:
@@ -525,12 +525,16 @@ class Composition:
                     if s not in tried:
                         continue
                     if s.check is not None:
-                        seen = {**values, **whole}
-                        s.look(**{p: seen[v] for p, v in s.parameters if v in seen})
+                        given = {p: values[v] for p, v in s.parameters if v in values and v not in whole}
+                        labels = {p: whole[v] for p, v in s.parameters if v in whole}
+                        if labels:  # all of them, beside as many outputs: a check reads the shape of these alone
+                            given = {p: x[:1].expand(len(source.data), *x.shape[1:]) for p, x in given.items()}
+                        s.look(**given, **labels)
                     run = partial(through, [s], values, hyper, state.memory, weigh)
                     made, *_ = run()
                     check_held(s, values, made, run)
                     values.update(made)
+                    whole = {k: x for k, x in whole.items() if k not in made}
 
     def _warn(
         self, segment: Segment, values: Mapping[str, Any], hyper: Any, memory: Mapping[str, Tree], batch: Batch

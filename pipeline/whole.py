@@ -11,7 +11,6 @@ import torch
 from attrs import frozen
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
-from torch.utils import _pytree as pytree
 
 from pipeline.backward import Gradients
 from pipeline.backward.parts import Written
@@ -19,8 +18,8 @@ from pipeline.errors import StageError
 from pipeline.forward import Model
 from pipeline.run import through
 from pipeline.stage import Stage
-from pipeline.state import Batch
-from pipeline.tree import Tree
+from pipeline.state import Batch, lists_samples
+from pipeline.tree import Tree, tree_map
 
 _TRIED: WeakSet[Gradients] = WeakSet()
 """Backwards whose loss was tried."""
@@ -106,12 +105,17 @@ def _apart(
 
 def _parts(values: Mapping[str, Any], size: int, count: int) -> Iterator[tuple[dict[str, Any], int]]:
     """Values of a batch in so many parts of nearly one size, the longer ones first."""
-    leaves, spec = pytree.tree_flatten(dict(values))
     begin = 0
     for i in range(count):
         end = begin + size // count + (i < size % count)
-        own = [x[begin:end] if isinstance(x, Tensor) and x.ndim and len(x) == size else x for x in leaves]
-        yield pytree.tree_unflatten(own, spec), end - begin
+        rows = slice(begin, end)
+
+        def own(value: Any, rows: slice = rows) -> Any:
+            if lists_samples(value) and len(value) == size:
+                return value[rows]
+            return tree_map(lambda x: x[rows] if isinstance(x, Tensor) and x.ndim and len(x) == size else x, value)
+
+        yield {name: own(value) for name, value in values.items()}, end - begin
         begin = end
 
 

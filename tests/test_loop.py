@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from pipeline import (
@@ -258,3 +259,32 @@ def test_validation_takes_the_batches_of_training():
 def test_when_to_end_and_to_validate_has_to_be_said(options, message):
     with pytest.raises(ConfigError, match=message):
         run(**options)
+
+
+@stage(writes="targets")
+def from_zero(targets):
+    return targets - 1
+
+
+@pytest.mark.parametrize(
+    ("net", "inputs", "targets", "before"),
+    [
+        (lambda: nn.Linear(4, 3), torch.randn(10, 4), torch.eye(3)[torch.arange(10) % 3], ()),  # one-hot
+        (lambda: nn.Embedding(9, 9), torch.arange(60).view(10, 6) % 9, torch.arange(60).view(10, 6) % 9, ()),  # (B, T)
+        (lambda: nn.Linear(4, 3), torch.randn(10, 4), torch.arange(10) % 3 + 1, (from_zero,)),  # made by a stage
+    ],
+)
+def test_labels_are_looked_at_beside_outputs_of_their_own_length(net, inputs, targets, before):
+    """All labels of the data are checked where the outputs are those of one batch."""
+    pipe = Pipeline(load.batches((inputs, targets), size=4), *before, forward.model(net), loss.cross_entropy(),
+                    evaluate.accuracy(), evaluate.confusion(9), backward.gradients(), update.sgd(0.1))  # fmt: skip
+    [report] = fit(pipe, epochs=1, validate=(inputs[:7], targets[:7]), compile=False)
+    assert report.step == 3
+
+
+def test_a_wrong_label_beyond_the_first_batch_is_refused():
+    data = {**DATA, "targets": torch.where(torch.arange(10) == 9, 7, DATA["targets"])}
+    pipe = Pipeline(load.batches(data, size=4, shuffle=False), forward.model(pipes.Linear), loss.cross_entropy(),
+                    backward.gradients(), update.sgd(0.1))  # fmt: skip
+    with pytest.raises(DataError, match="label 7 in sample 9"):
+        list(fit(pipe, epochs=1, compile=False))

@@ -7,6 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from pipeline import Pipeline, backward, fit, forward, load, loss, stage, sweep, update
+from pipeline.errors import StageError
 from tests.strategies import cuts, seeds
 
 CLASSES, WEIGHTS = 5, torch.linspace(0.5, 2.0, 5)
@@ -166,3 +167,33 @@ def test_members_of_a_sweep_weigh_their_losses():
     runs = sweep(pipe, hyper={"lr": [0.1, 0.5]})
     together, alone = (next(fit(p, epochs=1, validate=WHOLE, compile=False)) for p in (runs, pipe))
     assert together.validate["loss"][0] == pytest.approx(alone.validate["loss"], abs=1e-6)
+
+
+@pytest.mark.parametrize("options", [{"compile": False}, {"backend": "aot_eager"}])
+def test_parts_and_batches_whose_targets_are_all_ignored_count_for_nothing(options):
+    """The mean of them in torch is 0 / 0, and by hand it is of no batch but of a part of one."""
+    given = tensors(0)
+    labels = given["labels"].clone()
+    labels[[0, 1, 4]] = -100
+    data = {"inputs": given["x"], "targets": labels}
+    for parts in (1, 2):
+        pipe = Pipeline(load.batches(data, size=4, shuffle=False), forward.model(lambda: nn.Linear(5, 5)),
+                        loss.function(F.cross_entropy), backward.gradients(accumulate=parts),
+                        update.sgd(0.0))  # fmt: skip
+        [report] = fit(pipe, epochs=1, validate={"inputs": given["x"][:4], "targets": labels[[0, 1, 0, 1]]}, **options)
+        whole = F.cross_entropy(pipe.module(report.state)(given["x"]), labels)
+        assert report.train["loss"] == pytest.approx(whole.item(), rel=1e-5)
+
+
+def test_a_list_of_samples_is_cut_to_compare_parts():
+    """What is refused is that lists have no parts, not a loss that is a mean over samples."""
+
+    @stage(writes="loss")
+    def each(outputs, targets):
+        return torch.stack([(x - t["y"]).abs().mean() for x, t in zip(outputs, targets, strict=True)]).mean()
+
+    batch = {"inputs": torch.randn(4, 3), "targets": [{"y": torch.randn(1 + i % 3, 3)} for i in range(4)]}
+    pipe = Pipeline(load.loader([batch]), forward.model(lambda: nn.Linear(3, 3)), each,
+                    backward.gradients(accumulate=2), update.sgd(0.1))  # fmt: skip
+    with pytest.raises(StageError, match="'targets' is a list of samples: stack them"):
+        list(fit(pipe, epochs=1, compile=False))
