@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import ConfigError, DataError, did_you_mean
+from pipeline.sources.files import reading
 from pipeline.sources.parts import Split
 from pipeline.sources.pixels import Images, Item, header, part
 from pipeline.sources.prepared import Prepared, Task
@@ -143,10 +144,8 @@ def _parts(folder: Path, test: Path | None) -> tuple[Path, Path | None, tuple[st
 
 
 def _visible(folder: Path) -> list[Path]:
-    try:
+    with reading(folder):
         return sorted(f for f in folder.iterdir() if not f.name.startswith("."))
-    except OSError as e:
-        raise DataError(f"can't read {folder}: {e.strerror or e}") from None
 
 
 def by_class(folder: Path) -> tuple[Mapping[str, list[Path]], int]:

@@ -83,9 +83,8 @@ class Split:
             return n // self.folds
         held = math.ceil(self.share * n)
         if not 0 < held < n:
-            raise DataError(
-                f"{n} samples can't be split into two parts with {self.share:.0%} held out; give more samples"
-            )
+            parts = f"two parts with {self.share:.0%} held out"
+            raise DataError(f"{n} samples can't be split into {parts}; give more samples")
         return held
 
 

@@ -216,9 +216,8 @@ def _targets(cells: Cells, learned: Mapping[str, Any]) -> Any:
         codes = texts.cast(pl.Enum(classes), strict=False).to_physical().cast(pl.Int64)
         if codes.is_null().any():
             row = int(codes.is_null().arg_max() or 0)
-            raise cells.refuse(
-                row, names[0], f"is no class that the training data have{did_you_mean(str(texts[row]), classes)}"
-            )
+            near = did_you_mean(str(texts[row]), classes)
+            raise cells.refuse(row, names[0], f"is no class that the training data have{near}")
         return codes.to_numpy().copy()
     made = [columns.numbers(cells, n, k)[0] for n, k in zip(names, kinds, strict=True)]
     return np.stack(made, 1).astype(np.float32) if len(made) > 1 else made[0].astype(np.float32)
