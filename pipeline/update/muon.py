@@ -11,7 +11,7 @@ from pipeline.errors import ConfigError
 from pipeline.stage import Number, Stage
 from pipeline.update.adam import adamw
 from pipeline.update.groups import groups
-from pipeline.update.rule import mapped, positive, zeros
+from pipeline.update.rule import mapped, zeros
 
 
 def matrices(name: str, tensor: Tensor) -> bool:
@@ -32,7 +32,6 @@ def muon(lr: Number = 1e-3, *, weight_decay: Number = 0.1, momentum: Number = 0.
     and the last layer, which are matrices too, take update.groups. Sources: Jordan et al., Muon: an optimizer for
     hidden layers in neural networks (2024); Liu et al., Muon is scalable for LLM training (2025).
     """
-    positive("update.muon", lr=lr, weight_decay=weight_decay, momentum=momentum)
     if adjust_lr_fn not in (None, "original", "match_rms_adamw"):
         raise ConfigError(f"update.muon: adjust_lr_fn={adjust_lr_fn!r} is neither 'original' nor 'match_rms_adamw'")
 
