@@ -25,6 +25,7 @@ MISSING = ("", "na", "n/a", "nan", "null", "none", "?")
 TRUTHS = {"true": 1.0, "yes": 1.0, "t": 1.0, "y": 1.0, "false": 0.0, "no": 0.0, "f": 0.0, "n": 0.0}
 BLOCK, ROWS = 1 << 21, 1 << 15
 """Bytes of text, and rows of Parquet, that are read at once of a file of any size."""
+_EMPTY = "{} is empty: a table needs a header row and at least one sample"
 _NO_PARQUET = "is no Parquet file, or cut short"
 LOOKED = 100
 """Rows that are looked at to tell whether a first one is a header."""
@@ -72,7 +73,13 @@ def package() -> Any:
 def read(path: str | Path, header: bool | None = None) -> Cells:
     """A table in a file: .csv, .tsv, .csv.gz or .parquet. Raises DataError for what is no table."""
     path = Path(path)
-    cells = _parquet(path) if path.suffix == ".parquet" else _text(path, header)
+    if path.suffix == ".parquet":
+        cells = _parquet(path)
+    else:
+        text = _decoded(path)
+        cells = _parsed(path, text, _separator(text), header)
+    if not len(cells):
+        raise DataError(_EMPTY.format(path))
     if len(cells.columns) < 2:
         raise DataError(f"{path} has one column, but needs at least one of inputs and one of targets")
     return _without_index(cells)
@@ -81,8 +88,6 @@ def read(path: str | Path, header: bool | None = None) -> Cells:
 def _parquet(path: Path) -> Cells:
     with reading(path, _NO_PARQUET):
         frame = package().read_parquet(path)
-    if not len(frame):
-        raise DataError(f"{path} is empty: it has no rows")
     return Cells(str(path), {c.name: c for c in frame.get_columns()}, lambda row: f"row {row + 1}")
 
 
@@ -105,7 +110,7 @@ def blocks(path: str | Path, header: bool | None = None) -> Iterator[Cells]:
         if len(cells):
             yield cells
     if names is None:
-        raise DataError(f"{path} is empty: a table needs a header row and at least one sample")
+        raise DataError(_EMPTY.format(path))
 
 
 def _texts(path: Path) -> Iterator[str]:
@@ -144,14 +149,6 @@ def _parquet_blocks(path: Path) -> Iterator[Cells]:
             yield Cells(str(path), columns, lambda row, begin=begin: f"row {begin + row + 1}")  # type: ignore[misc]  # a default
 
 
-def _text(path: Path, header: bool | None) -> Cells:
-    text = _decoded(path)
-    cells = _parsed(path, text, _separator(text), header)
-    if not len(cells):
-        raise DataError(f"{path} is empty: a table needs a header row and at least one sample")
-    return cells
-
-
 def _separator(text: str) -> str:
     return max(",;\t|", key=text.partition("\n")[0].count)
 
@@ -165,7 +162,7 @@ def _parsed(
     lines = text.split("\n")
     numbers, counts = _counted(path, text, lines, separator)
     if not len(numbers):
-        raise DataError(f"{path} is empty: a table needs a header row and at least one sample")
+        raise DataError(_EMPTY.format(path))
     width = counts[0] if names is None else len(names)
     wrong = np.flatnonzero(counts != width)
     if len(wrong):
@@ -222,15 +219,10 @@ def _counted(path: Path, text: str, lines: Sequence[str], separator: str) -> tup
 
 def _has_header(columns: Sequence[Any], first: Sequence[str]) -> bool:
     """A first row is a header where it has a word above numbers, or where nothing is a number."""
-    below = [c.slice(1, LOOKED) for c in columns]
-    numbers = [j for j, c in enumerate(below) if len(c) and _share_of_numbers(c) > 0.5]
+    below = [present(c.slice(1, LOOKED)) for c in columns]
+    numbers = [j for j, c in enumerate(below) if len(c) and floats(c).is_not_null().mean() > 0.5]
     words = [j for j in numbers if as_number(first[j]) is None and first[j].lower() not in MISSING]
     return bool(words) or not any(as_number(first[j]) is not None for j in numbers)
-
-
-def _share_of_numbers(column: Any) -> float:
-    there = present(column)
-    return float(floats(there).is_not_null().mean() or 0.0) if len(there) else 0.0
 
 
 def as_number(cell: str) -> float | None:

@@ -127,8 +127,6 @@ def stream(
     `targets`, of the rows that have them."""
     for cells in blocks(path, header):
         if targets:
-            for name in fitted["targets"]["names"]:
-                cells.column(name)
             rows = _present(cells, fitted["targets"]["names"])
             if not rows.any():
                 continue
@@ -242,13 +240,12 @@ def _fitted(cells: Cells, names: Sequence[str], rows: np.ndarray, notes: list[st
 
 
 def _about(targets: Any, learned: Mapping[str, Any]) -> str:
-    what = f"target {', '.join(map(repr, learned['names']))}: "
+    found = f"{len(learned['names'])} labels"
     if learned["task"] == "classification":
-        classes = learned["classes"]
-        return what + f"{len(classes)} classes ({_some(classes)})"
+        found = f"{len(learned['classes'])} classes ({_some(learned['classes'])})"
     if learned["task"] == "regression":
-        return what + f"values from {targets.min():.4g} to {targets.max():.4g}"
-    return what + f"{len(learned['names'])} labels"
+        found = f"values from {targets.min():.4g} to {targets.max():.4g}"
+    return f"target {', '.join(map(repr, learned['names']))}: {found}"
 
 
 def _kinds(fitted: Sequence[Fitted]) -> list[str]:
