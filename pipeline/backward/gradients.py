@@ -139,23 +139,19 @@ def gradients(
         raise WiringError(f"backward route {route!r} is unknown; use 'auto', 'functional' or 'tape'")
     if accumulate < 1:
         raise ConfigError(f"accumulate={accumulate} is not a positive whole number")
+    each = f"{name} takes gradients for each sample"
     if per_example and accumulate > 1:
-        raise ConfigError(
-            f"{name} takes gradients for each sample, or in accumulate={accumulate} parts: leave one of the two out"
-        )
+        raise ConfigError(f"{each}, or in accumulate={accumulate} parts: leave one of the two out")
     if per_example and route == "tape":
-        raise WiringError(f"{name} takes gradients for each sample by torch.func alone: leave out route='tape'")
+        raise WiringError(f"{each} by torch.func alone: leave out route='tape'")
 
     def sums(loss: Tensor, weight: Any = None) -> Tree:
         return {"sum": loss.to(torch.float64) * weight, "weight": weight}
 
-    def init() -> Tree:
-        return {"sum": torch.zeros((), dtype=torch.float64), "weight": torch.zeros((), dtype=torch.float64)}
-
     return Gradients(
         name,
         sums,
-        init=init,
+        init=lambda: {k: torch.zeros((), dtype=torch.float64) for k in ("sum", "weight")},
         finish=lambda sums: {of: sums["sum"] / sums["weight"]},
         names={"loss": of, "weight": f"{of}.weight"},
         of=of,
