@@ -72,23 +72,17 @@ def check_mesh(pipe: Composition, state: State) -> None:
 
 def _changed(pipe: Composition, where: Place) -> Composition:
     """The same pipeline elsewhere, which takes a small batch at once."""
-    return Composition(
-        *[
-            where if isinstance(s, Place) else evolve(s, accumulate=1) if isinstance(s, Gradients) else s
-            for s in pipe.stages
-        ]
-    )
+    alone = [evolve(s, accumulate=1) if isinstance(s, Gradients) else s for s in pipe.stages]
+    return Composition(*[where if isinstance(s, Place) else s for s in alone])
 
 
 def _check_data(mesh: Mesh, count: int, leaves: Sequence[Any]) -> None:
     """Raise DataError where the processes do not see the same samples."""
     seen = count, [t.double().sum().item() for t in leaves if isinstance(t, Tensor) and not t.is_complex()]
     each = mesh.everyone(repr(seen))
-    for r, other in enumerate(each):
-        if other != each[0]:
-            raise DataError(
-                f"process {r} has other data than process 0; all must make the same data set: seed what is random in it"
-            )
+    if r := next((r for r, other in enumerate(each) if other != each[0]), 0):
+        alike = "all must make the same data set: seed what is random in it"
+        raise DataError(f"process {r} has other data than process 0; {alike}")
 
 
 def _culprit(pipe: Composition, alone: Composition, state: State, batch: Batch) -> str:

@@ -17,7 +17,7 @@ from functools import partial
 from typing import Any, Self
 
 import torch
-from attrs import evolve, field, frozen
+from attrs import evolve, frozen
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
@@ -77,12 +77,12 @@ class Composition:
     """Stages after place: the compiled step."""
     evaluation: tuple[Stage, ...]
     """The stages of the evaluation program."""
-    segments: tuple[Segment, ...] = field(init=False)
+    segments: tuple[Segment, ...]
     """`graph`, parted after each backward: what a step runs, one after the other."""
-    sharding: Sharding | None = field(init=False)
+    sharding: Sharding | None
     """How the step runs on a mesh, where it does."""
-    metrics: tuple[Stage, ...] = field(init=False)
-    on_host: tuple[HostMetric, ...] = field(init=False)
+    metrics: tuple[Stage, ...]
+    on_host: tuple[HostMetric, ...]
 
     def __init__(self, *given: Part) -> None:
         check_names(given)
@@ -94,22 +94,17 @@ class Composition:
             [s for s in part if isinstance(s, Stage)] for part in (stages[: max(border, 0)], stages[border + 1 :])
         )
         check_wiring(stages, loads[0] if loads else None, host, graph)
-        check_trained(stages, lambda m: isinstance(made := m.module.build, nn.Module) and _trainable(made))
+        made = {m: m.module.build for m in stages if isinstance(m, Model) and isinstance(m.module.build, nn.Module)}
+        check_trained(stages, lambda m: m in made and any(p.requires_grad for p in made[m].parameters()))
         measured = needed_to_measure(graph)
         host, graph = ([s for s in part if not isinstance(s, HostMetric)] for part in (host, graph))
-        self.__attrs_init__(
-            given,
-            stages,
-            loads[0] if loads else None,
-            places[0] if places else place.on("cpu"),
-            tuple(host),
-            tuple(graph),
-            measured,
-        )
-        object.__setattr__(self, "on_host", tuple(s for s in stages if isinstance(s, HostMetric) and s.runs(False)))
-        object.__setattr__(self, "segments", segments(s for s in graph if s.runs(True)))
-        object.__setattr__(self, "sharding", sharding(self.place.mesh, stages, graph))
-        object.__setattr__(self, "metrics", tuple(s for s in graph if s.finish is not None and s.runs(True)))
+        source, where = loads[0] if loads else None, places[0] if places else place.on("cpu")
+        trained = [s for s in graph if s.runs(True)]
+        metrics = tuple(s for s in trained if s.finish is not None)
+        on_host = tuple(s for s in stages if isinstance(s, HostMetric) and s.runs(False))
+        on = sharding(where.mesh, stages, graph)
+        own = segments(trained), on, metrics, on_host
+        self.__attrs_init__(given, stages, source, where, tuple(host), tuple(graph), measured, *own)
 
     # -- what comes out of it
 
@@ -136,19 +131,16 @@ class Composition:
             assert s.create is not None
             tree.update(s.create(seed, partial(self._before, s, {**tree, "memory": schedules, **numbers}, batch), tree))
         check_trained(self.stages, lambda m: bool(tree[m.params]))
-        on = self.sharding
-        own = tree if on is None else on.part(tree)
-        of = {s.name: own if s.sharded else tree for s in self.graph}
-        memory = {s.name: first_memory(s, {**of[s.name], **numbers}) for s in self.graph if s.remembers}
-        tree = own
-        return State(self.place.tree({**tree, "memory": {**memory, **schedules}, **numbers}))
+        own = tree if self.sharding is None else self.sharding.part(tree)
+        of = {s: own if s.sharded else tree for s in self.graph if s.remembers}
+        memory = {s.name: first_memory(s, {**seen, **numbers}) for s, seen in of.items()}
+        return State(self.place.tree({**own, "memory": {**memory, **schedules}, **numbers}))
 
     def _before(self, stage: Part, tree: dict[str, Tree], batch: Batch | None) -> dict[str, Any]:
         """The values that a stage finds, on the host, at the first samples of the data."""
         if batch is None and self.load is None:
-            raise WiringError(
-                f"stage {stage.name!r} has a lazy module, which is made by a look at a batch: pass init(batch=...)"
-            )
+            why = "has a lazy module, which is made by a look at a batch"
+            raise WiringError(f"stage {stage.name!r} {why}: pass init(batch=...)")
         if batch is None:
             source = self.over()
             batch = self.prepared(load.first(source, source.size), True)
@@ -215,9 +207,8 @@ class Composition:
         for segment in self.segments:
             self._try_parts(segment, values, hyper, memory, batch)
             with self.place.computing():
-                written, remembered, added = segment.run(
-                    values, hyper, memory, batch, self.samples, self.place.autocast, on, rows
-                )
+                options = self.samples, self.place.autocast, on, rows
+                written, remembered, added = segment.run(values, hyper, memory, batch, *options)
             if (g := segment.gradients) is not None:
                 like = {model: tree[model] for model in g.wrt}
                 unreached -= {model for model, grads in by_model(written[g.grads], like).items() if grads}
@@ -225,11 +216,9 @@ class Composition:
             memory |= remembered
             sums |= added
         if unreached:
-            raise StageError(
-                next(m.name for m in self.models if m.params in unreached),
-                f"is not trained: no loss depends on a parameter in {', '.join(sorted(unreached))}; if that is meant, "
-                "write forward.model(..., frozen=True)",
-            )
+            name = next(m.name for m in self.models if m.params in unreached)
+            why = f"is not trained: no loss depends on a parameter in {', '.join(sorted(unreached))}"
+            raise StageError(name, f"{why}; if that is meant, write forward.model(..., frozen=True)")
         if on is not None and rows is not None:
             sums = on.totals(rows, sums)
             on.forget()
@@ -253,17 +242,16 @@ class Composition:
     ) -> Difference | None:  # fmt: skip
         """How a loss differs from that of its parts, at first. Raises StageError if its backward takes these."""
         g = segment.gradients
-        if g is None or self.sharding is not None or max(parts, g.accumulate) == 1 or not untried(g):
+        parts = 1 if g is None else max(parts, g.accumulate)
+        if g is None or self.sharding is not None or parts == 1 or not untried(g):
             return None
         low, size = self.place.precision in ("bf16", "fp16"), samples(batch, self.samples)
         with self.place.computing(), self.place.autocast():
             final, parts = not parts or g.accumulate == 1, max(parts, g.accumulate)
             found = differs(g, segment.stages, values, hyper, memory, batch, size, parts, low, final)
         if found is not None and g.accumulate > 1:
-            raise StageError(
-                found.stage,
-                f"{found.said}; {found.instead}{', or ' * bool(found.instead)}leave out accumulate={g.accumulate}",
-            )
+            instead = f"{found.instead}, or " if found.instead else ""
+            raise StageError(found.stage, f"{found.said}; {instead}leave out accumulate={g.accumulate}")
         return found
 
     def _of_a_step(self, tree: dict[str, Tree], hyper: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Any]:
@@ -505,11 +493,8 @@ class Composition:
         training, source = data is None, self.over(data)
         if training:
             check_changed(self.stages, lambda m: bool(state.tree[m.params]))
-        size = source.size
-        if training and self.load is not None:
-            at_once = max([g.accumulate for g in self.backwards], default=1)
-            size = -(-self.load.size // at_once)
-        batch = self.place.batch(self.prepared(load.first(source, size), training))
+        at_once = max([g.accumulate for g in self.backwards], default=1) if training else 1
+        batch = self.place.batch(self.prepared(load.first(source, -(-source.size // at_once)), training))
         hyper, weigh = self.hyper(state.tree), counted(batch, self.samples, state.step)
         tree = self.whole(state).tree
         of_a_step = self._of_a_step(tree, hyper) if training else {}
@@ -519,11 +504,14 @@ class Composition:
         for segment in self.segments if training else [None]:
             if segment is not None and segment.gradients in tried:
                 segment = evolve(segment, stages=tuple(s for s in segment.stages if s in tried))
-                self._warn(segment, values, hyper, state.memory, batch)
+                g = segment.gradients
+                said = g is not None and any(f"{g.of}.weight" in s.writes for s in segment.stages)
+                found = self._try_parts(segment, values, hyper, state.memory, batch, 1 if said else 2)
+                if found is not None and found.instead:
+                    why = f"{found.said}, so its mean over batches is not that of all samples"
+                    warnings.warn(f"stage {found.stage!r} {why}; {found.instead}", stacklevel=3)
             with torch.enable_grad(), self.place.autocast():
-                for s in tried if segment is None else segment.all:
-                    if s not in tried:
-                        continue
+                for s in tried if segment is None else [s for s in segment.all if s in tried]:
                     if s.check is not None:
                         given = {p: values[v] for p, v in s.parameters if v in values and v not in whole}
                         labels = {p: whole[v] for p, v in s.parameters if v in whole}
@@ -536,35 +524,16 @@ class Composition:
                     values.update(made)
                     whole = {k: x for k, x in whole.items() if k not in made}
 
-    def _warn(
-        self, segment: Segment, values: Mapping[str, Any], hyper: Any, memory: Mapping[str, Tree], batch: Batch
-    ) -> None:
-        """Warn of a loss that says no weight and is not a mean over samples."""
-        g = segment.gradients
-        said = g is not None and any(f"{g.of}.weight" in s.writes for s in segment.stages)
-        found = self._try_parts(segment, values, hyper, memory, batch, 1 if said else 2)
-        if found is not None and found.instead:
-            warnings.warn(
-                f"stage {found.stage!r} {found.said}, so its mean over batches is not that of all samples; "
-                f"{found.instead}",
-                stacklevel=4,
-            )
-
     def check_state(self, state: State) -> None:
         """Raise StateError unless `state` has the names that this pipeline's `init` would give it."""
         kept = {k for s in self.stages for k in s.keeps} | set(LASTS)
         hyper = hyper_names(self.graph)
         memory = {s.name for s in self.graph if s.remembers} | set(remembering(self.graph))
-        for what, has, wants in (
-            ("keeps", set(state.tree), kept),
-            ("hyper", set(state.hyper), hyper),
-            ("memory", set(state.memory), memory),
-        ):
-            if has != wants:
-                names = ", ".join(sorted(has ^ wants))
-                raise StateError(
-                    f"the State does not fit this pipeline: they differ in {what} at {names}; make one with pipe.init()"
-                )
+        wanted = {"keeps": (state.tree, kept), "hyper": (state.hyper, hyper), "memory": (state.memory, memory)}
+        for what, (has, wants) in wanted.items():
+            if names := ", ".join(sorted(has.keys() ^ wants)):
+                why = f"they differ in {what} at {names}"
+                raise StateError(f"the State does not fit this pipeline: {why}; make one with pipe.init()")
 
     def _kept(self, tree: dict[str, Tree]) -> dict[str, Any]:
         return {name: value for name, value in tree.items() if name not in ("memory", "hyper")}
@@ -657,10 +626,6 @@ def _carrying(stages: Sequence[Stage]) -> dict[tuple[str, str], tuple[str, Tenso
     """The buffers that evaluation carries, by the names in State: through what, and one of the same shape."""
     calls = (s for s in stages if isinstance(s, Model) and s.buffers in s.writes)
     return {(s.buffers, k): x for s in calls for k, x in s.module.carried.items()}
-
-
-def _trainable(module: nn.Module) -> bool:
-    return any(p.requires_grad for p in module.parameters())
 
 
 def _without_rows(batch: Batch) -> Batch:

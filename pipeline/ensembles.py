@@ -46,15 +46,11 @@ class Ensemble(Sweep):
         super().__init__(pipe, settings, order, first)
         last = max((i for i, s in enumerate(pipe.evaluation) if OUTPUTS in s.writes), default=None)
         if last is None:
-            raise ConfigError(
-                f"an ensemble joins the {OUTPUTS!r} of its members, which no stage writes: forward.model(outputs=...) "
-                "gives names to what a model returns"
-            )
+            why = f"joins the {OUTPUTS!r} of its members, which no stage writes"
+            raise ConfigError(f"an ensemble {why}: forward.model(outputs=...) gives names to what a model returns")
         if pipe.on_host:
-            raise ConfigError(
-                f"{pipe.on_host[0].name!r} is taken on the host, and so not of joined outputs: leave it out, and take "
-                "it of what module() answers"
-            )
+            why = "is taken on the host, and so not of joined outputs"
+            raise ConfigError(f"{pipe.on_host[0].name!r} {why}: leave it out, and take it of what module() answers")
         rest = pipe.evaluation[last + 1 :]
         kept = {name for s in pipe.stages for name in s.keeps}
         for s in rest:
@@ -66,12 +62,7 @@ class Ensemble(Sweep):
                 "ensemble() does not know what the outputs mean that this loss is of: pass join=, a function of all "
                 "outputs (M, B, ...) such as loss.mean_probabilities, mean_chances or mean_outputs"
             )
-        known = {"join": join or losses[0].join, "vote": losses[0].vote if losses else None, "rest": rest}
-        for name, value in known.items():
-            object.__setattr__(self, name, value)
-
-    def __repr__(self) -> str:
-        return f"Ensemble({self.members} of {self.pipe!r})"
+        self.__dict__.update(join=join or losses[0].join, vote=losses[0].vote if losses else None, rest=rest)
 
     def of(self, stages: Sequence[Part]) -> Self:
         return type(self)(self.pipe.of(stages), self.settings, self.order, self.first, self.join)
@@ -110,9 +101,7 @@ class Ensemble(Sweep):
 
     def zeros(self) -> dict[str, Tree]:
         whole = self.pipe.zeros()
-        views = {
-            name: {s.name: whole[s.name] for s in stages if s.finish} for name, (_, stages) in self._views().items()
-        }
+        views = {k: {s.name: whole[s.name] for s in stages if s.finish} for k, (_, stages) in self._views().items()}
         return {**super().zeros(), **tree_map(torch.clone, views)}
 
     def finish(self, sums: Mapping[str, Tree]) -> dict[str, Any]:

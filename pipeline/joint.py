@@ -35,11 +35,8 @@ def joined(trees: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
 def by_model(tensors: Mapping[str, Any], like: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     """The same tensors by model; `like` has the models and their own names."""
     where = joined({model: {k: (model, k) for k in tree} for model, tree in like.items()})
-    made: dict[str, dict[str, Any]] = {model: {} for model in like}
-    for name, x in tensors.items():
-        model, k = where[name]
-        made[model][k] = x
-    return made
+    own = {where[name]: x for name, x in tensors.items()}
+    return {model: {k: x for (m, k), x in own.items() if m == model} for model in like}
 
 
 def jointly(stage: Stage, models: Sequence[str]) -> Stage:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from attrs import evolve, field, frozen
+from attrs import evolve, frozen
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
@@ -39,11 +39,9 @@ class Load(Part):
     others: tuple[Load, ...] = ()
     """What else a batch has values of, as many batches in an epoch."""
 
-    known: bool = field(init=False)
-    """Whether the data set tells its names and its length before it is read."""
-
-    @known.default
-    def _known(self) -> bool:
+    @property
+    def known(self) -> bool:
+        """Whether the data set tells its names and its length before it is read."""
         return isinstance(self.data, Source)
 
     def __repr__(self) -> str:
@@ -85,16 +83,22 @@ class Load(Part):
         """The batches of one epoch, from batch `start` on, on the host: of each, the `part` of so many samples."""
         if not self.known:
             if part is not None:
+                own = f"{self.name}() has an order of its own, which processes do not share"
+                raise DataError(f"{own}; on a mesh use load.batches(), which takes a torch Dataset too")
+            k = -1
+            for k, item in enumerate(self.data):
+                if k >= start:
+                    yield self.batch(item)
+            if k < 0:
                 raise DataError(
-                    f"{self.name}() has an order of its own, which processes do not share; on a mesh use "
-                    "load.batches(), which takes a torch Dataset too"
+                    "the iterable given to load.loader() yielded nothing: an epoch iterates it anew, so pass a "
+                    "DataLoader or a list, not an iterator that is used up"
                 )
-            yield from self._iterate(start)
             return
         if self.others:
             if part is not None:
                 raise DataError(f"{self.name}() is for one process: place the pipeline by place.on()")
-            parts = (evolve(load, others=()).epoch(own, epoch, start) for load, own in self.streams(seed))
+            parts = (evolve(load, others=()).epoch(key, epoch, start) for load, key in self.streams(seed))
             for each in zip(*parts, strict=True):
                 yield {name: value for batch in each for name, value in batch.items()}
             return
@@ -104,12 +108,12 @@ class Load(Part):
             return
         waiting: deque[Rows] = deque()
 
-        def own() -> Iterator[Tensor]:
+        def taken() -> Iterator[Tensor]:
             for whole in indices:
                 waiting.append(part(len(whole)))
                 yield whole[waiting[-1].taken]
 
-        for batch in in_epoch(self.data, seed, epoch, own()):
+        for batch in in_epoch(self.data, seed, epoch, taken()):
             yield {**self._named(batch), ROWS: waiting.popleft()}
 
     def streams(self, seed: int) -> list[tuple[Load, int]]:
@@ -129,18 +133,6 @@ class Load(Part):
             )
         return batch
 
-    def _iterate(self, start: int) -> Iterator[Batch]:
-        empty = True
-        for k, item in enumerate(self.data):
-            empty = False
-            if k >= start:
-                yield self.batch(item)
-        if empty:
-            raise DataError(
-                "the iterable given to load.loader() yielded nothing: an epoch iterates it anew, so pass a DataLoader "
-                "or a list, not an iterator that is used up"
-            )
-
     def batch(self, item: Any) -> Batch:
         """What a loader yields as a Batch: a mapping as it is, a sequence under the names of `fields`."""
         if isinstance(item, Mapping):
@@ -148,10 +140,8 @@ class Load(Part):
         if isinstance(item, Tensor):
             item = (item,)
         if not isinstance(item, Sequence) or len(item) != len(self.fields):
-            raise DataError(
-                f"the loader yielded {type(item).__name__}, which does not fit the names {', '.join(self.fields)}; "
-                f'pass names=(...) to load.loader(), one for each part: load.loader(data, names=("inputs", "targets"))'
-            )
+            misfit = f"{type(item).__name__}, which does not fit the names {', '.join(self.fields)}"
+            raise DataError(f"the loader yielded {misfit}; pass names=(...) to load.loader(), one for each part")
         return dict(zip(self.fields, item, strict=True))
 
     def over(self, data: Any) -> Load:
@@ -221,10 +211,8 @@ def _balance(known: Source, name: str) -> np.ndarray:
     """Weights by which classes are drawn equally often."""
     classes = known.tensors.get(name) if isinstance(known, Tensors) else None
     if classes is None or classes.ndim != 1 or classes.is_floating_point():
-        raise ConfigError(
-            f"balanced={name!r} are no classes (N,) in a data set of tensors{did_you_mean(name, known.names)}; or pass "
-            "weights="
-        )
+        near = did_you_mean(name, known.names)
+        raise ConfigError(f"balanced={name!r} are no classes (N,) in a data set of tensors{near}; or pass weights=")
     _, which, counts = np.unique(classes.numpy(force=True), return_inverse=True, return_counts=True)
     return np.asarray(1.0 / counts[which])
 

@@ -97,7 +97,11 @@ def fit(
     batches, sets = pipe.load.batches, _sets(pipe, validate)
     if epochs is None and batches:
         epochs = -(-(max_steps or 0) // batches)
-    _check_start(start, epochs, batches)
+    epoch, batch = start
+    if not 0 <= epoch <= (epochs or sys.maxsize):
+        raise ConfigError(f"start={start} begins after {epoch} epochs, but the run has {epochs}")
+    if batch < 0 or (batches is not None and batch >= batches):
+        raise ConfigError(f"start={start} begins after {batch} batches, but an epoch has {batches}")
     if start != (0, 0) and state is None:
         raise ConfigError(f"start={start} needs the State of that place: pass state=")
     if isinstance(compile, Compiled) and not pipe.alike(compile.pipe):
@@ -128,14 +132,6 @@ def fit(
         steps = _fused if program.resident else _stacked if stacks else _single
     ends = epochs, *(count or sys.maxsize for count in (max_steps, validate_every, every))
     return _epochs(pipe, program or pipe, steps, state, sets, steps_per_call, interval, ends, start)
-
-
-def _check_start(start: tuple[int, int], epochs: int | None, batches: int | None) -> None:
-    epoch, batch = start
-    if not 0 <= epoch <= (epochs or sys.maxsize):
-        raise ConfigError(f"start={start} begins after {epoch} epochs, but the run has {epochs}")
-    if batch < 0 or (batches is not None and batch >= batches):
-        raise ConfigError(f"start={start} begins after {batch} batches, but an epoch has {batches}")
 
 
 def _epochs(
@@ -230,11 +226,8 @@ def _warned(pipe: Pipeline, metrics: Mapping[str, Any], step: int) -> bool:
     for s in pipe.backwards:
         means = np.atleast_1d(metrics.get(s.of, 0.0))
         if not np.isfinite(means).any():  # one member may fail where others go on
-            warnings.warn(
-                f"the mean of {s.of!r} is {means[0]} up to step {step}; put update.finite() after {s.name!r}, "
-                "which says the step and the tensor that it came from",
-                stacklevel=3,
-            )
+            instead = f"put update.finite() after {s.name!r}, which says the step and the tensor that it came from"
+            warnings.warn(f"the mean of {s.of!r} is {means[0]} up to step {step}; {instead}", stacklevel=3)
             return True
     return False
 
@@ -256,12 +249,9 @@ def _results(pipe: Pipeline, state: State, epoch: int, done: int) -> dict[str, A
         with suppress(PipeError, RuntimeError):  # as without the memory for an uncompiled step
             why = first_nonfinite(run, own, run.prepared(batch, True))
         why = next(filter(None, pipe.place.everyone(why)), None)
-    raise NonFiniteError(
-        f"step {step + 1} (epoch {epoch}, batch {k + 1}{'' if run is pipe else f', member {i}'}) is not finite: "
-        f"{why or 'its loss or a gradient'}; State is as it was before it: lower the learning rate, clip, or skip such "
-        "steps",
-        state, epoch - 1, k,
-    )  # fmt: skip
+    where = f"step {step + 1} (epoch {epoch}, batch {k + 1}{'' if run is pipe else f', member {i}'})"
+    raised = f"{where} is not finite: {why or 'its loss or a gradient'}; State is as it was before it"
+    raise NonFiniteError(f"{raised}: lower the learning rate, clip, or skip such steps", state, epoch - 1, k)
 
 
 def _unstopped(pipe: Composition, state: State) -> State:

@@ -46,9 +46,7 @@ class Sweep(Pipeline):
 
     def __init__(self, pipe: Pipeline, settings: Sequence[Setting], order: Order, first: int) -> None:
         super().__init__(*pipe.stages)
-        known = {"pipe": pipe, "settings": tuple(settings), "order": order, "first": first}
-        for name, value in known.items():
-            object.__setattr__(self, name, value)
+        self.__dict__.update(pipe=pipe, settings=tuple(settings), order=order, first=first)
         if self.place.mesh is not None:
             raise ConfigError("a sweep is for one process; place the pipeline by place.on()")
         if isinstance(pipe, Sweep):
@@ -60,7 +58,7 @@ class Sweep(Pipeline):
             )
 
     def __repr__(self) -> str:
-        return f"Sweep({self.members} of {self.pipe!r})"
+        return f"{type(self).__name__}({self.members} of {self.pipe!r})"
 
     def of(self, stages: Sequence[Part]) -> Self:
         return type(self)(self.pipe.of(stages), self.settings, self.order, self.first)
@@ -120,14 +118,10 @@ class Sweep(Pipeline):
 
         `seed` is added to the seeds of all.
         """
-        made: dict[int, State] = {}
-        for s in self.settings:
-            own = int(s["seed"]) + seed
-            if own not in made:
-                made[own] = self.pipe.init(own, steps=steps, batch=batch)
-        return self.stacked(
-            made[int(s["seed"]) + seed].with_hyper({k: v for k, v in s.items() if k != "seed"}) for s in self.settings
-        )
+        seeds = [int(s["seed"]) + seed for s in self.settings]
+        made = {own: self.pipe.init(own, steps=steps, batch=batch) for own in dict.fromkeys(seeds)}
+        rest = [{k: v for k, v in s.items() if k != "seed"} for s in self.settings]
+        return self.stacked(made[own].with_hyper(hyper) for own, hyper in zip(seeds, rest, strict=True))
 
     def train(self, tree: dict[str, Tree], batch: Batch) -> tuple[dict[str, Tree], dict[str, Tensor]]:
         self.begin()
@@ -270,11 +264,7 @@ def sweep(
         raise ConfigError(f"order={order!r} is unknown; use 'shared' or 'own'")
     if is_count(seeds):
         seeds = range(operator.index(seeds))  # type: ignore[arg-type]  # it is a number
-    if (
-        not isinstance(seeds, Sequence)
-        or not seeds
-        or any(isinstance(s, bool) or not isinstance(s, int) for s in seeds)
-    ):
+    if not isinstance(seeds, Sequence) or not seeds or any(type(s) is not int for s in seeds):
         raise ConfigError(f"seeds={seeds!r} are neither a number of seeds nor some")
     if isinstance(hyper, Mapping):
         columns = [values if isinstance(values, Iterable) else [values] for values in hyper.values()]

@@ -119,6 +119,5 @@ class Pipeline(Composition):
             if isinstance(s, Gradients) and s.taken == "tape":
                 inside = torch._C._functorch.peek_interpreter_stack() is not None
                 if inside or any(t.requires_grad for t in pytree.tree_leaves(state.tree)):
-                    raise StageError(
-                        s.name, "goes by the tape, through which an unrolled run has no gradient and no map"
-                    )
+                    why = "goes by the tape, through which an unrolled run has no gradient and no map"
+                    raise StageError(s.name, why)

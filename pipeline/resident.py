@@ -53,10 +53,7 @@ class Resident:
     def sizes(self, start: int, count: int) -> list[int]:
         """The sizes of batches `start` to `start + count` of an epoch: of them all but, perhaps, the last one."""
         whole = self.n // self.load.size
-        return [
-            *([self.load.size] if start < whole else []),
-            *([self.n % self.load.size] if start + count > whole else []),
-        ]
+        return [self.load.size] * (start < whole) + [self.n % self.load.size] * (start + count > whole)
 
     def walk(
         self, seed: Any, epoch: int, start: int, count: int, permute: Permute | None = None
@@ -84,16 +81,12 @@ class Resident:
         return at
 
     def _fill(self, seed: Any, epoch: int, batch: int, permute: Permute | None) -> None:
-        if self.order.ndim == 1:
-            self._fill_one(self.order, seed, epoch, batch, permute)
-            return
-        seeds = seed if isinstance(seed, tuple) else (seed,) * len(self.order)
-        rows = {own: i for i, own in reversed(list(enumerate(seeds)))}  # members of one seed have one order
-        for own, i in rows.items():
-            self._fill_one(self.order[i], own, epoch, batch, permute)
-        for i, own in enumerate(seeds):
-            if rows[own] != i:
-                self.order[i] = self.order[rows[own]]
+        rows, first = self.order.view(-1, self.order.shape[-1]), dict[int, int]()
+        for i, own in enumerate(seed if isinstance(seed, tuple) else (seed,) * len(rows)):
+            if first.setdefault(own, i) < i:  # members of one seed have one order
+                rows[i] = rows[first[own]]
+            else:
+                self._fill_one(rows[i], own, epoch, batch, permute)
 
     def _fill_one(self, order: Tensor, seed: int, epoch: int, batch: int, permute: Permute | None) -> None:
         streams = self.load.streams(seed)
@@ -105,11 +98,8 @@ class Resident:
                 permute(there, first, n, self._keys_of(own, epoch))
                 continue
             at = np.arange(first, first + len(there))
-            found = (
-                orders.permute(at, n, self._keys_of(own, epoch).tolist())
-                if whole
-                else self._places(load, own, epoch)(at)
-            )
+            keys = self._keys_of(own, epoch).tolist() if whole else None
+            found = orders.permute(at, n, keys) if keys is not None else self._places(load, own, epoch)(at)
             there.copy_(self._place(torch.from_numpy(found)))
 
     def _keys_of(self, seed: int, epoch: int) -> Tensor:

@@ -81,14 +81,12 @@ class Segment:
         parts, and `by` the name of the one that says how many samples they are. `on` a mesh, they are those of `rows`,
         and what is written is of the whole batch."""
         g = self.gradients
-        if on is not None and g is None:
-            with on.here():
+        if g is None:
+            with on.here() if on is not None else nullcontext():
                 return through(self.stages, values, hyper, memory, on=on)
-        if on is not None and g is not None and rows is not None:
+        if on is not None and rows is not None:
             with on.here(rows):
                 return on.reduced(g, rows, self.run(on.given(None, values), hyper, memory, batch, by, autocast))
-        if g is None:
-            return through(self.stages, values, hyper, memory)
         if g.accumulate > 1 and (size := samples(batch, by)) > 1:
             part = partial(_differentiated, autocast=autocast)
             return in_parts(g, self.stages, part, values, hyper, memory, batch, size, self.wanted)
@@ -102,20 +100,17 @@ class Segment:
 
 def segments(stages: Iterable[Stage]) -> tuple[Segment, ...]:
     """Stages in order, parted after each backward, and after what changes the parameters that the next is of."""
-    stages = tuple(stages)
+    stages, begin = tuple(stages), 0
     kept = frozenset(name for s in stages for name in s.keeps)
     made: list[Segment] = []
-    begun: list[Stage] = []
-    for s in stages:
+    for end, s in enumerate(stages):
         if isinstance(s, Gradients):
-            if (i := _settled(begun, s)) > 0:
-                made.append(Segment(tuple(begun[:i])))
-            wanted = frozenset(name for t in stages[stages.index(s) + 1 :] for name in (*t.reads, *t.optional))
-            made.append(Segment(tuple(begun[i:]), s, kept, wanted))
-            begun = []
-        else:
-            begun.append(s)
-    return (*made, Segment(tuple(begun)))
+            if (i := begin + _settled(stages[begin:end], s)) > begin:
+                made.append(Segment(stages[begin:i]))
+            begin = end + 1
+            wanted = frozenset(name for t in stages[begin:] for name in (*t.reads, *t.optional))
+            made.append(Segment(stages[i:end], s, kept, wanted))
+    return (*made, Segment(stages[begin:]))
 
 
 def _settled(stages: Sequence[Stage], g: Gradients) -> int:
@@ -152,13 +147,11 @@ def _differentiated(
         # Only tensors may leave a transformed function beside the loss; the rest is constant, and goes around it.
         tensors, whole = parted((written, remembered, sums))
         back[:] = [whole]
-        # BatchNorm on a mesh has gradients through other processes' losses, which count by their weights.
-        value = weighed(written[g.of], sums) if mesh.here() else written[g.of]
+        value = written[g.of]
+        if mesh.here():
+            # BatchNorm on a mesh has gradients through other processes' losses, which count by their weights.
+            value = value * sums[g.name]["weight"].detach().to(value.dtype)
         return (value if scale is None else value * scale), tensors
-
-    def weighed(loss: Tensor, sums: Mapping[str, Tree]) -> Tensor:
-        made: Tensor = loss * sums[g.name]["weight"].detach().to(loss.dtype)
-        return made
 
     grads, tensors = g.differentiate(objective, joined(models), hyper.get(g.name, {}))
     if not grads:

@@ -81,8 +81,7 @@ class Sharding:
         shapes = self.leaves(tree)
         at = paths(tree)
         made = self.mesh.whole({k: t for k, t in at if k in shapes}, shapes)
-        leaves = [made.get(k, t) for k, t in at]
-        whole: dict[str, Tree] = pytree.tree_unflatten(leaves, pytree.tree_structure(tree))
+        whole: dict[str, Tree] = pytree.tree_unflatten([made.get(k, t) for k, t in at], pytree.tree_structure(tree))
         return whole
 
     # -- stages
@@ -138,11 +137,8 @@ class Sharding:
         sums = pytree.tree_unflatten(numbers, spec)
         whole = sums[g.name]["weight"]
         divisor = torch.where(whole > 0, whole, 1.0)
-        now = {
-            **written,
-            g.grads: {k: (x / divisor).to(x.dtype) for k, x in grads.items()},
-            g.of: (sums[g.name]["sum"] / divisor).to(written[g.of].dtype),
-        }
+        mean = (sums[g.name]["sum"] / divisor).to(written[g.of].dtype)
+        now = {**written, g.grads: {k: (x / divisor).to(x.dtype) for k, x in grads.items()}, g.of: mean}
         if f"{g.of}.weight" in written:
             now[f"{g.of}.weight"] = whole
         return now, remembered, sums
@@ -167,18 +163,16 @@ def sharding(mesh: Mesh | None, parts: Sequence[Part], graph: Sequence[Stage]) -
         return None
     models = {s.params: s for s in parts if isinstance(s, Model) and s.create is not None}
     trained = [g for g in graph if isinstance(g, Gradients)]
-    for g in trained:
-        if g.per_example:
-            raise WiringError(
-                f"stage {g.name!r} takes a gradient for each sample, which place.mesh() does not do yet; use place.on()"
-            )
-        if g.sums:
-            raise WiringError(
-                f"stage {g.name!r} differentiates a sum over samples, which processes would each make; make it a mean"
-            )
     for s in graph:
-        if isinstance(s, Model) and any(s.module.carry.values()):
-            raise WiringError(f"stage {s.name!r} carries buffers, which place.mesh() does not do; use place.on()")
+        why = None
+        if isinstance(s, Gradients) and s.per_example:
+            why = "takes a gradient for each sample, which place.mesh() does not do yet; use place.on()"
+        elif isinstance(s, Gradients) and s.sums:
+            why = "differentiates a sum over samples, which processes would each make; make it a mean"
+        elif isinstance(s, Model) and any(s.module.carry.values()):
+            why = "carries buffers, which place.mesh() does not do; use place.on()"
+        if why is not None:
+            raise WiringError(f"stage {s.name!r} {why}")
     held = {name: models[name] for g in trained for name in g.wrt if name in models}
     for s in graph:
         if s.view is not None and s.create is not None and s.average_of in held and s.sharded:

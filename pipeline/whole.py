@@ -95,12 +95,13 @@ def _apart(
     if (total - whole).abs() <= close:
         return None
     said = f"makes a loss of {whole:.6g} of {size} samples, and of {total:.6g} of them in {len(each)} parts"
+    why, instead = "it compares samples", ""
     if (losses.sum() - whole).abs() <= close:
-        return Difference(writer, f"{said}: it is a sum", "say so, as by loss.function(..., weight='sum')")
-    if losses.min() <= whole <= losses.max():
+        why, instead = "it is a sum", "say so, as by loss.function(..., weight='sum')"
+    elif losses.min() <= whole <= losses.max():
+        why = "it is not a mean over samples"
         instead = "say of what by a stage behind it, such as loss.weight(lambda targets: (targets != -100).sum())"
-        return Difference(writer, f"{said}: it is not a mean over samples", instead)
-    return Difference(writer, f"{said}: it compares samples", "")
+    return Difference(writer, f"{said}: {why}", instead)
 
 
 def _parts(values: Mapping[str, Any], size: int, count: int) -> Iterator[tuple[dict[str, Any], int]]:

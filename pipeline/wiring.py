@@ -57,10 +57,8 @@ def resolved(stages: Sequence[Part]) -> tuple[Part, ...]:
             done = g is not None and {*g.wrt} <= {*s.reads}
             if g is not None and not done and {*g.wrt} <= {*models} and "params" in s.reads:
                 if "params" in models and "params" not in g.wrt:
-                    raise WiringError(
-                        f"stage {s.name!r} reads {g.grads!r}, which are of {', '.join(g.wrt)}; write "
-                        f".rename(params={g.wrt[0]!r})"
-                    )
+                    why = f"reads {g.grads!r}, which are of {', '.join(g.wrt)}"
+                    raise WiringError(f"stage {s.name!r} {why}; write .rename(params={g.wrt[0]!r})")
                 s = jointly(s, g.wrt)
             elif g is not None and not done and {*g.wrt} & {*s.reads}:
                 own = next(name for name in g.wrt if name in s.reads)
@@ -89,11 +87,9 @@ def _check_wrt(g: Gradients, reached: Collection[str], models: Collection[str]) 
     for name in g.wrt or ("any model that trains",):
         if name not in reached:
             hint = did_you_mean(name, models) if g.wrt and name not in models else ""
-            raise WiringError(
-                f"stage {g.name!r} differentiates {g.of!r}, which does not depend on "
-                f"{repr(name) if g.wrt else name}{hint}: compute it from outputs, "
-                "since the backward before (a model is called anew by .again())"
-            )
+            why = f"differentiates {g.of!r}, which does not depend on {repr(name) if g.wrt else name}{hint}"
+            instead = "compute it from outputs, since the backward before (a model is called anew by .again())"
+            raise WiringError(f"stage {g.name!r} {why}: {instead}")
 
 
 def _check_once(name: str, stages: Sequence[Stage]) -> None:
@@ -120,10 +116,8 @@ def check_trained(stages: Sequence[Part], parameters: Callable[[Model], bool]) -
         updated = any(name in changed for g in backwards for name in g.wrt)
         if (updated or not by) and parameters(s):
             why = f"no update changes it after {by[0]!r}" if by else "no loss with a backward depends on it"
-            raise WiringError(
-                f"the model of stage {s.name!r} is never trained: {why}; train it, or write "
-                f"forward.model(..., frozen=True)"
-            )
+            never = f"the model of stage {s.name!r} is never trained: {why}"
+            raise WiringError(f"{never}; train it, or write forward.model(..., frozen=True)")
 
 
 def check_changed(stages: Sequence[Part], parameters: Callable[[Model], bool]) -> None:
@@ -144,11 +138,10 @@ def check_changed(stages: Sequence[Part], parameters: Callable[[Model], bool]) -
 def check_names(stages: Sequence[Part]) -> None:
     if not stages:
         raise WiringError("a Pipeline needs at least one stage")
+    seen: set[str] = set()
     for s in stages:
         if not isinstance(s, Part):
             raise WiringError(f"a Pipeline is made of stages, not {type(s).__name__}{_instead(s)}")
-    seen: set[str] = set()
-    for s in stages:
         if s.name in seen:
             raise WiringError(f"two stages are named {s.name!r}; give one another name: .named({s.name + '.2'!r})")
         seen.add(s.name)
@@ -182,11 +175,11 @@ def _check_calls(stages: Sequence[Part]) -> None:
 
     for s in stages:
         if isinstance(s, Stage) and s.view and not isinstance(source(s.average_of), Model):
-            models = [t.params for t in stages if isinstance(t, Model) and t.create is not None]
-            raise WiringError(
-                f"stage {s.name!r} averages {s.average_of!r}, which is not the params= of a model here"
-                f"{did_you_mean(s.average_of, models)}"
+            near = did_you_mean(
+                s.average_of, [t.params for t in stages if isinstance(t, Model) and t.create is not None]
             )
+            why = f"averages {s.average_of!r}, which is not the params= of a model here{near}"
+            raise WiringError(f"stage {s.name!r} {why}")
         if not isinstance(s, Model) or s.create is not None:
             continue
         owner = source(s.params)
@@ -198,10 +191,8 @@ def _check_calls(stages: Sequence[Part]) -> None:
                 f"{did_you_mean(s.params, kept)}; put update.ema(of={s.own!r}, writes={s.params!r}) after the update"
             )
         if isinstance(owner, Model) or owner is None or s.buffers not in kept:
-            raise WiringError(
-                f"stage {s.name!r} calls a model again that does not keep {s.params!r} here; make it with .again() of "
-                "the one that does"
-            )
+            why = f"calls a model again that does not keep {s.params!r} here"
+            raise WiringError(f"stage {s.name!r} {why}; make it with .again() of the one that does")
 
 
 def _instead(thing: Any) -> str:
@@ -211,12 +202,8 @@ def _instead(thing: Any) -> str:
         return f": write loss.function(nn.{name}())"
     if isinstance(thing, nn.Module):
         return ": write forward.model(...) around it"
-    if isinstance(thing, torch.optim.Optimizer):
-        return (
-            f": write update.{name.lower()}(...), which takes no parameters"
-            if name in RULES
-            else ": make one with @stage"
-        )
+    if isinstance(thing, torch.optim.Optimizer) and name in RULES:
+        return f": write update.{name.lower()}(...), which takes no parameters"
     if isinstance(thing, type) and issubclass(thing, nn.Module):
         return f": write {thing.__name__}() in forward.model(...) or loss.function(...)"
     if isinstance(thing, Source | Mapping):
@@ -228,7 +215,7 @@ def _instead(thing: Any) -> str:
     home, called = str(getattr(thing, "__module__", "")), getattr(thing, "__qualname__", "")
     if home.startswith("pipeline.") and called:
         return f": call it, {home.removeprefix('pipeline.')}.{called}(...)"
-    return ": make one with @stage" if callable(thing) else ""
+    return ": make one with @stage" if callable(thing) or isinstance(thing, torch.optim.Optimizer) else ""
 
 
 def check_wiring(stages: Sequence[Part], source: Load | None, host: Sequence[Stage], graph: Sequence[Stage]) -> None:
@@ -236,22 +223,16 @@ def check_wiring(stages: Sequence[Part], source: Load | None, host: Sequence[Sta
     if source is not None and first is not None and first is not source:
         raise WiringError(f"stage {first.name!r} stands before {source.name!r}, where batches begin; put that first")
     if source is not None and stages[0] is not source and not source.in_memory:
-        raise WiringError(
-            f"stage {source.name!r} stands after place, so its data set is placed as a whole, and must be tensors "
-            "in memory; put it before place"
-        )
+        why = "stands after place, so its data set is placed as a whole, and must be tensors in memory"
+        raise WiringError(f"stage {source.name!r} {why}; put it before place")
     known = source.writes if source is not None and source.known else None
     for name in {*(known or ())} & {*GIVEN}:
-        raise WiringError(
-            f"the data have a value {name!r}, a name that a pipeline gives itself; call it something else"
-        )
+        raise WiringError(f"the data have a value {name!r}, a name that a pipeline gives itself; give it another")
     models = [s.params for s in stages if isinstance(s, Model)]
     scaled = {s.scaled for s in graph if isinstance(s, Finite) and s.scales}
     small = any(isinstance(s, Place) and s.precision == "fp16" for s in stages)
     available: set[str] = {*GIVEN, *(known or ()), *(k for s in stages for k in s.keeps)}
-    before, given = {*available}, set[str]()
-    since: set[str] = set()
-    begun: list[Stage] = []
+    before, given, begun = {*available}, set[str](), list[Stage]()
     for s in (*host, *graph):
         if s in host and (s.remembers or s.hyper or s.create or {"step", "seed"} & {*s.reads, *s.optional}):
             raise WiringError(f"stage {s.name!r} needs State, so it can't stand before place; put it after")
@@ -262,34 +243,31 @@ def check_wiring(stages: Sequence[Part], source: Load | None, host: Sequence[Sta
             _explain_unread(s, name, stages, available, known)
             given.add(name)
         if isinstance(s, Gradients):
-            if s.of not in since and any(isinstance(t, Gradients) and t.of == s.of for t in graph[: graph.index(s)]):
-                raise WiringError(
-                    f"stage {s.name!r} differentiates {s.of!r} again; one backward gives the gradients of several "
-                    "models: leave this one out, and name them there, wrt=(...)"
-                )
-            if s.of not in since:
-                raise WiringError(
-                    f"stage {s.name!r} differentiates {s.of!r}, which no stage since the backward before it writes; "
-                    "put the stages that compute it between the two"
-                )
+            what = f"stage {s.name!r} differentiates {s.of!r}"
+            if not any(s.of in t.values_written for t in begun):
+                if any(isinstance(t, Gradients) and t.of == s.of for t in graph[: graph.index(s)]):
+                    raise WiringError(
+                        f"{what} again; one backward gives the gradients of several models: leave this one out, and "
+                        "name them there, wrt=(...)"
+                    )
+                instead = "put the stages that compute it between the two"
+                raise WiringError(f"{what}, which no stage since the backward before it writes; {instead}")
             if small and f"{s.of}.scale" not in scaled:
-                raise WiringError(
-                    f"stage {s.name!r} differentiates {s.of!r} in float16, where small gradients are 0: put "
-                    'update.finite("scale") after it, or place with precision="bf16"'
-                )
-            _check_wrt(s, _behind(s.of, begun), models)
-            _check_once(s.of, begun)
-            check(s, begun)
-            since, begun = set(), []
-        elif s in graph:
+                instead = 'put update.finite("scale") after it, or place with precision="bf16"'
+                raise WiringError(f"{what} in float16, where small gradients are 0: {instead}")
+            own = [t for t in begun if t in graph]
+            _check_wrt(s, _behind(s.of, own), models)
+            _check_once(s.of, own)
+            check(s, own)
+            begun = []
+        else:
             begun.append(s)
         available.update(s.values_written)
-        since.update(s.values_written)
     available = before | given
     measured = needed_to_measure(graph)
-    for s in (
-        s for s in (*host, *graph) if s.runs(False) and (s not in graph or s in measured or isinstance(s, HostMetric))
-    ):
+    for s in (*host, *graph):
+        if not s.runs(False) or (s in graph and s not in measured and not isinstance(s, HostMetric)):
+            continue
         for name in sorted({*s.values_read} - available):
             _explain_apart(s, name, (*host, *graph), False)
         available.update(s.values_written)
@@ -300,32 +278,22 @@ def _explain_apart(s: Stage, name: str, stages: Sequence[Stage], training: bool)
     when = "train" if training else "evaluation"
     for t in stages:
         if name in t.values_written and not t.runs(training):
-            raise WiringError(
-                f"stage {s.name!r} reads {name!r} in {when}, which {t.name!r} does not write there, as it has "
-                f'when="{t.when}": let that write to a name that it reads, or add a stage with when="{when}" that '
-                f"writes {name!r}"
-            )
+            why = f'reads {name!r} in {when}, which {t.name!r} does not write there, as it has when="{t.when}"'
+            instead = f'let that write to a name that it reads, or add a stage with when="{when}" that writes {name!r}'
+            raise WiringError(f"stage {s.name!r} {why}: {instead}")
 
 
 def _explain_unread(
     s: Stage, name: str, stages: Sequence[Part], available: set[str], known: Sequence[str] | None
 ) -> None:
-    later = [t.name for t in stages if t is not s and name in t.values_written]
-    if later:
-        raise WiringError(
-            f"stage {s.name!r} reads {name!r}, which no earlier stage writes; put {later[0]!r}, which does, before it"
-        )
-    if name in HINTS:
-        raise WiringError(
-            f"stage {s.name!r} reads {name!r}, which no earlier stage writes; put {HINTS[name]} before it"
-        )
+    reads = f"stage {s.name!r} reads {name!r}, which"
+    later = [f"{t.name!r}, which does," for t in stages if t is not s and name in t.values_written]
+    if later or name in HINTS:
+        raise WiringError(f"{reads} no earlier stage writes; put {[*later, HINTS.get(name)][0]} before it")
     if known is not None:
-        has = available - {*GIVEN, *(k for t in stages for k in t.keeps)}
+        near = did_you_mean(name, available - {*GIVEN, *(k for t in stages for k in t.keeps)})
         way = f"forward.model(..., inputs={known[0]!r})" if isinstance(s, Model) else f".rename({name}={known[-1]!r})"
-        raise WiringError(
-            f"stage {s.name!r} reads {name!r}, which neither the data nor an earlier stage has"
-            f"{did_you_mean(name, has)}; to read another value write {way}"
-        )
+        raise WiringError(f"{reads} neither the data nor an earlier stage has{near}; to read another value write {way}")
     # Without a data set of known names, what no stage writes must come with the batch.
     available.add(name)
 
@@ -338,12 +306,10 @@ def without_gradients(graph: Sequence[Stage], training: bool = False) -> list[St
     for s in graph:
         if isinstance(s, Gradients):
             absent.add(s.grads)
-        if not s.runs(training):
-            continue
-        if absent & set(s.reads):
-            absent |= set(s.writes) - kept
-            continue
-        possible.append(s)
+        if s.runs(training) and absent & {*s.reads}:
+            absent |= {*s.writes} - kept
+        elif s.runs(training):
+            possible.append(s)
     return possible
 
 

@@ -139,24 +139,20 @@ def gradients(
         raise WiringError(f"backward route {route!r} is unknown; use 'auto', 'functional' or 'tape'")
     if accumulate < 1:
         raise ConfigError(f"accumulate={accumulate} is not a positive whole number")
+    each = f"{name} takes gradients for each sample"
     if per_example and accumulate > 1:
-        raise ConfigError(
-            f"{name} takes gradients for each sample, or in accumulate={accumulate} parts: leave one of the two out"
-        )
+        raise ConfigError(f"{each}, or in accumulate={accumulate} parts: leave one of the two out")
     if per_example and route == "tape":
-        raise WiringError(f"{name} takes gradients for each sample by torch.func alone: leave out route='tape'")
+        raise WiringError(f"{each} by torch.func alone: leave out route='tape'")
 
     def sums(loss: Tensor, weight: Any = None) -> Tree:
         # Where nothing counts a loss of torch is 0 / 0.
         return {"sum": torch.where(weight > 0, loss.to(torch.float64) * weight, 0.0), "weight": weight}
 
-    def init() -> Tree:
-        return {"sum": torch.zeros((), dtype=torch.float64), "weight": torch.zeros((), dtype=torch.float64)}
-
     return Gradients(
         name,
         sums,
-        init=init,
+        init=lambda: {k: torch.zeros((), dtype=torch.float64) for k in ("sum", "weight")},
         finish=lambda sums: {of: sums["sum"] / sums["weight"]},
         names={"loss": of, "weight": f"{of}.weight"},
         of=of,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from typing import Any, TypeAlias
 
 import torch
@@ -37,21 +38,13 @@ def in_parts(
     count, device = min(g.accumulate, size), values["step"].device
     leaves, spec = pytree.tree_flatten(dict(batch))
     for name, value in batch.items():
-        if lists_samples(value) and any(
-            x.shape[:1] != (size,) for x in pytree.tree_leaves(value) if isinstance(x, Tensor)
-        ):
-            raise StageError(
-                g.name,
-                f"takes parts of tensors, and {name!r} is a list of samples: stack them, or let the loader make "
-                "batches of the parts' size and leave out accumulate=",
-            )
+        tensors = [x for x in pytree.tree_leaves(value) if isinstance(x, Tensor)]
+        if lists_samples(value) and any(x.shape[:1] != (size,) for x in tensors):
+            instead = "stack them, or let the loader make batches of the parts' size and leave out accumulate="
+            raise StageError(g.name, f"takes parts of tensors, and {name!r} is a list of samples: {instead}")
     at = [i for i, x in enumerate(leaves) if isinstance(x, Tensor) and x.ndim > 0 and x.shape[0] == size]
-    read = {*GIVEN} - {*OF_A_STEP} | {
-        *g.wrt,
-        f"{g.of}.weight",
-        f"{g.of}.scale",
-        *(v for s in (*stages, g) for v in (*s.reads, *s.optional)),
-    }
+    read = {*GIVEN} - {*OF_A_STEP} | {*g.wrt, f"{g.of}.weight", f"{g.of}.scale"}
+    read |= {v for s in (*stages, g) for v in (*s.reads, *s.optional)}
     done: Any = {
         "grads": tree_map(torch.zeros_like, joined({model: values[model] for model in g.wrt})),
         "sums": {s.name: tree_map(torch.zeros_like, memory[s.name]) for s in (*stages, g) if s.finish},
@@ -69,10 +62,8 @@ def in_parts(
         seed, mine = own[0], dict(zip(at, own[1:], strict=True))
         here = pytree.tree_unflatten([mine.get(i, x) for i, x in enumerate(rest)], spec)
         known = {**others, **done["values"], **here, "seed": seed}
-        written, remembered, sums = differentiated(
-            g, stages, known, hyper, done["memory"],
-            lambda: torch.full((), len(own[1]), dtype=torch.float64, device=device),
-        )  # fmt: skip
+        weigh = partial(torch.full, (), len(own[1]), dtype=torch.float64, device=device)
+        written, remembered, sums = differentiated(g, stages, known, hyper, done["memory"], weigh)
         weight = sums[g.name]["weight"]
         counts = weight > 0  # a mean of nothing is NaN, and no part of the whole's
         sums[g.name] = {**sums[g.name], "sum": torch.where(counts, sums[g.name]["sum"], 0.0)}
@@ -84,9 +75,8 @@ def in_parts(
             for k, x in done["grads"].items()
         }
         now = {"grads": grads, "sums": tree_map(torch.add, done["sums"], sums), "memory": remembered}
-        return {**now, "values": {v: written.pop(v) for v in done["values"]}}, {
-            k: v for k, v in written.items() if k in wanted
-        }
+        now["values"] = {v: written.pop(v) for v in done["values"]}
+        return now, {k: v for k, v in written.items() if k in wanted}
 
     seeds = random.key(values["seed"], torch.arange(count, device=device))
     made: list[dict[str, Any]] = []
@@ -144,11 +134,8 @@ def _in_a_loop(g: Gradients, part: Part, done: Any, own: list[Tensor], shared: A
         (after, now_of), (rows, made_of) = parted(now), parted(made)
         for x, old in zip(after, first, strict=True):
             if x.shape != old.shape:
-                raise StageError(
-                    g.name,
-                    f"takes a part that leaves {tuple(x.shape)} where it found {tuple(old.shape)}: what stages "
-                    "remember, and what State keeps, has one shape",
-                )
+                why = f"takes a part that leaves {tuple(x.shape)} where it found {tuple(old.shape)}"
+                raise StageError(g.name, f"{why}: what stages remember, and what State keeps, has one shape")
         back[:] = [now_of, made_of]
         # State has each number in the dtype that it was in; and a result may be neither a part of what was given nor
         # of another result.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import nullcontext
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,12 +15,11 @@ from torch.utils import _pytree as pytree
 
 from pipeline import random
 from pipeline.backward.gradients import Gradients
+from pipeline.backward.parts import Written
 from pipeline.errors import PipeError, StageError, WiringError, place_of
 from pipeline.stage import Stage, first_line
 from pipeline.state import Batch
 from pipeline.tree import Tree, parted, paths, tree_map
-
-Written: TypeAlias = tuple[dict[str, Any], dict[str, Tree], dict[str, Tree]]
 
 _INSTEAD = "use nn.GroupNorm in the place of BatchNorm, or leave it in eval mode"
 
@@ -31,15 +30,12 @@ _SHARED = "Batch norm got a batched|Expected more than 1 value|vmap: inplace|doe
 def check(g: Gradients, stages: Iterable[Stage]) -> None:
     """Raise WiringError for stages, those before a backward, that go from one batch to the next."""
     for s in stages if g.per_example else ():
+        each = f"{g.name!r} takes a gradient for each"
         if s.sums and g.of in s.writes:
-            raise WiringError(
-                f"stage {s.name!r} makes a sum over samples, and {g.name!r} takes a gradient for each: make it a mean"
-            )
+            raise WiringError(f"stage {s.name!r} makes a sum over samples, and {each}: make it a mean")
         if s.remembers and s.finish is None:
-            raise WiringError(
-                f"stage {s.name!r} remembers something, which no sample alone can, and {g.name!r} takes a gradient for "
-                "each sample: put it after the backward"
-            )
+            why = "remembers something, which no sample alone can"
+            raise WiringError(f"stage {s.name!r} {why}, and {each} sample: put it after the backward")
 
 
 def each_sample(
@@ -108,12 +104,9 @@ def _joined(name: str, value: Tree, weight: Tensor, kept: Collection[str]) -> Tr
             return x[-1]
         if x.ndim > 1:
             return x.flatten(0, 1)
-        return _mean(x, weight) if x.is_floating_point() else x[-1]
+        if not x.is_floating_point():
+            return x[-1]
+        whole = weight.sum()  # where nothing counted, a mean of zeros stays zero
+        return ((x * weight).sum() / torch.where(whole > 0, whole, 1.0)).to(x.dtype)
 
     return tree_map(join, value)
-
-
-def _mean(x: Tensor, weight: Tensor) -> Tensor:
-    """Where nothing counted, a mean of zeros stays zero."""
-    whole = weight.sum()
-    return ((x * weight).sum() / torch.where(whole > 0, whole, 1.0)).to(x.dtype)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -64,18 +64,13 @@ class Saved:
 
     def tensors(self) -> dict[str, Tensor]:
         """Every tensor of the State, by where it is: "params/1.weight". Raises CheckpointError."""
-        from safetensors.torch import load_file  # takes as long as a small run's first steps
-
-        try:
-            return load_file(self.path / STATE)
-        except Exception as e:  # of safetensors, which has a class of its own for what is no such file
-            raise CheckpointError(f"{self.path / STATE} can't be read: {first_line(e)}") from None
+        return self._parts({})
 
     def _parts(
-        self, apart: Mapping[str, tuple[int, ...]], own: Callable[[int], tuple[int, int, int]]
+        self, apart: Mapping[str, tuple[int, ...]], own: Callable[[int], tuple[int, int, int]] | None = None
     ) -> dict[str, Tensor]:
         """The same, but of those in shards only the rows of this process are read, filled up with zeros."""
-        from safetensors import safe_open
+        from safetensors import safe_open  # takes as long as a small run's first steps
 
         made: dict[str, Tensor] = {}
         try:
@@ -83,13 +78,13 @@ class Saved:
                 for name in file.keys():  # noqa: SIM118 - no mapping
                     part = file.get_slice(name)
                     shape = part.get_shape()
-                    if name not in apart or tuple(shape) != apart[name]:
+                    if own is None or name not in apart or tuple(shape) != apart[name]:
                         made[name] = file.get_tensor(name)
                         continue
                     begin, end, rows = own(shape[0])
                     t = part[begin:end]
                     made[name] = torch.cat([t, t.new_zeros((rows - len(t), *shape[1:]))]) if len(t) < rows else t
-        except Exception as e:  # as above
+        except Exception as e:  # of safetensors, which has a class of its own for what is no such file
             raise CheckpointError(f"{self.path / STATE} can't be read: {first_line(e)}") from None
         return made
 
@@ -112,7 +107,7 @@ class Saved:
         like = named(tree)
         on = pipe.sharding
         apart = {} if on is None else on.leaves(tree)
-        tensors = self.tensors() if on is None or not apart else self._parts(apart, on.mesh.own)
+        tensors = self._parts(apart, None if on is None else on.mesh.own)
         if hyper is not None:
             tensors = {name: t for name, t in tensors.items() if not name.startswith("hyper/")}
             tensors |= {name: t for name, t in like.items() if name.startswith("hyper/")}
@@ -160,7 +155,7 @@ def best(folder: str | Path) -> Found:
     Raises CheckpointError where it is not whole.
     """
     found = newest(folder)
-    known = found.saved.best if found.saved is not None else None
+    known = found.saved and found.saved.best
     if found.saved is None or known is None or known.step == found.saved.step:
         return found
     return Found(at(folder, known.step), found.faults)
@@ -247,15 +242,20 @@ def write_parts(
     shapes = {name: apart.get(name, tuple(t.shape)) for name, t in tensors.items()}
     header, places = layout({name: (shapes[name], t.dtype) for name, t in tensors.items()})
 
-    def together(error: Exception | None) -> None:
-        for other in mesh.everyone(None if error is None else str(unwritable(path, error))):
+    @contextmanager
+    def together() -> Iterator[None]:
+        fault = None
+        try:
+            yield
+        except OSError as e:
+            fault = str(unwritable(path, e))
+        for other in mesh.everyone(fault):
             if other is not None:
                 raise CheckpointError(other)
 
-    fault: Exception | None = None
     with ExitStack() as stack:
         work = path
-        try:
+        with together():
             if mesh.rank == 0:
                 for file in beside:
                     files.flush(file)
@@ -263,11 +263,8 @@ def write_parts(
                 with (work / STATE).open("wb") as made:
                     made.write(header)
                     made.truncate(len(header) + sum(size for _, size in places.values()))
-        except OSError as e:
-            fault = e
         work = Path(mesh.agreed(str(work)))
-        together(fault)
-        try:
+        with together():
             if mesh.rank < mesh.shard:  # others have copies
                 with (work / STATE).open("r+b") as there:
                     for name, t in tensors.items():
@@ -279,15 +276,9 @@ def write_parts(
                         there.seek(len(header) + places[name][0] + begin * width)
                         there.write(own.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
                 files.flush(work / STATE)
-        except OSError as e:
-            fault = e
-        together(fault)
-        try:
+        with together():
             if mesh.rank == 0:
                 _finish(work, path, step, epoch, batch, best)
-        except OSError as e:
-            fault = e
-        together(fault)
     return step
 
 

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from attrs import frozen
@@ -20,7 +19,6 @@ from pipeline.checkpoint.saved import Best, Saved, steps, unwritable, write, wri
 from pipeline.compose import Composition
 from pipeline.direction import Direction, direction, rank
 from pipeline.errors import CheckpointError, ConfigError, did_you_mean
-from pipeline.sharding import Sharding
 from pipeline.stage import is_count
 from pipeline.state import Report, State
 
@@ -110,26 +108,17 @@ class Saver:
         began, step = time.monotonic(), int(state.step)
         if step == self.last:
             return
-        if self._on is not None:
-            self._write_parts(self._on, state, epoch, batch)
-            return
-        if self._silent:
-            return
-        jobs = [self._unwritten] if self._unwritten is not None else []
-        jobs.append(_Job(place.host(state.tree), epoch, batch, self.best))
-        self.last, self._unwritten = step, None
-        copied = time.monotonic() - began
-        self._writing = self._writer.submit(lambda: copied + self._write(jobs))
-
-    def _write_parts(self, on: Sharding, state: State, epoch: int, batch: int) -> None:
-        """Together with all other processes, which wait for one another."""
-        began = time.monotonic()
-        if int(state.step) == self.last:
-            return
-        self.last = write_parts(self.folder, state.tree, on, epoch, batch, self.best, self.beside)
-        if not self._silent:
-            self._tidy(self.last, self.best)
-        self._took, self._at = time.monotonic() - began, time.monotonic()
+        if self._on is not None:  # together with all other processes, which wait for one another
+            self.last = write_parts(self.folder, state.tree, self._on, epoch, batch, self.best, self.beside)
+            if not self._silent:
+                self._tidy(self.last, self.best)
+            self._took, self._at = time.monotonic() - began, time.monotonic()
+        elif not self._silent:
+            jobs = [self._unwritten] if self._unwritten is not None else []
+            jobs.append(_Job(place.host(state.tree), epoch, batch, self.best))
+            self.last, self._unwritten = step, None
+            copied = time.monotonic() - began
+            self._writing = self._writer.submit(lambda: copied + self._write(jobs))
 
     def close(self) -> None:
         """Wait until what was to be written is on disk."""
@@ -144,9 +133,7 @@ class Saver:
     def __enter__(self) -> Saver:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         try:
             self.close()
         except CheckpointError:

@@ -56,7 +56,7 @@ def check(
     off = [distance(e, g) for e, g in zip(expected, got, strict=True)]
     changed = [_largest(_numbers(e) - _numbers(b)) for e, b in zip(expected, before, strict=False)]
     changed += [_largest(e) for e in expected[len(before) :]]
-    limits = [close * c + 8 * _epsilon(e) * _largest(e) + _smallest(e) for e, c in zip(expected, changed, strict=True)]
+    limits = [close * c + _rounding(e) for e, c in zip(expected, changed, strict=True)]
     if agree(_within(off, limits)):
         return
     for k in range(_TRIES):
@@ -65,11 +65,8 @@ def check(
         limits = [max(limit, _TIMES * move) for limit, move in zip(limits, moves, strict=True)]
     if not agree(_within(off, limits)):
         worst = max(range(len(off)), key=lambda i: off[i] - limits[i])
-        raise CaptureError(
-            f"its results are not those of the plain functions: a tensor of shape {tuple(expected[worst].shape)} is "
-            "off by "
-            f"{off[worst]:.3g}"
-        )
+        one = f"a tensor of shape {tuple(expected[worst].shape)} is off by {off[worst]:.3g}"
+        raise CaptureError(f"its results are not those of the plain functions: {one}")
 
 
 def distance(a: Tensor, b: Tensor) -> float:
@@ -100,13 +97,9 @@ def _inexact(t: Tensor) -> bool:
     return t.is_floating_point() or t.is_complex()
 
 
-def _epsilon(t: Tensor) -> float:
-    return torch.finfo(t.dtype).eps if _inexact(t) else 0.0
-
-
-def _smallest(t: Tensor) -> float:
-    """The smallest normal number: a program may take what is below it as 0."""
-    return torch.finfo(t.dtype).tiny if _inexact(t) else 0.0
+def _rounding(t: Tensor) -> float:
+    """How far rounding moves a tensor, and the smallest normal number: a program may take what is below it as 0."""
+    return 8 * torch.finfo(t.dtype).eps * _largest(t) + torch.finfo(t.dtype).tiny if _inexact(t) else 0.0
 
 
 def _nudged(t: Tensor, size: float, seed: int) -> Tensor:

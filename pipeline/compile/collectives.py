@@ -87,12 +87,8 @@ def _ancestors(node: Node, given: set[Node]) -> list[Node] | None:
 def _views(node: Node) -> bool:
     """Whether it shows the same numbers in another shape, or a copy of them."""
     returns = getattr(getattr(node.target, "_schema", None), "returns", ())
-    return any(r.alias_info is not None for r in returns) or node.target in (
-        _ATEN.view.default,
-        _ATEN.reshape.default,
-        _ATEN._unsafe_view.default,
-        _ATEN.clone.default,
-    )
+    shown = (_ATEN.view.default, _ATEN.reshape.default, _ATEN._unsafe_view.default, _ATEN.clone.default)
+    return any(r.alias_info is not None for r in returns) or node.target in shown
 
 
 def _copied(graph: GraphModule, node: Node, before: Node, bucket: dict[Node, Node], made: dict[Node, Node]) -> Node:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 from weakref import WeakSet
 
@@ -29,7 +28,8 @@ class Held:
         """`state.step` as a number, where it is known without asking the device."""
         self.seed: Any = None
         self._current: State | None = None
-        self._tree: Any = None
+        self.tree: Any = None
+        """That of the State taken."""
         self._signature: Any = None
 
     def take(self, state: State) -> bool:
@@ -40,24 +40,22 @@ class Held:
         leaves = self.of(state)
         if not self.donate:
             leaves = [t.clone() for t in leaves]
-        elif _share_storage(leaves):
-            raise StateError(
-                "two tensors of the State share their storage, so it can't be donated; make the State with "
-                "state.clone() first"
-            )
+        elif len({t.data_ptr() for t in leaves if t.numel()}) < sum(t.numel() > 0 for t in leaves):
+            shared = "two tensors of the State share their storage, so it can't be donated"
+            raise StateError(f"{shared}; make the State with state.clone() first")
         places = {t.data_ptr() for t in self.leaves}
         new = [(there, t) for there, t in zip(self.leaves, leaves, strict=False) if t is not there]
         moved = len(new) == len(self.leaves) or any(t.data_ptr() in places for _, t in new)
         self._current, self.seed = state, None
         if moved:
             self.leaves = tuple(leaves)
-            self._tree = pytree.tree_unflatten(leaves, self.spec)
+            self.tree = pytree.tree_unflatten(leaves, self.spec)
             self.done = None
             return True
         # A State made from the last one, as with another lr: what is new in it moves to where the programs look.
         for there, t in new:
             there.copy_(t)
-        if tree["step"] is not self._tree["step"]:
+        if tree["step"] is not self.tree["step"]:
             self.done = None
         return False
 
@@ -66,7 +64,7 @@ class Held:
         assert self._current is not None
         if self.done is not None:
             self.done += steps
-        state = State(self._tree)
+        state = State(self.tree)
         if self.donate:
             _SPENT.add(self._current.lease)
             self._current = state
@@ -83,13 +81,8 @@ class Held:
     def key(self) -> Any:
         """The seed of the order, as a number."""
         if self.seed is None:
-            self.seed = self.pipe.shuffled_by(self._tree)
+            self.seed = self.pipe.shuffled_by(self.tree)
         return self.seed
-
-    @property
-    def tree(self) -> Any:
-        """That of the State taken."""
-        return self._tree
 
     def of(self, state: State) -> list[Tensor]:
         """The tensors of a State, which must be like the first one seen."""
@@ -106,8 +99,3 @@ class Held:
                 "the State has other shapes, dtypes or devices than the one this step was compiled for; compile anew"
             )
         return leaves
-
-
-def _share_storage(leaves: Sequence[Tensor]) -> bool:
-    places = [t.data_ptr() for t in leaves if t.numel()]
-    return len(set(places)) < len(places)

@@ -28,8 +28,7 @@ DATA_SETS = 8
 
 OWN_DATA = (
     "a data set of tensors in memory that fits on the device, and no stages before place: use load.batches() with "
-    "tensors, "
-    "or pass each batch"
+    "tensors, or pass each batch"
 )
 
 
@@ -72,9 +71,8 @@ def given_inputs(names: Sequence[str], batch: Batch) -> tuple[tuple[Tensor, ...]
         values, spec = pytree.tree_flatten(values)
         structure = (repr(spec), *[repr(value) for value in values if not isinstance(value, Tensor)])
     tensors = [t for t in values if isinstance(t, Tensor)]
-    if any(t.layout is not torch.strided for t in tensors):
-        [layout, *_] = [t.layout for t in tensors if t.layout is not torch.strided]
-        raise CaptureError(f"the batch has a tensor of layout {layout}, which no graph takes; use fallback='eager'")
+    if odd := [t.layout for t in tensors if t.layout is not torch.strided]:
+        raise CaptureError(f"the batch has a tensor of layout {odd[0]}, which no graph takes; use fallback='eager'")
     # Graphs are made for contiguous batches: strides are not looked at.
     inputs = tuple([t.contiguous() for t in tensors])
     return inputs, (*structure, *[(t.shape, t.dtype, t.device) for t in inputs])
@@ -108,9 +106,8 @@ def resident_feed(data: Resident, size: int, mesh: Mesh | None = None) -> Feed:
 
 def gathered(t: Tensor, samples: Tensor) -> Tensor:
     """The rows of a tensor at some indices, of any shape."""
-    if samples.ndim == 1:
-        return t.index_select(0, samples)
-    return t.index_select(0, samples.reshape(-1)).reshape(*samples.shape, *t.shape[1:])
+    rows = t.index_select(0, samples.flatten())
+    return rows if samples.ndim == 1 else rows.reshape(*samples.shape, *t.shape[1:])
 
 
 class Feeds:

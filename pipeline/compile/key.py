@@ -48,11 +48,8 @@ def identity(traced: Traced, settings: str) -> dict[str, Any] | None:
 
 def _known(target: Any) -> bool:
     """Whether an operation is torch's own or Python's, whose version stands for what it does."""
-    return (
-        str(getattr(target, "namespace", "")) in ("aten", "prims", "prim")
-        or target is scan_op
-        or target.__class__.__module__ == "builtins"
-    )
+    own = str(getattr(target, "namespace", "")) in ("aten", "prims", "prim")
+    return own or target is scan_op or target.__class__.__module__ == "builtins"
 
 
 @cache
@@ -80,12 +77,6 @@ def _settings() -> list[str]:
     """What torch was told about computing in general: compilers follow it."""
     # Inductor sets the folder of its own cache when it is imported; code does not depend on it.
     variables = {k: v for k, v in os.environ.items() if k.startswith(_VARIABLES) and k != "TORCHINDUCTOR_CACHE_DIR"}
-    told = (
-        torch.get_num_threads(),
-        torch.get_default_dtype(),
-        torch.get_float32_matmul_precision(),
-        torch.are_deterministic_algorithms_enabled(),
-        torch.backends.mkldnn.enabled,
-        sorted(variables.items()),
-    )
-    return [repr(part) for part in told]
+    numbers = torch.get_num_threads(), torch.get_default_dtype(), torch.get_float32_matmul_precision()
+    kinds = torch.are_deterministic_algorithms_enabled(), torch.backends.mkldnn.enabled
+    return [repr(part) for part in (*numbers, *kinds, sorted(variables.items()))]

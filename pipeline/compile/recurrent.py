@@ -137,6 +137,5 @@ class _Gradients(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
-        raise CaptureError(
-            "a gradient of a recurrent layer's gradient can't be captured as a graph; use fallback='eager'"
-        )
+        what = "a gradient of a recurrent layer's gradient"
+        raise CaptureError(f"{what} can't be captured as a graph; use fallback='eager'")

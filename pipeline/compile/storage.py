@@ -127,10 +127,7 @@ def keep(
 
 def packages() -> Iterator[Package]:
     """What is in the cache and can be read."""
-    for path in folders():
-        package = _read(path)
-        if package is not None and finished(path):
-            yield package
+    yield from filter(None, (_read(path) for path in folders() if finished(path)))
 
 
 def folders() -> list[Path]:

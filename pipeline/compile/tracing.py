@@ -96,15 +96,9 @@ def trace(function: Callable[..., Any], args: Sequence[Tensor], varying: Sequenc
         sizes, unreadable = symbolic.Sizes(args, varying), (*_VALUE_ERRORS, symbolic.UNREADABLE)
     mode = sizes.mode if sizes else fake_tensor.FakeTensorMode(allow_non_fake_inputs=True)
     fakes = sizes.fakes if sizes else [mode.from_tensor(t) for t in args]
+    symbols = sizes.tracing() if sizes else nullcontext()
     try:
-        with (
-            torch.no_grad(),
-            mode,
-            sizes.tracing() if sizes else nullcontext(),
-            kept_whole(),
-            preserve_node_meta(),
-            _tracing(),
-        ):
+        with torch.no_grad(), mode, symbols, kept_whole(), preserve_node_meta(), _tracing():
             graph = make_fx(function)(*fakes)
     except StageError as e:
         if isinstance(e.__cause__, unreadable):
@@ -193,7 +187,8 @@ def _merged(graph: GraphModule) -> None:
             known.clear()  # what was read before may be other now
         read = [*node.args, *node.kwargs.values()]
         numbers = [x for x in read if isinstance(x, Node)]
-        if not numbers or not all(_is_number(x) for x in (node, *numbers)) or schema.is_mutable:
+        small = all(is_number(x.meta.get("val")) for x in (node, *numbers))
+        if not numbers or not small or schema.is_mutable:
             continue
         if torch.Tag.nondeterministic_seeded in node.target.tags or any(r.alias_info for r in schema.returns):
             continue
@@ -211,10 +206,6 @@ MEMBERS = 4096
 def is_number(value: Any) -> bool:
     """Whether something in a graph is a number, or one for each member."""
     return isinstance(value, Tensor) and value.ndim <= 1 and value.numel() <= MEMBERS
-
-
-def _is_number(node: Node) -> bool:
-    return is_number(node.meta.get("val"))
 
 
 def _lifted(graph: GraphModule) -> tuple[Tensor, ...]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import DataError, did_you_mean
+from pipeline.sources.files import archive, reading
 from pipeline.sources.mapped import Mapped, loaded, small
 from pipeline.sources.parts import Split, split
 from pipeline.sources.prepared import Prepared, Task
@@ -46,7 +45,8 @@ def arrays(
         whole = Mapped(found)
         train, held_out = (whole, Mapped(held)) if held is not None else whole.parted(parts or Split())
         classes, sizes = _known(task, inputs, targets)
-        return Prepared(train, held_out, task, classes, sizes, (f"{_size(found)}, read as it is needed",))
+        gigabytes = sum(a.nbytes for a in found.values()) / 1e9
+        return Prepared(train, held_out, task, classes, sizes, (f"{gigabytes:.1f} GB, read as it is needed",))
     tensors = _as(task, loaded(found))
     classes, sizes = _known(task, tensors["inputs"].numpy(), tensors["targets"].numpy())
     data = Tensors(tensors, classes)
@@ -56,10 +56,8 @@ def arrays(
 
 
 def _as(task: Task, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    targets = tensors["targets"]
-    if task in ("regression", "several labels"):
-        return {**tensors, "targets": targets.float()}
-    return {**tensors, "targets": targets.long()}
+    kind = torch.float32 if task in ("regression", "several labels") else torch.int64
+    return {**tensors, "targets": tensors["targets"].to(kind)}
 
 
 def _task(inputs: Any, targets: Any) -> Task:
@@ -104,39 +102,17 @@ def read(path: Path) -> Mapping[str, Any]:
     if path.suffix == ".npy":
         beside = path.with_name("targets.npy")
         return {"inputs": _npy(path), **({"targets": _npy(beside)} if beside.exists() else {})}
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
-    except OSError as e:
-        raise DataError(f"can't read {path}: {e.strerror or e}") from None
-    except (ValueError, TypeError, AttributeError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error):
-        raise DataError(
-            f"{path} is no .npz archive of plain arrays; write it with numpy.savez(path, inputs=..., targets=...)"
-        ) from None
+    return archive(path)
 
 
 def _npy(path: Path) -> Any:
-    try:
-        found = np.load(path, mmap_mode="r", allow_pickle=False)
-    except OSError as e:
-        raise DataError(f"can't read {path}: {e.strerror or e}") from None
-    except (ValueError, EOFError) as e:
-        raise DataError(f"{path} is no .npy file of a plain array, or cut short: {e}") from None
-    return found
+    with reading(path, "is no .npy file of a plain array, or cut short"):
+        return np.load(path, mmap_mode="r", allow_pickle=False)
 
 
 def _safetensors(path: Path) -> Mapping[str, Any]:
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    try:
-        return {name: t.float().numpy() if t.dtype == torch.bfloat16 else t.numpy()
-                for name, t in load_file(path).items()}  # fmt: skip
-    except OSError as e:
-        raise DataError(f"can't read {path}: {e.strerror or e}") from None
-    except SafetensorError as e:
-        raise DataError(f"{path} is no safetensors file, or cut short: {e}") from None
-
-
-def _size(found: Mapping[str, Any]) -> str:
-    return f"{sum(a.nbytes for a in found.values()) / 1e9:.1f} GB"
+    with reading(path, "is no safetensors file, or cut short"):
+        found = load_file(path)
+    return {name: t.float().numpy() if t.dtype == torch.bfloat16 else t.numpy() for name, t in found.items()}

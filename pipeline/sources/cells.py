@@ -6,7 +6,6 @@ import codecs
 import csv
 import gzip
 import io
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +15,7 @@ import numpy as np
 from attrs import evolve, frozen
 
 from pipeline.errors import ConfigError, DataError, did_you_mean
+from pipeline.sources.files import reading
 
 if TYPE_CHECKING:
     import polars
@@ -25,6 +25,8 @@ MISSING = ("", "na", "n/a", "nan", "null", "none", "?")
 TRUTHS = {"true": 1.0, "yes": 1.0, "t": 1.0, "y": 1.0, "false": 0.0, "no": 0.0, "f": 0.0, "n": 0.0}
 BLOCK, ROWS = 1 << 21, 1 << 15
 """Bytes of text, and rows of Parquet, that are read at once of a file of any size."""
+_EMPTY = "{} is empty: a table needs a header row and at least one sample"
+_NO_PARQUET = "is no Parquet file, or cut short"
 LOOKED = 100
 """Rows that are looked at to tell whether a first one is a header."""
 
@@ -71,22 +73,21 @@ def package() -> Any:
 def read(path: str | Path, header: bool | None = None) -> Cells:
     """A table in a file: .csv, .tsv, .csv.gz or .parquet. Raises DataError for what is no table."""
     path = Path(path)
-    cells = _parquet(path) if path.suffix == ".parquet" else _text(path, header)
+    if path.suffix == ".parquet":
+        cells = _parquet(path)
+    else:
+        text = _decoded(path)
+        cells = _parsed(path, text, _separator(text), header)
+    if not len(cells):
+        raise DataError(_EMPTY.format(path))
     if len(cells.columns) < 2:
         raise DataError(f"{path} has one column, but needs at least one of inputs and one of targets")
     return _without_index(cells)
 
 
 def _parquet(path: Path) -> Cells:
-    pl = package()
-    try:
-        frame = pl.read_parquet(path)
-    except OSError as e:
-        raise DataError(f"can't read {path}: {e.strerror or e}") from None
-    except Exception as e:  # of polars, which has many
-        raise DataError(f"{path} is no Parquet file, or cut short: {str(e).splitlines()[0]}") from None
-    if not len(frame):
-        raise DataError(f"{path} is empty: it has no rows")
+    with reading(path, _NO_PARQUET):
+        frame = package().read_parquet(path)
     return Cells(str(path), {c.name: c for c in frame.get_columns()}, lambda row: f"row {row + 1}")
 
 
@@ -109,13 +110,13 @@ def blocks(path: str | Path, header: bool | None = None) -> Iterator[Cells]:
         if len(cells):
             yield cells
     if names is None:
-        raise DataError(f"{path} is empty: a table needs a header row and at least one sample")
+        raise DataError(_EMPTY.format(path))
 
 
 def _texts(path: Path) -> Iterator[str]:
     """A file's text in stretches of whole rows."""
     kept = ""
-    with _reading(path) as file:
+    with _opened(path) as file:
         decoder = codecs.getincrementaldecoder("utf-8-sig")()
         while raw := file.read(BLOCK):
             try:
@@ -132,37 +133,20 @@ def _texts(path: Path) -> Iterator[str]:
 
 
 @contextmanager
-def _reading(path: Path) -> Iterator[IO[bytes]]:
-    try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            yield file  # type: ignore[misc]  # both read bytes
-    except (OSError, EOFError, zlib.error) as e:
-        raise DataError(f"can't read {path}: {getattr(e, 'strerror', None) or e}") from None
+def _opened(path: Path) -> Iterator[IO[bytes]]:
+    with reading(path), gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+        yield file  # type: ignore[misc]  # both read bytes
 
 
 def _parquet_blocks(path: Path) -> Iterator[Cells]:
     pl = package()
-    try:
+    with reading(path, _NO_PARQUET):
         lazy = pl.scan_parquet(path, low_memory=True)
         total = int(lazy.select(pl.len()).collect().item())
         for begin in range(0, total, ROWS):
             frame = lazy.slice(begin, ROWS).collect()
             columns = {c.name: c for c in frame.get_columns()}
             yield Cells(str(path), columns, lambda row, begin=begin: f"row {begin + row + 1}")  # type: ignore[misc]  # a default
-    except DataError:
-        raise
-    except OSError as e:
-        raise DataError(f"can't read {path}: {e.strerror or e}") from None
-    except Exception as e:  # of polars, which has many
-        raise DataError(f"{path} is no Parquet file, or cut short: {str(e).splitlines()[0]}") from None
-
-
-def _text(path: Path, header: bool | None) -> Cells:
-    text = _decoded(path)
-    cells = _parsed(path, text, _separator(text), header)
-    if not len(cells):
-        raise DataError(f"{path} is empty: a table needs a header row and at least one sample")
-    return cells
 
 
 def _separator(text: str) -> str:
@@ -178,7 +162,7 @@ def _parsed(
     lines = text.split("\n")
     numbers, counts = _counted(path, text, lines, separator)
     if not len(numbers):
-        raise DataError(f"{path} is empty: a table needs a header row and at least one sample")
+        raise DataError(_EMPTY.format(path))
     width = counts[0] if names is None else len(names)
     wrong = np.flatnonzero(counts != width)
     if len(wrong):
@@ -189,23 +173,18 @@ def _parsed(
         )
     # Of one column, an empty line is a missing value to the reader.
     kept = "\n".join(line for line in lines if line.strip("\r")) if '"' not in text else text
-    try:
-        frame = pl.read_csv(
-            io.BytesIO(kept.encode()), separator=separator, has_header=False, infer_schema=False,
-            truncate_ragged_lines=False,
-        )  # fmt: skip
-    except Exception as e:  # of polars, which has many
-        raise DataError(f"{path} can't be read as a table: {str(e).splitlines()[0]}") from None
+    options = {"has_header": False, "infer_schema": False, "truncate_ragged_lines": False}
+    with reading(path, "can't be read as a table"):
+        frame = pl.read_csv(io.BytesIO(kept.encode()), separator=separator, **options)
     columns = [c.str.strip_chars() for c in frame.get_columns()]
     if names is not None:
         found = dict(zip(names, columns, strict=True))
         return Cells(str(path), found, lambda row: f"line {before + numbers[row]}")
     first = [c[0] or "" for c in columns]
     named = _has_header(columns, first) if header is None else header
-    made = [name or f"column_{i}" for i, name in enumerate(first, 1)] if named else []
+    made = [(named and name) or f"column_{i}" for i, name in enumerate(first, 1)]
     if named and first[0] == "":
         made[0] = ""
-    made = made or [f"column_{i}" for i in range(1, len(columns) + 1)]
     if len(set(made)) < len(made):
         [twice, *_] = [n for n in made if made.count(n) > 1]
         raise DataError(f"{path} has two columns {twice!r}; give them different names")
@@ -216,7 +195,7 @@ def _parsed(
 
 
 def _decoded(path: Path) -> str:
-    with _reading(path) as file:
+    with _opened(path) as file:
         raw = file.read()
     try:
         return raw.decode("utf-8-sig").replace("\r\n", "\n")
@@ -229,26 +208,21 @@ def _counted(path: Path, text: str, lines: Sequence[str], separator: str) -> tup
     """The line that each row ends on, and how many cells it has."""
     if '"' not in text:
         rows = [(i, line.count(separator) + 1) for i, line in enumerate(lines, 1) if line.strip("\r")]
-        return np.array([i for i, _ in rows]), np.array([n for _, n in rows])
-    table = csv.reader(io.StringIO(text), delimiter=separator)
-    try:
-        rows = [(table.line_num, len(row)) for row in table if row]
-    except csv.Error as e:
-        raise DataError(f"{path}, line {table.line_num}: {e}") from None
+    else:
+        table = csv.reader(io.StringIO(text), delimiter=separator)
+        try:
+            rows = [(table.line_num, len(row)) for row in table if row]
+        except csv.Error as e:
+            raise DataError(f"{path}, line {table.line_num}: {e}") from None
     return np.array([i for i, _ in rows]), np.array([n for _, n in rows])
 
 
 def _has_header(columns: Sequence[Any], first: Sequence[str]) -> bool:
     """A first row is a header where it has a word above numbers, or where nothing is a number."""
-    below = [c.slice(1, LOOKED) for c in columns]
-    numbers = [j for j, c in enumerate(below) if len(c) and _share_of_numbers(c) > 0.5]
+    below = [present(c.slice(1, LOOKED)) for c in columns]
+    numbers = [j for j, c in enumerate(below) if len(c) and floats(c).is_not_null().mean() > 0.5]
     words = [j for j in numbers if as_number(first[j]) is None and first[j].lower() not in MISSING]
     return bool(words) or not any(as_number(first[j]) is not None for j in numbers)
-
-
-def _share_of_numbers(column: Any) -> float:
-    there = present(column)
-    return float(floats(there).is_not_null().mean() or 0.0) if len(there) else 0.0
 
 
 def as_number(cell: str) -> float | None:
@@ -266,9 +240,8 @@ def present(column: Any) -> Any:
 
 def there(column: Any) -> Any:
     """Which values of a column are there."""
-    pl = package()
     found = column.is_not_null()
-    if column.dtype == pl.String:
+    if column.dtype == package().String:
         found = found & ~column.str.to_lowercase().is_in(list(MISSING))
     elif column.dtype.is_float():
         found = found & column.is_not_nan()

@@ -6,6 +6,8 @@ All that is learned is JSON, under `columns` of a data set's `fitted`, so that o
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -174,18 +176,8 @@ def _codes(cells: Cells, name: str, categories: list[str]) -> np.ndarray:
 
 def _dates(column: Any) -> Any:
     """Dates and times of the forms that people write: null for what is none."""
-    pl = package()
-    found = column.str.to_datetime(strict=False, time_unit="us", time_zone=None) if _try(column) else None
-    for form in ("%Y-%m-%d", "%Y/%m/%d", "%d.%m.%Y", "%m/%d/%Y"):
-        parsed = column.str.to_date(form, strict=False).cast(pl.Datetime("us"))
-        found = parsed if found is None else found.fill_null(parsed)
-    return found
-
-
-def _try(column: Any) -> bool:
-    """Whether the reader finds out a form of times: it raises where it can't."""
-    try:
-        column.str.to_datetime(strict=False, time_unit="us")
-    except Exception:  # of polars, which has many
-        return False
-    return True
+    kind, forms = package().Datetime("us"), ("%Y-%m-%d", "%Y/%m/%d", "%d.%m.%Y", "%m/%d/%Y")
+    found = [column.str.to_date(form, strict=False).cast(kind) for form in forms]
+    with suppress(Exception):  # polars raises one of many where it finds out no form of times
+        found.insert(0, column.str.to_datetime(strict=False, time_unit="us", time_zone=None))
+    return reduce(lambda first, other: first.fill_null(other), found)

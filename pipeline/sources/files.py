@@ -5,8 +5,8 @@ from __future__ import annotations
 import gzip
 import math
 import struct
-import zipfile
-import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -17,28 +17,32 @@ from pipeline.errors import DataError, did_you_mean
 from pipeline.sources.parts import Split, split
 from pipeline.sources.prepared import Prepared
 from pipeline.sources.tensors import Tensors, as_tensor
+from pipeline.stage import first_line
 
 
-def _open(path: Path) -> bytes:
+@contextmanager
+def reading(path: str | Path, wrong: str | None = None) -> Iterator[None]:
+    """Raise DataError for what fails within: that a file can't be read, or what is `wrong` with it."""
     try:
-        raw = path.read_bytes()
-        return gzip.decompress(raw) if path.suffix == ".gz" else raw
-    except (OSError, EOFError, zlib.error) as e:
-        raise DataError(f"can't read {path}: {getattr(e, 'strerror', None) or e}") from None
+        yield
+    except (DataError, MemoryError):
+        raise
+    except Exception as e:  # each reader has errors of its own
+        if wrong is None or isinstance(e, OSError):
+            raise DataError(f"can't read {path}: {getattr(e, 'strerror', None) or e}") from None
+        raise DataError(f"{path} {wrong} ({first_line(e)})") from None
+
+
+def archive(path: Path) -> dict[str, np.ndarray]:
+    """The arrays in an .npz file."""
+    wrong = "is no .npz archive of plain arrays; write it with numpy.savez(path, inputs=..., targets=...)"
+    with reading(path, wrong), np.load(path, allow_pickle=False) as found:
+        return {name: found[name] for name in found.files}
 
 
 def npz(path: str | Path, inputs: str = "inputs", targets: str = "targets") -> Tensors:
     """A NumPy archive with two arrays: inputs (N, ...) and targets (N, ...), under these names."""
-    path = Path(path)
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
-    except OSError as e:
-        raise DataError(f"can't read {path}: {e.strerror or e}") from None
-    except (ValueError, TypeError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error):
-        raise DataError(
-            f"{path} is no .npz archive of plain arrays; write it with numpy.savez(path, inputs=..., targets=...)"
-        ) from None
+    arrays = archive(Path(path))
     for name in (inputs, targets):
         if name not in arrays:
             raise DataError(f"{path} holds no array {name!r}{did_you_mean(name, arrays)}")
@@ -97,15 +101,16 @@ def _usual(folder: Path, part: str) -> Path | None:
 
 
 def _idx(path: Path) -> np.ndarray:
-    raw = _open(path)
+    with reading(path):
+        raw = path.read_bytes()
+        raw = gzip.decompress(raw) if path.suffix == ".gz" else raw
     if len(raw) < 4 or raw[:2] != b"\0\0" or raw[2] != 0x08 or len(raw) < 4 + 4 * raw[3]:
         raise DataError(f"{path} is no IDX file of unsigned bytes")
     shape = struct.unpack(f">{raw[3]}I", raw[4 : 4 + 4 * raw[3]])
     data = np.frombuffer(raw, np.uint8, offset=4 + 4 * raw[3])
     if data.size != math.prod(shape):
-        raise DataError(
-            f"{path} is cut short: it declares {shape}, {math.prod(shape):,} bytes, but holds {data.size:,}"
-        )
+        declared = f"it declares {shape}, {math.prod(shape):,} bytes"
+        raise DataError(f"{path} is cut short: {declared}, but holds {data.size:,}")
     return data.reshape(shape).copy()
 
 
@@ -122,9 +127,7 @@ def labelled(inputs: Tensor, targets: np.ndarray) -> Tensors:
     if numeric and (targets.ndim != 1 or not np.array_equal(targets, np.round(targets))):
         return Tensors({"inputs": inputs, "targets": as_tensor("targets", targets).float()})
     if numeric and targets.min() >= 0 and targets.max() < max(len(targets), 2):
-        classes = tuple(str(c) for c in range(int(targets.max()) + 1))
-        return Tensors({"inputs": inputs, "targets": torch.from_numpy(targets.astype(np.int64))}, classes)
-    names, codes = np.unique(targets, return_inverse=True)
-    return Tensors(
-        {"inputs": inputs, "targets": torch.from_numpy(codes.astype(np.int64))}, tuple(str(n) for n in names)
-    )
+        names, codes = np.arange(int(targets.max()) + 1), targets
+    else:
+        names, codes = np.unique(targets, return_inverse=True)
+    return Tensors({"inputs": inputs, "targets": torch.from_numpy(codes.astype(np.int64))}, tuple(map(str, names)))

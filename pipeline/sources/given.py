@@ -55,9 +55,8 @@ _LOOKED = 1000
 
 
 def _source(data: Any, workers: int) -> Source:
-    return (
-        dataset(data, workers=workers) if isinstance(data, Dataset) and not isinstance(data, Source) else source(data)
-    )
+    single = isinstance(data, Dataset) and not isinstance(data, Source)
+    return dataset(data, workers=workers) if single else source(data)
 
 
 def _task(inputs: Tensor, targets: Tensor) -> Task:

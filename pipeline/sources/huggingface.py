@@ -69,11 +69,9 @@ def huggingface(
     except ValueError as e:
         raise DataError(f"the splits differ in their columns: {e}") from e
     learned, classes = _targets(whole, target)
+    rows = torch.arange(len(train)), torch.arange(len(train), len(whole))
     if held is None:
-        counted = learned if classes else None
-        rows = (parts or Split()).rows(len(whole), labels=counted)
-    else:
-        rows = torch.arange(len(train)), torch.arange(len(train), len(whole))
+        rows = (parts or Split()).rows(len(whole), labels=learned if classes else None)
     if used[0] in pictures:
         raw = whole.cast_column(used[0], datasets.Image(decode=False))
         both = [(Encoded(raw, used[0], r), learned[r]) for r in rows]
@@ -114,10 +112,8 @@ class Encoded(Sequence[Item]):
 
 def _read(datasets: Any, path: Path) -> Any:
     if not path.exists():
-        raise DataError(
-            f"{path} is no path here, and nothing is downloaded: write datasets.load_dataset(...).save_to_disk(path), "
-            "and give that path"
-        )
+        instead = "write datasets.load_dataset(...).save_to_disk(path), and give that path"
+        raise DataError(f"{path} is no path here, and nothing is downloaded: {instead}")
     bars = not datasets.utils.are_progress_bars_disabled()
     datasets.utils.disable_progress_bars()
     try:

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import ConfigError, DataError, did_you_mean
+from pipeline.sources.files import reading
 from pipeline.sources.parts import Split
 from pipeline.sources.pixels import Images, Item, header, part
 from pipeline.sources.prepared import Prepared, Task
-from pipeline.sources.tensors import Source, Tensors
+from pipeline.sources.tensors import Tensors
 from pipeline.stage import is_count
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff"}
@@ -98,18 +99,16 @@ def prepared(
         counts = [f"{classes[c]} {n:,}" for c, n in sorted(Counter(targets.tolist()).items())]
         found += f" of {len(classes)} classes; to train on: {', '.join(counts[:10])}{', ...' * (len(counts) > 10)}"
     sizes = sorted({s for s, _ in seen}, key=lambda s: s[0] * s[1])
-    were = f"all {_by(sizes[0])}" if len(sizes) == 1 else f"of {_by(sizes[0])} to {_by(sizes[-1])}"
-    fit = "" if sizes == [shape] else f", scaled and cropped to {_by(shape)}"
+    least, most, used = ("{}x{}".format(*s) for s in (sizes[0], sizes[-1], shape))
+    were = f"all {least}" if len(sizes) == 1 else f"of {least} to {most}"
+    fit = "" if sizes == [shape] else f", scaled and cropped to {used}"
     looks = f"{'grey' if mode == 'L' else 'in colours'}, {were} (height x width){fit}"
-    done = f"augmented in training: {' and '.join(kinds) or 'no'}; {_kept(train)}"
+    there = isinstance(train, Tensors) or train.reader.data.pixels is not None  # type: ignore[attr-defined]  # else it is Samples
+    kept = "kept in memory" if there else "decoded as they are read"
+    done = f"augmented in training: {' and '.join(kinds) or 'no'}; {kept}"
     task: Task = "classification" if classes else "regression"
     fitted = {"size": list(shape), "mode": mode}
     return Prepared(train, held_out, task, classes, notes=(found, looks, done, *notes), fitted=fitted)
-
-
-def _kept(train: Source) -> str:
-    there = isinstance(train, Tensors) or train.reader.data.pixels is not None  # type: ignore[attr-defined]  # else it is Samples
-    return "kept in memory" if there else "decoded as they are read"
 
 
 def _shape(size: Any, found: Sequence[tuple[int, int]]) -> tuple[int, int]:
@@ -122,10 +121,6 @@ def _shape(size: Any, found: Sequence[tuple[int, int]]) -> tuple[int, int]:
         return found[0]
     side = min(max(8 * round(float(np.median([min(s) for s in found])) / 8), 8), 224)
     return side, side
-
-
-def _by(shape: tuple[int, int]) -> str:
-    return f"{shape[0]}x{shape[1]}"
 
 
 # -- what lies in a folder
@@ -143,10 +138,8 @@ def _parts(folder: Path, test: Path | None) -> tuple[Path, Path | None, tuple[st
 
 
 def _visible(folder: Path) -> list[Path]:
-    try:
+    with reading(folder):
         return sorted(f for f in folder.iterdir() if not f.name.startswith("."))
-    except OSError as e:
-        raise DataError(f"can't read {folder}: {e.strerror or e}") from None
 
 
 def by_class(folder: Path) -> tuple[Mapping[str, list[Path]], int]:

@@ -16,7 +16,7 @@ from pipeline import order
 from pipeline.errors import DataError
 from pipeline.sources.ahead import ahead
 from pipeline.sources.parts import Split
-from pipeline.sources.tensors import as_tensor
+from pipeline.sources.tensors import as_tensor, length
 from pipeline.state import Batch
 
 TOGETHER = 64
@@ -71,14 +71,7 @@ class Mapped:
 
     @rows.default
     def _rows(self) -> int:
-        lengths = {name: len(a) if a.ndim else 0 for name, a in self.arrays.items()}
-        if not lengths or min(lengths.values()) == 0:
-            raise DataError("the data set is empty: it has no samples")
-        if len(set(lengths.values())) > 1:
-            raise DataError(
-                f"the parts of the data set differ in length: {', '.join(f'{k} {n}' for k, n in lengths.items())}"
-            )
-        return next(iter(lengths.values()))
+        return length(self.arrays)
 
     @readers.default
     def _readers(self) -> dict[str, Callable[[np.ndarray], np.ndarray]]:

@@ -65,10 +65,8 @@ def of_source(
 def _check_classes(name: Any, targets: Tensor, begin: int, count: int) -> None:
     wrong = ((targets < 0) | (targets >= count)).nonzero().flatten()
     if count and len(wrong):
-        at = int(wrong[0])
-        raise DataError(
-            f"{name}: target {int(targets[at])} in sample {begin + at} is no class that the training data have"
-        )
+        at = f"target {int(targets[wrong[0]])} in sample {begin + int(wrong[0])}"
+        raise DataError(f"{name}: {at} is no class that the training data have")
 
 
 def of_arrays(

@@ -67,11 +67,9 @@ class Split:
 
     def _later(self, n: int, time: Any) -> tuple[Tensor, Tensor]:
         order = np.argsort(time, kind="stable")
-        if self.folds is None:
-            first, end = n - self._count(n), n
-        else:
-            first, end = ((self.fold + 1) * n // (self.folds + 1), (self.fold + 2) * n // (self.folds + 1))
-            self._count(n)
+        first, end = n - self._count(n), n
+        if self.folds is not None:
+            first, end = ((self.fold + k) * n // (self.folds + 1) for k in (1, 2))
         train, held = np.sort(order[:first]), np.sort(order[first:end])
         return torch.from_numpy(train), torch.from_numpy(held)
 
@@ -83,9 +81,8 @@ class Split:
             return n // self.folds
         held = math.ceil(self.share * n)
         if not 0 < held < n:
-            raise DataError(
-                f"{n} samples can't be split into two parts with {self.share:.0%} held out; give more samples"
-            )
+            parts = f"two parts with {self.share:.0%} held out"
+            raise DataError(f"{n} samples can't be split into {parts}; give more samples")
         return held
 
 

@@ -127,8 +127,6 @@ def stream(
     `targets`, of the rows that have them."""
     for cells in blocks(path, header):
         if targets:
-            for name in fitted["targets"]["names"]:
-                cells.column(name)
             rows = _present(cells, fitted["targets"]["names"])
             if not rows.any():
                 continue
@@ -216,9 +214,8 @@ def _targets(cells: Cells, learned: Mapping[str, Any]) -> Any:
         codes = texts.cast(pl.Enum(classes), strict=False).to_physical().cast(pl.Int64)
         if codes.is_null().any():
             row = int(codes.is_null().arg_max() or 0)
-            raise cells.refuse(
-                row, names[0], f"is no class that the training data have{did_you_mean(str(texts[row]), classes)}"
-            )
+            near = did_you_mean(str(texts[row]), classes)
+            raise cells.refuse(row, names[0], f"is no class that the training data have{near}")
         return codes.to_numpy().copy()
     made = [columns.numbers(cells, n, k)[0] for n, k in zip(names, kinds, strict=True)]
     return np.stack(made, 1).astype(np.float32) if len(made) > 1 else made[0].astype(np.float32)
@@ -243,13 +240,12 @@ def _fitted(cells: Cells, names: Sequence[str], rows: np.ndarray, notes: list[st
 
 
 def _about(targets: Any, learned: Mapping[str, Any]) -> str:
-    what = f"target {', '.join(map(repr, learned['names']))}: "
+    found = f"{len(learned['names'])} labels"
     if learned["task"] == "classification":
-        classes = learned["classes"]
-        return what + f"{len(classes)} classes ({_some(classes)})"
+        found = f"{len(learned['classes'])} classes ({_some(learned['classes'])})"
     if learned["task"] == "regression":
-        return what + f"values from {targets.min():.4g} to {targets.max():.4g}"
-    return what + f"{len(learned['names'])} labels"
+        found = f"values from {targets.min():.4g} to {targets.max():.4g}"
+    return f"target {', '.join(map(repr, learned['names']))}: {found}"
 
 
 def _kinds(fitted: Sequence[Fitted]) -> list[str]:

@@ -47,6 +47,17 @@ def in_epoch(source: Source, seed: int, epoch: int, batches: Iterable[Tensor]) -
     return (source[indices] for indices in batches)
 
 
+def length(arrays: Mapping[str, Any]) -> int:
+    """How many samples arrays by name have. Raises DataError where there are none, or not as many in each."""
+    lengths = {name: len(a) if a.ndim else 0 for name, a in arrays.items()}
+    if not lengths or min(lengths.values()) == 0:
+        raise DataError("the data set is empty: it has no samples")
+    if len(set(lengths.values())) > 1:
+        each = ", ".join(f"{k} {n}" for k, n in lengths.items())
+        raise DataError(f"the parts of the data set differ in length: {each}")
+    return next(iter(lengths.values()))
+
+
 @frozen(eq=False)
 class Tensors:
     """A Source over tensors of N rows each; a batch is one gather per tensor.
@@ -70,13 +81,7 @@ class Tensors:
         return cls(found, spec=None if found.keys() == arrays.keys() else pytree.tree_structure(arrays))
 
     def __attrs_post_init__(self) -> None:
-        lengths = {name: len(t) if t.ndim else 0 for name, t in self.tensors.items()}
-        if not lengths or min(lengths.values()) == 0:
-            raise DataError("the data set is empty: it has no samples")
-        if len(set(lengths.values())) > 1:
-            raise DataError(
-                f"the parts of the data set differ in length: {', '.join(f'{k} {n}' for k, n in lengths.items())}"
-            )
+        length(self.tensors)
         for name, tensor in self.tensors.items():
             if tensor.is_floating_point() and not bool(torch.isfinite(tensor.sum())):
                 _refuse_non_finite(name, tensor)
@@ -110,11 +115,10 @@ def _refuse_non_finite(name: str, tensor: Tensor) -> None:
     bad = (~torch.isfinite(tensor)).reshape(len(tensor), -1)
     rows = bad.any(1).nonzero().flatten()
     if len(rows):
-        value = tensor.reshape(len(tensor), -1)[bad][0].item()
+        value, share = tensor.reshape(len(tensor), -1)[bad][0].item(), f"{len(rows)} of {len(tensor)}"
         raise DataError(
-            f"{name} holds {value} in sample {rows[0].item()} ({len(rows)} of {len(tensor)} samples have NaN or "
-            "infinite "
-            "values); remove or fill them first"
+            f"{name} holds {value} in sample {rows[0].item()} ({share} samples have NaN or infinite values); remove or "
+            "fill them first"
         )
 
 

@@ -14,9 +14,10 @@ from torch import Tensor
 
 from pipeline.errors import ConfigError, DataError, did_you_mean
 from pipeline.sources.ahead import ahead
+from pipeline.sources.files import reading
 from pipeline.sources.parts import Split
 from pipeline.sources.prepared import Prepared
-from pipeline.sources.tensors import Source, Tensors
+from pipeline.sources.tensors import Tensors
 from pipeline.state import Batch
 
 BYTES, CHARACTERS = "bytes", "characters"
@@ -89,10 +90,8 @@ def _ids(path: Path, raw: bytes, fitted: Mapping[str, Any]) -> np.ndarray:
 
 
 def _bytes(path: Path) -> bytes:
-    try:
+    with reading(path):
         return path.read_bytes()
-    except OSError as e:
-        raise DataError(f"can't read {path}: {e.strerror}") from None
 
 
 def _words(path: Path, raw: bytes) -> str:
@@ -116,13 +115,11 @@ def tokens(
 def ids_in(path: Path, dtype: str, vocabulary: int | None = None) -> np.ndarray:
     """The token ids in a file, which stay there. Raises DataError for one that is not below `vocabulary`."""
     kind = np.dtype({"uint16": "<u2", "uint32": "<u4"}[dtype])
-    try:
+    with reading(path):
         size = path.stat().st_size
         if size % kind.itemsize or not size:
             raise DataError(f"{path} has {size:,} bytes, which are no tokens of {kind.itemsize} bytes each ({dtype})")
         ids = np.memmap(path, kind, mode="r")
-    except OSError as e:
-        raise DataError(f"can't read {path}: {e.strerror}") from None
     if vocabulary is not None and _most(ids) >= vocabulary:
         at = next(i for i in range(len(ids)) if ids[i] >= vocabulary)
         raise DataError(f"{path}: token {at:,} is {ids[at]}, but there are {vocabulary} tokens")
@@ -144,23 +141,17 @@ def _windows(
         raise DataError(f"{path} has {len(ids):,} tokens, fewer than two windows of {context}; give a smaller context")
     begin = count - held if parts.folds is None else min(parts.fold * held, count - held)
     large = len(ids) > MOST
-    windows = [Windows(ids, context, 0, begin), Windows(ids, context, begin, held)]
-    if parts.folds is not None:  # what is trained on lies on both sides
-        train: Source = Tensors.of({
-            name: torch.cat([w[torch.arange(len(w))][name] for w in (
-                windows[0], Windows(ids, context, begin + held, count - begin - held)) if len(w)])
-            for name in ("inputs", "targets")
-        })  # fmt: skip
-    else:
-        train = windows[0] if large else windows[0].in_memory()
-    held_out = windows[1] if large else windows[1].in_memory()
+    apart = Windows(ids, context, begin, held)
+    sides = [Windows(ids, context, i, n) for i, n in ((0, begin), (begin + held, count - begin - held)) if n]
+    train, held_out = (sides[0], apart) if large else (sides[0].in_memory(), apart.in_memory())
+    if len(sides) > 1:
+        both = [side.in_memory().tensors for side in sides]
+        train = Tensors({name: torch.cat([side[name] for side in both]) for name in apart.names})
     notes = (f"{len(ids):,} tokens of {vocabulary:,} kinds, the last {held * context:,} of them held out",)
     unigram = _unigram(ids, begin * context, vocabulary) if not large and parts.folds is None else None
-    fitted = {**fitted, "unigram_perplexity": unigram}
-    return Prepared(
-        train, held_out, "language modelling", (), {"vocabulary": vocabulary, "context": context}, notes,
-        {**fitted, "vocabulary": vocabulary, "context": context},
-    )  # fmt: skip
+    sizes = {"vocabulary": vocabulary, "context": context}
+    fitted = {**fitted, "unigram_perplexity": unigram, **sizes}
+    return Prepared(train, held_out, "language modelling", (), sizes, notes, fitted)
 
 
 def _unigram(ids: np.ndarray, begin: int, vocabulary: int) -> float:
@@ -179,9 +170,8 @@ def encode(fitted: Mapping[str, Any], words: str) -> list[int]:
         try:
             return [codes[c] for c in words]
         except KeyError as e:
-            raise DataError(
-                f"the training text has no character {e.args[0]!r}{did_you_mean(e.args[0], codes)}"
-            ) from None
+            near = did_you_mean(e.args[0], codes)
+            raise DataError(f"the training text has no character {e.args[0]!r}{near}") from None
     if kind is None:
         raise DataError("the data were token ids: there is no tokenizer to read a text by")
     found: list[int] = _library(kind).encode(words).ids
@@ -216,6 +206,5 @@ def _library(path: str) -> Any:
     try:
         return tokenizers.Tokenizer.from_file(str(path))
     except Exception as e:  # of a library in another language
-        raise DataError(
-            f"{path} is no tokenizer: neither bytes, characters, nor a tokenizers' JSON file ({e})"
-        ) from None
+        why = f"neither bytes, characters, nor a tokenizers' JSON file ({e})"
+        raise DataError(f"{path} is no tokenizer: {why}") from None

@@ -21,7 +21,6 @@ def adagrad(lr: Number = 1e-2, *, lr_decay: Number = 0.0, weight_decay: Number =
 
     Source: Duchi et al., Adaptive subgradient methods for online learning and stochastic optimization (2011).
     """
-    positive("update.adagrad", lr=lr, lr_decay=lr_decay, weight_decay=weight_decay, eps=eps)
     positive("update.adagrad", initial_accumulator_value=initial_accumulator_value)
 
     def rule(p: Tensor, g: Tensor, memory: Any, t: Tensor, lr: Tensor, lr_decay: Tensor, weight_decay: Tensor,
@@ -46,7 +45,6 @@ def adadelta(lr: Number = 1.0, *, rho: Number = 0.9, eps: Number = 1e-6, weight_
 
     Source: Zeiler, Adadelta: an adaptive learning rate method (2012), algorithm 1.
     """
-    positive("update.adadelta", lr=lr, eps=eps, weight_decay=weight_decay)
     first = number("update.adadelta", "rho", rho)
     if not isinstance(first, Schedule) and not 0 <= first <= 1:
         raise ConfigError(f"update.adadelta: rho={first} is not in [0, 1]")
@@ -71,7 +69,6 @@ def rmsprop(lr: Number = 1e-2, *, alpha: Number = 0.99, eps: Number = 1e-8, weig
     Sources: Hinton, lecture 6e of Neural networks for machine learning (2012); Graves, Generating sequences with
     recurrent neural networks (2013), equations 38 to 41.
     """
-    positive("update.rmsprop", lr=lr, alpha=alpha, eps=eps, weight_decay=weight_decay, momentum=momentum)
 
     def rule(p: Tensor, g: Tensor, memory: Any, lr: Tensor, alpha: Tensor, eps: Tensor, weight_decay: Tensor,
              momentum: Tensor | None = None) -> Any:  # fmt: skip
@@ -106,7 +103,7 @@ def adafactor(lr: Number = 1e-2, *, beta2_decay: Number = -0.8, eps: tuple[float
     learning rates with sublinear memory cost (2018), algorithms 4 and 5, in torch's form.
     """  # noqa: E501 - the formula
     name = "update.adafactor"
-    positive(name, lr=lr, eps2=eps[1], weight_decay=weight_decay, **({} if eps[0] is None else {"eps1": eps[0]}))
+    positive(name, **({} if eps[0] is None else {"eps1": eps[0]}))
     for key, value, sign, bound in (("d", d, 1, "at least 1"), ("beta2_decay", beta2_decay, -1, "at most 0")):
         first = number(name, key, value)
         if not isinstance(first, Schedule) and not sign * first >= max(sign, 0):
@@ -139,7 +136,8 @@ def adafactor(lr: Number = 1e-2, *, beta2_decay: Number = -0.8, eps: tuple[float
         return {"second": torch.zeros_like(p)}
 
     hyper = {"lr": lr, "beta2_decay": beta2_decay, "eps2": eps[1], "d": d, "weight_decay": weight_decay}
-    return mapped(name, rule, hyper, memory=memory, maximize=maximize, elementwise=False)
+    signed = ("beta2_decay",)
+    return mapped(name, rule, hyper, memory=memory, maximize=maximize, elementwise=False, signed=signed)
 
 
 def _rms(x: Tensor) -> Tensor:

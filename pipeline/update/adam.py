@@ -9,7 +9,7 @@ from attrs import evolve
 from torch import Tensor
 
 from pipeline.stage import Number, Stage
-from pipeline.update.rule import Params, below_one, mapped, positive, root, zeros
+from pipeline.update.rule import Params, below_one, mapped, root, zeros
 
 Betas = tuple[Number, Number]
 
@@ -83,7 +83,6 @@ def nadam(lr: Number = 2e-3, *, betas: Betas = (0.9, 0.999), eps: Number = 1e-8,
 
     Source: Dozat, Incorporating Nesterov momentum into Adam (2016), in torch's form.
     """
-    positive("update.nadam", momentum_decay=momentum_decay)
 
     def rule(p: Tensor, g: Tensor, memory: Any, t: Tensor, lr: Tensor, beta1: Tensor, beta2: Tensor, eps: Tensor,
              weight_decay: Tensor, momentum_decay: Tensor) -> Any:  # fmt: skip
@@ -177,11 +176,7 @@ def schedule_free_adamw(lr: Number = 2.5e-3, *, betas: Betas = (0.9, 0.999), eps
 
     def view(params: Params, memory: Any) -> dict[str, Params]:
         average = memory["average"]
-        return {
-            "params": {
-                k: torch.view_as_complex(average[k]) if p.is_complex() else average[k] for k, p in params.items()
-            }
-        }
+        return {"params": {k: torch.view_as_complex(x) if params[k].is_complex() else x for k, x in average.items()}}
 
     name = "update.schedule_free_adamw"
     made = mapped(name, rule, _hyper(name, lr, betas, eps, weight_decay), memory=memory, maximize=maximize)
@@ -200,6 +195,5 @@ def _moments(g: Tensor, memory: Any, beta1: Tensor, beta2: Tensor) -> tuple[Tens
 
 
 def _hyper(name: str, lr: Number, betas: Betas, eps: Number, weight_decay: Number) -> dict[str, Number]:
-    positive(name, lr=lr, eps=eps, weight_decay=weight_decay)
     below_one(name, beta1=betas[0], beta2=betas[1])
     return {"lr": lr, "beta1": betas[0], "beta2": betas[1], "eps": eps, "weight_decay": weight_decay}

@@ -54,13 +54,12 @@ def swa(start: int, *, every: int = 1, of: str = "params", writes: str = "swa") 
                  every: Tensor) -> tuple[Params, Params, Any]:  # fmt: skip
         done, averaged = step + 1, memory["count"]
         taken = (done >= start) & ((done - start) % every == 0)
-        mean = {
-            k: torch.where(
-                averaged == 0, p, torch.where(taken, average[k] + (p - average[k]) / (averaged + 1), average[k])
-            )
-            for k, p in params.items()
-        }
-        return mean, _copies(buffers), {"count": averaged + taken}
+
+        def mean(p: Tensor, old: Tensor) -> Tensor:
+            return torch.where(averaged == 0, p, torch.where(taken, old + (p - old) / (averaged + 1), old))
+
+        means = {k: mean(p, average[k]) for k, p in params.items()}
+        return means, _copies(buffers), {"count": averaged + taken}
 
     options = {"hyper": {"start": start, "every": every}, "anew": True}
     return _kept("update.swa", function, of, writes, init=lambda params: {"count": count(params)}, **options)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Collection, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -61,18 +62,14 @@ def groups(members: Mapping[Which, Stage], *, otherwise: Stage | None = None, na
         for label, names in found.items():
             if not names and isinstance(keys.get(label), str):
                 raise ConfigError(f"{name}: the group {label!r} holds none of the parameters {_some(params)}")
-        return {
-            label: _first(stages[label], _part(params, names))
-            for label, names in found.items()
-            if stages[label].remembers
-        }
+        return {k: _first(stages[k], _part(params, names)) for k, names in found.items() if stages[k].remembers}
 
-    def view(params: Params, memory: Any) -> dict[str, Params]:
+    def view(params: Params, memory: Any) -> Params:
         seen = dict(params)
         for label, names in _assigned(name, keys, OTHERWISE in stages, params).items():
             if stages[label].view is not None:
                 seen |= _seen(stages[label], _part(params, names), memory[label])
-        return {"params": seen}
+        return seen
 
     return _around(name, call, init, hyper, stages.values(), view)
 
@@ -101,11 +98,9 @@ def thawed(member: Stage, at: Number) -> Stage:
 
         return chosen(values["params"], written["params"]), chosen(memory, kept) if member.remembers else {}
 
-    def view(params: Params, memory: Any) -> dict[str, Params]:
-        return {"params": _seen(member, params, memory)}
-
     hyper = {**member.hyper, "at": at}
-    return _around(member.name, call, lambda params: _first(member, params), hyper, [member], view)
+    first, seen = partial(_first, member), partial(_seen, member)
+    return _around(member.name, call, first, hyper, [member], seen)
 
 
 def layerwise(member: Stage, decay: Number, *, layers: list[Which] | None = None) -> Stage:
@@ -136,10 +131,8 @@ def layerwise(member: Stage, decay: Number, *, layers: list[Which] | None = None
         _depths(name, params, layers)
         return _first(member, params)
 
-    def view(params: Params, memory: Any) -> dict[str, Params]:
-        return {"params": _seen(member, params, memory)}
-
-    return _around(name, call, init, {**member.hyper, "decay": decay}, [member], view)
+    hyper = {**member.hyper, "decay": decay}
+    return _around(name, call, init, hyper, [member], partial(_seen, member))
 
 
 def _label(key: Which) -> str:
@@ -203,13 +196,12 @@ def _seen(s: Stage, params: Params, memory: Tree) -> Params:
 
 
 def _some(params: Params) -> str:
-    names = list(params)
-    return ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
+    return ", ".join([*params][:4]) + ", ..." * (len(params) > 4)
 
 
 def _around(
     name: str, call: Callable[..., tuple[Params, Tree]], init: Callable[[Params], Tree], hyper: Mapping[str, Number],
-    members: Collection[Stage], view: Callable[..., dict[str, Params]],
+    members: Collection[Stage], view: Callable[[Params, Any], Params],
 ) -> Stage:  # fmt: skip
     """A stage that hands what it reads over to others: `call({params, grads, step}, hyper, memory)`."""
 
@@ -225,6 +217,6 @@ def _around(
         names={k: k for k in ("params", "grads", "step")},
         draws=any(s.draws for s in members),
         sharded=all(s.sharded for s in members),
-        view=view if any(s.view for s in members) else None,
+        view=(lambda params, memory: {"params": view(params, memory)}) if any(s.view for s in members) else None,
         anew=any(s.anew for s in members),
     )

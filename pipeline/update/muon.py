@@ -12,7 +12,7 @@ from pipeline.errors import ConfigError
 from pipeline.stage import Number, Stage
 from pipeline.update.adam import adamw
 from pipeline.update.groups import groups
-from pipeline.update.rule import Params, mapped, positive, zeros
+from pipeline.update.rule import Params, mapped, zeros
 from pipeline.update.which import Which, holds
 
 
@@ -36,7 +36,6 @@ def muon(lr: Number = 1e-3, *, weight_decay: Number = 0.1, momentum: Number = 0.
     >>> stage.hyper["matrices.lr"], stage.hyper["otherwise.lr"]
     (0.02, 0.0003)
     """
-    positive("update.muon", lr=lr, weight_decay=weight_decay, momentum=momentum)
     if adjust_lr_fn not in (None, "original", "match_rms_adamw"):
         raise ConfigError(f"update.muon: adjust_lr_fn={adjust_lr_fn!r} is neither 'original' nor 'match_rms_adamw'")
 

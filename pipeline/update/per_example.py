@@ -26,7 +26,8 @@ def clip_per_example(limit: Number) -> Stage:
     positive("update.clip_per_example", limit=limit)
 
     def function(params: Params, grads: Params, limit: Tensor) -> Params:
-        return _mean(_clipped("update.clip_per_example", params, grads, limit), grads)
+        total = _clipped("update.clip_per_example", params, grads, limit)
+        return {k: g / len(grads[k]) for k, g in total.items()}
 
     return Stage("update.clip_per_example", function, writes=("grads",), hyper={"limit": limit})
 
@@ -46,9 +47,8 @@ def private(limit: Number, noise: Number) -> Stage:
     positive("update.private", limit=limit, noise=noise)
 
     def function(params: Params, grads: Params, limit: Tensor, noise: Tensor) -> Params:
-        total = _clipped("update.private", params, grads, limit)
-        deviation = noise * limit
-        return _mean({k: g + torch.randn_like(g) * deviation.to(g.dtype) for k, g in total.items()}, grads)
+        total, deviation = _clipped("update.private", params, grads, limit), noise * limit
+        return {k: (g + torch.randn_like(g) * deviation.to(g.dtype)) / len(grads[k]) for k, g in total.items()}
 
     return Stage("update.private", function, writes=("grads",), hyper={"limit": limit, "noise": noise}, draws=True)
 
@@ -76,10 +76,6 @@ def _clipped(stage: str, params: Params, grads: Params, limit: Tensor) -> Params
     norm = torch.linalg.vector_norm(torch.stack(norms), dim=0)
     scale = (limit / torch.where(norm > 0, norm, 1.0)).clamp(max=1.0)
     return {k: torch.tensordot(scale.to(g.dtype), g, 1) for k, g in grads.items()}
-
-
-def _mean(total: Params, grads: Params) -> Params:
-    return {k: g / len(grads[k]) for k, g in total.items()}
 
 
 def _check(stage: str, params: Params, grads: Params) -> None:

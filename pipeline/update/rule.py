@@ -9,7 +9,7 @@ tensor, which multiplies float32 without promoting it.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, TypeAlias
 
 import torch
@@ -72,7 +72,8 @@ def rule(
             bound.apply_defaults()
             hyper = {k: v for k, v in bound.arguments.items() if is_number(options[k].default)}
             constants = {k: v for k, v in bound.arguments.items() if k not in hyper}
-            return mapped(called, f, hyper, memory=memory, constants=constants, draws=True, elementwise=elementwise)
+            fixed: dict[str, Any] = {"constants": constants, "elementwise": elementwise, "signed": hyper}
+            return mapped(called, f, hyper, memory=memory, draws=True, **fixed)
 
         made.__name__, made.__doc__ = called, f.__doc__
         return made
@@ -86,10 +87,11 @@ _GIVEN = ("memory", "t")
 def mapped(
     name: str, rule: Callable[..., Any], hyper: Mapping[str, Any], *, memory: Memory | None = None,
     constants: Mapping[str, Any] | None = None, maximize: bool = False, draws: bool = False,
-    elementwise: bool = True,
+    elementwise: bool = True, signed: Collection[str] = (),
 ) -> Update:  # fmt: skip
-    """The stage that maps a rule over the parameters."""
+    """The stage that maps a rule over the parameters. Hyperparameters that are not `signed` are from 0 on."""
     numbers = {key: number(name, key, value) for key, value in hyper.items()}
+    positive(name, **{key: value for key, value in numbers.items() if key not in signed})
     takes = {key for key in _GIVEN if key in inspect.signature(rule).parameters}
     fixed = dict(constants or {})
 

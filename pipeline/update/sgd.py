@@ -50,7 +50,6 @@ def asgd(lr: Number = 1e-2, *, lambd: Number = 1e-4, alpha: Number = 0.75, t0: N
 
     Source: Polyak and Juditsky, Acceleration of stochastic approximation by averaging (1992), in torch's form.
     """
-    positive("update.asgd", lr=lr, lambd=lambd, alpha=alpha, t0=t0, weight_decay=weight_decay)
 
     def rule(p: Tensor, g: Tensor, memory: Any, t: Tensor, lr: Tensor, lambd: Tensor, alpha: Tensor, t0: Tensor,
              weight_decay: Tensor) -> Any:  # fmt: skip
@@ -74,7 +73,6 @@ def rprop(lr: Number = 1e-2, *, etas: tuple[Number, Number] = (0.5, 1.2),
 
     Source: Riedmiller and Braun, A direct adaptive method for faster backpropagation learning (1993).
     """
-    positive("update.rprop", lr=lr, eta_minus=etas[0], eta_plus=etas[1], step_min=step_sizes[0], step_max=step_sizes[1])
 
     def rule(p: Tensor, g: Tensor, memory: Any, t: Tensor, lr: Tensor, eta_minus: Tensor, eta_plus: Tensor,
              step_min: Tensor, step_max: Tensor) -> Any:  # fmt: skip
@@ -97,7 +95,6 @@ def lion(lr: Number = 1e-4, *, betas: tuple[Number, Number] = (0.9, 0.99), weigh
 
     Source: Chen et al., Symbolic discovery of optimization algorithms (2023), algorithm 2.
     """
-    positive("update.lion", lr=lr, weight_decay=weight_decay)
     below_one("update.lion", beta1=betas[0], beta2=betas[1])
 
     def rule(p: Tensor, g: Tensor, memory: Any, lr: Tensor, beta1: Tensor, beta2: Tensor, weight_decay: Tensor) -> Any:
