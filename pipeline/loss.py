@@ -64,16 +64,17 @@ def votes(outputs: Tensor, dim: int | None = 1) -> Tensor:
     at = _within(outputs, dim)
     kinds = torch.arange(outputs.shape[at], device=outputs.device)
     chosen = outputs.movedim(at, -1).argmax(-1, keepdim=True) == kinds
-    share = mean_probabilities(outputs, dim).movedim(at if at < 0 else at - 1, -1).softmax(-1)
-    return (chosen.sum(0).to(share.dtype) + 0.49 * share).movedim(-1, at if at < 0 else at - 1)
+    share = mean_probabilities(outputs, dim).softmax(at)
+    return chosen.sum(0).movedim(-1, at).to(share.dtype) + 0.49 * share
 
 
 def _within(outputs: Tensor, dim: int | None) -> int:
-    """A dimension of outputs where those of several models are stacked."""
+    """A dimension, from the last, of outputs where those of several models are stacked, and so of each."""
     if dim is None and outputs.ndim > 3:
         shape = tuple(outputs.shape[1:])
         raise StageError("loss.cross_entropy", f"can't join outputs {shape}: pass dim=1, or dim=-1 if classes are last")
-    return 2 if dim is None else dim if dim < 0 else dim + 1
+    dim = 1 if dim is None else dim
+    return dim if dim < 0 else dim + 1 - outputs.ndim
 
 
 def cross_entropy(
@@ -104,10 +105,8 @@ def cross_entropy(
         wrong = ((goals < 0) | (goals >= classes)) & (goals != ignore_index)
         if not goals.is_floating_point() and bool(wrong.any()):
             at = wrong.nonzero()[0].tolist()
-            raise DataError(
-                f"label {goals[tuple(at)].item()} in sample {at[0]} is outside the {classes} classes that the model "
-                f"gives (0 to {classes - 1}); give the model more outputs or correct the labels"
-            )
+            said = f"label {goals[tuple(at)].item()} in sample {at[0]} is outside the {classes} classes that the model"
+            raise DataError(f"{said} gives (0 to {classes - 1}); give it more outputs or correct the labels")
 
     join, vote = partial(mean_probabilities, dim=dim), partial(votes, dim=dim)
     return Loss("loss.cross_entropy", function, writes=WRITES, join=join, vote=vote, check=check)
@@ -242,12 +241,12 @@ def _of_outputs(name: str, f: Callable[..., Tensor]) -> Callable[..., Tensor]:
     if len(needs) > 2:
         takes = ", ".join(needs)
         raise WiringError(f"{name} takes {takes}: write loss.function(lambda ...: criterion({takes})) of named values")
-    if isinstance(f, nn.Module) and any(True for _ in f.parameters()):
+    if not isinstance(f, nn.Module):
+        return lambda outputs, targets: f(outputs, targets)
+    if any(True for _ in f.parameters()):
         raise WiringError(f"{name} has frozen parameters: write forward.model(..., frozen=True, outputs='loss')")
 
     def called(outputs: Tensor, targets: Tensor) -> Tensor:
-        if not isinstance(f, nn.Module):
-            return f(outputs, targets)
         # Copies beside the outputs, as of cross_entropy's weight: a stage holds them, so place does not know them.
         held = {name: b.clone().to(outputs.device) for name, b in f.named_buffers()}
         return functional_call(f, held, (outputs, targets))  # type: ignore[no-any-return]  # torch's

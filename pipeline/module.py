@@ -175,9 +175,7 @@ class Module:
             seen, after = skeleton in _FORGETFUL, {k: _at(module, k) for k in given if self._through(k) == ""}
             if changed := [k for k, t in after.items() if _differs(buffers[k], given[k], t, seen)]:
                 how = changed[0] if len(changed) == 1 else "*"
-                hint = (
-                    f"write forward.model(..., carry={how!r}) to carry it on, or carry=() to begin with State's in each"
-                )
+                hint = f"write forward.model(..., carry={how!r}) to carry it, or carry=() to give each batch State's"
                 raise ImpureError(f"changes its buffer {changed[0]!r} in evaluation; {hint}")
             _FORGETFUL.add(skeleton)
         kept = buffers if training else self.carried
@@ -188,10 +186,10 @@ class Module:
 
         The next one is done, on other numbers, with it and without it.
         """
-        if _mapped():
-            return
+        levels = torch._C._functorch.get_interpreter_stack() or []
+        if any(level.key() == torch._C._functorch.TransformType.Vmap for level in levels):
+            return  # no value can be compared
         _FORGETFUL.add(skeleton)
-        names = [name for name, _ in skeleton.module.named_modules()]
         fresh = skeleton.instance(tensors).modules()
         left = [(i, *at) for i, (old, new) in enumerate(zip(fresh, parts, strict=False)) for at in _left(old, new)]
         numbers = [t for t in pytree.tree_leaves((tensors, args, kwargs)) if isinstance(t, Tensor)]
@@ -226,8 +224,9 @@ class Module:
         if not same or counts:
             _FORGETFUL.discard(skeleton)
             i, key = counts[0] if counts else (left[0][0], left[0][2])
+            attribute = f"{[*dict(skeleton.module.named_modules())][i]}.{key}".lstrip(".")
             said = "for later calls, which State does not hold; give it a first value by register_buffer()"
-            raise ImpureError(f"changes its attribute {f'{names[i]}.{key}'.lstrip('.')!r} {said}")
+            raise ImpureError(f"changes its attribute {attribute!r} {said}")
 
 
 def _left(before: nn.Module, after: nn.Module) -> Iterator[tuple[Callable[[nn.Module], dict[str, Any]], str]]:
@@ -263,12 +262,6 @@ def _same(a: Any, b: Any, depth: int = 3) -> bool:
     if isinstance(a, nn.Module | MethodType | FunctionType) or not hasattr(a, "__dict__"):
         return True
     return _same(vars(a), vars(b), depth - 1)
-
-
-def _mapped() -> bool:
-    """Whether this runs under vmap, where no value can be compared."""
-    levels = torch._C._functorch.get_interpreter_stack() or []
-    return any(level.key() == torch._C._functorch.TransformType.Vmap for level in levels)
 
 
 def _other(value: Any) -> Any:
@@ -323,10 +316,9 @@ def _kept(name: str, before: Tensor, module: nn.Module) -> Tensor:
     if not isinstance(after, Tensor):
         raise ImpureError(f"leaves {name!r} as {type(after).__name__}; it has to stay a tensor")
     if (after.shape, after.dtype) != (before.shape, before.dtype):
-        raise ImpureError(
-            f"makes {name!r} {tuple(after.shape)} {after.dtype} of {tuple(before.shape)} {before.dtype}, but what "
-            "State holds keeps its shape and dtype: register it as what it becomes, or call the module once on a batch"
-        )
+        was, now = (f"{tuple(t.shape)} {t.dtype}" for t in (before, after))
+        hint = "register it as what it becomes, or call the module once on a batch"
+        raise ImpureError(f"makes {name!r} {now} of {was}, but what State holds keeps its shape and dtype: {hint}")
     return after
 
 

@@ -115,8 +115,7 @@ def curves(
 def best_epoch(
     rows: Sequence[Row], metric: str | None = None, better: Direction | None = None
 ) -> tuple[int, str, float] | None:
-    """The epoch, the metric and the value of the best validation among rows; of equal ones that with the lower loss,
-    then the later."""
+    """The epoch, metric and value of the best validation; of equal ones that with the lower loss, then the later."""
     seen = [{_metric(k): v for k, v in r.items() if not k.startswith("train/")} for r in rows]
     usual, known = ("accuracy", "r2", "perplexity", "loss"), declared(rows)
     name = metric or next((n for n in usual if n in known and n in seen[-1]), "")

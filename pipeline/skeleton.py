@@ -28,8 +28,6 @@ class Skeleton:
     """The identity of each parameter and buffer; of tied ones, under one name."""
     shared: Mapping[int, Any]
     """What all instances have in common: held tensors, and what can't be copied, such as locks."""
-    generators: Sequence[Any]
-    """Generators of random numbers that it holds."""
     functions: Sequence[FunctionType]
     """Functions that it holds, such as hooks, whose closures refer to it."""
 
@@ -59,7 +57,6 @@ class Skeleton:
             module,
             {name: id(t) for name, t in named.items()},
             {id(x): x for x in shared},
-            [x for x in shared if isinstance(x, _GENERATORS)],
             [memo[id(f)] for f in functions],
         )
 
@@ -69,7 +66,7 @@ class Skeleton:
 
     def drawn(self) -> list[Any]:
         """Where the generators are that it holds."""
-        return [_position(g) for g in self.generators]
+        return [_position(x) for x in self.shared.values() if isinstance(x, _GENERATORS)]
 
     def instance(self, tensors: Mapping[str, Tensor]) -> nn.Module:
         """A copy that has these tensors, by name."""

@@ -118,11 +118,9 @@ class Stage(Part):
     """Parameter -> the value it reads, where the two differ; what is no parameter goes to the function's **kwargs."""
     view: Callable[..., dict[str, Tree]] | None = field(default=None, kw_only=True)
     """Makes a stage an average of weights: it gives those to evaluate and to save in the place of the trained ones,
-    `{"params": ..., "buffers": ...}`, the second if they are others too. It reads values in State, the stage's memory
-    and its hyperparameters by its parameters' names, as the stage's function does."""
+    `{"params": ..., "buffers": ...}`, the second if they are others too. It reads State, memory and hyperparameters."""
     sharded: bool = field(default=False, kw_only=True)
-    """Whether it may be given shards of tensors in the place of whole ones, on a mesh: what it makes of some rows is
-    then what it makes of them among all. Other stages are given whole ones."""
+    """Whether it may be given shards of tensors on a mesh: it makes of some rows what it makes of them among all."""
     better: Better = field(default=None, kw_only=True)
     """Of a metric, which values are better: of all its results, or by their names."""
     anew: bool = field(default=False, kw_only=True)

@@ -72,8 +72,7 @@ def _never(lease: Lease) -> bool:
 
 
 donated: Callable[[Lease], bool] = _never
-"""Whether the tensors of States with this lease were handed over. The compile layer, which takes them, puts its answer
-here."""
+"""Whether the tensors of States with this lease were handed over; the compile layer puts its answer here."""
 
 
 @frozen(eq=False, repr=False)
