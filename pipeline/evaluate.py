@@ -21,7 +21,7 @@ from pipeline import means
 from pipeline.direction import Better, Direction
 from pipeline.errors import ConfigError, DataError, StageError
 from pipeline.stage import Stage, by_class, classes_at, fitted
-from pipeline.tree import Tree
+from pipeline.tree import Tree, tree_map
 
 INT, FLOAT = torch.int64, torch.float64
 _SCORES: Mapping[str, Direction] = {"precision": "high", "recall": "high", "f1": "high"}
@@ -55,10 +55,8 @@ class HostMetric(Stage):
     def measured(self, values: Mapping[str, Any]) -> Any:
         """What its function makes of a batch."""
         given = self.arguments(values)
-        try:
+        with self.blamed(given):
             return self.function(**given)
-        except Exception as e:
-            raise self.failed(e, given) from e
 
 
 def on_host(
@@ -118,7 +116,9 @@ def _told(name: str, tell: Callable[..., Tree], finish: Callable[[Any], dict[str
 
     def measure(outputs: Tensor, targets: Tensor) -> Tree:
         alike = outputs.shape == targets.shape
-        soft = alike and (several is False or (several is None and _may_be_soft(outputs, targets, dim)))
+        soft = alike and several is False
+        if alike and several is None and targets.is_floating_point() and targets.ndim > 1:  # or of one class, labels
+            soft = (min(targets.shape[1], targets.shape[-1]) if dim is None else targets.shape[dim]) > 1
         hint = ", or several=True if each is a label of its own" if alike else ""
         at = classes_at(name, outputs, targets, dim, hint) if soft or not alike else None
         if at is not None and outputs.shape[at] == 1:
@@ -140,13 +140,6 @@ def _told(name: str, tell: Callable[..., Tree], finish: Callable[[Any], dict[str
     return metric(name, measure, *((chosen, both) if several is None else (finish, sums)), better=better)
 
 
-def _may_be_soft(outputs: Tensor, targets: Tensor, dim: int | None) -> bool:
-    """Whether targets of the outputs' shape may be probabilities of classes."""
-    shape = outputs.shape
-    wide = len(shape) > 1 and (min(shape[1], shape[-1]) if dim is None else shape[dim]) > 1
-    return wide and targets.is_floating_point()
-
-
 def _likeliest(name: str, outputs: Tensor, targets: Tensor, dim: int | None) -> tuple[Tensor, Tensor]:
     """Logits (B, C, ...) and classes (B, ...): of probabilities, the likeliest."""
     logits, goals = by_class(name, outputs, targets, dim)
@@ -156,11 +149,10 @@ def _likeliest(name: str, outputs: Tensor, targets: Tensor, dim: int | None) -> 
 def calibration_error(
     bins: int = 15, *, dim: int | None = None, ignore_index: int = -100, several: bool | None = None
 ) -> Stage:
-    """The expected calibration error, reported as `calibration error`: how far the probability of what is told is from
-    the share of times that it is right, as a mean over samples in `bins` of equal width of that probability.
+    """The expected calibration error, reported as `calibration error`, over `bins` of equal width of the probability:
+    sum over bins of n(bin) / n * |accuracy(bin) - mean probability(bin)|.
 
-    sum over bins of n(bin) / n * |accuracy(bin) - mean probability(bin)|. Shapes and `several` as accuracy; of logits
-    on the right side of 0, the probability is that of the side.
+    Shapes and `several` as accuracy; of logits on the right side of 0, the probability is that of the side.
 
     Source: Guo et al., On calibration of modern neural networks (2017), equation 3.
 
@@ -189,18 +181,14 @@ def calibration_error(
 
 
 def top_k(k: int = 5, *, dim: int | None = None, ignore_index: int = -100) -> Stage:
-    """The fraction of targets among the k largest logits; reported as `top<k>`. Of probabilities, the likeliest is the
-    target."""
+    """The fraction of targets, or of the likeliest classes, among the k largest logits; reported as `top<k>`."""
     if k < 1:
         raise ConfigError(f"evaluate.top_k: k={k} is not a positive whole number")
 
     def measure(outputs: Tensor, targets: Tensor) -> Tree:
         logits, goals = _likeliest(f"evaluate.top_{k}", outputs, targets, dim)
-        counted = goals != ignore_index
-        return {
-            "sum": ((logits.topk(k, 1).indices == goals.unsqueeze(1)).any(1) & counted).sum(),
-            "count": counted.sum(),
-        }
+        right, counted = (logits.topk(k, 1).indices == goals.unsqueeze(1)).any(1), goals != ignore_index
+        return {"sum": (right & counted).sum(), "count": counted.sum()}
 
     return metric(f"evaluate.top_{k}", measure, _ratio(f"top{k}"), {"sum": INT, "count": INT}, better="high")
 
@@ -228,9 +216,7 @@ def confusion(classes: int, *, dim: int | None = None) -> Stage:
         goals = _likeliest("evaluate.confusion", outputs, targets, dim)[1]
         wrong = goals[(goals < 0) | (goals >= classes)]
         if len(wrong):
-            raise DataError(
-                f"label {wrong[0].item()} is outside the {classes} classes of evaluate.confusion({classes})"
-            )
+            raise DataError(f"label {wrong[0].item()} is outside the {classes} classes of evaluate.confusion()")
 
     def finish(sums: Any) -> dict[str, Any]:
         m = sums["matrix"].to(FLOAT)
@@ -260,13 +246,10 @@ def _scores(right: Tensor, guessed: Tensor, true: Tensor) -> dict[str, Any]:
     return {"precision": right / guessed.clamp(min=1), "recall": right / true.clamp(min=1), "f1": 2 * right / both}
 
 
-def _errors(stage: str, outputs: Tensor, targets: Tensor) -> Tensor:
-    return fitted(stage, outputs, targets).to(FLOAT) - targets.to(FLOAT)
-
-
 def _mean_error(name: str, short: str, of: Callable[[Tensor], Tensor]) -> Stage:
     def measure(outputs: Tensor, targets: Tensor) -> Tree:
-        return {"sum": of(_errors(name, outputs, targets)).sum(), "count": _count(targets)}
+        error = fitted(name, outputs, targets).to(FLOAT) - targets.to(FLOAT)
+        return {"sum": of(error).sum(), "count": _count(targets)}
 
     return metric(name, measure, _ratio(short), {"sum": FLOAT, "count": INT}, better="low")
 
@@ -286,7 +269,7 @@ def r2() -> Stage:
 
     def measure(outputs: Tensor, targets: Tensor) -> Tree:
         y = targets.to(FLOAT)
-        residual = (_errors("evaluate.r2", outputs, targets) ** 2).sum()
+        residual = ((fitted("evaluate.r2", outputs, targets).to(FLOAT) - y) ** 2).sum()
         return {"residual": residual, "y": y.sum(), "y2": (y * y).sum(), "count": _count(targets)}
 
     def finish(s: Any) -> dict[str, Any]:
@@ -314,9 +297,7 @@ def perplexity(*, dim: int | None = None, ignore_index: int = -100) -> Stage:
 def gradient_norm() -> Stage:
     """The mean norm of the gradients over all parameters, `gradient norm`, and its root mean square, `gradient
     norm/root mean square`: of the samples' where the backward takes a gradient for each, otherwise of the batches'. Put
-    it after the backward, and before clipping to see what there is to clip; evaluation, which has no gradients, does
-    without.
-    """
+    it after the backward, and before clipping to see what there is to clip. Evaluation does without."""
 
     def measure(params: Tree, grads: Tree) -> Tree:
         squares = _squared_norms(params, grads)
@@ -333,16 +314,15 @@ def learning_rate() -> Stage:
     """The mean learning rate of the steps, `learning rate`, or where several stages or groups have one,
     `learning rate/<stage or group>`. Evaluation does without."""
 
-    def rates(hyper: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return {name.removesuffix(".lr"): value for name, value in hyper.items() if name.endswith(".lr")}
-
-    def init(hyper: Mapping[str, Tensor]) -> Tree:
-        if not rates(hyper):
-            raise ConfigError("evaluate.learning_rate() finds no hyperparameter called lr in this pipeline")
-        return {"rates": {k: torch.zeros_like(v) for k, v in rates(hyper).items()}, "count": torch.zeros((), dtype=INT)}
-
     def measure(hyper: Mapping[str, Tensor], step: Tensor) -> Tree:
-        return {"rates": rates(hyper), "count": torch.ones_like(step)}
+        rates = {name.removesuffix(".lr"): value for name, value in hyper.items() if name.endswith(".lr")}
+        return {"rates": rates, "count": torch.ones_like(step)}
+
+    def init(hyper: Mapping[str, Tensor], step: Tensor) -> Tree:
+        first = measure(hyper, step)
+        if not first["rates"]:
+            raise ConfigError("evaluate.learning_rate() finds no hyperparameter called lr in this pipeline")
+        return tree_map(torch.zeros_like, first)
 
     def finish(sums: Any) -> dict[str, Any]:
         means = {k: v / sums["count"] for k, v in sums["rates"].items()}
@@ -400,10 +380,9 @@ def noise_scale() -> Stage:
     """The gradient noise scale tr(S) / |G|^2, reported as `noise scale`: about the batch size beyond which a larger one
     saves few steps. G is the true gradient, and S the covariance of the gradients of single samples.
 
-    From a gradient for each sample: put it after backward.gradients(per_example=True), and before what makes one of
-    them. Both are estimated without bias on each batch, as those of batches of 1 and of B, and added up over batches;
-    their ratio is that of the sums. It is noisy over few batches, and below 0 where the estimate of |G|^2 is; batches
-    of one sample tell nothing. Evaluation, which has no gradients, does without.
+    Put it after backward.gradients(per_example=True), and before what makes one gradient of those. Both are estimated
+    without bias on each batch, as those of batches of 1 and of B; their ratio is that of the sums. It is noisy over few
+    batches, and below 0 where the estimate of |G|^2 is; batches of one sample tell nothing. Evaluation does without.
 
     Source: McCandlish et al., An empirical model of large-batch training (2018), appendix A.1.
     """
@@ -411,11 +390,8 @@ def noise_scale() -> Stage:
     def measure(params: Tree, grads: Tree) -> Tree:
         one = {k: g.mean(0) for k, g in grads.items()}
         if any(g.shape != params[k].shape for k, g in one.items()):
-            raise StageError(
-                "evaluate.noise_scale",
-                "takes a gradient for each sample; write backward.gradients(per_example=True), and put it before what "
-                "makes one of them",
-            )
+            hint = "write backward.gradients(per_example=True), and put it before what makes one of them"
+            raise StageError("evaluate.noise_scale", f"takes a gradient for each sample; {hint}")
         small, [large] = _squared_norms(params, grads), _squared_norms(params, one)
         count = _count(small).to(FLOAT)
         more = (count - 1).clamp(min=1)  # of one sample, both differences are 0

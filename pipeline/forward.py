@@ -5,17 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import is_dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 from attrs import field, frozen
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from pipeline.errors import StageError, WiringError, did_you_mean
-from pipeline.module import Build, Module, copied
+from pipeline.module import NO_MODULE, Build, Module, copied
 from pipeline.stage import Stage, buffers_of, parts_of
 from pipeline.state import State
 from pipeline.tree import tree_map
+
+Names: TypeAlias = str | tuple[str, ...] | Mapping[str, str]
+"""A value; several by position; or several by other names."""
 
 
 def _picker(stage: str, outputs: Any) -> tuple[tuple[str, ...], Callable[[Any], tuple[Any, ...]]]:
@@ -40,14 +43,6 @@ def _picker(stage: str, outputs: Any) -> tuple[tuple[str, ...], Callable[[Any], 
     return tuple(outputs), by_position
 
 
-def _known(result: Any) -> Any:
-    """What a module returned, a dataclass among what torch can look into: gradients go through all tensors in it."""
-    kind = type(result)
-    if is_dataclass(kind) and kind not in pytree.SUPPORTED_NODES:
-        pytree.register_dataclass(kind)
-    return result
-
-
 @frozen(eq=False, repr=False)
 class Model(Stage):
     """A forward stage; `module` is what it calls."""
@@ -62,17 +57,10 @@ class Model(Stage):
     outputs: Any = "outputs"
 
     def rename(self, **names: str) -> Stage:
-        raise WiringError(
-            f"stage {self.name!r} is renamed where it is made: forward.model(..., params=..., outputs=...)"
-        )
+        raise WiringError(f"stage {self.name!r} is renamed where it is made: forward.model(params=..., outputs=...)")
 
     def again(
-        self,
-        *,
-        inputs: str | tuple[str, ...] | Mapping[str, str] = "inputs",
-        outputs: str | tuple[str, ...] | Mapping[str, str] = "outputs",
-        params: str | None = None,
-        name: str = "",
+        self, *, inputs: Names = "inputs", outputs: Names = "outputs", params: str | None = None, name: str = ""
     ) -> Model:
         """The same module with the same parameters, called on other values: a critic on what is real and what is not.
 
@@ -107,16 +95,10 @@ class Model(Stage):
 
 
 def model(
-    module: nn.Module | Build,
-    *,
-    inputs: str | tuple[str, ...] | Mapping[str, str] = "inputs",
-    outputs: str | tuple[str, ...] | Mapping[str, str] = "outputs",
-    params: str = "params",
-    frozen: bool = False,
-    train: bool | None = None,
-    carry: str | Iterable[str] | Mapping[str, str | None] | None = None,
-    name: str = "forward.model",
-) -> Model:
+    module: nn.Module | Build, *, inputs: Names = "inputs", outputs: Names = "outputs", params: str = "params",
+    frozen: bool = False, train: bool | None = None,
+    carry: str | Iterable[str] | Mapping[str, str | None] | None = None, name: str = "forward.model",
+) -> Model:  # fmt: skip
     """`outputs = module(inputs)`, for any nn.Module.
 
     - `module`: a factory, initialised from the run's seed (two factories of one kind begin alike), or an instance,
@@ -138,9 +120,7 @@ def model(
     writes into a trained one.
     """
     if not isinstance(module, nn.Module) and not callable(module):
-        raise WiringError(
-            f"forward.model() takes an nn.Module or a function that makes one, not {type(module).__name__}"
-        )
+        raise WiringError(f"forward.model() {NO_MODULE} {type(module).__name__}")
     if frozen and train is not None:
         raise WiringError("forward.model(frozen=True) is in eval mode: leave out train=")
     if not isinstance(carry, Mapping):
@@ -156,30 +136,26 @@ def _stage(parted: Module, inputs: Any, outputs: Any, params: str, name: str, ow
     others, brings its tensors into State."""
     first = own is None
     read_only = (parted.frozen and not any(parted.carry.values())) or own not in (None, params)
-    positions: tuple[str, ...] = ()
-    keywords: dict[str, str] = {}
-    if isinstance(inputs, Mapping):
-        keywords = dict(inputs)
-    else:
-        positions = (inputs,) if isinstance(inputs, str) else tuple(inputs)
-    kept_params, kept_buffers = params, buffers_of(params)
+    keywords: dict[str, str] = dict(inputs) if isinstance(inputs, Mapping) else {}
+    positions = () if keywords else (inputs,) if isinstance(inputs, str) else tuple(inputs)
+    kept = kept_params, kept_buffers = params, buffers_of(params)
     written, picked = _picker(name, outputs)
 
     def forward(params: Any, buffers: Any, training: bool, **values: Any) -> Any:
-        args = tuple(tree_map(copied, values[p]) for p in positions)
-        kwargs = {argument: tree_map(copied, values[argument]) for argument in keywords}
+        given = tree_map(copied, values)
+        args, kwargs = [given[p] for p in positions], {argument: given[argument] for argument in keywords}
         result, after = parted.call(params, buffers, training, args, kwargs)
-        parts = picked(_known(result))
-        if read_only:
-            return parts if len(parts) > 1 else parts[0]
-        return (*parts, after)
+        if is_dataclass(kind := type(result)) and kind not in pytree.SUPPORTED_NODES:
+            pytree.register_dataclass(kind)  # so that gradients go through all tensors in it
+        parts = picked(result) if read_only else (*picked(result), after)
+        return parts if len(parts) > 1 else parts[0]
 
     def create(seed: int, before: Callable[[], Mapping[str, Any]], tree: Mapping[str, Any]) -> dict[str, Any]:
         def example() -> tuple[list[Any], dict[str, Any]]:
             values = before()
             return [values[p] for p in positions], {argument: values[v] for argument, v in keywords.items()}
 
-        return dict(zip((kept_params, kept_buffers), parted.create(seed, example), strict=True))
+        return dict(zip(kept, parted.create(seed, example), strict=True))
 
     return Model(
         name,
@@ -187,7 +163,7 @@ def _stage(parted: Module, inputs: Any, outputs: Any, params: str, name: str, ow
         writes=written if read_only else (*written, kept_buffers),
         create=create if first else None,
         draws=True,
-        keeps=(kept_params, kept_buffers) if first else (),
+        keeps=kept if first else (),
         names={"params": kept_params, "buffers": kept_buffers, **{p: p for p in positions}, **keywords},
         module=parted,
         params=kept_params,

@@ -64,21 +64,17 @@ def votes(outputs: Tensor, dim: int | None = 1) -> Tensor:
     at = _within(outputs, dim)
     kinds = torch.arange(outputs.shape[at], device=outputs.device)
     chosen = outputs.movedim(at, -1).argmax(-1, keepdim=True) == kinds
-    votes = chosen.sum(0).movedim(-1, at if at < 0 else at - 1)
-    share = mean_probabilities(outputs, dim).softmax(at if at < 0 else at - 1)
-    return votes.to(share.dtype) + 0.49 * share
+    share = mean_probabilities(outputs, dim).softmax(at)
+    return chosen.sum(0).movedim(-1, at).to(share.dtype) + 0.49 * share
 
 
 def _within(outputs: Tensor, dim: int | None) -> int:
-    """A dimension of outputs where those of several models are stacked."""
+    """A dimension, from the last, of outputs where those of several models are stacked, and so of each."""
     if dim is None and outputs.ndim > 3:
         shape = tuple(outputs.shape[1:])
         raise StageError("loss.cross_entropy", f"can't join outputs {shape}: pass dim=1, or dim=-1 if classes are last")
-    return 2 if dim is None else dim if dim < 0 else dim + 1
-
-
-def _stage(name: str, function: Callable[..., Any], join: Callable[[Tensor], Tensor], **fields: Any) -> Loss:
-    return Loss(f"loss.{name}", function, writes=WRITES, join=join, **fields)
+    dim = 1 if dim is None else dim
+    return dim if dim < 0 else dim + 1 - outputs.ndim
 
 
 def cross_entropy(
@@ -97,11 +93,9 @@ def cross_entropy(
 
     def function(outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         logits, goals = _by_class(outputs, targets, dim)
-        per_class = None if weight is None else weight.to(logits)
-        total = means.weight(F.cross_entropy, (logits, goals, per_class), {"ignore_index": ignore_index})
-        value = F.cross_entropy(
-            logits, goals, per_class, ignore_index=ignore_index, label_smoothing=smoothing, reduction="sum"
-        )
+        given = logits, goals, None if weight is None else weight.to(logits)
+        total = means.weight(F.cross_entropy, given, {"ignore_index": ignore_index})
+        value = F.cross_entropy(*given, ignore_index=ignore_index, label_smoothing=smoothing, reduction="sum")
         # Where nothing counts the loss is 0, not torch's 0 / 0.
         return value / torch.where(total > 0, total, 1.0).to(value.dtype), total
 
@@ -111,13 +105,11 @@ def cross_entropy(
         wrong = ((goals < 0) | (goals >= classes)) & (goals != ignore_index)
         if not goals.is_floating_point() and bool(wrong.any()):
             at = wrong.nonzero()[0].tolist()
-            raise DataError(
-                f"label {goals[tuple(at)].item()} in sample {at[0]} is outside the {classes} classes that the model "
-                f"gives (0 to {classes - 1}); give the model more outputs or correct the labels"
-            )
+            said = f"label {goals[tuple(at)].item()} in sample {at[0]} is outside the {classes} classes that the model"
+            raise DataError(f"{said} gives (0 to {classes - 1}); give it more outputs or correct the labels")
 
     join, vote = partial(mean_probabilities, dim=dim), partial(votes, dim=dim)
-    return _stage("cross_entropy", function, join, vote=vote, check=check)
+    return Loss("loss.cross_entropy", function, writes=WRITES, join=join, vote=vote, check=check)
 
 
 def _by_class(outputs: Tensor, targets: Tensor, dim: int | None) -> tuple[Tensor, Tensor]:
@@ -126,11 +118,11 @@ def _by_class(outputs: Tensor, targets: Tensor, dim: int | None) -> tuple[Tensor
         raise DataError(f"outputs are {tuple(outputs.shape)}, but loss.cross_entropy() takes logits (B, C, ...)")
     logits, goals = by_class("loss.cross_entropy", outputs, targets, dim)
     has = f"targets are {tuple(targets.shape)} {targets.dtype}, but loss.cross_entropy() takes class indices (B, ...)"
-    if targets.is_floating_point() and goals.shape != logits.shape:
-        raise DataError(f"{has}: take targets.long() if they are, or use loss.mse() for values")
-    at = 1 if dim is None else dim
     if targets.is_floating_point():
+        if goals.shape != logits.shape:
+            raise DataError(f"{has}: take targets.long() if they are, or use loss.mse() for values")
         return logits, goals
+    at = 1 if dim is None else dim
     if targets.ndim == outputs.ndim and targets.shape[at] == 1:
         raise DataError(f"{has}: take targets.squeeze({at})")
     if targets.shape == outputs.shape:
@@ -138,26 +130,23 @@ def _by_class(outputs: Tensor, targets: Tensor, dim: int | None) -> tuple[Tensor
     return logits, targets.long()
 
 
-def _elementwise(
-    name: str, per_element: Callable[..., Tensor], join: Callable[[Tensor], Tensor] = mean_outputs, **hyper: float
-) -> Loss:
-    def mean(outputs: Tensor, targets: Tensor, **numbers: Tensor) -> tuple[Tensor, Tensor]:
-        values = per_element(fitted(f"loss.{name}", outputs, targets), targets.to(outputs.dtype), **numbers)
-        return values.mean(), torch.full((), values.numel(), dtype=torch.float64, device=values.device)
+def _mean(name: str, per_element: Callable[[Tensor, Tensor], Tensor], outputs: Tensor, targets: Tensor) -> Any:
+    values = per_element(fitted(name, outputs, targets), targets.to(outputs.dtype))
+    return values.mean(), means.number(values.numel(), values)
 
-    if not hyper:
-        return _stage(name, lambda outputs, targets: mean(outputs, targets), join)
-    return _stage(name, lambda outputs, targets, delta: mean(outputs, targets, delta=delta), join, hyper=hyper)
+
+def _elementwise(name: str, per_element: Callable[[Tensor, Tensor], Tensor], join: Any = mean_outputs) -> Loss:
+    return Loss(name, lambda outputs, targets: _mean(name, per_element, outputs, targets), writes=WRITES, join=join)
 
 
 def mse() -> Loss:
     """Mean squared error. Shapes: outputs and targets alike, or (B, 1) and (B,) -> ()."""
-    return _elementwise("mse", lambda x, y: (x - y) ** 2)
+    return _elementwise("loss.mse", lambda x, y: (x - y) ** 2)
 
 
 def l1() -> Loss:
-    """Mean absolute error. Shapes: outputs and targets alike, or (B, 1) and (B,) -> ()."""
-    return _elementwise("l1", lambda x, y: (x - y).abs())
+    """Mean absolute error. Shapes as mse."""
+    return _elementwise("loss.l1", lambda x, y: (x - y).abs())
 
 
 def huber(delta: float = 1.0) -> Loss:
@@ -167,20 +156,20 @@ def huber(delta: float = 1.0) -> Loss:
     tensor(2.5000)
     """
 
-    def per_element(x: Tensor, y: Tensor, delta: Any) -> Tensor:
-        error = (x - y).abs()
-        return torch.where(error <= delta, 0.5 * error**2, delta * (error - 0.5 * delta))
+    def function(outputs: Tensor, targets: Tensor, delta: Any) -> Any:
+        def per_element(x: Tensor, y: Tensor) -> Tensor:
+            error = (x - y).abs()
+            return torch.where(error <= delta, 0.5 * error**2, delta * (error - 0.5 * delta))
 
-    return _elementwise("huber", per_element, delta=delta)
+        return _mean("loss.huber", per_element, outputs, targets)
+
+    return Loss("loss.huber", function, writes=WRITES, join=mean_outputs, hyper={"delta": delta})
 
 
 def binary_cross_entropy() -> Loss:
     """Binary cross entropy of logits, as torch.nn.BCEWithLogitsLoss. Shapes as mse; targets in [0, 1] of any dtype."""
-
-    def per_element(x: Tensor, y: Tensor) -> Tensor:
-        return F.binary_cross_entropy_with_logits(x, y, reduction="none")
-
-    return _elementwise("binary_cross_entropy", per_element, mean_chances)
+    per_element = partial(F.binary_cross_entropy_with_logits, reduction="none")
+    return _elementwise("loss.binary_cross_entropy", per_element, mean_chances)
 
 
 def function(
@@ -224,7 +213,7 @@ def function(
     sums, counts = "sum" in (weight, reduction), weight
     if sums or weight == "samples":
         counts = wraps(f)((lambda **_: 1) if sums else lambda **given: samples(given))
-    made: Stage = stage(writes="loss" if counts is None else WRITES, name=name)(_weighed(f, counts))
+    made: Stage = stage(_weighed(f, counts) if counts else f, writes=WRITES if counts else "loss", name=name)
     return evolve(made, sums=sums)
 
 
@@ -252,24 +241,21 @@ def _of_outputs(name: str, f: Callable[..., Tensor]) -> Callable[..., Tensor]:
     if len(needs) > 2:
         takes = ", ".join(needs)
         raise WiringError(f"{name} takes {takes}: write loss.function(lambda ...: criterion({takes})) of named values")
-    if isinstance(f, nn.Module) and any(True for _ in f.parameters()):
+    if not isinstance(f, nn.Module):
+        return lambda outputs, targets: f(outputs, targets)
+    if any(True for _ in f.parameters()):
         raise WiringError(f"{name} has frozen parameters: write forward.model(..., frozen=True, outputs='loss')")
 
     def called(outputs: Tensor, targets: Tensor) -> Tensor:
-        if not isinstance(f, nn.Module):
-            return f(outputs, targets)
         # Copies beside the outputs, as of cross_entropy's weight: a stage holds them, so place does not know them.
         held = {name: b.clone().to(outputs.device) for name, b in f.named_buffers()}
-        value: Tensor = functional_call(f, held, (outputs, targets))
-        return value
+        return functional_call(f, held, (outputs, targets))  # type: ignore[no-any-return]  # torch's
 
     return called
 
 
 def _weighed(f: Callable[..., Any], weight: Any) -> Callable[..., Any]:
     """A loss and its weight as one function of what either reads."""
-    if weight is None:
-        return f
     own, others = (dict(inspect.signature(g).parameters) for g in (f, weight))
     parameters = sorted({**own, **others, **own}.values(), key=lambda p: (p.kind, p.default is not p.empty))
     whole = inspect.Signature(parameters)

@@ -24,22 +24,15 @@ def _elements(input: Tensor, target: Tensor, **_: Any) -> Any:
     return torch.broadcast_shapes(input.shape, target.shape).numel()  # type: ignore[no-untyped-call]  # torch's
 
 
-def _values(input: Tensor, target: Tensor, weight: Tensor | None = None, **_: Any) -> Any:
-    return _elements(input, target) if weight is None else weight
-
-
-def _rows(*given: Any, **named: Any) -> Any:
-    return next(iter(named.values())).shape[:-1].numel()
-
-
 LOSSES: dict[Any, Callable[..., Any]] = {
     **dict.fromkeys((F.cross_entropy, F.nll_loss, getattr(F, "linear_cross_entropy", None)), _classes),
-    **dict.fromkeys((F.mse_loss, F.l1_loss), _values),
+    **dict.fromkeys((F.mse_loss, F.l1_loss), lambda weight, **given: _elements(**given) if weight is None else weight),
     **dict.fromkeys((F.smooth_l1_loss, F.huber_loss, F.binary_cross_entropy, F.binary_cross_entropy_with_logits,
                      F.kl_div, F.poisson_nll_loss, F.gaussian_nll_loss, F.soft_margin_loss, F.hinge_embedding_loss),
                     _elements),
     **dict.fromkeys((F.multi_margin_loss, F.multilabel_margin_loss, F.multilabel_soft_margin_loss,
-                     F.triplet_margin_loss, F.triplet_margin_with_distance_loss), _rows),
+                     F.triplet_margin_loss, F.triplet_margin_with_distance_loss),
+                    lambda **given: next(iter(given.values())).shape[:-1].numel()),
     **dict.fromkeys((F.cosine_embedding_loss, F.margin_ranking_loss), lambda target, **_: target.numel()),
     F.ctc_loss: lambda target_lengths, **_: len(target_lengths),
 }  # fmt: skip

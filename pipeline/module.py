@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from fnmatch import fnmatchcase
+from operator import attrgetter
 from types import FunctionType, MethodType
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
@@ -28,6 +29,7 @@ from pipeline.errors import ImpureError, WiringError, did_you_mean, place_of
 from pipeline.skeleton import Skeleton
 from pipeline.tree import tree_map
 
+NO_MODULE = "takes an nn.Module or a function that makes one, not"
 Build = Callable[[], nn.Module]
 Tensors = dict[str, Tensor]
 Example = Callable[[], tuple[Sequence[Any], Mapping[str, Any]]]
@@ -56,18 +58,20 @@ class Module:
         made = self.build
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
+            try:
+                made = made if isinstance(made, nn.Module) else made()
+            except TypeError as e:
+                if not isinstance(made, type):
+                    raise
+                hint = f"write lambda: {made.__name__}(...)"
+                raise WiringError(f"forward.model() can't make the module: {e}; {hint}") from e
             if not isinstance(made, nn.Module):
-                made = _made(made)
-            if not isinstance(made, nn.Module):
-                raise WiringError(
-                    f"forward.model() takes an nn.Module or a function that makes one, not {type(made).__name__}"
-                )
+                raise WiringError(f"forward.model() {NO_MODULE} {type(made).__name__}")
             module: nn.Module = getattr(made, "_orig_mod", made)  # of what torch.compile returned, the module itself
             if any(isinstance(part, torch.jit.ScriptModule) for part in module.modules()):
-                raise WiringError(
-                    "the module is a torch.jit script, whose tensors can't be a State's: pass it as it was"
-                )
-            return _materialised(module, example) if _lazy(module) else module
+                raise WiringError("the module is a torch.jit script, whose tensors are its own: pass it as it was")
+            lazies = [t for t in (*module.parameters(), *module.buffers()) if nn.parameter.is_lazy(t)]
+            return _materialised(module, lazies, example) if lazies else module
 
     def skeleton(self, training: bool = False, real: nn.Module | None = None) -> Skeleton:
         """The module without storage, in train or eval mode. Made once."""
@@ -77,21 +81,17 @@ class Module:
             evaluated.module.eval()
             came = {k: p for k, p in trained.module.named_modules() if not p.training}
             trained.module.train(not self.frozen)  # also where all parts train: it may be the user's own
-            still = {k: p for k, p in came.items() if p.training and not self.train}
-            if self.train is None and "" in still:
-                still = {}
-            for part in still.values():  # they may be meant so, as frozen BatchNorms are
-                part.training = False
-            said = self.train is False
-            _SKELETONS[self] = evaluated, trained, [k for k in still if k.rpartition(".")[0] not in still and not said]
+            still = [k for k, p in came.items() if p.training and not self.train]
+            still = [] if self.train is None and "" in still else still
+            for k in still:  # they may be meant so, as frozen BatchNorms are
+                came[k].training = False
+            top = [k for k in still if self.train is None and k.rpartition(".")[0] not in still]
+            _SKELETONS[self] = evaluated, trained, top
         evaluated, trained, top = _SKELETONS[self]
         if training and top:
             names = ", ".join(map(repr, top[:3])) + ", ..." * (len(top) > 3)
-            warnings.warn(
-                f"forward.model(): {names} came in eval mode and stays in it while the rest trains; write train=True "
-                "to train it as model.train() does, or train=False to leave it so",
-                stacklevel=2,
-            )
+            said = f"forward.model(): {names} came in eval mode and stays in it while the rest trains"
+            warnings.warn(f"{said}; write train=True to train it as the rest, or train=False to leave it", stacklevel=2)
             top.clear()
         return trained if training else evaluated
 
@@ -113,14 +113,11 @@ class Module:
         named = dict(module.named_parameters())
         for name, p in named.items():
             if p._backward_hooks or getattr(p, "_post_accumulate_grad_hooks", None):
-                raise WiringError(
-                    f"parameter {name!r} has a hook, which a function of State can't call: remove it, and put a stage "
-                    "that changes grads[...] after backward.gradients()"
-                )
-        params = {k: p.detach().clone() for k, p in named.items() if p.requires_grad or self.frozen}
-        buffers = {
-            k: p.detach().clone() for k, p in {**named, **dict(module.named_buffers())}.items() if k not in params
-        }
+                hint = "remove it, and put a stage that changes grads[...] after backward.gradients()"
+                raise WiringError(f"parameter {name!r} has a hook, which a function of State can't call: {hint}")
+        tensors = {k: t.detach().clone() for k, t in (*named.items(), *module.named_buffers())}
+        params = {k: tensors[k] for k, p in named.items() if p.requires_grad or self.frozen}
+        buffers = {k: t for k, t in tensors.items() if k not in params}
         for pattern, how in self.carry.items():
             if how and not any(fnmatchcase(k, pattern) for k in buffers):
                 raise WiringError(f"carry={pattern!r} is no buffer of the module{did_you_mean(pattern, buffers)}")
@@ -130,8 +127,7 @@ class Module:
         return params, buffers
 
     def _shaped(self, params: Tensors, buffers: Tensors, example: Example) -> Tensors:
-        """The buffers with a shape from a first call, as observers' minima, if a call after it leaves what a first
-        would."""
+        """The buffers shaped by a first call, as observers' minima, if a later call leaves what a first would."""
 
         def left(buffers: Tensors, change: Callable[[Any], Any]) -> Tensors:
             args, kwargs = tree_map(change, example())
@@ -177,13 +173,10 @@ class Module:
         if not training and get_proxy_mode() is None:
             # Not all that writes in place says so: values are compared in a first call.
             seen, after = skeleton in _FORGETFUL, {k: _at(module, k) for k in given if self._through(k) == ""}
-            changed = [k for k, t in after.items() if _differs(buffers[k], given[k], t, seen)]
-            if changed:
+            if changed := [k for k, t in after.items() if _differs(buffers[k], given[k], t, seen)]:
                 how = changed[0] if len(changed) == 1 else "*"
-                raise ImpureError(
-                    f"changes its buffer {changed[0]!r} in evaluation; write forward.model(..., carry={how!r}) to "
-                    "carry it from batch to batch, or carry=() to give each batch what State has"
-                )
+                hint = f"write forward.model(..., carry={how!r}) to carry it, or carry=() to give each batch State's"
+                raise ImpureError(f"changes its buffer {changed[0]!r} in evaluation; {hint}")
             _FORGETFUL.add(skeleton)
         kept = buffers if training else self.carried
         return result, {**buffers, **{name: _kept(name, buffers[name], module) for name in kept}}
@@ -193,10 +186,10 @@ class Module:
 
         The next one is done, on other numbers, with it and without it.
         """
-        if _mapped():
-            return
+        levels = torch._C._functorch.get_interpreter_stack() or []
+        if any(level.key() == torch._C._functorch.TransformType.Vmap for level in levels):
+            return  # no value can be compared
         _FORGETFUL.add(skeleton)
-        names = [name for name, _ in skeleton.module.named_modules()]
         fresh = skeleton.instance(tensors).modules()
         left = [(i, *at) for i, (old, new) in enumerate(zip(fresh, parts, strict=False)) for at in _left(old, new)]
         numbers = [t for t in pytree.tree_leaves((tensors, args, kwargs)) if isinstance(t, Tensor)]
@@ -231,21 +224,9 @@ class Module:
         if not same or counts:
             _FORGETFUL.discard(skeleton)
             i, key = counts[0] if counts else (left[0][0], left[0][2])
-            attribute = f"{names[i]}.{key}".lstrip(".")
-            raise ImpureError(
-                f"changes its attribute {attribute!r} for later calls, which State does not hold; give it a first "
-                "value by register_buffer()"
-            )
-
-
-def _made(build: Build) -> Any:
-    try:
-        return build()
-    except TypeError as e:
-        if isinstance(build, type):
-            name = build.__name__
-            raise WiringError(f"forward.model() can't make the module: {e}; write lambda: {name}(...)") from e
-        raise
+            attribute = f"{[*dict(skeleton.module.named_modules())][i]}.{key}".lstrip(".")
+            said = "for later calls, which State does not hold; give it a first value by register_buffer()"
+            raise ImpureError(f"changes its attribute {attribute!r} {said}")
 
 
 def _left(before: nn.Module, after: nn.Module) -> Iterator[tuple[Callable[[nn.Module], dict[str, Any]], str]]:
@@ -255,7 +236,7 @@ def _left(before: nn.Module, after: nn.Module) -> Iterator[tuple[Callable[[nn.Mo
             yield vars, key
     for key, value in after._buffers.items():
         if value is not None and before._buffers.get(key) is None:
-            yield _buffers, key
+            yield attrgetter("_buffers"), key
 
 
 _OWN = ("training", "_parameters", "_buffers", "_modules")
@@ -269,29 +250,18 @@ def _same(a: Any, b: Any, depth: int = 3) -> bool:
     if type(a) is not type(b):
         return False
     if isinstance(a, Tensor):
-        alike = (a.shape, a.dtype, a.device) == (b.shape, b.dtype, b.device)
-        return alike and torch.equal(a, b)
+        return (a.shape, a.dtype, a.device) == (b.shape, b.dtype, b.device) and torch.equal(a, b)
     if isinstance(a, np.ndarray):
         return np.array_equal(a, b)
     if isinstance(a, int | float | complex | str):
         return a == b or a != a
     if isinstance(a, dict):
-        return len(a) == len(b) and all(_same(x, y, depth - 1) for x, y in zip(a.values(), b.values(), strict=True))
+        a, b = [*a.values()], [*b.values()]
     if isinstance(a, list | tuple | deque):
         return len(a) == len(b) and all(_same(x, y, depth - 1) for x, y in zip(a, b, strict=True))
     if isinstance(a, nn.Module | MethodType | FunctionType) or not hasattr(a, "__dict__"):
         return True
     return _same(vars(a), vars(b), depth - 1)
-
-
-def _buffers(module: nn.Module) -> dict[str, Any]:
-    return module._buffers
-
-
-def _mapped() -> bool:
-    """Whether this runs under vmap, where no value can be compared."""
-    levels = torch._C._functorch.get_interpreter_stack() or []
-    return any(level.key() == torch._C._functorch.TransformType.Vmap for level in levels)
 
 
 def _other(value: Any) -> Any:
@@ -301,18 +271,12 @@ def _other(value: Any) -> Any:
     return value.flip(0) * 0.75 if value.is_floating_point() else value.flip(0)
 
 
-def _lazy(module: nn.Module) -> bool:
-    return any(map(nn.parameter.is_lazy, (*module.parameters(), *module.buffers())))
-
-
-def _materialised(module: nn.Module, example: Example | None) -> nn.Module:
+def _materialised(module: nn.Module, lazies: Sequence[Any], example: Example | None) -> nn.Module:
     """A copy of a lazy module with the shapes that the example has, and statistics as new ones have them."""
     if example is None:
         raise WiringError("the module is lazy, and was not looked at with a batch yet: call pipe.init() first")
-    lazies = [t for t in (*module.parameters(), *module.buffers()) if nn.parameter.is_lazy(t)]
     # torch has no copies of lazy buffers.
-    made: dict[int, Any] = {id(t): type(t)(device=t.device, dtype=t.dtype) for t in lazies}  # type: ignore[call-arg]  # torch's types lack them
-    module = copy.deepcopy(module, made)
+    module = copy.deepcopy(module, {id(t): type(t)(device=t.device, dtype=t.dtype) for t in lazies})
     modes = [(part, part.training) for part in module.modules()]
     args, kwargs = example()
     try:
@@ -352,10 +316,9 @@ def _kept(name: str, before: Tensor, module: nn.Module) -> Tensor:
     if not isinstance(after, Tensor):
         raise ImpureError(f"leaves {name!r} as {type(after).__name__}; it has to stay a tensor")
     if (after.shape, after.dtype) != (before.shape, before.dtype):
-        raise ImpureError(
-            f"makes {name!r} {tuple(after.shape)} {after.dtype} of {tuple(before.shape)} {before.dtype}, but what "
-            "State holds keeps its shape and dtype: register it as what it becomes, or call the module once on a batch"
-        )
+        was, now = (f"{tuple(t.shape)} {t.dtype}" for t in (before, after))
+        hint = "register it as what it becomes, or call the module once on a batch"
+        raise ImpureError(f"makes {name!r} {now} of {was}, but what State holds keeps its shape and dtype: {hint}")
     return after
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from io import StringIO
+from itertools import cycle
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -84,7 +85,8 @@ def curves(
     lines = {name: _rows(run) for name, run in runs.items()}
     if not any(lines.values()):
         raise ConfigError("there is no complete epoch to draw")
-    known = list(dict.fromkeys(_metric(k) for rows in lines.values() for r in rows for k in r if _drawn(k, r)))
+    drawn = [k for rows in lines.values() for r in rows for k, v in r.items() if k not in _SKIPPED and _number(v)]
+    known = list(dict.fromkeys(map(_metric, drawn)))
     for name in metrics:
         if name not in known:
             raise ConfigError(f"there is no metric {name!r}{did_you_mean(name, known)}")
@@ -96,14 +98,13 @@ def curves(
     figure: Figure = New(figsize=(WIDTH * columns, HEIGHT * height))
     # Margins in inches: to have them worked out takes longer than to draw.
     left, right, top, bottom = 0.6 / WIDTH, 0.15 / WIDTH, 0.35 / HEIGHT, 0.45 / HEIGHT
-    marked = best_epoch(next(iter(lines.values())), best, better) if len(lines) == 1 else None
+    rows = next(iter(lines.values()))
+    marked = best_epoch(rows, best, better) if len(lines) == 1 else None
     for i, metric in enumerate(shown):
         x, y = i % columns, height - 1 - i // columns
-        axes = figure.add_axes((
-            (x + left) / columns, (y + bottom) / height, (1 - left - right) / columns, (1 - top - bottom) / height,
-        ))  # fmt: skip
+        wide, high = (1 - left - right) / columns, (1 - top - bottom) / height
+        axes = figure.add_axes(((x + left) / columns, (y + bottom) / height, wide, high))
         if len(lines) == 1:
-            [rows] = lines.values()
             _draw_parts(axes, metric, rows, marked)
         else:
             _draw_runs(axes, metric, lines)
@@ -114,8 +115,7 @@ def curves(
 def best_epoch(
     rows: Sequence[Row], metric: str | None = None, better: Direction | None = None
 ) -> tuple[int, str, float] | None:
-    """The epoch, the metric and the value of the best validation among rows; of equal ones that with the lower loss,
-    then the later."""
+    """The epoch, metric and value of the best validation; of equal ones that with the lower loss, then the later."""
     seen = [{_metric(k): v for k, v in r.items() if not k.startswith("train/")} for r in rows]
     usual, known = ("accuracy", "r2", "perplexity", "loss"), declared(rows)
     name = metric or next((n for n in usual if n in known and n in seen[-1]), "")
@@ -134,8 +134,7 @@ def _draw_parts(axes: Axes, metric: str, rows: Sequence[Row], found: tuple[int, 
     marker = "." if len(rows) <= FEW else ""
     _draw(axes, *held_out, label="held-out", color="#000000", style="-", marker=marker)
     views = sorted({k.removeprefix("validate/") for r in rows for k in r if k.endswith(f".{metric}")})
-    for k, name in enumerate(views):
-        color = COLOURS[k % len(COLOURS)]
+    for name, color in zip(views, cycle(COLOURS), strict=False):
         points = _points(rows, f"validate/{name}")
         _draw(axes, *points, label=name.removesuffix(f".{metric}"), color=color, style="-", marker=marker)
     if found is not None and len(rows) > 1:
@@ -149,36 +148,28 @@ def _draw_runs(axes: Axes, metric: str, runs: Mapping[str, Sequence[Row]]) -> No
     """Several runs: held-out data where a run has them, told apart by colour and by mark."""
     for k, (name, rows) in enumerate(runs.items()):
         held_out = _points(rows, f"validate/{metric}")
-        epochs, values = held_out if held_out[1] else _points(rows, f"train/{metric}")
+        points = held_out if held_out[1] else _points(rows, f"train/{metric}")
         style = STYLES[k // len(COLOURS) % len(STYLES)]
-        _draw(axes, epochs, values, label=name, color=COLOURS[k % len(COLOURS)], style=style, marker=MARKS[k % 8])
+        _draw(axes, *points, label=name, color=COLOURS[k % len(COLOURS)], style=style, marker=MARKS[k % 8])
 
 
 def _draw(axes: Axes, epochs: Points, values: Points, *, label: str, color: str, style: str, marker: str) -> None:
     """A curve, if it has points."""
     if len(epochs) > POINTS:
-        epochs, values, low, high = _stretches(epochs, values)
-        axes.fill_between(epochs, low, high, color=color, alpha=0.2, linewidth=0)
+        places, stretches = (np.array_split(np.asarray(x, dtype=float), POINTS) for x in (epochs, values))
+        epochs, values = [x.mean() for x in places], [x.mean() for x in stretches]
+        ends = [x.min() for x in stretches], [x.max() for x in stretches]
+        axes.fill_between(epochs, *ends, color=color, alpha=0.2, linewidth=0)
     if len(epochs):
         every = 1 if marker == "." else max(len(epochs) // 10, 1)
-        axes.plot(
-            epochs, values, label=label, color=color, linestyle=style, linewidth=1.3, marker=marker, markersize=5,
-            markevery=every,
-        )  # fmt: skip
+        marks: dict[str, Any] = {"marker": marker, "markersize": 5, "markevery": every}
+        axes.plot(epochs, values, label=label, color=color, linestyle=style, linewidth=1.3, **marks)
 
 
 def _points(rows: Sequence[Row], name: str) -> tuple[Points, Points]:
     """The epochs that have a number of this name, and the numbers."""
     found = [(r["epoch"], r[name]) for r in rows if _number(r.get(name))]
     return [epoch for epoch, _ in found], [value for _, value in found]
-
-
-def _stretches(epochs: Points, values: Points) -> tuple[Points, Points, Points, Points]:
-    """The mean place, and the mean, the least and the most value of each stretch."""
-    parts = [np.array_split(np.asarray(x, dtype=float), POINTS) for x in (epochs, values)]
-    pick: list[tuple[int, Any]] = [(0, np.mean), (1, np.mean), (1, np.min), (1, np.max)]
-    a, b, c, d = ([float(f(stretch)) for stretch in parts[i]] for i, f in pick)
-    return a, b, c, d
 
 
 def _finish(axes: Axes, metric: str, legend: bool) -> None:
@@ -202,10 +193,6 @@ def _rows(run: Curve) -> list[Row]:
     return [line(r) if isinstance(r, Report) else dict(r) for r in run if not isinstance(r, Report) or r.complete]
 
 
-def _drawn(name: str, r: Row) -> bool:
-    return name not in _SKIPPED and _number(r[name])
-
-
 def _number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and value == value
 
@@ -215,6 +202,5 @@ def _metric(name: str) -> str:
 
 
 def _order(name: str) -> tuple[int, str]:
-    if name in _LAST:
-        return len(_FIRST) + 1 + _LAST.index(name), name
-    return _FIRST.index(name) if name in _FIRST else len(_FIRST), name
+    known = (*_FIRST, "", *_LAST)
+    return known.index(name if name in known else ""), name

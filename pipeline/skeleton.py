@@ -7,6 +7,7 @@ import functools
 import random
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from types import CellType, FunctionType, MethodType, NoneType
 from typing import Any
 
@@ -27,8 +28,6 @@ class Skeleton:
     """The identity of each parameter and buffer; of tied ones, under one name."""
     shared: Mapping[int, Any]
     """What all instances have in common: held tensors, and what can't be copied, such as locks."""
-    generators: Sequence[Any]
-    """Generators of random numbers that it holds."""
     functions: Sequence[FunctionType]
     """Functions that it holds, such as hooks, whose closures refer to it."""
 
@@ -44,20 +43,13 @@ class Skeleton:
         for held in _held(real, {}):
             if isinstance(held, FunctionType):
                 functions += [held] if _refers(held, set(map(id, real.modules()))) else []
-            if id(held) in memo or isinstance(held, FunctionType):
+            if id(held) in memo or isinstance(held, FunctionType | np.ndarray):  # of arrays, each instance has its own
                 continue
-            if isinstance(held, Tensor):
-                memo[id(held)] = held.detach().clone()
-            elif isinstance(held, np.ndarray):
-                continue  # each instance has its own
-            elif isinstance(held, (*_GENERATORS, torch.Generator)):
-                memo[id(held)] = held
-            else:
-                try:
+            if not isinstance(held, (*_GENERATORS, torch.Generator, Tensor)):
+                with suppress(Exception):  # whatever an object says that can't be copied
                     copy.deepcopy(held, memo)
                     continue
-                except Exception:  # whatever an object says that can't be copied
-                    memo[id(held)] = held
+            memo[id(held)] = held.detach().clone() if isinstance(held, Tensor) else held
             shared.append(memo[id(held)])
         module = _copied(real, memo, functions)
         named = {**dict(module.named_parameters()), **dict(module.named_buffers())}
@@ -65,7 +57,6 @@ class Skeleton:
             module,
             {name: id(t) for name, t in named.items()},
             {id(x): x for x in shared},
-            [x for x in shared if isinstance(x, _GENERATORS)],
             [memo[id(f)] for f in functions],
         )
 
@@ -75,7 +66,7 @@ class Skeleton:
 
     def drawn(self) -> list[Any]:
         """Where the generators are that it holds."""
-        return [_position(g) for g in self.generators]
+        return [_position(x) for x in self.shared.values() if isinstance(x, _GENERATORS)]
 
     def instance(self, tensors: Mapping[str, Tensor]) -> nn.Module:
         """A copy that has these tensors, by name."""
@@ -118,8 +109,7 @@ def _value(value: Any, memo: dict[int, Any]) -> Any:
     if kind in (bool, int, float, str, NoneType):
         return value
     if kind in (dict, OrderedDict) and all(type(k) is str and (x is None or id(x) in memo) for k, x in value.items()):
-        made = kind((k, None if x is None else memo[id(x)]) for k, x in value.items())
-        memo[id(value)] = made
+        made = memo[id(value)] = kind((k, None if x is None else memo[id(x)]) for k, x in value.items())
         return made
     return copy.deepcopy(value, memo)
 
@@ -174,5 +164,4 @@ def _position(generator: Any) -> Any:
     """Where a generator is, as something that can be compared."""
     if isinstance(generator, random.Random):
         return generator.getstate()
-    state = generator.bit_generator.state if isinstance(generator, np.random.Generator) else generator.get_state()
-    return repr(state)
+    return repr(generator.bit_generator.state if isinstance(generator, np.random.Generator) else generator.get_state())

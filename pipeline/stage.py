@@ -22,8 +22,8 @@ from __future__ import annotations
 import inspect
 import operator
 import zlib
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Self, SupportsIndex
 
 import torch
@@ -95,9 +95,7 @@ class Part:
         mean(outputs -> loss, scale=2.0)
         """
         wiring = " -> ".join(filter(None, (", ".join(self.values_read), ", ".join(self.values_written))))
-        numbers = [
-            f"{name}={value if isinstance(value, int | float) else 'scheduled'}" for name, value in self.hyper.items()
-        ]
+        numbers = [f"{name}={v if isinstance(v, int | float) else 'scheduled'}" for name, v in self.hyper.items()]
         return f"{self.name}({', '.join(filter(None, (wiring, *numbers)))})"
 
     def named(self, name: str) -> Self:
@@ -120,11 +118,9 @@ class Stage(Part):
     """Parameter -> the value it reads, where the two differ; what is no parameter goes to the function's **kwargs."""
     view: Callable[..., dict[str, Tree]] | None = field(default=None, kw_only=True)
     """Makes a stage an average of weights: it gives those to evaluate and to save in the place of the trained ones,
-    `{"params": ..., "buffers": ...}`, the second if they are others too. It reads values in State, the stage's memory
-    and its hyperparameters by its parameters' names, as the stage's function does."""
+    `{"params": ..., "buffers": ...}`, the second if they are others too. It reads State, memory and hyperparameters."""
     sharded: bool = field(default=False, kw_only=True)
-    """Whether it may be given shards of tensors in the place of whole ones, on a mesh: what it makes of some rows is
-    then what it makes of them among all. Other stages are given whole ones."""
+    """Whether it may be given shards of tensors on a mesh: it makes of some rows what it makes of them among all."""
     better: Better = field(default=None, kw_only=True)
     """Of a metric, which values are better: of all its results, or by their names."""
     anew: bool = field(default=False, kw_only=True)
@@ -138,9 +134,8 @@ class Stage(Part):
             direction(self.name, {}, said or "low")  # raises for another word
         if self.when not in (None, "always", "train", "evaluation"):
             raise WiringError(f'stage {self.name!r}: when={self.when!r} is none of "train", "evaluation" and "always"')
-        required: list[str] = []
-        optional: list[str] = []
-        wired: list[tuple[str, str]] = []
+        required: dict[str, str] = {}
+        optional: dict[str, str] = {}
         for p in inspect.signature(self.function).parameters.values():
             value = self.names.get(p.name, p.name)
             if p.name == "memory" and not self.remembers:
@@ -148,22 +143,16 @@ class Stage(Part):
             if p.name == "memory" or p.name in self.hyper:
                 continue
             if p.kind is p.VAR_KEYWORD and self.names:
-                more = {k: v for k, v in self.names.items() if k not in dict(wired)}
-                required.extend(more.values())
-                wired.extend(more.items())
+                required |= {k: v for k, v in self.names.items() if k not in required and k not in optional}
             elif p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD):
-                raise WiringError(
-                    f"stage {self.name!r} takes *{p.name}: parameter names are the wiring, so write them out"
-                )
+                raise WiringError(f"stage {self.name!r} takes *{p.name}: parameter names are the wiring, write them")
             elif p.default is p.empty:
-                required.append(value)
-                wired.append((p.name, value))
+                required[p.name] = value
             elif p.default is None:
-                optional.append(value)
-                wired.append((p.name, value))
-        object.__setattr__(self, "reads", tuple(required))
-        object.__setattr__(self, "optional", tuple(optional))
-        object.__setattr__(self, "parameters", tuple(wired))
+                optional[p.name] = value
+        object.__setattr__(self, "reads", tuple(required.values()))
+        object.__setattr__(self, "optional", tuple(optional.values()))
+        object.__setattr__(self, "parameters", (*required.items(), *optional.items()))
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The plain function, for trying a stage by hand."""
@@ -174,12 +163,11 @@ class Stage(Part):
         if self.keeps:
             raise WiringError(f"stage {self.name!r} is renamed where it is made: {self.name}(of=..., writes=...)")
         known = {*self.reads, *self.optional, *self.writes}
-        # the weight of a loss goes by its name
-        weights = {f"{old}.weight": f"{new}.weight" for old, new in names.items() if f"{old}.weight" in self.writes}
-        names = {**weights, **names}
         for old in names:
             if old not in known:
                 raise WiringError(f"stage {self.name!r} neither reads nor writes {old!r}{did_you_mean(old, known)}")
+        weights = {f"{old}.weight": f"{new}.weight" for old, new in names.items() if f"{old}.weight" in self.writes}
+        names = {**weights, **names}  # that of a loss goes by its name
         new = {p: names.get(value, value) for p, value in self.parameters}
         return evolve(self, names={**self.names, **new}, writes=tuple(names.get(w, w) for w in self.writes))
 
@@ -213,19 +201,11 @@ class Stage(Part):
 
     def run(self, values: Mapping[str, Any], hyper: Mapping[str, Any], memory: Tree) -> tuple[dict[str, Any], Tree]:
         """Call the function on the values it names; returns what it wrote and its new memory (or its sums)."""
-        kwargs = self.arguments(values)
-        kwargs.update(hyper)
+        kwargs = {**self.arguments(values), **hyper}
         if self.remembers and self.finish is None:
             kwargs["memory"] = memory
-        try:
-            with self.under_key(values, kwargs) as key, Calls() if self.draws else nullcontext():
-                result = self.function(**kwargs)
-        except ImpureError as e:
-            raise StageError(self.name, str(e)) from e
-        except (PipeError, torch.OutOfMemoryError):
-            raise
-        except Exception as e:
-            raise self.failed(e, kwargs) from e
+        with self.blamed(kwargs), self.under_key(values, kwargs) as key, Calls() if self.draws else nullcontext():
+            result = self.function(**kwargs)
         said = self.when is not None or self.finish is not None or "training" in kwargs
         if key is not None and key.drew and not said and values.get("training") is False:
             raise StageError(
@@ -238,14 +218,11 @@ class Stage(Part):
 
     def arguments(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """What its function takes of named values. Raises StageError where one is missing."""
-        missing = [v for v in self.reads if v not in values]
-        if missing:
-            known = [k for k in values if k not in GIVEN]
-            raise StageError(
-                self.name,
-                f"reads {missing[0]!r}, which the batch does not have{did_you_mean(missing[0], known)}"
-                " (strings and other objects stay on the host: read them in a stage before place)",
-            )
+        for name in self.reads:
+            if name not in values:
+                hint = did_you_mean(name, [k for k in values if k not in GIVEN])
+                hint += " (strings and other objects stay on the host: read them in a stage before place)"
+                raise StageError(self.name, f"reads {name!r}, which the batch does not have{hint}")
         return {p: values[v] for p, v in self.parameters if v in values}
 
     def failed(self, error: Exception, given: Mapping[str, Any]) -> StageError:
@@ -255,19 +232,23 @@ class Stage(Part):
         values = dict(self.parameters)
         for parameter, value in given.items():
             if values.get(parameter) == "outputs" and not isinstance(value, Tensor):
-                return StageError(
-                    self.name,
-                    f"{said}; 'outputs' is {parts_of(value)}: name what it takes where it is made, "
-                    "forward.model(..., outputs=...)",
-                )
+                said += f"; 'outputs' is {parts_of(value)}: name what it takes in forward.model(..., outputs=...)"
         return StageError(self.name, said)
 
     def look(self, **given: Any) -> None:
         """Its check, whose failures are the stage's."""
-        try:
+        with self.blamed(given):
             if self.check is not None:
                 self.check(**given)
-        except PipeError:
+
+    @contextmanager
+    def blamed(self, given: Mapping[str, Any]) -> Iterator[None]:
+        """Failures of its code as its own."""
+        try:
+            yield
+        except ImpureError as e:
+            raise StageError(self.name, str(e)) from e
+        except (PipeError, torch.OutOfMemoryError):
             raise
         except Exception as e:
             raise self.failed(e, given) from e
@@ -281,33 +262,27 @@ class Stage(Part):
 
     def _written(self, result: Any) -> tuple[dict[str, Any], Tree]:
         returns = (*self.writes, "memory") if self.remembers else self.writes
-        declared = ", ".join(returns) or "nothing"
         if len(returns) == 1:
             result = (result,)
         elif not returns:
             result = () if result is None else (result,)
-        elif isinstance(result, dict):
-            if set(result) != set(returns):
-                raise StageError(self.name, f"returned {', '.join(map(str, result))}, but it declares {declared}")
-            result = tuple(result[name] for name in returns)
-        if not isinstance(result, tuple) or len(result) != len(returns):
-            got = f"{len(result)} values" if isinstance(result, tuple) else type(result).__name__
-            raise StageError(self.name, f"returned {got}, but it declares {declared}")
-        written = dict(zip(returns, result, strict=True))
-        for name, value in written.items():
-            if value is None:
-                raise StageError(self.name, f"returned None for {name!r}, but it declares {declared}")
-        return written, written.pop("memory", None)
+        got = f"{len(result)} values" if isinstance(result, tuple) else type(result).__name__
+        if isinstance(result, dict):
+            got = ", ".join(map(str, result))
+            result = tuple(result[name] for name in returns) if {*result} == {*returns} else result
+        if isinstance(result, tuple) and len(result) == len(returns):
+            written = dict(zip(returns, result, strict=True))
+            none = [name for name, value in written.items() if value is None]
+            if not none:
+                return written, written.pop("memory", None)
+            got = f"None for {none[0]!r}"
+        raise StageError(self.name, f"returned {got}, but it declares {', '.join(returns) or 'nothing'}")
 
 
 def stage(
-    function: Callable[..., Any] | None = None,
-    *,
-    writes: str | tuple[str, ...] = (),
-    name: str | None = None,
-    init: Callable[..., Tree] | None = None,
-    when: str | None = None,
-) -> Any:
+    function: Callable[..., Any] | None = None, *, writes: str | tuple[str, ...] = (), name: str | None = None,
+    init: Callable[..., Tree] | None = None, when: str | None = None,
+) -> Any:  # fmt: skip
     """Make a Stage from a plain function; with `when`, "train" or "evaluation", for one of the two alone. One that
     draws random numbers in both has to say so by "always".
 
@@ -375,5 +350,4 @@ def by_class(stage: str, outputs: Tensor, targets: Tensor, dim: int | None) -> t
 
 
 def first_line(error: BaseException) -> str:
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0]
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

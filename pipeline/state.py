@@ -62,7 +62,7 @@ def lists_samples(value: Any) -> bool:
 
 
 class Lease:
-    """What States that share tensors have in common. It means nothing by itself."""
+    """Token for States that share tensors."""
 
     __slots__ = ("__weakref__",)
 
@@ -72,8 +72,7 @@ def _never(lease: Lease) -> bool:
 
 
 donated: Callable[[Lease], bool] = _never
-"""Whether the tensors of States with this lease were handed over. The compile layer, which takes them, puts its answer
-here."""
+"""Whether the tensors of States with this lease were handed over; the compile layer puts its answer here."""
 
 
 @frozen(eq=False, repr=False)
@@ -90,10 +89,8 @@ class State:
     @property
     def tree(self) -> dict[str, Tree]:
         if donated(self.lease):
-            raise StateError(
-                "this State was donated to a compiled step and no longer holds its values; use the State that the "
-                "step returned, or keep a copy with state.clone() before the call, or compile(donate=False)"
-            )
+            hint = "use what the step returned, or keep a copy by state.clone() before it, or compile(donate=False)"
+            raise StateError(f"this State was donated to a compiled step and no longer holds its values; {hint}")
         return self._tree
 
     def __getitem__(self, name: str) -> Any:
@@ -186,16 +183,12 @@ def find(name: str, hyper: Mapping[str, Any]) -> str:
     return ends[0]
 
 
-def _flatten(state: State) -> tuple[list[Any], Any]:
-    tree = state.tree
-    return list(tree.values()), tuple(tree)
-
-
-def _unflatten(values: Any, names: Any) -> State:
-    return State(dict(zip(names, values, strict=True)))
-
-
-pytree.register_pytree_node(State, _flatten, _unflatten, serialized_type_name="pipeline.State")
+pytree.register_pytree_node(
+    State,
+    lambda state: (list(state.tree.values()), tuple(state.tree)),
+    lambda values, names: State(dict(zip(names, values, strict=True))),
+    serialized_type_name="pipeline.State",
+)
 
 
 @frozen(eq=False)
@@ -244,11 +237,9 @@ class Report:
         """Of a sweep, the numbers of one member, without its State."""
         if self.members is None:
             raise ConfigError("this Report is of one run, which has no members")
-        parts = [
-            {k: v[i] if isinstance(v, list) else v for k, v in part.items()} for part in (self.train, self.validate)
-        ]
-        none: Any = None
-        return evolve(self, train=parts[0], validate=parts[1], state=none, members=None)
+        both = self.train, self.validate
+        train, validate = ({k: v[i] if isinstance(v, list) else v for k, v in part.items()} for part in both)
+        return evolve(self, train=train, validate=validate, state=None, members=None)  # type: ignore[arg-type]  # no State
 
     @property
     def samples_per_second(self) -> float:

@@ -11,6 +11,7 @@ import torch
 from attrs import frozen
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
+from torch.utils import _pytree as pytree
 
 from pipeline.backward import Gradients
 from pipeline.backward.parts import Written
