@@ -242,12 +242,11 @@ class Composition:
     ) -> Difference | None:  # fmt: skip
         """How a loss differs from that of its parts, at first. Raises StageError if its backward takes these."""
         g = segment.gradients
-        parts = 1 if g is None else max(parts, g.accumulate)
-        if g is None or self.sharding is not None or parts == 1 or not untried(g):
+        if g is None or self.sharding is not None or max(parts, g.accumulate) == 1 or not untried(g):
             return None
         low, size = self.place.precision in ("bf16", "fp16"), samples(batch, self.samples)
+        final, parts = not parts or g.accumulate == 1, max(parts, g.accumulate)  # a step's own batch says it at last
         with self.place.computing(), self.place.autocast():
-            final, parts = not parts or g.accumulate == 1, max(parts, g.accumulate)
             found = differs(g, segment.stages, values, hyper, memory, batch, size, parts, low, final)
         if found is not None and g.accumulate > 1:
             instead = f"{found.instead}, or " if found.instead else ""
