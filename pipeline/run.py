@@ -4,7 +4,7 @@ that."""
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any, TypeAlias
@@ -106,13 +106,14 @@ def segments(stages: Iterable[Stage]) -> tuple[Segment, ...]:
     kept = frozenset(name for s in stages for name in s.keeps)
     made: list[Segment] = []
     begun: list[Stage] = []
+    grads: set[str] = set()
     for s in stages:
         if isinstance(s, Gradients):
-            if (i := _settled(begun, s)) > 0:
+            if (i := max(_settled(begun, s), _updated(begun, s, grads))) > 0:
                 made.append(Segment(tuple(begun[:i])))
             wanted = frozenset(name for t in stages[stages.index(s) + 1 :] for name in (*t.reads, *t.optional))
             made.append(Segment(tuple(begun[i:]), s, kept, wanted))
-            begun = []
+            begun, grads = [], grads | {s.grads}
         else:
             begun.append(s)
     return (*made, Segment(tuple(begun)))
@@ -131,6 +132,13 @@ def _settled(stages: Sequence[Stage], g: Gradients) -> int:
                 return i
             needed = (needed - {*s.writes}) | {*s.reads, *s.optional}
     return 0
+
+
+def _updated(stages: Sequence[Stage], g: Gradients, grads: Collection[str]) -> int:
+    """Where the updates of the backward before end, if what is differentiated begins after them: they are done once,
+    and not in each part of a batch."""
+    models = [i for i, s in enumerate(stages) if {*s.reads} & {*g.wrt}]
+    return max((i + 1 for i, s in enumerate(stages) if {*s.reads} & {*grads} and i < min(models, default=0)), default=0)
 
 
 def _differentiated(
