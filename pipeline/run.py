@@ -4,7 +4,7 @@ that."""
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any, TypeAlias
@@ -103,11 +103,13 @@ def segments(stages: Iterable[Stage]) -> tuple[Segment, ...]:
     stages, begin = tuple(stages), 0
     kept = frozenset(name for s in stages for name in s.keeps)
     made: list[Segment] = []
+    grads: set[str] = set()
     for end, s in enumerate(stages):
         if isinstance(s, Gradients):
-            if (i := begin + _settled(stages[begin:end], s)) > begin:
+            begun = stages[begin:end]
+            if (i := begin + max(_settled(begun, s), _updated(begun, s, grads))) > begin:
                 made.append(Segment(stages[begin:i]))
-            begin = end + 1
+            begin, grads = end + 1, grads | {s.grads}
             wanted = frozenset(name for t in stages[begin:] for name in (*t.reads, *t.optional))
             made.append(Segment(stages[i:end], s, kept, wanted))
     return (*made, Segment(stages[begin:]))
@@ -126,6 +128,13 @@ def _settled(stages: Sequence[Stage], g: Gradients) -> int:
                 return i
             needed = (needed - {*s.writes}) | {*s.reads, *s.optional}
     return 0
+
+
+def _updated(stages: Sequence[Stage], g: Gradients, grads: Collection[str]) -> int:
+    """Where the updates of the backward before end, if what is differentiated begins after them: they are done once,
+    and not in each part of a batch."""
+    models = [i for i, s in enumerate(stages) if {*s.reads} & {*g.wrt}]
+    return max((i + 1 for i, s in enumerate(stages) if {*s.reads} & {*grads} and i < min(models, default=0)), default=0)
 
 
 def _differentiated(

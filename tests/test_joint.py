@@ -359,3 +359,34 @@ def test_a_part_in_which_nothing_counts_is_none_of_the_whole(way):
         optimizer.step()
     close(report.state.params, plain)
     assert report.train["loss"] < 10
+
+
+@pytest.mark.parametrize("parts", [1, 2, 3])
+def test_an_update_between_two_backwards_is_done_once(parts):
+    """A critic, and then what it judges, whatever the number of parts."""
+    maker, judge = nn.Linear(4, 4), nn.Linear(4, 1)
+    make = forward.model(maker, outputs="made", params="maker", name="maker")
+    critic = forward.model(judge, inputs="made", outputs="score", params="judge", name="judge")
+    pipe = Pipeline(
+        load.batches({"inputs": X}, size=16, shuffle=False),
+        make,
+        critic,
+        stage(writes="high", name="high")(lambda score: F.softplus(score).mean()),
+        backward.gradients(of="high", wrt="judge", accumulate=parts, name="first"),
+        update.adam(0.1).rename(params="judge").named("judged"),
+        make.again(outputs="anew"),
+        critic.again(inputs="anew", outputs="scored"),
+        stage(writes="low", name="low")(lambda scored: F.softplus(-scored).mean()),
+        backward.gradients(of="low", wrt="maker", accumulate=parts, writes="slopes", name="second"),
+        update.adam(0.1).rename(params="maker", grads="slopes").named("made better"),
+    )
+    *_, report = fit(pipe, epochs=2, compile=False)
+    plain = copy.deepcopy((maker, judge))
+    rules = [torch.optim.Adam(m.parameters(), 0.1) for m in plain]
+    for x in [*X.split(16)] * 2:
+        for rule, sign in ((rules[1], 1), (rules[0], -1)):
+            rule.zero_grad()
+            F.softplus(sign * plain[1](plain[0](x))).mean().backward()
+            rule.step()
+    close(report.state["maker"], plain[0])
+    close(report.state["judge"], plain[1])
