@@ -515,7 +515,11 @@ class Composition:
                         given = {p: values[v] for p, v in s.parameters if v in values and v not in whole}
                         labels = {p: whole[v] for p, v in s.parameters if v in whole}
                         if labels:  # all of them, beside as many outputs: a check reads the shape of these alone
-                            given = {p: x[:1].expand(len(source.data), *x.shape[1:]) for p, x in given.items()}
+                            count = len(source.data)
+                            given = {
+                                p: x[:1].expand(count, *x.shape[1:]) if isinstance(x, Tensor) and x.ndim else x
+                                for p, x in given.items()
+                            }
                         s.look(**given, **labels)
                     run = partial(through, [s], values, hyper, state.memory, weigh)
                     made, *_ = run()

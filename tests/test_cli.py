@@ -74,6 +74,7 @@ def test_the_runs_folder(run):
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [line["epoch"] for line in lines] == [1, 2, 3, 4]
     assert lines[-1]["step"] == 12
+    assert lines[0].pop("better") == {"loss": "low", "accuracy": "high"}
     for line in lines:
         metrics = [f"{part}/{name}" for part in ("train", "validate") for name in ("accuracy", "loss")]
         assert list(line) == [
