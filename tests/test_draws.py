@@ -259,7 +259,7 @@ class Encoder(nn.Module):
         return self.head(self.layers(x).mean(1))
 
 
-@stage(writes="inputs")
+@stage(writes="inputs", when="always")
 def noised(inputs):
     """Diffusion's way: a time for each sample, an order, and noise."""
     times = torch.randint(1, 10, (len(inputs), 1, 1)) / 10
