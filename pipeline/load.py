@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from attrs import evolve, frozen
+from attrs import evolve, field, frozen
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
@@ -39,10 +39,12 @@ class Load(Part):
     others: tuple[Load, ...] = ()
     """What else a batch has values of, as many batches in an epoch."""
 
-    @property
-    def known(self) -> bool:
-        """Whether the data set tells its names and its length before it is read."""
-        return isinstance(self.data, Source)
+    known: bool = field(init=False)
+    """Whether the data set tells its names and its length before it is read."""
+
+    @known.default
+    def _known(self) -> bool:
+        return isinstance(self.data, Source)  # of a protocol, it takes as long as a step
 
     def __repr__(self) -> str:
         """What is loaded: `load.batches(1,437 samples of inputs, targets, size=64)`."""

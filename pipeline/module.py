@@ -98,7 +98,9 @@ class Module:
     @property
     def carried(self) -> dict[str, tuple[str, Tensor]]:
         """The buffers that evaluation carries from batch to batch: through what, and one of the same shape."""
-        module = self.skeleton().module if self.carry else nn.Module()
+        if not self.carry:
+            return {}
+        module = self.skeleton().module
         fixed = [] if self.frozen else [(k, p) for k, p in module.named_parameters() if not p.requires_grad]
         return {k: (how, t) for k, t in (*module.named_buffers(), *fixed) if (how := self._through(k))}
 
