@@ -54,5 +54,5 @@ def ranking(metric: str, rows: Iterable[log.Row]) -> Callable[[Mapping[str, Any]
 
 
 def best_epoch(rows: Sequence[log.Row], metric: str | None) -> tuple[int, str, float] | None:
-    """The best epoch of a run; none by a metric that does not say what is best."""
+    """The best epoch of a run, or None if the metric declares no direction."""
     return plot.best_epoch(rows, metric) if metric is None or metric in log.declared(rows) else None
