@@ -97,7 +97,7 @@ def test_the_schedules_length_is_that_of_the_run():
          r"label 3 in sample 2 is outside the 3 classes"),
         ({"validate": {**DATA, "targets": DATA["targets"] - 1}}, DataError, "label -1 in sample 0"),
         ({"pipe": pipeline(load.batches({**DATA, "inputs": torch.randn(10, 5)}, size=4))}, StageError,
-         r"inputs \(2, 5\) float32.*2x5 and 4x3"),
+         r"inputs \(4, 5\) float32.*4x5 and 4x3"),
         ({"validate": {**DATA, "inputs": torch.full((10, 4), torch.nan)}}, DataError, "NaN"),
         ({"state": Pipeline(forward.model(pipes.Linear)).init(0)}, StateError, "does not fit"),
         ({"compile": pipeline().compile()}, ConfigError, "another pipeline"),
