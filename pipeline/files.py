@@ -1,4 +1,4 @@
-"""Files: all that the library and the command read and write goes through here. All raise OSError; the caller says more.
+"""Files: all that the library and the command read and write goes through here. All raise OSError; the caller says why.
 
 What is written is made under a name of its own beside its place, put on the disk, and then renamed: it is the old file
 or the new one, never a part, of several processes too. What is read is a regular file, no larger than it may be. With
@@ -60,7 +60,7 @@ def updated(path: Path, mode: int = 0o666) -> IO[bytes]:
 def _open(path: Path, flags: int, links: bool, mode: int = 0) -> int:
     try:
         handle = os.open(path, flags | os.O_CLOEXEC | (0 if links else os.O_NOFOLLOW), mode)
-    except OSError as e:
+    except OSError:
         if not links and path.is_symlink():
             raise OSError(None, "is a link, which is not followed here; remove it", str(path)) from None
         raise
