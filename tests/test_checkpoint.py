@@ -201,9 +201,9 @@ FAULTS = {
     "no text": (lambda p: (p / checkpoint.FACTS).write_bytes(b"\xff\xfe"), "is damaged"),
     "a folder": (lambda p: folder_for(p / checkpoint.STATE), "no plain file"),
     "a pipe that nobody writes to": (lambda p: fifo(p / checkpoint.FACTS), "no plain file"),
-    "a device": (
+    "a link": (
         lambda p: ((p / checkpoint.FACTS).unlink(), (p / checkpoint.FACTS).symlink_to("/dev/zero")),
-        "no plain file",
+        "is a link, which is not followed",
     ),
 }
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from attrs import asdict, frozen
@@ -24,6 +24,8 @@ from pipeline.tree import named
 
 FORMAT = 1
 STATE, FACTS = "state.safetensors", "checkpoint.json"
+FACTS_MOST = 1 << 20
+"""Bytes."""
 _NAME = "step-"
 
 _CONVERTER = Converter(detailed_validation=False)  # whose errors are Python's own
@@ -56,6 +58,10 @@ class Saved:
     best: Best | None
     torch: str
     """The version that made it."""
+    checksum: str
+    """Of all of it."""
+    run: str | None = None
+    """The run that made it, where it was told."""
 
     @property
     def start(self) -> tuple[int, int]:
@@ -74,7 +80,7 @@ class Saved:
 
         made: dict[str, Tensor] = {}
         try:
-            with safe_open(self.path / STATE, "pt") as file:
+            with safe_open(files.plain(self.path / STATE, links=False), "pt") as file:
                 for name in file.keys():  # noqa: SIM118 - no mapping
                     part = file.get_slice(name)
                     shape = part.get_shape()
@@ -134,7 +140,11 @@ class Found:
     faults: tuple[str, ...] = ()
 
 
-def newest(folder: str | Path, below: int | None = None) -> Found:
+Check: TypeAlias = Callable[[Saved], str | None]
+"""Why a checkpoint that is whole can't be used, if so."""
+
+
+def newest(folder: str | Path, below: int | None = None, check: Check | None = None) -> Found:
     """The newest checkpoint that is whole, of those with fewer than `below` steps.
 
     Raises CheckpointError where it can't look.
@@ -143,60 +153,65 @@ def newest(folder: str | Path, below: int | None = None) -> Found:
     for step, path in reversed(steps(Path(folder))):
         if below is None or step < below:
             try:
-                return Found(read(path), tuple(faults))
+                return Found(read(path, check), tuple(faults))
             except CheckpointError as e:
                 faults.append(str(e))
     return Found(None, tuple(faults))
 
 
-def best(folder: str | Path) -> Found:
+def best(folder: str | Path, check: Check | None = None) -> Found:
     """The checkpoint of the best epoch; the newest one where none is known to be the best.
 
     Raises CheckpointError where it is not whole.
     """
-    found = newest(folder)
+    found = newest(folder, check=check)
     known = found.saved and found.saved.best
     if found.saved is None or known is None or known.step == found.saved.step:
         return found
-    return Found(at(folder, known.step), found.faults)
+    return Found(at(folder, known.step, check), found.faults)
 
 
-def at(folder: str | Path, step: int) -> Saved:
+def at(folder: str | Path, step: int, check: Check | None = None) -> Saved:
     """The checkpoint after so many steps. Raises CheckpointError where it is not whole, or not there."""
-    return read(_path(Path(folder), step))
+    return read(_path(Path(folder), step), check)
 
 
 def _path(folder: Path, step: int) -> Path:
     return folder / f"{_NAME}{step:09d}"
 
 
-def read(path: str | Path) -> Saved:
+def read(path: str | Path, check: Check | None = None) -> Saved:
     """A checkpoint, with all of its content verified.
 
-    Raises CheckpointError where anything in it is not as it was written.
+    Raises CheckpointError where anything in it is not as it was written, or `check` says why it can't be used.
     """
     path = Path(path)
     try:
-        facts = json.loads(files.plain(path / FACTS).read_text(encoding="utf-8"))
+        facts = json.loads(files.read(path / FACTS, most=FACTS_MOST, links=False))
         if facts["format"] != FORMAT:
             raise CheckpointError(
                 f"{path} has format {facts['format']!r}, which this version of pipe-train does not know; update it"
             )
         if facts["checksum"] != files.checksum(facts):
             raise CheckpointError(f"{path / FACTS} is damaged: its checksum is another")
-        if facts["sha256"] != files.sha256(files.plain(path / STATE)):
+        if facts["sha256"] != files.sha256(path / STATE, links=False):
             raise CheckpointError(f"{path / STATE} is damaged: its checksum is another")
-        return _CONVERTER.structure({**facts, "path": path}, Saved)
+        saved = _CONVERTER.structure({**facts, "path": path}, Saved)
     except OSError as e:
         raise CheckpointError(f"{path} can't be read: {Path(e.filename or path).name}: {e.strerror or e}") from None
     except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
         raise CheckpointError(f"{path / FACTS} is damaged: it is not what was written") from None
+    fault = check(saved) if check is not None else None
+    if fault is not None:
+        raise CheckpointError(fault)
+    return saved
 
 
 def write(
-    folder: Path, tree: dict[str, Any], epoch: int, batch: int, best: Best | None, beside: Sequence[Path] = ()
-) -> int:
-    """Write a checkpoint of State's tree into a folder, once the files `beside` are on the disk; its step.
+    folder: Path, tree: dict[str, Any], epoch: int, batch: int, best: Best | None, beside: Sequence[Path] = (),
+    run: str | None = None,
+) -> tuple[Path, str]:  # fmt: skip
+    """Write a checkpoint of State's tree into a folder, once the files `beside` are on the disk; its path and checksum.
 
     Raises CheckpointError where it can't be written.
     """
@@ -210,35 +225,36 @@ def write(
             files.flush(file)
         with files.making(path) as work:
             save_file(tensors, work / STATE)
-            _finish(work, path, step, epoch, batch, best)
+            checksum = _finish(work, path, step, epoch, batch, best, run)
     except Exception as e:  # safetensors tells trouble with the disk in a class of its own
         raise unwritable(path, e) from None
-    return step
+    return path, checksum
 
 
-def _finish(work: Path, path: Path, step: int, epoch: int, batch: int, best: Best | None) -> None:
-    """Say beside a State what it is, and let the folder be the checkpoint."""
+def _finish(work: Path, path: Path, step: int, epoch: int, batch: int, best: Best | None, run: str | None) -> str:
+    """Say beside a State what it is, and let the folder be the checkpoint; its checksum."""
     facts = {
         "format": FORMAT, "step": step, "epoch": epoch, "batch": batch,
         "best": None if best is None else asdict(best), "torch": torch.__version__,
-        "sha256": files.sha256(work / STATE),
+        "sha256": files.sha256(work / STATE), **({} if run is None else {"run": run}),
     }  # fmt: skip
-    text = json.dumps({**facts, "checksum": files.checksum(facts)}, indent=1)
-    (work / FACTS).write_text(text + "\n", encoding="utf-8")
+    checksum = files.checksum(facts)
+    files.replace(work / FACTS, json.dumps({**facts, "checksum": checksum}, indent=1).encode() + b"\n")
     files.put(work, path)  # in place of one that is damaged, or of a past that was left
+    return checksum
 
 
 def write_parts(
     folder: Path, tree: dict[str, Any], on: Sharding, epoch: int, batch: int, best: Best | None,
-    beside: Sequence[Path] = (),
-) -> int:  # fmt: skip
+    beside: Sequence[Path] = (), run: str | None = None,
+) -> tuple[Path, str]:  # fmt: skip
     """The same of a State in shards: each process writes its rows to their places in one file, which all must see.
 
     All processes have to call it. Raises CheckpointError in all of them where one can't write.
     """
     mesh = on.mesh
     tensors, apart, step = named(tree), on.leaves(tree), int(tree["step"])
-    path = _path(folder, step)
+    path, checksum = _path(folder, step), ""
     shapes = {name: apart.get(name, tuple(t.shape)) for name, t in tensors.items()}
     header, places = layout({name: (shapes[name], t.dtype) for name, t in tensors.items()})
 
@@ -260,13 +276,13 @@ def write_parts(
                 for file in beside:
                     files.flush(file)
                 work = stack.enter_context(files.making(path))
-                with (work / STATE).open("wb") as made:
+                with files.updated(work / STATE) as made:
                     made.write(header)
                     made.truncate(len(header) + sum(size for _, size in places.values()))
         work = Path(mesh.agreed(str(work)))
         with together():
             if mesh.rank < mesh.shard:  # others have copies
-                with (work / STATE).open("r+b") as there:
+                with files.updated(work / STATE) as there:
                     for name, t in tensors.items():
                         begin, end, _ = mesh.own(shapes[name][0]) if name in apart else (0, t.numel(), 0)
                         if mesh.rank and name not in apart:
@@ -278,8 +294,8 @@ def write_parts(
                 files.flush(work / STATE)
         with together():
             if mesh.rank == 0:
-                _finish(work, path, step, epoch, batch, best)
-    return step
+                checksum = _finish(work, path, step, epoch, batch, best, run)
+    return path, checksum
 
 
 _DTYPES = {

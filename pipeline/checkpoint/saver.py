@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -42,6 +41,8 @@ class Saver:
     - `minutes`: also about every so many minutes inside an epoch, where `fit(interval=...)` reports.
     - `saved`: what the run goes on from, if it does.
     - `beside`: files, such as a log, that must be on the disk before a checkpoint that follows them.
+    - `run`: a name of the run, which its checkpoints carry; and `wrote`, called after each with its folder's name, its
+      checksum and the names of those that stay, before the others are removed.
     - `pipe`: on a mesh, the pipeline: all processes offer then, and the first one writes, or, of a State in shards,
       each its own.
 
@@ -52,7 +53,8 @@ class Saver:
     def __init__(
         self, folder: str | Path, *, keep: int = 2, best: str | None = None, better: Direction | None = None,
         steps: int | None = None, minutes: float = 5.0, saved: Saved | None = None, beside: Sequence[Path] = (),
-        pipe: Composition | None = None,
+        pipe: Composition | None = None, run: str | None = None,
+        wrote: Callable[[str, str, Collection[str]], None] | None = None,
     ) -> None:  # fmt: skip
         for name, value in (("keep", keep), ("steps", steps)):
             if value is not None and not is_count(value):
@@ -62,7 +64,7 @@ class Saver:
         self.folder = Path(folder)
         self.keep, self.metric, self.better, self.steps, self.minutes = keep, best, better, steps, minutes
         self.best = saved.best if saved is not None and saved.best and saved.best.metric == best else None
-        self.beside = tuple(beside)
+        self.beside, self.run, self.wrote = tuple(beside), run, wrote
         self.last = saved.step if saved is not None else -1
         """The step of the newest checkpoint, written or being written."""
         self._unwritten: _Job | None = None  # not written yet
@@ -76,9 +78,7 @@ class Saver:
         if self._silent:
             return
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            for path in self.folder.glob(f"{files.MAKING}*"):  # of a process that was killed
-                shutil.rmtree(path, ignore_errors=True)
+            files.tidy(files.folder(self.folder))
             files.flush(self.folder.parent)
         except OSError as e:
             raise unwritable(self.folder, e) from None
@@ -109,9 +109,10 @@ class Saver:
         if step == self.last:
             return
         if self._on is not None:  # together with all other processes, which wait for one another
-            self.last = write_parts(self.folder, state.tree, self._on, epoch, batch, self.best, self.beside)
+            made = write_parts(self.folder, state.tree, self._on, epoch, batch, self.best, self.beside, self.run)
+            self.last = step
             if not self._silent:
-                self._tidy(self.last, self.best)
+                self._tidy(step, self.best, *made)
             self._took, self._at = time.monotonic() - began, time.monotonic()
         elif not self._silent:
             jobs = [self._unwritten] if self._unwritten is not None else []
@@ -179,20 +180,23 @@ class Saver:
         """Seconds that it took."""
         began = time.monotonic()
         for job in jobs:
-            step = write(self.folder, job.tree, job.epoch, job.batch, job.best, self.beside)
-            self._tidy(step, job.best)
+            made = write(self.folder, job.tree, job.epoch, job.batch, job.best, self.beside, self.run)
+            self._tidy(int(job.tree["step"]), job.best, *made)
         return time.monotonic() - began
 
-    def _tidy(self, step: int, best: Best | None) -> None:
+    def _tidy(self, step: int, best: Best | None, made: Path, checksum: str) -> None:
         """Remove what is neither among the newest nor the best. Newer ones could not be used, and are put aside."""
         there = steps(self.folder)
-        wanted = sorted(n for n, _ in there if n <= step)[-self.keep :]
+        newest = sorted(n for n, _ in there if n <= step)[-self.keep :]
+        stay = {path.name for n, path in there if n in newest or (best is not None and n == best.step)}
+        if self.wrote is not None:
+            self.wrote(made.name, checksum, stay)
         for n, path in there:
             if n > step:
                 with suppress(OSError):
                     path.rename(path.with_name(f"{_ASIDE}{path.name}"))
-            elif n not in wanted and (best is None or n != best.step):
-                shutil.rmtree(path, ignore_errors=True)
+            elif path.name not in stay:
+                files.remove(path)
 
 
 @frozen(eq=False)
