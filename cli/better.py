@@ -8,13 +8,20 @@ from pathlib import Path
 from typing import Any
 
 from cli import folder as folders
+from cli import seal as seals
+from cli.progress import warn
+from cli.seal import METRICS
 from pipeline import log, plot
 from pipeline.direction import Direction, direction, directions, rank
 
 
 def read(folder: Path) -> list[log.Row]:
     """The rows of a run. The first one says which values are better, also where it is of before runs did."""
-    rows = log.read(folder / folders.METRICS)
+    rows, seal = log.read(folder / METRICS), seals.read(folder)
+    fault = None if seal is None or folders.is_busy(folder) else seals.broken(seal, rows)
+    if fault is not None:
+        warn(f"{fault}: what it says may be wrong")
+    rows = [{k: v for k, v in row.items() if k != seals.CHAIN} for row in rows]
     if rows and not log.declared(rows):
         names = dict.fromkeys(name.partition("/")[2] for r in rows for name in r if "/" in name)
         rows[0]["better"] = directions(built_in(), names)

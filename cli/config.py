@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import os
 import tomllib
 from collections.abc import Iterator, Mapping
@@ -12,6 +13,7 @@ from typing import Any
 import cattrs
 from attrs import evolve, fields, frozen
 
+from cli import seal
 from cli.recipes import TABLES, flag_name, home, settings
 from cli.recipes.code import is_code
 from cli.recipes.data import Data
@@ -24,7 +26,7 @@ from cli.recipes.schedule import Course
 from cli.recipes.setting import flag, refusal
 from cli.version import own_version
 
-CONFIG, FOLDS = "config.toml", "folds"
+CONFIG, PLAN, FOLDS = "config.toml", "sweep.json", "folds"
 
 
 @frozen
@@ -203,14 +205,24 @@ def assigned(texts: tuple[str, ...]) -> dict[str, Any]:
     return found
 
 
-def code_in(layer: Mapping[str, Any]) -> str | None:
-    """A function of somebody's that a layer names, if it does."""
-    by_table = _sorted(layer)
-    for table, t in TABLES.items():
-        name = by_table[table].get(t.key)
-        if isinstance(name, str) and is_code(name):
-            return name
-    return None
+def code_in(found: Any) -> list[str]:
+    """All functions of somebody's that something names, be it a config, a layer of settings or the rows of a sweep: in
+    whatever place, each text that reads as one.
+
+    >>> code_in({"model": {"name": "net.py:make"}, "rows": [{"data": "own.data:digits"}]})
+    ['net.py:make', 'own.data:digits']
+    """
+    names: dict[str, None] = {}
+    left = [found]
+    while left:
+        value = left.pop()
+        if isinstance(value, str) and is_code(value):
+            names[value] = None
+        elif isinstance(value, Mapping):
+            left += reversed([*value.values()])
+        elif isinstance(value, list | tuple):
+            left += reversed(value)
+    return list(names)
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -259,25 +271,35 @@ def _older(values: dict[str, Any]) -> dict[str, Any]:
     return {**rest, "model.widths": hidden}
 
 
+def files(folder: Path) -> list[Path]:
+    """Those of a run or a sweep that can name code."""
+    return [folder / CONFIG, *([folder / PLAN] if os.path.lexists(folder / PLAN) else [])]
+
+
 def document(path: Path) -> dict[str, Any]:
-    """All that a config.toml says."""
+    """All that a config.toml, or the plan of a sweep, says."""
     try:
-        if os.path.lexists(path) and path.exists() and not path.is_file():
-            raise refusal(f"can't read {path}: it is no file")
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        text = seal.content(path).decode("utf-8")
+        found = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
+        if not isinstance(found, dict):
+            raise ValueError("it holds no settings")
+        return found
     except (OSError, ValueError) as e:
         if isinstance(e, tomllib.TOMLDecodeError | UnicodeDecodeError):
             raise refusal(f"{path} is no TOML file: {e}") from None
         raise refusal(f"can't read {path}: {getattr(e, 'strerror', None) or e}") from None
     except RecursionError:
-        raise refusal(f"{path} is no TOML file: it is nested too deep") from None
+        raise refusal(f"{path} is nested too deep") from None
 
 
 def check_run(folder: Path) -> None:
     """Raise ConfigError where a folder holds no run, or that of a newer version."""
     if not os.path.lexists(folder / CONFIG):  # Path.exists() raises where a name is too long
         raise refusal(f"{folder} holds no run: it has no {CONFIG}")
-    versions = document(folder / CONFIG).get("versions")
+    found = document(folder / CONFIG)
+    versions, facts = found.get("versions"), found.get("facts")
+    if isinstance(facts, dict) and "run" in facts and seal.read(folder) is None:
+        raise refusal(f"{folder} has lost its {seal.MANIFEST}; {seal.ACCEPT}")
     made = versions.get("pipe-train") if isinstance(versions, dict) else None
     here = own_version()
     if isinstance(made, str) and _parts(made) > _parts(here):

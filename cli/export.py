@@ -33,7 +33,7 @@ def run(past: Past, kind: str, out: str | None, *, weights: str) -> None:
     facts: dict[str, Any] = {"format": kind, "run": str(past.folder), "weights": weights, **of, "task": about.task,
                              "classes": list(about.classes)}  # fmt: skip
     if kind == "weights":
-        folders.write_weights(path, module.state_dict(), {"weights": weights, **of})
+        folders.replace(path, folders.weights_file(module.state_dict(), {"weights": weights, **of}))
         facts["model"] = past.document.get("facts", {}).get("model")
         print(f"{path}: {len(module.state_dict())} tensors, by the module's own names")
     else:

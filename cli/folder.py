@@ -13,48 +13,49 @@ from typing import IO, Any
 
 import tomli_w
 import torch
+from attrs import evolve
 from torch import Tensor
 
 from cli import config as settings
 from cli import processes, record
+from cli import seal as seals
 from cli.build import Job
 from cli.config import TrainConfig
-from pipeline import Report, files, log
+from cli.progress import warn
+from cli.seal import CHECKPOINTS, METRICS, Seal
+from pipeline import Report, checkpoint, files, log
 from pipeline.errors import ConfigError
 
-METRICS, CHECKPOINTS, WEIGHTS, BEST, DATA, STATUS, CURVES, _LOCK = (
-    "metrics.jsonl", "checkpoints", "model.safetensors", "best.safetensors", "data.json", "status.json", "curves.svg",
-    ".lock",
-)  # fmt: skip
+WEIGHTS, BEST, DATA, CURVES, _LOCK = "model.safetensors", "best.safetensors", "data.json", "curves.svg", ".lock"
 ABOUT = "about"
 """What the metadata of a file of weights are called."""
 
 
 @contextmanager
-def new(config: TrainConfig, title: str | None = None) -> Iterator[Path]:
+def new(config: TrainConfig, title: str | None = None) -> Iterator[Seal]:
     """A folder for a new run: the one asked for, if no run is in it, or the next free one under runs/. Of several
     processes, the first one makes it."""
     if not processes.first():
-        yield Path(processes.agreed(None))
+        yield Seal(Path(processes.agreed(None)), writes=False)
         return
     try:
         if config.run.out is not None:
-            folder = Path(config.run.out)
-            folder.mkdir(parents=True, exist_ok=True)
+            folder = files.folder(Path(config.run.out))
         else:
             folder = _next(Path("runs"), title or config.title)
     except OSError as e:
         raise _unwritable(e) from None
     with locked(folder):
-        if (folder / settings.CONFIG).exists():
+        if os.path.lexists(folder / settings.CONFIG):
             raise ConfigError(
                 f"{folder} already holds a run; choose another --out, or go on with it: --resume {folder}"
             )
-        yield Path(processes.agreed(str(folder)))
+        processes.agreed(str(folder))
+        yield Seal(folder)
 
 
 def _next(root: Path, name: str) -> Path:
-    root.mkdir(exist_ok=True)
+    files.folder(root)
     for n in count(1):
         folder = root / f"{name}-{n}"
         try:
@@ -73,14 +74,14 @@ def locked(folder: Path) -> Iterator[None]:
         yield
         return
     try:
-        file = os.fdopen(os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_NONBLOCK, 0o644), "r+")
+        file = files.updated(folder / _LOCK)
     except OSError as e:
         raise _unwritable(e) from None
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            other = file.read(20).strip()
+            other = file.read(20).decode("ascii", "replace").strip()
             raise ConfigError(
                 f"another process{f' ({other})' if other.isdecimal() else ''} is writing to {folder}; wait for it "
                 "or stop it"
@@ -90,17 +91,61 @@ def locked(folder: Path) -> Iterator[None]:
         try:
             file.seek(0)
             file.truncate()
-            file.write(f"{os.getpid()}\n")
+            file.write(f"{os.getpid()}\n".encode())
             file.flush()
         except OSError as e:
+            e.filename = str(folder)
             raise _unwritable(e) from None
+        files.tidy(folder)
         yield
+
+
+@contextmanager
+def gone_on(folder: Path) -> Iterator[Seal]:
+    """The folder of a run that goes on, locked; that of an older version is sealed as it is."""
+    with locked(folder):
+        if processes.first() and seals.read(folder) is None:
+            accept(folder)
+        processes.agreed(None)  # others look at the seal when it is there
+        seal = seals.read(folder)
+        assert seal is not None
+        yield evolve(seal, writes=processes.first())
+
+
+def accept(folder: Path) -> list[str]:
+    """Take what is in the folder of a run, and in those of a sweep's members, as it is; the names of what is otherwise
+    than it was written."""
+    saved: list[checkpoint.Saved] = []
+    where = folder / CHECKPOINTS
+    try:
+        while (found := checkpoint.newest(where, below=saved[-1].step if saved else None).saved) is not None:
+            saved.append(found)
+        differ = seals.accept(folder, log.read(folder / METRICS), saved)
+    except OSError as e:
+        raise _unwritable(e) from None
+    inside = sorted(path.parent for path in folder.glob(f"*/*/{seals.MANIFEST}"))
+    return differ + [f"{path.relative_to(folder)}/{name}" for path in inside for name in accept(path)]
+
+
+def accepted(folder: Path) -> None:
+    """The same, said."""
+    with locked(folder):
+        differ = accept(folder)
+    if differ:
+        warn(f"{folder}: {', '.join(differ)} {'is' if len(differ) == 1 else 'are'} taken as found, which is recorded")
+
+
+def newest(seal: Seal, below: int | None = None) -> checkpoint.Found:
+    """The newest checkpoint of a run that is whole, with what is wrong with newer ones, or that they are gone."""
+    found = checkpoint.newest(seal.folder / CHECKPOINTS, below, seal.fault)
+    lost = seal.lost(found.saved.step if found.saved else -1)
+    return checkpoint.Found(found.saved, (*found.faults, *(f"{path} is gone" for path in lost)))
 
 
 def is_busy(folder: Path) -> bool:
     """Whether a process is writing to a run's folder."""
     try:
-        with (folder / _LOCK).open() as file:
+        with files.opened(folder / _LOCK, links=False) as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
@@ -119,30 +164,52 @@ def _unwritable(error: OSError) -> ConfigError:
     return ConfigError(f"can't write to the output folder {error.filename}: {error.strerror}; choose another --out")
 
 
-def write_config(folder: Path, config: TrainConfig, facts: Mapping[str, Any]) -> None:
+def config_text(config: TrainConfig, facts: Mapping[str, Any], seal: Seal) -> bytes:
     """The settings, and beside them what is recorded of the run."""
-    text = tomli_w.dumps({**config.tables, **facts})
-    replace(folder / settings.CONFIG, text.encode())
+    facts = {**facts, "facts": {**facts.get("facts", {}), "run": seal.run}}
+    return tomli_w.dumps({**config.tables, **facts}).encode()
 
 
-def write_data(folder: Path, made: Job) -> None:
-    """What has to be known of the data to use the model on others."""
-    if made.about is not None:
-        replace(folder / DATA, json.dumps(made.about.json, indent=1, ensure_ascii=False).encode())
+def data_text(made: Job) -> dict[str, bytes]:
+    """What has to be known of the data to use the model on others, if anything is: data.json."""
+    return {} if made.about is None else {DATA: _json(made.about.json)}
 
 
-def write_status(folder: Path, state: str, **more: Any) -> None:
+def status_text(state: str, **more: Any) -> bytes:
     """How a run ended: done, stopped or failed, and what there is to say of it."""
-    replace(folder / STATUS, json.dumps({"state": state, **more}, indent=1, ensure_ascii=False).encode())
+    return _json({"state": state, **more})
 
 
-def write_weights(path: Path, weights: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
+def _json(facts: Mapping[str, Any]) -> bytes:
+    return json.dumps(facts, indent=1, ensure_ascii=False).encode()
+
+
+def weights_file(weights: Mapping[str, Tensor], about: Mapping[str, Any]) -> bytes:
     """Weights by the module's own names, with what they are of in the file's metadata."""
     from safetensors.torch import save  # not before the first step
 
     plain = {k: t.clone(memory_format=torch.contiguous_format) for k, t in weights.items()}
     # Under one name: of several, the order in the file would be another each time.
-    replace(path, save(plain, {ABOUT: json.dumps({**about, "sha256": record.digest(plain)})}))
+    return save(plain, {ABOUT: json.dumps({**about, "sha256": record.digest(plain)})})
+
+
+def write(seal: Seal, contents: Mapping[str, bytes], metrics: str | None = None) -> None:
+    """Write files of a run."""
+    try:
+        seal.write(contents, metrics)
+    except OSError as e:
+        raise ConfigError(f"can't write {', '.join(contents)} in {seal.folder}: {e.strerror}") from None
+
+
+def inside(seal: Seal, *names: str) -> Path:
+    """A folder in that of a run; no link is followed there."""
+    path = seal.folder
+    try:
+        for name in names:
+            path = files.folder(path / name, links=False)
+    except OSError as e:
+        raise _unwritable(e) from None
+    return path
 
 
 def replace(path: Path, content: bytes) -> None:
@@ -173,21 +240,30 @@ def making(path: Path) -> Iterator[Path]:
 class Log:
     """metrics.jsonl: a line an epoch."""
 
-    def __init__(self, folder: Path, step: int = 0) -> None:
+    def __init__(self, seal: Seal, step: int = 0) -> None:
         """Opened after its lines of up to `step` steps; later ones are of a past that is done again."""
-        self.path = folder / METRICS
-        kept = [line for line in log.read(self.path) if line["step"] <= step]
-        self.rows = kept
-        self.epochs = [line["epoch"] for line in kept]
-        replace(self.path, b"".join(json.dumps(line).encode() + b"\n" for line in kept))
-        there = self.path if processes.first() else Path(os.devnull)
-        self._file: IO[str] = there.open("a", encoding="utf-8")
+        self.path, self.seal = seal.folder / METRICS, seal
+        self.rows = seals.chained((row for row in log.read(self.path) if row["step"] <= step), seal.run)
+        self.epochs = [row["epoch"] for row in self.rows]
+        self._file: IO[bytes] | None = None
+        if processes.first():
+            replace(self.path, seals.lines(self.rows, seal.run))
+            self._file = files.updated(self.path)
+            self._file.seek(0, os.SEEK_END)
+
+    @property
+    def last(self) -> str | None:
+        """The checksum of the last line."""
+        return self.rows[-1][seals.CHAIN] if self.rows else None
 
     def write(self, report: Report, **more: float) -> None:
         """Add an epoch's line, on the disk before any checkpoint that follows it."""
-        self.rows.append({**log.line(report, self.rows), **more})
+        row = seals.after(self.rows, {**log.line(report, self.rows), **more}, self.seal.run)
+        self.rows.append(row)
+        if self._file is None:
+            return
         try:
-            self._file.write(json.dumps(self.rows[-1]) + "\n")
+            self._file.write(json.dumps(row).encode() + b"\n")
             self._file.flush()
         except OSError as e:
             raise ConfigError(
@@ -198,5 +274,6 @@ class Log:
         return self
 
     def __exit__(self, *_: Any) -> None:
-        with suppress(OSError):  # what could not be written was said when it was
-            self._file.close()
+        if self._file is not None:
+            with suppress(OSError):  # what could not be written was said when it was
+                self._file.close()

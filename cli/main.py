@@ -29,6 +29,12 @@ def cli() -> None:
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
 
 
+_trusted = click.option("--trust", is_flag=True, help="run code that a file names, not the command line")
+_accepted = click.option(
+    "--accept", is_flag=True, help="take what was changed in the run's folder as it is, and record that it was"
+)
+
+
 @cli.command()
 @click.argument("file", required=False, metavar="[CONFIG.toml | RUN | FILE.py:FUNCTION]")
 @settings
@@ -45,9 +51,10 @@ def cli() -> None:
 )  # fmt: skip
 @click.option("-q", "--quiet", is_flag=True, help="only the result")
 @click.option("-v", "--verbose", is_flag=True, help="the pipeline, the graphs and each class's figures as well")
-@click.option("--trust", is_flag=True, help="run code that a config names, not the command line")
+@_trusted
+@_accepted
 def train(
-    file: str | None, resume: str | None, verify: bool, quiet: bool, verbose: bool, trust: bool,
+    file: str | None, resume: str | None, verify: bool, quiet: bool, verbose: bool, trust: bool, accept: bool,
     processes: int | None, restarts: int, **given: Any,
 ) -> None:  # fmt: skip
     """Train a model; without arguments, an MLP on handwritten digits.
@@ -73,14 +80,14 @@ def train(
 
         if verbose and not (file and is_code(file)):
             given["telemetry"] = True if given["telemetry"] is None else given["telemetry"]
-        made = _config(file, given, trust)
+        made = _config(file, given, trust, accept)
         whole = made.run.folds is not None and made.run.fold is None
         (command.folds if whole else command.run)(made, quiet=quiet, verbose=verbose)
         return
     if file is not None:
         raise refusal(f"--resume goes on with the config of its run; leave out {file}")
     chosen = _given(given)
-    _check_trust(Path(resume) / config.CONFIG, chosen, trust)
+    _check(Path(resume), chosen, trust, accept)
     old, new = config.resumed(Path(resume), chosen)
     from cli import train as command
 
@@ -99,10 +106,11 @@ def train(
 @click.option("--halving", is_flag=True, help="let the better half go on, again and again: the best ones do all epochs")
 @click.option("--resume", metavar="SWEEP", help="go on with the sweep in a folder")
 @click.option("-q", "--quiet", is_flag=True, help="only the result")
-@click.option("--trust", is_flag=True, help="run code that a config names, not the command line")
+@_trusted
+@_accepted
 def sweep(
     file: str | None, seeds: int | None, draws: int | None, at_once: int | None, halving: bool, resume: str | None,
-    quiet: bool, trust: bool, **given: Any,
+    quiet: bool, trust: bool, accept: bool, **given: Any,
 ) -> None:  # fmt: skip
     """Train many models at once, one for each setting and seed, as one compiled step.
 
@@ -119,14 +127,14 @@ def sweep(
         others = (file, seeds, draws, at_once, halving or None, *given.values())
         if any(v not in (None, ()) for v in others):
             raise refusal("--resume goes on with the settings of its sweep; leave out others")
-        _check_trust(Path(resume) / config.CONFIG, {}, trust)
+        _check(Path(resume), {}, trust, accept)
         command.resume(Path(resume), quiet=quiet)
         return
     from cli.axes import parted
 
     assigned = given.pop("assigned", ())
     single, axes = parted({name: value for name, value in given.items() if value is not None})
-    base = _config(file, {**single, "assigned": assigned}, trust)
+    base = _config(file, {**single, "assigned": assigned}, trust, accept)
     command.run(base, axes, seeds=seeds or 1, draws=draws, at_once=at_once, halving=halving, quiet=quiet)
 
 
@@ -174,10 +182,10 @@ def init(data: str, out: str) -> None:
     command.run(data, out)
 
 
-_trust = click.option("--trust", is_flag=True, help="run code that the run's config names")
 _weights = click.option(
-    "--weights", default="best", metavar="NAME", help="best, last, or an average that was kept  [default: best]"
-)
+    "--weights", default="best", metavar="NAME",
+    help="best, last, the step of a checkpoint, or an average that was kept  [default: best]",
+)  # fmt: skip
 
 
 @cli.command()
@@ -190,12 +198,14 @@ _weights = click.option(
 @click.option("--top-k", type=click.IntRange(1), default=None, metavar="N", help="draw among so many  [default: all]")
 @click.option("--seed", type=int, default=0, metavar="N", help="of what is drawn  [default: 0]")
 @_weights
-@_trust
+@_trusted
+@_accepted
 def sample(
-    run: str, prompt: str, count: int, temperature: float, top_k: int | None, seed: int, weights: str, trust: bool
-) -> None:
+    run: str, prompt: str, count: int, temperature: float, top_k: int | None, seed: int, weights: str, trust: bool,
+    accept: bool,
+) -> None:  # fmt: skip
     """Continue a text with the model of a RUN that learned one."""
-    past = _past(run, trust)
+    past = _past(run, trust, accept)
     from cli import sample as command
 
     command.run(past, prompt, weights=weights, count=count, temperature=temperature, top_k=top_k, seed=seed)
@@ -205,14 +215,15 @@ def sample(
 @click.argument("run")
 @click.option("--data", metavar="DATA", help="other data of the same kind  [default: what the run held out]")
 @click.option("--json", "as_json", is_flag=True, help="as JSON")
-@click.option("--weights", type=click.Choice(["best", "last"]), default="best", help="of which epoch  [default: best]")
-@_trust
-def evaluate(run: str, data: str | None, as_json: bool, weights: str, trust: bool) -> None:
+@click.option("--weights", default="best", help="best, last, or the step of a checkpoint  [default: best]")
+@_trusted
+@_accepted
+def evaluate(run: str, data: str | None, as_json: bool, weights: str, trust: bool, accept: bool) -> None:
     """Measure a RUN's model: every metric, each class, and what is taken for what.
 
     On the data that the run held out, the figures are those that training printed for that epoch.
     """
-    past = _past(run, trust)
+    past = _past(run, trust, accept)
     from cli import evaluate as command
 
     command.run(past, data, weights=weights, as_json=as_json)
@@ -223,14 +234,15 @@ def evaluate(run: str, data: str | None, as_json: bool, weights: str, trust: boo
 @click.option("--data", required=True, metavar="DATA", help="a file or folder as the run was trained on")
 @click.option("--out", metavar="FILE", help="preds.csv, .parquet or .npz  [default: CSV to the terminal]")
 @_weights
-@_trust
-def predict(run: str, data: str, out: str | None, weights: str, trust: bool) -> None:
+@_trusted
+@_accepted
+def predict(run: str, data: str, out: str | None, weights: str, trust: bool, accept: bool) -> None:
     """Let a RUN's model predict other DATA: its rows, in their order, with what is predicted beside them.
 
     Columns are matched by name; the target may be missing. A file may be larger than memory. A .npz file has the
     predictions alone.
     """
-    past = _past(run, trust)
+    past = _past(run, trust, accept)
     from cli import predict as command
 
     command.run(past, data, out, weights=weights)
@@ -244,14 +256,15 @@ def predict(run: str, data: str, out: str | None, weights: str, trust: bool) -> 
 )  # fmt: skip
 @click.option("--out", metavar="FILE", help="[default: RUN/model.pt2, model.onnx or weights.safetensors]")
 @_weights
-@_trust
-def export(run: str, kind: str, out: str | None, weights: str, trust: bool) -> None:
+@_trusted
+@_accepted
+def export(run: str, kind: str, out: str | None, weights: str, trust: bool, accept: bool) -> None:
     """Write a RUN's model as a file that needs nothing of ours, with what prepares the data inside.
 
     Batches may be of any size. It is compared with the model on held-out samples before it is written, and a JSON
     beside it says what goes in and what comes out.
     """
-    past = _past(run, trust)
+    past = _past(run, trust, accept)
     from cli import export as command
 
     command.run(past, kind, out, weights=weights)
@@ -283,10 +296,11 @@ def plot(runs: tuple[str, ...], metrics: tuple[str, ...], out: str | None) -> No
 @cli.command()
 @click.argument("run")
 @click.option("--out", metavar="FILE", help="[default: RUN/report.html]")
-@_trust
-def report(run: str, out: str | None, trust: bool) -> None:
+@_trusted
+@_accepted
+def report(run: str, out: str | None, trust: bool, accept: bool) -> None:
     """Write what a RUN trained and how well as one HTML file: curves, classes, what was told worst, settings."""
-    past = _past(run, trust)
+    past = _past(run, trust, accept)
     from cli import report as command
 
     command.run(past, out)
@@ -312,16 +326,14 @@ def _without(arguments: list[str], *names: str) -> list[str]:
     return kept
 
 
-def _config(file: str | None, given: dict[str, Any], trust: bool = False) -> config.TrainConfig:
+def _config(file: str | None, given: dict[str, Any], trust: bool = False, accept: bool = False) -> config.TrainConfig:
     chosen = _given(given)
     if file is None:
         return config.make(chosen)
     if is_code(file):
         return config.make({**chosen, "pipeline": file})
     path = Path(file) / config.CONFIG if os.path.isdir(file) else Path(file)
-    if path.parent == Path(file):
-        config.check_run(path.parent)
-    _check_trust(path, chosen, trust)
+    _check(path if path == Path(file) else path.parent, chosen, trust, accept)
     earlier = config.read(path)
     if changed := config.changed(path):
         from cli.progress import warn
@@ -337,19 +349,29 @@ def _config(file: str | None, given: dict[str, Any], trust: bool = False) -> con
     return config.make(earlier, chosen)
 
 
-def _past(run: str, trust: bool) -> Past:
+def _past(run: str, trust: bool, accept: bool) -> Past:
     """A run that was made."""
-    _check_trust(Path(run) / config.CONFIG, {}, trust)
+    _check(Path(run), {}, trust, accept)
     from cli.past import Past
 
     return Past(Path(run))
 
 
-def _check_trust(path: Path, given: dict[str, Any], trust: bool) -> None:
-    """Raise ConfigError where a config names code that the command line does not name."""
-    named = config.code_in(config.read(path)) if os.path.lexists(path) else None
-    if named and not trust and named != config.code_in(given):
-        raise refusal(f"{path} names code, {named}, which would be run; if you know it, add --trust")
+def _check(path: Path, given: dict[str, Any], trust: bool, accept: bool = False) -> None:
+    """Raise ConfigError where a config, or a file in the folder of a run or a sweep, names code that the command line
+    does not name, or is not what was written and not accepted."""
+    folder = path if path.is_dir() else None
+    if folder is not None and accept and os.path.lexists(folder / config.CONFIG):
+        from cli.folder import accepted
+
+        accepted(folder)
+    if folder is not None:
+        config.check_run(folder)
+    known = config.code_in(given)
+    for file in (path,) if folder is None else config.files(folder):
+        unknown = [name for name in config.code_in(config.document(file)) if name not in known]
+        if unknown and not trust:
+            raise refusal(f"{file} names code, {', '.join(unknown)}, which would be run; if you know it, add --trust")
 
 
 def _given(given: dict[str, Any]) -> dict[str, Any]:

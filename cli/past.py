@@ -15,10 +15,12 @@ from torch import nn
 from cli import better, record
 from cli import config as settings
 from cli import folder as folders
+from cli import seal as seals
 from cli.build import Job, begin
 from cli.config import TrainConfig
 from cli.recipes.about import About
 from cli.recipes.setting import refusal
+from cli.seal import CHECKPOINTS, Seal
 from pipeline import Pipeline, State, checkpoint, forward, log
 from pipeline.checkpoint import Saved
 from pipeline.ensembles import Joined
@@ -26,6 +28,7 @@ from pipeline.errors import CheckpointError, ConfigError
 from pipeline.stage import first_line
 
 WEIGHTS = ("best", "last")
+"""Beside the step of a checkpoint, and the names of averages."""
 
 
 @define(eq=False, slots=False)
@@ -36,9 +39,11 @@ class Past:
     config: TrainConfig = field(init=False)
     document: Mapping[str, Any] = field(init=False)
     """All that its config.toml says."""
+    seal: Seal | None = field(init=False)
 
     def __attrs_post_init__(self) -> None:
         settings.check_run(self.folder)
+        self.seal = seals.read(self.folder)
         folders.check_idle(self.folder)
         self.document = settings.document(self.folder / settings.CONFIG)
         self.config = settings.make(settings.read(self.folder / settings.CONFIG))
@@ -53,7 +58,7 @@ class Past:
                 "it back with its State"
             )
         try:
-            return About.read(json.loads(path.read_text(encoding="utf-8")), path)
+            return About.read(json.loads(seals.content(path)), path)
         except (OSError, ValueError) as e:
             raise refusal(f"can't read {path}: {getattr(e, 'strerror', None) or e}") from None
 
@@ -67,21 +72,28 @@ class Past:
         """What it trained, with its first State; its data are read again."""
         return begin(self.config)
 
-    def _found(self, weights: str) -> checkpoint.Found:
-        where = self.folder / folders.CHECKPOINTS
-        try:
-            return checkpoint.best(where) if weights == "best" else checkpoint.newest(where)
-        except CheckpointError as e:
-            raise ConfigError(f"{e}; --weights last takes the newest that is whole") from None
-
     def saved(self, weights: str) -> Saved:
-        """The checkpoint of its best epoch, or the last one. Raises a PipeError where there is none."""
+        """The checkpoint of its best epoch, the last one, or that of a step. Raises a PipeError where there is none."""
         found = self._found(weights)
-        if found.saved is None:
-            raise ConfigError(
-                found.faults[0] if found.faults else f"{self.folder} has no checkpoint to take weights from"
-            )
-        return found.saved
+        if found is None:
+            raise ConfigError(f"{self.folder} has no checkpoint to take weights from")
+        return found
+
+    def _found(self, weights: str) -> Saved | None:
+        """None where there are no checkpoints. An older one is not taken for one that is damaged or gone."""
+        where, check = self.folder / CHECKPOINTS, None if self.seal is None else self.seal.fault
+        if weights.isdecimal():
+            return checkpoint.at(where, int(weights), check)
+        found = checkpoint.newest(where, check=check) if self.seal is None else folders.newest(self.seal)
+        if found.faults and (found.saved is not None or checkpoint.steps(where)):
+            older = "" if found.saved is None else f"; an older one is whole: --weights {found.saved.step}"
+            raise ConfigError(f"{found.faults[0]}{older}")
+        if found.saved is None or weights == "last" or found.saved.best is None:
+            return found.saved
+        try:
+            return checkpoint.at(where, found.saved.best.step, check)
+        except CheckpointError as e:
+            raise ConfigError(f"{e}; the last one is whole: --weights last") from None
 
     def restored(self, weights: str) -> tuple[Job, State, Saved]:
         """What it trained, and the State of its best epoch, or the last one, with the numbers that its config has: a
@@ -100,7 +112,7 @@ class Past:
         pipe = Pipeline(forward.model(build, inputs=inputs))
         [model] = pipe.models
         pipe.init(self.config.run.seed, batch=_example(self.about))
-        saved = self._found(weights).saved if weights in WEIGHTS else None
+        saved = self._found(weights) if weights in WEIGHTS or weights.isdecimal() else None
         members = self.config.run.ensemble
         if saved is not None:
             kept = saved.kept(model.params, model.buffers)
@@ -125,12 +137,14 @@ class Past:
             known = [p.stem for p in self.folder.glob("*.safetensors") if p.name not in (folders.BEST, folders.WEIGHTS)]
             raise refusal(f"{self.folder} has no weights {weights!r}", weights, [*WEIGHTS, *known])
         try:
-            with safe_open(path, framework="pt") as file:
+            with safe_open(seals.checked(path), framework="pt") as file:
                 about = json.loads((file.metadata() or {}).get(folders.ABOUT, "{}"))
                 tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118  # no mapping
             if about.get("sha256", "") not in ("", record.digest(tensors)):
                 raise ValueError("it is damaged, its checksum is another")
             module.load_state_dict(tensors)
+        except ConfigError:
+            raise
         except Exception as e:  # of safetensors and torch, which have several
             raise ConfigError(f"can't read {path}: {first_line(e)}") from None
         return module.eval(), inputs, {k: about[k] for k in ("epoch", "step") if k in about}
@@ -146,11 +160,11 @@ def _example(about: About) -> dict[str, Any]:
 
 def load_run(folder: Path, weights: str, trust: bool) -> tuple[Pipeline, State, Any]:
     """See pipeline.load_run."""
-    if weights not in WEIGHTS:
+    if weights not in WEIGHTS and not weights.isdecimal():
         raise refusal(f"unknown weights {weights!r}", weights, WEIGHTS)
     past = Past(folder)
-    code = settings.code_in(settings.read(folder / settings.CONFIG))
-    if code is not None and not trust:
-        raise refusal(f"{folder} names code, {code}, which would be run; if you know it, pass trust=True")
+    code = settings.code_in(past.document)
+    if code and not trust:
+        raise refusal(f"{folder} names code, {', '.join(code)}, which would be run; if you know it, pass trust=True")
     job, state, _ = past.restored(weights)
     return job.pipe, state, job.held_out

@@ -8,6 +8,7 @@ from pathlib import Path
 from cli import better
 from cli import config as settings
 from cli import folder as folders
+from cli.seal import CHECKPOINTS
 from pipeline import log, plot
 from pipeline.checkpoint import newest
 from pipeline.errors import ConfigError
@@ -22,7 +23,7 @@ def run(runs: Sequence[Path], metrics: Sequence[str], out: str | None) -> None:
         if not found[str(folder)]:
             raise ConfigError(f"{folder} has no complete epoch yet")
     best = None
-    if len(runs) == 1 and (saved := newest(runs[0] / folders.CHECKPOINTS).saved) is not None and saved.best:
+    if len(runs) == 1 and (saved := newest(runs[0] / CHECKPOINTS).saved) is not None and saved.best:
         best = saved.best.metric if saved.best.metric in log.declared(found[str(runs[0])]) else None
     path = Path(out) if out is not None else runs[0] / folders.CURVES if len(runs) == 1 else Path("curves.png")
     short = len({folder.name for folder in runs}) == len(runs)

@@ -14,8 +14,11 @@ from rich.table import Table
 from cli import better
 from cli import config as settings
 from cli import folder as folders
+from cli import seal as seals
 from cli.config import TrainConfig
+from cli.progress import warn
 from cli.recipes.setting import refusal
+from cli.seal import STATUS
 from pipeline import log
 from pipeline.errors import PipeError
 from pipeline.state import format_metric
@@ -111,9 +114,12 @@ def _state(path: Path, rows: Sequence[log.Row], config: TrainConfig) -> tuple[st
     if isinstance(folds, dict):
         return "done", _folds(folds["ends"])
     try:
-        status = json.loads((path / folders.STATUS).read_text(encoding="utf-8"))
+        status = json.loads(seals.content(path / STATUS))
         return str(status["state"]), str(status.get("why", ""))
-    except (OSError, ValueError, TypeError, KeyError):  # killed, or of before there was one
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError, PipeError) as e:
+        if isinstance(e, PipeError):
+            warn(str(e))
+        # It was killed, or is of before there was one.
         return ("done" if rows and rows[-1]["epoch"] >= config.run.epochs else "stopped"), ""
 
 

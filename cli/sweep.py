@@ -8,7 +8,6 @@ import os
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from functools import partial
 from io import StringIO
 from pathlib import Path
@@ -28,17 +27,18 @@ from cli.better import ranking
 from cli.build import MANY
 from cli.build import begin as begun
 from cli.chunk import MEMBERS
-from cli.config import TrainConfig
+from cli.config import PLAN, TrainConfig
 from cli.plan import Chunk, Member, Results
 from cli.progress import interrupts, plain, warn
 from cli.recipes.setting import refusal
+from cli.seal import Seal
 from cli.watch import watched
-from pipeline import log, plot
+from pipeline import files, log, plot
 from pipeline.compile import Compiled
 from pipeline.errors import ConfigError
 from pipeline.state import format_metric
 
-PLAN, CSV, PICTURE, BEST = "sweep.json", "sweep.csv", "sweep.svg", "best"
+CSV, PICTURE, BEST = "sweep.csv", "sweep.svg", "best"
 
 
 @frozen
@@ -56,14 +56,15 @@ class Plan:
     @classmethod
     def read(cls, folder: Path) -> Plan:
         try:
-            found = json.loads((folder / PLAN).read_text(encoding="utf-8"))
+            found = settings.document(folder / PLAN)
             axes = tuple(Axis(**{**a, "values": tuple(a["values"])}) for a in found.pop("axes"))
             return cls(axes, tuple(found.pop("rows")), widths=tuple(found.pop("widths")), **found)
-        except (OSError, ValueError, TypeError, KeyError) as e:
-            raise refusal(f"{folder} holds no sweep: can't read {PLAN}: {getattr(e, 'strerror', None) or e}") from None
+        except (TypeError, KeyError, ValueError):
+            raise refusal(f"{folder / PLAN} is not what a sweep writes") from None
 
-    def write(self, folder: Path) -> None:
-        folders.replace(folder / PLAN, json.dumps(asdict(self), indent=1).encode())
+    @property
+    def text(self) -> bytes:
+        return json.dumps(asdict(self), indent=1).encode()
 
 
 def run(
@@ -74,10 +75,10 @@ def run(
     if draws is not None and not axes:
         raise refusal("--random has nothing to draw: give a setting several values, such as --lr 0.001..1:log")
     plan = Plan(tuple(axes), tuple(combinations(axes, draws, base.run.seed)), seeds, halving, at_once)
-    with folders.new(base, f"sweep-{base.title}") as folder:
-        plan.write(folder)
-        folders.write_config(folder, base, {})  # which makes the folder one to go on with
-        _sweep(folder, base, plan, quiet)
+    with folders.new(base, f"sweep-{base.title}") as seal:
+        # The config, last, makes the folder one to go on with.
+        folders.write(seal, {PLAN: plan.text, settings.CONFIG: folders.config_text(base, {}, seal)})
+        _sweep(seal, base, plan, quiet)
 
 
 def resume(folder: Path, *, quiet: bool) -> None:
@@ -85,12 +86,12 @@ def resume(folder: Path, *, quiet: bool) -> None:
     settings.check_run(folder)
     layer = settings.read(folder / settings.CONFIG)
     plan = Plan.read(folder)
-    with folders.locked(folder):
-        _sweep(folder, settings.make(layer), plan, quiet)
+    with folders.gone_on(folder) as seal:
+        _sweep(seal, settings.make(layer), plan, quiet)
 
 
-def _sweep(folder: Path, base: TrainConfig, plan: Plan, quiet: bool) -> None:
-    say = plain(quiet)
+def _sweep(seal: Seal, base: TrainConfig, plan: Plan, quiet: bool) -> None:
+    say, folder = plain(quiet), seal.folder
     members = plans.members(base, plan.rows, plan.seeds)
     groups = plans.grouped(members)
     cores = torch.get_num_threads()
@@ -106,7 +107,7 @@ def _sweep(folder: Path, base: TrainConfig, plan: Plan, quiet: bool) -> None:
     programs: list[Compiled] = []
     if not plan.widths:
         plan = evolve(plan, widths=tuple(_widths(groups, base, programs, plan.at_once, say)))
-        plan.write(folder)
+        folders.write(seal, {PLAN: plan.text})
     ends = plans.rungs(len(members), base.run.epochs, plan.halving)
     if len(ends) > 1:
         say.print(f"halving after epoch {', '.join(map(str, ends[:-1]))}: the better half goes on")
@@ -117,7 +118,7 @@ def _sweep(folder: Path, base: TrainConfig, plan: Plan, quiet: bool) -> None:
         for chunk in _chunks(plan, groups, ends, results, metric, base.run.seed):
             if not plan.halving:  # those of groups before are done with
                 programs[:] = [p for p in programs if p.pipe.models == chunk.runs.models]
-            if not work.trained(chunk, base, folder, say, programs, caught, partial(show, chunk), alone):
+            if not work.trained(chunk, base, seal, say, programs, caught, partial(show, chunk), alone):
                 break
             results |= {m.name: work.rows_of(folder, m, chunk.end) for m in chunk.members}
     if caught:
@@ -184,8 +185,7 @@ def _end(
         points = [(m.chosen, results[m.name]) for m in members]
         folders.replace(folder / PICTURE, plot.svg(landscape.picture([a.name for a in axes], points, metric)).encode())
     best = Path(MEMBERS, _best(members, results, metric).name)
-    with suppress(FileNotFoundError):
-        (folder / BEST).unlink()
+    files.remove(folder / BEST)
     os.symlink(best, folder / BEST)
 
 

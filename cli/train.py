@@ -20,6 +20,7 @@ from cli import folder as folders
 from cli.build import Job, begin, parameters
 from cli.config import TrainConfig
 from cli.progress import interrupts, live, plain, printed, waiting, warn
+from cli.seal import CHECKPOINTS, STATUS, Seal
 from pipeline import Pipeline, Report, State, checkpoint, fit, log, place, plot, testing, until
 from pipeline.checkpoint import Saved, Saver
 from pipeline.compile import Compiled
@@ -37,12 +38,12 @@ def run(config: TrainConfig, *, quiet: bool = False, verbose: bool = False) -> R
 
         config, why = device.chosen(config, say)
     made, state = begin(config)
-    with folders.new(config) as folder:
+    with folders.new(config) as seal:
         _head(say, made, state, config, verbose, why)
-        folders.write_config(folder, config, record.facts(made, state))
-        processes.note(processes.FOLDER, str(folder))
-        folders.write_data(folder, made)
-        return _train(made, config, folder, state, None, say, verbose, going=True)
+        text = folders.config_text(config, record.facts(made, state), seal)
+        folders.write(seal, {settings.CONFIG: text, **folders.data_text(made)})
+        processes.note(processes.FOLDER, str(seal.folder))
+        return _train(made, config, seal, state, None, say, verbose, going=True)
 
 
 def folds(config: TrainConfig, *, quiet: bool = False, verbose: bool = False) -> None:
@@ -56,11 +57,12 @@ def folds(config: TrainConfig, *, quiet: bool = False, verbose: bool = False) ->
     with folders.new(config) as whole:
         for fold in range(count):
             say.print(f"fold    {fold} of {count}")
-            own = evolve(config, run=evolve(config.run, out=str(whole / f"fold-{fold}"), fold=fold))
+            own = evolve(config, run=evolve(config.run, out=str(whole.folder / f"fold-{fold}"), fold=fold))
             report = run(own, quiet=quiet, verbose=verbose)
             if report is not None:
                 ends.append({k: v for k, v in report.validate.items() if isinstance(v, int | float)})
-        folders.write_config(whole, config, {settings.FOLDS: {"count": count, "ends": ends}})
+        ended = {settings.FOLDS: {"count": count, "ends": ends}}
+        folders.write(whole, {settings.CONFIG: folders.config_text(config, ended, whole)})
     for name in (n for n in ends[0] if "/" not in n):
         values = torch.tensor([end[name] for end in ends], dtype=torch.float64)
         mean, spread = (format_metric(name, float(x)) for x in (values.mean(), values.std()))
@@ -77,7 +79,7 @@ def resume(
     verbose: bool = False,
 ) -> None:
     """Go on with the run in a folder from its newest good checkpoint, or replay what led to it."""
-    with folders.locked(folder):
+    with folders.gone_on(folder) as seal:
         table = settings.document(folder / settings.CONFIG)
         made, state = begin(config)
         say = plain(quiet)
@@ -85,20 +87,20 @@ def resume(
         facts = record.facts(made, state)
         for difference in record.differences(table, facts):
             warn(f"{difference}: its last bits may differ from here on")
-        found = _newest(folder)
+        found = _newest(seal)
         processes.note(processes.FOLDER, str(folder))
-        for fault in found.faults:
-            warn(f"{fault}; it is passed over")
         saved = found.saved
         if saved is None and found.faults:
             raise ConfigError(
-                f"no checkpoint in {folder} can be used; to begin anew, move {folder / folders.CHECKPOINTS} away"
+                f"no checkpoint in {folder} can be used ({found.faults[0]}); to begin anew, give another --out"
             )
+        for fault in found.faults:
+            warn(f"{fault}; it is passed over for {saved.path.name if saved else ''}")
         past = table["resumed"] if isinstance(table.get("resumed"), list) else []
         if verify:
             if old != config:
                 raise ConfigError("--verify replays the run as it was; leave out other settings")
-            _verify(made, config, folder, state, saved, past, say)
+            _verify(made, config, seal, state, saved, past, say)
             return
         going = True
         if saved is None:
@@ -115,14 +117,14 @@ def resume(
             changes = {k: ["default" if v is None else v for v in (before.get(k), now[k])]
                        for k in now if before.get(k) != now[k]}  # fmt: skip
             past = [*past, {"step": saved.step if saved else 0, **facts["versions"], **changes}]
-            folders.write_config(folder, config, {**facts, "resumed": past})
-        _train(made, config, folder, state, saved, say, verbose, going=going)
+            text = folders.config_text(config, {**facts, "resumed": past}, seal)
+            folders.write(seal, {settings.CONFIG: text, **folders.data_text(made)})
+        _train(made, config, seal, state, saved, say, verbose, going=going)
 
 
-def _newest(folder: Path) -> checkpoint.Found:
-    """The newest good checkpoint, as the first process finds it."""
-    found = checkpoint.newest(folder / folders.CHECKPOINTS) if processes.first() else checkpoint.Found(None)
-    agreed: checkpoint.Found = processes.agreed(found)
+def _newest(seal: Seal) -> checkpoint.Found:
+    """The newest good checkpoint, as the first process finds it, with what is wrong with newer ones."""
+    agreed: checkpoint.Found = processes.agreed(folders.newest(seal) if processes.first() else None)
     return agreed
 
 
@@ -158,21 +160,23 @@ def _together(made: Job) -> str:
 
 
 def _train(
-    made: Job, config: TrainConfig, folder: Path, state: State, saved: Saved | None, say: Console, verbose: bool, *,
+    made: Job, config: TrainConfig, seal: Seal, state: State, saved: Saved | None, say: Console, verbose: bool, *,
     going: bool,
 ) -> Report | None:  # fmt: skip
+    folder = seal.folder
     metric = _best(made, config, state)
     caught: list[int] = []
     signals = caught  # of several processes, what one of them had caught when all were asked
     report: Report | None = None
     ended, last = "", False
-    if going and processes.first():
-        (folder / folders.STATUS).unlink(missing_ok=True)
+    if going:
+        seal.goes_on()
     where = made.pipe.place
     with (
-        folders.Log(folder, saved.step if saved else 0) as lines,
-        Saver(folder / folders.CHECKPOINTS, keep=config.run.keep, best=metric, steps=config.run.save_steps,
-              minutes=config.run.save_minutes, saved=saved, beside=[lines.path], pipe=made.pipe) as saver,
+        folders.Log(seal, saved.step if saved else 0) as lines,
+        Saver(folders.inside(seal, CHECKPOINTS), keep=config.run.keep, best=metric, steps=config.run.save_steps,
+              minutes=config.run.save_minutes, saved=saved, beside=[lines.path], pipe=made.pipe, run=seal.run,
+              wrote=seal.wrote) as saver,
     ):  # fmt: skip
         missing = sorted(set(range(1, saved.epoch + 1 if saved else 1)) - set(lines.epochs))
         if missing:
@@ -184,7 +188,7 @@ def _train(
         stops, shown = _stops(config, metric, saver), printed(config.run.epochs)
         try:
             with live(say) as show, interrupts(caught):
-                for report in _reports(made, config, folder, state, program, start) if going else ():
+                for report in _reports(made, config, seal, state, program, start) if going else ():
                     state = report.state
                     show(report)
                     ended = where.agreed(next((why for why, stop in stops.items() if stop(report)), ""))
@@ -199,7 +203,7 @@ def _train(
                     if ended or signals:
                         break
         except BaseException as e:
-            _save_failed(made, folder, saver, report, e.state if isinstance(e, NonFiniteError) else state, e)
+            _save_failed(made, seal, saver, report, e.state if isinstance(e, NonFiniteError) else state, e)
             if isinstance(e, NonFiniteError):
                 raise ConfigError(
                     f"{e}\npipe: to go on from the last checkpoint: pipe train --resume {folder} --lr X"
@@ -207,8 +211,14 @@ def _train(
             raise
         saver.close()
         best = saver.best
-    _save_weights(made, state, folder, best, report, saved)
-    _draw(folder, metric)
+    ends = _weights(made, state, seal, best, report, saved)
+    if processes.first() and lines.rows:
+        ends[folders.CURVES] = plot.svg(plot.curves(lines.rows, best=metric)).encode()
+    stopped = bool(signals) and report is not None and not last
+    if going:
+        done = not stopped and (last or ended.startswith("no better"))
+        ends[STATUS] = folders.status_text("done" if done else "stopped", why="by a signal" if stopped else ended)
+    folders.write(seal, ends, lines.last)
     if verbose and report is not None and made.prepared is not None and made.prepared.task == "classification":
         say.print(f"\n{classes.table(made, state)}\n")
     if made.prepared is not None and made.prepared.task == "language modelling" and report is not None:
@@ -219,8 +229,7 @@ def _train(
     averages = "".join(f", {name}.safetensors: their average" for name in made.pipe.averages)
     and_best = f"{folders.BEST}: the weights of the best epoch, " if best is not None else ""
     result.print(f"run     {folder} ({and_best}{folders.WEIGHTS}: the weights as they are now{averages})")
-    if signals and report is not None and not last:
-        folders.write_status(folder, "stopped", why="by a signal")
+    if stopped and report is not None:
         warn(
             f"stopped by a signal in epoch {report.epoch}, after step {report.step}; go on with: pipe train "
             f"--resume {folder}"
@@ -228,19 +237,19 @@ def _train(
         sys.exit(128 + signals[0])
     if ended and report is not None and not last:
         result.print(f"ended   {ended}, in epoch {report.epoch} of {config.run.epochs}; --resume {folder} goes on")
-    if going:
-        folders.write_status(folder, "done" if last or ended.startswith("no better") else "stopped", why=ended)
     return report
 
 
 def _reports(
-    made: Job, config: TrainConfig, folder: Path, state: State, program: Any, start: tuple[int, int]
+    made: Job, config: TrainConfig, seal: Seal, state: State, program: Any, start: tuple[int, int]
 ) -> Iterable[Report]:
     reports = fit(
         made.pipe, epochs=config.run.epochs, validate=made.validation, state=state, compile=program, interval=0.1,
         steps_per_call=_per_call(config), every=config.run.save_steps, start=start,
     )  # fmt: skip
-    return log.tensorboard(reports, folder / "tensorboard") if config.run.tensorboard and processes.first() else reports
+    if not config.run.tensorboard or not processes.first():
+        return reports
+    return log.tensorboard(reports, folders.inside(seal, "tensorboard"))
 
 
 def _stops(config: TrainConfig, metric: str | None, saver: Saver) -> dict[str, until.Stop]:
@@ -266,16 +275,18 @@ def _rate(made: Job, state: State) -> dict[str, float]:
 
 
 def _save_failed(
-    made: Job, folder: Path, saver: Saver, report: Report | None, state: State, error: BaseException
+    made: Job, seal: Seal, saver: Saver, report: Report | None, state: State, error: BaseException
 ) -> None:
     """Keep what there is, where a run can't go on; a second Ctrl-C waits for nothing."""
     gone = isinstance(error, BrokenPipeError) and made.pipe.place.mesh is None  # the output's reader
     if gone and report is not None:
         saver.offer(report, now=True)
+    ends: dict[str, bytes] = {}
     if gone or isinstance(error, NonFiniteError):
-        _save_weights(made, state, folder, None, report, None)
+        ends = _weights(made, state, seal, None, report, None)
     stopped = gone or isinstance(error, KeyboardInterrupt)
-    folders.write_status(folder, "stopped" if stopped else "failed", why=str(error) or type(error).__name__)
+    why = str(error) or type(error).__name__
+    folders.write(seal, {**ends, STATUS: folders.status_text("stopped" if stopped else "failed", why=why)})
 
 
 def _best(made: Job, config: TrainConfig, state: State) -> str | None:
@@ -311,12 +322,12 @@ def _per_call(config: TrainConfig) -> Any:
 
 
 def _verify(
-    made: Job, config: TrainConfig, folder: Path, first: State, saved: Saved | None, past: list[Any], say: Console
+    made: Job, config: TrainConfig, seal: Seal, first: State, saved: Saved | None, past: list[Any], say: Console
 ) -> None:
     """Replay from the checkpoint before the newest, or from the beginning, and compare every bit."""
     if saved is None:
-        raise ConfigError(f"{folder} has no checkpoint yet that could be verified")
-    before = checkpoint.newest(folder / folders.CHECKPOINTS, below=saved.step).saved
+        raise ConfigError(f"{seal.folder} has no checkpoint yet that could be verified")
+    before = checkpoint.newest(seal.folder / CHECKPOINTS, below=saved.step, check=seal.fault).saved
     done = before.step if before else 0
     if any(
         done < r.get("step", 0) < saved.step and set(r) - {"step", *record.versions()}
@@ -350,9 +361,10 @@ def _place(made: Job, saved: Saved) -> str:
     return f"after {saved.step:,} steps, {saved.epoch} epochs{batch}"
 
 
-def _save_weights(
-    made: Job, state: State, folder: Path, best: checkpoint.Best | None, report: Report | None, saved: Saved | None
-) -> None:
+def _weights(
+    made: Job, state: State, seal: Seal, best: checkpoint.Best | None, report: Report | None, saved: Saved | None
+) -> dict[str, bytes]:
+    """Files of weights, by their names."""
     averages = {name: made.pipe.whole(seen) for name, seen in made.pipe.averaged(state).items()}
     state = made.pipe.whole(state)
     epoch = report.epoch if report is not None else saved.epoch if saved is not None else 0
@@ -366,18 +378,12 @@ def _save_weights(
             kept: Any = state
             if best.step != now["step"]:
                 [model, *_] = made.pipe.models
-                kept = checkpoint.at(folder / folders.CHECKPOINTS, best.step).kept(model.params, model.buffers)
+                saved = checkpoint.at(seal.folder / CHECKPOINTS, best.step, seal.fault)
+                kept = saved.kept(model.params, model.buffers)
             found[folders.BEST] = made.pipe.weights(kept), about
         except CheckpointError as e:
             warn(f"{e}, so {folders.BEST} is not written")
-    for name, (weights, of) in found.items():
-        folders.write_weights(folder / name, weights, of)
-
-
-def _draw(folder: Path, metric: str | None) -> None:
-    rows = log.read(folder / folders.METRICS) if processes.first() else []
-    if rows:
-        folders.replace(folder / folders.CURVES, plot.svg(plot.curves(rows, best=metric)).encode())
+    return {name: folders.weights_file(weights, of) for name, (weights, of) in found.items() if seal.writes}
 
 
 def _threads() -> str:

@@ -12,7 +12,7 @@ is whole or not there; and it is read only after all of it was verified. Nothing
     reports = fit(pipe, epochs=20, validate=test, state=saved.restore(pipe), start=saved.start)
 """
 
-from pipeline.checkpoint.saved import FACTS, FORMAT, STATE, Best, Found, Saved, at, best, newest, read
+from pipeline.checkpoint.saved import FACTS, FORMAT, STATE, Best, Found, Saved, at, best, newest, read, steps
 from pipeline.checkpoint.saver import SHARE, Saver
 
-__all__ = ["FACTS", "FORMAT", "SHARE", "STATE", "Best", "Found", "Saved", "Saver", "at", "best", "newest", "read"]
+__all__ = ["FACTS", "FORMAT", "SHARE", "STATE", "Best", "Found", "Saved", "Saver", "at", "best", "newest", "read", "steps"]
