@@ -65,8 +65,8 @@ def test_verify(pipe, cache):
     assert (code, err) == (1, "")
     assert said == {
         whole.path.name[:8]: f"ok  train step for {whole.batch}",
-        damaged.path.name[:8]: "step.so or package.json is damaged: their checksum is another",
-        writable.path.name[:8]: f"{writable.path.name} could have been written by somebody else",
+        damaged.path.name[:8]: "step.so: it or package.json is damaged: their checksum is another",
+        writable.path.name[:8]: f"{writable.path.name}: could have been written by somebody else",
         unreadable.path.name[:8]: "package.json can't be read",
         gone.path.name[:8]: "step.so: No such file or directory",
     }
