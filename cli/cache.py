@@ -22,6 +22,8 @@ def run(action: str) -> None:
         raise refusal(f"unknown action {action!r}", action, ACTIONS)
     say = Console(highlight=False, soft_wrap=True, markup=False)
     found = folders()
+    if action != "clear" and (why := storage.refusal()):
+        say.print(f"programs are neither kept here nor loaded: {why}")
     if not found and not size(storage.folder() / storage.INDUCTOR):
         say.print(f"no packages in {storage.folder()}")
         return
@@ -38,15 +40,12 @@ def fault(path: Path, found: Package | None) -> str | None:
     """Why a folder's package can't be used, if so."""
     if found is None:
         return f"{storage.FACTS} can't be read"
-    try:
-        return found.fault()
-    except OSError as e:
-        return f"{Path(e.filename or path).name}: {e.strerror}"
+    return found.fault()
 
 
 def size(path: Path) -> int:
     """The bytes in a folder."""
-    return sum(file.lstat().st_size for file in path.rglob("*") if file.is_file())
+    return 0 if path.is_symlink() else sum(file.lstat().st_size for file in path.rglob("*") if file.is_file())
 
 
 def show(say: Console, found: dict[Path, Package | None]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from contextlib import suppress
 
 import torch
@@ -53,7 +54,9 @@ def chosen(config: TrainConfig, say: Console) -> tuple[TrainConfig, str]:
 
 def _measured(config: TrainConfig) -> float | None:
     """Seconds of a step, by training that is thrown away; None where it does not compile."""
-    with suppress(PipeError, RuntimeError):  # the run itself will report the error
+    # The run itself will report the error, and what a warning says.
+    with suppress(PipeError, RuntimeError), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         made = job(config)
         state = first(made, config)
         program = made.pipe.compile(backend=config.run.backend)

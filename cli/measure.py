@@ -26,6 +26,8 @@ Way: TypeAlias = Callable[[int], float]
 ROUNDS = 10
 SECONDS = 0.5
 """For which training is measured that is thrown away."""
+MOST = 1 << 20
+"""Bytes of the file of measurements."""
 
 
 @frozen
@@ -103,20 +105,23 @@ def identity(config: TrainConfig) -> str:
     return files.checksum({**about, **json.loads(json.dumps(tables, default=str)), "run": run})[:32]
 
 
-def known() -> dict[str, Any]:
+def known() -> dict[str, int | str]:
     """Measurements stored on this machine."""
     try:
-        found = json.loads((storage.folder() / storage.MEASURED).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        path = storage.folder() / storage.MEASURED
+        found = {} if storage.refusal() else json.loads(files.read(path, most=MOST, links=False))
+    except (OSError, ValueError, RecursionError):
         return {}
-    return found if isinstance(found, dict) else {}
+    known = found.items() if isinstance(found, dict) else ()
+    return {k: v for k, v in known if isinstance(v, str) or (type(v) is int and 0 < v < 2**31)}
 
 
 def keep(name: str, value: int | str) -> None:
     """Store a measurement."""
     with suppress(OSError):  # it is measured again then
-        storage.folder().mkdir(parents=True, exist_ok=True, mode=0o700)
-        files.replace(storage.folder() / storage.MEASURED, json.dumps({**known(), name: value}, indent=1).encode())
+        if storage.usable():
+            kept = json.dumps({**known(), name: value}, indent=1)
+            files.replace(storage.folder() / storage.MEASURED, kept.encode())
 
 
 @frozen

@@ -399,6 +399,8 @@ def compiled(pipe: Pipeline, held_out: Any, config: TrainConfig, state: State, s
         warnings.simplefilter("ignore")  # the fallback's warning is printed below
         report = program.prepare(state, held_out)
     seconds = time.perf_counter() - start
+    if report.unkept:
+        say.print(f"programs are neither kept nor loaded: {report.unkept}")
     if report.fallback:
         say.print(f"runs uncompiled: {report.fallback}")
         return program

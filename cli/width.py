@@ -17,7 +17,7 @@ from cli.build import size, steps
 from cli.config import TrainConfig
 from cli.plan import Member, chunks, parted
 from cli.train import compiled
-from pipeline import place
+from pipeline import files, place
 from pipeline.compile import Compiled
 
 USUAL, OTHERS = 32, (8, 128)
@@ -51,9 +51,9 @@ def chosen(group: Sequence[Member], config: TrainConfig, programs: list[Compiled
     usual = Width(min(USUAL, len(group)), "")
     if not config.run.compile:
         return usual
-    name, kept = measure.identity(group[0].config), measure.known()
-    if name in kept:
-        return Width(min(int(kept[name]), fit_in, len(group)), "the fastest, measured before")
+    name = measure.identity(group[0].config)
+    if isinstance(kept := measure.known().get(name), int):
+        return Width(min(kept, fit_in, len(group)), "the fastest, measured before")
     if len(group) <= USUAL:
         return usual
     first = _measured(group, config, USUAL, say)
@@ -112,9 +112,9 @@ def room(device: torch.device) -> int:
         return round(SHARE * place.free_memory(device))
     free = []
     with suppress(OSError, StopIteration):
-        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
+        lines = files.read(Path("/proc/meminfo")).decode().splitlines()
         free.append(1024 * int(next(line for line in lines if line.startswith("MemAvailable")).split()[1]))
     with suppress(OSError, ValueError):  # what a container may take
-        limit, used = (int(Path(f"/sys/fs/cgroup/memory.{n}").read_text(encoding="utf-8")) for n in ("max", "current"))
+        limit, used = (int(files.read(Path(f"/sys/fs/cgroup/memory.{n}"))) for n in ("max", "current"))
         free.append(max(limit - used, 0))
     return round(SHARE * min(free, default=1 << 62))

@@ -65,8 +65,8 @@ def test_verify(pipe, cache):
     assert (code, err) == (1, "")
     assert said == {
         whole.path.name[:8]: f"ok  train step for {whole.batch}",
-        damaged.path.name[:8]: "step.so or package.json is damaged: their checksum is another",
-        writable.path.name[:8]: f"{writable.path.name} could have been written by somebody else",
+        damaged.path.name[:8]: "step.so: it or package.json is damaged: their checksum is another",
+        writable.path.name[:8]: f"{writable.path.name}: could have been written by somebody else",
         unreadable.path.name[:8]: "package.json can't be read",
         gone.path.name[:8]: "step.so: No such file or directory",
     }
@@ -74,6 +74,35 @@ def test_verify(pipe, cache):
     code, out, _ = pipe("cache", "list")
     assert code == 0
     assert re.search(r"4 packages, \d\.\d kB; 2 unfinished or broken: see pipe cache verify", out)
+
+
+def test_a_folder_that_others_may_write_is_said(pipe, cache):
+    """What is there is listed and not believed: it says which folder that is, and what to do; clear removes it."""
+    folder, add = cache
+    made = add("a")
+    folder.chmod(0o777)
+    why = f"others may write into {folder}; run chmod go-w {folder}, or set PIPE_CACHE"
+    code, out, _ = pipe("cache")
+    assert (code, out.splitlines()[0]) == (0, f"programs are neither kept here nor loaded: {why}")
+    code, out, _ = pipe("cache", "verify")
+    assert code == 1
+    assert f"{made.path.name[:8]}  cache: {why}" in out.splitlines()
+    assert pipe("cache", "clear")[0] == 0
+    assert not made.path.exists()
+
+
+def test_a_link_among_packages_is_not_followed(pipe, cache, tmp_path):
+    """It is at fault, counts no bytes, and clear removes the link alone."""
+    folder, add = cache
+    made = add("a")
+    made.path.rename(tmp_path / "moved")
+    made.path.symlink_to(tmp_path / "moved")
+    code, out, _ = pipe("cache", "verify")
+    assert (code, out.splitlines()[0]) == (1, f"{made.path.name[:8]}  package.json can't be read")
+    assert "0 packages, 0 bytes" in pipe("cache")[1]
+    assert pipe("cache", "clear")[0] == 0
+    assert sorted(p.name for p in (tmp_path / "moved").iterdir()) == ["package.json", "step.so"]
+    assert list(folder.iterdir()) == []
 
 
 def test_clear(pipe, cache):

@@ -1,15 +1,22 @@
 """Packages: what was compiled once is loaded, and what is damaged never is."""
 
 import json
+import os
+import re
 import shutil
+import stat
+import subprocess
 import tempfile
 import types
+from pathlib import Path
 
 import pytest
 import torch
 
+from cli import measure
 from pipeline import Pipeline, backward, forward, loss, testing, update
 from pipeline.compile import storage
+from pipeline.compile.backends import library
 from tests import pipes
 
 BATCH = {"inputs": torch.randn(6, 4), "targets": torch.arange(6) % 3}
@@ -146,8 +153,8 @@ def kept(identity):
     with tempfile.NamedTemporaryFile() as file:
         file.write(b"code")
         file.flush()
-        library = types.SimpleNamespace(path=file.name, entry="run", inputs=(0,), outputs=())
-        return storage.keep(library, identity, "train step", "b", 1)
+        made = types.SimpleNamespace(path=file.name, entry="run", inputs=(0,), outputs=())
+        return storage.keep(made, identity, "train step", "b", 1)
 
 
 def test_whole_packages_are_found_under_their_identity_alone(copied):
@@ -209,3 +216,228 @@ def test_something_else_in_a_packages_place_gives_way(monkeypatch, tmp_path):
     assert kept({"a": 1}).path == path
     assert kept({"a": 1}).path == path
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize(
+    ("mode", "above", "said"),
+    [
+        (0o700, 0o755, None),
+        (0o755, 0o1777, None),
+        (0o770, 0o755, "others may write into .*/root; run chmod go-w .*/root, or set PIPE_CACHE"),
+        (0o702, 0o755, "others may write into .*/root;"),
+        (0o1777, 0o755, "others may write into .*/root;"),
+        (0o700, 0o777, "others may write into .*/above;"),
+        (0o700, 0o775, "others may write into .*/above;"),
+    ],
+)
+def test_a_place_that_others_may_write_is_neither_read_nor_written(made, monkeypatch, tmp_path, mode, above, said):
+    """The cache's folder has to be ours alone, and those above it ours or root's, or sticky; a link there is followed
+    first."""
+    root = tmp_path / "above" / "root"
+    shutil.copytree(made[1].path, root / made[1].path.name)
+    (tmp_path / "link").symlink_to(root)
+    root.chmod(mode)
+    root.parent.chmod(above)
+    for place in (root, tmp_path / "link"):
+        monkeypatch.setenv("PIPE_CACHE", str(place))
+        found = storage.find(made[1].identity)
+        assert (found is None, storage.usable()) == (said is not None, said is None)
+        assert re.match(said, storage.refusal()) if said else storage.refusal() is None
+    if said:
+        assert re.match(f"root: {said}", next(storage.packages()).fault())
+        assert (kept({"a": 1}), [p.name for p in root.iterdir()]) == (None, [made[1].path.name])
+
+
+@pytest.mark.parametrize("foreign", ["above", "root", "root/inductor"])
+def test_a_place_of_somebody_else_is_refused(monkeypatch, tmp_path, foreign):
+    """It may have been made by another user first, as a name in /tmp may; nothing is looked up in it, nor removed."""
+    root = tmp_path / "above" / "root"
+    (root / storage.INDUCTOR).mkdir(parents=True, mode=0o700)
+    monkeypatch.setenv("PIPE_CACHE", str(root))
+    path = kept({"a": 1}).path
+    theirs = root if foreign == "root" else root / "inductor" if "/" in foreign else root.parent
+    lstat = Path.lstat
+
+    def of_another(path):
+        status = list(lstat(path))
+        status[stat.ST_UID] += (path == theirs) * 4321
+        return os.stat_result(status)
+
+    monkeypatch.setattr(Path, "lstat", of_another)
+    assert storage.find({"a": 1}) is None
+    assert kept({"a": 2}) is None
+    assert storage.refusal().startswith(f"{theirs} is another user's")
+    assert path.exists()
+
+
+def test_without_a_home_the_cache_is_in_a_folder_that_nobody_else_made(monkeypatch, tmp_path):
+    """Whoever made that folder first, with permissions of their choice, is not believed."""
+    for name in ("PIPE_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(Path, "home", lambda: (_ for _ in ()).throw(RuntimeError))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    assert storage.folder() == tmp_path / f"pipe-train-{os.getuid()}"
+    storage.folder().mkdir()
+    storage.folder().chmod(0o777)
+    assert kept({"a": 1}) is None
+    assert not list(storage.folder().iterdir())
+
+
+def test_a_refused_place_is_said_once_and_steps_run(monkeypatch, tmp_path):
+    """The warning and the report name the folder, and what to do; what is compiled is this process's alone."""
+    monkeypatch.setenv("PIPE_CACHE", str(tmp_path / "root"))
+    (tmp_path / "root").mkdir()
+    (tmp_path / "root").chmod(0o777)
+    compiled = small(0.1).compile()
+    with pytest.warns(UserWarning, match="neither kept nor loaded: others may write into") as told:
+        ran(compiled, 0)
+    assert len(told) == 1
+    assert "chmod go-w" in compiled.report.unkept
+    assert compiled.report.unkept in str(compiled.report)
+    assert not list((tmp_path / "root").iterdir())
+
+
+LINKED = ("", "step.so", "package.json")
+
+
+@pytest.mark.parametrize("name", LINKED)
+def test_no_link_is_followed(copied, tmp_path_factory, name):
+    """A link in the place of a package, or of a file of it, is removed; what it leads to stays."""
+    elsewhere = tmp_path_factory.mktemp("elsewhere") / "moved"
+    path = copied.path / name if name else copied.path
+    path.rename(elsewhere)
+    path.symlink_to(elsewhere)
+    assert storage.find(copied.identity) is None
+    assert elsewhere.exists()
+    assert not copied.path.is_symlink()
+
+
+@pytest.mark.parametrize("name", LINKED[1:])
+def test_what_is_no_plain_file_is_not_waited_for(copied, name):
+    """A FIFO or a device in the place of a file is a fault as any other."""
+    (copied.path / name).unlink()
+    os.mkfifo(copied.path / name, 0o600)
+    assert storage.find(copied.identity) is None
+    assert not copied.path.exists()
+
+
+@pytest.mark.parametrize("name", LINKED[1:])
+def test_what_is_too_large_is_not_read(copied, name):
+    """Of a file in the cache, no more is read than it may hold."""
+    with (copied.path / name).open("r+b") as file:
+        file.truncate(1 << 40)
+    assert storage.find(copied.identity) is None
+    assert not copied.path.exists()
+
+
+@pytest.mark.parametrize("memory", [True, False])
+def test_what_was_checked_is_what_is_loaded(copied, made, monkeypatch, memory):
+    """A library that is changed after the check does not matter, whether there are files in memory or not."""
+    if not memory:
+        monkeypatch.delattr(os, "memfd_create")
+        library._memory.cache_clear()
+    found = storage.find(copied.identity)
+    (copied.path / "step.so").write_bytes(b"another")
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "find", lambda identity: found)
+        second = small(0.5).compile()
+        state, _ = ran(second, 1)
+    assert second.report.graphs[0].loaded
+    first = made[0]
+    testing.same(state.tree, first(first(second.pipe.init(1), BATCH)[0], BATCH)[0].tree, 0)
+    assert copied.fault().startswith("step.so: it or package.json is damaged")
+
+
+def built(folder, number):
+    """A shared library whose function gives a number."""
+    (folder / "code.c").write_text(f"int number(void) {{ return {number}; }}")
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", folder / "code.so", folder / "code.c"], check=True)
+    return (folder / "code.so").read_bytes()
+
+
+@pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="there are no files in memory")
+def test_libraries_in_memory_are_not_taken_for_one_another(tmp_path, monkeypatch):
+    """Each does what is in it, also where its file in memory has the path of one that was loaded before, as where a
+    daemon closed all that it inherited."""
+    codes = {f"{tmp_path.name}-{n}": built(tmp_path, n) for n in range(6)}
+    names = list(codes)
+    for n, (name, code) in enumerate(codes.items()):
+        with monkeypatch.context() as patch:
+            if n % 2:
+                taken = library._memory(names[n - 1])
+                os.dup2(os.memfd_create(name, os.MFD_ALLOW_SEALING), taken)
+                patch.setattr(library, "_memory", lambda name, taken=taken: taken)
+            assert [library.loaded(code, name).number() for _ in range(2)] == [n, n]
+    assert [library.loaded(code, name).number() for name, code in codes.items()] == list(range(6))
+    assert library.loaded(codes[names[1]], names[1])._handle == library.loaded(codes[names[1]], names[1])._handle
+
+
+@pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="there are no files in memory")
+def test_a_library_in_memory_is_sealed_and_known_by_its_name(tmp_path):
+    """Nobody writes into it, not we ourselves, and what shows the memory of a process shows its name."""
+    library.loaded(built(tmp_path, 3), f"{tmp_path.name}-named")
+    with pytest.raises(PermissionError):
+        os.pwrite(library._memory(f"{tmp_path.name}-named"), b"other", 0)
+    assert f"/memfd:{tmp_path.name}-named" in Path("/proc/self/maps").read_text()
+
+
+@pytest.mark.parametrize("refused", [False, True])
+def test_compilers_keep_nothing_where_anybody_could_have_been_first(monkeypatch, tmp_path, refused):
+    """Inductor runs what it finds in its folder: that is in the cache, or one for this process, but never torch's."""
+    monkeypatch.setenv("PIPE_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "cache").mkdir(mode=0o700)
+    (tmp_path / "cache").chmod(0o777 if refused else 0o700)
+    for named in (None, os.path.join(tempfile.gettempdir(), "torchinductor_somebody")):
+        monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+        if named:
+            monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", named)
+        small(0.1).compile()
+        place = Path(os.environ["TORCHINDUCTOR_CACHE_DIR"])
+        assert (place == tmp_path / "cache" / "inductor") is not refused
+        assert (stat.S_IMODE(place.stat().st_mode), place.stat().st_uid) == (0o700, os.getuid())
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "/named/by/the/user")
+    storage.keep_compiler_caches()
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == "/named/by/the/user"
+
+
+MEASUREMENTS = {
+    "none": (b"{}", {}),
+    "sane ones": (b'{"a": 32, "device b": "cpu"}', {"a": 32, "device b": "cpu"}),
+    "of wrong types": (b'{"a": [], "b": null, "c": true, "d": 1.5, "e": {}}', {}),
+    "out of range": (b'{"a": 0, "b": -3, "c": 1e300, "d": 99999999999999999999, "e": 1}', {"e": 1}),
+    "no JSON": (b"{", {}),
+    "no text": (b"\xff\xfe", {}),
+    "a list": (b"[1]", {}),
+    "too deep": (b"[" * 100_000, {}),
+    "too long a number": (b'{"a": ' + b"1" * 5000 + b"}", {}),
+    "too large": (b'{"a": 1}' + b" " * measure.MOST, {}),
+}
+
+
+@pytest.mark.parametrize(("content", "known"), MEASUREMENTS.values(), ids=MEASUREMENTS)
+def test_measurements_are_sane_or_ignored(monkeypatch, tmp_path, content, known):
+    """Whatever is in their file, one can be stored afterwards."""
+    monkeypatch.setenv("PIPE_CACHE", str(tmp_path))
+    (tmp_path / storage.MEASURED).write_bytes(content)
+    assert measure.known() == known
+    measure.keep("new", 8)
+    assert measure.known() == {**known, "new": 8}
+
+
+def test_measurements_of_others_are_ignored(monkeypatch, tmp_path):
+    """Neither a link, nor a FIFO, nor a file in a place that others may write is read, and that is not written."""
+    monkeypatch.setenv("PIPE_CACHE", str(tmp_path))
+    path = tmp_path / storage.MEASURED
+    (tmp_path / "elsewhere").write_text('{"a": 1}')
+    path.symlink_to(tmp_path / "elsewhere")
+    assert measure.known() == {}
+    path.unlink()
+    os.mkfifo(path)
+    assert measure.known() == {}
+    measure.keep("a", 1)
+    assert measure.known() == {"a": 1}
+    tmp_path.chmod(0o777)
+    assert measure.known() == {}
+    measure.keep("a", 2)
+    tmp_path.chmod(0o700)
+    assert measure.known() == {"a": 1}

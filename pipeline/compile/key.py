@@ -19,6 +19,7 @@ from torch import Tensor
 from torch._higher_order_ops.scan import scan_op
 from torch.fx import GraphModule
 
+from pipeline import files
 from pipeline.compile.tracing import Traced, nodes
 
 _VARIABLES = ("TORCHINDUCTOR_", "TORCH_COMPILE", "CXX")
@@ -56,14 +57,14 @@ def _known(target: Any) -> bool:
 def machine() -> Mapping[str, Any]:
     """Versions, this layer's own code, and the processor."""
     try:
-        described = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n\n")[0].splitlines()
+        described = files.read(Path("/proc/cpuinfo")).decode(errors="replace").split("\n\n")[0].splitlines()
         keep = ("vendor_id", "model name", "flags", "Features")
         processor = "\n".join(line for line in described if line.startswith(keep))
     except OSError:
         processor = platform.processor()
     own = hashlib.sha256()
     for path in sorted(p for p in Path(__file__).parent.rglob("*") if p.suffix in (".py", ".cpp")):
-        own.update(path.read_bytes())
+        own.update(files.read(path))
     return {
         "torch": torch.__version__,
         "python": sys.version.split()[0],

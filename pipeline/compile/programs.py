@@ -61,11 +61,11 @@ class Programs:
     def __init__(self, pipe: Composition, backend: Backend, fallback: Fallback) -> None:
         if fallback not in ("error", "eager"):
             raise ConfigError(f"fallback={fallback!r} is unknown; use 'error' or 'eager'")
-        if backend not in OWN or pipe.place.device.type != "cpu":
-            storage.keep_compiler_caches()
         if isinstance(backend, str) and backend not in OWN and backend not in generic.known():
             raise ConfigError(f"backend={backend!r} is unknown{did_you_mean(backend, {*OWN, *generic.known()})}")
         self.pipe, self.backend, self.fallback = pipe, backend, fallback
+        storage.keep_compiler_caches()
+        self.unkept = storage.refusal() if backend in (*OWN, "inductor") else None
         self.reason: str | None = None
         """Why steps run uncompiled, if they do."""
         self.doing = ""
@@ -85,7 +85,7 @@ class Programs:
     def report(self) -> CompileReport:
         graphs = tuple(_described(build, seconds) for build, seconds in self._graphs)
         tape = tuple(s.name for s in self.pipe.graph if isinstance(s, Gradients) and s.taken == "tape")
-        return CompileReport(graphs, self.reason, tape)
+        return CompileReport(graphs, self.reason, tape, self.unkept)
 
     def bind(self, kind: Kind, kept: Sequence[Tensor], feed: Feed) -> Run | None:
         """A program bound to `kept`, State's leaves and the like, and to its feed; None where steps run uncompiled."""
@@ -139,6 +139,8 @@ class Programs:
             sizes = build.traced.sizes
             if sizes is not None and build.kind.program == kind.program and sizes.fit(functions.listed(args)):
                 return build
+        if self.unkept is not None and not self._builds:
+            warnings.warn(f"programs are neither kept nor loaded: {self.unkept}", stacklevel=6)
         self.doing = f"tracing the {kind.program}"
         began, names = time.perf_counter(), list[str]()
         function = functions.function(watched(self.pipe), kind, feed, args, names)

@@ -33,6 +33,8 @@ class CompileReport:
     fallback: str | None = None
     by_tape: tuple[str, ...] = ()
     """Backwards whose code torch.func refuses."""
+    unkept: str | None = None
+    """Why programs are neither kept nor loaded, and what to do, if so."""
 
     @property
     def seconds(self) -> float:
@@ -42,4 +44,5 @@ class CompileReport:
         lines = [str(g) for g in self.graphs]
         lines += [f"{name} goes by the tape" for name in self.by_tape]
         lines += [f"runs uncompiled: {self.fallback}"] if self.fallback else []
+        lines += [f"programs are neither kept nor loaded: {self.unkept}"] if self.unkept else []
         return "\n".join(lines)

@@ -7,9 +7,13 @@ set). Loading one needs neither a trace nor a compiler.
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import gc
+import os
+import tempfile
 import weakref
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pipeline import files
 from pipeline.compile.backends.program import Output
 
 _pointer = ctypes.pythonapi.PyCapsule_GetPointer
@@ -62,30 +67,42 @@ def return_memory() -> None:
         trim(0)
 
 
+def loaded(code: bytes, name: str) -> ctypes.CDLL:
+    """A shared library of just these bytes, which nobody can change meanwhile: a sealed file in memory, which debuggers
+    show by `name`, or a copy of our own. Raises OSError where it can't be run."""
+    with suppress(AttributeError, OSError):  # not Linux, or one that runs nothing from memory
+        handle = _memory(name)
+        if not fcntl.fcntl(handle, fcntl.F_GET_SEALS):
+            os.posix_fallocate(handle, 0, len(code))  # raises where there is no room
+            os.pwrite(handle, code, 0)
+            fcntl.fcntl(handle, fcntl.F_ADD_SEALS, 0b1111)  # neither written, shorter, longer, nor unsealed
+        library = ctypes.CDLL(f"/proc/self/fd/{handle}")
+        if f"/memfd:{name} ".encode() in files.read(Path("/proc/self/maps")):  # and not one that had this path before
+            return library
+    with tempfile.TemporaryDirectory(prefix="pipe-train-") as folder:
+        files.replace(path := Path(folder, f"{name}.so"), code, 0o600)
+        return ctypes.CDLL(str(path))
+
+
+@cache
+def _memory(name: str) -> int:
+    """A new file in memory. It stays open: the loader takes what has the path of a loaded library for that one."""
+    return os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+
+
 class Library:
     """A loaded program. `bind` it to the tensors that stay in place."""
 
     backend = "native"
     note: str | None = None
 
-    def __init__(self, path: Path, entry: str, inputs: tuple[int, ...], outputs: tuple[Output, ...]) -> None:
-        self.path, self.entry, self.inputs, self.outputs = path, entry, inputs, outputs
+    def __init__(self, library: ctypes.CDLL, entry: str, inputs: tuple[int, ...], outputs: tuple[Output, ...]) -> None:
+        self.path, self.entry, self.inputs, self.outputs = library._name, entry, inputs, outputs
         _keep_memory()
-        library = ctypes.CDLL(str(path))  # lets other threads of Python run meanwhile
         self.delete = library.aoti_torch_delete_tensor_object
         self.delete.argtypes = [_ARRAY]
         self.step = library[entry]
-        self.step.argtypes = [
-            _ARRAY,
-            _ARRAY,
-            _NUMBER,
-            _NUMBER,
-            _NUMBER,
-            _ARRAY,
-            _ARRAY,
-            ctypes.c_char_p,
-            _NUMBER,
-        ]
+        self.step.argtypes = [_ARRAY, _ARRAY, _NUMBER, _NUMBER, _NUMBER, _ARRAY, _ARRAY, ctypes.c_char_p, _NUMBER]
         self.order = library.pipeline_permute
         self.order.argtypes = [_ARRAY, _NUMBER, _NUMBER, _NUMBER, _ARRAY, _NUMBER]
 
@@ -129,14 +146,8 @@ class LibraryRun:
             for j, o in enumerate(self.outputs):
                 made.append(torch.empty(o.shape if steps is None else (steps, *o.shape), dtype=o.dtype))
                 self._history[j] = made[j].data_ptr()
-        failed = self._step(
-            *self._first,
-            1 if steps is None else steps,
-            self._history if results else None,
-            self._bytes,
-            self._error,
-            _ROOM,
-        )
+        count, history = 1 if steps is None else steps, self._history if results else None
+        failed = self._step(*self._first, count, history, self._bytes, self._error, _ROOM)
         if failed:
             raise RuntimeError(f"the compiled step failed: {self._error.value.decode(errors='replace')}")
         return made

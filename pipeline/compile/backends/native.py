@@ -9,6 +9,7 @@ together.
 from __future__ import annotations
 
 import atexit
+import ctypes
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
@@ -23,6 +24,7 @@ from attrs import define
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
+from pipeline import files
 from pipeline.compile.backends import text
 from pipeline.compile.backends.library import Call, Library, capsules, return_memory
 from pipeline.compile.backends.program import Output
@@ -257,9 +259,9 @@ def _build_all(waiting: list[Lowered]) -> None:
     group = list(waiting)
     waiting.clear()
     try:
-        path = _build([lowered.code for lowered in group], text.RUN)
+        library = ctypes.CDLL(str(_build([lowered.code for lowered in group], text.RUN)))
         for k, lowered in enumerate(group):
-            lowered.made = Library(path, text.entry(k), lowered.inputs, lowered.outputs)
+            lowered.made = Library(library, text.entry(k), lowered.inputs, lowered.outputs)
     except Exception as e:
         group[0].made = e
         for lowered in group if len(group) > 1 else ():
@@ -278,7 +280,8 @@ def _build(codes: Sequence[text.Code], kind: str) -> Path:
         parts = []
         for name, content in zip(("calls", "kernels"), text.joined(codes, kind), strict=True):
             path = folder / f"{name}.cpp"
-            path.write_text(content, encoding="utf-8")
+            with files.updated(path) as file:
+                file.write(content.encode())
             quick = name == "calls" and len(content) > _LONG
             parts.append(CppBuilder(name, str(path), _options(True, quick), output_dir=str(folder)))
         with ThreadPoolExecutor(len(parts)) as beside:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from attrs import frozen
 
+from pipeline import files
 from pipeline.errors import CaptureError
 
 RUN, CALL = "RUN", "CALL"
@@ -87,7 +88,7 @@ def _renaming(names: Sequence[str], k: int) -> Callable[[str], str]:
 
 
 def _source(name: str) -> str:
-    return (Path(__file__).parent / f"{name}.cpp").read_text(encoding="utf-8")
+    return files.read(Path(__file__).parent / f"{name}.cpp").decode()
 
 
 def _once(what: str, found: int, expected: int) -> None:
