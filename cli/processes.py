@@ -1,27 +1,39 @@
 """Processes: the same command run by several, which torchrun starts, on one machine or more.
 
 The first process speaks and writes for all. Whatever goes wrong is said once, by the process that it went wrong in.
+They end with their launcher, however that ends.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import select
 import signal
+import socket
 import sys
-import tempfile
+import threading
+import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from pathlib import Path
-from typing import Any
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
 from cli.recipes.setting import refusal
 
+if TYPE_CHECKING:
+    from torch._C._distributed_c10d import Store
+
 NOTES = "PIPE_NOTES"
-"""The variable that names a folder in which the processes of a run, and those restarted after them, leave notes."""
+"""The variable that has a port of the launcher, with which the processes of a run, and those restarted after them,
+leave notes. They are in its memory, so that nothing is left of them."""
+LAUNCHER = "PIPE_LAUNCHER"
+"""The variable that has the process that launched these."""
+WATCHED = 0.2
+"""Seconds between two looks at whether the launcher is there."""
 FOLDER, ENDED = "folder", "ended"
 """Notes: the folder of the run, and the exit code of one that is not to be restarted."""
 
@@ -52,16 +64,19 @@ def launch(processes: int, restarts: int, arguments: list[str]) -> None:
         raise refusal("--processes takes a number of at least 1, and --restarts one of at least 0")
     if "RANK" in os.environ:
         raise refusal("--processes starts processes, and torchrun has started this one; leave one of the two out")
-    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs, SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     for name in ("agent.server.api", "multiprocessing.api"):  # the processes speak for themselves
         logging.getLogger(f"torch.distributed.elastic.{name}").setLevel(logging.CRITICAL + 1)
-    with tempfile.TemporaryDirectory(prefix="pipe-") as notes, _told(processes, notes):
+    with socket.create_server(("127.0.0.1", 0)) as server, _told(processes, server.getsockname()[1]):
+        notes = _store(server.getsockname()[1], server.detach())
         config = LaunchConfig(
             min_nodes=1, max_nodes=1, nproc_per_node=processes, run_id=uuid.uuid4().hex, rdzv_backend="c10d",
             rdzv_endpoint="localhost:0", max_restarts=restarts, monitor_interval=0.1, start_method="spawn",
+            signals_to_handle=",".join(signal.Signals(n).name for n in (signal.SIGINT, signal.SIGQUIT, *stopping())),
+            logs_specs=DefaultLogsSpecs(os.devnull),
         )  # fmt: skip
         try:
             elastic_launch(config, sys.executable)("-u", "-m", "cli.main", *arguments)
@@ -69,12 +84,12 @@ def launch(processes: int, restarts: int, arguments: list[str]) -> None:
             sys.exit(128 + int(e.sigval))
         except ChildFailedError as e:
             rank, failure = e.get_first_failure()
-            ended = _read(Path(notes) / ENDED)
+            ended = _read(notes, ENDED)
             if ended:
                 sys.exit(int(ended))
             if failure.exitcode < 0:
                 name = signal.Signals(-failure.exitcode).name
-                folder = _read(Path(notes) / FOLDER)
+                folder = _read(notes, FOLDER)
                 more = f"; go on with: pipe train --resume {folder} --processes {processes}" if folder else ""
                 click.echo(f"pipe: process {rank} was killed ({name}){more}", err=True)
                 sys.exit(1)
@@ -82,10 +97,10 @@ def launch(processes: int, restarts: int, arguments: list[str]) -> None:
 
 
 @contextmanager
-def _told(processes: int, notes: str) -> Iterator[None]:
+def _told(processes: int, port: int) -> Iterator[None]:
     """Within it, the environment has what processes that are started are to know."""
     before = dict(os.environ)
-    os.environ[NOTES] = notes
+    os.environ |= {NOTES: str(port), LAUNCHER: str(os.getpid())}
     os.environ.setdefault("OMP_NUM_THREADS", str(max(len(os.sched_getaffinity(0)) // processes, 1)))
     try:
         yield
@@ -94,25 +109,66 @@ def _told(processes: int, notes: str) -> Iterator[None]:
         os.environ.update(before)
 
 
+def watch() -> None:
+    """End, with all that this process has started, once the one that launched it has ended."""
+    launcher = int(os.environ.get(LAUNCHER, os.getppid()))  # torchrun does not say
+
+    def wait() -> None:
+        while os.getppid() == launcher:
+            time.sleep(WATCHED)
+        if os.getpgrp() == os.getpid():  # as both launchers start them
+            os.killpg(0, signal.SIGKILL)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def stopping() -> list[int]:
+    """Signals, besides Ctrl-C, that ask a process to stop: SIGHUP not under nohup."""
+    hung_up = [] if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else [signal.SIGHUP]
+    return [signal.SIGTERM, *hung_up]
+
+
+def interrupted(number: int, _: Any) -> NoReturn:
+    """A handler that ends a command as Ctrl-C does; a second signal ends it at once."""
+    signal.signal(number, signal.SIG_DFL)
+    let_go()
+    raise KeyboardInterrupt(number)
+
+
+def let_go() -> None:
+    """Write to nowhere from now on what would go to a terminal that is closed, or to a reader that has gone: saving
+    must not fail by it."""
+    for file in (1, 2):
+        poll = select.poll()
+        poll.register(file, 0)
+        if poll.poll(0):
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, file)
+            os.close(nowhere)
+
+
 def note(name: str, value: str) -> None:
     """Leave a note for processes that are started in the place of these."""
-    folder = os.environ.get(NOTES)
-    if folder is not None:
-        work = Path(folder) / f".{name}-{os.getpid()}"
-        work.write_text(value, encoding="utf-8")
-        work.replace(Path(folder) / name)
+    if NOTES in os.environ:
+        _store(int(os.environ[NOTES])).set(name, value)
 
 
 def noted(name: str) -> str | None:
     """A note of those before."""
-    folder = os.environ.get(NOTES)
-    return None if folder is None else _read(Path(folder) / name)
+    return _read(_store(int(os.environ[NOTES])), name) if NOTES in os.environ else None
 
 
-def _read(path: Path) -> str | None:
-    with suppress(OSError):
-        return path.read_text(encoding="utf-8")
-    return None
+def _store(port: int, server: int | None = None) -> Store:
+    """The notes, by their port; in the launcher, which keeps them, with a socket that listens there."""
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
+    wait = timedelta(seconds=30)
+    return TCPStore("127.0.0.1", port, None, server is not None, wait, wait_for_workers=False, master_listen_fd=server)
+
+
+def _read(notes: Store, name: str) -> str | None:
+    return notes.get(name).decode() if notes.check([name]) else None
 
 
 def restarted() -> bool:

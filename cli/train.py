@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import signal
 import sys
 import time
 import warnings
@@ -194,12 +195,15 @@ def _train(
                     if report.complete:
                         lines.write(report, **_rate(made, state))
                         if verbose or ended or signals or shown(report.epoch):
-                            say.print(str(report))
+                            try:
+                                say.print(str(report))
+                            except BrokenPipeError:  # nobody reads it any more
+                                caught.append(signal.SIGPIPE)
                     saver.offer(report, now=last or bool(ended or signals))
                     if ended or signals:
                         break
         except BaseException as e:
-            _save_failed(made, folder, saver, report, e.state if isinstance(e, NonFiniteError) else state, e)
+            _save_failed(made, folder, report, e.state if isinstance(e, NonFiniteError) else state, e)
             if isinstance(e, NonFiniteError):
                 raise ConfigError(
                     f"{e}\npipe: to go on from the last checkpoint: pipe train --resume {folder} --lr X"
@@ -221,6 +225,8 @@ def _train(
     result.print(f"run     {folder} ({and_best}{folders.WEIGHTS}: the weights as they are now{averages})")
     if signals and report is not None and not last:
         folders.write_status(folder, "stopped", why="by a signal")
+        if signals[0] == signal.SIGPIPE:
+            sys.exit(128 + signals[0])
         warn(
             f"stopped by a signal in epoch {report.epoch}, after step {report.step}; go on with: pipe train "
             f"--resume {folder}"
@@ -265,16 +271,11 @@ def _rate(made: Job, state: State) -> dict[str, float]:
     return {"train/learning rate": float(numbers[0].mean())} if len(numbers) == 1 else {}  # of members, all the same
 
 
-def _save_failed(
-    made: Job, folder: Path, saver: Saver, report: Report | None, state: State, error: BaseException
-) -> None:
+def _save_failed(made: Job, folder: Path, report: Report | None, state: State, error: BaseException) -> None:
     """Keep what there is, where a run can't go on; a second Ctrl-C waits for nothing."""
-    gone = isinstance(error, BrokenPipeError) and made.pipe.place.mesh is None  # the output's reader
-    if gone and report is not None:
-        saver.offer(report, now=True)
-    if gone or isinstance(error, NonFiniteError):
+    if isinstance(error, NonFiniteError):
         _save_weights(made, state, folder, None, report, None)
-    stopped = gone or isinstance(error, KeyboardInterrupt)
+    stopped = isinstance(error, KeyboardInterrupt)
     folders.write_status(folder, "stopped" if stopped else "failed", why=str(error) or type(error).__name__)
 
 
