@@ -383,7 +383,7 @@ def main() -> None:
     except click.ClickException as e:
         _end(e.format_message(), e.exit_code)
     except (click.Abort, KeyboardInterrupt) as e:
-        number = next(iter((e.__cause__ or e).args), signal.SIGINT)
+        number = next((n for n in (e.__cause__ or e).args if isinstance(n, int)), signal.SIGINT)
         if team.first():
             click.echo(f"pipe: interrupted by {signal.Signals(number).name}", err=True)
         sys.exit(128 + number)
@@ -400,7 +400,7 @@ def main() -> None:
         code = getattr(e, "exit_code", None)  # a PipeError; naming the class would import torch for --help
         lost = team.is_lost(e)
         if lost:
-            time.sleep(2 * team.WATCHED)  # if the launcher is lost, this ends here
+            time.sleep(0.5)  # if the launcher is lost, this ends here
         if code is None and not lost:
             raise
         if code is None or lost:

@@ -15,8 +15,7 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -25,15 +24,11 @@ import click
 from cli.recipes.setting import refusal
 
 if TYPE_CHECKING:
-    from torch._C._distributed_c10d import Store
+    from torch._C._distributed_c10d import TCPStore
 
-NOTES = "PIPE_NOTES"
-"""The variable that has a port of the launcher, with which the processes of a run, and those restarted after them,
-leave notes. They are in its memory, so that nothing is left of them."""
-LAUNCHER = "PIPE_LAUNCHER"
-"""The variable that has the process that launched these."""
-WATCHED = 0.2
-"""Seconds between two looks at whether the launcher is there."""
+NOTES, LAUNCHER = "PIPE_NOTES", "PIPE_LAUNCHER"
+"""Variables: the port at which processes, and those restarted after them, leave notes in the launcher's memory, and
+its id."""
 FOLDER, ENDED = "folder", "ended"
 """Notes: the folder of the run, and the exit code of one that is not to be restarted."""
 
@@ -70,43 +65,32 @@ def launch(processes: int, restarts: int, arguments: list[str]) -> None:
 
     for name in ("agent.server.api", "multiprocessing.api"):  # the processes speak for themselves
         logging.getLogger(f"torch.distributed.elastic.{name}").setLevel(logging.CRITICAL + 1)
-    with socket.create_server(("127.0.0.1", 0)) as server, _told(processes, server.getsockname()[1]):
-        notes = _store(server.getsockname()[1], server.detach())
-        config = LaunchConfig(
-            min_nodes=1, max_nodes=1, nproc_per_node=processes, run_id=uuid.uuid4().hex, rdzv_backend="c10d",
-            rdzv_endpoint="localhost:0", max_restarts=restarts, monitor_interval=0.1, start_method="spawn",
-            signals_to_handle=",".join(signal.Signals(n).name for n in (signal.SIGINT, signal.SIGQUIT, *stopping())),
-            logs_specs=DefaultLogsSpecs(os.devnull),
-        )  # fmt: skip
-        try:
-            elastic_launch(config, sys.executable)("-u", "-m", "cli.main", *arguments)
-        except SignalException as e:
-            sys.exit(128 + int(e.sigval))
-        except ChildFailedError as e:
-            rank, failure = e.get_first_failure()
-            ended = _read(notes, ENDED)
-            if ended:
-                sys.exit(int(ended))
-            if failure.exitcode < 0:
-                name = signal.Signals(-failure.exitcode).name
-                folder = _read(notes, FOLDER)
-                more = f"; go on with: pipe train --resume {folder} --processes {processes}" if folder else ""
-                click.echo(f"pipe: process {rank} was killed ({name}){more}", err=True)
-                sys.exit(1)
-            sys.exit(failure.exitcode)
-
-
-@contextmanager
-def _told(processes: int, port: int) -> Iterator[None]:
-    """Within it, the environment has what processes that are started are to know."""
-    before = dict(os.environ)
-    os.environ |= {NOTES: str(port), LAUNCHER: str(os.getpid())}
+    server = socket.create_server(("127.0.0.1", 0))
+    notes = _notes(server.getsockname()[1], server.detach())
+    os.environ |= {NOTES: str(notes.port), LAUNCHER: str(os.getpid())}
     os.environ.setdefault("OMP_NUM_THREADS", str(max(len(os.sched_getaffinity(0)) // processes, 1)))
+    config = LaunchConfig(
+        min_nodes=1, max_nodes=1, nproc_per_node=processes, run_id=uuid.uuid4().hex, rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0", max_restarts=restarts, monitor_interval=0.1, start_method="spawn",
+        signals_to_handle=",".join(signal.Signals(n).name for n in (signal.SIGINT, signal.SIGQUIT, *stopping())),
+        logs_specs=DefaultLogsSpecs(os.devnull),
+    )  # fmt: skip
     try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
+        elastic_launch(config, sys.executable)("-u", "-m", "cli.main", *arguments)
+    except SignalException as e:
+        sys.exit(128 + int(e.sigval))
+    except ChildFailedError as e:
+        rank, failure = e.get_first_failure()
+        if ended := noted(ENDED, notes):
+            sys.exit(int(ended))
+        if failure.exitcode < 0:
+            name = signal.Signals(-failure.exitcode).name
+            more = (
+                f"; go on with: pipe train --resume {f} --processes {processes}" if (f := noted(FOLDER, notes)) else ""
+            )
+            click.echo(f"pipe: process {rank} was killed ({name}){more}", err=True)
+            sys.exit(1)
+        sys.exit(failure.exitcode)
 
 
 def watch() -> None:
@@ -114,19 +98,18 @@ def watch() -> None:
     launcher = int(os.environ.get(LAUNCHER, os.getppid()))  # torchrun does not say
 
     def wait() -> None:
+        with suppress(OSError, AttributeError):  # on Linux at once, before the others are missed
+            select.select([os.pidfd_open(launcher)], [], [])
         while os.getppid() == launcher:
-            time.sleep(WATCHED)
-        if os.getpgrp() == os.getpid():  # as both launchers start them
-            os.killpg(0, signal.SIGKILL)
-        os.kill(os.getpid(), signal.SIGKILL)
+            time.sleep(0.2)
+        os.killpg(0, signal.SIGKILL)  # launched as a session of its own
 
     threading.Thread(target=wait, daemon=True).start()
 
 
 def stopping() -> list[int]:
     """Signals, besides Ctrl-C, that ask a process to stop: SIGHUP not under nohup."""
-    hung_up = [] if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else [signal.SIGHUP]
-    return [signal.SIGTERM, *hung_up]
+    return [n for n in (signal.SIGTERM, signal.SIGHUP) if n == signal.SIGTERM or signal.getsignal(n) != signal.SIG_IGN]
 
 
 def interrupted(number: int, _: Any) -> NoReturn:
@@ -137,38 +120,31 @@ def interrupted(number: int, _: Any) -> NoReturn:
 
 
 def let_go() -> None:
-    """Write to nowhere from now on what would go to a terminal that is closed, or to a reader that has gone: saving
-    must not fail by it."""
+    """Write to nowhere from now on what would go to a closed terminal, or to a reader that has gone."""
     for file in (1, 2):
-        poll = select.poll()
-        poll.register(file, 0)
-        if poll.poll(0):
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, file)
-            os.close(nowhere)
+        (seen := select.poll()).register(file, 0)
+        if seen.poll(0):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), file)
 
 
 def note(name: str, value: str) -> None:
     """Leave a note for processes that are started in the place of these."""
     if NOTES in os.environ:
-        _store(int(os.environ[NOTES])).set(name, value)
+        _notes(int(os.environ[NOTES])).set(name, value)
 
 
-def noted(name: str) -> str | None:
+def noted(name: str, notes: TCPStore | None = None) -> str | None:
     """A note of those before."""
-    return _read(_store(int(os.environ[NOTES])), name) if NOTES in os.environ else None
+    if notes is None and NOTES in os.environ:
+        notes = _notes(int(os.environ[NOTES]))
+    return notes.get(name).decode() if notes is not None and notes.check([name]) else None
 
 
-def _store(port: int, server: int | None = None) -> Store:
-    """The notes, by their port; in the launcher, which keeps them, with a socket that listens there."""
+def _notes(port: int, server: int | None = None) -> TCPStore:
     from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
     wait = timedelta(seconds=30)
     return TCPStore("127.0.0.1", port, None, server is not None, wait, wait_for_workers=False, master_listen_fd=server)
-
-
-def _read(notes: Store, name: str) -> str | None:
-    return notes.get(name).decode() if notes.check([name]) else None
 
 
 def restarted() -> bool:

@@ -35,10 +35,6 @@ def warn(message: str) -> None:
 class Plain(Console):
     """rich's Console, but a reader that has gone, or a terminal, is main's to handle."""
 
-    def on_broken_pipe(self) -> None:
-        processes.let_go()
-        raise BrokenPipeError
-
     def _check_buffer(self) -> None:
         try:
             super()._check_buffer()
@@ -46,6 +42,10 @@ class Plain(Console):
             if e.errno != errno.EIO:
                 raise
             self.on_broken_pipe()
+
+    def on_broken_pipe(self) -> None:
+        processes.let_go()
+        raise BrokenPipeError
 
 
 @contextmanager

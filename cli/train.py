@@ -225,12 +225,11 @@ def _train(
     result.print(f"run     {folder} ({and_best}{folders.WEIGHTS}: the weights as they are now{averages})")
     if signals and report is not None and not last:
         folders.write_status(folder, "stopped", why="by a signal")
-        if signals[0] == signal.SIGPIPE:
-            sys.exit(128 + signals[0])
-        warn(
-            f"stopped by a signal in epoch {report.epoch}, after step {report.step}; go on with: pipe train "
-            f"--resume {folder}"
-        )
+        if signals[0] != signal.SIGPIPE:
+            warn(
+                f"stopped by a signal in epoch {report.epoch}, after step {report.step}; go on with: pipe train "
+                f"--resume {folder}"
+            )
         sys.exit(128 + signals[0])
     if ended and report is not None and not last:
         result.print(f"ended   {ended}, in epoch {report.epoch} of {config.run.epochs}; --resume {folder} goes on")
