@@ -16,7 +16,6 @@ import threading
 import time
 import uuid
 from contextlib import suppress
-from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
@@ -85,9 +84,8 @@ def launch(processes: int, restarts: int, arguments: list[str]) -> None:
             sys.exit(int(ended))
         if failure.exitcode < 0:
             name = signal.Signals(-failure.exitcode).name
-            more = (
-                f"; go on with: pipe train --resume {f} --processes {processes}" if (f := noted(FOLDER, notes)) else ""
-            )
+            folder = noted(FOLDER, notes)
+            more = f"; go on with: pipe train --resume {folder} --processes {processes}" if folder else ""
             click.echo(f"pipe: process {rank} was killed ({name}){more}", err=True)
             sys.exit(1)
         sys.exit(failure.exitcode)
@@ -143,8 +141,7 @@ def noted(name: str, notes: TCPStore | None = None) -> str | None:
 def _notes(port: int, server: int | None = None) -> TCPStore:
     from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
-    wait = timedelta(seconds=30)
-    return TCPStore("127.0.0.1", port, None, server is not None, wait, wait_for_workers=False, master_listen_fd=server)
+    return TCPStore("127.0.0.1", port, None, server is not None, wait_for_workers=False, master_listen_fd=server)
 
 
 def restarted() -> bool:
