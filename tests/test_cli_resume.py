@@ -339,7 +339,7 @@ def test_a_terminal_that_is_closed(tmp_path):
             fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
         out = tmp_path / f"run-{code}"
-        args = [*PIPE, "train", "--no-compile", "--epochs", "1000000", "--save-minutes", "1000", "--out", str(out)]
+        args = [*PIPE, "train", "--no-compile", "-v", "--epochs", "1000000", "--save-minutes", "1000", "--out", str(out)]
         process = subprocess.Popen(
             args, stdin=slave, stdout=slave, stderr=slave, env=fresh(), start_new_session=True, preexec_fn=at_terminal
         )
@@ -355,7 +355,7 @@ def test_a_terminal_that_is_closed(tmp_path):
 
 def test_hangups_may_be_ignored(tmp_path):
     """As by nohup."""
-    args = [*PIPE, "train", "--no-compile", "--epochs", "1000000", "--out", str(tmp_path / "run")]
+    args = [*PIPE, "train", "-v", "--no-compile", "--epochs", "1000000", "--out", str(tmp_path / "run")]
     process = subprocess.Popen(args, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=fresh(),
                                preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))  # fmt: skip
     assert process.stdout is not None
