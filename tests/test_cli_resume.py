@@ -339,7 +339,7 @@ def test_a_terminal_that_is_closed(tmp_path):
             fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
         out = tmp_path / f"run-{code}"
-        args = [*PIPE, "train", "--no-compile", "-v", "--epochs", "1000000", "--save-minutes", "1000", "--out", str(out)]
+        args = [*PIPE, "train", "--no-compile", "-v", "--epochs", "1000000", "--save-minutes", "99", "--out", str(out)]
         process = subprocess.Popen(
             args, stdin=slave, stdout=slave, stderr=slave, env=fresh(), start_new_session=True, preexec_fn=at_terminal
         )
