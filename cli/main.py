@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
+import time
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -389,22 +391,26 @@ def _given(given: dict[str, Any]) -> dict[str, Any]:
 
 def main() -> None:
     """Run the command; every error that a user can meet is one message and the exit code that it knows."""
-    if (ended := team.noted(team.ENDED)) is not None:  # nothing that a restart could mend
-        sys.exit(int(ended))
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        team.watch()
+    for number in team.stopping():
+        signal.signal(number, team.interrupted)
     try:
+        if (ended := team.noted(team.ENDED)) is not None:  # nothing that a restart could mend
+            sys.exit(int(ended))
         sys.exit(cli.main(prog_name="pipe", standalone_mode=False) or 0)
     except click.exceptions.NoArgsIsHelpError as e:
         click.echo(e.format_message())
         sys.exit(0)
     except click.ClickException as e:
         _end(e.format_message(), e.exit_code)
-    except (click.Abort, KeyboardInterrupt):
+    except (click.Abort, KeyboardInterrupt) as e:
+        number = next((n for n in (e.__cause__ or e).args if isinstance(n, int)), signal.SIGINT)
         if team.first():
-            click.echo("\npipe: interrupted", err=True)
-        sys.exit(130)
+            click.echo(f"pipe: interrupted by {signal.Signals(number).name}", err=True)
+        sys.exit(128 + number)
     except BrokenPipeError:
-        # Whoever read the output has gone; what is still buffered must not raise again at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        team.let_go()  # what is still buffered must not raise again at exit
         sys.exit(141)
     except Exception as e:
         if type(e).__name__ == "OutOfMemoryError":
@@ -415,6 +421,8 @@ def main() -> None:
             )
         code = getattr(e, "exit_code", None)  # a PipeError; naming the class would import torch for --help
         lost = team.is_lost(e)
+        if lost:
+            time.sleep(0.5)  # if the launcher is lost, this ends here
         if code is None and not lost:
             raise
         if code is None or lost:

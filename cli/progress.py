@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from rich.console import Console
@@ -27,13 +28,23 @@ def plain(quiet: bool) -> Plain:
 
 def warn(message: str) -> None:
     if processes.first():
-        Plain(stderr=True, soft_wrap=True, highlight=False, markup=False).print(f"pipe: {message}")
+        with suppress(BrokenPipeError):
+            Plain(stderr=True, soft_wrap=True, highlight=False, markup=False).print(f"pipe: {message}")
 
 
 class Plain(Console):
-    """rich's Console, but a reader that has gone is main's to handle."""
+    """rich's Console, but a reader that has gone, or a terminal, is main's to handle."""
+
+    def _check_buffer(self) -> None:
+        try:
+            super()._check_buffer()
+        except OSError as e:
+            if e.errno != errno.EIO:
+                raise
+            self.on_broken_pipe()
 
     def on_broken_pipe(self) -> None:
+        processes.let_go()
         raise BrokenPipeError
 
 
@@ -97,13 +108,14 @@ def live(say: Console) -> Iterator[Callable[[Report], None]]:
 
 @contextmanager
 def interrupts(caught: list[int]) -> Iterator[None]:
-    """Note the first SIGINT or SIGTERM, so that the loop ends between two steps; a second one ends at once."""
+    """Note the first SIGINT, SIGTERM or SIGHUP, so that the loop ends between two steps; a second one ends at once."""
 
     def note(number: int, _: Any) -> None:
         caught.append(number)
+        processes.let_go()
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, *processes.stopping())}
     try:
         yield
     finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import signal
 import sys
 import time
 import warnings
@@ -198,12 +199,15 @@ def _train(
                     if report.complete:
                         lines.write(report, **_rate(made, state))
                         if verbose or ended or signals or shown(report.epoch):
-                            say.print(str(report))
+                            try:
+                                say.print(str(report))
+                            except BrokenPipeError:  # nobody reads it any more
+                                caught.append(signal.SIGPIPE)
                     saver.offer(report, now=last or bool(ended or signals))
                     if ended or signals:
                         break
         except BaseException as e:
-            _save_failed(made, seal, saver, report, e.state if isinstance(e, NonFiniteError) else state, e)
+            _save_failed(made, seal, report, e.state if isinstance(e, NonFiniteError) else state, e)
             if isinstance(e, NonFiniteError):
                 raise ConfigError(
                     f"{e}\npipe: to go on from the last checkpoint: pipe train --resume {folder} --lr X"
@@ -230,10 +234,11 @@ def _train(
     and_best = f"{folders.BEST}: the weights of the best epoch, " if best is not None else ""
     result.print(f"run     {folder} ({and_best}{folders.WEIGHTS}: the weights as they are now{averages})")
     if stopped and report is not None:
-        warn(
-            f"stopped by a signal in epoch {report.epoch}, after step {report.step}; go on with: pipe train "
-            f"--resume {folder}"
-        )
+        if signals[0] != signal.SIGPIPE:
+            warn(
+                f"stopped by a signal in epoch {report.epoch}, after step {report.step}; go on with: pipe train "
+                f"--resume {folder}"
+            )
         sys.exit(128 + signals[0])
     if ended and report is not None and not last:
         result.print(f"ended   {ended}, in epoch {report.epoch} of {config.run.epochs}; --resume {folder} goes on")
@@ -274,19 +279,11 @@ def _rate(made: Job, state: State) -> dict[str, float]:
     return {"train/learning rate": float(numbers[0].mean())} if len(numbers) == 1 else {}  # of members, all the same
 
 
-def _save_failed(
-    made: Job, seal: Seal, saver: Saver, report: Report | None, state: State, error: BaseException
-) -> None:
+def _save_failed(made: Job, seal: Seal, report: Report | None, state: State, error: BaseException) -> None:
     """Keep what there is, where a run can't go on; a second Ctrl-C waits for nothing."""
-    gone = isinstance(error, BrokenPipeError) and made.pipe.place.mesh is None  # the output's reader
-    if gone and report is not None:
-        saver.offer(report, now=True)
-    ends: dict[str, bytes] = {}
-    if gone or isinstance(error, NonFiniteError):
-        ends = _weights(made, state, seal, None, report, None)
-    stopped = gone or isinstance(error, KeyboardInterrupt)
-    why = str(error) or type(error).__name__
-    folders.write(seal, {**ends, STATUS: folders.status_text("stopped" if stopped else "failed", why=why)})
+    ends = _weights(made, state, seal, None, report, None) if isinstance(error, NonFiniteError) else {}
+    how = "stopped" if isinstance(error, KeyboardInterrupt) else "failed"
+    folders.write(seal, {**ends, STATUS: folders.status_text(how, why=str(error) or type(error).__name__)})
 
 
 def _best(made: Job, config: TrainConfig, state: State) -> str | None:

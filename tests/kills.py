@@ -28,6 +28,7 @@ MODES = {
     "uncompiled": [*RUN, "--no-compile"],
     "sweep": SWEEP,
     "halving": [*SWEEP, "--halving"],
+    "two processes": [*RUN, "--no-compile", "--processes", "2"],
     "uncompiled halving": [*SWEEP, "--halving", "--no-compile", "--batch-size", "256"],
 }
 
@@ -47,9 +48,10 @@ def ended(folder: Path) -> object:
 def killed(folder: Path, args: list[str], left: int, longest: float, seed: random.Random) -> int:
     """Run until it is done, with at most `left` kills; how many there were."""
     kills = 0
+    team = ["--processes", "2"] if "--processes" in args else []
     while True:
         command = (
-            [*PIPE, args[0], "--resume", str(folder)]
+            [*PIPE, args[0], "--resume", str(folder), *team]
             if (folder / "config.toml").exists()
             else [*PIPE, *args, "--out", str(folder)]
         )
@@ -66,7 +68,24 @@ def killed(folder: Path, args: list[str], left: int, longest: float, seed: rando
         if process.returncode == 0:
             return kills
         assert process.returncode == -signal.SIGKILL, f"{command} ended with {process.returncode}: {said}"
+        deadline = time.monotonic() + 10
+        while workers(folder):
+            assert time.monotonic() < deadline, "a process was left behind"
+            time.sleep(0.01)
         kills += 1
+
+
+def workers(folder: Path) -> list[int]:
+    """The processes that train into a folder, of those that a launcher starts."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            command = path.read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if b"cli.main" in command and str(folder).encode() in command:
+            found.append(int(path.parent.name))
+    return found
 
 
 def _newest(folder: Path) -> set[str]:

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from safetensors.torch import load_file
 
-from tests.kills import PIPE
+from tests.kills import PIPE, workers
 
 # A larger step would let one that tips over the edge of a max-pool or a ReLU, by rounding, show.
 RUN = ["--model", "convnet", "--widths", "4,8", "--dropout", "0.3", "--lr", "0.001", "--epochs", "6", "--no-compile",
@@ -30,19 +30,6 @@ def ended(folder: Path):
     weights = load_file(folder / "model.safetensors")
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return weights, [(line["epoch"], line["step"], line["train/accuracy"], line["train/loss"]) for line in lines]
-
-
-def workers(folder: Path) -> list[int]:
-    """The processes that train into a folder."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            command = path.read_bytes().split(b"\0")
-        except OSError:
-            continue
-        if b"cli.main" in command and str(folder).encode() in command:
-            found.append(int(path.parent.name))
-    return found
 
 
 def main() -> None:

@@ -1,15 +1,18 @@
 """`pipe train --resume`: a run goes on as if it had not stopped; what can't is said in a line, and nothing is lost."""
 
 import contextlib
+import fcntl
 import io
 import json
 import os
+import pty
 import shutil
 import signal
 import stat
 import subprocess
 import sys
 import tempfile
+import termios
 import time
 import tomllib
 from pathlib import Path
@@ -64,12 +67,12 @@ def back_to(folder, step):
         log.write('{"epoch": 5, "st')
 
 
-@pytest.mark.parametrize("step", [10, 11])
-def test_a_run_goes_on_where_it_was(pipe, runs, folder, step):
+@pytest.mark.parametrize(("step", "number"), [(10, None), (11, signal.SIGTERM), (11, signal.SIGHUP)])
+def test_a_run_goes_on_where_it_was(pipe, runs, folder, step, number):
     """In the middle of an epoch: the same weights, memories, figures, and lines of the log."""
     if step == 11:  # as an interrupt makes one
         shutil.rmtree(folder)
-        stopped(folder, 11)
+        stopped(folder, 11, number)
     else:
         back_to(folder, 10)
     code, out, err = pipe("train", "--resume", folder)
@@ -80,15 +83,16 @@ def test_a_run_goes_on_where_it_was(pipe, runs, folder, step):
     assert table["resumed"][-1]["step"] == step
 
 
-def stopped(folder, step):
+def stopped(folder, step, number):
     """The same run, ended by a signal after a step."""
     code = f"""
 import os, signal, sys
+signal.signal({number:d}, signal.SIG_DFL)  # the tests may run under nohup
 from pipeline.checkpoint import Saver
 offer = Saver.offer
 def watched(self, report, **options):
     if report.step == {step}:
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), {number:d})
     return offer(self, report, now=report.step == {step})
 Saver.offer = watched
 sys.argv = ["pipe", *sys.argv[1:]]
@@ -97,7 +101,7 @@ main()
 """
     args = [*TINY, "--epochs", "4", "--out", str(folder), "--save-steps", "1"]
     done = subprocess.run([sys.executable, "-c", code, *args], capture_output=True, text=True, env=fresh())
-    assert done.returncode == 128 + signal.SIGTERM, done.stderr
+    assert done.returncode == 128 + number, done.stderr
     assert f"after step {step}; go on with: pipe train --resume {folder}" in done.stderr
 
 
@@ -306,11 +310,12 @@ def test_a_folder_that_may_not_be_written(pipe, folder):
 
 
 def test_interrupts(tmp_path):
-    """Ctrl-C and SIGTERM: the step in hand is finished and saved, and the command that goes on is said."""
-    for number in (signal.SIGINT, signal.SIGTERM):
+    """Ctrl-C, SIGTERM and SIGHUP: the step in hand is finished and saved, and the command that goes on is said."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         out = tmp_path / f"run-{number}"
         args = [*PIPE, "train", "--no-compile", "--epochs", "1000000", "--out", str(out)]
-        process = subprocess.Popen(args, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=fresh())
+        process = subprocess.Popen(args, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=fresh(),
+                                   preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL))  # fmt: skip
         assert process.stdout is not None
         while " 1/1000000" not in process.stdout.readline():
             pass
@@ -322,6 +327,66 @@ def test_interrupts(tmp_path):
         assert f"go on with: pipe train --resume {out}" in said
         newest = checkpoints(out)[-1]
         assert f"after step {int(newest.removeprefix('step-'))};" in said
+
+
+def test_a_terminal_that_is_closed(tmp_path):
+    """What can no longer be written there keeps nothing from being saved; under nohup the run goes on."""
+    for hung_up, code in ((signal.SIG_DFL, 128 + signal.SIGHUP), (signal.SIG_IGN, 141)):
+        master, slave = pty.openpty()
+
+        def at_terminal(hung_up=hung_up):
+            signal.signal(signal.SIGHUP, hung_up)
+            fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+        out = tmp_path / f"run-{code}"
+        args = [*PIPE, "train", "--no-compile", "-v", "--epochs", "1000000", "--save-minutes", "99", "--out", str(out)]
+        process = subprocess.Popen(
+            args, stdin=slave, stdout=slave, stderr=slave, env=fresh(), start_new_session=True, preexec_fn=at_terminal
+        )
+        os.close(slave)
+        seen = b""
+        while b" 1/1000000" not in seen:
+            seen += os.read(master, 4096)
+        os.close(master)
+        assert process.wait(timeout=60) == code
+        assert json.loads((out / "status.json").read_text()) == {"state": "stopped", "why": "by a signal"}
+        assert load_file(out / "checkpoints" / checkpoints(out)[-1] / "state.safetensors")
+
+
+def test_hangups_may_be_ignored(tmp_path):
+    """As by nohup."""
+    args = [*PIPE, "train", "-v", "--no-compile", "--epochs", "1000000", "--out", str(tmp_path / "run")]
+    process = subprocess.Popen(args, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=fresh(),
+                               preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))  # fmt: skip
+    assert process.stdout is not None
+    for epoch in ("1/1000000", "2/1000000"):
+        while f" {epoch}" not in (line := process.stdout.readline()):
+            assert line or process.poll() is None
+        process.send_signal(signal.SIGHUP)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_before_training(tmp_path, number):
+    """One line, and no folder."""
+    code = f"""
+import os, signal, sys, time
+signal.signal({number:d}, signal.default_int_handler if {number:d} == signal.SIGINT else signal.SIG_DFL)
+from cli import train
+def reads(config):
+    os.kill(os.getpid(), {number:d})
+    time.sleep(60)
+train.begin = reads
+sys.argv = ["pipe", "train", "--out", "run"]
+from cli.main import main
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, env=fresh())
+    assert (done.returncode, done.stdout) == (128 + number, "")
+    assert done.stderr.strip() == f"pipe: interrupted by {number.name}"
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_step_that_is_not_finite(pipe, tmp_path, monkeypatch):

@@ -288,6 +288,22 @@ time.sleep({sleep})
 """
 
 
+def test_a_signal_to_all_is_for_the_reader():
+    """It may need more batches before it can save."""
+    code = (
+        RUN.format(sleep=0)
+        + """
+import os, signal
+for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+    signal.signal(number, lambda *_: None)
+    os.killpg(0, number)
+print(len(list(batches)))
+"""
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, start_new_session=True)
+    assert (run.returncode, run.stdout.splitlines()[1:]) == (0, ["9"]), run.stderr
+
+
 def alive(pid):
     try:
         os.kill(pid, 0)

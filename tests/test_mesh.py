@@ -20,8 +20,8 @@ from pipeline.compile.collectives import scheduled
 from pipeline.errors import DeviceError
 from pipeline.mesh import Mesh, Rows
 from pipeline.tree import named
-from tests import on_mesh
-from tests.kills_on_mesh import workers
+from tests import kills, on_mesh
+from tests.kills import workers
 from tests.team import launch
 
 
@@ -187,6 +187,34 @@ def test_a_killed_process_is_restarted(tmp_path):
     assert max(float((a[k] - b[k]).abs().max()) for k in a) < 1e-5
     steps = [json.loads(line)["step"] for line in (two / "metrics.jsonl").read_text().splitlines()]
     assert steps == [23 * n for n in range(1, 7)]
+
+
+def test_processes_end_with_their_launcher(tmp_path):
+    """Killed, all are gone at once; hung up, all have saved; it goes on bit for bit each time."""
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": str(tmp_path / "tmp")}
+    (tmp_path / "tmp").mkdir()
+    whole, folder = tmp_path / "whole", tmp_path / "run"
+    run = [*PIPE, "--hidden", "8", "--epochs", "8", "--processes", "2", "-q"]
+    subprocess.run([*run, "--out", str(whole)], check=True, env=env, capture_output=True)
+    command = [*run, "--out", str(folder)]
+    for number, code in ((signal.SIGKILL, -signal.SIGKILL), (signal.SIGHUP, 128 + signal.SIGHUP)):
+        before = list(folder.glob("checkpoints/step-*"))
+        launched = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                                    preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL))  # fmt: skip
+        while list(folder.glob("checkpoints/step-*")) == before:
+            assert launched.poll() is None, launched.communicate()
+            time.sleep(0.002)
+        launched.send_signal(number)
+        launched.wait(timeout=60)
+        deadline = time.monotonic() + 10
+        while workers(folder) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert not workers(folder)
+        assert launched.returncode == code, launched.communicate()
+        assert {p.name for p in (tmp_path / "tmp").iterdir()} <= {"torchinductor_root"}
+        command = [*PIPE[:4], "--resume", str(folder), "--processes", "2", "-q"]
+    subprocess.run(command, check=True, env=env, capture_output=True)
+    assert kills.ended(folder) == kills.ended(whole)
 
 
 def test_wrong_input_on_processes_is_one_line(tmp_path):

@@ -15,4 +15,5 @@ is whole or not there; and it is read only after all of it was verified. Nothing
 from pipeline.checkpoint.saved import FACTS, FORMAT, STATE, Best, Found, Saved, at, best, newest, read, steps
 from pipeline.checkpoint.saver import SHARE, Saver
 
-__all__ = ["FACTS", "FORMAT", "SHARE", "STATE", "Best", "Found", "Saved", "Saver", "at", "best", "newest", "read", "steps"]
+__all__ = ["FACTS", "FORMAT", "SHARE", "STATE", "Best", "Found", "Saved", "Saver", "at", "best", "newest", "read",
+           "steps"]  # fmt: skip

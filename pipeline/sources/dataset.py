@@ -199,7 +199,9 @@ def _same(batch: Any) -> Any:
 
 
 def _end_with_reader(_worker: int) -> None:
-    """A worker of torch looks for its reader every few seconds, once it has begun; this one ends at once."""
+    """A worker of torch looks for its reader every few seconds, once it has begun; this one ends at once. A signal to
+    all of a terminal's processes is for the reader, which may need more batches before it can save."""
+    os.setsid()
     reader = parent_process()
     assert reader is not None
 
