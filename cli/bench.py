@@ -16,13 +16,13 @@ from typing import Any, Literal
 
 import torch
 from attrs import asdict, frozen
-from rich.console import Console
 from rich.table import Table
 
 from cli import record
 from cli.build import first, job, parameters, threads
 from cli.config import TrainConfig
 from cli.measure import Floor, Timing, Way, clock, floor, race
+from cli.progress import plain
 from pipeline import Batch, Pipeline, State
 from pipeline.compile import Compiled, CompileReport
 from pipeline.errors import ConfigError
@@ -67,7 +67,7 @@ def run(config: TrainConfig, *, seconds: float, file: str | None = None) -> None
     if file is not None:
         _write(file, "a", "")  # what can't be written is said before the measuring
     device, number = str(made.pipe.place.device), torch.get_num_threads()
-    say = Console(highlight=False, soft_wrap=True, markup=False)
+    say = plain(False)
     say.print(f"data    {config.source}: {made.data}, batches of {made.pipe.load.size if made.pipe.load else 0}")
     say.print(f"model   {made.model}: {parameters(state.params):,} parameters")
     precision = "" if config.run.precision == "fp32" else f", {config.run.precision}"

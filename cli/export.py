@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from cli import folder as folders
 from cli.answers import Answers, called, values_read
 from cli.past import Past
+from cli.progress import tell
 from cli.recipes.about import About
 from pipeline.errors import ConfigError
 from pipeline.sources.columns import CATEGORY, DATE, Columns, raw
@@ -35,16 +36,16 @@ def run(past: Past, kind: str, out: str | None, *, weights: str) -> None:
     if kind == "weights":
         folders.write_weights(path, module.state_dict(), {"weights": weights, **of})
         facts["model"] = past.document.get("facts", {}).get("model")
-        print(f"{path}: {len(module.state_dict())} tensors, by the module's own names")
+        tell(f"{path}: {len(module.state_dict())} tensors, by the module's own names")
     else:
         program = Program(module, inputs, about).eval()
         given, wanted = _held_out(past, about, program)
         facts |= {"inputs": _inputs(about, program, given), "outputs": _outputs(about, wanted)}
         off = (_write_torch if kind == "torch" else _write_onnx)(path, program, given, wanted)
-        print(f"{path}: checked on {len(given[0])} held-out samples, off by {off:.1e} at most")
+        tell(f"{path}: checked on {len(given[0])} held-out samples, off by {off:.1e} at most")
     beside = path.with_name(f"{path.name}.json")
     folders.replace(beside, json.dumps(facts, indent=1, ensure_ascii=False).encode())
-    print(f"{beside}: what goes in, and what comes out")
+    tell(f"{beside}: what goes in, and what comes out")
 
 
 class Program(nn.Module):

@@ -10,6 +10,7 @@ import tomli_w
 from cli import config
 from cli.build import fixed
 from cli.folder import replace
+from cli.progress import tell
 from cli.recipes import TABLES, settings
 from cli.recipes.setting import refusal
 from pipeline.sources import Prepared, Split
@@ -33,7 +34,7 @@ def run(source: str, file: str) -> None:
         if table != "pipeline":
             lines += _table(table, getattr(made, table))
     replace(path, "\n".join(lines).encode())
-    print(f"{path}: {data.task} of {len(data.train):,} samples by {made.model.name}; pipe train {path}")
+    tell(f"{path}: {data.task} of {len(data.train):,} samples by {made.model.name}; pipe train {path}")
 
 
 def _model(source: str, data: Prepared) -> str:

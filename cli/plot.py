@@ -8,6 +8,7 @@ from pathlib import Path
 from cli import better
 from cli import config as settings
 from cli import folder as folders
+from cli.progress import tell
 from pipeline import log, plot
 from pipeline.checkpoint import newest
 from pipeline.errors import ConfigError
@@ -36,4 +37,4 @@ def run(runs: Sequence[Path], metrics: Sequence[str], out: str | None) -> None:
             figure.savefig(path, dpi=150)
     except (OSError, ValueError) as e:
         raise ConfigError(f"can't write {path}: {getattr(e, 'strerror', None) or e}") from None
-    print(path)
+    tell(path)

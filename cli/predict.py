@@ -15,6 +15,7 @@ from cli import folder as folders
 from cli import others
 from cli.answers import Answers, called
 from cli.past import Past
+from cli.progress import tell
 from cli.recipes.about import About
 from cli.recipes.setting import refusal
 from pipeline.errors import ConfigError, did_you_mean
@@ -49,7 +50,7 @@ def run(past: Past, data: str, out: str | None, *, weights: str) -> None:
     with folders.making(path) as work:
         count = {".csv": _write_csv, ".parquet": _write_parquet, ".npz": _write_npz}[path.suffix](work, made)
     epoch = f", weights of epoch {of['epoch']}" if of else ""
-    print(f"{path}: {count:,} rows, {about.target} predicted by {past.folder}{epoch}")
+    tell(f"{path}: {count:,} rows, {about.target} predicted by {past.folder}{epoch}")
 
 
 def _predicted(

@@ -15,6 +15,7 @@ from cli import better
 from cli import config as settings
 from cli import folder as folders
 from cli.config import TrainConfig
+from cli.progress import plain, tell
 from cli.recipes.setting import refusal
 from pipeline import log
 from pipeline.errors import PipeError
@@ -78,9 +79,9 @@ def run(paths: Sequence[str], *, sort: str | None, filters: Sequence[str], as_js
     if sort is not None:
         found = _sorted(found, sort)
     if as_json:
-        print(json.dumps([e.json for e in found], indent=1, ensure_ascii=False, default=list))
+        tell(json.dumps([e.json for e in found], indent=1, ensure_ascii=False, default=list))
         return
-    say = Console(highlight=False, soft_wrap=True, markup=False)
+    say = plain(False)
     if alone and len(found) > 1:
         say.print(beside(found))
     else:

@@ -10,8 +10,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 STEPS = {"load", "place", "forward", "loss", "backward", "update", "evaluate"}
 LAYERS = [
-    {"errors", "files", "html", "means"},
-    {"mesh"},
+    {"errors", "files", "text", "means"},
+    {"mesh", "memory", "html"},
     {"random", "tree", "skeleton", "schedules", "direction"},
     {"draws"},
     {"module"},

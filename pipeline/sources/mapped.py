@@ -6,13 +6,14 @@ import os
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from attrs import evolve, field, frozen
 from torch import Tensor
 
-from pipeline import order
+from pipeline import files, order
 from pipeline.errors import DataError
 from pipeline.sources.ahead import ahead
 from pipeline.sources.parts import Split
@@ -33,9 +34,10 @@ class Rows:
 
     def __init__(self, array: np.memmap) -> None:
         self.array = array
-        self.file = os.open(str(array.filename), os.O_RDONLY)
+        self.opened = files.opened(Path(str(array.filename)))
+        self.file = self.opened.fileno()
         self.bytes = array.dtype.itemsize * int(np.prod(array.shape[1:]))
-        weakref.finalize(self, os.close, self.file)
+        weakref.finalize(self, self.opened.close)
 
     def at(self, rows: np.ndarray) -> np.ndarray:
         """Some rows. Raises DataError where the file has become shorter."""
