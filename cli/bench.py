@@ -23,6 +23,7 @@ from cli.build import first, job, parameters, threads
 from cli.config import TrainConfig
 from cli.measure import Floor, Timing, Way, clock, floor, race
 from cli.progress import plain
+from cli.written import written
 from pipeline import Batch, Pipeline, State
 from pipeline.compile import Compiled, CompileReport
 from pipeline.errors import ConfigError
@@ -65,7 +66,7 @@ def run(config: TrainConfig, *, seconds: float, file: str | None = None) -> None
     state = first(made, config)
     torch.set_num_threads(threads(made, state, config.run.threads))
     if file is not None:
-        _write(file, "a", "")  # what can't be written is said before the measuring
+        _write(file, "")  # what can't be written is said before the measuring
     device, number = str(made.pipe.place.device), torch.get_num_threads()
     say = plain(False)
     say.print(f"data    {config.source}: {made.data}, batches of {made.pipe.load.size if made.pipe.load else 0}")
@@ -87,7 +88,7 @@ def run(config: TrainConfig, *, seconds: float, file: str | None = None) -> None
                  "device": device, "threads": number}  # fmt: skip
         versions = {**record.versions(), "system": platform.platform()}
         facts = {**about, **_plain(figures), "settings": config.flat, "versions": versions}
-        _write(file, "w", json.dumps(facts, indent=1) + "\n")
+        _write(file, json.dumps(facts, indent=1) + "\n")
 
 
 def measure(pipe: Pipeline, state: State, seconds: float, *, compile: str | Literal[False] = "auto") -> Figures:
@@ -239,9 +240,6 @@ def _plain(figures: Figures) -> dict[str, Any]:
     }
 
 
-def _write(file: str, mode: str, text: str) -> None:
-    try:
-        with Path(file).open(mode, encoding="utf-8") as f:
-            f.write(text)
-    except (OSError, ValueError) as e:
-        raise ConfigError(f"can't write --json {file}: {getattr(e, 'strerror', None) or e}") from None
+def _write(file: str, text: str) -> None:
+    with written(Path(file)) as made:
+        made.write(text.encode())

@@ -85,7 +85,10 @@ def _saved(where: Path) -> Saved:
 
 def rows_of(folder: Path, member: Member, end: int) -> list[log.Row]:
     """The epochs of a member, up to one: where a sweep goes on, later ones may have been done already."""
-    return [r for r in better.read(folder / MEMBERS / member.name) if r["epoch"] <= end]
+    rows = [r for r in better.read(folder / MEMBERS / member.name) if r["epoch"] <= end]
+    if end and (not rows or rows[-1]["epoch"] != end):
+        raise ConfigError(f"{folder / MEMBERS / member.name} has no whole line for epoch {end}; start a new sweep")
+    return rows
 
 
 def row(of: Mapping[str, Any], j: int) -> log.Row:

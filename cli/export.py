@@ -17,6 +17,7 @@ from cli.answers import Answers, called, values_read
 from cli.past import Past
 from cli.progress import tell
 from cli.recipes.about import About
+from cli.written import written
 from pipeline.errors import ConfigError
 from pipeline.sources.columns import CATEGORY, DATE, Columns, raw
 from pipeline.stage import first_line
@@ -89,8 +90,8 @@ def _write_torch(path: Path, program: Program, given: Sequence[Tensor], wanted: 
     """A program of torch.export; how far it is off."""
     made = _exported(program, given)
     off = _compared(lambda *values: made.module()(*values), given, wanted)
-    with folders.making(path) as work:
-        torch.export.save(made, work)
+    with written(path) as file:
+        torch.export.save(made, file)
     return off
 
 
@@ -125,8 +126,8 @@ def _write_onnx(path: Path, program: Program, given: Sequence[Tensor], wanted: T
                 made, (), input_names=program.reads, output_names=["answers"], dynamo=True, verbose=False
             )
             assert onnx is not None
-            with folders.making(path) as work:
-                onnx.save(str(work))
+            with written(path) as file:
+                file.write(onnx.model_proto.SerializeToString())
     except ConfigError:
         raise
     except Exception as e:  # of the exporter, which has many

@@ -228,18 +228,19 @@ def evaluate(run: str, data: str | None, as_json: bool, weights: str, trust: boo
 @click.argument("run")
 @click.option("--data", required=True, metavar="DATA", help="a file or folder as the run was trained on")
 @click.option("--out", metavar="FILE", help="preds.csv, .parquet or .npz  [default: CSV to the terminal]")
+@click.option("--raw-text", is_flag=True, help="CSV with texts as they are, formulas and control characters too")
 @_weights
 @_trust
-def predict(run: str, data: str, out: str | None, weights: str, trust: bool) -> None:
+def predict(run: str, data: str, out: str | None, raw_text: bool, weights: str, trust: bool) -> None:
     """Let a RUN's model predict other DATA: its rows, in their order, with what is predicted beside them.
 
     Columns are matched by name; the target may be missing. A file may be larger than memory. A .npz file has the
-    predictions alone.
+    predictions alone. As CSV, a text that a spreadsheet would take for a formula has a ' in front.
     """
     past = _past(run, trust)
     from cli import predict as command
 
-    command.run(past, data, out, weights=weights)
+    command.run(past, data, out, weights=weights, raw=raw_text)
 
 
 @cli.command()

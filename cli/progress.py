@@ -41,7 +41,7 @@ def warn(message: str) -> None:
 class Plain(Console):
     """rich's Console, but control characters are seen, and a reader that has gone is main's to handle."""
 
-    def render_str(self, text: str, **options: Any) -> Text:  # type: ignore[override]  # all of them by name
+    def render_str(self, text: str, **options: Any) -> Text:
         return super().render_str(shown(text), **options)
 
     def on_broken_pipe(self) -> None:

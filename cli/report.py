@@ -49,7 +49,7 @@ def run(past: Past, out: str | None) -> None:
     """Write the report of a run."""
     path = Path(out) if out is not None else past.folder / "report.html"
     folders.replace(path, page(past).encode())
-    tell(path)
+    tell(str(path))
 
 
 def page(past: Past) -> str:

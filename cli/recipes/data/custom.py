@@ -22,7 +22,7 @@ class Custom(Data):
     """What a function of the user's gives: a Dataset, or a pair of them to train on and to hold out."""
 
     task: str | None = setting(None, f"{', '.join(TASKS)}  [default: by the targets]", one_of(TASKS), fixed=True)
-    workers: int = setting(0, "processes that prepare samples", at_least(0))
+    workers: int = setting(0, "processes that prepare samples", at_least(0, most=1024))
     options: Mapping[str, Any] = field(factory=dict, metadata={"fixed": True})
 
     @property
