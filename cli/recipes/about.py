@@ -31,6 +31,13 @@ def _numbers(values: Any) -> bool:
     return isinstance(values, tuple | list) and all(type(v) in (int, float) and abs(v) < 1e300 for v in values)
 
 
+def _is_column(c: Any) -> bool:
+    if c["kind"] == "category":
+        return _texts((c["name"], *c["categories"]))
+    known = c["kind"] in ("number", "truth", "date") and type(c["missing"]) is bool
+    return known and _texts((c["name"],)) and _numbers((c["mean"], c["std"]))
+
+
 @frozen(eq=False)
 class About:
     """The task and the shapes, the names of classes, and what was fitted to the training samples."""
@@ -73,12 +80,7 @@ class About:
         targets = fitted.get("targets", {"names": [], "kinds": [], "classes": []})
         good &= all(_texts(targets.get(key, [])) for key in ("names", "kinds", "classes"))
         good &= "targets" not in fitted or (targets["task"] in TASKS.values() and len(targets["names"]) > 0)
-        for column in fitted.get("columns", []):
-            category = column["kind"] == "category"
-            good &= _texts((column["name"], *column["categories"] if category else ())) and category | (
-                column["kind"] in ("number", "truth", "date") and type(column["missing"]) is bool
-                and _numbers((column["mean"], column["std"]))
-            )  # fmt: skip
+        good &= all(map(_is_column, fitted.get("columns", [])))
         good &= "mode" not in fitted or (fitted["mode"] in ("L", "RGB") and len(fitted["size"]) == 2)
         good &= _counts(fitted.get("size", ()))
         if "tokenizer" in fitted:
