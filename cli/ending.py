@@ -81,7 +81,7 @@ def with_outputs(command: Callable[[], None]) -> None:
     try:
         command()
     except SystemExit as e:  # click has put this in the place of an output whose reader has gone
-        code = 141 if type(sys.stdout).__name__ == "PacifyFlushWrapper" else e.code
+        code = 141 if "PacifyFlush" in type(sys.stdout).__name__ else e.code
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()

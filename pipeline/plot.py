@@ -200,7 +200,7 @@ def _number(value: Any) -> bool:
 
 def _literal(name: str) -> str:
     """A name that matplotlib does not take for mathematics."""
-    return name.replace("$", r"\$")
+    return shown(name).replace("$", r"\$")
 
 
 def _metric(name: str) -> str:

@@ -52,8 +52,8 @@ def _array(found: ZipFile, part: ZipInfo) -> np.ndarray:
     with found.open(part) as file:
         old = np.lib.format.read_magic(file) == (1, 0)
         shape, _, kind = (np.lib.format.read_array_header_1_0 if old else np.lib.format.read_array_header_2_0)(file)
-        if math.prod(shape) * kind.itemsize > part.file_size:
-            raise ValueError(f"{part.filename} declares {shape} of {kind}, but holds {part.file_size:,} bytes")
+        if math.prod(shape) * kind.itemsize > (there := part.file_size - file.tell()):
+            raise ValueError(f"{part.filename} declares {shape} of {kind}, but holds {there:,} bytes")
     with found.open(part) as file:
         array: np.ndarray = np.lib.format.read_array(file, allow_pickle=False)
         return array

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from attrs import field, frozen
 
 from cli.recipes import code
+from cli.recipes.about import TASKS
 from cli.recipes.data.base import Data
-from cli.recipes.data.files import TASKS
 from cli.recipes.setting import at_least, one_of, setting
 
 if TYPE_CHECKING:
