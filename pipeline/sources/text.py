@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +75,7 @@ def text(path: str | Path, *, context: int = 128, tokenizer: str | None = None, 
         alphabet = "".join(sorted(set(_words(path, raw))))
         fitted = {"tokenizer": CHARACTERS, "alphabet": alphabet, "vocabulary": len(alphabet)}
     else:
-        fitted = {"tokenizer": str(tokenizer), "vocabulary": _library(tokenizer).get_vocab_size()}
+        fitted = {"tokenizer": str(tokenizer), "vocabulary": _library(tokenizer, lambda t: t.get_vocab_size())}
     ids = _ids(path, raw, fitted)
     fitted = {**fitted, "bytes_per_token": len(raw) / max(len(ids), 1)}
     return _windows(path, ids, context, int(fitted["vocabulary"]), parts, fitted)
@@ -173,7 +173,7 @@ def encode(fitted: Mapping[str, Any], words: str) -> list[int]:
             raise DataError(f"the training text has no character {e.args[0]!r}{near}") from None
     if kind is None:
         raise DataError("the data were token ids: there is no tokenizer to read a text by")
-    found: list[int] = _library(kind).encode(words).ids
+    found: list[int] = _library(kind, lambda t: t.encode(words).ids)
     return found
 
 
@@ -190,11 +190,11 @@ def decode(fitted: Mapping[str, Any], ids: Sequence[int]) -> str:
         return "".join(fitted["alphabet"][i] for i in ids)
     if kind is None:
         return " ".join(map(str, ids))
-    found: str = _library(kind).decode(list(ids))
+    found: str = _library(kind, lambda t: t.decode(list(ids)))
     return found
 
 
-def _library(path: str) -> Any:
+def _library(path: str, use: Callable[[Any], Any]) -> Any:
     try:
         import tokenizers
     except ModuleNotFoundError:
@@ -203,7 +203,7 @@ def _library(path: str) -> Any:
             "pip install tokenizers"
         ) from None
     try:
-        return tokenizers.Tokenizer.from_file(str(files.plain(Path(path))))
+        return use(tokenizers.Tokenizer.from_file(str(files.plain(Path(path)))))
     except (KeyboardInterrupt, SystemExit, MemoryError):
         raise
     except BaseException as e:  # of a library in another language, whose panics are no Exception
