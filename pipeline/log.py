@@ -132,20 +132,22 @@ def _rows(path: Path, first: Report) -> Iterator[Callable[[Report], None]]:
         kept = [r for r in writer.DictReader(text) if (r.get("epoch") or "").isdecimal()]
     kept = [r for r in kept if int(r["epoch"]) < first.epoch]
     names: list[str] = []
+    made: list[IO[str]] = []
+    with ExitStack() as stack:
 
-    def write(report: Report) -> None:
-        new = {k: v for k, v in row(report).items() if v is None or isinstance(v, int | float)}
-        if not {*new} <= {*names}:  # such as metrics of a validation, after Reports without one
-            names[:] = dict.fromkeys(name for r in (*kept, new) for name in r)
-            with _begun(path, "") as file:
-                table = writer.DictWriter(file, names)
+        def write(report: Report) -> None:
+            new = {k: v for k, v in row(report).items() if v is None or isinstance(v, int | float)}
+            if not {*new} <= {*names}:  # such as metrics of a validation, after Reports without one
+                names[:] = dict.fromkeys(name for r in (*kept, new) for name in r)
+                made[:] = [stack.enter_context(_begun(path, ""))]
+                table = writer.DictWriter(made[0], names)
                 table.writeheader()
                 table.writerows(kept)
-        with _continued(path) as file:
-            writer.DictWriter(file, names).writerow(new)
-        kept.append(new)
+            writer.DictWriter(made[0], names).writerow(new)
+            made[0].flush()
+            kept.append(new)
 
-    yield write
+        yield write
 
 
 def _begun(path: Path, content: str) -> IO[str]:
@@ -153,14 +155,6 @@ def _begun(path: Path, content: str) -> IO[str]:
     try:
         files.folder(path.parent)
         files.replace(path, content.encode())
-    except OSError as e:
-        raise ConfigError(f"can't write {path}: {e.strerror}") from None
-    return _continued(path)
-
-
-def _continued(path: Path) -> IO[str]:
-    """A file, open at its end."""
-    try:
         file = files.updated(path)
     except OSError as e:
         raise ConfigError(f"can't write {path}: {e.strerror}") from None

@@ -34,17 +34,16 @@ class Rows:
 
     def __init__(self, array: np.memmap) -> None:
         self.array = array
-        self.opened = files.opened(Path(str(array.filename)))
-        self.file = self.opened.fileno()
+        self.file = files.opened(Path(str(array.filename)))
         self.bytes = array.dtype.itemsize * int(np.prod(array.shape[1:]))
-        weakref.finalize(self, self.opened.close)
+        weakref.finalize(self, self.file.close)
 
     def at(self, rows: np.ndarray) -> np.ndarray:
         """Some rows. Raises DataError where the file has become shorter."""
         made = np.empty((len(rows), *self.array.shape[1:]), self.array.dtype)
         flat = made.view(np.uint8).reshape(len(rows), -1)
         for row, offset in zip(flat, (rows * self.bytes + self.array.offset).tolist(), strict=True):
-            if os.preadv(self.file, [row.data], offset) != self.bytes:
+            if os.preadv(self.file.fileno(), [row.data], offset) != self.bytes:
                 raise DataError(f"{self.array.filename} has become shorter than it was: byte {offset:,} is missing")
         return made
 
