@@ -14,6 +14,9 @@ from cli.flags import kind
 from cli.recipes import TABLES
 from cli.recipes.setting import flag, refusal
 
+RUN = 1 << 20
+"""Bytes of a run of a sweep before it begins, about."""
+
 
 @frozen
 class Axis:
@@ -69,24 +72,40 @@ def _range(name: str, text: str, wanted: Any) -> Axis:
     a, b = _value(name, low, float), _value(name, high, float)
     log = rest[:1] == ["log"]
     count = rest[1:] if log else rest
-    if len(count) > 1 or (count and not (count[0].isdecimal() and int(count[0]) > 1)) or not a < b or (log and a <= 0):
+    if (
+        len(count) > 1
+        or (count and not (count[0].isdecimal() and len(count[0]) < 20 and int(count[0]) > 1))
+        or not -math.inf < a < b < math.inf
+        or (log and a <= 0)
+    ):
         raise refusal(
             f"{flag(name)} {text!r} is no range such as 0.001..1:log:16, 0.1..0.9:5 or, with --random, 0.1..1"
         )
     whole = wanted is int
     if not count:
         return Axis(name, (), a, b, log, whole)
+    check_runs(int(count[0]))
     steps = [i / (int(count[0]) - 1) for i in range(int(count[0]))]
     values = [_between(a, b, step, log) for step in steps]
     return Axis(name, tuple(dict.fromkeys(round(v) if whole else float(f"{v:.12g}") for v in values)))
+
+
+def check_runs(count: int) -> None:
+    """Raise ConfigError for so many runs that they do not fit in memory."""
+    if count * RUN > RUN << 10:
+        from pipeline import memory
+        from pipeline.errors import ConfigError
+
+        memory.check(count * RUN, f"a sweep of {count:,} runs", instead="try fewer values", error=ConfigError)
 
 
 def _between(low: float, high: float, share: float, log: bool) -> float:
     return math.exp(math.log(low) + share * math.log(high / low)) if log else low + share * (high - low)
 
 
-def combinations(axes: Sequence[Axis], draws: int | None, seed: int) -> list[dict[str, Any]]:
+def combinations(axes: Sequence[Axis], draws: int | None, seed: int, seeds: int = 1) -> list[dict[str, Any]]:
     """All combinations of the values, or so many that are drawn, the same ones by the same seed."""
+    check_runs(seeds * (draws or math.prod(len(a.values) for a in axes)))
     if draws is not None:
         chance = random.Random(seed)
         return [{a.name: a.drawn(chance) for a in axes} for _ in range(draws)]

@@ -10,19 +10,21 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from itertools import count, islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 import torch
 from attrs import asdict, frozen
-from rich.console import Console
 from rich.table import Table
 
 from cli import record
 from cli.build import first, job, parameters, threads
 from cli.config import TrainConfig
 from cli.measure import Floor, Timing, Way, clock, floor, race
+from cli.progress import plain
+from cli.written import written
 from pipeline import Batch, Pipeline, State
 from pipeline.compile import Compiled, CompileReport
 from pipeline.errors import ConfigError
@@ -58,16 +60,19 @@ class Figures:
 
 
 def run(config: TrainConfig, *, seconds: float, file: str | None = None) -> None:
-    """Measure and print; `file` gets the same figures as JSON."""
+    """Measure and print; `file`, which is made before the measuring, gets the same figures as JSON."""
+    with written(Path(file)) if file is not None else nullcontext() as out:
+        _run(config, seconds, out)
+
+
+def _run(config: TrainConfig, seconds: float, out: IO[bytes] | None) -> None:
     if not 0 < seconds < math.inf:
         raise ConfigError(f"--seconds {seconds} is out of range: it must be above 0")
     made = job(config)
     state = first(made, config)
     torch.set_num_threads(threads(made, state, config.run.threads))
-    if file is not None:
-        _write(file, "a", "")  # what can't be written is said before the measuring
     device, number = str(made.pipe.place.device), torch.get_num_threads()
-    say = Console(highlight=False, soft_wrap=True, markup=False)
+    say = plain(False)
     say.print(f"data    {config.source}: {made.data}, batches of {made.pipe.load.size if made.pipe.load else 0}")
     say.print(f"model   {made.model}: {parameters(state.params):,} parameters")
     precision = "" if config.run.precision == "fp32" else f", {config.run.precision}"
@@ -82,12 +87,12 @@ def run(config: TrainConfig, *, seconds: float, file: str | None = None) -> None
     wide = [name for name, t in figures.ways.items() if t.spread > WIDE]
     if wide:
         say.print(f"note    rounds of {', '.join(wide)} differ widely: does something else run on this machine?")
-    if file is not None:
+    if out is not None:
         about = {"data": config.source, "model": made.model, "parameters": parameters(state.params),
                  "device": device, "threads": number}  # fmt: skip
         versions = {**record.versions(), "system": platform.platform()}
         facts = {**about, **_plain(figures), "settings": config.flat, "versions": versions}
-        _write(file, "w", json.dumps(facts, indent=1) + "\n")
+        out.write(f"{json.dumps(facts, indent=1)}\n".encode())
 
 
 def measure(pipe: Pipeline, state: State, seconds: float, *, compile: str | Literal[False] = "auto") -> Figures:
@@ -237,11 +242,3 @@ def _plain(figures: Figures) -> dict[str, Any]:
         },
         "peak_bytes": figures.memory,
     }
-
-
-def _write(file: str, mode: str, text: str) -> None:
-    try:
-        with Path(file).open(mode, encoding="utf-8") as f:
-            f.write(text)
-    except (OSError, ValueError) as e:
-        raise ConfigError(f"can't write --json {file}: {getattr(e, 'strerror', None) or e}") from None

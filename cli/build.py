@@ -10,17 +10,18 @@ import torch
 from attrs import evolve, frozen
 from torch import Tensor, nn
 
-from cli import processes
+from cli import processes, room
 from cli.config import TrainConfig
 from cli.inside import inside
 from cli.recipes.about import About
-from cli.recipes.model import Fixed
-from pipeline import Pipeline, backward, ensemble, evaluate, forward, load, order, place, update
+from cli.recipes.model import Custom, Fixed
+from pipeline import Pipeline, backward, ensemble, evaluate, forward, load, memory, order, place, update
 from pipeline.direction import directions
 from pipeline.errors import ConfigError, DataError, did_you_mean
 from pipeline.load import Load
 from pipeline.members import gathers
 from pipeline.sources import Prepared, Source, Split, Tensors
+from pipeline.stage import Stage
 from pipeline.state import Batch, State
 
 
@@ -128,6 +129,9 @@ def _of_settings(config: TrainConfig, data: Prepared | None) -> Job:
         *([evaluate.update_ratio(), evaluate.learning_rate()] if run.telemetry else []),
         *([update.ema(run.ema)] if run.ema is not None else []),
     )
+    if processes.count() == 1 and not isinstance(config.model, Custom):
+        rules = [s for s in pipe.stages if isinstance(s, Stage) and s.init is not None and "params" in s.writes]
+        room.check(build, rules, run.ensemble or 1, str(device.device))
     return Job(pipe, data.held_out, words, _BEST[data.task], data, what, build)
 
 
@@ -227,6 +231,8 @@ def _length(data: Any) -> str:
 
 SMALL = 2e8
 """Floating-point operations of a step below which threads cost more than they bring."""
+TIGHT = 4
+"""So many times the free memory is too much for activations, which are told roughly."""
 MANY = 4
 """Members side by side that keep all cores busy, also where one alone is too small for that."""
 
@@ -236,7 +242,16 @@ def threads(made: Job, state: State, wanted: int | None) -> int:
 
     Raises a PipeError where the model or the labels don't fit: the size is found by trying the pipeline on its data.
     """
-    operations, _ = size(made, state)
+    operations, held = size(made, state)
+    load, free = made.pipe.load, room.free(made.pipe.place.device)
+    assert load is not None
+    taken = min(load.size, len(made.train)) if load.known else load.size
+    held *= taken / load.size / processes.count() / max((g.accumulate for g in made.pipe.backwards), default=1)
+    if held > TIGHT * free:
+        raise ConfigError(
+            f"a step of {taken:,} samples needs {memory.size(held)} for its activations, and {memory.size(free)} are "
+            "free; use a smaller --batch-size, or --accumulate"
+        )
     if wanted is not None:
         return wanted
     small = operations < SMALL and made.pipe.members < MANY

@@ -9,6 +9,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from cli.progress import plain
 from cli.recipes.setting import refusal
 from pipeline.compile import storage
 from pipeline.compile.storage import Package
@@ -20,7 +21,7 @@ def run(action: str) -> None:
     """List the packages, check them, or remove them."""
     if action not in ACTIONS:
         raise refusal(f"unknown action {action!r}", action, ACTIONS)
-    say = Console(highlight=False, soft_wrap=True, markup=False)
+    say = plain(False)
     found = folders()
     if action != "clear" and (why := storage.refusal()):
         say.print(f"programs are neither kept here nor loaded: {why}")

@@ -103,9 +103,12 @@ def rows_of(folder: Path, member: Member, end: int) -> list[log.Row]:
     path = folder / MEMBERS / member.name
     rows, seal = log.read(path / METRICS), seals.read(path)
     fault = None if seal is None else seals.broken(seal, rows)
-    if fault is not None or not rows:
-        raise ConfigError(f"{fault or f'{path / METRICS} has no line'}; {seals.ACCEPT}, or start a new sweep")
-    return [r for r in rows if r["epoch"] <= end]
+    rows = [r for r in rows if r["epoch"] <= end]
+    if fault is None and (not rows or rows[-1]["epoch"] != end):
+        fault = f"{path / METRICS} has no whole line for epoch {end}"
+    if fault is not None:
+        raise ConfigError(f"{fault}; {seals.ACCEPT}, or start a new sweep")
+    return rows
 
 
 def row(of: Mapping[str, Any], j: int) -> log.Row:

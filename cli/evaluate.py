@@ -5,12 +5,10 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from rich.console import Console
-
 from cli import classes, record
 from cli.others import Batches
 from cli.past import Past
-from cli.progress import warn
+from cli.progress import plain, tell, warn
 from cli.recipes.setting import refusal
 from pipeline.loop import validated
 from pipeline.state import format_metric
@@ -34,9 +32,9 @@ def run(past: Past, data: str | None, *, weights: str, as_json: bool) -> None:
     if as_json:
         found = {"run": str(past.folder), "weights": weights, "epoch": saved.epoch, "step": saved.step,
                  "data": data or past.config.source, "metrics": metrics}  # fmt: skip
-        print(json.dumps({**found, **({} if figures is None else figures.json)}, indent=1, ensure_ascii=False))
+        tell(json.dumps({**found, **({} if figures is None else figures.json)}, indent=1, ensure_ascii=False))
         return
-    say = Console(highlight=False, soft_wrap=True, markup=False)
+    say = plain(False)
     say.print(f"run     {past.folder}, weights of epoch {saved.epoch} ({weights})")
     say.print(f"data    {data or f'{past.config.source}, what was held out'}")
     for name, value in metrics.items():

@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from cli import folder as folders
 from cli.answers import Answers, called, values_read
 from cli.past import Past
+from cli.progress import tell
 from cli.recipes.about import About
+from cli.written import written
 from pipeline.errors import ConfigError
 from pipeline.sources.columns import CATEGORY, DATE, Columns, raw
 from pipeline.stage import first_line
@@ -35,16 +37,16 @@ def run(past: Past, kind: str, out: str | None, *, weights: str) -> None:
     if kind == "weights":
         folders.replace(path, folders.weights_file(module.state_dict(), {"weights": weights, **of}))
         facts["model"] = past.document.get("facts", {}).get("model")
-        print(f"{path}: {len(module.state_dict())} tensors, by the module's own names")
+        tell(f"{path}: {len(module.state_dict())} tensors, by the module's own names")
     else:
         program = Program(module, inputs, about).eval()
         given, wanted = _held_out(past, about, program)
         facts |= {"inputs": _inputs(about, program, given), "outputs": _outputs(about, wanted)}
         off = (_write_torch if kind == "torch" else _write_onnx)(path, program, given, wanted)
-        print(f"{path}: checked on {len(given[0])} held-out samples, off by {off:.1e} at most")
+        tell(f"{path}: checked on {len(given[0])} held-out samples, off by {off:.1e} at most")
     beside = path.with_name(f"{path.name}.json")
     folders.replace(beside, json.dumps(facts, indent=1, ensure_ascii=False).encode())
-    print(f"{beside}: what goes in, and what comes out")
+    tell(f"{beside}: what goes in, and what comes out")
 
 
 class Program(nn.Module):
@@ -88,8 +90,8 @@ def _write_torch(path: Path, program: Program, given: Sequence[Tensor], wanted: 
     """A program of torch.export; how far it is off."""
     made = _exported(program, given)
     off = _compared(lambda *values: made.module()(*values), given, wanted)
-    with folders.making(path) as work:
-        torch.export.save(made, work)
+    with written(path) as file:
+        torch.export.save(made, file)
     return off
 
 
@@ -124,8 +126,8 @@ def _write_onnx(path: Path, program: Program, given: Sequence[Tensor], wanted: T
                 made, (), input_names=program.reads, output_names=["answers"], dynamo=True, verbose=False
             )
             assert onnx is not None
-            with folders.making(path) as work:
-                onnx.save(str(work))
+            with written(path) as file:
+                file.write(onnx.model_proto.SerializeToString())
     except ConfigError:
         raise
     except Exception as e:  # of the exporter, which has many

@@ -10,9 +10,11 @@ import tomli_w
 from cli import config
 from cli.build import fixed
 from cli.folder import replace
+from cli.progress import tell
 from cli.recipes import TABLES, settings
 from cli.recipes.setting import refusal
 from pipeline.sources import Prepared, Split
+from pipeline.text import shown
 
 MODELS = {"language modelling": "transformer"}
 """Task -> the model to start from; for others an MLP, or a resnet for images of some size."""
@@ -28,12 +30,16 @@ def run(source: str, file: str) -> None:
     start = config.make({"data": source})
     data = start.data.prepare(Split(start.data.held_out, start.run.seed))
     made = config.make({"data": source, "model": _model(source, data), "optimizer": "adamw"})
-    lines = [f"# pipe train {path}", *(f"# {note}" for note in data.notes), ""]
+    lines = [
+        f"# pipe train {shown(str(path), lines=False)}",
+        *(f"# {shown(note, lines=False)}" for note in data.notes),
+        "",
+    ]
     for table in TABLES:
         if table != "pipeline":
             lines += _table(table, getattr(made, table))
     replace(path, "\n".join(lines).encode())
-    print(f"{path}: {data.task} of {len(data.train):,} samples by {made.model.name}; pipe train {path}")
+    tell(f"{path}: {data.task} of {len(data.train):,} samples by {made.model.name}; pipe train {path}")
 
 
 def _model(source: str, data: Prepared) -> str:
@@ -53,5 +59,6 @@ def _table(table: str, recipe: Any) -> list[str]:
         else:
             text = tomli_w.dumps({name: list(value) if isinstance(value, tuple) else value}, multiline_strings=False)
             chosen = name == TABLES[table].key
-            lines.append(f"{'' if chosen else '# '}{' '.join(text.split())}   # {about}")
+            text = text.strip() if isinstance(value, str) else " ".join(text.split())
+            lines.append(f"{'' if chosen else '# '}{shown(text, lines=False)}   # {about}")
     return [*lines, ""]

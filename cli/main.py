@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from cli import config
+from cli import config, ending
 from cli import processes as team
 from cli.flags import settings
 from cli.recipes.code import is_code
@@ -46,9 +46,11 @@ _accepted = click.option(
     is_flag=True,
     help="with --resume: replay from the checkpoint before the last, compare the bits, and stop",
 )
-@click.option("--processes", type=int, metavar="N", help="train on so many processes of this machine together")
 @click.option(
-    "--restarts", type=int, default=0, metavar="N",
+    "--processes", type=click.IntRange(1, 1024), metavar="N", help="train on so many processes of this machine together"
+)
+@click.option(
+    "--restarts", type=click.IntRange(0, 10**6), default=0, metavar="N",
     help="with --processes: so often, where one dies, go on from the last checkpoint  [default: 0]",
 )  # fmt: skip
 @click.option("-q", "--quiet", is_flag=True, help="only the result")
@@ -99,8 +101,10 @@ def train(
 @cli.command()
 @click.argument("file", required=False, metavar="[CONFIG.toml | RUN | FILE.py:FUNCTION]")
 @partial(settings, several=True)
-@click.option("--seeds", type=click.IntRange(1), metavar="N", help="runs of each setting  [default: 1]")
-@click.option("--random", "draws", type=click.IntRange(1), metavar="N", help="draw so many settings, instead of a grid")
+@click.option("--seeds", type=click.IntRange(1, 10**9), metavar="N", help="runs of each setting  [default: 1]")
+@click.option(
+    "--random", "draws", type=click.IntRange(1, 10**9), metavar="N", help="draw so many settings, instead of a grid"
+)
 @click.option(
     "--at-once", type=click.IntRange(1), metavar="N",
     help="so many members are trained side by side, if there are more  [default: as many as is fastest here]",
@@ -193,12 +197,14 @@ _weights = click.option(
 @cli.command()
 @click.argument("run")
 @click.option("--prompt", default="\n", metavar="TEXT", help="what the text begins with")
-@click.option("--count", type=click.IntRange(1), default=200, metavar="N", help="tokens to make  [default: 200]")
+@click.option("--count", type=click.IntRange(1, 10**7), default=200, metavar="N", help="tokens to make  [default: 200]")
 @click.option(
     "--temperature", type=click.FloatRange(0), default=0.8, metavar="X", help="0 for the likeliest  [default: 0.8]"
 )
 @click.option("--top-k", type=click.IntRange(1), default=None, metavar="N", help="draw among so many  [default: all]")
-@click.option("--seed", type=int, default=0, metavar="N", help="of what is drawn  [default: 0]")
+@click.option(
+    "--seed", type=click.IntRange(0, 2**63 - 1), default=0, metavar="N", help="of what is drawn  [default: 0]"
+)
 @_weights
 @_trusted
 @_accepted
@@ -235,19 +241,22 @@ def evaluate(run: str, data: str | None, as_json: bool, weights: str, trust: boo
 @click.argument("run")
 @click.option("--data", required=True, metavar="DATA", help="a file or folder as the run was trained on")
 @click.option("--out", metavar="FILE", help="preds.csv, .parquet or .npz  [default: CSV to the terminal]")
+@click.option("--raw-text", is_flag=True, help="CSV with texts as they are, formulas and control characters too")
 @_weights
 @_trusted
 @_accepted
-def predict(run: str, data: str, out: str | None, weights: str, trust: bool, accept: bool) -> None:
+def predict(
+    run: str, data: str, out: str | None, raw_text: bool, weights: str, trust: bool, accept: bool
+) -> None:  # fmt: skip
     """Let a RUN's model predict other DATA: its rows, in their order, with what is predicted beside them.
 
     Columns are matched by name; the target may be missing. A file may be larger than memory. A .npz file has the
-    predictions alone.
+    predictions alone. As CSV, a text that a spreadsheet would take for a formula has a ' in front.
     """
     past = _past(run, trust, accept)
     from cli import predict as command
 
-    command.run(past, data, out, weights=weights)
+    command.run(past, data, out, weights=weights, raw=raw_text)
 
 
 @cli.command()
@@ -391,6 +400,10 @@ def _given(given: dict[str, Any]) -> dict[str, Any]:
 
 def main() -> None:
     """Run the command; every error that a user can meet is one message and the exit code that it knows."""
+    ending.with_outputs(_main)
+
+
+def _main() -> None:
     if "TORCHELASTIC_RUN_ID" in os.environ:
         team.watch()
     for number in team.stopping():
@@ -409,8 +422,8 @@ def main() -> None:
         if team.first():
             click.echo(f"pipe: interrupted by {signal.Signals(number).name}", err=True)
         sys.exit(128 + number)
-    except BrokenPipeError:
-        team.let_go()  # what is still buffered must not raise again at exit
+    except BrokenPipeError:  # whoever read the output has gone
+        team.let_go()
         sys.exit(141)
     except Exception as e:
         if type(e).__name__ == "OutOfMemoryError":
@@ -419,6 +432,8 @@ def main() -> None:
                 "--accumulate or --precision bf16",
                 2,
             )
+        if not hasattr(e, "exit_code") and (why := ending.words(e)) is not None:
+            _end(why, 2)
         code = getattr(e, "exit_code", None)  # a PipeError; naming the class would import torch for --help
         lost = team.is_lost(e)
         if lost:
@@ -436,7 +451,7 @@ def main() -> None:
 def _end(message: str, code: int) -> NoReturn:
     """Say what a user can mend, once for all processes, and end."""
     if team.says(message):
-        click.echo(f"pipe: {message}", err=True)
+        ending.say(message)
         team.note(team.ENDED, str(code))
     sys.exit(code)
 

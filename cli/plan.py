@@ -107,7 +107,9 @@ def rungs(count: int, epochs: int, halving: bool) -> list[int]:
 def better(members: Sequence[Member], results: Results, metric: str) -> list[Member]:
     """The best of members, one in FACTOR, in their order; a run that was not finite does not go on."""
     last = {m.name: results[m.name][-1] for m in members}
-    finite = [m for m in members if None not in (last[m.name][f"validate/{metric}"], last[m.name]["train/loss"])]
+    finite = [
+        m for m in members if None not in (last[m.name].get(f"validate/{metric}"), last[m.name].get("train/loss"))
+    ]
     key = ranking(metric, [r for m in members for r in results[m.name][:1]])
     ranked = sorted(finite, key=lambda m: key(last[m.name]))
     kept = {m.name for m in ranked[: -(-len(members) // FACTOR)]}

@@ -8,7 +8,9 @@ from pathlib import Path
 from cli import better
 from cli import config as settings
 from cli import folder as folders
+from cli.progress import tell
 from cli.seal import CHECKPOINTS
+from cli.written import written
 from pipeline import log, plot
 from pipeline.checkpoint import newest
 from pipeline.errors import ConfigError
@@ -30,11 +32,11 @@ def run(runs: Sequence[Path], metrics: Sequence[str], out: str | None) -> None:
     lines = {folder.name if short else str(folder): found[str(folder)] for folder in runs}
     figure = plot.curves(found[str(runs[0])] if len(runs) == 1 else lines, metrics=metrics, best=best)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.suffix == ".svg":
-            folders.replace(path, plot.svg(figure).encode())
-        else:
-            figure.savefig(path, dpi=150)
-    except (OSError, ValueError) as e:
-        raise ConfigError(f"can't write {path}: {getattr(e, 'strerror', None) or e}") from None
-    print(path)
+        with written(path) as file:
+            if path.suffix == ".svg":
+                file.write(plot.svg(figure).encode())
+            else:
+                figure.savefig(file, dpi=150, format=path.suffix[1:] or "png")
+    except ValueError as e:
+        raise ConfigError(f"can't write {path}: {e}") from None
+    tell(str(path))

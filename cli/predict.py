@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import IO, Any, TypeAlias
 
 import numpy as np
 import torch
 
-from cli import folder as folders
 from cli import others
 from cli.answers import Answers, called
 from cli.past import Past
+from cli.progress import tell
 from cli.recipes.about import About
 from cli.recipes.setting import refusal
+from cli.written import written
+from pipeline import files
 from pipeline.errors import ConfigError, did_you_mean
 from pipeline.sources import Rows
 from pipeline.sources.cells import package
 from pipeline.stage import first_line
+from pipeline.text import quoted, shown
 
 ROWS = 1 << 17
 """In a row group of Parquet."""
@@ -28,10 +33,12 @@ ENDS = (".csv", ".parquet", ".npz")
 
 Columns: TypeAlias = dict[str, Any]
 """What is predicted of some rows, by name: names or numbers (N,), and for .npz alone, (N, C)."""
+Rowwise: TypeAlias = Iterator[tuple[Mapping[str, Any], Columns]]
+"""Stretches of rows as they are in the data, and what is predicted of them."""
 
 
-def run(past: Past, data: str, out: str | None, *, weights: str) -> None:
-    """Write the rows of some data with what is predicted beside them."""
+def run(past: Past, data: str, out: str | None, *, weights: str, raw: bool = False) -> None:
+    """Write the rows of some data with what is predicted beside them; as CSV, `raw`, or as `_safe` makes them."""
     about = past.about
     if about.task == "language modelling":
         raise refusal(f"{past.folder} learned a text, whose next tokens come from pipe sample {past.folder}")
@@ -43,13 +50,17 @@ def run(past: Past, data: str, out: str | None, *, weights: str) -> None:
     module, inputs, of = past.module(weights)
     made = _predicted(others.rows(past, data, targets=False), module, inputs, about)
     if path is None:
-        for text in _csv(made):
+        for text, _ in _csv(made, raw):
             sys.stdout.write(text)
         return
-    with folders.making(path) as work:
-        count = {".csv": _write_csv, ".parquet": _write_parquet, ".npz": _write_npz}[path.suffix](work, made)
+    write: dict[str, Callable[[IO[bytes], Rowwise], int]] = {
+        ".csv": partial(_write_csv, raw=raw),
+        ".npz": partial(_write_npz, beside=path),
+    }
+    with written(path, new=True) as file:
+        count = write[path.suffix](file, made)
     epoch = f", weights of epoch {of['epoch']}" if of else ""
-    print(f"{path}: {count:,} rows, {about.target} predicted by {past.folder}{epoch}")
+    tell(f"{path}: {count:,} rows, {about.target} predicted by {past.folder}{epoch}")
 
 
 def _predicted(
@@ -81,7 +92,7 @@ def named(about: About, values: np.ndarray) -> Columns:
     return {f"prediction_{n}": values[:, i] for i, n in enumerate(names or [str(i) for i in range(values.shape[1])])}
 
 
-def _frames(made: Iterator[tuple[Mapping[str, Any], Columns]]) -> Iterator[Any]:
+def _frames(made: Rowwise) -> Iterator[Any]:
     """Rows and predictions as data frames; a prediction's name is one that the rows do not have."""
     pl = package()
     for beside, columns in made:
@@ -94,21 +105,36 @@ def _frames(made: Iterator[tuple[Mapping[str, Any], Columns]]) -> Iterator[Any]:
         yield pl.DataFrame({k: v.numpy() if isinstance(v, torch.Tensor) else v for k, v in taken.items()})
 
 
-def _csv(made: Iterator[tuple[Mapping[str, Any], Columns]]) -> Iterator[str]:
+def _csv(made: Rowwise, raw: bool) -> Iterator[tuple[str, int]]:
+    """The text of stretches of rows, and how many they are."""
     for i, frame in enumerate(_frames(made)):
-        yield frame.write_csv(include_header=i == 0)
+        text = (frame if raw else _safe(frame)).write_csv(include_header=i == 0)
+        yield text if raw else shown(text), len(frame)
 
 
-def _write_csv(path: Path, made: Iterator[tuple[Mapping[str, Any], Columns]]) -> int:
+def _safe(frame: Any) -> Any:
+    """Cells that a spreadsheet would take for formulas, quoted."""
+    pl = package()
+    found: dict[str, Any] = {}
+    for column in frame.get_columns():
+        name, made = quoted(column.name), column
+        if column.dtype in (pl.String, pl.Categorical, pl.Enum):
+            made = column.cast(pl.String)
+            if made.str.contains(r"^[=+\-@\t\r]").any():
+                made = pl.Series([None if x is None else quoted(x) for x in made], dtype=pl.String)
+        found[f"'{name}" if name in found else name] = made
+    return pl.DataFrame(found)
+
+
+def _write_csv(file: IO[bytes], made: Rowwise, raw: bool) -> int:
     count = 0
-    with path.open("wb") as file:
-        for frame in _frames(made):
-            frame.write_csv(file, include_header=count == 0)
-            count += len(frame)
+    for text, rows in _csv(made, raw):
+        file.write(text.encode())
+        count += rows
     return count
 
 
-def _write_parquet(path: Path, made: Iterator[tuple[Mapping[str, Any], Columns]]) -> int:
+def _write_parquet(file: IO[bytes], made: Rowwise) -> int:
     from polars.io.plugins import register_io_source
 
     frames = _frames(made)
@@ -121,32 +147,33 @@ def _write_parquet(path: Path, made: Iterator[tuple[Mapping[str, Any], Columns]]
             count += len(frame)
             yield frame
 
-    register_io_source(read, schema=first.schema).sink_parquet(path, row_group_size=ROWS, maintain_order=True)
+    register_io_source(read, schema=first.schema).sink_parquet(file, row_group_size=ROWS, maintain_order=True)
     return count
 
 
-def _write_npz(path: Path, made: Iterator[tuple[Mapping[str, Any], Columns]]) -> int:
+def _write_npz(file: IO[bytes], made: Rowwise, beside: Path) -> int:
     """The predictions alone, each column put down as it comes, and then copied into the archive."""
-    from shutil import copyfileobj
-    from tempfile import TemporaryFile
     from zipfile import ZipFile
 
     parts: dict[str, Any] = {}
     kinds: dict[str, tuple[np.dtype[Any], tuple[int, ...]]] = {}
     count = 0
-    for _, columns in made:
-        for name, values in columns.items():
-            if name not in parts:
-                parts[name] = TemporaryFile(dir=path.parent)  # noqa: SIM115  # closed when it has been copied
-                kinds[name] = values.dtype, values.shape[1:]
-            parts[name].write(np.ascontiguousarray(values, dtype=kinds[name][0]).data)
-        count += len(next(iter(columns.values())))
-    with ZipFile(path, "w") as archive:
-        for name, file in parts.items():
+    with ExitStack() as stack:
+        work = stack.enter_context(files.making(beside))
+        for _, columns in made:
+            for name, values in columns.items():
+                if name not in parts:
+                    parts[name] = stack.enter_context(files.updated(work / str(len(parts))))
+                    kinds[name] = values.dtype, values.shape[1:]
+                parts[name].write(np.ascontiguousarray(values, dtype=kinds[name][0]).data)
+            count += len(next(iter(columns.values())))
+        archive = stack.enter_context(ZipFile(file, "w"))
+        for name, part in parts.items():
             dtype, shape = kinds[name]
             header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": (count, *shape)}
-            file.seek(0)
-            with archive.open(f"{name}.npy", "w", force_zip64=True) as inner, file:
+            part.seek(0)
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as inner:
                 np.lib.format.write_array_header_2_0(inner, header)
-                copyfileobj(file, inner)
+                while block := part.read(1 << 20):
+                    inner.write(block)
     return count

@@ -17,23 +17,35 @@ from rich.text import Text
 
 from cli import processes
 from pipeline import Report
+from pipeline.text import shown
 
 LINES, SILENCE = 50, 30.0
 """About so many epochs are printed of a run that has more than twice as many; and one after so many seconds without."""
 
 
 def plain(quiet: bool) -> Plain:
-    return Plain(quiet=quiet or not processes.first(), highlight=False, soft_wrap=True, markup=False)
+    quiet = quiet or not processes.first()
+    return Plain(quiet=quiet, highlight=False, soft_wrap=True, markup=False, emoji=False)
+
+
+def tell(text: str) -> None:
+    """Print a text as it is, but for its control characters."""
+    print(shown(text))
 
 
 def warn(message: str) -> None:
     if processes.first():
+        say = Plain(stderr=True, soft_wrap=True, highlight=False, markup=False, emoji=False)
         with suppress(BrokenPipeError):
-            Plain(stderr=True, soft_wrap=True, highlight=False, markup=False).print(f"pipe: {message}")
+            say.print(f"pipe: {message}")
 
 
 class Plain(Console):
-    """rich's Console, but a reader that has gone, or a terminal, is main's to handle."""
+    """rich's Console, but control characters are seen, and a reader that has gone, or a terminal, is main's to
+    handle."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(shown(text), **options)
 
     def _check_buffer(self) -> None:
         try:
@@ -101,7 +113,7 @@ def live(say: Console) -> Iterator[Callable[[Report], None]]:
                 total, done = report.epochs, report.epoch - (not report.complete)
             else:
                 total, done = report.epochs * report.batches, (report.epoch - 1) * report.batches + report.batch
-            progress.update(task, total=total, completed=done, description=str(report))
+            progress.update(task, total=total, completed=done, description=shown(str(report)))
 
         yield show
 

@@ -22,6 +22,7 @@ from cli.answers import Answers, called
 from cli.build import Job
 from cli.past import Past
 from cli.predict import named
+from cli.progress import tell
 from cli.recipes.about import About
 from cli.recipes.setting import flag
 from pipeline import html, plot
@@ -48,7 +49,7 @@ def run(past: Past, out: str | None) -> None:
     """Write the report of a run."""
     path = Path(out) if out is not None else past.folder / "report.html"
     folders.replace(path, page(past).encode())
-    print(path)
+    tell(str(path))
 
 
 def page(past: Past) -> str:

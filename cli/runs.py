@@ -16,7 +16,7 @@ from cli import config as settings
 from cli import folder as folders
 from cli import seal as seals
 from cli.config import TrainConfig
-from cli.progress import warn
+from cli.progress import plain, tell, warn
 from cli.recipes.setting import refusal
 from cli.seal import STATUS
 from pipeline import log
@@ -81,9 +81,9 @@ def run(paths: Sequence[str], *, sort: str | None, filters: Sequence[str], as_js
     if sort is not None:
         found = _sorted(found, sort)
     if as_json:
-        print(json.dumps([e.json for e in found], indent=1, ensure_ascii=False, default=list))
+        tell(json.dumps([e.json for e in found], indent=1, ensure_ascii=False, default=list))
         return
-    say = Console(highlight=False, soft_wrap=True, markup=False)
+    say = plain(False)
     if alone and len(found) > 1:
         say.print(beside(found))
     else:

@@ -10,6 +10,7 @@ from torch import nn
 
 from cli.build import Job
 from cli.past import Past
+from cli.progress import tell
 from cli.recipes.setting import refusal
 from pipeline import State, models, sources
 
@@ -26,7 +27,7 @@ def run(past: Past, prompt: str, *, weights: str, count: int, temperature: float
         raise refusal(f"{past.folder} learned {about.task}, not a text")
     module, _, _ = past.module(weights)
     options = {"temperature": temperature, "top_k": top_k, "seed": seed}
-    print(text(module, about.fitted, prompt, count, **options))
+    tell(text(module, about.fitted, prompt, count, **options))
 
 
 def text(module: nn.Module, fitted: Mapping[str, Any], prompt: str, count: int, **options: Any) -> str:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import torch
-from rich.console import Console
 from rich.table import Table
 
 from cli import chart
 from cli.build import first, job, parameters, steps
 from cli.config import TrainConfig
+from cli.progress import plain
 from pipeline import Pipeline, Schedule, State
 
 POINTS = 20_000
@@ -21,7 +21,7 @@ def run(config: TrainConfig, *, draw: bool = False) -> None:
     made = job(config)
     state = first(made, config)
     params = state.params
-    say = Console(highlight=False, soft_wrap=True, markup=False)
+    say = plain(False)
     say.print(f"{config.source}: {made.data}\n\n{made.pipe}\n\n{made.model}")
     table = Table("parameter", "shape", "numbers", box=None, pad_edge=False, show_footer=True)
     table.columns[2].justify = "right"

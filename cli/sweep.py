@@ -37,6 +37,7 @@ from pipeline import files, log, plot
 from pipeline.compile import Compiled
 from pipeline.errors import ConfigError
 from pipeline.state import format_metric
+from pipeline.text import quoted
 
 CSV, PICTURE, BEST = "sweep.csv", "sweep.svg", "best"
 
@@ -74,7 +75,7 @@ def run(
     """Train all combinations of the axes, with each of the seeds."""
     if draws is not None and not axes:
         raise refusal("--random has nothing to draw: give a setting several values, such as --lr 0.001..1:log")
-    plan = Plan(tuple(axes), tuple(combinations(axes, draws, base.run.seed)), seeds, halving, at_once)
+    plan = Plan(tuple(axes), tuple(combinations(axes, draws, base.run.seed, seeds)), seeds, halving, at_once)
     with folders.new(base, f"sweep-{base.title}") as seal:
         # The config, last, makes the folder one to go on with.
         folders.write(seal, {PLAN: plan.text, settings.CONFIG: folders.config_text(base, {}, seal)})
@@ -178,7 +179,7 @@ def _end(
     writer.writerow(["run", *(a.name for a in axes), "seed", "epochs", *names])
     for m in members:
         end = ends[m.name]
-        chosen = [m.chosen[a.name] for a in axes]
+        chosen = [quoted(v) if isinstance(v := m.chosen[a.name], str) else v for a in axes]
         writer.writerow([f"{MEMBERS}/{m.name}", *chosen, m.config.run.seed, end["epoch"], *(end.get(n) for n in names)])
     folders.replace(folder / CSV, text.getvalue().encode())
     if axes:

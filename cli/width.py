@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from contextlib import suppress
-from pathlib import Path
 
-import torch
 from attrs import frozen
 from rich.console import Console
 from torch.utils import _pytree as pytree
 
-from cli import measure
+from cli import measure, room
 from cli.build import size, steps
 from cli.config import TrainConfig
 from cli.plan import Member, chunks, parted
 from cli.train import compiled
-from pipeline import files, place
 from pipeline.compile import Compiled
 
 USUAL, OTHERS = 32, (8, 128)
@@ -45,7 +41,7 @@ def chosen(group: Sequence[Member], config: TrainConfig, programs: list[Compiled
     """What is fastest of a few widths for a group, as it was measured once on this machine; or the usual one, where
     there are not so many members, or where they would be trained before anything is measured. Programs that were made
     are put into `programs`."""
-    fit_in = room(group[0].made.pipe.place.device) // held(group[0])
+    fit_in = round(SHARE * room.free(group[0].made.pipe.place.device)) // held(group[0])
     if fit_in < min(len(group), USUAL):
         return Width(max(fit_in, 1), "as fit in memory")
     usual = Width(min(USUAL, len(group)), "")
@@ -104,17 +100,3 @@ def held(member: Member) -> int:
     state = pipe.init(0, steps=1)
     kept: int = sum(t.nbytes for t in pytree.tree_leaves(state.tree))
     return max(COPIES * kept + int(3 * size(member.made, state)[1]), 1)
-
-
-def room(device: torch.device) -> int:
-    """Bytes of free memory for members."""
-    if device.type != "cpu":
-        return round(SHARE * place.free_memory(device))
-    free = []
-    with suppress(OSError, StopIteration):
-        lines = files.read(Path("/proc/meminfo")).decode().splitlines()
-        free.append(1024 * int(next(line for line in lines if line.startswith("MemAvailable")).split()[1]))
-    with suppress(OSError, ValueError):  # what a container may take
-        limit, used = (int(files.read(Path(f"/sys/fs/cgroup/memory.{n}"))) for n in ("max", "current"))
-        free.append(max(limit - used, 0))
-    return round(SHARE * min(free, default=1 << 62))

@@ -47,6 +47,14 @@ def read(path: Path, *, most: int = MOST, links: bool = True) -> bytes:
         return file.read()
 
 
+def parsed(path: Path, *, links: bool = True) -> Any:
+    """What a JSON file holds. Raises ValueError if it is none, or nested too deep."""
+    try:
+        return json.loads(read(path, links=links))
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
+
+
 def updated(path: Path, mode: int = 0o666) -> IO[bytes]:
     """A regular file to read and change in place, made if it is not there; neither a link, nor one that has another
     name as well: what is written into it would change a file elsewhere."""

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from html import escape
+from html import escape as plainly
 
-__all__ = ["escape", "table"]
+from pipeline.text import shown
+
+
+def escape(text: str) -> str:
+    """A text as a page may have it."""
+    return plainly(shown(text))
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[object]], *, foot: Sequence[object] = ()) -> str:

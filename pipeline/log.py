@@ -12,6 +12,7 @@ what to log.
 from __future__ import annotations
 
 import csv as writer
+import io
 import json
 import math
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
@@ -127,51 +128,58 @@ def _lines(path: Path, first: Report) -> Iterator[Callable[[Report], None]]:
 def _rows(path: Path, first: Report) -> Iterator[Callable[[Report], None]]:
     kept: list[dict[str, Any]] = []
     if path.exists():
-        with path.open(newline="", encoding="utf-8") as file:
-            kept = [r for r in writer.DictReader(file) if (r.get("epoch") or "").isdecimal()]
+        text = io.StringIO(_text(path), newline="")
+        kept = [r for r in writer.DictReader(text) if (r.get("epoch") or "").isdecimal()]
     kept = [r for r in kept if int(r["epoch"]) < first.epoch]
     names: list[str] = []
+    made: list[IO[str]] = []
+    with ExitStack() as stack:
 
-    def write(report: Report) -> None:
-        new = {k: v for k, v in row(report).items() if v is None or isinstance(v, int | float)}
-        if not {*new} <= {*names}:  # such as metrics of a validation, after Reports without one
-            names[:] = dict.fromkeys(name for r in (*kept, new) for name in r)
-            with _begun(path, "") as file:
-                table = writer.DictWriter(file, names)
+        def write(report: Report) -> None:
+            new = {k: v for k, v in row(report).items() if v is None or isinstance(v, int | float)}
+            if not {*new} <= {*names}:  # such as metrics of a validation, after Reports without one
+                names[:] = dict.fromkeys(name for r in (*kept, new) for name in r)
+                made[:] = [stack.enter_context(_begun(path, ""))]
+                table = writer.DictWriter(made[0], names)
                 table.writeheader()
                 table.writerows(kept)
-        with path.open("a", newline="", encoding="utf-8") as file:
-            writer.DictWriter(file, names).writerow(new)
-        kept.append(new)
+            writer.DictWriter(made[0], names).writerow(new)
+            made[0].flush()
+            kept.append(new)
 
-    yield write
+        yield write
 
 
 def _begun(path: Path, content: str) -> IO[str]:
     """A file with this content, whole, open to be continued."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        files.folder(path.parent)
         files.replace(path, content.encode())
-        return path.open("a", encoding="utf-8", newline="")
+        file = files.updated(path)
     except OSError as e:
         raise ConfigError(f"can't write {path}: {e.strerror}") from None
+    file.seek(0, io.SEEK_END)
+    return io.TextIOWrapper(file, encoding="utf-8", newline="")
+
+
+def _text(path: Path) -> str:
+    try:
+        return files.read(path).decode("utf-8", "replace") if path.exists() else ""
+    except OSError as e:
+        raise ConfigError(f"can't read {path}: {e.strerror}") from None
 
 
 def read(path: str | Path) -> list[Row]:
-    """The rows of a file that `jsonl` or `pipe train` wrote, in order; a last line that was cut off is left out.
+    """The rows of a file that `jsonl` or `pipe train` wrote, in order; a last line that was cut off is left out, and
+    one that is no row.
 
     Raises ConfigError where it can't be read.
     """
-    path = Path(path)
-    try:
-        text = files.plain(path).read_text(encoding="utf-8", errors="replace") if path.exists() else ""
-    except OSError as e:
-        raise ConfigError(f"can't read {path}: {e.strerror}") from None
     found: dict[tuple[int, int], Row] = {}
-    for line in text.splitlines():
+    for line in _text(Path(path)).splitlines():
         try:
             made = _flat(json.loads(line))
-            if type(made["epoch"]) is int and type(made["step"]) is int:
+            if type(made["epoch"]) is int and type(made["step"]) is int and all(map(_fits, made, made.values())):
                 found[made["epoch"], made["step"]] = made
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             continue
@@ -184,6 +192,15 @@ def _flat(line: Mapping[str, Any]) -> Row:
     for name, value in line.items():
         made |= {f"{name}/{k}": v for k, v in value.items()} if name in ("train", "validate") else {name: value}
     return made
+
+
+def _fits(name: str, value: Any) -> bool:
+    """Whether a row may have such a value."""
+    if name == "better":
+        return isinstance(value, dict) and all(v in ("high", "low", None) for v in value.values())
+    if isinstance(value, list):
+        return all(_fits("", v) for v in value)
+    return value is None or (type(value) in (int, float) and abs(value) < 1e300)
 
 
 def _finite(value: Any) -> Any:

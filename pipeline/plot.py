@@ -20,6 +20,7 @@ from pipeline.direction import Direction, direction, rank
 from pipeline.errors import ConfigError, did_you_mean
 from pipeline.log import Row, declared, line
 from pipeline.state import Report
+from pipeline.text import shown
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -62,7 +63,7 @@ def svg(figure: Figure) -> str:
     text = StringIO()
     with rc_context({"svg.hashsalt": "pipe", "svg.fonttype": "none"}):
         figure.savefig(text, format="svg", metadata={"Date": None})
-    return text.getvalue()[text.getvalue().index("<svg") :]
+    return shown(text.getvalue()[text.getvalue().index("<svg") :])
 
 
 def curves(
@@ -163,7 +164,7 @@ def _draw(axes: Axes, epochs: Points, values: Points, *, label: str, color: str,
     if len(epochs):
         every = 1 if marker == "." else max(len(epochs) // 10, 1)
         marks: dict[str, Any] = {"marker": marker, "markersize": 5, "markevery": every}
-        axes.plot(epochs, values, label=label, color=color, linestyle=style, linewidth=1.3, **marks)
+        axes.plot(epochs, values, label=_literal(label), color=color, linestyle=style, linewidth=1.3, **marks)
 
 
 def _points(rows: Sequence[Row], name: str) -> tuple[Points, Points]:
@@ -179,7 +180,7 @@ def _finish(axes: Axes, metric: str, legend: bool) -> None:
     bounded = "accuracy" in metric or metric.startswith("r2")
     if not bounded and values.min() > 0 and values.max() > 30 * values.min():
         axes.set_yscale("log")
-    axes.set_title(metric, fontsize=10)
+    axes.set_title(_literal(metric), fontsize=10)
     axes.set_xlabel("epoch", fontsize=9)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.tick_params(labelsize=8)
@@ -195,6 +196,11 @@ def _rows(run: Curve) -> list[Row]:
 
 def _number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and value == value
+
+
+def _literal(name: str) -> str:
+    """A name that matplotlib does not take for mathematics."""
+    return shown(name).replace("$", r"\$")
 
 
 def _metric(name: str) -> str:

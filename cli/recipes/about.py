@@ -15,6 +15,27 @@ if TYPE_CHECKING:
     from pipeline.sources import Prepared
 
 FORMAT = 1
+TASKS: dict[str, Any] = {"classification": "classification", "regression": "regression", "labels": "several labels",
+         "language": "language modelling"}  # fmt: skip
+
+
+def _texts(values: Any) -> bool:
+    return isinstance(values, tuple | list) and all(isinstance(v, str) for v in values)
+
+
+def _counts(values: Any) -> bool:
+    return isinstance(values, tuple | list) and all(type(v) is int and 0 < v < 2**40 for v in values)
+
+
+def _numbers(values: Any) -> bool:
+    return isinstance(values, tuple | list) and all(type(v) in (int, float) and abs(v) < 1e300 for v in values)
+
+
+def _is_column(c: Any) -> bool:
+    if c["kind"] == "category":
+        return _texts((c["name"], *c["categories"]))
+    known = c["kind"] in ("number", "truth", "date") and type(c["missing"]) is bool
+    return known and _texts((c["name"],)) and _numbers((c["mean"], c["std"]))
 
 
 @frozen(eq=False)
@@ -42,9 +63,31 @@ class About:
             if found.get("format", FORMAT) != FORMAT:
                 raise refusal(f"{path} has format {found['format']!r}, which this version does not know; update it")
             fixed: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in found["fixed"].items()}
-            return cls(Fixed(**fixed), tuple(found["classes"]), tuple(found["notes"]), found["fitted"])
-        except (AttributeError, KeyError, TypeError):
+            made = cls(Fixed(**fixed), tuple(found["classes"]), tuple(found["notes"]), found["fitted"])
+            if not made._fits():
+                raise TypeError
+            return made
+        except (AttributeError, KeyError, TypeError, ValueError, OverflowError):
             raise refusal(f"{path} is not what a run writes; is it damaged?") from None
+
+    def _fits(self) -> bool:
+        """Whether all is of the types that are written, and there is what each kind of data needs."""
+        f, fitted = self.fixed, self.fitted
+        good = _texts((*self.classes, *self.notes, *f.values, f.source)) and f.task in TASKS.values()
+        good &= type(f.floats) is bool and _counts((*f.inputs, f.outputs)) and isinstance(f.inputs, tuple)
+        good &= _counts((f.sizes.get("vocabulary", 1), f.sizes.get("context", 1), *f.sizes.get("categories", ())))
+        good &= all(_numbers(fitted.get(key, [])) for key in ("target_mean", "target_std"))
+        targets = fitted.get("targets", {"names": [], "kinds": [], "classes": []})
+        good &= all(_texts(targets.get(key, [])) for key in ("names", "kinds", "classes"))
+        good &= "targets" not in fitted or (targets["task"] in TASKS.values() and len(targets["names"]) > 0)
+        good &= all(map(_is_column, fitted.get("columns", [])))
+        good &= "mode" not in fitted or (fitted["mode"] in ("L", "RGB") and len(fitted["size"]) == 2)
+        good &= _counts(fitted.get("size", ()))
+        if "tokenizer" in fitted:
+            good &= _texts([fitted["tokenizer"] or "", fitted.get("alphabet", "")])
+            good &= _counts((fitted["vocabulary"], fitted["context"]))
+            good &= fitted["tokenizer"] != "characters" or len(fitted["alphabet"]) == fitted["vocabulary"]
+        return bool(good)
 
     @property
     def task(self) -> str:

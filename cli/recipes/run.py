@@ -25,8 +25,8 @@ def _split(_: Any, attribute: Attribute[Any], value: int | None) -> None:
 
 
 def _steps(_: Any, attribute: Attribute[Any], value: str) -> None:
-    if value not in ("auto", "epoch") and not (value.isdecimal() and int(value) > 0):
-        raise refusal(f"--steps-per-call {value!r} is neither a positive whole number, 'epoch' nor 'auto'")
+    if value not in ("auto", "epoch") and not (value.isdecimal() and len(value) < 10 and int(value) > 0):
+        raise refusal(f"--steps-per-call {value!r} is neither a positive whole number below 10**9, 'epoch' nor 'auto'")
 
 
 @frozen
@@ -42,7 +42,9 @@ class Run:
         "decay of an average of the weights, such as 0.999, evaluated and saved as well  [default: none]",
         below_one,
     )
-    folds: int | None = setting(None, "one of so many folds is held out, instead of a share", at_least(2), fixed=True)
+    folds: int | None = setting(
+        None, "one of so many folds is held out, instead of a share", at_least(2, most=1000), fixed=True
+    )
     fold: int | None = setting(
         None, "with --folds: which one, from 0  [default: each in turn]", at_least(0), fixed=True
     )
@@ -62,7 +64,7 @@ class Run:
         "with several processes: parts that the weights and the rule's memory are in, a divisor of their number",
         at_least(1),
     )
-    timeout: float = setting(600.0, "seconds that a process waits for another one", at_least(0, above=True))
+    timeout: float = setting(600.0, "seconds that a process waits for another one", at_least(0, above=True, most=1e8))
     precision: str = setting(
         "fp32",
         "of products: fp32, tf32 (of a GPU), bf16 or fp16; weights stay fp32",
@@ -86,7 +88,7 @@ class Run:
     save_minutes: float = setting(
         5.0,
         "minutes between checkpoints inside an epoch; each epoch has one too, as far as they take no 0.5 % of the time",
-        at_least(0),
+        at_least(0, most=1e8),
     )
     keep: int = setting(2, "how many of the newest checkpoints stay, beside the best", at_least(1))
     telemetry: bool = setting(
@@ -95,7 +97,7 @@ class Run:
     patience: int | None = setting(
         None, "stop after so many epochs in which the best one was not surpassed  [default: never]", at_least(1)
     )
-    minutes: float | None = setting(None, "stop after so many minutes  [default: never]", at_least(0, above=True))
+    minutes: float | None = setting(None, "stop after so many minutes  [default: never]", at_least(0, True, most=1e8))
     tensorboard: bool = setting(False, "also log for TensorBoard, in the run's folder")
     best: str | None = setting(None, "held-out metric that tells the best epoch  [default: accuracy, or r2 for values]")
     out: str | None = setting(None, "folder of the run  [default: the next free runs/DATA-MODEL-N]", fixed=True)

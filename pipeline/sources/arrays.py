@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline import files, memory
 from pipeline.errors import DataError, did_you_mean
-from pipeline.sources.files import archive, reading
+from pipeline.sources.files import archive, numbered, reading
 from pipeline.sources.mapped import Mapped, loaded, small
 from pipeline.sources.parts import Split, split
 from pipeline.sources.prepared import Prepared, Task
@@ -83,7 +84,7 @@ def _known(task: Task, inputs: Any, targets: Any) -> tuple[tuple[str, ...], dict
         return (), sizes
     if int(targets.min()) < 0:
         raise DataError(f"targets hold the class {int(targets.min())}; classes begin at 0")
-    return tuple(str(c) for c in range(int(targets.max()) + 1)), sizes
+    return numbered(int(targets.max())), sizes
 
 
 def _check(path: Any, held_out: Tensors, classes: tuple[str, ...]) -> None:
@@ -107,12 +108,13 @@ def read(path: Path) -> Mapping[str, Any]:
 
 def _npy(path: Path) -> Any:
     with reading(path, "is no .npy file of a plain array, or cut short"):
-        return np.load(path, mmap_mode="r", allow_pickle=False)
+        return np.load(files.plain(path), mmap_mode="r", allow_pickle=False)
 
 
 def _safetensors(path: Path) -> Mapping[str, Any]:
     from safetensors.torch import load_file
 
     with reading(path, "is no safetensors file, or cut short"):
+        memory.check(2 * files.plain(path).stat().st_size, str(path))
         found = load_file(path)
     return {name: t.float().numpy() if t.dtype == torch.bfloat16 else t.numpy() for name, t in found.items()}

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import codecs
 import csv
-import gzip
 import io
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from attrs import evolve, frozen
 
+from pipeline import files
 from pipeline.errors import ConfigError, DataError, did_you_mean
-from pipeline.sources.files import reading
+from pipeline.sources.files import reading, unpacked, whole
 
 if TYPE_CHECKING:
     import polars
@@ -27,6 +26,8 @@ BLOCK, ROWS = 1 << 21, 1 << 15
 """Bytes of text, and rows of Parquet, that are read at once of a file of any size."""
 _EMPTY = "{} is empty: a table needs a header row and at least one sample"
 _NO_PARQUET = "is no Parquet file, or cut short"
+LONGEST, TIMES = 64 << 20, 4
+"""Bytes of one row, and times that a text is there while it becomes a table."""
 LOOKED = 100
 """Rows that are looked at to tell whether a first one is a header."""
 
@@ -87,7 +88,7 @@ def read(path: str | Path, header: bool | None = None) -> Cells:
 
 def _parquet(path: Path) -> Cells:
     with reading(path, _NO_PARQUET):
-        frame = package().read_parquet(path)
+        frame = package().read_parquet(files.plain(path))
     return Cells(str(path), {c.name: c for c in frame.get_columns()}, lambda row: f"row {row + 1}")
 
 
@@ -116,7 +117,7 @@ def blocks(path: str | Path, header: bool | None = None) -> Iterator[Cells]:
 def _texts(path: Path) -> Iterator[str]:
     """A file's text in stretches of whole rows."""
     kept = ""
-    with _opened(path) as file:
+    with unpacked(path) as file:
         decoder = codecs.getincrementaldecoder("utf-8-sig")()
         while raw := file.read(BLOCK):
             try:
@@ -128,20 +129,16 @@ def _texts(path: Path) -> Iterator[str]:
             if end and kept.count('"', 0, end) % 2 == 0:
                 yield kept[:end].replace("\r\n", "\n")
                 kept = kept[end:]
+            if len(kept) > LONGEST:
+                raise DataError(f"{path} has a row of more than {LONGEST >> 20} MB; is a quote left open?")
     if kept.strip():
         yield kept.replace("\r\n", "\n")
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[IO[bytes]]:
-    with reading(path), gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-        yield file  # type: ignore[misc]  # both read bytes
 
 
 def _parquet_blocks(path: Path) -> Iterator[Cells]:
     pl = package()
     with reading(path, _NO_PARQUET):
-        lazy = pl.scan_parquet(path, low_memory=True)
+        lazy = pl.scan_parquet(files.plain(path), low_memory=True)
         total = int(lazy.select(pl.len()).collect().item())
         for begin in range(0, total, ROWS):
             frame = lazy.slice(begin, ROWS).collect()
@@ -195,8 +192,7 @@ def _parsed(
 
 
 def _decoded(path: Path) -> str:
-    with _opened(path) as file:
-        raw = file.read()
+    raw = whole(path, TIMES)
     try:
         return raw.decode("utf-8-sig").replace("\r\n", "\n")
     except UnicodeDecodeError as e:

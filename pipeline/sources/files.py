@@ -8,16 +8,23 @@ import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO, Any
+from zipfile import ZipFile, ZipInfo
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline import files, memory
 from pipeline.errors import DataError, did_you_mean
 from pipeline.sources.parts import Split, split
 from pipeline.sources.prepared import Prepared
 from pipeline.sources.tensors import Tensors, as_tensor
 from pipeline.stage import first_line
+
+BLOCK = 1 << 20
+CLASSES = 1 << 24
+"""More are no classes: each has a name and an output of the model."""
 
 
 @contextmanager
@@ -36,8 +43,53 @@ def reading(path: str | Path, wrong: str | None = None) -> Iterator[None]:
 def archive(path: Path) -> dict[str, np.ndarray]:
     """The arrays in an .npz file."""
     wrong = "is no .npz archive of plain arrays; write it with numpy.savez(path, inputs=..., targets=...)"
-    with reading(path, wrong), np.load(path, allow_pickle=False) as found:
-        return {name: found[name] for name in found.files}
+    with reading(path, wrong), files.opened(path) as file, ZipFile(file) as found:
+        memory.check(sum(part.file_size for part in found.infolist()), str(path))
+        return {part.filename.removesuffix(".npy"): _array(found, part) for part in found.infolist()}
+
+
+def _array(found: ZipFile, part: ZipInfo) -> np.ndarray:
+    with found.open(part) as file:
+        old = np.lib.format.read_magic(file) == (1, 0)
+        shape, _, kind = (np.lib.format.read_array_header_1_0 if old else np.lib.format.read_array_header_2_0)(file)
+        if math.prod(shape) * kind.itemsize > (there := part.file_size - file.tell()):
+            raise ValueError(f"{part.filename} declares {shape} of {kind}, but holds {there:,} bytes")
+    with found.open(part) as file:
+        array: np.ndarray = np.lib.format.read_array(file, allow_pickle=False)
+        return array
+
+
+@contextmanager
+def unpacked(path: Path) -> Iterator[IO[bytes]]:
+    """A file to read from, gzipped or not."""
+    with reading(path), files.opened(path) as file:
+        if path.suffix != ".gz":
+            yield file
+            return
+        with gzip.open(file) as inner:
+            yield inner  # type: ignore[misc]  # it reads bytes
+
+
+def whole(path: Path, times: float = 1) -> bytes:
+    """All that a file holds, gzipped or not, if so many times as much fits in memory."""
+    found: list[bytes] = []
+    count, room = 0, memory.free()
+    with unpacked(path) as file:
+        while block := file.read(BLOCK):
+            found.append(block)
+            count += len(block)
+            if count * (times + 1) > room:
+                least = max(count, path.stat().st_size)
+                memory.check(least * (times + 1), f"{path}, of at least {memory.size(least)},")
+                break
+    return b"".join(found)
+
+
+def numbered(most: int, path: Any = "the data") -> tuple[str, ...]:
+    """The names of classes that are numbers up to one."""
+    if most >= CLASSES:
+        raise DataError(f"{path}: class {most} would make {most + 1:,} classes; number them from 0 without gaps")
+    return tuple(map(str, range(most + 1)))
 
 
 def npz(path: str | Path, inputs: str = "inputs", targets: str = "targets") -> Tensors:
@@ -61,7 +113,7 @@ def idx(images: str | Path, labels: str | Path | None = None) -> Tensors:
     inputs, targets = idx_images(images).tensors["inputs"], _idx(Path(labels))
     if targets.ndim != 1:
         raise DataError(f"{labels} holds {targets.ndim}-d data, not labels")
-    classes = tuple(map(str, range(int(targets.max()) + 1))) if len(targets) else ()
+    classes = numbered(int(targets.max())) if len(targets) else ()
     return Tensors({"inputs": inputs, "targets": torch.from_numpy(targets).long()}, classes)
 
 
@@ -101,16 +153,20 @@ def _usual(folder: Path, part: str) -> Path | None:
 
 
 def _idx(path: Path) -> np.ndarray:
-    with reading(path):
-        raw = path.read_bytes()
-        raw = gzip.decompress(raw) if path.suffix == ".gz" else raw
-    if len(raw) < 4 or raw[:2] != b"\0\0" or raw[2] != 0x08 or len(raw) < 4 + 4 * raw[3]:
-        raise DataError(f"{path} is no IDX file of unsigned bytes")
-    shape = struct.unpack(f">{raw[3]}I", raw[4 : 4 + 4 * raw[3]])
-    data = np.frombuffer(raw, np.uint8, offset=4 + 4 * raw[3])
-    if data.size != math.prod(shape):
+    with unpacked(path) as file:
+        raw = file.read(4)
+        sizes = file.read(4 * raw[3]) if len(raw) == 4 else b""
+        if len(raw) < 4 or raw[:2] != b"\0\0" or raw[2] != 0x08 or len(sizes) < 4 * raw[3]:
+            raise DataError(f"{path} is no IDX file of unsigned bytes")
+        shape = struct.unpack(f">{raw[3]}I", sizes)
         declared = f"it declares {shape}, {math.prod(shape):,} bytes"
-        raise DataError(f"{path} is cut short: {declared}, but holds {data.size:,}")
+        most = math.prod(shape) if path.suffix == ".gz" else min(math.prod(shape), path.stat().st_size)
+        memory.check(2 * most, f"{path}: {declared}, which")
+        data = np.frombuffer(file.read(most + 1), np.uint8)
+    if data.size != math.prod(shape):
+        more = data.size > math.prod(shape)
+        raise DataError(f"{path} is {'too long' if more else 'cut short'}: {declared}, but holds "
+                        f"{'more' if more else f'{data.size:,}'}")  # fmt: skip
     return data.reshape(shape).copy()
 
 

@@ -19,6 +19,7 @@ from pipeline.sources.pixels import Images, Item, header, part
 from pipeline.sources.prepared import Prepared, Task
 from pipeline.sources.tensors import Tensors
 from pipeline.stage import is_count
+from pipeline.text import shown
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff"}
 
@@ -151,7 +152,7 @@ def by_class(folder: Path) -> tuple[Mapping[str, list[Path]], int]:
         pictures = [f for f in inside if _is_image(f)]
         others += len(inside) - len(pictures)
         if pictures and top.is_dir():
-            found[top.name] = pictures
+            found[shown(top.name)] = pictures
         else:
             loose += pictures
     if not found and loose:

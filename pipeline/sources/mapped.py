@@ -6,13 +6,14 @@ import os
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from attrs import evolve, field, frozen
 from torch import Tensor
 
-from pipeline import order
+from pipeline import files, order
 from pipeline.errors import DataError
 from pipeline.sources.ahead import ahead
 from pipeline.sources.parts import Split
@@ -33,16 +34,16 @@ class Rows:
 
     def __init__(self, array: np.memmap) -> None:
         self.array = array
-        self.file = os.open(str(array.filename), os.O_RDONLY)
+        self.file = files.opened(Path(str(array.filename)))
         self.bytes = array.dtype.itemsize * int(np.prod(array.shape[1:]))
-        weakref.finalize(self, os.close, self.file)
+        weakref.finalize(self, self.file.close)
 
     def at(self, rows: np.ndarray) -> np.ndarray:
         """Some rows. Raises DataError where the file has become shorter."""
         made = np.empty((len(rows), *self.array.shape[1:]), self.array.dtype)
         flat = made.view(np.uint8).reshape(len(rows), -1)
         for row, offset in zip(flat, (rows * self.bytes + self.array.offset).tolist(), strict=True):
-            if os.preadv(self.file, [row.data], offset) != self.bytes:
+            if os.preadv(self.file.fileno(), [row.data], offset) != self.bytes:
                 raise DataError(f"{self.array.filename} has become shorter than it was: byte {offset:,} is missing")
         return made
 

@@ -23,6 +23,7 @@ from pipeline.sources.prepared import Rows, Task
 from pipeline.sources.table import stream
 from pipeline.sources.tensors import Source
 from pipeline.sources.text import Windows, ids_in, ids_of
+from pipeline.text import shown
 
 COUNT = 1024
 """Samples in a stretch, and PIXELS / H / W of images."""
@@ -107,7 +108,7 @@ def of_images(path: Path, fitted: Mapping[str, Any], *, targets: bool, classes: 
         batch = {"inputs": torch.stack([decode(file, size, mode) for file, _ in part]).float().div_(255.0)}
         if targets:
             batch["targets"] = torch.tensor([code for _, code in part])
-        names = [os.path.relpath(file, path) if path.is_dir() else str(file) for file, _ in part]
+        names = [shown(os.path.relpath(file, path) if path.is_dir() else str(file)) for file, _ in part]
         yield Rows({"file": names}, batch)
 
 

@@ -14,6 +14,7 @@ import torch
 from attrs import evolve, frozen
 from torch import Tensor
 
+from pipeline import files, memory
 from pipeline.errors import ConfigError, DataError
 from pipeline.sources.dataset import dataset
 from pipeline.sources.tensors import Source, Tensors
@@ -21,6 +22,8 @@ from pipeline.sources.tensors import Source, Tensors
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF")
 """What Pillow may take a file for, whatever its name is: it would run another program for some of the rest."""
 
+LARGE = 1 << 24
+"""Pixels of an image that may not fit in memory."""
 MEMORY = 1 << 30
 """Bytes that images in memory may take."""
 
@@ -104,11 +107,17 @@ def _pillow() -> Any:
 @contextmanager
 def _opened(item: Item) -> Iterator[Any]:
     """An image file that Pillow has open; whatever goes wrong in it is a DataError with its name."""
-    name, file = (item[0], BytesIO(item[1])) if isinstance(item, tuple) else (item, item)
-    pillow = _pillow()
+    name, pillow = item[0] if isinstance(item, tuple) else item, _pillow()
     try:
-        with pillow.Image.open(file, formats=FORMATS) as image:
+        with (
+            BytesIO(item[1]) if isinstance(item, tuple) else files.opened(item) as file,
+            pillow.Image.open(file, formats=FORMATS) as image,
+        ):
+            if (pixels := image.size[0] * image.size[1]) > LARGE:
+                memory.check(16 * pixels, f"{name}, an image of {image.size[0]} x {image.size[1]},")
             yield image
+    except (DataError, MemoryError):
+        raise
     except pillow.UnidentifiedImageError as e:
         raise DataError(f"can't read {name}: it is no image of {', '.join(FORMATS)}") from e
     except Exception as e:  # each format has errors of its own

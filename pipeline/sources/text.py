@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,10 @@ import torch
 from attrs import frozen
 from torch import Tensor
 
+from pipeline import files, memory
 from pipeline.errors import ConfigError, DataError, did_you_mean
 from pipeline.sources.ahead import ahead
-from pipeline.sources.files import reading
+from pipeline.sources.files import reading, whole
 from pipeline.sources.parts import Split
 from pipeline.sources.prepared import Prepared
 from pipeline.sources.tensors import Tensors
@@ -23,6 +24,8 @@ from pipeline.state import Batch
 BYTES, CHARACTERS = "bytes", "characters"
 MOST = 1 << 25
 """Up to so many tokens are held in memory as windows."""
+TIMES = 4
+"""So often a text is there while it becomes tokens."""
 
 
 @frozen(eq=False)
@@ -65,14 +68,14 @@ def text(path: str | Path, *, context: int = 128, tokenizer: str | None = None, 
     The last windows are held out. `fitted` has what `encode` and `decode` need, and how many bytes a token has.
     """
     path = Path(path)
-    raw, tokenizer = _bytes(path), tokenizer or BYTES
+    raw, tokenizer = whole(path, TIMES), tokenizer or BYTES
     if tokenizer == BYTES:
         fitted: dict[str, Any] = {"tokenizer": BYTES, "vocabulary": 256}
     elif tokenizer == CHARACTERS:
         alphabet = "".join(sorted(set(_words(path, raw))))
         fitted = {"tokenizer": CHARACTERS, "alphabet": alphabet, "vocabulary": len(alphabet)}
     else:
-        fitted = {"tokenizer": str(tokenizer), "vocabulary": _library(tokenizer).get_vocab_size()}
+        fitted = {"tokenizer": str(tokenizer), "vocabulary": _library(tokenizer, lambda t: t.get_vocab_size())}
     ids = _ids(path, raw, fitted)
     fitted = {**fitted, "bytes_per_token": len(raw) / max(len(ids), 1)}
     return _windows(path, ids, context, int(fitted["vocabulary"]), parts, fitted)
@@ -80,18 +83,13 @@ def text(path: str | Path, *, context: int = 128, tokenizer: str | None = None, 
 
 def ids_of(path: Path, fitted: Mapping[str, Any]) -> np.ndarray:
     """Another text as token ids. Raises DataError for what has none."""
-    return _ids(path, _bytes(path), fitted)
+    return _ids(path, whole(path, TIMES), fitted)
 
 
 def _ids(path: Path, raw: bytes, fitted: Mapping[str, Any]) -> np.ndarray:
     if fitted["tokenizer"] == BYTES:
         return np.frombuffer(raw, np.uint8)
     return np.array(encode(fitted, _words(path, raw)), np.int32)
-
-
-def _bytes(path: Path) -> bytes:
-    with reading(path):
-        return path.read_bytes()
 
 
 def _words(path: Path, raw: bytes) -> str:
@@ -116,7 +114,7 @@ def ids_in(path: Path, dtype: str, vocabulary: int | None = None) -> np.ndarray:
     """The token ids in a file, which stay there. Raises DataError for one that is not below `vocabulary`."""
     kind = np.dtype({"uint16": "<u2", "uint32": "<u4"}[dtype])
     with reading(path):
-        size = path.stat().st_size
+        size = files.plain(path).stat().st_size
         if size % kind.itemsize or not size:
             raise DataError(f"{path} has {size:,} bytes, which are no tokens of {kind.itemsize} bytes each ({dtype})")
         ids = np.memmap(path, kind, mode="r")
@@ -156,6 +154,7 @@ def _windows(
 
 def _unigram(ids: np.ndarray, begin: int, vocabulary: int) -> float:
     """The perplexity of the tokens from one on, by how often each comes before it, and once more."""
+    memory.check(24 * vocabulary, f"a vocabulary of {vocabulary:,} tokens")
     counts = np.bincount(ids[:begin], minlength=vocabulary) + 1.0
     return float(np.exp(-np.log(counts / counts.sum())[ids[begin:]].mean()))
 
@@ -174,7 +173,7 @@ def encode(fitted: Mapping[str, Any], words: str) -> list[int]:
             raise DataError(f"the training text has no character {e.args[0]!r}{near}") from None
     if kind is None:
         raise DataError("the data were token ids: there is no tokenizer to read a text by")
-    found: list[int] = _library(kind).encode(words).ids
+    found: list[int] = _library(kind, lambda t: t.encode(words).ids)
     return found
 
 
@@ -191,11 +190,11 @@ def decode(fitted: Mapping[str, Any], ids: Sequence[int]) -> str:
         return "".join(fitted["alphabet"][i] for i in ids)
     if kind is None:
         return " ".join(map(str, ids))
-    found: str = _library(kind).decode(list(ids))
+    found: str = _library(kind, lambda t: t.decode(list(ids)))
     return found
 
 
-def _library(path: str) -> Any:
+def _library(path: str, use: Callable[[Any], Any]) -> Any:
     try:
         import tokenizers
     except ModuleNotFoundError:
@@ -204,7 +203,9 @@ def _library(path: str) -> Any:
             "pip install tokenizers"
         ) from None
     try:
-        return tokenizers.Tokenizer.from_file(str(path))
-    except Exception as e:  # of a library in another language
+        return use(tokenizers.Tokenizer.from_file(str(files.plain(Path(path)))))
+    except (KeyboardInterrupt, SystemExit, MemoryError):
+        raise
+    except BaseException as e:  # of a library in another language, whose panics are no Exception
         why = f"neither bytes, characters, nor a tokenizers' JSON file ({e})"
         raise DataError(f"{path} is no tokenizer: {why}") from None

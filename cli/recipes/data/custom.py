@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from attrs import field, frozen
 
 from cli.recipes import code
+from cli.recipes.about import TASKS
 from cli.recipes.data.base import Data
-from cli.recipes.data.files import TASKS
 from cli.recipes.setting import at_least, one_of, setting
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ class Custom(Data):
     """What a function of the user's gives: a Dataset, or a pair of them to train on and to hold out."""
 
     task: str | None = setting(None, f"{', '.join(TASKS)}  [default: by the targets]", one_of(TASKS), fixed=True)
-    workers: int = setting(0, "processes that prepare samples", at_least(0))
+    workers: int = setting(0, "processes that prepare samples", at_least(0, most=1024))
     options: Mapping[str, Any] = field(factory=dict, metadata={"fixed": True})
 
     @property

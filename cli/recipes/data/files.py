@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from attrs import frozen
 
+from cli.recipes.about import TASKS
 from cli.recipes.data.base import Data
 from cli.recipes.data.bundled import SMALL
 from cli.recipes.setting import at_least, one_of, refusal, setting
@@ -14,9 +15,6 @@ from cli.recipes.setting import at_least, one_of, refusal, setting
 if TYPE_CHECKING:
     from cli.recipes.about import About
     from pipeline.sources import Prepared, Rows, Split
-
-TASKS: dict[str, Any] = {"classification": "classification", "regression": "regression", "labels": "several labels",
-         "language": "language modelling"}  # fmt: skip
 
 
 @frozen
@@ -93,9 +91,11 @@ class Images(Data):
     """A folder of images by class."""
 
     test: str | None = setting(None, "file or folder of samples to hold out, instead of a share", fixed=True)
-    size: int | None = setting(None, "height and width of images  [default: as they are]", at_least(1), fixed=True)
+    size: int | None = setting(
+        None, "height and width of images  [default: as they are]", at_least(1, most=1 << 14), fixed=True
+    )
     augment: str = setting("auto", "auto, none, flip, crop, or flip+crop", fixed=True)
-    workers: int = setting(0, "processes that prepare samples", at_least(0))
+    workers: int = setting(0, "processes that prepare samples", at_least(0, most=1024))
 
     def prepare(self, parts: Split) -> Prepared:
         from pipeline import sources

@@ -7,14 +7,14 @@ from typing import Any
 from attrs import frozen
 
 from cli.recipes.model.base import Fixed, Made, Model, dashes
-from cli.recipes.setting import at_least, below_one, not_empty, setting
+from cli.recipes.setting import DEEP, WIDE, at_least, below_one, not_empty, setting
 
 
 @frozen
 class ConvNet(Model):
     """Blocks of convolution, batch norm and ReLU, halving the image between them."""
 
-    widths: tuple[int, ...] = setting((32, 64), "channels of each block", at_least(1), not_empty, fixed=True)
+    widths: tuple[int, ...] = setting((32, 64), "channels of each block", at_least(1, most=WIDE), not_empty, fixed=True)
     dropout: float = setting(0.0, "fraction of activations that training leaves out", below_one, fixed=True)
 
     def make(self, fixed: Fixed) -> Made:
@@ -31,8 +31,10 @@ class ConvNet(Model):
 class ResNet(Model):
     """Stages of residual blocks with batch norm, halving the image between them."""
 
-    widths: tuple[int, ...] = setting((32, 64, 128), "channels of each stage", at_least(1), not_empty, fixed=True)
-    depth: int = setting(1, "blocks of each stage", at_least(1), fixed=True)
+    widths: tuple[int, ...] = setting(
+        (32, 64, 128), "channels of each stage", at_least(1, most=WIDE), not_empty, fixed=True
+    )
+    depth: int = setting(1, "blocks of each stage", at_least(1, most=DEEP), fixed=True)
     dropout: float = setting(0.0, "fraction of activations that training leaves out", below_one, fixed=True)
 
     def make(self, fixed: Fixed) -> Made:

@@ -7,7 +7,7 @@ from math import prod
 from attrs import frozen
 
 from cli.recipes.model.base import Fixed, Made, Model, dashes
-from cli.recipes.setting import at_least, below_one, setting
+from cli.recipes.setting import WIDE, at_least, below_one, setting
 
 
 @frozen
@@ -15,7 +15,7 @@ class MLP(Model):
     """Linear layers with ReLU between them."""
 
     hidden: tuple[int, ...] = setting(
-        (128,), "widths between input and output, such as 128,64", at_least(1), fixed=True
+        (128,), "widths between input and output, such as 128,64", at_least(1, most=WIDE), fixed=True
     )
     dropout: float = setting(0.0, "fraction of activations that training leaves out", below_one, fixed=True)
 

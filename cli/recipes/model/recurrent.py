@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from attrs import frozen
 
 from cli.recipes.model.base import Fixed, Made, Model
-from cli.recipes.setting import at_least, below_one, refusal, setting
+from cli.recipes.setting import DEEP, WIDE, at_least, below_one, refusal, setting
 
 
 @frozen
@@ -19,8 +19,8 @@ class LSTM(Model):
 
     kind: ClassVar[Any] = "lstm"
 
-    width: int = setting(128, "numbers that a layer remembers", at_least(1), fixed=True)
-    depth: int = setting(1, "layers", at_least(1), fixed=True)
+    width: int = setting(128, "numbers that a layer remembers", at_least(1, most=WIDE), fixed=True)
+    depth: int = setting(1, "layers", at_least(1, most=DEEP), fixed=True)
     bidirectional: bool = setting(False, "from both ends", fixed=True)
     dropout: float = setting(0.0, "fraction of activations that training leaves out", below_one, fixed=True)
 

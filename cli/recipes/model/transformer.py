@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from attrs import frozen
 
 from cli.recipes.model.base import Fixed, Made, Model
-from cli.recipes.setting import at_least, below_one, refusal, setting
+from cli.recipes.setting import DEEP, WIDE, at_least, below_one, refusal, setting
 
 
 @frozen
@@ -17,9 +17,9 @@ class Transformer(Model):
 
     prefers: ClassVar[Mapping[str, Any]] = {"name": "adamw"}
 
-    width: int = setting(128, "numbers of a token between blocks", at_least(1), fixed=True)
+    width: int = setting(128, "numbers of a token between blocks", at_least(1, most=WIDE), fixed=True)
     heads: int | None = setting(None, "of the attention  [default: the most of 8, 4, 2 and 1]", at_least(1), fixed=True)
-    depth: int = setting(4, "blocks", at_least(1), fixed=True)
+    depth: int = setting(4, "blocks", at_least(1, most=DEEP), fixed=True)
     dropout: float = setting(0.0, "fraction of activations that training leaves out", below_one, fixed=True)
 
     def make(self, fixed: Fixed) -> Made:
