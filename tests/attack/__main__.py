@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import random
+import re
 import shlex
 import shutil
 import subprocess
@@ -16,11 +17,12 @@ import traceback
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 KINDS = ("faults", "kills", "damage", "links", "hostile", "names", "limits")
-QUICK, THOROUGH = 40, 1200
+QUICK, THOROUGH = 40, 800
 """Attacks of each kind, where there are more."""
 
 
@@ -67,6 +69,7 @@ def _attack(options: argparse.Namespace, root: Path) -> int:
         found = list(module.attacks(grounds.Ground(root / "plan", root / "made")))
         found = [a for a in found if options.match in f"{a.command}: {a.name}"]
         most = options.each or (THOROUGH if options.thorough else QUICK)
+        print(f"{kind}: {min(most, len(found)):,} of {len(found):,}", flush=True)
         attacks += _sampled(found, most, random.Random(options.seed))
     print(f"{len(attacks)} attacks, ready after {grounds.elapsed(start)}", flush=True)
     workers = []
@@ -93,20 +96,14 @@ def _attack(options: argparse.Namespace, root: Path) -> int:
 
 
 def _sampled(found: list[Any], most: int, chance: random.Random) -> list[Any]:
-    """So many, as evenly over the commands as they are there."""
-    if len(found) <= most:
-        return found
-    by: dict[str, list[Any]] = defaultdict(list)
+    """So many, as evenly as can be over the commands and over what is tried."""
+    groups: dict[tuple[str, str], list[Any]] = defaultdict(list)
     for attack in found:
-        by[attack.command].append(attack)
-    for group in by.values():
+        groups[attack.command, re.split(r"[:\d]", attack.name)[0]].append(attack)
+    each = list(groups.values())
+    for group in (each, *each):
         chance.shuffle(group)
-    ranked = sorted(
-        ((i / len(group), i, attack) for group in by.values() for i, attack in enumerate(group)), key=lambda r: r[1]
-    )
-    first = [r[2] for r in ranked[: most // 2]]  # as many of each command
-    rest = [r[2] for r in sorted(ranked[most // 2 :], key=lambda r: r[0])]
-    return first + rest[: most - len(first)]
+    return [a for turn in zip_longest(*each) for a in turn if a is not None][:most]
 
 
 def _work(job: int, attacks: Sequence[Any], root: Path) -> None:

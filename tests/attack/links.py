@@ -109,14 +109,14 @@ def attacks(plan: Ground) -> Iterator[Attack]:
         for word, args in commands.items():
             for file in names:
                 for way in WAYS:
-                    yield Attack("links", word, f"{name}/{file} is {way}", partial(_try, name, file, way, args))
+                    yield Attack("links", word, f"{way}: {name}/{file}", partial(_try, name, file, way, args))
             for file in there:
-                yield Attack("links", word, f"{name}/{file} may not be read", partial(_closed, name, file, args))
+                yield Attack("links", word, f"may not be read: {name}/{file}", partial(_closed, name, file, args))
     for out in ("out.csv", "out.parquet", "out.npz"):
         for way in WAYS:
             for file in (out, f".making-{out}"):
                 args = ("predict", "run", "--data", "rows.npz", "--out", out)
-                yield Attack("links", "predict", f"{file} is {way}", partial(_out, file, way, args))
+                yield Attack("links", "predict", f"{way}: {file}", partial(_out, file, way, args))
 
 
 def _try(name: str, file: str, way: str, args: tuple[str, ...], ground: Ground) -> None:
