@@ -7,6 +7,7 @@ import io
 import json
 import re
 import resource
+import shutil
 import struct
 import zipfile
 import zlib
@@ -143,6 +144,8 @@ def _code(plan: Ground) -> Iterator[Attack]:
                         "train a file": ("train", f"{name}/config.toml", "--out", "o", "-q"),
                         "train another name": ("train", f"{name}/config.toml", "--data", "mine.py:data", "--out", "o", "-q")}  # fmt: skip
             for word, args in commands.items():
+                if word == "sweep on" and "member" in place or "mine.py:data" in args and "data.source" in place:
+                    continue
                 yield Attack("hostile", word, f"code: {place} is {named!r}", partial(_name, name, change, named, args))
 
 
@@ -179,6 +182,11 @@ def _name(name: str, change: Callable[[Path, str], None], named: str, args: tupl
     (ground.here / "mine.py").write_text(
         "import torch\ndef data(): return {'inputs': torch.randn(60, 4), 'targets': torch.randint(0, 3, (60,))}\n"
     )
+    if "mine.py:data" in args:  # one name of two is on the command line
+        _set("config.toml", ("data", "source"), folder, "mine.py:data")
+    if args[0] == "sweep":  # so that all of it is done again
+        for there in ("chunks", "members"):
+            shutil.rmtree(folder / there)
     change(folder, named)
     said = ground.pipe(*args)
     if (ground.here / "RAN").exists():
