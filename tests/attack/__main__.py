@@ -19,9 +19,9 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-KINDS = ("faults", "kills", "damage", "links", "hostile", "names", "limits")
+KINDS = ("faults", "kills", "damage", "links", "hostile", "names", "limits", "cache")
 QUICK, THOROUGH = 40, 800
 """Attacks of each kind, where there are more."""
 
@@ -38,22 +38,24 @@ def main() -> None:
     parser.add_argument("--write", metavar="FILE", help="the table, as Markdown")
     parser.add_argument("--log", metavar="FILE", help="each that did not hold, a line of JSON each")
     options = parser.parse_args()
-    if "ATTACK_ROOT" not in os.environ:
-        sys.exit(_outside(sys.argv[1:]))
-    sys.exit(_attack(options, Path(os.environ["ATTACK_ROOT"])))
+    root = Path(os.environ.get("ATTACK_ROOT") or _again())
+    try:
+        sys.exit(_attack(options, root))
+    finally:
+        shutil.rmtree(root, ignore_errors=True)
 
 
-def _outside(args: Sequence[str]) -> int:
-    """Again, in a folder that goes afterwards, with calls.c before the C library."""
-    base = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-    with tempfile.TemporaryDirectory(prefix="attack-", dir=base, ignore_cleanup_errors=True) as root:
-        source = Path(__file__).with_name("calls.c")
-        subprocess.run(["cc", "-O1", "-shared", "-fPIC", "-o", f"{root}/calls.so", source, "-ldl"], check=True)
-        own = {"ATTACK_ROOT": root, "LD_PRELOAD": f"{root}/calls.so", "PIPE_CACHE": f"{root}/cache", "HOME": root,
-               "PYTHONPATH": os.getcwd(), "PYTHONHASHSEED": "0", "POLARS_MAX_THREADS": "1",
-               "MPLCONFIGDIR": f"{root}/matplotlib", "TERM": "dumb", "COLUMNS": "120", "LC_ALL": "C.UTF-8"}  # fmt: skip
-        threads = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "MKL", "OPENBLAS", "RAYON")}
-        return subprocess.run([sys.executable, "-m", "tests.attack", *args], env={**os.environ, **own, **threads}).returncode
+def _again() -> NoReturn:
+    """The same command anew, with calls.c before the C library and a folder of its own."""
+    root = tempfile.mkdtemp(prefix="attack-", dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None)
+    source = Path(__file__).with_name("calls.c")
+    subprocess.run(["cc", "-O1", "-shared", "-fPIC", "-o", f"{root}/calls.so", source, "-ldl"], check=True)
+    own = {"ATTACK_ROOT": root, "LD_PRELOAD": f"{root}/calls.so", "PIPE_CACHE": f"{root}/cache", "HOME": root,
+           "PYTHONPATH": os.getcwd(), "PYTHONHASHSEED": "0", "POLARS_MAX_THREADS": "1",
+           "MPLCONFIGDIR": f"{root}/matplotlib", "TERM": "dumb", "COLUMNS": "120", "LC_ALL": "C.UTF-8"}  # fmt: skip
+    threads = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "MKL", "OPENBLAS", "RAYON")}
+    command = [sys.executable, "-m", "tests.attack", *sys.argv[1:]]
+    os.execve(sys.executable, command, {**os.environ, **own, **threads})
 
 
 def _attack(options: argparse.Namespace, root: Path) -> int:
@@ -108,9 +110,10 @@ def _sampled(found: list[Any], most: int, chance: random.Random) -> list[Any]:
 
 def _work(job: int, attacks: Sequence[Any], root: Path) -> None:
     """Make some attacks, in a process of its own; does not return."""
-    from tests.attack.ground import Ground
+    from tests.attack.ground import Ground, end_with_parent
 
     try:
+        end_with_parent()
         ground = Ground(root / f"job-{job}", root / "made")
         with (root / f"results-{job}").open("w") as file:
             for attack in attacks:

@@ -9,8 +9,24 @@ from functools import partial
 from typing import Any
 
 from tests.attack import made
-from tests.attack.ground import CALLS, CREATE, CUT, LINK, MAKE, OPEN, PART, READ, REMOVE, RENAME, SYNC, WRITE
-from tests.attack.ground import Attack, Fault, Ground, Said
+from tests.attack.ground import (
+    CALLS,
+    CREATE,
+    CUT,
+    LINK,
+    MAKE,
+    OPEN,
+    PART,
+    READ,
+    REMOVE,
+    RENAME,
+    SYNC,
+    WRITE,
+    Attack,
+    Fault,
+    Ground,
+    Said,
+)
 
 ERRORS = {
     OPEN: (errno.EIO, errno.EACCES, errno.EMFILE),
@@ -81,7 +97,9 @@ def _try(run: str | None, folder: str | None, args: tuple[str, ...], fault: Faul
         ground.fault("wrong", f"exit 0, and another result: {differ(made.result(ground, said), wanted)}", said)
     if said.code == 2:
         parts = [p.name for p in ground.here.glob("out*") if p.suffix != ".json"]
-        if parts and not all(result == wanted.get(name) for name, result in made.result(ground, said).items() if name in parts):
+        if parts and not all(
+            result == wanted.get(name) for name, result in made.result(ground, said).items() if name in parts
+        ):
             ground.fault("wrong", f"exit 2, and a part is left: {parts}", said)
         for path in ground.here.glob("out*"):
             path.unlink()

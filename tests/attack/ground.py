@@ -154,11 +154,11 @@ class Ground:
 
     def pipe(
         self, *args: str, ok: Sequence[int] | None = None, fault: Fault | None = None,
-        before: Callable[[], None] | None = None, clean: bool = False,
+        before: Callable[[], None] | None = None, clean: bool = False, call: Callable[[], None] | None = None,
     ) -> Said:  # fmt: skip
-        """Run a command here, and report what no command may do: hang, end in a traceback, or by a signal."""
-        said = self._run(args, fault, before)
-        if said.code == -signal.SIGXCPU and self._run(args, fault, before).code == -signal.SIGXCPU:
+        """Run a command here, or a function in its place, and report what none may do: hang, or end in a traceback."""
+        said = self._run(args, fault, before, call)
+        if said.code == -signal.SIGXCPU and self._run(args, fault, before, call).code == -signal.SIGXCPU:
             self.fault("hang", f"no end after {LONGEST:.0f} s", said)
         elif TRACEBACK.search(said.err) or TRACEBACK.search(said.out):
             self.fault("traceback", _last(said.err), said)
@@ -170,7 +170,13 @@ class Ground:
             self.fault("control", f"{found[0]!r} reaches the terminal", said)
         return said
 
-    def _run(self, args: Sequence[str], fault: Fault | None, before: Callable[[], None] | None) -> Said:
+    def _run(
+        self,
+        args: Sequence[str],
+        fault: Fault | None,
+        before: Callable[[], None] | None,
+        call: Callable[[], None] | None,
+    ) -> Said:
         files = [self.beside / name for name in ("out", "err", "calls", "journal")]
         for path in files:
             path.unlink(missing_ok=True)
@@ -178,7 +184,7 @@ class Ground:
         sys.stderr.flush()
         child = os.fork()
         if not child:
-            _child(args, self, files, fault, before)
+            _child(args, self, files, fault, before, call)
         watch = os.pidfd_open(child)
         code = None
         if not select.select([watch], [], [], LONGEST)[0]:
@@ -186,25 +192,29 @@ class Ground:
             os.killpg(child, signal.SIGKILL)
         os.close(watch)
         ended = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        out, err, calls = (path.read_bytes().decode(errors="surrogateescape") if path.exists() else "" for path in files[:3])
+        out, err, calls = (
+            path.read_bytes().decode(errors="surrogateescape") if path.exists() else "" for path in files[:3]
+        )
         return Said(tuple(args), ended if code is None else code, out, err, [int(n) for n in calls.split()])
 
 
 def _child(
-    args: Sequence[str], ground: Ground, files: Sequence[Path], fault: Fault | None, before: Callable[[], None] | None
-) -> None:
+    args: Sequence[str], ground: Ground, files: Sequence[Path], fault: Fault | None, before: Callable[[], None] | None,
+    call: Callable[[], None] | None,
+) -> None:  # fmt: skip
     """The command, in a process of its own; does not return."""
     code = 1
     try:
         os.setsid()
+        end_with_parent()
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         os.chdir(ground.here)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         for handle, path in ((1, files[0]), (2, files[1])):
             os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600), handle)
-        sys.stdin = open(0, closefd=False)
-        sys.stdout = open(1, "w", encoding="utf-8", closefd=False)
-        sys.stderr = open(2, "w", encoding="utf-8", errors="backslashreplace", buffering=1, closefd=False)
+        sys.stdin = open(0, closefd=False)  # noqa: SIM115  # open to the end
+        sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115  # open to the end
+        sys.stderr = open(2, "w", errors="backslashreplace", buffering=1, closefd=False)  # noqa: SIM115  # as those
         sys.argv = ["pipe", *args]
         from cli.main import main
 
@@ -214,7 +224,8 @@ def _child(
         if fault:
             arm(ground, fault, files[3])
         try:
-            main()
+            (call or main)()
+            code = 0
         except SystemExit as e:
             code = e.code if isinstance(e.code, int) else int(e.code is not None)
         except BaseException:
@@ -235,6 +246,11 @@ def _child(
         os._exit(code & 255)
 
 
+def end_with_parent() -> None:
+    """Have this process killed when the one that forked it ends."""
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+
+
 def arm(ground: Ground, fault: Fault, journal: Path) -> None:
     """Let calls of this process fail."""
     log, kept = (str(journal).encode(), str(ground.beside).encode()) if fault.journal else (None, None)
@@ -249,11 +265,6 @@ def counts() -> list[int]:
     found = (ctypes.c_long * len(CALLS))()
     ctypes.CDLL(None).attack_counts(found)
     return list(found)
-
-
-def armed() -> bool:
-    """Whether calls.c is in this process."""
-    return hasattr(ctypes.CDLL(None), "attack_arm")
 
 
 def warm(root: Path, files: Callable[[Path], None]) -> None:

@@ -28,6 +28,15 @@ VALUES: dict[str, Any] = {
 }  # fmt: skip
 CODE = "import os, pathlib\npathlib.Path('RAN').write_text('')\ndef make(*a, **k): raise SystemExit(0)\nmake.ran = 1\n"
 NAMED = ("code.py:make", "./code.py:make", "code:make", "CODE.py:make", "sub/../code.py:make", " code.py:make")
+SETTINGS = (
+    "data.source model.name pipeline.name optimizer.name loss.name schedule.name data.tokenizer data.test"
+    " data.augment run.backend model.config run.best run.device run.out data.task"
+)
+FLAGS = (
+    "--epochs --batch-size --hidden --lr --seed --seeds --keep --save-steps --save-minutes --ensemble --folds --fold"
+    " --clip --ema --warmup --threads --minutes --patience --workers --accumulate --held-out --weight-decay"
+    " --steps-per-call --momentum --timeout --split-seed --shard --smoothing --dropout"
+)
 BOUND = 3 << 30
 """Bytes beyond what a child has from the start; what wants more is to say so before."""
 
@@ -102,7 +111,11 @@ def _toml(found: dict[str, Any], inner: str = "") -> str:
     """TOML, of values too that a writer of TOML refuses."""
     plain = [f"{json.dumps(k)} = {_number(v)}" for k, v in found.items() if not isinstance(v, dict) or not v]
     tables = [(k, v) for k, v in found.items() if isinstance(v, dict) and v]
-    return "\n".join(plain) + "\n" + "".join(f"[{inner}{json.dumps(k)}]\n{_toml(v, f'{inner}{json.dumps(k)}.')}" for k, v in tables)
+    return (
+        "\n".join(plain)
+        + "\n"
+        + "".join(f"[{inner}{json.dumps(k)}]\n{_toml(v, f'{inner}{json.dumps(k)}.')}" for k, v in tables)
+    )
 
 
 def _number(value: Any) -> str:
@@ -126,9 +139,8 @@ def _bounded(ground: Ground, *args: str, **more: Any) -> Any:
 
 def _code(plan: Ground) -> Iterator[Attack]:
     places: dict[str, tuple[str, Callable[[Path, str], None]]] = {}
-    for table, key in (("data", "source"), ("model", "name"), ("pipeline", "name"), ("optimizer", "name"), ("loss", "name"),
-                       ("schedule", "name"), ("data", "tokenizer"), ("data", "test"), ("data", "augment"), ("run", "backend"),
-                       ("model", "config"), ("run", "best"), ("run", "device"), ("run", "out"), ("data", "task")):  # fmt: skip
+    for setting in SETTINGS.split():
+        table, _, key = setting.partition(".")
         places[f"{table}.{key} of a run"] = "run", partial(_set, "config.toml", (table, key))
         places[f"{table}.{key} of a sweep"] = "sweep", partial(_set, "config.toml", (table, key))
         places[f"{table}.{key} of a member"] = "sweep", partial(_set, "members/000/config.toml", (table, key))
@@ -140,11 +152,15 @@ def _code(plan: Ground) -> Iterator[Attack]:
         places[f"{'.'.join(key)} of data.json"] = "run", partial(_set, "data.json", key)
     for place, (name, change) in places.items():
         for named in NAMED:
-            commands = {**made.commands(name), "show": ("show", f"{name}/config.toml"), "bench": ("bench", f"{name}/config.toml", "--seconds", "0.05"),
-                        "train a file": ("train", f"{name}/config.toml", "--out", "o", "-q"),
-                        "train another name": ("train", f"{name}/config.toml", "--data", "mine.py:data", "--out", "o", "-q")}  # fmt: skip
+            commands = {
+                **made.commands(name),
+                "show": ("show", f"{name}/config.toml"),
+                "bench": ("bench", f"{name}/config.toml", "--seconds", "0.05"),
+                "train a file": ("train", f"{name}/config.toml", "--out", "o", "-q"),
+                "train another name": ("train", f"{name}/config.toml", "--data", "mine.py:data", "--out", "o", "-q"),
+            }
             for word, args in commands.items():
-                if word == "sweep on" and "member" in place or "mine.py:data" in args and "data.source" in place:
+                if (word == "sweep on" and "member" in place) or ("mine.py:data" in args and "data.source" in place):
                     continue
                 yield Attack("hostile", word, f"code: {place} is {named!r}", partial(_name, name, change, named, args))
 
@@ -197,12 +213,26 @@ def _name(name: str, change: Callable[[Path, str], None], named: str, args: tupl
 
 
 def _settings() -> Iterator[Attack]:
-    flags = ("--epochs", "--batch-size", "--hidden", "--lr", "--seed", "--seeds", "--keep", "--save-steps", "--save-minutes",
-             "--ensemble", "--folds", "--fold", "--clip", "--ema", "--warmup", "--threads", "--minutes", "--patience", "--workers",
-             "--accumulate", "--held-out", "--weight-decay", "--steps-per-call", "--momentum", "--timeout", "--split-seed",
-             "--shard", "--smoothing", "--dropout")  # fmt: skip
-    values = ("99999999999999999999999", "9999999999999", "-1", "0", "nan", "inf", "-inf", "1e400", "0x10", "", " 1", "1,1e999",
-              "0.1..1:log:99999999999", "1" * 5000, "1_0", "٣", "a\u0000b")  # fmt: skip
+    flags = FLAGS.split()
+    values = (
+        "99999999999999999999999",
+        "9999999999999",
+        "-1",
+        "0",
+        "nan",
+        "inf",
+        "-inf",
+        "1e400",
+        "0x10",
+        "",
+        " 1",
+        "1,1e999",
+        "0.1..1:log:99999999999",
+        "1" * 5000,
+        "1_0",
+        "٣",
+        "a\u0000b",
+    )
     for command in ("train", "sweep", "show"):
         for flag in flags:
             for value in values:
@@ -248,7 +278,20 @@ def _read(word: str, write: Callable[[Path], str], command: str, ground: Ground)
         _bounded(ground, command, file, "--out", "out.toml")
     elif file.endswith(".json"):
         (ground.here / "text.txt").write_text("the quick brown fox " * 40)
-        _bounded(ground, command, "--data", "text.txt", "--tokenizer", file, "--model", "lstm", "--width", "4", "--context", "4")
+        _bounded(
+            ground,
+            command,
+            "--data",
+            "text.txt",
+            "--tokenizer",
+            file,
+            "--model",
+            "lstm",
+            "--width",
+            "4",
+            "--context",
+            "4",
+        )
     else:
         more = ("--lr", "0.1,0.2", "--out", "o") if command == "sweep" else ("--out", "o") if command == "train" else ()
         _bounded(ground, command, "--data", file, *(a for a in small if command != "show" or a != "-q"), *more)

@@ -9,6 +9,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 
 from tests.attack import made
 from tests.attack.ground import Attack, Ground
@@ -22,7 +23,7 @@ def _memory(more: int) -> Limit:
     def limit(ground: Ground) -> None:
         import polars  # noqa: F401  # more than all of these limits by itself
 
-        now = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+        now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (now + more, now + more))
 
     return limit

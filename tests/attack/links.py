@@ -92,7 +92,8 @@ RUNS = ("run", "sweep")
 MADE = (".lock", ".making-config.toml", ".making-status.json", ".making-metrics.jsonl", ".making-model.safetensors",
         ".making-best.safetensors", ".making-curves.svg", ".making-data.json", ".making-report.html", "report.html",
         "weights.safetensors", ".making-weights.safetensors", "weights.safetensors.json", "manifest.json",
-        ".making-manifest.json", "tensorboard", "checkpoints/.making-0", ".making-sweep.json", ".making-sweep.csv")  # fmt: skip
+        ".making-manifest.json", "tensorboard", "checkpoints/.making-0", ".making-sweep.json",
+        ".making-sweep.csv")  # fmt: skip
 """Names that a command may make."""
 
 

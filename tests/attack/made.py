@@ -17,8 +17,8 @@ CHANGES = (CREATE, WRITE, SYNC, RENAME, MAKE, REMOVE, LINK)
 """Calls that change what is on the disk."""
 SMALL = ("--epochs", "2", "--hidden", "8", "--no-compile", "--save-steps", "1", "--save-minutes", "0", "-q")
 ARRAYS = ("--data", "arrays.npz", *SMALL)
-TEXT = ("--data", "text.txt", "--model", "transformer", "--width", "8", "--context", "8", "--heads", "1", "--epochs", "1",
-        "--no-compile", "-q", "--batch-size", "32")  # fmt: skip
+TEXT = ("--data", "text.txt", "--model", "transformer", "--width", "8", "--context", "8", "--heads", "1",
+        "--epochs", "1", "--no-compile", "-q", "--batch-size", "32")  # fmt: skip
 TRAINED = {
     "run": ("train", *ARRAYS),
     "ensemble": ("train", *ARRAYS, "--ensemble", "2"),
@@ -33,7 +33,9 @@ TRAINED = {
 
 def files(folder: Path) -> None:
     """Data of a few kinds, and rows to predict."""
-    rows = [f"{i / 7 % 3:.3f},{'abc'[i % 3]},{i % 5 if i % 6 else ''},{('yes', 'no')[i * i % 7 % 2]}" for i in range(40)]
+    rows = [
+        f"{i / 7 % 3:.3f},{'abc'[i % 3]},{i % 5 if i % 6 else ''},{('yes', 'no')[i * i % 7 % 2]}" for i in range(40)
+    ]
     (folder / "table.csv").write_text("\n".join(["width,colour,count,answer", *rows, ""]))
     chance = np.random.default_rng(0)
     targets = np.arange(90) % 3

@@ -91,9 +91,18 @@ def _try(command: str, place: str, name: str, ground: Ground) -> None:
         ground.pipe("sweep", *common, "--lr", "0.1,0.2", "--out", folder, clean=True)
         return
     if command == "errors":
-        for args in (("eval", name), ("train", f"{name}.toml"), ("train", "--data", name), ("train", *common, "--target", name),
-                     ("train", "--set", f"{name}=1"), ("train", "--model", name), ("sweep", "--lr", name),
-                     ("plot", name), ("runs", ".", "--sort", name))[:: 1 if place == "a class" else 4]:  # fmt: skip
+        wrong = (
+            ("eval", name),
+            ("train", f"{name}.toml"),
+            ("train", "--data", name),
+            ("train", *common, "--target", name),
+            ("train", "--set", f"{name}=1"),
+            ("train", "--model", name),
+            ("sweep", "--lr", name),
+            ("plot", name),
+            ("runs", ".", "--sort", name),
+        )
+        for args in wrong[:: 1 if place == "a class" else 4]:
             ground.pipe(*args, clean=True)
         return
     if ground.pipe(*run, clean=command == "train").code:
@@ -129,7 +138,11 @@ def _toml(ground: Ground, data: str) -> None:
         ground.fault("toml", f"what pipe init wrote is no TOML: {e}")
         return
     tables = {k: v for k, v in found.items() if isinstance(v, dict)}
-    if found.get("data", {}).get("source") != data or tables.get("run", {}).get("out") or ":" in str(tables.get("model", {}).get("name")):
+    if (
+        found.get("data", {}).get("source") != data
+        or tables.get("run", {}).get("out")
+        or ":" in str(tables.get("model", {}).get("name"))
+    ):
         ground.fault("toml", f"what pipe init wrote has other settings: {found}")
     ground.pipe("show", "out.toml", clean=True)
 
