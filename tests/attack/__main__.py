@@ -21,7 +21,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NoReturn
 
-KINDS = ("faults", "kills", "damage", "links", "hostile", "names", "limits", "cache")
+KINDS = ("proof", "faults", "kills", "damage", "links", "hostile", "names", "limits", "cache")
 QUICK, THOROUGH = 40, 800
 """Attacks of each kind, where there are more."""
 
@@ -31,7 +31,7 @@ def main() -> None:
     parser.add_argument("--thorough", action="store_true", help="at least 5,000 attacks")
     parser.add_argument("--only", default=",".join(KINDS), help="kinds, by commas  [default: all]")
     parser.add_argument("--each", type=int, help="so many attacks of each kind, at most")
-    parser.add_argument("--match", default="", help="only attacks whose words contain this")
+    parser.add_argument("--match", action="append", metavar="WORDS", help="only attacks called so; may be repeated")
     parser.add_argument("--seed", type=int, default=0, help="of which are tried, where it is not all")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--show", action="store_true", help="each that did not hold, and what it said")
@@ -69,7 +69,7 @@ def _attack(options: argparse.Namespace, root: Path) -> int:
     for kind in options.only.split(","):
         module = __import__(f"tests.attack.{kind}", fromlist=[kind])
         found = list(module.attacks(grounds.Ground(root / "plan", root / "made")))
-        found = [a for a in found if options.match in f"{a.command}: {a.name}"]
+        found = [a for a in found if any(m in f"{a.kind}, {a.command}: {a.name}" for m in options.match or [""])]
         most = options.each or (THOROUGH if options.thorough else QUICK)
         print(f"{kind}: {min(most, len(found)):,} of {len(found):,}", flush=True)
         attacks += _sampled(found, most, random.Random(options.seed))
