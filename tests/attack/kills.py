@@ -120,7 +120,7 @@ def _lose_names(kept: Path, steps: list[list[str]]) -> None:
     for step in steps:
         kind, path, other, _ = step
         if kind == "names":
-            pending = [s for s in pending if os.path.dirname(s[2] or s[1]) != path]
+            pending = [s for s in pending if path not in (os.path.dirname(s[1]), os.path.dirname(s[2]))]
         elif kind in ("create", "make", "rename", "remove"):
             pending.append(step)
     for kind, path, other, number in reversed(pending):
