@@ -22,6 +22,13 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 KINDS = ("proof", "faults", "kills", "damage", "links", "hostile", "names", "limits", "cache")
+HEAD = """# What was tried, and what held
+
+Written by `python -m tests.attack --thorough --write tests/ATTACK.md`; `--show` prints each that did not hold, and
+`--only KIND --match WORDS` tries it again. "left": something unfinished stays. "lost": a run that was stopped ends
+otherwise. "outside": files elsewhere were changed. "ran": code ran that nobody named. "unnamed": refused without a
+word of the file. "wrong": other numbers, and no word of it.
+"""
 QUICK, THOROUGH = 40, 800
 """Attacks of each kind, where there are more."""
 
@@ -93,7 +100,8 @@ def _attack(options: argparse.Namespace, root: Path) -> int:
     lost = len(attacks) - len(results)
     print(f"\n{len(results)} attacks in {grounds.elapsed(start)}{f'; {lost} gave no result' if lost else ''}")
     if options.write:
-        Path(options.write).write_text(text + "\n")
+        way = f"seed {options.seed}" + (", --thorough" if options.thorough else "")
+        Path(options.write).write_text(f"{HEAD}\n{len(results):,} attacks ({way}).\n\n{text}\n")
     return int(lost > 0 or any(r["problems"] for r in results))
 
 
