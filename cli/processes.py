@@ -66,7 +66,8 @@ def launch(processes: int, restarts: int, arguments: list[str]) -> None:
         logging.getLogger(f"torch.distributed.elastic.{name}").setLevel(logging.CRITICAL + 1)
     server = socket.create_server(("127.0.0.1", 0))
     notes = _notes(server.getsockname()[1], server.detach())
-    os.environ |= {NOTES: str(notes.port), LAUNCHER: str(os.getpid())}
+    # "-m" would look for modules in the current folder first, which may be a stranger's.
+    os.environ |= {NOTES: str(notes.port), LAUNCHER: str(os.getpid()), "PYTHONSAFEPATH": "1"}
     os.environ.setdefault("OMP_NUM_THREADS", str(max(len(os.sched_getaffinity(0)) // processes, 1)))
     config = LaunchConfig(
         min_nodes=1, max_nodes=1, nproc_per_node=processes, run_id=uuid.uuid4().hex, rdzv_backend="c10d",
