@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 STEPS = {"load", "place", "forward", "loss", "backward", "update", "evaluate"}
 LAYERS = [
-    {"errors", "files", "html", "means"},
+    {"errors", "files", "html", "ids", "means"},
     {"mesh"},
     {"random", "tree", "skeleton", "schedules", "direction"},
     {"draws"},
