@@ -8,11 +8,14 @@ from typing import Any
 from attrs import frozen
 from torch import Tensor
 
-_ALONG = "gather scatter scatter_add scatter_reduce index_select index_add index_copy index_reduce index_fill".split()
-_CLASSES = "nll_loss_forward nll_loss_backward nll_loss2d_forward nll_loss2d_backward multi_margin_loss".split()
-_TABLES = "embedding embedding_bag embedding_bag_forward_only".split()
-_TABLES_BACK = "embedding_dense_backward embedding_bag_dense_backward".split()
-_LISTS = "index index_put index_put_impl unsafe_index unsafe_index_put".split()
+_ALONG = [
+    *("gather", "scatter", "scatter_add", "scatter_reduce", "index_select", "index_add", "index_copy"),
+    *("index_reduce", "index_fill"),
+]
+_CLASSES = ["nll_loss_forward", "nll_loss_backward", "nll_loss2d_forward", "nll_loss2d_backward", "multi_margin_loss"]
+_TABLES = ["embedding", "embedding_bag", "embedding_bag_forward_only", "embedding_bag_per_sample_weights_backward"]
+_TABLES_BACK = ["embedding_dense_backward", "embedding_bag_dense_backward", "embedding_bag_backward"]
+_LISTS = ["index", "index_put", "index_put_impl", "unsafe_index", "unsafe_index_put"]
 _KNOWN = {*_ALONG, *_CLASSES, *_TABLES, *_TABLES_BACK, *_LISTS, "take", "put"}
 _WRAPPING = {*_LISTS, "take", "put", "index_fill"}
 
@@ -70,9 +73,9 @@ def taken(
         size = given["num_weights"] if name in _TABLES_BACK else shape[0]
         yield Taken(name, given["indices"], size, False, of=(x, 0))
     else:
-        at = given.get("dim")
-        size = value(x).numel() if at is None else shape[at] if shape else 1
-        yield Taken(name, given["index"], size, name in _WRAPPING, of=(x, at))
+        dim = given.get("dim")
+        size = value(x).numel() if dim is None else shape[dim] if shape else 1
+        yield Taken(name, given["index"], size, name in _WRAPPING, of=(x, dim))
 
 
 def refused(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:

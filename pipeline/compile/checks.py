@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Collection, Mapping, Sequence
-from functools import reduce
+from functools import partial, reduce
 from typing import Any
 
 import torch
@@ -25,8 +25,8 @@ from pipeline.ids import Taken, taken
 
 _ATEN = torch.ops.aten
 _SAME = frozenset(
-    "view _unsafe_view reshape unsqueeze squeeze transpose permute t expand clone alias detach lift_fresh_copy _to_copy "
-    "index_select".split()
+    ("view", "_unsafe_view", "reshape", "unsqueeze", "squeeze", "transpose", "permute", "t", "expand")
+    + ("clone", "alias", "detach", "lift_fresh_copy", "_to_copy", "index_select")
 )
 """Operations whose result holds no integers but those of their first argument."""
 
@@ -72,6 +72,8 @@ def checked(graph: GraphModule, fixed: Collection[int], stage: Any) -> tuple[tup
     looks: dict[Any, Look] = {}
     given: dict[Node, Node] = {}
     good: list[Node] = []
+    loop: Any
+    out: Any
     for loop in graph.graph.find_nodes(op="call_function", target=scan_op):
         body = getattr(graph, loop.args[0].target)
         inner = [*body.graph.find_nodes(op="placeholder")][len(loop.args[1]) :]
@@ -89,7 +91,7 @@ def checked(graph: GraphModule, fixed: Collection[int], stage: Any) -> tuple[tup
     good += _guarded(graph, given, places, looks, stage)
     if good:
         [out] = graph.graph.find_nodes(op="output")
-        copies = graph.graph.find_nodes(op="call_function", target=_ATEN.copy_.default)
+        copies: Any = graph.graph.find_nodes(op="call_function", target=_ATEN.copy_.default)
         writes = [n for n in copies if n.args[0].op == "placeholder"]
         with graph.graph.inserting_before(writes[0] if writes else out):
             fine = _all(graph, good)
@@ -117,7 +119,7 @@ def _guarded(
             chain, key = _chain(one.ids, given), (one.ids, str(one.size), one.wraps, one.ignored)
             if isinstance(one.size, int) and not changed.intersection(chain):
                 if chain[-1] in places:
-                    look = Look(places[chain[-1]], stage(node), evolve(one, ids=None, of=None))
+                    look = Look(places[chain[-1]], stage(node), evolve(one, ids=None, of=(None, None)))
                     looks.setdefault((look.place, *key[1:]), look)
                     continue
                 if (held := _held(chain[-1])) is not None and not one.refused(held):
@@ -126,9 +128,12 @@ def _guarded(
                 with graph.graph.inserting_before(node):
                     fine, known[key] = _guard(graph, one)
                 good.append(fine)
-            safe = known[key]
-            node.args = map_arg(node.args, lambda n, safe=safe, ids=one.ids: safe if n is ids else n)
+            node.args = map_arg(node.args, partial(_instead, one.ids, known[key]))
     return good
+
+
+def _instead(old: Node, new: Node, node: Node) -> Node:
+    return new if node is old else node
 
 
 def _guard(graph: GraphModule, one: Taken) -> tuple[Node, Node]:
@@ -161,16 +166,15 @@ def _all(graph: GraphModule, good: Sequence[Node]) -> Node:
     return reduce(lambda a, b: _made(graph, _ATEN.logical_and.default, a, b), each)
 
 
-def _written(node: Node) -> list[Node]:
+def _written(node: Any) -> list[Node]:
     """What an operation writes into."""
     schema = getattr(node.target, "_schema", None)
     if schema is None or not schema.is_mutable:
         return []
-    pairs = [*zip(schema.arguments, node.args, strict=False)]
-    return [a for s, a in pairs if s.is_write and isinstance(a, Node)]
+    return [a for s, a in zip(schema.arguments, node.args, strict=False) if s.is_write and isinstance(a, Node)]
 
 
-def _chain(node: Node, given: Mapping[Node, Node]) -> list[Node]:
+def _chain(node: Any, given: Mapping[Node, Node]) -> list[Any]:
     """A node, and those that it has all its integers from; `given` are inputs of loops, and what these are given."""
     chain = [node]
     while True:
@@ -185,7 +189,7 @@ def _chain(node: Node, given: Mapping[Node, Node]) -> list[Node]:
             return chain
 
 
-def _held(node: Node) -> Tensor | None:
+def _held(node: Any) -> Tensor | None:
     """The integers that code holds, or counts up."""
     if node.op == "get_attr":
         value = getattr(node.graph.owning_module, str(node.target))

@@ -78,7 +78,7 @@ class Programs:
         self._waiting: list[Any] = []
         """What the native backend compiles with the next program that is waited for."""
         self._graphs: list[tuple[Build, float]] = []
-        self._looked = WeakTensorKeyDictionary()
+        self._looked: Any = WeakTensorKeyDictionary()
         """The ids that were found to be in range, by tensor, and its version then."""
 
     @property
@@ -144,7 +144,8 @@ class Programs:
             self._rigid.add(kind.program)
             self._builds = {k: b for k, b in self._builds.items() if b is not build}
             return self.request(kind, kept, feed) and self.finish(kind, kept, feed)
-        except StageError as e:
+        except StageError as e:  # of this batch: the next one may do
+            self._builds = {k: b for k, b in self._builds.items() if b is not build}
             return self.fall_back(e)
         return True
 

@@ -93,8 +93,8 @@ def trace(
     """A function of tensors as one flat graph of ATen operations, gradients included.
 
     `varying` names the dimensions that get symbolic sizes, for as many of the last arguments as it has entries, `fixed`
-    the places of those that no call changes. Raises CaptureError where the result would depend on more than tensors: on a value read into Python, or on torch's global
-    generator.
+    the places of those that no call changes. Raises CaptureError where the result would depend on more than tensors: on
+    a value read into Python, or on torch's global generator.
     """
     sizes, unreadable = None, _VALUE_ERRORS
     if varying:

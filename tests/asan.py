@@ -1,0 +1,168 @@
+"""The native backend under AddressSanitizer: programs that the suite draws, in processes of their own.
+
+    python -m tests.asan              # a few programs
+    python -m tests.asan --thorough   # all nets of the suite, and many that are drawn
+
+What a program does wrong in memory ends its process; the next goes on behind it. Kernels and calls are compiled with
+-fsanitize=address and undefined by a patch here: the library has no such switch.
+"""
+
+import functools
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+FLAGS = ("fsanitize=address", "fsanitize=undefined", "fno-sanitize-recover=undefined", "fno-sanitize=vptr,alignment")
+FEW = ("pipe mlp", "ids embedding", "ids scatter")
+
+
+def preloads():
+    """The sanitizers' libraries, or None where the compiler has none."""
+    found = []
+    for name in ("libasan.so", "libubsan.so"):
+        try:
+            done = subprocess.run(["gcc", f"-print-file-name={name}"], capture_output=True, text=True, check=True)
+        except (OSError, subprocess.CalledProcessError):
+            return None
+        if not Path(done.stdout.strip()).is_absolute():
+            return None
+        found.append(str(Path(done.stdout.strip()).resolve()))
+    return found
+
+
+def programs(drawn):
+    """Functions by names; each compiles by the native backend, and runs."""
+    import warnings
+
+    import torch
+
+    from tests import pipes, test_backends, test_ids, test_modules
+
+    warnings.simplefilter("ignore")
+    torch.manual_seed(0)
+    found = {f"pipe {name}": functools.partial(test_backends.holds, *pipes.compiled(name)) for name in pipes.ALL}
+    found |= {f"ids {name}": functools.partial(test_ids.natively, name) for name in test_ids.TAKING}
+    for name, kind in test_modules.KINDS.items():
+        if kind.fusable and not (kind.refused or kind.uncaptured):
+            found[f"net {name}"] = functools.partial(fused, kind)
+    return found | {f"drawn {i}": functools.partial(one_drawn, i) for i in range(drawn)}
+
+
+def fused(kind):
+    """Three steps of a net in one call, after the check beside the plain functions."""
+    from tests import test_modules
+
+    pipe = test_modules.piped(kind)
+    pipe.compile(backend="native", steps=3)(pipe.init(0))
+
+
+def one_drawn(i):
+    """A net, a rule and batches of drawn sizes: an epoch in one call, single steps and evaluation."""
+    import torch
+    from hypothesis import HealthCheck, Phase, given, seed, settings
+    from hypothesis import strategies as st
+
+    from pipeline import Pipeline, backward, evaluate, forward, load, loss, models, place
+    from tests import strategies, test_backends
+
+    @seed(i)
+    @settings(
+        max_examples=1, database=None, deadline=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck)
+    )
+    @given(st.data())
+    def run(data):
+        features, samples = data.draw(st.integers(1, 40)), data.draw(st.integers(1, 70))
+        widths = data.draw(strategies.widths(features))
+        x, y = data.draw(strategies.normals((samples, features))), data.draw(strategies.labels((samples,), 3))
+        pipe = Pipeline(
+            load.batches({"inputs": x, "targets": y}, size=data.draw(st.integers(1, samples))),
+            place.on("cpu"),
+            forward.model(lambda: models.mlp(*widths)),
+            loss.cross_entropy(smoothing=data.draw(st.sampled_from([0.0, 0.1]))),
+            evaluate.accuracy(),
+            backward.gradients(accumulate=data.draw(st.sampled_from([1, 1, 2]))),
+            data.draw(strategies.updates),
+        )
+        test_backends.holds(pipe, pipe.compile(backend="native"))
+
+    run()
+    torch.manual_seed(0)
+
+
+def inside(names, drawn):
+    """In the child: each program, its name before it and its outcome behind it."""
+    import torch
+
+    from pipeline.compile.backends import native
+
+    plain = native._options.__wrapped__
+
+    @functools.cache
+    def options(compile_only, quick):
+        made = plain(compile_only, True)
+        made._cflags = [*made._cflags, *FLAGS, "fno-omit-frame-pointer"]
+        made._ldflags = [*made._ldflags, *FLAGS[:2]]
+        return made
+
+    native._options = options
+    native._PLANNED = -1  # in one allocation for all, nobody sees what reaches into the next
+    torch.set_num_threads(2)
+    known = programs(drawn)
+    for name in names:
+        print("begin", name, flush=True)
+        try:
+            known[name]()
+        except Exception as e:
+            print("failed", f"{type(e).__name__}: {e}".replace("\n", " ")[:300], flush=True)
+        else:
+            print("held", flush=True)
+
+
+def campaign(names, drawn, seconds=None):
+    """What became of each program: "held", "failed ..." of its own, or the sanitizer's report."""
+    done, left = {}, list(names)
+    while left:
+        with tempfile.TemporaryDirectory() as folder:
+            env = {
+                **os.environ,
+                "LD_PRELOAD": " ".join(preloads()),
+                "ASAN_OPTIONS": f"detect_leaks=0:log_path={folder}/report:detect_odr_violation=0",
+                "UBSAN_OPTIONS": "print_stacktrace=1",
+                "PIPE_CACHE": f"{folder}/cache",
+            }
+            command = [sys.executable, "-m", "tests.asan", "--inside", str(drawn), *left]
+            ran = subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=seconds)
+            reports = "".join(p.read_text(errors="replace") for p in Path(folder).glob("report*"))
+        name = None
+        for line in ran.stdout.splitlines():
+            word, _, rest = line.partition(" ")
+            if word == "begin":
+                name = rest
+            elif word in ("held", "failed") and name is not None:
+                done[name], name = line, None
+        if ran.returncode or reports:
+            done[name or left[0]] = f"finding (exit {ran.returncode}): {reports or ran.stderr[-3000:]}"
+        left = [n for n in left if n not in done]
+    return done
+
+
+def main():
+    if sys.argv[1:2] == ["--inside"]:
+        return inside(sys.argv[3:], int(sys.argv[2]))
+    if preloads() is None:
+        sys.exit("no libasan here: gcc -print-file-name=libasan.so finds none")
+    drawn = 40 if "--thorough" in sys.argv else 2
+    names = [n for n in programs(drawn) if "--thorough" in sys.argv or n in FEW or n.startswith("drawn")]
+    done = campaign(names, drawn)
+    wrong = {name: said for name, said in done.items() if said != "held"}
+    for name, said in wrong.items():
+        print(f"{name}: {said}\n")
+    findings = sum(said.startswith("finding") for said in wrong.values())
+    print(f"{len(done)} programs, {findings} findings, {len(wrong) - findings} failed otherwise")
+    return sys.exit(bool(wrong))
+
+
+if __name__ == "__main__":
+    main()
