@@ -15,6 +15,8 @@ import tempfile
 from pathlib import Path
 
 FLAGS = ("fsanitize=address", "fsanitize=undefined", "fno-sanitize-recover=undefined", "fno-sanitize=vptr,alignment")
+TOGETHER = 10
+"""Programs that are compiled to one library: torch's headers take longer than each."""
 FEW = ("pipe mlp", "ids embedding", "ids scatter")
 
 
@@ -33,71 +35,99 @@ def preloads():
 
 
 def programs(drawn):
-    """Functions by names; each compiles by the native backend, and runs."""
-    import warnings
+    """By names, functions that make a compiled step of the native backend, a State, and what is then done with them."""
+    from tests import pipes, test_ids, test_modules
 
-    import torch
-
-    from tests import pipes, test_backends, test_ids, test_modules
-
-    warnings.simplefilter("ignore")
-    torch.manual_seed(0)
-    found = {f"pipe {name}": functools.partial(test_backends.holds, *pipes.compiled(name)) for name in pipes.ALL}
-    found |= {f"ids {name}": functools.partial(test_ids.natively, name) for name in test_ids.TAKING}
+    found = {f"pipe {name}": functools.partial(held, make) for name, make in pipes.ALL.items()}
+    found |= {f"drawn {i}": functools.partial(held, functools.partial(one_drawn, i)) for i in range(drawn)}
     for name, kind in test_modules.KINDS.items():
         if kind.fusable and not (kind.refused or kind.uncaptured):
-            found[f"net {name}"] = functools.partial(fused, kind)
-    return found | {f"drawn {i}": functools.partial(one_drawn, i) for i in range(drawn)}
+            found[f"net {name}"] = functools.partial(held, functools.partial(test_modules.piped, kind), alone=True)
+    return found | {f"ids {name}": functools.partial(refused, name) for name in test_ids.TAKING if name != "take"}
 
 
-def fused(kind):
-    """Three steps of a net in one call, after the check beside the plain functions."""
-    from tests import test_modules
+def held(make, alone=False):
+    """Steps of an epoch in one call and, unless `alone`, single ones and an evaluation; a new program is checked beside
+    the plain functions."""
+    pipe = make()
+    step, state = pipe.compile(backend="native", steps="epoch"), pipe.init(0, steps=99)
 
-    pipe = test_modules.piped(kind)
-    pipe.compile(backend="native", steps=3)(pipe.init(0))
+    def run():
+        after, _ = step(state)
+        if not alone:
+            step.evaluate(after)
+            step.step(after, next(iter(pipe.load.epoch(0, 0))))
+
+    return step, state, () if alone else (pipe.load,), run
+
+
+def refused(name):
+    """Fused steps that meet an id out of range, and one that does not."""
+    from pipeline.errors import StageError
+    from tests import test_ids
+
+    own = test_ids.pipe(name)
+    step, state = own.compile(backend="native"), own.init(0)
+    first = test_ids.batches(own)[0]
+
+    def run():
+        after, _ = step(state)
+        for wrong in (test_ids.ROWS, -1, -test_ids.ROWS - 1, 2**40, -(2**40)):
+            try:
+                after, _ = step(after, {**first, "inputs": first["inputs"].clone().fill_(wrong)})
+            except StageError as e:
+                assert f"id {wrong} is outside" in str(e), str(e)
+            else:
+                assert wrong == -1 and name in test_ids.WRAPPING, wrong
+
+    return step, state, (), run
 
 
 def one_drawn(i):
-    """A net, a rule and batches of drawn sizes: an epoch in one call, single steps and evaluation."""
-    import torch
+    """A net, a rule and batches of drawn sizes."""
     from hypothesis import HealthCheck, Phase, given, seed, settings
     from hypothesis import strategies as st
 
     from pipeline import Pipeline, backward, evaluate, forward, load, loss, models, place
-    from tests import strategies, test_backends
+    from tests import strategies
+
+    made = []
 
     @seed(i)
-    @settings(
-        max_examples=1, database=None, deadline=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck)
-    )
+    @settings(max_examples=1, database=None, deadline=None, phases=[Phase.generate], suppress_health_check=[*HealthCheck])
     @given(st.data())
     def run(data):
         features, samples = data.draw(st.integers(1, 40)), data.draw(st.integers(1, 70))
         widths = data.draw(strategies.widths(features))
         x, y = data.draw(strategies.normals((samples, features))), data.draw(strategies.labels((samples,), 3))
-        pipe = Pipeline(
-            load.batches({"inputs": x, "targets": y}, size=data.draw(st.integers(1, samples))),
-            place.on("cpu"),
-            forward.model(lambda: models.mlp(*widths)),
-            loss.cross_entropy(smoothing=data.draw(st.sampled_from([0.0, 0.1]))),
-            evaluate.accuracy(),
-            backward.gradients(accumulate=data.draw(st.sampled_from([1, 1, 2]))),
-            data.draw(strategies.updates),
+        made.append(
+            Pipeline(
+                load.batches({"inputs": x, "targets": y}, size=data.draw(st.integers(1, samples))),
+                place.on("cpu"),
+                forward.model(lambda: models.mlp(*widths)),
+                loss.cross_entropy(smoothing=data.draw(st.sampled_from([0.0, 0.1]))),
+                evaluate.accuracy(),
+                backward.gradients(accumulate=data.draw(st.sampled_from([1, 1, 2]))),
+                data.draw(strategies.updates),
+            )
         )
-        test_backends.holds(pipe, pipe.compile(backend="native"))
 
     run()
-    torch.manual_seed(0)
+    return made[-1]
 
 
 def inside(names, drawn):
-    """In the child: each program, its name before it and its outcome behind it."""
+    """In the child: each program, its name before it and its outcome behind it. Several are compiled at once."""
+    import warnings
+
     import torch
 
+    from pipeline.compile import programs as compiled
     from pipeline.compile.backends import native
 
-    plain = native._options.__wrapped__
+    warnings.simplefilter("ignore")
+    plain, begin, finish = native._options.__wrapped__, native.begin, compiled.Programs.finish
+    waiting = []
 
     @functools.cache
     def options(compile_only, quick):
@@ -108,16 +138,29 @@ def inside(names, drawn):
 
     native._options = options
     native._PLANNED = -1  # in one allocation for all, nobody sees what reaches into the next
+    native.begin = lambda make, graph, args, outputs, _: begin(make, graph, args, outputs, waiting)
     torch.set_num_threads(2)
     known = programs(drawn)
-    for name in names:
-        print("begin", name, flush=True)
-        try:
-            known[name]()
-        except Exception as e:
-            print("failed", f"{type(e).__name__}: {e}".replace("\n", " ")[:300], flush=True)
-        else:
-            print("held", flush=True)
+    for at in range(0, len(names), TOGETHER):
+        runs = {}
+        compiled.Programs.finish = lambda *_: False
+        for name in names[at : at + TOGETHER]:
+            try:
+                torch.manual_seed(0)
+                step, state, data, run = known[name]()
+                step.prepare(state, *data)
+                runs[name] = run
+            except Exception as e:
+                print(f"begin {name}\nfailed {type(e).__name__}: {e}".split(chr(10) * 2)[0][:300], flush=True)
+        compiled.Programs.finish = finish
+        for name, run in runs.items():
+            print("begin", name, flush=True)
+            try:
+                run()
+            except Exception as e:
+                print("failed", f"{type(e).__name__}: {e}".replace("\n", " ")[:300], flush=True)
+            else:
+                print("held", flush=True)
 
 
 def campaign(names, drawn, seconds=None):
