@@ -35,7 +35,6 @@ TAKING = {
     "scatter_reduce": lambda w, i: zeros().scatter_reduce(0, column(i), w[: len(i)], "mean")[: len(i)],
     "gather": lambda w, i: w.gather(0, column(i)),
     "take": lambda w, i: w[:, 0].take(column(i)),
-    "take_along_dim": lambda w, i: torch.take_along_dim(w, column(i), 0),
     "index_select": lambda w, i: w.index_select(0, i),
     "index": lambda w, i: w[i],
     "two indices": lambda w, i: w[i, torch.arange(len(i))][:, None].expand(-1, 4),
