@@ -24,10 +24,8 @@ from pipeline.errors import StageError
 from pipeline.ids import Taken, taken
 
 _ATEN = torch.ops.aten
-_SAME = frozenset(
-    ("view", "_unsafe_view", "reshape", "unsqueeze", "squeeze", "transpose", "permute", "t", "expand")
-    + ("clone", "alias", "detach", "lift_fresh_copy", "_to_copy", "index_select")
-)
+_VIEWS = ("view", "_unsafe_view", "reshape", "unsqueeze", "squeeze", "transpose", "permute", "t", "expand", "detach")
+_SAME = frozenset((*_VIEWS, "clone", "alias", "lift_fresh_copy", "_to_copy", "index_select"))
 """Operations whose result holds no integers but those of their first argument."""
 
 
