@@ -222,21 +222,6 @@ def replace(path: Path, content: bytes) -> None:
         raise ConfigError(f"can't write {path}: {e.strerror}") from None
 
 
-@contextmanager
-def making(path: Path) -> Iterator[Path]:
-    """Where to write a file, which becomes `path` once it is whole. Raises ConfigError where it can't be written."""
-    work = path.with_name(files.MAKING + path.name)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield work
-        work.replace(path)
-    except OSError as e:
-        raise ConfigError(f"can't write {path}: {e.strerror or e}") from None
-    finally:
-        with suppress(OSError):
-            work.unlink()
-
-
 class Log:
     """metrics.jsonl: a line an epoch."""
 

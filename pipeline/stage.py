@@ -201,6 +201,14 @@ class Stage(Part):
 
     def run(self, values: Mapping[str, Any], hyper: Mapping[str, Any], memory: Tree) -> tuple[dict[str, Any], Tree]:
         """Call the function on the values it names; returns what it wrote and its new memory (or its sums)."""
+        try:
+            return self._run(values, hyper, memory)
+        except StageError:
+            if not self.draws and "seed" in values:  # what watches draws also says which id is out of range
+                evolve(self, draws=True)._run(values, hyper, memory)
+            raise
+
+    def _run(self, values: Mapping[str, Any], hyper: Mapping[str, Any], memory: Tree) -> tuple[dict[str, Any], Tree]:
         kwargs = {**self.arguments(values), **hyper}
         if self.remembers and self.finish is None:
             kwargs["memory"] = memory

@@ -166,3 +166,37 @@ def test_weights_and_dropout(make, inputs, seed):
     assert not torch.equal(model(inputs), model(inputs))
     model.eval()
     assert torch.equal(model(inputs), model(inputs))
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        {"attn_implementation": "kernels-community/flash-attn3"},
+        {"_attn_implementation": "paged|org/name"},
+        {"_attn_implementation_internal": "flash_attention_2"},
+        {"attn_implementation": {"": "eager", "text_config": "org/name@main:f"}},
+        {"experts_implementation": "sonicmoe"},
+        {"text_config": {"model_type": "llama", "_attn_implementation": "org/name"}},
+        {"vision_config": {"backbone": "resnet50"}},
+        {"layers": [{"quantization_config": {"quant_method": "fp8"}}]},
+        {"use_kernels": True},
+        {"trust_remote_code": True},
+        {"decoder": "org/name"},
+    ],
+    ids=str,
+)
+def test_a_config_names_nothing_to_fetch_or_run(told):
+    """Kernels of the hub, backbones and code of others are refused by the setting's name, however deep it stands."""
+    pytest.importorskip("transformers")
+    with pytest.raises(ConfigError, match="may fetch or run code of others: leave it out"):
+        models.from_config({"model_type": "gpt2", **TINY, **told}, "language modelling", classes=3, vocabulary=20)
+
+
+def test_where_a_config_came_from_does_not_matter(monkeypatch):
+    """Its name and its code are left out, and nothing asks the network."""
+    pytest.importorskip("transformers")
+    monkeypatch.setattr("socket.socket.connect", None)
+    came = {"_name_or_path": "org/name", "auto_map": {"AutoModelForCausalLM": "org/name--net.Net"}}
+    told = {**came, "attn_implementation": "eager", "id2label": {"0": "cat/dog"}}
+    made = models.from_config({"model_type": "gpt2", **TINY, **told}, "language modelling", classes=3, vocabulary=20)
+    assert type(made.model).__name__ == "GPT2LMHeadModel"

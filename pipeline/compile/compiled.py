@@ -17,6 +17,7 @@ from torch.utils import _pytree as pytree
 from pipeline import evaluate
 from pipeline.compile.backends.library import return_memory
 from pipeline.compile.backends.program import Run
+from pipeline.compile.checks import Checked
 from pipeline.compile.donation import Held
 from pipeline.compile.feeds import Feed, Feeds, Signature, given_feed, given_inputs, resident_feed
 from pipeline.compile.functions import EVALUATION, TRAIN, Kind, listed
@@ -135,7 +136,8 @@ class Compiled:
             if run is None:
                 return self.pipe.step(state, batch)
             self._names = names
-        made = run.run(listed(given))
+        with self._held.kept(False):
+            made = run.run(listed(given))
         return self._held.give(1), {o.name: m for o, m in zip(run.outputs, made, strict=True)}
 
     def advance(
@@ -153,11 +155,12 @@ class Compiled:
             return self._eagerly(state, epoch, start, count)
         parts: list[Metrics] = []
         permute = getattr(next(iter(runs.values())), "permute", None)
-        for size, steps in data.walk(self._held.key(), epoch, start, count, permute):
-            run = runs[size]
-            assert run is not None
-            rows = run.run(steps=steps, results=results)
-            parts.append({o.name: row for o, row in zip(run.outputs, rows, strict=results)})
+        with self._held.kept(any(isinstance(run, Checked) for run in runs.values()) and count > 1):
+            for size, steps in data.walk(self._held.key(), epoch, start, count, permute):
+                run = runs[size]
+                assert run is not None
+                rows = run.run(steps=steps, results=results)
+                parts.append({o.name: row for o, row in zip(run.outputs, rows, strict=results)})
         return self._held.give(count), _joined(parts)
 
     def through(self, state: State, batches: Sequence[Batch]) -> State:
@@ -167,8 +170,9 @@ class Compiled:
             stack, key = self._feeds.stack(batches)
             run = self._bound(self._trained(), resident_feed(stack, stack.load.size), key)
             if run is not None:
-                for _, steps in stack.walk(0, 0, 0, len(batches)):
-                    run.run(steps=steps, results=False)
+                with self._held.kept(isinstance(run, Checked)):
+                    for _, steps in stack.walk(0, 0, 0, len(batches)):
+                        run.run(steps=steps, results=False)
                 return self._held.give(len(batches))
         for batch in batches:
             state, _ = self.step(state, batch)
@@ -247,6 +251,8 @@ class Compiled:
             run = self._programs.bind(kind, kept, feed)
             if run is not None and held:
                 self._runs[signature] = run
+        if run is not None and feed.static:
+            self._programs.look(kind, kept, feed)
         return run
 
     def _own(self, data: Resident, size: int) -> Run | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 from weakref import WeakSet
 
@@ -10,7 +12,7 @@ from torch.utils import _pytree as pytree
 
 from pipeline import state as states
 from pipeline.compose import Composition
-from pipeline.errors import StateError
+from pipeline.errors import StageError, StateError
 from pipeline.state import Lease, State
 
 _SPENT: WeakSet[Lease] = WeakSet()
@@ -58,6 +60,20 @@ class Held:
         if tree["step"] is not self.tree["step"]:
             self.done = None
         return False
+
+    @contextmanager
+    def kept(self, copied: bool) -> Iterator[None]:
+        """Within it, steps are done; where one fails, the State is what it was before them. One step that fails leaves
+        it so; of several, that takes a copy."""
+        before = [t.clone() for t in self.leaves] if copied and self.donate else []
+        try:
+            yield
+        except StageError:
+            for there, t in zip(self.leaves, before, strict=False):
+                there.copy_(t)
+            if not self.donate:
+                self._current, self.leaves = None, ()
+            raise
 
     def give(self, steps: int) -> State:
         """The State after so many steps; the one taken is spent."""

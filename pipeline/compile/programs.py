@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeAlias
 import torch
 from attrs import define, evolve, field
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from pipeline.backward import Gradients
 from pipeline.compile import functions, key, storage
@@ -19,6 +20,7 @@ from pipeline.compile.backends import torch as generic
 from pipeline.compile.backends.library import Library
 from pipeline.compile.backends.program import Output, Program, Run
 from pipeline.compile.check import check
+from pipeline.compile.checks import Checked, Look
 from pipeline.compile.feeds import Feed, Signature
 from pipeline.compile.functions import Kind
 from pipeline.compile.report import CompileReport, Graph
@@ -76,6 +78,8 @@ class Programs:
         self._waiting: list[Any] = []
         """What the native backend compiles with the next program that is waited for."""
         self._graphs: list[tuple[Build, float]] = []
+        self._looked: Any = WeakTensorKeyDictionary()
+        """The ids that were found to be in range, by tensor, and its version then."""
 
     @property
     def seconds(self) -> float:
@@ -93,7 +97,26 @@ class Programs:
             return None
         build = self._builds[kind.program, *feed.signature]
         assert build.program is not None
-        return build.program.bind(functions.listed((*kept, *feed.static)), len(feed.given), build.traced.constants)
+        run = build.program.bind(functions.listed((*kept, *feed.static)), len(feed.given), build.traced.constants)
+        if not build.traced.checks:
+            return run
+
+        def again(*given: Tensor) -> None:
+            args = [t.clone() for t in (*kept, *feed.static, *given)]
+            with torch.no_grad():
+                functions.function(self.pipe, kind, feed, args, [])(*functions.listed(args))
+
+        return Checked(run, again)
+
+    def look(self, kind: Kind, kept: Sequence[Tensor], feed: Feed) -> None:
+        """Raise StageError where an id in the data of a program is out of range, if that was not seen before."""
+        args = (*kept, *feed.static)
+        for look in self._builds[kind.program, *feed.signature].traced.looks:
+            tensor = args[look.place]
+            version, fine = self._looked.get(tensor, (None, set[Look]()))
+            if version != tensor._version or look not in fine:
+                look.at(args)
+                self._looked[tensor] = tensor._version, {*(fine if version == tensor._version else ()), look}
 
     def request(self, kind: Kind, kept: Sequence[Tensor], feed: Feed) -> bool:
         """Begin to make a program, if there is none for these shapes; False where steps run uncompiled."""
@@ -121,7 +144,8 @@ class Programs:
             self._rigid.add(kind.program)
             self._builds = {k: b for k, b in self._builds.items() if b is not build}
             return self.request(kind, kept, feed) and self.finish(kind, kept, feed)
-        except StageError as e:
+        except StageError as e:  # of this batch: the next one may do
+            self._builds = {k: b for k, b in self._builds.items() if b is not build}
             return self.fall_back(e)
         return True
 
@@ -144,12 +168,15 @@ class Programs:
         self.doing = f"tracing the {kind.program}"
         began, names = time.perf_counter(), list[str]()
         function = functions.function(watched(self.pipe), kind, feed, args, names)
-        traced = trace(function, functions.listed(args), varying=self._varying(kind, feed))
+        end = kind.kept + len(feed.static)
+        fixed = range(kind.kept, end - feed.moved)
+        traced = trace(function, functions.listed(args), self._varying(kind, feed), fixed)
         if traced.sizes is not None and not traced.sizes.free:  # something in it needs a size as a number
             self._rigid.add(kind.program)
-            traced = trace(function, functions.listed(args))
+            traced = trace(function, functions.listed(args), fixed=fixed)
         # Numbers that code made on the host; larger tensors from there would have been refused.
         traced = evolve(traced, constants=tuple(self.pipe.place.tree(list(traced.constants))))
+        names += ["ids"] * traced.checks
         outputs = tuple(Output(n, tuple(t.shape), t.dtype) for n, t in zip(names, traced.outputs, strict=True))
         build = Build(kind, feed, args, traced, outputs, began)
         if self.backend in OWN and args[0].device.type == "cpu" and traced.sizes is None and not traced.talks:
@@ -247,7 +274,8 @@ class Programs:
             end = kind.kept + len(feed.static)
             if build.traced.sizes is not None:
                 build.traced.sizes.mark(args)
-            return program.bind(args[:end], len(feed.given), build.traced.constants).run(args[end:])
+            made = program.bind(args[:end], len(feed.given), build.traced.constants).run(args[end:])
+            return made[: len(made) - build.traced.checks]
 
         plain = functions.function(self.pipe, kind, feed, build.args, [])
         on = self.pipe.place.mesh

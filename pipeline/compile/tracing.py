@@ -24,6 +24,7 @@ from torch.fx.traceback import annotate, preserve_node_meta
 
 from pipeline.backward import Gradients
 from pipeline.compile import collectives
+from pipeline.compile.checks import Look, checked
 from pipeline.compile.recurrent import kept_whole
 from pipeline.compose import Composition
 from pipeline.draws import drops_nothing
@@ -50,6 +51,9 @@ class Traced:
     constants: tuple[Tensor, ...]
     sizes: Sizes | None
     """Those that are symbols, if some are."""
+    looks: tuple[Look, ...] = ()
+    checks: bool = False
+    """Whether its last output is whether all other ids were in range."""
 
     @functools.cached_property
     def operations(self) -> int:
@@ -82,12 +86,15 @@ def nodes(graph: GraphModule) -> Iterator[Node]:
     return (node for part in _graphs(graph) for node in part.graph.nodes)
 
 
-def trace(function: Callable[..., Any], args: Sequence[Tensor], varying: Sequence[Collection[int]] = ()) -> Traced:
+def trace(
+    function: Callable[..., Any], args: Sequence[Tensor], varying: Sequence[Collection[int]] = (),
+    fixed: Collection[int] = (),
+) -> Traced:  # fmt: skip
     """A function of tensors as one flat graph of ATen operations, gradients included.
 
-    `varying` names the dimensions that get symbolic sizes, for as many of the last arguments as it has entries. Raises
-    CaptureError where the result would depend on more than tensors: on a value read into Python, or on torch's global
-    generator.
+    `varying` names the dimensions that get symbolic sizes, for as many of the last arguments as it has entries, `fixed`
+    the places of those that no call changes. Raises CaptureError where the result would depend on more than tensors: on
+    a value read into Python, or on torch's global generator.
     """
     sizes, unreadable = None, _VALUE_ERRORS
     if varying:
@@ -107,6 +114,7 @@ def trace(function: Callable[..., Any], args: Sequence[Tensor], varying: Sequenc
     for part in _graphs(graph):
         _mended(part)
         _merged(part)
+    looks, checks = checked(graph, fixed, _stage)
     collectives.scheduled(graph)
     for node in nodes(graph):
         # Some carry the tag for a dropout of their own, which is 0 here: pipeline.draws has done it already.
@@ -116,7 +124,7 @@ def trace(function: Callable[..., Any], args: Sequence[Tensor], varying: Sequenc
                 f"stage {_stage(node)!r} draws random numbers through {node.target}, which can't be made a function of "
                 "(seed, step); draw with torch.rand or nn.Dropout, or use fallback='eager'"
             )
-    return Traced(graph, _lifted(graph), sizes)
+    return Traced(graph, _lifted(graph), sizes, looks, checks)
 
 
 def _uncaptured(error: StageError) -> CaptureError:

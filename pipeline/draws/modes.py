@@ -25,6 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from pipeline import mesh
 from pipeline.draws import tables
 from pipeline.errors import ImpureError
+from pipeline.ids import refused
 from pipeline.random import MASK, Key, key, mix, settled
 from pipeline.tree import paths
 
@@ -168,6 +169,8 @@ class _Functions(TorchFunctionMode):
         if at is not None:
             args = args if len(args) <= at else (*args[:at], False, *args[at + 1 :])
             kwargs = {**kwargs, "sparse": False} if "sparse" in kwargs else kwargs
+        if func is F.one_hot and (made := _one_hot(*args, **kwargs)) is not None:
+            return made
         draw = tables.FUNCTIONS.get(func)
         if draw is not None:
             result = _drawn(func, draw, self.key, args, kwargs)
@@ -207,7 +210,13 @@ class _Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's
                     f"draws random numbers through {func}, which can't be made a function of (seed, step)"
                 )
             return _drawn(func, draw, self.key, args, kwargs)
-        return func(*args, **kwargs)
+        try:
+            return func(*args, **kwargs)
+        except (IndexError, RuntimeError) as e:
+            said = "" if torch.compiler.is_compiling() else refused(func, args, kwargs)
+            if not said:
+                raise
+            raise IndexError(said) from e
 
     def _look(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """Refuse an operator that would write into what was given."""
@@ -272,6 +281,14 @@ def drops_nothing(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -
             p = kwargs.get(argument.name, args[i] if i < len(args) else argument.default_value)
             return not p
     return "sdp_choice" in func.__name__
+
+
+def _one_hot(tensor: Tensor, num_classes: int = -1) -> Tensor | None:
+    """F.one_hot by ids, as graphs check these; torch reads their values, or compares without a look at their range."""
+    if num_classes < 1 or tensor.dtype != torch.int64:
+        return None
+    classes = torch.arange(num_classes, device=tensor.device)
+    return (classes.gather(0, tensor.flatten()).view(*tensor.shape, 1) == classes).long()
 
 
 @functools.cache

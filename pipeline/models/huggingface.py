@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
+from unittest import mock
 
 from torch import Tensor, nn
 
@@ -27,16 +28,22 @@ def from_config(config: Mapping[str, Any], task: str, *, classes: int, vocabular
     """A model by its config, as a dict with `model_type`: a causal language model for task "language modelling", else
     a classifier of token ids, where there is a `vocabulary`, or of images, with so many `classes`.
 
-    Raises ConfigError where the library is missing, or does not know the model or has none for the task.
+    Raises ConfigError where the library is missing, or does not know the model or has none for the task, and where the
+    config names anything that would be fetched, or code that would be run.
     """
     try:
         import transformers
+        from huggingface_hub import constants
     except ModuleNotFoundError:
         raise ConfigError("models from a config need the transformers library: pip install transformers") from None
     kind = str(config.get("model_type"))
-    known = transformers.CONFIG_MAPPING
+    known = [k for k in transformers.CONFIG_MAPPING.keys() if not k.startswith("timm_")]  # noqa: SIM118 - it is no dict
+    for name, value in _leaves(config):
+        if name.split(".")[0] not in _INERT and _reaches(name, value):
+            instead = "leave it out (attention is 'sdpa' or 'eager')"
+            raise ConfigError(f"the config's {name}={value!r} may fetch or run code of others: {instead}")
     if kind not in known:
-        raise ConfigError(f"transformers knows no model_type {kind!r}{did_you_mean(kind, list(known.keys()))}")
+        raise ConfigError(f"transformers knows no model_type {kind!r}{did_you_mean(kind, known)}")
     auto: Any
     sizes: dict[str, Any] = {} if vocabulary is None else {"vocab_size": vocabulary}
     if task == "language modelling":
@@ -47,8 +54,41 @@ def from_config(config: Mapping[str, Any], task: str, *, classes: int, vocabular
         sizes = {**sizes, "num_labels": classes}
         if vocabulary is not None and config.get("pad_token_id") is None:
             sizes["pad_token_id"] = 0
-    options = {k: v for k, v in config.items() if k not in ("model_type", "auto_map")}
+    options = {k: v for k, v in _without(config, _NAMES).items() if k != "model_type"}
     try:
-        return Logits(auto.from_config(transformers.AutoConfig.for_model(kind, **{**options, **sizes})))
+        with mock.patch.object(constants, "HF_HUB_OFFLINE", True):
+            return Logits(auto.from_config(transformers.AutoConfig.for_model(kind, **{**options, **sizes})))
     except Exception as e:  # of the library, whatever it is
         raise ConfigError(f"transformers makes no {kind} for {task}: {first_line(e)}") from None
+
+
+_NAMES = ("auto_map", "_name_or_path", "name_or_path")
+"""Where a config came from, and its code: what is made here is neither."""
+_INERT = ("id2label", "label2id", "task_specific_params", "license", "architectures")
+_PLAIN = ("eager", "sdpa", "grouped_mm", "batched_mm")
+_FETCH = (
+    *("backbone", "use_pretrained_backbone", "pretrained", "quantization_config", "trust_remote_code"),
+    *("use_kernels", "allow_all_kernels", "kernel_config", "fusion_config"),
+)
+
+
+def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """All that is in a config, by dotted names, but for `_NAMES`."""
+    items = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else ()
+    for key, inner in items:
+        if key not in _NAMES:
+            yield f"{name}{key}", inner
+            yield from _leaves(inner, f"{name}{key}.")
+
+
+def _reaches(name: str, value: Any) -> bool:
+    """Whether transformers would go to the hub by it, or run other kernels than torch's."""
+    if "attn_implementation" in name or "experts_implementation" in name:
+        return isinstance(value, str) and value not in _PLAIN
+    return bool(value) and (name.rpartition(".")[2] in _FETCH or (isinstance(value, str) and "/" in value))
+
+
+def _without(value: Any, names: tuple[str, ...]) -> Any:
+    if isinstance(value, Mapping):
+        return {k: _without(v, names) for k, v in value.items() if k not in names}
+    return [_without(v, names) for v in value] if isinstance(value, list) else value

@@ -34,6 +34,8 @@ class HuggingFace(Model):
                 raise ValueError(f"{deep[0]} is {config[deep[0]]}, but at most {DEEP:,}")
         except (OSError, ValueError) as e:
             raise refusal(f"can't read {self.config}: {getattr(e, 'strerror', None) or e}") from None
+        if not isinstance(config, dict):
+            raise refusal(f"{self.config} holds a {type(config).__name__}, not the settings of a model by their names")
         sizes: dict[str, Any] = {"classes": fixed.outputs, "vocabulary": fixed.sizes.get("vocabulary")}
         build = lambda: models.from_config(config, fixed.task, **sizes)  # noqa: E731  # as the others are given
         return build, f"transformers' {config.get('model_type', '?')}", "inputs"
