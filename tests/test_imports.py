@@ -94,6 +94,8 @@ MAY_OPEN = {
     "cli/version.py": "a file that is part of the command",
     "cli/ending.py": "what is closed when a command begins",
 }
+
+
 def opens(tree):
     """Names of what reads or writes files by itself, as a file calls or imports them."""
     for node in ast.walk(tree):
