@@ -6,7 +6,7 @@ import difflib
 import json
 import os
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -311,14 +311,15 @@ def _parts(number: str) -> tuple[int, ...]:
     return tuple(int(part) for part in number.split(".") if part.isdecimal())
 
 
-def resumed(folder: Path, *given: Mapping[str, Any]) -> tuple[TrainConfig, TrainConfig]:
-    """The settings of a run that goes on: as they were, and with those given now in their place."""
+def resumed(folder: Path, *given: Mapping[str, Any], besides: Collection[str] = ()) -> tuple[TrainConfig, TrainConfig]:
+    """The settings of a run that goes on: as they were, and with those given now in their place. What is fixed may be
+    no other, `besides` some."""
     check_run(folder)
     earlier = read(folder / CONFIG)
     old, new = make(earlier), make(earlier, *given)
     for name, before in old.fixed.items():
         now = new.fixed.get(name)
-        if before != now:
+        if before != now and name not in besides:
             raise refusal(f"{flag(name)} {now} would not be the same run, which has {before}; start a new one")
     for name, before, now in (
         ("clip", old.run.clip, new.run.clip),

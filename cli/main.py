@@ -144,6 +144,19 @@ def sweep(
     command.run(base, axes, seeds=seeds or 1, draws=draws, at_once=at_once, halving=halving, quiet=quiet)
 
 
+@cli.command("set")
+@click.argument("run")
+@click.argument("assigned", nargs=-1, required=True, metavar="NAME=VALUE ...")
+@_trusted
+def set_(run: str, assigned: tuple[str, ...], trust: bool) -> None:
+    """Change settings with which a RUN goes on, such as lr=0.01, or data=PLACE if its data have moved."""
+    chosen = config.whole(config.assigned(assigned))
+    _check(Path(run), chosen, trust)
+    from cli import edit as command
+
+    command.run(Path(run), chosen)
+
+
 @cli.command()
 @click.argument("file", required=False, metavar="[CONFIG.toml | RUN | FILE.py:FUNCTION]")
 @partial(settings, bare={"schedule": "; it is drawn, and without a name that of the run"})

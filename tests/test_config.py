@@ -9,6 +9,7 @@ from cli import config, folder
 from cli.recipes import home
 from cli.recipes.rule import OPTIMIZERS
 from cli.recipes.schedule import SCHEDULES
+from cli.seal import Seal
 from pipeline.errors import ConfigError
 
 plain = st.fixed_dictionaries(
@@ -39,7 +40,7 @@ def test_a_config_written_and_read_is_the_same(tmp_path_factory, values):
     """config.toml holds every setting, those of the user's own functions too."""
     made = config.make(*values)
     path = tmp_path_factory.getbasetemp() / "config.toml"
-    folder.write_config(path.parent, made, {"facts": {"device": "cpu"}})
+    path.write_bytes(folder.config_text(made, {"facts": {"device": "cpu"}}, Seal(path.parent)))
     assert config.make(config.read(path)) == made
 
 
