@@ -56,6 +56,7 @@ def run(past: Past, data: str, out: str | None, *, weights: str, raw: bool = Fal
     write: dict[str, Callable[[IO[bytes], Rowwise], int]] = {
         ".csv": partial(_write_csv, raw=raw),
         ".npz": partial(_write_npz, beside=path),
+        ".parquet": _write_parquet,
     }
     with written(path, new=True) as file:
         count = write[path.suffix](file, made)

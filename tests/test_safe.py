@@ -302,3 +302,17 @@ def test_room_is_not_asked_of_what_can_not_be_made_without_memory():
             assert float(torch.ones(()) + self.weight.sum()) < 100
 
     room.check(Odd)
+
+
+@given(st.lists(names, min_size=1, max_size=3), st.booleans())
+def test_csv_is_safe_unless_it_is_asked_raw(cells, raw):
+    """No cell is a formula, and none has a control character; `--raw-text` leaves all as it is."""
+    pl = pytest.importorskip("polars")
+    from cli import predict
+
+    cells = [c.encode(errors="replace").decode() for c in cells]
+    frame = pl.DataFrame({"=x": cells})
+    made = frame if raw else predict._safe(frame)
+    assert made.columns == (["=x"] if raw else ["'=x"])
+    for before, after in zip(cells, made.to_series(), strict=True):
+        assert after == (before if raw else text.quoted(before))
