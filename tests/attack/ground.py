@@ -24,6 +24,8 @@ from typing import Any
 
 LONGEST = 10.0
 """Seconds after which a command hangs."""
+MOST = 3 << 30
+"""Bytes that a command may ask for, beyond what it has from the start."""
 TRACEBACK = re.compile(
     r"Traceback \(most recent|Fatal Python error|Exception ignored|panicked at|terminate called|Segmentation fault"
 )
@@ -209,6 +211,8 @@ def _child(
         os.setsid()
         end_with_parent()
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize() + MOST
+        resource.setrlimit(resource.RLIMIT_AS, (size, size))  # what reads /dev/zero may not take the machine with it
         os.chdir(ground.here)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         for handle, path in ((1, files[0]), (2, files[1])):
