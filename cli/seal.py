@@ -55,8 +55,9 @@ class Seal:
         if not self.writes:
             return
         with self._lock:
-            self.files |= {n: [*self.files.get(n, [])[-1:], _digest(content)] for n, content in contents.items()}
-            self.files |= {METRICS: [*self.files.get(METRICS, [])[-1:], metrics]} if metrics is not None else {}
+            sums = {name: _digest(content) for name, content in contents.items()}
+            sums |= {} if metrics is None else {METRICS: metrics}
+            self.files |= {name: [*self.files.get(name, [])[-1:], new] for name, new in sums.items()}
             self.save()
             for name, content in contents.items():
                 files.replace(self.folder / name, content)

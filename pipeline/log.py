@@ -198,6 +198,8 @@ def _fits(name: str, value: Any) -> bool:
     """Whether a row may have such a value."""
     if name == "better":
         return isinstance(value, dict) and all(v in ("high", "low", None) for v in value.values())
+    if name == "checksum":  # of a run's own log
+        return isinstance(value, str)
     if isinstance(value, list):
         return all(_fits("", v) for v in value)
     return value is None or (type(value) in (int, float) and abs(value) < 1e300)

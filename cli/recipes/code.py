@@ -22,6 +22,8 @@ def is_code(name: str) -> bool:
 
 def load(name: str) -> Callable[..., Any]:
     """The function. Raises ConfigError where there is none."""
+    if not is_code(name):  # whatever is loaded is what somebody was asked about
+        raise refusal(f"{name!r} is no code: FILE.py:FUNCTION or PACKAGE.MODULE:FUNCTION")
     where, _, function = name.rpartition(":")
     module = _file(Path(where)) if where.endswith(".py") else _package(where)
     found = getattr(module, function, None)
