@@ -357,7 +357,7 @@ def _config(file: str | None, given: dict[str, Any], trust: bool = False, accept
     if is_code(file):
         return config.make({**chosen, "pipeline": file})
     path = Path(file) / config.CONFIG if os.path.isdir(file) else Path(file)
-    _check(path if path == Path(file) else path.parent, chosen, trust, accept)
+    _check(Path(file), chosen, trust, accept, run=path != Path(file))
     earlier = config.read(path)
     if changed := config.changed(path):
         from cli.progress import warn
@@ -381,18 +381,17 @@ def _past(run: str, trust: bool, accept: bool) -> Past:
     return Past(Path(run))
 
 
-def _check(path: Path, given: dict[str, Any], trust: bool, accept: bool = False) -> None:
+def _check(path: Path, given: dict[str, Any], trust: bool, accept: bool = False, run: bool = True) -> None:
     """Raise ConfigError where a config, or a file in the folder of a run or a sweep, names code that the command line
     does not name, or is not what was written and not accepted."""
-    folder = path if path.is_dir() else None
-    if folder is not None and accept and os.path.lexists(folder / config.CONFIG):
+    if run and accept and os.path.lexists(path / config.CONFIG):
         from cli.folder import accepted
 
-        accepted(folder)
-    if folder is not None:
-        config.check_run(folder)
+        accepted(path)
+    if run:
+        config.check_run(path)
     known = config.code_in(given)
-    for file in (path,) if folder is None else config.files(folder):
+    for file in config.files(path) if run else (path,):
         unknown = [name for name in config.code_in(config.document(file)) if name not in known]
         if unknown and not trust:
             raise refusal(f"{file} names code, {', '.join(unknown)}, which would be run; if you know it, add --trust")

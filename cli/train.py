@@ -91,12 +91,12 @@ def resume(
         found = _newest(seal)
         processes.note(processes.FOLDER, str(folder))
         saved = found.saved
-        if saved is None and found.faults:
+        if saved is None and checkpoint.steps(folder / CHECKPOINTS):
             raise ConfigError(
                 f"no checkpoint in {folder} can be used ({found.faults[0]}); to begin anew, give another --out"
             )
         for fault in found.faults:
-            warn(f"{fault}; it is passed over for {saved.path.name if saved else ''}")
+            warn(f"{fault}; {f'it is passed over for {saved.path.name}' if saved else 'it is begun anew'}")
         past = table["resumed"] if isinstance(table.get("resumed"), list) else []
         if verify:
             if old != config:

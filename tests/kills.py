@@ -40,7 +40,7 @@ def ended(folder: Path) -> object:
     newest = max((folder / "checkpoints").glob("step-*"))
     tensors = {name: t.tobytes() for name, t in load_file(newest / "state.safetensors").items()}
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    figures: list[object] = [{k: v for k, v in line.items() if "second" not in k} for line in lines]
+    figures: list[object] = [{k: v for k, v in line.items() if "second" not in k and k != "checksum"} for line in lines]
     best = json.loads((newest / "checkpoint.json").read_text())["best"]
     return (folder / "model.safetensors").read_bytes(), tensors, figures, best
 

@@ -20,6 +20,7 @@ from safetensors import safe_open
 
 import pipeline
 from cli import past, report
+from cli.folder import accept
 from cli.main import main
 from pipeline import PipeError, load_run, log, sources
 from pipeline.sources import cells
@@ -367,6 +368,9 @@ def test_runs_of_older_versions_are_read(pipe, tmp_path):
     about = json.loads((tmp_path / "old" / "data.json").read_text())
     del about["format"]
     (tmp_path / "old" / "data.json").write_text(json.dumps(about))
+    (tmp_path / "old" / "run.json").unlink()
+    config = tmp_path / "old" / "config.toml"
+    config.write_text(re.sub(r"(?m)^run = .*\n", "", config.read_text()))
     assert json.loads(pipe("eval", tmp_path / "old", "--json")[1])["metrics"] == wanted
     [listed] = json.loads(pipe("runs", tmp_path, "--json")[1])
     assert (listed["state"], listed["seconds"]) == ("done", 6.0)
@@ -504,7 +508,7 @@ WRONG = {
     "no weights 'ema'": ["predict", "kinds", "--data", "kinds_test.csv", "--weights", "ema"],
     "was made by pipe-train 99.0": ["eval", "newer"],
     "is damaged": ["eval", "damaged"],
-    "can't read damaged/best.safetensors": ["predict", "damaged", "--data", "kinds_test.csv"],
+    "can't read rotten/best.safetensors": ["predict", "rotten", "--data", "kinds_test.csv"],
     "is not what a run writes": ["export", "odd"],
     "to sort by; did you mean 'accuracy'": ["runs", ".", "--sort", "acuracy"],
     "no run has a setting 'lrr'; did you mean 'lr'": ["runs", ".", "--filter", "lrr=1"],
@@ -520,7 +524,7 @@ def test_wrong_input_is_one_line(pipe, said):
     test.drop(columns="age").to_csv("no_age.csv", index=False)
     test.astype({"age": object}).assign(age=["1", "old", *["3"] * 118]).to_csv("old.csv", index=False)
     test.assign(kind="platinum").to_csv("platinum.csv", index=False)
-    for name in ("newer", "damaged", "odd"):
+    for name in ("newer", "damaged", "odd", "rotten"):
         if not os.path.exists(name):
             shutil.copytree("kinds", name)
     os.makedirs("empty", exist_ok=True)
@@ -530,14 +534,18 @@ def test_wrong_input_is_one_line(pipe, said):
         raw = bytearray(path.read_bytes())
         raw[-5] ^= 1
         path.write_bytes(raw)
+    shutil.rmtree("rotten/checkpoints")
+    past.Path("rotten/best.safetensors").write_bytes(past.Path("damaged/best.safetensors").read_bytes())
     past.Path("odd/data.json").write_text("[]")
+    for name in ("newer", "odd", "rotten"):
+        accept(past.Path(name))
     before = past.Path("kinds.csv").read_bytes()
     code, out, err = pipe(*WRONG[said])
     assert (code, out) == (2, "")
     assert said in err
     assert len(err.splitlines()) == 1
     assert past.Path("kinds.csv").read_bytes() == before
-    for name in ("newer", "damaged", "odd"):
+    for name in ("newer", "damaged", "odd", "rotten"):
         shutil.rmtree(name)
 
 

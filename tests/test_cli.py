@@ -78,7 +78,7 @@ def test_the_runs_folder(run):
     for line in lines:
         metrics = [f"{part}/{name}" for part in ("train", "validate") for name in ("accuracy", "loss")]
         assert list(line) == [
-            "epoch", "step", *metrics, "seconds", "samples_per_second", "train/learning rate",
+            "epoch", "step", *metrics, "seconds", "samples_per_second", "train/learning rate", "checksum",
         ]  # fmt: skip
     module = models.mlp(64, 16, 10)
     module.load_state_dict(load_file(folder / "model.safetensors"))

@@ -153,8 +153,8 @@ BAD = {
     ("--seconds", "nan"): "--seconds nan is out of range",
     ("--seconds", "inf"): "--seconds inf is out of range",
     ("--seconds", "long"): "'long' is not a valid float",
-    ("--json", "/proc/nowhere/b.json"): "can't write --json /proc/nowhere/b.json: No such file",
-    ("--json", "/"): "can't write --json /: Is a directory",
+    ("--json", "/proc/nowhere/b.json"): "can't write /proc/nowhere/b.json: No such file",
+    ("--json", "/"): "can't write /: Is a directory",
     ("--model", "mpl"): "unknown model 'mpl'; did you mean 'mlp'?",
     ("none.toml",): "can't read none.toml",
 }
