@@ -23,7 +23,8 @@ _MEMORY = (
     "bad_alloc",
     "can't start new thread",
 )
-_DISK = ("No space left on device", "Input/output error", "Disk quota exceeded", "Read-only file system")
+_DISK = ("No space left on device", "Input/output error", "Disk quota exceeded", "Read-only file system", "File too large",
+         "Too many open files")  # fmt: skip
 MOST = 8
 """Errors behind an error that are looked at."""
 
@@ -76,7 +77,8 @@ def with_outputs(command: Callable[[], None]) -> None:
     sys.stderr = sys.stderr or open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115  # as above
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+            with suppress(OSError, ValueError):
+                stream.reconfigure(errors="backslashreplace")
     code: Any = 0
     try:
         command()

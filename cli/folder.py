@@ -96,7 +96,9 @@ def locked(folder: Path) -> Iterator[None]:
         except OSError as e:
             e.filename = str(folder)
             raise _unwritable(e) from None
-        files.tidy(folder)
+        with suppress(OSError):
+            for where in {path.parent for path in folder.rglob(f"{files.MAKING}*")}:
+                files.tidy(where)
         yield
 
 

@@ -22,7 +22,7 @@ from cli.answers import Answers, called
 from cli.build import Job
 from cli.past import Past
 from cli.predict import named
-from cli.progress import tell
+from cli.progress import tell, warn
 from cli.recipes.about import About
 from cli.recipes.setting import flag
 from pipeline import html, plot
@@ -64,6 +64,7 @@ def page(past: Past) -> str:
     try:
         parts += _measured(past)
     except PipeError as e:
+        warn(f"classes and samples are left out: {e}")
         parts.append(f"<p>Classes and samples are left out: {html.escape(str(e))}</p>")
     parts += ["<h2>Settings</h2>", f"<pre>{html.escape(command(past))}</pre>", _settings(past)]
     versions = past.document.get("versions", {})

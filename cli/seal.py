@@ -151,7 +151,7 @@ def _check(seal: Seal, path: Path, checksum: str) -> None:
     if known is None:
         raise refusal(f"{path} is not of the run as it is now, which has written none; {ACCEPT}")
     if checksum not in known:
-        raise refusal(f"{path} is not as the run wrote it: its checksum is another; {ACCEPT}")
+        raise refusal(f"{path} is not as the run wrote it: its checksum in {MANIFEST} is another; {ACCEPT}")
 
 
 def chained(rows: Iterable[Mapping[str, Any]], run: str) -> list[dict[str, Any]]:

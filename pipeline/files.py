@@ -113,7 +113,11 @@ def _begun(path: Path, mode: int, folder: bool = False) -> Iterator[tuple[Path, 
         work = path.with_name(MAKING + secrets.token_hex(8))
         if folder:
             work.mkdir(mode)
-            handle = os.open(work, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                handle = os.open(work, os.O_RDONLY | os.O_CLOEXEC)
+            except OSError:
+                remove(work)
+                raise
         else:
             handle = os.open(work, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
         with suppress(OSError):  # some network file systems have no locks
@@ -140,8 +144,12 @@ def writing(path: Path, *, new: bool = False, mode: int = 0o666) -> Iterator[IO[
         os.fsync(handle)
         if new and path.exists():
             raise FileExistsError(errno.EEXIST, "was made by another process meanwhile", str(path))
-        work.replace(path)
-        flush(path.parent)
+        where = os.open(path.parent, os.O_RDONLY | os.O_CLOEXEC)  # what can fail does before the file is in its place
+        try:
+            work.replace(path)
+            os.fsync(where)
+        finally:
+            os.close(where)
 
 
 def replace(path: Path, content: bytes, mode: int = 0o666) -> None:
@@ -170,11 +178,14 @@ def put(work: Path, path: Path) -> None:
 
 def remove(path: Path) -> None:
     """Remove a file, a link or a whole folder, as far as that is possible."""
-    with suppress(OSError):
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink()
+    for _ in range(2):  # a disk may fail once
+        with suppress(OSError):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink()
+        if not os.path.lexists(path):
+            return
 
 
 def tidy(folder: Path) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from tests.attack import made
 from tests.attack.ground import Attack, Ground
 
-ABORTS = r"memory allocation of \d+ bytes failed|std::bad_alloc"
+ABORTS = r"memory allocation of \d+ bytes failed|std::bad_alloc|<jemalloc>"
 """Said by the libraries of C++ and Rust, where there is no memory: nobody can catch that."""
 Limit = Callable[[Ground], None]
 
