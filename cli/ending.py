@@ -23,8 +23,8 @@ _MEMORY = (
     "bad_alloc",
     "can't start new thread",
 )
-_DISK = ("No space left on device", "Input/output error", "Disk quota exceeded", "Read-only file system", "File too large",
-         "Too many open files")  # fmt: skip
+_DISK = ("No space left on device", "Input/output error", "Disk quota exceeded", "Read-only file system",
+         "File too large", "Too many open files")  # fmt: skip
 MOST = 8
 """Errors behind an error that are looked at."""
 

@@ -160,11 +160,10 @@ def _write_npz(file: IO[bytes], made: Rowwise, beside: Path) -> int:
     kinds: dict[str, tuple[np.dtype[Any], tuple[int, ...]]] = {}
     count = 0
     with ExitStack() as stack:
-        work = stack.enter_context(files.making(beside))
         for _, columns in made:
             for name, values in columns.items():
                 if name not in parts:
-                    parts[name] = stack.enter_context(files.updated(work / str(len(parts))))
+                    parts[name] = stack.enter_context(files.scratch(beside.parent))
                     kinds[name] = values.dtype, values.shape[1:]
                 parts[name].write(np.ascontiguousarray(values, dtype=kinds[name][0]).data)
             count += len(next(iter(columns.values())))

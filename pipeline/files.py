@@ -15,6 +15,7 @@ import os
 import secrets
 import shutil
 import stat
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from io import BufferedReader
@@ -150,6 +151,11 @@ def writing(path: Path, *, new: bool = False, mode: int = 0o666) -> Iterator[IO[
             os.fsync(where)
         finally:
             os.close(where)
+
+
+def scratch(folder: Path) -> IO[bytes]:
+    """A file without a name in a folder, which goes when it is closed, or when the process ends."""
+    return tempfile.TemporaryFile(dir=folder)  # the caller closes it
 
 
 def replace(path: Path, content: bytes, mode: int = 0o666) -> None:
