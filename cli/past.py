@@ -74,6 +74,8 @@ class Past:
 
     def saved(self, weights: str) -> Saved:
         """The checkpoint of its best epoch, the last one, or that of a step. Raises a PipeError where there is none."""
+        if weights not in WEIGHTS and not weights.isdecimal():
+            raise refusal(f"unknown weights {weights!r}, which are {', '.join(WEIGHTS)}, or a step", weights, WEIGHTS)
         found = self._found(weights)
         if found is None:
             raise ConfigError(f"{self.folder} has no checkpoint to take weights from")
@@ -83,6 +85,9 @@ class Past:
         """None where there are no checkpoints. An older one is not taken for one that is damaged or gone."""
         where, check = self.folder / CHECKPOINTS, None if self.seal is None else self.seal.fault
         if weights.isdecimal():
+            there = [step for step, _ in checkpoint.steps(where)]
+            if int(weights) not in there:
+                raise refusal(f"{where} has no checkpoint of step {weights}; it has {', '.join(map(str, there))}")
             return checkpoint.at(where, int(weights), check)
         found = checkpoint.newest(where, check=check) if self.seal is None else folders.newest(self.seal)
         if found.faults and (found.saved is not None or checkpoint.steps(where)):
@@ -160,8 +165,6 @@ def _example(about: About) -> dict[str, Any]:
 
 def load_run(folder: Path, weights: str, trust: bool) -> tuple[Pipeline, State, Any]:
     """See pipeline.load_run."""
-    if weights not in WEIGHTS and not weights.isdecimal():
-        raise refusal(f"unknown weights {weights!r}", weights, WEIGHTS)
     past = Past(folder)
     code = settings.code_in(past.document)
     if code and not trust:

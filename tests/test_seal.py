@@ -116,6 +116,8 @@ def test_no_older_weights_are_given_without_a_word(runs, command, harm):
     assert "step-000000006" in ended.err
     assert ended.err.rstrip().endswith("--weights 4")
     assert run(*args, "--weights", "4", cwd=runs).code == 0
+    assert "has no checkpoint of step 5; it has 4" in run(*args, "--weights", "5", cwd=runs).err
+    assert "did you mean 'last'" in run(*args, "--weights", "lasst", cwd=runs).err
     assert "passed over for step-000000004" in run("train", "--resume", "a", "-q", cwd=runs).err
 
 
