@@ -54,7 +54,7 @@ class Checked:
     def run(self, given: Sequence[Tensor] = (), steps: int | None = None, results: bool = True) -> list[Tensor]:
         """As LibraryRun.run. Raises StageError, and then what the program writes into is as before the wrong step."""
         *made, fine = self._bound.run(given, steps)
-        if not bool(fine.all()):
+        if not (fine if steps is None else fine.all()).item():
             self._again(*given)
             raise RuntimeError("an id is out of range in the compiled step, and in no uncompiled one")
         return made if results else []

@@ -71,9 +71,13 @@ class Held:
         except StageError:
             for there, t in zip(self.leaves, before, strict=False):
                 there.copy_(t)
-            if not self.donate:
-                self._current, self.leaves = None, ()
+            self.failed()
             raise
+
+    def failed(self) -> None:
+        """A step changed nothing: without donation, the State that was taken is still its owner's."""
+        if not self.donate:
+            self._current, self.leaves = None, ()
 
     def give(self, steps: int) -> State:
         """The State after so many steps; the one taken is spent."""
