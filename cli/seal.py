@@ -27,6 +27,7 @@ STAYS = ("config.toml", "data.json", "sweep.json")
 CHAIN = "checksum"
 """In a line of metrics, the checksum of it and of all before."""
 FORMAT, MOST = 1, 16 << 20
+_TYPES = {"run": str, "files": dict, "checkpoints": dict, "accepted": list}
 
 
 @define(eq=False)
@@ -113,6 +114,11 @@ def read(folder: Path) -> Seal | None:
         if found.pop("checksum") != files.checksum(found):
             raise ValueError("its checksum is another")
         del found["format"]
+        if {name: type(value) for name, value in found.items()} != _TYPES:
+            raise ValueError("it is not what a run writes")
+        known = all(isinstance(sums, list) for sums in found["files"].values())
+        if not known or not all(n.partition("-")[2].isdecimal() for n in found["checkpoints"]):
+            raise ValueError("it is not what a run writes")
         return Seal(folder, **found)
     except FileNotFoundError:
         return None

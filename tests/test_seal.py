@@ -13,7 +13,7 @@ from sklearn.datasets import load_iris
 from cli import config, folder, seal
 from cli.past import Past
 from cli.recipes import code
-from pipeline import PipeError, load_run, log
+from pipeline import PipeError, files, load_run, log
 from pipeline.errors import ConfigError
 from tests.commands import run
 
@@ -201,6 +201,16 @@ def test_a_run_of_before_there_were_seals_is_sealed_where_it_goes_on(runs):
     assert run("train", "--resume", "a", "--epochs", "4", cwd=runs).err == ""
     assert seal.read(runs / "a") is not None
     assert run("eval", "a", cwd=runs).err == ""
+
+
+@pytest.mark.parametrize("odd", [{"files": 3}, {"files": {"config.toml": 3}}, {"checkpoints": {"a": ""}}, {"run": []},
+                                 {"more": 1}, {"format": 2}])  # fmt: skip
+def test_a_manifest_of_other_types_is_refused(runs, odd):
+    """Even where its checksum fits."""
+    path = runs / "a" / "run.json"
+    facts = {**json.loads(path.read_text()), **odd}
+    path.write_text(json.dumps({**facts, "checksum": files.checksum(facts)}))
+    assert "run.json" in run("eval", "a", cwd=runs).err
 
 
 def test_a_manifest_that_was_removed_is_missed(runs):
