@@ -59,6 +59,7 @@ def trained(
             saved=saved,
             run=seal.run,
             wrote=seal.wrote,
+            beside=[lines.path],
         ) as saver,
     ):
         for r in fit(

@@ -93,6 +93,8 @@ def folder(path: Path, mode: int = 0o777, *, links: bool = True) -> Path:
     if not path.is_dir():
         folder(path.parent, mode)
         path.mkdir(_allowed(path.parent, mode), exist_ok=True)
+        with suppress(PermissionError):  # one that may not be listed
+            flush(path.parent)
     return path
 
 
