@@ -230,7 +230,10 @@ class Log:
     def __init__(self, seal: Seal, step: int = 0) -> None:
         """Opened after its lines of up to `step` steps; later ones are of a past that is done again."""
         self.path, self.seal = seal.folder / METRICS, seal
-        self.rows = seals.chained((row for row in log.read(self.path) if row["step"] <= step), seal.run)
+        found = log.read(self.path)
+        if processes.first() and (fault := seals.broken(seal, found)) is not None:
+            warn(f"{fault}: it is gone on with as it is")
+        self.rows = seals.chained((row for row in found if row["step"] <= step), seal.run)
         self.epochs = [row["epoch"] for row in self.rows]
         self._file: IO[bytes] | None = None
         if processes.first():

@@ -163,6 +163,19 @@ def test_metrics_that_were_changed_are_told_where_they_are_shown(runs, find, put
         assert said in ended.err
 
 
+def test_metrics_that_were_changed_are_told_where_a_run_goes_on(runs):
+    """The lines stay as they are."""
+    path = runs / "a" / "metrics.jsonl"
+    path.write_text(path.read_text().replace('"validate/loss": 0.', '"validate/loss": 1.', 1))
+    for more in ([], ["--epochs", "4"]):
+        shutil.copytree(runs / "a", runs / "c", dirs_exist_ok=True)
+        assert (
+            "c/metrics.jsonl is not as the run wrote it, from line"
+            in run("train", "--resume", "c", *more, cwd=runs).err
+        )
+        shutil.rmtree(runs / "c")
+
+
 def test_a_sweep_is_not_compared_by_rows_that_were_changed(runs):
     """What goes on would be another."""
     path = runs / "sweep" / "members" / "000" / "metrics.jsonl"

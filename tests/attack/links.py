@@ -150,7 +150,8 @@ def _closed(name: str, file: str, args: tuple[str, ...], ground: Ground) -> None
         os.chown(path, 0, 0)
     path.chmod(0)
     ground.pipe(*args, before=_leave)
-    path.chmod(0o700)
+    if path.exists():  # the command may have removed it
+        path.chmod(0o700)
 
 
 def _leave() -> None:
