@@ -244,7 +244,8 @@ def _flag(command: str, flag: str, value: str, ground: Ground) -> None:
         if (flag, command) == ("--epochs", "train"):
             args += ["--minutes", "0.005"]  # so many may be asked for
     said = _bounded(ground, *args)
-    if said.code == 2 and command == "train" and list((ground.here / "o").glob("*.toml")):
+    begun = "is not finite" in said.err  # it was trained, and went wrong
+    if said.code == 2 and command == "train" and not begun and list((ground.here / "o").glob("*.toml")):
         ground.fault("left", "a run's folder was made before it was refused", said)
 
 
