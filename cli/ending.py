@@ -22,6 +22,8 @@ _MEMORY = (
     "not enough memory",
     "bad_alloc",
     "can't start new thread",
+    "can't spawn worker thread",
+    "could not create a primitive",
 )
 _DISK = ("No space left on device", "Input/output error", "Disk quota exceeded", "Read-only file system",
          "File too large", "Too many open files")  # fmt: skip

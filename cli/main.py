@@ -458,6 +458,10 @@ def _main() -> None:
                 click.echo(f"pipe: process {os.environ.get('RANK')} lost another one: {why}", err=True)
             sys.exit(1)
         _end(str(e), code)
+    except BaseException as e:
+        if type(e).__name__ != "PanicException" or (why := ending.words(e)) is None:  # of Rust, no Exception
+            raise
+        _end(why, 2)
 
 
 def _end(message: str, code: int) -> NoReturn:
