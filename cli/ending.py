@@ -23,6 +23,7 @@ _MEMORY = (
     "bad_alloc",
     "can't start new thread",
     "can't spawn worker thread",
+    "could not spawn threads",
     "could not create a primitive",
 )
 _DISK = ("No space left on device", "Input/output error", "Disk quota exceeded", "Read-only file system",
