@@ -47,7 +47,7 @@ def built_in() -> Mapping[str, Direction | None]:
 def last(r: Mapping[str, Any]) -> dict[str, Any]:
     """The metrics of a row's validation, by their own names."""
     found = {k.removeprefix("validate/"): v for k, v in r.items() if k.startswith("validate/")}
-    return {k: v for k, v in found.items() if isinstance(v, int | float | None)}  # what is damaged may be a list
+    return {k: v for k, v in found.items() if isinstance(v, int | float | None)}  # a damaged row may have lists
 
 
 def of(metric: str, rows: Iterable[log.Row]) -> Direction:

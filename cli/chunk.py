@@ -52,16 +52,9 @@ def trained(
             programs.append(program)
     with (
         folders.Log(seal, int(state.step)) as lines,
-        Saver(
-            folders.inside(seal, CHECKPOINTS),
-            keep=1,
-            minutes=run.save_minutes,
-            saved=saved,
-            run=seal.run,
-            wrote=seal.wrote,
-            beside=[lines.path],
-        ) as saver,
-    ):
+        Saver(folders.inside(seal, CHECKPOINTS), keep=1, minutes=run.save_minutes, saved=saved, run=seal.run,
+              wrote=seal.wrote, beside=[lines.path]) as saver,
+    ):  # fmt: skip
         for r in fit(
             runs, epochs=chunk.end, validate=made.validation, state=state, compile=program, interval=0.1,
             start=saved.start if saved else (chunk.begin, 0),
@@ -140,7 +133,7 @@ def _write_members(chunk: Chunk, seal: Seal, rows: Sequence[log.Row], sweep: Sea
         written = {
             settings.CONFIG: folders.config_text(m.config, table, member),
             **folders.data_text(made),
-            METRICS: seals.lines(own_rows, member.run),
+            METRICS: seals.lines(own_rows),
             folders.WEIGHTS: folders.weights_file(made.pipe.weights(own), about),
             STATUS: folders.status_text("done" if whole else "stopped", why=why),
         }

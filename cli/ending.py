@@ -1,4 +1,4 @@
-"""Ending: what is no fault of ours, and still ends a command, in one line with an exit code. Imports no torch."""
+"""Ending: report errors of the machine (disk, memory, output) in one line, with an exit code. Imports no torch."""
 
 from __future__ import annotations
 

@@ -108,15 +108,14 @@ def gone_on(folder: Path) -> Iterator[Seal]:
     with locked(folder):
         if processes.first() and seals.read(folder) is None:
             accept(folder)
-        processes.agreed(None)  # others look at the seal when it is there
+        processes.agreed(None)  # the other processes read the seal only after it is written
         seal = seals.read(folder)
         assert seal is not None
         yield evolve(seal, writes=processes.first())
 
 
 def accept(folder: Path) -> list[str]:
-    """Take what is in the folder of a run, and in those of a sweep's members, as it is; the names of what is otherwise
-    than it was written."""
+    """Accept the current files of a run, and of a sweep's members; the names of those that were changed."""
     saved: list[checkpoint.Saved] = []
     where = folder / CHECKPOINTS
     try:
@@ -237,7 +236,7 @@ class Log:
         self.epochs = [row["epoch"] for row in self.rows]
         self._file: IO[bytes] | None = None
         if processes.first():
-            replace(self.path, seals.lines(self.rows, seal.run))
+            replace(self.path, seals.lines(self.rows))
             self._file = files.updated(self.path)
             self._file.seek(0, os.SEEK_END)
 

@@ -74,7 +74,7 @@ class Past:
 
     def saved(self, weights: str) -> Saved:
         """The checkpoint of its best epoch, the last one, or that of a step. Raises a PipeError where there is none."""
-        if weights not in WEIGHTS and not weights.isdecimal():
+        if weights not in WEIGHTS and not _is_step(weights):
             raise refusal(f"unknown weights {weights!r}, which are {', '.join(WEIGHTS)}, or a step", weights, WEIGHTS)
         found = self._found(weights)
         if found is None:
@@ -84,7 +84,7 @@ class Past:
     def _found(self, weights: str) -> Saved | None:
         """None where there are no checkpoints. An older one is not taken for one that is damaged or gone."""
         where, check = self.folder / CHECKPOINTS, None if self.seal is None else self.seal.fault
-        if weights.isdecimal():
+        if _is_step(weights):
             there = [step for step, _ in checkpoint.steps(where)]
             if int(weights) not in there:
                 raise refusal(f"{where} has no checkpoint of step {weights}; it has {', '.join(map(str, there))}")
@@ -117,7 +117,7 @@ class Past:
         pipe = Pipeline(forward.model(build, inputs=inputs))
         [model] = pipe.models
         pipe.init(self.config.run.seed, batch=_example(self.about))
-        saved = self._found(weights) if weights in WEIGHTS or weights.isdecimal() else None
+        saved = self._found(weights) if weights in WEIGHTS or _is_step(weights) else None
         members = self.config.run.ensemble
         if saved is not None:
             kept = saved.kept(model.params, model.buffers)
@@ -153,6 +153,10 @@ class Past:
         except Exception as e:  # of safetensors and torch, which have several
             raise ConfigError(f"can't read {path}: {first_line(e)}") from None
         return module.eval(), inputs, {k: about[k] for k in ("epoch", "step") if k in about}
+
+
+def _is_step(weights: str) -> bool:
+    return weights.isdecimal() and len(weights) < 20
 
 
 def _example(about: About) -> dict[str, Any]:

@@ -140,7 +140,7 @@ def noted(name: str, notes: TCPStore | None = None) -> str | None:
 
 
 def _notes(port: int, server: int | None = None) -> TCPStore:
-    from torch.distributed import TCPStore  # type: ignore[attr-defined]
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]  # torch does not list it
 
     return TCPStore("127.0.0.1", port, None, server is not None, wait_for_workers=False, master_listen_fd=server)
 

@@ -183,9 +183,9 @@ def _link(before: str, row: Mapping[str, Any]) -> str:
     return _digest(f"{before}{json.dumps(row, sort_keys=True)}".encode())[:16]
 
 
-def lines(rows: Iterable[Mapping[str, Any]], run: str) -> bytes:
+def lines(rows: Iterable[Mapping[str, Any]]) -> bytes:
     """Rows as metrics.jsonl has them."""
-    return b"".join(json.dumps(row).encode() + b"\n" for row in chained(rows, run))
+    return b"".join(json.dumps(row).encode() + b"\n" for row in rows)
 
 
 def whole(rows: Sequence[Mapping[str, Any]], run: str) -> int:
@@ -230,7 +230,7 @@ def accept(folder: Path, rows: Sequence[Mapping[str, Any]], saved: Sequence[Any]
     if broken(seal, rows) is not None:
         differ.append(METRICS)
         seal.files.pop(METRICS, None)
-        files.replace(folder / METRICS, lines(rows, seal.run))
+        files.replace(folder / METRICS, lines(chained(rows, seal.run)))
     if differ:
         seal.accepted.append({"at": datetime.now(UTC).isoformat(timespec="seconds"), "files": differ})
         seal.save()

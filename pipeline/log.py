@@ -20,7 +20,7 @@ from contextlib import AbstractContextManager, ExitStack, closing, contextmanage
 from pathlib import Path
 from typing import IO, Any, TypeAlias
 
-from pipeline import files
+from pipeline import files, memory
 from pipeline.direction import Direction
 from pipeline.errors import ConfigError
 from pipeline.state import Report, State
@@ -164,7 +164,7 @@ def _begun(path: Path, content: str) -> IO[str]:
 
 def _text(path: Path) -> str:
     try:
-        return files.read(path).decode("utf-8", "replace") if path.exists() else ""
+        return files.read(path, most=memory.free()).decode("utf-8", "replace") if path.exists() else ""
     except OSError as e:
         raise ConfigError(f"can't read {path}: {e.strerror}") from None
 
@@ -202,7 +202,9 @@ def _fits(name: str, value: Any) -> bool:
         return isinstance(value, str)
     if isinstance(value, list):
         return all(_fits("", v) for v in value)
-    return value is None or (type(value) in (int, float) and abs(value) < 1e300)
+    if isinstance(value, float):
+        return math.isfinite(value)
+    return value is None or (type(value) is int and abs(value) < 1 << 1000)  # which a float can hold
 
 
 def _finite(value: Any) -> Any:

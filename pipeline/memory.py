@@ -18,9 +18,10 @@ def free() -> int:
     with suppress(OSError, StopIteration):
         lines = files.read(Path("/proc/meminfo")).decode().splitlines()
         found.append(1024 * int(next(line for line in lines if line.startswith("MemAvailable")).split()[1]))
-    with suppress(OSError, ValueError):  # a container without a limit says "max"
+    with suppress(OSError, ValueError, KeyError):  # a container without a limit says "max"
         limit, used = (int(files.read(Path(f"/sys/fs/cgroup/memory.{n}"))) for n in ("max", "current"))
-        found.append(limit - used)
+        stat = dict(line.split() for line in files.read(Path("/sys/fs/cgroup/memory.stat")).decode().splitlines())
+        found.append(limit - used + int(stat["inactive_file"]))  # cached files give way
     with suppress(OSError):
         limit = resource.getrlimit(resource.RLIMIT_AS)[0]
         used = int(files.read(Path("/proc/self/statm")).split()[0]) * PAGE

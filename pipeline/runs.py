@@ -16,7 +16,7 @@ def load_run(folder: str | Path, *, weights: str = "best", trust: bool = False) 
         print(pipe.evaluate(state, held_out))
         model = pipe.module(state)  # a plain nn.Module
 
-    - `weights`: "best", of the epoch that was best on the held-out data, or "last".
+    - `weights`: "best", of the epoch that was best on the held-out data, "last", or the step of a checkpoint.
     - `trust`: run code of somebody's that the run's config names.
 
     The data are read again, from where the config has them. Raises ConfigError for a folder without a run, for one that
