@@ -15,7 +15,8 @@ import sys
 import threading
 import time
 import uuid
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
@@ -66,9 +67,6 @@ def launch(processes: int, restarts: int, arguments: list[str]) -> None:
         logging.getLogger(f"torch.distributed.elastic.{name}").setLevel(logging.CRITICAL + 1)
     server = socket.create_server(("127.0.0.1", 0))
     notes = _notes(server.getsockname()[1], server.detach())
-    # "-m" would look for modules in the current folder first, which may be a stranger's.
-    os.environ |= {NOTES: str(notes.port), LAUNCHER: str(os.getpid()), "PYTHONSAFEPATH": "1"}
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(len(os.sched_getaffinity(0)) // processes, 1)))
     config = LaunchConfig(
         min_nodes=1, max_nodes=1, nproc_per_node=processes, run_id=uuid.uuid4().hex, rdzv_backend="c10d",
         rdzv_endpoint="localhost:0", max_restarts=restarts, monitor_interval=0.1, start_method="spawn",
@@ -76,7 +74,8 @@ def launch(processes: int, restarts: int, arguments: list[str]) -> None:
         logs_specs=DefaultLogsSpecs(os.devnull),
     )  # fmt: skip
     try:
-        elastic_launch(config, sys.executable)("-u", "-m", "cli.main", *arguments)
+        with _told(processes, notes.port):
+            elastic_launch(config, sys.executable)("-u", "-m", "cli.main", *arguments)
     except SignalException as e:
         sys.exit(128 + int(e.sigval))
     except ChildFailedError as e:
@@ -90,6 +89,20 @@ def launch(processes: int, restarts: int, arguments: list[str]) -> None:
             click.echo(f"pipe: process {rank} was killed ({name}){more}", err=True)
             sys.exit(1)
         sys.exit(failure.exitcode)
+
+
+@contextmanager
+def _told(processes: int, port: int) -> Iterator[None]:
+    """Within it, the environment has what processes that are started are to know."""
+    before = dict(os.environ)
+    # "-m" would look for modules in the current folder first, which may be a stranger's.
+    os.environ |= {NOTES: str(port), LAUNCHER: str(os.getpid()), "PYTHONSAFEPATH": "1"}
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(len(os.sched_getaffinity(0)) // processes, 1)))
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 def watch() -> None:
