@@ -60,11 +60,13 @@ class Checked:
         return made if results else []
 
 
-def checked(graph: GraphModule, fixed: Collection[int], stage: Any) -> tuple[tuple[Look, ...], bool]:
+def checked(
+    graph: GraphModule, fixed: Collection[int], stage: Any, guard: bool = True
+) -> tuple[tuple[Look, ...], bool]:
     """Have a graph check its ids: what is to be looked at before it runs, and whether it returns, as its last, if all
     others were in range. Where not, it leaves what it writes into as it was.
 
-    `fixed` are the places of arguments that no step changes.
+    `fixed` are the places of arguments that no step changes. Without `guard`, only what is to be looked at is found.
     """
     places = {n: i for i, n in enumerate(graph.graph.find_nodes(op="placeholder")) if i in fixed}
     looks: dict[Any, Look] = {}
@@ -76,7 +78,7 @@ def checked(graph: GraphModule, fixed: Collection[int], stage: Any) -> tuple[tup
         body = getattr(graph, loop.args[0].target)
         inner = [*body.graph.find_nodes(op="placeholder")][len(loop.args[1]) :]
         given |= zip(inner, (*loop.args[2], *loop.args[3]), strict=True)
-        if own := _guarded(body, given, places, looks, stage):
+        if own := _guarded(body, given, places, looks, stage, guard):
             [out] = body.graph.find_nodes(op="output")
             with body.graph.inserting_before(out):
                 out.args = ((*out.args[0], _all(body, own)),)
@@ -86,7 +88,7 @@ def checked(graph: GraphModule, fixed: Collection[int], stage: Any) -> tuple[tup
                 good.append(graph.graph.call_function(operator.getitem, (loop, len(loop.meta["val"]))))
             loop.meta["val"] = (*loop.meta["val"], rows)
             good[-1].meta["val"] = rows
-    good += _guarded(graph, given, places, looks, stage)
+    good += _guarded(graph, given, places, looks, stage, guard)
     if good:
         [out] = graph.graph.find_nodes(op="output")
         copies: Any = graph.graph.find_nodes(op="call_function", target=_ATEN.copy_.default)
@@ -102,8 +104,9 @@ def checked(graph: GraphModule, fixed: Collection[int], stage: Any) -> tuple[tup
 
 
 def _guarded(
-    graph: GraphModule, given: Mapping[Node, Node], places: Mapping[Node, int], looks: dict[Any, Look], stage: Any
-) -> list[Node]:
+    graph: GraphModule, given: Mapping[Node, Node], places: Mapping[Node, int], looks: dict[Any, Look], stage: Any,
+    guard: bool,
+) -> list[Node]:  # fmt: skip
     """Have each operation read ids that are in range; whether those that it was given were, of each."""
     changed = {n for node in graph.graph.nodes for x in _written(node) for n in _chain(x, {})}
     known: dict[Any, Node] = {}
@@ -122,6 +125,8 @@ def _guarded(
                     continue
                 if (held := _held(chain[-1])) is not None and not one.refused(held):
                     continue
+            if not guard:
+                continue
             if key not in known or one.ids in changed:
                 with graph.graph.inserting_before(node):
                     fine, known[key] = _guard(graph, one)

@@ -114,7 +114,8 @@ def trace(
     for part in _graphs(graph):
         _mended(part)
         _merged(part)
-    looks, checks = checked(graph, fixed, _stage)
+    # On an accelerator, to read the flag of each call would wait for the device, whose kernels assert by themselves.
+    looks, checks = checked(graph, fixed, _stage, guard=all(t.device.type == "cpu" for t in args))
     collectives.scheduled(graph)
     for node in nodes(graph):
         # Some carry the tag for a dropout of their own, which is 0 here: pipeline.draws has done it already.
