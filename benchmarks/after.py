@@ -33,7 +33,10 @@ RULES: dict[str, tuple[int, Any]] = {
 
 READ = """
 import sys, threading, time
-from cli import main, others, past, predict
+from cli import main
+from cli import new_data as others
+from cli import saved_run as past
+from cli.commands import predict
 
 def resident():
     return next(int(line.split()[1]) / 1024 for line in open("/proc/self/status") if line.startswith("VmRSS"))

@@ -37,7 +37,8 @@ NEXT = """
 import json, sys, time
 import torch
 start = time.perf_counter()
-from cli import config, train
+from cli import config
+from cli.commands import train
 from pipeline.compile import Compiled
 advance, first = Compiled.advance, []
 def noted(*args, **keywords):

@@ -26,7 +26,7 @@ from benchmarks import report
 from cli import build, config
 from pipeline import fit
 from pipeline.sources import Split
-from pipeline.sources.cells import read
+from pipeline.sources.csv import read
 
 SPLITS = 5
 NAMES = ("sklearn:wine", "sklearn:breast_cancer", "sklearn:diabetes")

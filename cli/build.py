@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from cli import processes, room
 from cli.config import TrainConfig
 from cli.inside import inside
-from cli.recipes.about import About
+from cli.recipes.data_card import About
 from cli.recipes.model import Custom, Fixed
 from pipeline import Pipeline, backward, ensemble, evaluate, forward, load, memory, order, place, update
 from pipeline.direction import directions

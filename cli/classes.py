@@ -7,7 +7,7 @@ from typing import Any
 from attrs import frozen
 
 from cli.build import Job
-from cli.recipes.about import About
+from cli.recipes.data_card import About
 from pipeline import Pipeline, State, evaluate
 
 SHOWN = 30

@@ -20,7 +20,7 @@ from cli.recipes.code import is_code
 from cli.recipes.setting import refusal
 
 if TYPE_CHECKING:
-    from cli.past import Past
+    from cli.saved_run import Past
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -80,7 +80,7 @@ def train(
     if resume is None:
         if verify:
             raise refusal("--verify needs --resume RUN, the run to verify")
-        from cli import train as command
+        from cli.commands import train as command
 
         if verbose and not (file and is_code(file)):
             given["telemetry"] = True if given["telemetry"] is None else given["telemetry"]
@@ -93,7 +93,7 @@ def train(
     chosen = _given(given)
     _check(Path(resume), chosen, trust, accept)
     old, new = config.resumed(Path(resume), chosen)
-    from cli import train as command
+    from cli.commands import train as command
 
     command.resume(Path(resume), old, new, verify=verify, quiet=quiet, verbose=verbose)
 
@@ -127,7 +127,7 @@ def sweep(
     groups, which are compiled and trained one after the other. Each member is the run that pipe train makes of its
     settings, and has a folder of one: pipe train --resume runs/.../best goes on with the best one.
     """
-    from cli import sweep as command
+    from cli.commands import sweep as command
 
     if resume is not None:
         others = (file, seeds, draws, at_once, halving or None, *given.values())
@@ -136,7 +136,7 @@ def sweep(
         _check(Path(resume), {}, trust, accept)
         command.resume(Path(resume), quiet=quiet)
         return
-    from cli.axes import parted
+    from cli.sweep.grid import parted
 
     assigned = given.pop("assigned", ())
     single, axes = parted({name: value for name, value in given.items() if value is not None})
@@ -152,7 +152,7 @@ def set_(run: str, assigned: tuple[str, ...], trust: bool) -> None:
     """Change settings with which a RUN goes on, such as lr=0.01, or data=PLACE if its data have moved."""
     chosen = config.whole(config.assigned(assigned))
     _check(Path(run), chosen, trust)
-    from cli import edit as command
+    from cli.commands import set as command
 
     command.run(Path(run), chosen)
 
@@ -168,7 +168,7 @@ def show(file: str | None, **given: Any) -> None:
     draw = given["schedule"] is not None
     given["schedule"] = given["schedule"] or None
     made = _config(file, given)
-    from cli import show as command
+    from cli.commands import show as command
 
     command.run(made, draw=draw)
 
@@ -186,7 +186,7 @@ def bench(file: str | None, seconds: float, out_json: str | None, **given: Any) 
     eager step has them, without bias, activations, loss, update or batch. Small ones can be quicker inside a fused
     step.
     """
-    from cli import bench as command
+    from cli.commands import bench as command
 
     command.run(_config(file, given), seconds=seconds, file=out_json)
 
@@ -196,7 +196,7 @@ def bench(file: str | None, seconds: float, out_json: str | None, **given: Any) 
 @click.option("--out", default="pipe.toml", metavar="FILE", help="the file to write  [default: pipe.toml]")
 def init(data: str, out: str) -> None:
     """Look at DATA, as --data takes them, and write a commented config to start from: pipe train pipe.toml."""
-    from cli import init as command
+    from cli.commands import init as command
 
     command.run(data, out)
 
@@ -227,7 +227,7 @@ def sample(
 ) -> None:  # fmt: skip
     """Continue a text with the model of a RUN that learned one."""
     past = _past(run, trust, accept)
-    from cli import sample as command
+    from cli.commands import sample as command
 
     command.run(past, prompt, weights=weights, count=count, temperature=temperature, top_k=top_k, seed=seed)
 
@@ -245,7 +245,7 @@ def evaluate(run: str, data: str | None, as_json: bool, weights: str, trust: boo
     On the data that the run held out, the figures are those that training printed for that epoch.
     """
     past = _past(run, trust, accept)
-    from cli import evaluate as command
+    from cli.commands import evaluate as command
 
     command.run(past, data, weights=weights, as_json=as_json)
 
@@ -267,7 +267,7 @@ def predict(
     predictions alone. As CSV, a text that a spreadsheet would take for a formula has a ' in front.
     """
     past = _past(run, trust, accept)
-    from cli import predict as command
+    from cli.commands import predict as command
 
     command.run(past, data, out, weights=weights, raw=raw_text)
 
@@ -289,7 +289,7 @@ def export(run: str, kind: str, out: str | None, weights: str, trust: bool, acce
     beside it says what goes in and what comes out.
     """
     past = _past(run, trust, accept)
-    from cli import export as command
+    from cli.commands import export as command
 
     command.run(past, kind, out, weights=weights)
 
@@ -301,7 +301,7 @@ def export(run: str, kind: str, out: str | None, weights: str, trust: bool, acce
 @click.option("--json", "as_json", is_flag=True, help="as JSON")
 def runs(folders: tuple[str, ...], sort: str | None, filters: tuple[str, ...], as_json: bool) -> None:
     """List the runs in a FOLDER, with the settings in which they differ; of two or more RUNs, these side by side."""
-    from cli import runs as command
+    from cli.commands import runs as command
 
     command.run(folders, sort=sort, filters=filters, as_json=as_json)
 
@@ -312,7 +312,7 @@ def runs(folders: tuple[str, ...], sort: str | None, filters: tuple[str, ...], a
 @click.option("--out", metavar="FILE", help="[default: the run's curves.svg; of several, curves.png here]")
 def plot(runs: tuple[str, ...], metrics: tuple[str, ...], out: str | None) -> None:
     """Draw the curves of a RUN, or of several over each other."""
-    from cli import plot as command
+    from cli.commands import plot as command
 
     command.run([Path(run) for run in runs], metrics, out)
 
@@ -325,7 +325,7 @@ def plot(runs: tuple[str, ...], metrics: tuple[str, ...], out: str | None) -> No
 def report(run: str, out: str | None, trust: bool, accept: bool) -> None:
     """Write what a RUN trained and how well as one HTML file: curves, classes, what was told worst, settings."""
     past = _past(run, trust, accept)
-    from cli import report as command
+    from cli.commands import report as command
 
     command.run(past, out)
 
@@ -334,7 +334,7 @@ def report(run: str, out: str | None, trust: bool, accept: bool) -> None:
 @click.argument("action", default="list", metavar="[list|verify|clear]")
 def cache(action: str) -> None:
     """List the compiled programs kept on disk, check that they are whole, or remove them all."""
-    from cli import cache as command
+    from cli.commands import cache as command
 
     command.run(action)
 
@@ -376,7 +376,7 @@ def _config(file: str | None, given: dict[str, Any], trust: bool = False, accept
 def _past(run: str, trust: bool, accept: bool) -> Past:
     """A run that was made."""
     _check(Path(run), {}, trust, accept)
-    from cli.past import Past
+    from cli.saved_run import Past
 
     return Past(Path(run))
 

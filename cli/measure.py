@@ -18,7 +18,8 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 
 from cli.config import TrainConfig
 from pipeline import Batch, Pipeline, State, files, fit
-from pipeline.compile import Compiled, key, storage
+from pipeline.compile import Compiled, key
+from pipeline.compile import cache as storage
 
 Way: TypeAlias = Callable[[int], float]
 """Does so many steps, and says how many seconds they took."""

@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 
 from pipeline import load, place
 from pipeline.backward import Gradients
-from pipeline.compile.check import check, distance
+from pipeline.compile.verify import check, distance
 from pipeline.compose import Composition
 from pipeline.errors import CaptureError, DataError, StageError
 from pipeline.mesh import Mesh

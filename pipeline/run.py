@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pipeline import mesh
 from pipeline.backward import Gradients
-from pipeline.backward.parts import Written, in_parts
+from pipeline.backward.accumulate import Written, in_parts
 from pipeline.backward.per_example import each_sample
 from pipeline.errors import StageError
 from pipeline.joint import by_model, joined

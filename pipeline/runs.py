@@ -23,6 +23,6 @@ def load_run(folder: str | Path, *, weights: str = "best", trust: bool = False) 
     is being written to, and for code that is not trusted; CheckpointError where its checkpoint is damaged.
     """
     # The command knows how its settings become a pipeline; nothing else here needs it.
-    from cli.past import load_run
+    from cli.saved_run import load_run
 
     return load_run(Path(folder), weights, trust)

@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 
 from pipeline import mesh
 from pipeline.backward import Gradients
-from pipeline.backward.parts import Written
+from pipeline.backward.accumulate import Written
 from pipeline.errors import WiringError
 from pipeline.forward import Model
 from pipeline.joint import joined

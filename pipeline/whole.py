@@ -14,7 +14,7 @@ from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from torch.utils import _pytree as pytree
 
 from pipeline.backward import Gradients
-from pipeline.backward.parts import Written
+from pipeline.backward.accumulate import Written
 from pipeline.errors import StageError
 from pipeline.forward import Model
 from pipeline.run import through

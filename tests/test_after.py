@@ -19,11 +19,12 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 
 import pipeline
-from cli import past, report
+from cli import saved_run as past
+from cli.commands import report
 from cli.folder import accept
 from cli.main import main
 from pipeline import PipeError, load_run, log, sources
-from pipeline.sources import cells
+from pipeline.sources import csv as cells
 from tests import pipes
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")

@@ -12,8 +12,8 @@ from safetensors.numpy import save_file
 
 from pipeline import load, sources
 from pipeline.errors import DataError
-from pipeline.sources import mapped
-from pipeline.sources.ahead import ahead
+from pipeline.sources import memmap as mapped
+from pipeline.sources.prefetch import ahead
 from tests.strategies import seeds
 
 

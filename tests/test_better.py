@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from cli import better
+from cli import ranking as better
 from pipeline import checkpoint, evaluate, log
 from pipeline.direction import direction, directions, rank
 from pipeline.errors import ConfigError

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.compile.check import check, distance
+from pipeline.compile.verify import check, distance
 from pipeline.errors import CaptureError
 from tests.strategies import normals, seeds, shapes
 

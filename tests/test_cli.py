@@ -89,7 +89,8 @@ def test_a_second_run_starts_from_the_cache(run, tmp_path):
     is even imported."""
     code = """
 import sys
-from cli import config, train
+from cli import config
+from cli.commands import train
 train.run(config.make({"hidden": [16], "batch_size": 479, "lr": 0.1, "seed": 3, "epochs": 2, "steps_per_call": "2"}))
 assert "torch._inductor.compile_fx" not in sys.modules
 """

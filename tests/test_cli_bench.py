@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from cli import bench, config, measure
+from cli import config, measure
 from cli.build import job
+from cli.commands import bench
 from pipeline.compile.backends import torch as generic
 
 TINY = ("--hidden", 16, "--batch-size", 479, "--seconds", 0.05)

@@ -7,7 +7,8 @@ import types
 import pytest
 import torch
 
-from pipeline.compile import key, storage
+from pipeline.compile import cache as storage
+from pipeline.compile import key
 
 
 @pytest.fixture

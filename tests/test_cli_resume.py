@@ -381,7 +381,7 @@ def test_a_signal_before_training(tmp_path, number):
     code = f"""
 import os, signal, sys, time
 signal.signal({number:d}, signal.default_int_handler if {number:d} == signal.SIGINT else signal.SIG_DFL)
-from cli import train
+from cli.commands import train
 def reads(config):
     os.kill(os.getpid(), {number:d})
     time.sleep(60)

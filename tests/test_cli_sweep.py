@@ -17,11 +17,13 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from cli import config as settings
-from cli import landscape, plan, width
-from cli.axes import Axis, combinations, parted
 from cli.main import cli
+from cli.sweep import autotune as width
+from cli.sweep import groups as plan
+from cli.sweep import picture as landscape
+from cli.sweep.grid import Axis, combinations, parted
 from pipeline import update
-from pipeline.compile import storage
+from pipeline.compile import cache as storage
 from pipeline.errors import ConfigError
 from tests import kills, pipes
 

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline import load, order, resident, testing
-from pipeline.compile.feeds import resident_feed
+from pipeline.compile.batches import resident_feed
 from pipeline.resident import Resident
 from tests.strategies import batch_sizes, samples, seeds
 

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 
 from cli import config, ending, room
 from cli.recipes import settings
-from cli.recipes.about import About
+from cli.recipes.data_card import About
 from cli.recipes.run import Run
 from pipeline import html, log, memory, plot, sources, text
 from pipeline.errors import ConfigError, DataError, PipeError
@@ -267,7 +267,7 @@ drawn_rows = st.fixed_dictionaries(
 @given(st.lists(plain | drawn_rows))
 def test_rows_that_are_none_are_left_out(lines):
     """Whatever a metrics.jsonl holds, its rows are numbers, and can be drawn and ranked."""
-    from cli import better
+    from cli import ranking as better
 
     with TemporaryDirectory() as folder:
         (Path(folder) / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -308,7 +308,7 @@ def test_room_is_not_asked_of_what_can_not_be_made_without_memory():
 def test_csv_is_safe_unless_it_is_asked_raw(cells, raw):
     """No cell is a formula, and none has a control character; `--raw-text` leaves all as it is."""
     pl = pytest.importorskip("polars")
-    from cli import predict
+    from cli.commands import predict
 
     cells = [c.encode(errors="replace").decode() for c in cells]
     frame = pl.DataFrame({"=x": cells})

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from sklearn.datasets import load_iris
 
 from cli import config, folder, seal
-from cli.past import Past
 from cli.recipes import code
+from cli.saved_run import Past
 from pipeline import PipeError, files, load_run, log
 from pipeline.errors import ConfigError
 from tests.commands import run

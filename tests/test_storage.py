@@ -15,7 +15,7 @@ import torch
 
 from cli import measure
 from pipeline import Pipeline, backward, forward, loss, testing, update
-from pipeline.compile import storage
+from pipeline.compile import cache as storage
 from pipeline.compile.backends import library
 from tests import pipes
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from pipeline import sources
 from pipeline.errors import ConfigError, DataError
-from pipeline.sources.cells import read
+from pipeline.sources.csv import read
 from pipeline.sources.table import apply
 from tests.strategies import seeds
 

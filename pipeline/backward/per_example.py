@@ -14,8 +14,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as pytree
 
 from pipeline import random
+from pipeline.backward.accumulate import Written
 from pipeline.backward.gradients import Gradients
-from pipeline.backward.parts import Written
 from pipeline.errors import PipeError, StageError, WiringError, place_of
 from pipeline.stage import Stage, first_line
 from pipeline.state import Batch

@@ -17,10 +17,10 @@ from torch.utils import _pytree as pytree
 from pipeline import evaluate
 from pipeline.compile.backends.library import return_memory
 from pipeline.compile.backends.program import Run
-from pipeline.compile.checks import Checked
+from pipeline.compile.batches import Feed, Feeds, Signature, given_feed, given_inputs, resident_feed
 from pipeline.compile.donation import Held
-from pipeline.compile.feeds import Feed, Feeds, Signature, given_feed, given_inputs, resident_feed
-from pipeline.compile.functions import EVALUATION, TRAIN, Kind, listed
+from pipeline.compile.flatten import EVALUATION, TRAIN, Kind, listed
+from pipeline.compile.id_checks import Checked
 from pipeline.compile.programs import Backend, Fallback, Programs
 from pipeline.compile.report import CompileReport
 from pipeline.compose import Composition
@@ -52,7 +52,7 @@ class Compiled:
     Without a batch, the data set is placed on the device once, and the gather is part of the graph. A batch of other
     shapes makes one more graph, counted in `report`, and from the third on one of symbolic sizes. A new program is run
     once on copies, beside the plain functions, before it is used. The native backend's are kept on disk (see
-    pipeline.compile.storage).
+    pipeline.compile.cache).
     """
 
     def __init__(

@@ -15,16 +15,18 @@ from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from pipeline.backward import Gradients
-from pipeline.compile import functions, key, storage
+from pipeline.compile import cache as storage
+from pipeline.compile import flatten as functions
+from pipeline.compile import key
 from pipeline.compile.backends import torch as generic
 from pipeline.compile.backends.library import Library
 from pipeline.compile.backends.program import Output, Program, Run
-from pipeline.compile.check import check
-from pipeline.compile.checks import Checked, Look
-from pipeline.compile.feeds import Feed, Signature
-from pipeline.compile.functions import Kind
+from pipeline.compile.batches import Feed, Signature
+from pipeline.compile.flatten import Kind
+from pipeline.compile.id_checks import Checked, Look
 from pipeline.compile.report import CompileReport, Graph
 from pipeline.compile.tracing import Traced, trace, watched
+from pipeline.compile.verify import check
 from pipeline.compose import Composition
 from pipeline.errors import CaptureError, ConfigError, StageError, did_you_mean
 from pipeline.whole import untried

@@ -24,7 +24,7 @@ from torch.fx.traceback import annotate, preserve_node_meta
 
 from pipeline.backward import Gradients
 from pipeline.compile import collectives
-from pipeline.compile.checks import Look, checked
+from pipeline.compile.id_checks import Look, checked
 from pipeline.compile.recurrent import kept_whole
 from pipeline.compose import Composition
 from pipeline.draws import drops_nothing

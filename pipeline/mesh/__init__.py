@@ -7,8 +7,8 @@ summed over processes. The collectives are functions of tensors, so they are tra
 """
 
 from pipeline.mesh.connect import claimed, make, processes, several
-from pipeline.mesh.parts import ROWS, Mesh, Rows, spread
-from pipeline.mesh.stages import at, begun, gathered, here, norm_over_shards, over_shards, summed
+from pipeline.mesh.context import at, begun, gathered, here, norm_over_shards, over_shards, summed
+from pipeline.mesh.shards import ROWS, Mesh, Rows, spread
 
 __all__ = [
     "ROWS",

@@ -14,7 +14,7 @@ import torch
 from torch import distributed as dist
 
 from pipeline.errors import DeviceError
-from pipeline.mesh.parts import Mesh
+from pipeline.mesh.shards import Mesh
 
 GOODBYE = 2.0
 """Seconds that a process waits for the others when it ends."""

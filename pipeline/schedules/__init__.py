@@ -20,10 +20,10 @@ from pipeline.schedules.decay import (
     step,
     warmup_stable_decay,
 )
-from pipeline.schedules.factor import Schedule, schedule
 from pipeline.schedules.lengths import EPOCH, RUN, Length
 from pipeline.schedules.picture import plot
 from pipeline.schedules.plateau import reduce_on_plateau
+from pipeline.schedules.schedule import Schedule, schedule
 
 __all__ = [
     "EPOCH",

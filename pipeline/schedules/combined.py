@@ -16,8 +16,8 @@ from torch import Tensor
 
 from pipeline.errors import ConfigError
 from pipeline.schedules.decay import constant
-from pipeline.schedules.factor import Schedule, number
 from pipeline.schedules.lengths import EPOCH, RUN, Length, within
+from pipeline.schedules.schedule import Schedule, number
 
 At = Callable[[str, Tensor], Tensor]
 """The factor of a part at a step of its own."""

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import ConfigError
-from pipeline.schedules.factor import Schedule, at_least, one_of, schedule
 from pipeline.schedules.lengths import RUN
+from pipeline.schedules.schedule import Schedule, at_least, one_of, schedule
 
 STRATEGIES = ("cos", "linear")
 

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.schedules.factor import Schedule, at_least, number, one_of, schedule
 from pipeline.schedules.lengths import RUN, share
+from pipeline.schedules.schedule import Schedule, at_least, number, one_of, schedule
 
 
 def constant(base: float) -> Schedule:

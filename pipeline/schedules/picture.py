@@ -10,7 +10,7 @@ import torch
 
 from pipeline.errors import ConfigError
 from pipeline.schedules.decay import constant
-from pipeline.schedules.factor import Schedule
+from pipeline.schedules.schedule import Schedule
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

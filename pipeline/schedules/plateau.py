@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import ConfigError
-from pipeline.schedules.factor import Schedule, at_least, number, one_of
+from pipeline.schedules.schedule import Schedule, at_least, number, one_of
 
 
 def reduce_on_plateau(

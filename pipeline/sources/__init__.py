@@ -4,12 +4,12 @@ from pipeline.sources.arrays import arrays
 from pipeline.sources.bundled import digits, sklearn
 from pipeline.sources.dataset import Part, dataset
 from pipeline.sources.files import idx, images_idx, npz
-from pipeline.sources.given import given
+from pipeline.sources.from_user import given
 from pipeline.sources.huggingface import huggingface
 from pipeline.sources.images import images
-from pipeline.sources.mapped import Mapped
-from pipeline.sources.parts import Split, split
+from pipeline.sources.memmap import Mapped
 from pipeline.sources.prepared import Prepared, Rows, Task
+from pipeline.sources.split import Split, split
 from pipeline.sources.synthetic import random
 from pipeline.sources.table import table
 from pipeline.sources.tensors import Source, Tensors, source

@@ -13,9 +13,9 @@ from torch import Tensor
 from pipeline import files, memory
 from pipeline.errors import DataError, did_you_mean
 from pipeline.sources.files import archive, numbered, reading
-from pipeline.sources.mapped import Mapped, loaded, small
-from pipeline.sources.parts import Split, split
+from pipeline.sources.memmap import Mapped, loaded, small
 from pipeline.sources.prepared import Prepared, Task
+from pipeline.sources.split import Split, split
 from pipeline.sources.tensors import Tensors
 
 FEW = 1000

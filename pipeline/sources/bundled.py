@@ -9,9 +9,9 @@ import numpy as np
 import torch
 
 from pipeline.errors import DataError, did_you_mean
-from pipeline.sources.cells import Cells, package
-from pipeline.sources.parts import Split, split
+from pipeline.sources.csv import Cells, package
 from pipeline.sources.prepared import Prepared
+from pipeline.sources.split import Split, split
 from pipeline.sources.table import prepare
 from pipeline.sources.tensors import Tensors
 

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from pipeline import files, memory
 from pipeline.errors import DataError, did_you_mean
-from pipeline.sources.parts import Split, split
 from pipeline.sources.prepared import Prepared
+from pipeline.sources.split import Split, split
 from pipeline.sources.tensors import Tensors, as_tensor
 from pipeline.stage import first_line
 

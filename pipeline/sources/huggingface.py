@@ -17,9 +17,9 @@ from torch import Tensor
 from pipeline.errors import ConfigError, DataError, did_you_mean
 from pipeline.sources.files import labelled
 from pipeline.sources.images import HELD_OUT, prepared
-from pipeline.sources.parts import Split
 from pipeline.sources.pixels import Item
 from pipeline.sources.prepared import Prepared, Task
+from pipeline.sources.split import Split
 from pipeline.sources.tensors import Tensors, as_tensor
 
 READERS = {".parquet": "parquet", ".csv": "csv", ".json": "json", ".jsonl": "json"}

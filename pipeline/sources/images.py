@@ -14,9 +14,9 @@ from torch import Tensor
 
 from pipeline.errors import ConfigError, DataError, did_you_mean
 from pipeline.sources.files import reading
-from pipeline.sources.parts import Split
 from pipeline.sources.pixels import Images, Item, header, part
 from pipeline.sources.prepared import Prepared, Task
+from pipeline.sources.split import Split
 from pipeline.sources.tensors import Tensors
 from pipeline.stage import is_count
 from pipeline.text import shown

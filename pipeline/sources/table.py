@@ -11,11 +11,11 @@ import torch
 from attrs import evolve
 
 from pipeline.errors import DataError, did_you_mean
-from pipeline.sources import columns
-from pipeline.sources.cells import Cells, blocks, floats, package, read, there
-from pipeline.sources.columns import CATEGORY, NUMBER, TRUTH, Fitted
-from pipeline.sources.parts import Split
+from pipeline.sources import encode as columns
+from pipeline.sources.csv import Cells, blocks, floats, package, read, there
+from pipeline.sources.encode import CATEGORY, NUMBER, TRUTH, Fitted
 from pipeline.sources.prepared import Prepared, Task
+from pipeline.sources.split import Split
 from pipeline.sources.tensors import Tensors
 
 FEW = 20

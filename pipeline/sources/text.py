@@ -14,10 +14,10 @@ from torch import Tensor
 
 from pipeline import files, memory
 from pipeline.errors import ConfigError, DataError, did_you_mean
-from pipeline.sources.ahead import ahead
 from pipeline.sources.files import reading, whole
-from pipeline.sources.parts import Split
+from pipeline.sources.prefetch import ahead
 from pipeline.sources.prepared import Prepared
+from pipeline.sources.split import Split
 from pipeline.sources.tensors import Tensors
 from pipeline.state import Batch
 

@@ -14,7 +14,7 @@ from torch.optim import lr_scheduler as lrs
 from pipeline.errors import ByHandError
 from pipeline.schedules import Schedule
 from pipeline.stage import Stage
-from pipeline.update.which import holds
+from pipeline.update.select import holds
 
 OPTIMIZERS = {k.lower(): v for k, v in vars(optim).items() if isinstance(v, type)} | {"_adam": optim.Adam}
 PAIRS = {"betas": ("beta1", "beta2"), "etas": ("eta_minus", "eta_plus"), "step_sizes": ("step_min", "step_max")}

@@ -11,7 +11,7 @@ from torch import Tensor
 from pipeline import mesh
 from pipeline.stage import Number, Stage
 from pipeline.update.rule import Params, positive
-from pipeline.update.which import Which, holds
+from pipeline.update.select import Which, holds
 
 
 def _clip(name: str, function: Callable[..., Params], limit: Number, sharded: bool = True) -> Stage:

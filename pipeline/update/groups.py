@@ -14,7 +14,7 @@ from pipeline.errors import ConfigError
 from pipeline.stage import Number, Stage
 from pipeline.tree import Tree, tree_map
 from pipeline.update.rule import Params, Update, positive
-from pipeline.update.which import Which, holds
+from pipeline.update.select import Which, holds
 
 OTHERWISE = "otherwise"
 

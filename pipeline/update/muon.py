@@ -13,7 +13,7 @@ from pipeline.stage import Number, Stage
 from pipeline.update.adam import adamw
 from pipeline.update.groups import groups
 from pipeline.update.rule import Params, mapped, zeros
-from pipeline.update.which import Which, holds
+from pipeline.update.select import Which, holds
 
 
 def muon(lr: Number = 1e-3, *, weight_decay: Number = 0.1, momentum: Number = 0.95, nesterov: bool = True,

@@ -89,14 +89,14 @@ def _env(ground: Ground) -> Callable[[], None]:
 
 
 def _keep() -> None:
-    from pipeline.compile import storage
+    from pipeline.compile import cache as storage
     from pipeline.compile.backends.library import Library
 
     storage.keep(Library(ctypes.CDLL(os.path.abspath("own.so")), "run", (), ()), IDENTITY, "step", "batch", 1)
 
 
 def _find() -> None:
-    from pipeline.compile import storage
+    from pipeline.compile import cache as storage
 
     found = storage.find(IDENTITY)
     if found is not None:

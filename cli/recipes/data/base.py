@@ -11,7 +11,7 @@ from attrs import frozen
 from cli.recipes.setting import refusal, setting
 
 if TYPE_CHECKING:
-    from cli.recipes.about import About
+    from cli.recipes.data_card import About
     from pipeline.sources import Prepared, Rows, Split
 
 

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 from attrs import field, frozen
 
 from cli.recipes import code
-from cli.recipes.about import TASKS
 from cli.recipes.data.base import Data
+from cli.recipes.data_card import TASKS
 from cli.recipes.setting import at_least, one_of, setting
 
 if TYPE_CHECKING:
-    from cli.recipes.about import About
+    from cli.recipes.data_card import About
     from pipeline.sources import Prepared, Rows, Split
 
 
@@ -36,7 +36,8 @@ class Custom(Data):
         return sources.given(made, parts, TASKS[self.task] if self.task else None, workers=self.workers)
 
     def others(self, about: About, *, targets: bool) -> Iterator[Rows]:
-        from pipeline.sources import Prepared, dataset, others, source
+        from pipeline.sources import Prepared, dataset, source
+        from pipeline.sources import new_data as others
 
         made = code.called(self.source, code.load(self.source), self.options, {"seed": 0})
         if isinstance(made, Prepared):

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from attrs import frozen
 
-from cli.recipes.about import TASKS
 from cli.recipes.data.base import Data
 from cli.recipes.data.bundled import SMALL
+from cli.recipes.data_card import TASKS
 from cli.recipes.setting import at_least, one_of, refusal, setting
 
 if TYPE_CHECKING:
-    from cli.recipes.about import About
+    from cli.recipes.data_card import About
     from pipeline.sources import Prepared, Rows, Split
 
 
@@ -47,7 +47,7 @@ class Table(Tested):
         )  # fmt: skip
 
     def others(self, about: About, *, targets: bool) -> Iterator[Rows]:
-        from pipeline.sources import others
+        from pipeline.sources import new_data as others
 
         _need("columns", about, f"{self.source} is a table, but the run")
         return others.of_table(self.path, about.fitted, targets=targets, header=self.header)
@@ -63,7 +63,7 @@ class Arrays(Tested):
         return sources.arrays(self.path, test=self.test, parts=parts, task=TASKS[self.task] if self.task else None)
 
     def others(self, about: About, *, targets: bool) -> Iterator[Rows]:
-        from pipeline.sources import others
+        from pipeline.sources import new_data as others
 
         return others.of_arrays(
             self.path, about.fixed.inputs, targets=targets, task=about.fixed.task, classes=about.classes,
@@ -81,7 +81,7 @@ class Idx(Data):
         return sources.images_idx(self.path, parts=parts)
 
     def others(self, about: About, *, targets: bool) -> Iterator[Rows]:
-        from pipeline.sources import others
+        from pipeline.sources import new_data as others
 
         return others.of_idx(self.path, about.fixed.inputs, targets=targets, classes=about.classes)
 
@@ -105,7 +105,7 @@ class Images(Data):
         )
 
     def others(self, about: About, *, targets: bool) -> Iterator[Rows]:
-        from pipeline.sources import others
+        from pipeline.sources import new_data as others
 
         _need("mode", about, f"{self.source} is a folder of images, but the run")
         return others.of_images(self.path, about.fitted, targets=targets, classes=about.classes)
@@ -125,7 +125,7 @@ class Text(Data):
         return sources.text(self.path, context=self.context, tokenizer=self.tokenizer, parts=parts)
 
     def others(self, about: About, *, targets: bool) -> Iterator[Rows]:
-        from pipeline.sources import others
+        from pipeline.sources import new_data as others
 
         _need("context", about, f"{self.source} is a text, but the run")
         return others.of_text(self.path, about.fitted)
@@ -145,7 +145,7 @@ class Tokens(Data):
         return sources.tokens(self.path, dtype=self.dtype, context=self.context, parts=parts)
 
     def others(self, about: About, *, targets: bool) -> Iterator[Rows]:
-        from pipeline.sources import others
+        from pipeline.sources import new_data as others
 
         _need("context", about, f"{self.source} holds tokens, but the run")
         return others.of_text(self.path, about.fitted, dtype=self.dtype)
@@ -167,7 +167,7 @@ class HuggingFace(Data):
         from itertools import chain
 
         from pipeline import sources
-        from pipeline.sources import others
+        from pipeline.sources import new_data as others
 
         if not targets:
             raise refusal(f"{self.source}: predictions are for tables, arrays and images; write it as Parquet or .npz")

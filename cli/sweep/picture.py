@@ -9,7 +9,7 @@ import numpy as np
 from attrs import frozen
 from rich.table import Table
 
-from cli import better
+from cli import ranking as better
 from pipeline.log import Row
 from pipeline.plot import COLOURS, STYLES
 from pipeline.state import format_metric

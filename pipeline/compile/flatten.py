@@ -16,7 +16,7 @@ from attrs import frozen
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from pipeline.compile.feeds import Feed
+from pipeline.compile.batches import Feed
 from pipeline.compose import Composition
 from pipeline.errors import StateError
 

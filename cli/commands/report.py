@@ -15,16 +15,17 @@ from attrs import frozen
 from torch import Tensor
 from torch.nn import functional as F
 
-from cli import better, classes, record
+from cli import classes, record
 from cli import config as settings
 from cli import folder as folders
-from cli.answers import Answers, called
+from cli import ranking as better
 from cli.build import Job
-from cli.past import Past
-from cli.predict import named
+from cli.commands.predict import named
+from cli.predictions import Answers, called
 from cli.progress import tell, warn
-from cli.recipes.about import About
+from cli.recipes.data_card import About
 from cli.recipes.setting import flag
+from cli.saved_run import Past
 from pipeline import html, plot
 from pipeline.errors import PipeError
 from pipeline.state import format_metric

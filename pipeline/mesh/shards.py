@@ -12,7 +12,7 @@ from torch import Tensor
 from torch import distributed as dist
 from torch.utils import _pytree as pytree
 
-from pipeline.mesh import flat
+from pipeline.mesh import collectives as flat
 
 ROWS = "rows of the batch"
 """The name in a batch of what says which samples of the whole one it has."""

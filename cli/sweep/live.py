@@ -9,10 +9,11 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from cli import better, landscape
-from cli.axes import Axis
-from cli.chunk import row
-from cli.plan import Chunk, Member
+from cli import ranking as better
+from cli.sweep import picture as landscape
+from cli.sweep.grid import Axis
+from cli.sweep.groups import Chunk, Member
+from cli.sweep.train import row
 from pipeline import log
 from pipeline.log import Row
 from pipeline.state import format_metric

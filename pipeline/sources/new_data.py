@@ -17,7 +17,7 @@ from pipeline.errors import DataError, did_you_mean
 from pipeline.sources.arrays import read
 from pipeline.sources.files import idx, idx_images
 from pipeline.sources.images import by_class, files_in
-from pipeline.sources.mapped import Mapped
+from pipeline.sources.memmap import Mapped
 from pipeline.sources.pixels import decode
 from pipeline.sources.prepared import Rows, Task
 from pipeline.sources.table import stream

@@ -8,9 +8,9 @@ from typing import Any
 from attrs import evolve, frozen
 
 from cli import config as settings
-from cli.better import ranking
 from cli.build import Job, job, prepared, steps
 from cli.config import TrainConfig
+from cli.ranking import ranking
 from cli.recipes.setting import flag, refusal
 from pipeline import Sweep
 from pipeline.hyper import hyper_numbers

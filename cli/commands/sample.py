@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from cli.build import Job
-from cli.past import Past
 from cli.progress import tell
 from cli.recipes.setting import refusal
+from cli.saved_run import Past
 from pipeline import State, models, sources
 
 SHOWN = 200

@@ -12,13 +12,14 @@ import torch
 from attrs import define, field
 from torch import nn
 
-from cli import better, record
 from cli import config as settings
 from cli import folder as folders
+from cli import ranking as better
+from cli import record
 from cli import seal as seals
 from cli.build import Job, begin
 from cli.config import TrainConfig
-from cli.recipes.about import About
+from cli.recipes.data_card import About
 from cli.recipes.setting import refusal
 from cli.seal import CHECKPOINTS, Seal
 from pipeline import Pipeline, State, checkpoint, forward, log

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from cli import folder as folders
-from cli.answers import Answers, called, values_read
-from cli.past import Past
+from cli.output import written
+from cli.predictions import Answers, called, values_read
 from cli.progress import tell
-from cli.recipes.about import About
-from cli.written import written
+from cli.recipes.data_card import About
+from cli.saved_run import Past
 from pipeline.errors import ConfigError
-from pipeline.sources.columns import CATEGORY, DATE, Columns, raw
+from pipeline.sources.encode import CATEGORY, DATE, Columns, raw
 from pipeline.stage import first_line
 
 NAMES = {"torch": "model.pt2", "onnx": "model.onnx", "weights": "weights.safetensors"}

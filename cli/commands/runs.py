@@ -11,9 +11,9 @@ from attrs import frozen
 from rich.console import Console
 from rich.table import Table
 
-from cli import better
 from cli import config as settings
 from cli import folder as folders
+from cli import ranking as better
 from cli import seal as seals
 from cli.config import TrainConfig
 from cli.progress import plain, tell, warn

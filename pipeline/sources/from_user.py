@@ -10,8 +10,8 @@ from torch.utils.data import Dataset
 
 from pipeline.errors import DataError
 from pipeline.sources.dataset import Part, dataset
-from pipeline.sources.parts import Split, split
 from pipeline.sources.prepared import Prepared, Task
+from pipeline.sources.split import Split, split
 from pipeline.sources.tensors import Source, Tensors, source
 
 

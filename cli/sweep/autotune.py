@@ -11,9 +11,9 @@ from torch.utils import _pytree as pytree
 
 from cli import measure, room
 from cli.build import size, steps
+from cli.commands.train import compiled
 from cli.config import TrainConfig
-from cli.plan import Member, chunks, parted
-from cli.train import compiled
+from cli.sweep.groups import Member, chunks, parted
 from pipeline.compile import Compiled
 
 USUAL, OTHERS = 32, (8, 128)

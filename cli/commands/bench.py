@@ -23,8 +23,8 @@ from cli import record
 from cli.build import first, job, parameters, threads
 from cli.config import TrainConfig
 from cli.measure import Floor, Timing, Way, clock, floor, race
+from cli.output import written
 from cli.progress import plain
-from cli.written import written
 from pipeline import Batch, Pipeline, State
 from pipeline.compile import Compiled, CompileReport
 from pipeline.errors import ConfigError

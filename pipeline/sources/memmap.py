@@ -15,8 +15,8 @@ from torch import Tensor
 
 from pipeline import files, order
 from pipeline.errors import DataError
-from pipeline.sources.ahead import ahead
-from pipeline.sources.parts import Split
+from pipeline.sources.prefetch import ahead
+from pipeline.sources.split import Split
 from pipeline.sources.tensors import as_tensor, length
 from pipeline.state import Batch
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pipeline.sources.cells import TRUTHS, Cells, floats, package, present, there
+from pipeline.sources.csv import TRUTHS, Cells, floats, package, present, there
 
 NUMBER, TRUTH, DATE, CATEGORY = "number", "truth", "date", "category"
 MOSTLY = 0.9

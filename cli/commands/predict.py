@@ -13,17 +13,17 @@ from typing import IO, Any, TypeAlias
 import numpy as np
 import torch
 
-from cli import others
-from cli.answers import Answers, called
-from cli.past import Past
+from cli import new_data as others
+from cli.output import written
+from cli.predictions import Answers, called
 from cli.progress import tell
-from cli.recipes.about import About
+from cli.recipes.data_card import About
 from cli.recipes.setting import refusal
-from cli.written import written
+from cli.saved_run import Past
 from pipeline import files
 from pipeline.errors import ConfigError, did_you_mean
 from pipeline.sources import Rows
-from pipeline.sources.cells import package
+from pipeline.sources.csv import package
 from pipeline.stage import first_line
 from pipeline.text import quoted, shown
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cli.recipes.about import About
+from cli.recipes.data_card import About
 from cli.recipes.loss import TARGET_MEAN, TARGET_STD
 
 

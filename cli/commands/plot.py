@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from cli import better
 from cli import config as settings
 from cli import folder as folders
+from cli import ranking as better
+from cli.output import written
 from cli.progress import tell
 from cli.seal import CHECKPOINTS
-from cli.written import written
 from pipeline import log, plot
 from pipeline.checkpoint import newest
 from pipeline.errors import ConfigError

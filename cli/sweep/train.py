@@ -13,11 +13,11 @@ from cli import folder as folders
 from cli import record
 from cli import seal as seals
 from cli.build import steps
+from cli.commands.train import compiled
 from cli.config import TrainConfig
-from cli.plan import Chunk, Member
 from cli.progress import warn
 from cli.seal import CHECKPOINTS, METRICS, STATUS, Seal
-from cli.train import compiled
+from cli.sweep.groups import Chunk, Member
 from pipeline import State, fit, log
 from pipeline.checkpoint import Saved, Saver
 from pipeline.compile import Compiled

@@ -6,10 +6,10 @@ import json
 from typing import Any
 
 from cli import classes, record
-from cli.others import Batches
-from cli.past import Past
+from cli.new_data import Batches
 from cli.progress import plain, tell, warn
 from cli.recipes.setting import refusal
+from cli.saved_run import Past
 from pipeline.loop import validated
 from pipeline.state import format_metric
 

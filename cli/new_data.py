@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from cli import config as settings
-from cli.past import Past
 from cli.recipes.code import is_code
 from cli.recipes.data import DATA, kind_of
+from cli.saved_run import Past
 from pipeline.sources import Rows
 from pipeline.state import Batch
 

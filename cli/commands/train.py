@@ -15,10 +15,11 @@ import torch
 from attrs import evolve
 from rich.console import Console
 
-from cli import classes, processes, record, sample
+from cli import classes, processes, record
 from cli import config as settings
 from cli import folder as folders
 from cli.build import Job, begin, parameters
+from cli.commands import sample
 from cli.config import TrainConfig
 from cli.progress import interrupts, live, plain, printed, waiting, warn
 from cli.seal import CHECKPOINTS, STATUS, Seal

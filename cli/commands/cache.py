@@ -11,8 +11,8 @@ from rich.table import Table
 
 from cli.progress import plain
 from cli.recipes.setting import refusal
-from pipeline.compile import storage
-from pipeline.compile.storage import Package
+from pipeline.compile import cache as storage
+from pipeline.compile.cache import Package
 
 ACTIONS = ("list", "verify", "clear")
 

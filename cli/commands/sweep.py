@@ -17,22 +17,23 @@ import torch
 from attrs import asdict, evolve, frozen
 from rich.console import Console
 
-from cli import chunk as work
 from cli import config as settings
 from cli import folder as folders
-from cli import landscape, width
-from cli import plan as plans
-from cli.axes import Axis, combinations
-from cli.better import ranking
 from cli.build import MANY
 from cli.build import begin as begun
-from cli.chunk import MEMBERS
 from cli.config import PLAN, TrainConfig
-from cli.plan import Chunk, Member, Results
 from cli.progress import interrupts, plain, warn
+from cli.ranking import ranking
 from cli.recipes.setting import refusal
 from cli.seal import Seal
-from cli.watch import watched
+from cli.sweep import autotune as width
+from cli.sweep import groups as plans
+from cli.sweep import picture as landscape
+from cli.sweep import train as work
+from cli.sweep.grid import Axis, combinations
+from cli.sweep.groups import Chunk, Member, Results
+from cli.sweep.live import watched
+from cli.sweep.train import MEMBERS
 from pipeline import files, log, plot
 from pipeline.compile import Compiled
 from pipeline.errors import ConfigError

@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from pipeline.mesh import flat
-from pipeline.mesh.parts import Mesh, Rows
+from pipeline.mesh import collectives as flat
+from pipeline.mesh.shards import Mesh, Rows
 
 _HERE: ContextVar[tuple[Mesh, Rows | None] | None] = ContextVar("mesh", default=None)
 

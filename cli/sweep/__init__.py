@@ -1,0 +1,1 @@
+"""Sweeps: many runs of one config, trained side by side in groups."""
