@@ -15,11 +15,14 @@ from cli.config import TrainConfig
 from cli.inside import inside
 from cli.recipes.data_card import About
 from cli.recipes.model import Custom, Fixed
-from pipeline import Pipeline, backward, ensemble, evaluate, forward, load, memory, order, place, update
+from pipeline import Ensemble, Pipeline, backward, ensemble, evaluate, forward, load, memory, order, place, update
+from pipeline.description import Description
 from pipeline.direction import directions
 from pipeline.errors import ConfigError, DataError, did_you_mean
 from pipeline.load import Load
-from pipeline.members import gathers
+from pipeline.programs.check import check
+from pipeline.programs.evaluate import better
+from pipeline.programs.members import gathers
 from pipeline.sources import Prepared, Source, Split, Tensors
 from pipeline.stage import Stage
 from pipeline.state import Batch, State
@@ -29,7 +32,7 @@ from pipeline.state import Batch, State
 class Job:
     """What a run trains."""
 
-    pipe: Pipeline
+    pipe: Pipeline | Ensemble
     held_out: Any
     model: str
     """The model in words: `mlp 64-128-10`."""
@@ -41,6 +44,11 @@ class Job:
     build: Callable[[], nn.Module] | None = None
 
     @property
+    def stages(self) -> Description:
+        """The stages of one run."""
+        return self.pipe.program.pipe
+
+    @property
     def about(self) -> About | None:
         """What has to be known of the data to use the model on others."""
         return None if self.prepared is None or self.fixed is None else About.of(self.fixed, self.prepared)
@@ -48,8 +56,8 @@ class Job:
     @property
     def train(self) -> Any:
         """What is trained on."""
-        assert self.pipe.load is not None
-        return self.pipe.load.data
+        assert self.stages.load is not None
+        return self.stages.load.data
 
     @property
     def validation(self) -> Any:
@@ -57,9 +65,9 @@ class Job:
         gradients these need no more memory, and of nearly one size they are mostly one graph."""
         if self.prepared is None:
             return self.held_out
-        assert self.pipe.load is not None
+        assert self.stages.load is not None
         n = len(self.held_out)
-        return load.batches(self.held_out, size=-(-n // order.count(n, 8 * self.pipe.load.size)), shuffle=False)
+        return load.batches(self.held_out, size=-(-n // order.count(n, 8 * self.stages.load.size)), shuffle=False)
 
     @property
     def data(self) -> str:
@@ -85,6 +93,7 @@ def _together(made: Job, members: int) -> Job:
     if processes.count() > 1:
         raise ConfigError("--ensemble trains its members side by side in one process; leave out --processes")
     pipe = made.pipe
+    assert isinstance(pipe, Pipeline)
     if made.prepared is not None and made.prepared.task in ("classification", "several labels"):
         metric = evaluate.calibration_error(several=made.prepared.task == "several labels")
         pipe = pipe.insert(metric, after="evaluate.accuracy")
@@ -158,10 +167,10 @@ def begin(config: TrainConfig) -> tuple[Job, State]:
     state = first(found, config)
     torch.set_num_threads(threads(found, state, config.run.threads))
     if found.held_out is not None:
-        found.pipe.check(state, found.validation)
-    known = [*found.pipe.finish(found.pipe.zeros())]
-    known += [f"{name}.{metric}" for name in found.pipe.averages for metric in known]
-    best, told = config.run.best, found.pipe.better(state)
+        check(found.pipe.program, state, found.validation)
+    known = [*found.pipe.program.finish(found.pipe.program.zeros())]
+    known += [f"{name}.{metric}" for name in found.stages.averages for metric in known]
+    best, told = config.run.best, better(found.pipe.program, state)
     if best is not None and best not in [*known, *told] and told[""] is None:
         raise ConfigError(f"--best {best!r} is no metric of this run{did_you_mean(best, known)}")
     if best is not None and best not in (can := directions(told, [*known, best])):
@@ -179,7 +188,7 @@ def steps(load: Load | None, config: TrainConfig) -> int | None:
 
 def first(made: Job, config: TrainConfig) -> State:
     """The first State of a run."""
-    return made.pipe.init(config.run.seed, steps=steps(made.pipe.load, config))
+    return made.pipe.init(config.run.seed, steps=steps(made.stages.load, config))
 
 
 _BEST = {
@@ -243,10 +252,10 @@ def threads(made: Job, state: State, wanted: int | None) -> int:
     Raises a PipeError where the model or the labels don't fit: the size is found by trying the pipeline on its data.
     """
     operations, held = size(made, state)
-    load, free = made.pipe.load, room.free(made.pipe.place.device)
+    load, free = made.stages.load, room.free(made.stages.place.device)
     assert load is not None
     taken = min(load.size, len(made.train)) if load.known else load.size
-    held *= taken / load.size / processes.count() / max((g.accumulate for g in made.pipe.backwards), default=1)
+    held *= taken / load.size / processes.count() / max((g.accumulate for g in made.stages.backwards), default=1)
     if held > TIGHT * free:
         raise ConfigError(
             f"a step of {taken:,} samples needs {memory.size(held)} for its activations, and {memory.size(free)} are "
@@ -254,13 +263,13 @@ def threads(made: Job, state: State, wanted: int | None) -> int:
         )
     if wanted is not None:
         return wanted
-    small = operations < SMALL and made.pipe.members < MANY
+    small = operations < SMALL and made.pipe.program.members < MANY
     return 1 if small else max(torch.get_num_threads(), 1)
 
 
 def size(made: Job, state: State) -> tuple[float, float]:
     """About how many floating-point operations a step takes, and how many bytes its activations."""
-    load = made.pipe.load
+    load = made.stages.load
     assert load is not None
     operations = held = 0
 
@@ -273,10 +282,12 @@ def size(made: Job, state: State) -> tuple[float, float]:
             if weight.ndim > 1:  # each output channel is a product with a row of it
                 operations += 2 * weight.numel() * output.numel() // len(weight)
 
-    skeletons = [m.module.skeleton().module for m in made.pipe.models]
+    skeletons = [m.module.skeleton().module for m in made.stages.models]
     hooks = [part.register_forward_hook(count) for skeleton in skeletons for part in skeleton.modules()]
     try:
-        made.pipe.check(state)  # on a few samples; a step is a forward of them all, and a backward of twice that
+        check(
+            made.pipe.program, state
+        )  # on a few samples; a step is a forward of them all, and a backward of twice that
     finally:
         for hook in hooks:
             hook.remove()
