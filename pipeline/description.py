@@ -18,10 +18,11 @@ from pipeline.errors import WiringError, did_you_mean
 from pipeline.evaluate import HostMetric
 from pipeline.forward import Model
 from pipeline.load import Load
+from pipeline.names import check_names
 from pipeline.place import Place
 from pipeline.stage import Part, Stage
 from pipeline.update import Finite
-from pipeline.wiring import check_names, check_trained, check_wiring, needed_to_measure, resolved
+from pipeline.wiring import check_trained, check_wiring, needed_to_measure, resolved
 
 _HEAD = ("stage", "reads", "writes", "keeps")
 

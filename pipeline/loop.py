@@ -20,13 +20,12 @@ from pipeline.compile import Backend, Compiled, Fallback, Steps
 from pipeline.direction import directions
 from pipeline.errors import ConfigError, NonFiniteError, PipeError, StateError, WiringError
 from pipeline.load import Load
-from pipeline.place import Place
 from pipeline.programs import check, data
 from pipeline.programs import evaluate as run
 from pipeline.programs.diagnose import first_nonfinite
 from pipeline.programs.program import Program, Runs
 from pipeline.programs.selfcheck import check_mesh
-from pipeline.programs.stepping import Epoch, fused, next_step, one_by_one, stacked
+from pipeline.programs.stepping import Clock, Epoch, fused, next_step, one_by_one, stacked
 from pipeline.sources import Source
 from pipeline.stage import is_count
 from pipeline.state import Report, State
@@ -177,7 +176,7 @@ def _epochs(
             return
         if k == 0:
             state = run.restart_metrics(program, state) if compiled is None else compiled.restart_metrics(state)
-        seconds, seen, clock = 0.0, 0, _Clock(pipe.place, interval)
+        seconds, seen, clock = 0.0, 0, Clock(pipe.place, interval)
         began, compiling = time.perf_counter(), _compile_seconds(compiled)
         progress, sent, over = _steps(program, compiled, state, Epoch(seed, epoch - 1, k, per_call, left)), None, False
         while not over:
@@ -302,26 +301,6 @@ def _unstopped(program: Program, state: State) -> State:
         return state
     free = {name: {"stopped": torch.zeros_like(state.memory[name]["stopped"])} for name in names}
     return state.replace(memory={**state.memory, **free})
-
-
-class _Clock:
-    """When a Report inside an epoch is due. On a mesh the first process says so, a few times in an interval."""
-
-    def __init__(self, place: Place, interval: float | None) -> None:
-        self.place, self.interval, self.next, self.asked = place, interval, 0, (0, 0.0)
-
-    def due(self, seconds: float, k: int) -> bool:
-        if self.interval is None:
-            return False
-        if self.place.mesh is None:
-            return seconds > self.interval
-        if k < self.next:
-            return False
-        done, took = k - self.asked[0], seconds - self.asked[1]
-        steps = int(done * self.interval / (4 * took)) if done > 0 and took > 0 else 1
-        due, steps = self.place.agreed((seconds > self.interval, max(steps, 1)))
-        self.next, self.asked = k + steps, (k, 0.0 if due else seconds)
-        return bool(due)
 
 
 def _compile_seconds(compiled: Compiled | None) -> float:

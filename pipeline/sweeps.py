@@ -136,6 +136,8 @@ def sweep(
     >>> len(report.train["loss"]), runs.settings[5], int(runs.member(report.state, 5).step)
     (6, {'seed': 1, 'update.sgd.lr': 0.001}, 2)
     """
+    if not isinstance(pipe, Pipeline):
+        raise ConfigError("the members of a sweep are runs of a Pipeline, not of another sweep")
     if order not in ("shared", "own"):
         raise ConfigError(f"order={order!r} is unknown; use 'shared' or 'own'")
     if is_count(seeds):

@@ -14,6 +14,7 @@ from pipeline import place
 from pipeline.direction import Direction
 from pipeline.errors import StateError
 from pipeline.mesh import Shard
+from pipeline.names import LASTS
 from pipeline.programs import batchnorm, data
 from pipeline.programs.hyper import hyper_names, hyper_values, observed_memory, remembering, scheduled
 from pipeline.programs.mesh import total, whole
@@ -21,7 +22,6 @@ from pipeline.programs.program import Program
 from pipeline.programs.single import Single, carried_buffers, kept
 from pipeline.state import Batch, State
 from pipeline.tree import Tree, tree_map
-from pipeline.wiring import LASTS
 
 
 def step(program: Program, state: State, batch: Batch | Shard | None = None) -> tuple[State, dict[str, Tensor]]:

@@ -147,12 +147,10 @@ def gathers(pipe: Description) -> bool:
     return pipe.load is not None and pipe.load.in_memory and not pipe.host
 
 
-def members(program: Program, settings: Sequence[Setting], *, own_order: bool, first: int) -> Members:
+def members(program: Single, settings: Sequence[Setting], *, own_order: bool, first: int) -> Members:
     """The program of many runs, from that of one. Raises ConfigError if the program can't be mapped."""
     if program.pipe.place.mesh is not None:
         raise ConfigError("a sweep is for one process; place the pipeline by place.on()")
-    if not isinstance(program, Single):
-        raise ConfigError("the members of a sweep are runs of a Pipeline, not of another sweep")
     if own_order and not gathers(program.pipe):
         raise ConfigError(
             "order='own' gathers each member's batches inside the step, from a data set of tensors in memory "

@@ -18,6 +18,7 @@ from pipeline.errors import StageError, WiringError
 from pipeline.forward import Model
 from pipeline.joint import by_model
 from pipeline.mesh import Shard
+from pipeline.names import LASTS
 from pipeline.programs import data
 from pipeline.programs.hyper import hyper_numbers, hyper_values, remembering
 from pipeline.programs.loss_check import Difference, computed, differs
@@ -26,7 +27,7 @@ from pipeline.programs.segments import Hyper, Segment, batch_weight, first_memor
 from pipeline.stage import Part, Stage
 from pipeline.state import Batch, State, samples
 from pipeline.tree import Tree, paths, tree_map
-from pipeline.wiring import LASTS, check_trained
+from pipeline.wiring import check_trained
 
 CARRIED = "buffers carried"
 """Name beside the sums of an evaluation: the buffers that it carries from batch to batch, and whether it has begun."""

@@ -12,6 +12,7 @@ from attrs import frozen
 from pipeline.compile import Compiled, Steps
 from pipeline.mesh import Shard
 from pipeline.pace import Pace
+from pipeline.place import Place
 from pipeline.programs import data
 from pipeline.programs.evaluate import step
 from pipeline.programs.program import Program, Seed
@@ -35,6 +36,26 @@ class Epoch:
     per_call: Steps | None
     left: Callable[[int], int]
     """Steps that a call may do at most, from a batch of the epoch on."""
+
+
+class Clock:
+    """When a Report inside an epoch is due. On a mesh the first process says so, a few times in an interval."""
+
+    def __init__(self, place: Place, interval: float | None) -> None:
+        self.place, self.interval, self.next, self.asked = place, interval, 0, (0, 0.0)
+
+    def due(self, seconds: float, k: int) -> bool:
+        if self.interval is None:
+            return False
+        if self.place.mesh is None:
+            return seconds > self.interval
+        if k < self.next:
+            return False
+        done, took = k - self.asked[0], seconds - self.asked[1]
+        steps = int(done * self.interval / (4 * took)) if done > 0 and took > 0 else 1
+        due, steps = self.place.agreed((seconds > self.interval, max(steps, 1)))
+        self.next, self.asked = k + steps, (k, 0.0 if due else seconds)
+        return bool(due)
 
 
 def next_step(progress: Progress, state: State | None) -> tuple[State, int, int] | None:

@@ -10,11 +10,11 @@ from attrs import evolve
 from pipeline import load, order
 from pipeline.errors import ByHandError
 from pipeline.loop import fit
+from pipeline.names import LASTS
 from pipeline.pipe import Pipeline
 from pipeline.sources import Source, source
 from pipeline.testing.plain import PlainLoop
 from pipeline.tree import named
-from pipeline.wiring import LASTS
 
 
 def like_by_hand(pipe: Pipeline, data: Any = None, *, epochs: int = 2, seed: int = 0, validate: Any = None,

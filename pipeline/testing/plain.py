@@ -22,6 +22,7 @@ from pipeline.errors import ByHandError
 from pipeline.forward import Model
 from pipeline.joint import joined
 from pipeline.means import Calls, weighed
+from pipeline.names import LASTS
 from pipeline.pipe import Pipeline
 from pipeline.programs import data as batches_of
 from pipeline.schedules import Schedule
@@ -30,7 +31,6 @@ from pipeline.state import Batch, State, samples
 from pipeline.testing.counterparts import CLIPS, home, options, rules, scheduler
 from pipeline.tree import tree_map
 from pipeline.update import Finite
-from pipeline.wiring import LASTS
 
 
 class PlainLoop:
