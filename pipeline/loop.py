@@ -6,23 +6,20 @@ from __future__ import annotations
 import itertools
 import sys
 import time
-import warnings
 from collections.abc import Generator, Mapping
-from contextlib import suppress
 from typing import Any
 
-import numpy as np
 import torch
 from attrs import evolve, frozen
 from torch.utils.data import DataLoader, Dataset
 
 from pipeline.compile import Backend, Compiled, Fallback, Steps
 from pipeline.direction import directions
-from pipeline.errors import ConfigError, NonFiniteError, PipeError, StateError, WiringError
+from pipeline.errors import ConfigError, StateError, WiringError
 from pipeline.load import Load
-from pipeline.programs import check, data
+from pipeline.programs import check
 from pipeline.programs import evaluate as run
-from pipeline.programs.diagnose import first_nonfinite
+from pipeline.programs.diagnose import results_so_far, unstopped, warn_nonfinite
 from pipeline.programs.program import Program, Runs
 from pipeline.programs.selfcheck import check_mesh
 from pipeline.programs.stepping import Clock, Epoch, fused, next_step, one_by_one, stacked
@@ -108,7 +105,7 @@ def fit(
         state = program.init(seed, steps=min(filter(None, lengths), default=None))
     else:
         run.check_state(program, state)
-        state = _unstopped(program, state.clone())
+        state = unstopped(program, state.clone())
     for of in (None, *sets.values()):
         check.check(program, state, of)
     check_mesh(program, state)
@@ -189,8 +186,8 @@ def _epochs(
             due, sent = due or validates or (done + k) % ends.every == 0, state
             if not over and (whole or not due):
                 continue
-            metrics = _results(program, state, epoch, done)  # waits for the device
-            warned = warned or _warned(program, metrics, done + k)
+            metrics = results_so_far(program, state, epoch, done)  # waits for the device
+            warned = warned or warn_nonfinite(program, metrics, done + k)
             seconds += time.perf_counter() - began - (_compile_seconds(compiled) - compiling)
             results = _validated(program, compiled, state, sets) if over or validates else {}
             if whole or validates:  # a run that ends inside an epoch can then go on as if it had not
@@ -255,52 +252,9 @@ def _reported(program: Program, report: Report) -> Generator[Report, State | Non
         if not torch.equal(sent["seed"], report.state["seed"]):
             raise StateError("a State that is sent has to have the seed of the run: the order of its samples goes on")
         # A State made from the Report's shares its tensors; any other stays the user's own.
-        state = _unstopped(program, sent if sent.lease is report.state.lease else sent.clone())
+        state = unstopped(program, sent if sent.lease is report.state.lease else sent.clone())
         report = evolve(report, state=state)
     return state
-
-
-def _warned(program: Program, metrics: Mapping[str, Any], step: int) -> bool:
-    """Warn that a loss is not finite, unless a stage looks at that."""
-    if any(s.stops for s in program.pipe.finite):
-        return False
-    for s in program.pipe.backwards:
-        means = np.atleast_1d(metrics.get(s.of, 0.0))
-        if not np.isfinite(means).any():  # one member may fail and others go on
-            instead = f"put update.finite() after {s.name!r}, which says the step and the tensor that it came from"
-            warnings.warn(f"the mean of {s.of!r} is {means[0]} up to step {step}; {instead}", stacklevel=3)
-            return True
-    return False
-
-
-def _results(program: Program, state: State, epoch: int, done: int) -> dict[str, Any]:
-    """The metrics so far. Raises NonFiniteError if State was stopped, with the reason found in that step."""
-    stopped = run.stopped(program, state)
-    if stopped is None:
-        return run.results(program, state)
-    single, own, i = stopped
-    load, step = program.pipe.load, int(own.step)
-    assert load is not None
-    own, state, k = _unstopped(single, own), _unstopped(program, state), step - done
-    why = None
-    if load.known:
-        seed = program.seed(state.tree)
-        shard = next(data.epoch(single, load, seed[i] if isinstance(seed, tuple) else seed, epoch - 1, k))
-        with suppress(PipeError, RuntimeError):  # as without the memory for an uncompiled step
-            why = first_nonfinite(single, own, shard)
-        why = next(filter(None, program.pipe.place.everyone(why)), None)
-    where = f"step {step + 1} (epoch {epoch}, batch {k + 1}{'' if single is program else f', member {i}'})"
-    raised = f"{where} is not finite: {why or 'its loss or a gradient'}; State is as it was before it"
-    raise NonFiniteError(f"{raised}: lower the learning rate, clip, or skip such steps", state, epoch - 1, k)
-
-
-def _unstopped(program: Program, state: State) -> State:
-    """The same State, free to advance."""
-    names = [s.name for s in program.pipe.finite if s.stops]
-    if not names:
-        return state
-    free = {name: {"stopped": torch.zeros_like(state.memory[name]["stopped"])} for name in names}
-    return state.replace(memory={**state.memory, **free})
 
 
 def _compile_seconds(compiled: Compiled | None) -> float:

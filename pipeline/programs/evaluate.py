@@ -159,21 +159,6 @@ def refreshed(program: Program, state: State, of: Any = None) -> State:
     return _each(program, state, one)
 
 
-def stopped(program: Program, state: State) -> tuple[Program, State, int] | None:
-    """The run that update.finite() stopped: its program, its State, and its number.
-
-    Of a sweep, stopped members stay as they are with NaN as their metrics, and the others go on.
-    """
-    names = [s.name for s in program.pipe.finite if s.stops]
-    if program.runs is not None or not names:
-        return None
-    for i in range(program.members):
-        stops = [state.memory[name]["stopped"] for name in names]
-        if any(int(stop if program.single is program else stop[i]) for stop in stops):
-            return program.single, program.member(state, i), i
-    return None
-
-
 def check_state(program: Program, state: State) -> None:
     """Raise StateError unless `state` has the names that the program's `init` would give it."""
     pipe = program.pipe
