@@ -57,7 +57,9 @@ def figures(pipe: Pipeline, about: About, state: State, data: Any) -> Figures | 
         return None
     names = about.classes or tuple(map(str, range(about.fixed.outputs)))
     metric = evaluate.confusion(len(names)) if about.task == "classification" else evaluate.labels(len(names))
-    found = pipe.insert(metric, after="evaluate.accuracy").evaluate(state, data)
+    if metric.name not in [stage.name for stage in pipe.metrics]:
+        pipe = pipe.insert(metric, after="evaluate.accuracy")
+    found = pipe.evaluate(state, data)
     return Figures(names, found["precision"], found["recall"], found["f1"], found.get("confusion"))
 
 
