@@ -18,11 +18,14 @@ from cli.recipes.loss import standardized
 from cli.recipes.metric import ALWAYS
 from cli.recipes.model import Custom, Fixed
 from cli.recipes.task import CLASSES, LABELS, TOKENS
-from pipeline import Pipeline, backward, ensemble, evaluate, forward, load, memory, order, place, update
+from pipeline import Ensemble, Pipeline, backward, ensemble, evaluate, forward, load, memory, order, place, update
+from pipeline.description import Description
 from pipeline.direction import directions
 from pipeline.errors import ConfigError, DataError, did_you_mean
 from pipeline.load import Load
-from pipeline.members import gathers
+from pipeline.programs.check import check
+from pipeline.programs.evaluate import better
+from pipeline.programs.members import gathers
 from pipeline.sources import Prepared, Source, Split, Tensors
 from pipeline.stage import Stage
 from pipeline.state import Batch, State
@@ -32,7 +35,7 @@ from pipeline.state import Batch, State
 class Job:
     """What a run trains, and on what."""
 
-    pipe: Pipeline
+    pipe: Pipeline | Ensemble
     held_out: Any
     model: str
     """The model in words: `mlp 64-128-10`."""
@@ -44,6 +47,11 @@ class Job:
     build: Callable[[], nn.Module] | None = None
 
     @property
+    def stages(self) -> Description:
+        """The stages of one run."""
+        return self.pipe.program.pipe
+
+    @property
     def about(self) -> About | None:
         """What has to be known of the data to use the model on others."""
         return None if self.prepared is None or self.fixed is None else About.of(self.fixed, self.prepared)
@@ -51,8 +59,8 @@ class Job:
     @property
     def train(self) -> Any:
         """The training data."""
-        assert self.pipe.load is not None
-        return self.pipe.load.data
+        assert self.stages.load is not None
+        return self.stages.load.data
 
     @property
     def validation(self) -> Any:
@@ -60,9 +68,9 @@ class Job:
         memory, as they have no gradients, and few graphs."""
         if self.prepared is None:
             return self.held_out
-        assert self.pipe.load is not None
+        assert self.stages.load is not None
         n = len(self.held_out)
-        return load.batches(self.held_out, size=-(-n // order.count(n, 8 * self.pipe.load.size)), shuffle=False)
+        return load.batches(self.held_out, size=-(-n // order.count(n, 8 * self.stages.load.size)), shuffle=False)
 
     @property
     def data(self) -> str:
@@ -87,9 +95,10 @@ def _ensemble(made: Job, members: int) -> Job:
     if processes.count() > 1:
         raise ConfigError("--ensemble trains its members side by side in one process; leave out --processes")
     pipe = made.pipe
+    assert isinstance(pipe, Pipeline)
     if made.prepared is not None and made.prepared.task in (CLASSES, LABELS):
         metric = evaluate.calibration_error(several=made.prepared.task == LABELS)
-        if metric.name not in [stage.name for stage in pipe.metrics]:
+        if metric.name not in [stage.name for stage in pipe.stages]:
             pipe = pipe.insert(metric, after="evaluate.accuracy")
     whole = ensemble(pipe, seeds=members, order="own" if gathers(pipe) else "shared")
     return evolve(made, pipe=whole, model=f"{members} x {made.model}")
@@ -161,20 +170,21 @@ def begin(config: TrainConfig) -> tuple[Job, State]:
     state = first(made, config)
     torch.set_num_threads(threads(made, state, config.run.threads))
     if made.held_out is not None:
-        made.pipe.check(state, made.validation)
+        check(made.pipe.program, state, made.validation)
     if config.run.best is not None:
-        _check_best(config.run.best, made.pipe, state)
+        _check_best(config.run.best, made, state)
     return made, state
 
 
-def _check_best(best: str, pipe: Pipeline, state: State) -> None:
+def _check_best(best: str, made: Job, state: State) -> None:
     """Raise ConfigError for a metric that can't tell the best epoch."""
-    metrics = [*pipe.finish(pipe.zeros())]
-    metrics += [f"{name}.{metric}" for name in pipe.averages for metric in metrics]
-    better = pipe.better(state)
-    if best not in [*metrics, *better] and better[""] is None:
+    program = made.pipe.program
+    metrics = [*program.finish(program.zeros())]
+    metrics += [f"{name}.{metric}" for name in made.stages.averages for metric in metrics]
+    declared = better(program, state)
+    if best not in [*metrics, *declared] and declared[""] is None:
         raise ConfigError(f"--best {best!r} is no metric of this run{did_you_mean(best, metrics)}")
-    if best not in (known := directions(better, [*metrics, best])):
+    if best not in (known := directions(declared, [*metrics, best])):
         raise ConfigError(
             f"nothing says whether --best {best!r} is better high or low: write better='high' or 'low' where it is made"
             f"; known of {', '.join(known)}"
@@ -188,7 +198,7 @@ def steps(load: Load | None, config: TrainConfig) -> int | None:
 
 def first(made: Job, config: TrainConfig) -> State:
     """The first State of a run."""
-    return made.pipe.init(config.run.seed, steps=steps(made.pipe.load, config))
+    return made.pipe.init(config.run.seed, steps=steps(made.stages.load, config))
 
 
 def fixed(source: str, data: Prepared) -> Fixed:
@@ -244,10 +254,10 @@ def threads(made: Job, state: State, wanted: int | None) -> int:
     The size is measured by trying the pipeline on its data. Raises a PipeError if they do not fit each other.
     """
     operations, nbytes = size(made, state)
-    load, free = made.pipe.load, room.free(made.pipe.place.device)
+    load, free = made.stages.load, room.free(made.stages.place.device)
     assert load is not None
     samples = min(load.size, len(made.train)) if load.known else load.size
-    nbytes *= samples / load.size / processes.count() / max((g.accumulate for g in made.pipe.backwards), default=1)
+    nbytes *= samples / load.size / processes.count() / max((g.accumulate for g in made.stages.backwards), default=1)
     if nbytes > TIGHT * free:
         raise ConfigError(
             f"a step of {samples:,} samples needs {memory.size(nbytes)} for its activations, and {memory.size(free)} "
@@ -255,13 +265,13 @@ def threads(made: Job, state: State, wanted: int | None) -> int:
         )
     if wanted is not None:
         return wanted
-    small = operations < SMALL and made.pipe.members < MANY
+    small = operations < SMALL and made.pipe.program.members < MANY
     return 1 if small else max(torch.get_num_threads(), 1)
 
 
 def size(made: Job, state: State) -> tuple[float, float]:
     """Estimated floating-point operations of a step, and bytes of its activations."""
-    load = made.pipe.load
+    load = made.stages.load
     assert load is not None
     operations = nbytes = 0
 
@@ -274,10 +284,10 @@ def size(made: Job, state: State) -> tuple[float, float]:
             if weight.ndim > 1:  # each output channel is a product with a row of it
                 operations += 2 * weight.numel() * output.numel() // len(weight)
 
-    skeletons = [m.module.skeleton().module for m in made.pipe.models]
+    skeletons = [m.module.skeleton().module for m in made.stages.models]
     hooks = [part.register_forward_hook(count) for skeleton in skeletons for part in skeleton.modules()]
     try:
-        made.pipe.check(state)  # a forward of a few samples; a backward costs twice as much
+        check(made.pipe.program, state)  # a forward of a few samples; a backward costs twice as much
     finally:
         for hook in hooks:
             hook.remove()

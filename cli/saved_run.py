@@ -22,7 +22,7 @@ from cli.config import TrainConfig
 from cli.recipes.data_card import About
 from cli.recipes.setting import refusal
 from cli.seal import CHECKPOINTS, Seal
-from pipeline import Pipeline, State, checkpoint, forward, log
+from pipeline import Ensemble, Pipeline, State, checkpoint, forward, log
 from pipeline.checkpoint import Saved
 from pipeline.ensembles import Joined
 from pipeline.errors import CheckpointError, ConfigError
@@ -168,7 +168,7 @@ def _example(about: About) -> dict[str, Any]:
     return {"inputs": inputs, "categories": torch.zeros(2, len(columns), dtype=torch.int64)}
 
 
-def load_run(folder: Path, weights: str, trust: bool) -> tuple[Pipeline, State, Any]:
+def load_run(folder: Path, weights: str, trust: bool) -> tuple[Pipeline | Ensemble, State, Any]:
     """The entry point of pipeline.load_run."""
     past = Past(folder)
     code = settings.code_in(past.document)

@@ -6,12 +6,15 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
+from pipeline.ensembles import Ensemble
 from pipeline.errors import ConfigError
 from pipeline.pipe import Pipeline
 from pipeline.state import State
 
 
-def load_run(folder: str | Path, *, weights: str = "best", trust: bool = False) -> tuple[Pipeline, State, Any]:
+def load_run(
+    folder: str | Path, *, weights: str = "best", trust: bool = False
+) -> tuple[Pipeline | Ensemble, State, Any]:
     """The pipeline, the State and the held-out data of a run that `pipe train` made.
 
         pipe, state, held_out = load_run("runs/digits-mlp-1")

@@ -1,6 +1,6 @@
-"""Diagnose: where the first number that is not finite comes from, by doing one step again, uncompiled and watched.
+"""Diagnose: find the first non-finite number of a step, by running it again, uncompiled, with a look at each stage.
 
-A step is a function of State and batch, so what a compiled step met can be met again, and looked at.
+A step is a pure function of State and batch, so a failure of a compiled step can be reproduced.
 """
 
 from __future__ import annotations
@@ -11,40 +11,40 @@ from typing import Any, TypeAlias
 from torch import Tensor
 
 from pipeline.backward import Gradients
-from pipeline.compose import Composition
-from pipeline.stage import Stage
-from pipeline.state import Batch, State
+from pipeline.mesh import Shard
+from pipeline.programs.program import Program
+from pipeline.stage import Part, Stage
+from pipeline.state import State
 from pipeline.tree import named
 
 
-def first_nonfinite(pipe: Composition, state: State, batch: Batch) -> str | None:
-    """In words, the first tensor of a step that holds NaN or infinity: of the batch, of State, or what a stage made.
+def first_nonfinite(program: Program, state: State, shard: Shard) -> str | None:
+    """The first tensor of a step with NaN or infinity, in words: of the batch, of State, or of a stage's outputs.
 
-    None where all are finite, as after another order of rounding.
+    None if all are finite, as after another order of rounding.
 
     >>> import torch
     >>> from pipeline import Pipeline, forward, loss, models, backward, update
     >>> model = forward.model(lambda: models.mlp(2, 2))
     >>> pipe = Pipeline(model, loss.cross_entropy(), backward.gradients(), update.sgd(0.1))
     >>> batch = {"inputs": torch.tensor([[1.0, float("nan")]]), "targets": torch.tensor([0])}
-    >>> first_nonfinite(pipe, pipe.init(0), batch)
+    >>> first_nonfinite(pipe.program, pipe.init(0), Shard(batch))
     "the batch's 'inputs' has NaN"
     """
-    batch = pipe.place.batch(batch)
-    found = [*_bad("the batch's", batch)]
+    placed = Shard(program.pipe.place.batch(shard.values), shard.rows)
+    found = [*_bad("the batch's", placed.values)]
     for name, kept in state.tree.items():
         found += _bad(f"State's {name}", kept if isinstance(kept, Mapping) else {name: kept})
-    _watched(pipe, found).train(dict(state.tree), batch)
+    program.of(_watched(program, found)).train(dict(state.tree), placed)
     return next((words for certain, words in found if certain), found[0][1] if found else None)
 
 
 Fault: TypeAlias = tuple[bool, str]
-"""Whether it is one for certain: minus infinity masks attention, and may be what is wanted. And in words."""
+"""Whether it is certain (minus infinity may be meant: it masks attention), and its words."""
 
 
-def _watched(pipe: Composition, found: list[Fault]) -> Composition:
-    """The same pipeline with a stage behind each that looks at what it wrote, while the step is done, and notes
-    faults."""
+def _watched(program: Program, found: list[Fault]) -> list[Part]:
+    """The stages, each followed by one that looks at its outputs and notes faults."""
 
     def behind(s: Stage) -> Stage:
         def look(**written: Any) -> None:
@@ -55,9 +55,11 @@ def _watched(pipe: Composition, found: list[Fault]) -> Composition:
 
         return Stage(f"behind {s.name}", look, names={name: name for name in s.values_written}, when=s.when)
 
-    return Composition(
-        *[t for s in pipe.stages for t in ((s, behind(s)) if s in pipe.graph and s.values_written else (s,))]
-    )
+    pipe = program.pipe
+    return [
+        t for s in pipe.stages
+        for t in ((s, behind(s)) if isinstance(s, Stage) and s in pipe.graph and s.values_written else (s,))
+    ]  # fmt: skip
 
 
 def _bad(whose: str, values: Any) -> Iterator[Fault]:
