@@ -23,7 +23,7 @@ class Optimizer:
     """An update rule that the command knows."""
 
     home: str
-    """Its function, `module:function`, called as f(lr, weight_decay=..., momentum=...) with what the user set."""
+    """Its function, `module:function`, called as f(lr), with weight_decay= and momentum= if it has them."""
     lr: float
     """The default learning rate."""
     momentum: float | None = None
