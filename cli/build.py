@@ -64,8 +64,8 @@ class Job:
 
     @property
     def validation(self) -> Any:
-        """The held-out data, in large batches of nearly one size if the loss is a mean of samples: they need no more
-        memory, as they have no gradients, and few graphs."""
+        """The held-out data; of the command's own pipelines, in large batches of nearly one size: without gradients
+        they need no more memory than a step, and they need few graphs."""
         if self.prepared is None:
             return self.held_out
         assert self.stages.load is not None
@@ -87,21 +87,21 @@ class Job:
 def job(config: TrainConfig, data: Prepared | None = None) -> Job:
     """The job of a run; `data` if they are prepared already. Raises a PipeError for what does not fit together."""
     own = config.pipeline.name
-    made = _of_settings(config, data) if own is None else _of_code(config, own)
-    return made if config.run.ensemble is None else _ensemble(made, config.run.ensemble)
+    single = _of_settings(config, data) if own is None else _of_code(config, own)
+    return single if config.run.ensemble is None else _ensemble(single, config.run.ensemble)
 
 
-def _ensemble(made: Job, members: int) -> Job:
+def _ensemble(job: Job, members: int) -> Job:
     if processes.count() > 1:
         raise ConfigError("--ensemble trains its members side by side in one process; leave out --processes")
-    pipe = made.pipe
+    pipe = job.pipe
     assert isinstance(pipe, Pipeline)
-    if made.prepared is not None and made.prepared.task in (CLASSES, LABELS):
-        metric = evaluate.calibration_error(several=made.prepared.task == LABELS)
+    if job.prepared is not None and job.prepared.task in (CLASSES, LABELS):
+        metric = evaluate.calibration_error(several=job.prepared.task == LABELS)
         if metric.name not in [stage.name for stage in pipe.stages]:
             pipe = pipe.insert(metric, after="evaluate.accuracy")
-    whole = ensemble(pipe, seeds=members, order="own" if gathers(pipe) else "shared")
-    return evolve(made, pipe=whole, model=f"{members} x {made.model}")
+    side_by_side = ensemble(pipe, seeds=members, order="own" if gathers(pipe) else "shared")
+    return evolve(job, pipe=side_by_side, model=f"{members} x {job.model}")
 
 
 def _of_code(config: TrainConfig, name: str) -> Job:
@@ -166,27 +166,27 @@ def placed(config: TrainConfig) -> place.Place:
 
 def begin(config: TrainConfig) -> tuple[Job, State]:
     """The job of a run and its first State, after all checks."""
-    made = job(config)
-    state = first(made, config)
-    torch.set_num_threads(threads(made, state, config.run.threads))
-    if made.held_out is not None:
-        check(made.pipe.program, state, made.validation)
+    begun = job(config)
+    state = first(begun, config)
+    torch.set_num_threads(threads(begun, state, config.run.threads))
+    if begun.held_out is not None:
+        check(begun.pipe.program, state, begun.validation)
     if config.run.best is not None:
-        _check_best(config.run.best, made, state)
-    return made, state
+        _check_best(config.run.best, begun, state)
+    return begun, state
 
 
-def _check_best(best: str, made: Job, state: State) -> None:
+def _check_best(best: str, job: Job, state: State) -> None:
     """Raise ConfigError for a metric that can't tell the best epoch."""
-    program = made.pipe.program
+    program = job.pipe.program
     metrics = [*program.finish(program.zeros())]
-    metrics += [f"{name}.{metric}" for name in made.stages.averages for metric in metrics]
+    metrics += [f"{name}.{metric}" for name in job.stages.averages for metric in metrics]
     declared = better(program, state)
     if best not in [*metrics, *declared] and declared[""] is None:
         raise ConfigError(f"--best {best!r} is no metric of this run{did_you_mean(best, metrics)}")
     if best not in (known := directions(declared, [*metrics, best])):
         raise ConfigError(
-            f"nothing says whether --best {best!r} is better high or low: write better='high' or 'low' where it is made"
+            f"nothing says whether --best {best!r} is better high or low: declare it by better='high' or 'low'"
             f"; known of {', '.join(known)}"
         )
 
@@ -196,9 +196,9 @@ def steps(load: Load | None, config: TrainConfig) -> int | None:
     return None if load is None or load.batches is None else load.batches * config.run.epochs
 
 
-def first(made: Job, config: TrainConfig) -> State:
+def first(job: Job, config: TrainConfig) -> State:
     """The first State of a run."""
-    return made.pipe.init(config.run.seed, steps=steps(made.stages.load, config))
+    return job.pipe.init(config.run.seed, steps=steps(job.stages.load, config))
 
 
 def fixed(source: str, data: Prepared) -> Fixed:
@@ -248,16 +248,16 @@ MANY = 4
 """Members side by side that keep all cores busy, even if one alone is too small for that."""
 
 
-def threads(made: Job, state: State, wanted: int | None) -> int:
+def threads(job: Job, state: State, wanted: int | None) -> int:
     """The number of CPU threads: `wanted`, or by the size of a step alone, so that it is always the same.
 
     The size is measured by trying the pipeline on its data. Raises a PipeError if they do not fit each other.
     """
-    operations, nbytes = size(made, state)
-    load, free = made.stages.load, room.free(made.stages.place.device)
+    operations, nbytes = size(job, state)
+    load, free = job.stages.load, room.free(job.stages.place.device)
     assert load is not None
-    samples = min(load.size, len(made.train)) if load.known else load.size
-    nbytes *= samples / load.size / processes.count() / max((g.accumulate for g in made.stages.backwards), default=1)
+    samples = min(load.size, len(job.train)) if load.known else load.size
+    nbytes *= samples / load.size / processes.count() / max((g.accumulate for g in job.stages.backwards), default=1)
     if nbytes > TIGHT * free:
         raise ConfigError(
             f"a step of {samples:,} samples needs {memory.size(nbytes)} for its activations, and {memory.size(free)} "
@@ -265,13 +265,13 @@ def threads(made: Job, state: State, wanted: int | None) -> int:
         )
     if wanted is not None:
         return wanted
-    small = operations < SMALL and made.pipe.program.members < MANY
+    small = operations < SMALL and job.pipe.program.members < MANY
     return 1 if small else max(torch.get_num_threads(), 1)
 
 
-def size(made: Job, state: State) -> tuple[float, float]:
+def size(job: Job, state: State) -> tuple[float, float]:
     """Estimated floating-point operations of a step, and bytes of its activations."""
-    load = made.stages.load
+    load = job.stages.load
     assert load is not None
     operations = nbytes = 0
 
@@ -284,14 +284,14 @@ def size(made: Job, state: State) -> tuple[float, float]:
             if weight.ndim > 1:  # each output channel is a product with a row of it
                 operations += 2 * weight.numel() * output.numel() // len(weight)
 
-    skeletons = [m.module.skeleton().module for m in made.stages.models]
+    skeletons = [m.module.skeleton().module for m in job.stages.models]
     hooks = [part.register_forward_hook(count) for skeleton in skeletons for part in skeleton.modules()]
     try:
-        check(made.pipe.program, state)  # a forward of a few samples; a backward costs twice as much
+        check(job.pipe.program, state)  # a forward of a few samples; a backward costs twice as much
     finally:
         for hook in hooks:
             hook.remove()
-    scale = load.size / min(2, len(made.train)) if load.known else 1  # an iterable was tried on a whole batch
+    scale = load.size / min(2, len(job.train)) if load.known else 1  # an iterable was tried on a whole batch
     return 3 * operations * scale, nbytes * scale
 
 

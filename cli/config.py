@@ -287,10 +287,8 @@ def resumed(folder: Path, *given: Mapping[str, Any], besides: Collection[str] = 
 
     pairs = [(name, before, new.fixed.get(name)) for name, before in old.fixed.items() if name not in besides]
     differ = [(name, before, now) for name, before, now in pairs if before != now]
-    for name, before, now in (
-        ("clip", old.run.clip, new.run.clip),
-        ("momentum", old.optimizer.own_momentum, new.optimizer.own_momentum),
-    ):
+    clips, momenta = (old.run.clip, new.run.clip), (old.optimizer.own_momentum, new.optimizer.own_momentum)
+    for name, (before, now) in (("clip", clips), ("momentum", momenta)):
         if (before == 0) != (now == 0):  # at 0, the stage or its memory is left out
             differ.append((name, before, now))
     schedules = old.schedule.name, new.schedule.name
