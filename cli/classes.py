@@ -57,8 +57,10 @@ def figures(pipe: Pipeline | Ensemble, about: About, state: State, data: Any) ->
         return None
     names = about.classes or tuple(map(str, range(about.fixed.outputs)))
     metric = evaluate.confusion(len(names)) if about.task == "classification" else evaluate.labels(len(names))
-    if isinstance(pipe, Ensemble):
-        wider: Pipeline | Ensemble = evolve(pipe, pipe=pipe.pipe.insert(metric, after="evaluate.accuracy"))
+    if metric.name in [stage.name for stage in pipe.program.pipe.metrics]:
+        wider = pipe
+    elif isinstance(pipe, Ensemble):
+        wider = evolve(pipe, pipe=pipe.pipe.insert(metric, after="evaluate.accuracy"))
     else:
         wider = pipe.insert(metric, after="evaluate.accuracy")
     found = wider.evaluate(state, data)

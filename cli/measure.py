@@ -102,7 +102,7 @@ def step_seconds(pipe: Runs, program: Compiled, state: State) -> float:
 def identity(config: TrainConfig) -> str:
     """What something was measured for: this machine, and the settings that change how long a step takes."""
     about: dict[str, Any] = {"machine": dict(key.machine()), "threads": torch.get_num_threads()}
-    tables = {name: config.tables.get(name) for name in ("data", "model", "optimizer", "loss", "pipeline")}
+    tables = {name: config.tables.get(name) for name in ("data", "model", "optimizer", "loss", "evaluate", "pipeline")}
     run = {name: getattr(config.run, name) for name in ("batch_size", "accumulate", "precision", "device", "backend")}
     return files.checksum({**about, **json.loads(json.dumps(tables, default=str)), "run": run})[:32]
 

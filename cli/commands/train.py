@@ -22,8 +22,9 @@ from cli.build import Job, begin, parameters
 from cli.commands import sample
 from cli.config import TrainConfig
 from cli.progress import interrupts, live, plain, printed, waiting, warn
+from cli.recipes.logger import logged
 from cli.seal import CHECKPOINTS, STATUS, Seal
-from pipeline import Pipeline, Report, State, Sweep, checkpoint, fit, log, place, plot, testing, until
+from pipeline import Pipeline, Report, State, Sweep, checkpoint, fit, place, plot, testing, until
 from pipeline.checkpoint import Saved, Saver
 from pipeline.compile import Compiled
 from pipeline.direction import directions
@@ -256,9 +257,7 @@ def _reports(
         made.pipe, epochs=config.run.epochs, validate=made.validation, state=state, compile=program, interval=0.1,
         steps_per_call=_per_call(config), every=config.run.save_steps, start=start,
     )  # fmt: skip
-    if not config.run.tensorboard or not processes.first():
-        return reports
-    return log.tensorboard(reports, folders.inside(seal, "tensorboard"))
+    return logged(config.run.log if processes.first() else (), reports, lambda name: folders.inside(seal, name))
 
 
 def _stops(config: TrainConfig, metric: str | None, saver: Saver) -> dict[str, until.Stop]:

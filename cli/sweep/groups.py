@@ -20,7 +20,7 @@ from pipeline.sweeps import Order
 
 NUMBERS = ("lr", "rest_lr", "momentum", "weight_decay", "clip", "ema")
 """Settings that a step reads from State: those of one program may differ in them."""
-WITHOUT = ("ensemble", "folds", "patience", "minutes", "save_steps", "tensorboard")
+WITHOUT = ("ensemble", "folds", "patience", "minutes", "save_steps", "log")
 """Settings of one run that a sweep does not have."""
 FACTOR = 2
 """In successive halving, one in so many goes on, for so many times the epochs."""
