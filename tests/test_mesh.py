@@ -41,7 +41,7 @@ def test_each_sample_is_on_one_process(whole, processes):
     assert torch.cat([t["inputs"] for t in taken]).tolist() == list(range(whole))
     assert [w for t in taken for w in t["words"]] == batch["words"]
     assert max(p.count for p in parts) - min(p.count for p in parts) <= 1
-    assert all(len(p.of(batch)["inputs"]) == p.length for p in parts)
+    assert all(len(p.shard(batch).values["inputs"]) == p.length for p in parts)
 
 
 @given(st.integers(1, 40), st.integers(1, 7))

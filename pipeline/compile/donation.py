@@ -5,19 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
-from weakref import WeakSet
 
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from pipeline import state as states
 from pipeline.errors import StageError, StateError
 from pipeline.programs.evaluate import check_state
 from pipeline.programs.program import Program
-from pipeline.state import Lease, State
-
-_SPENT: WeakSet[Lease] = WeakSet()
-states.donated = _SPENT.__contains__
+from pipeline.state import State
 
 
 class Held:
@@ -87,7 +82,7 @@ class Held:
             self.done += steps
         state = State(self.tree)
         if self.donate:
-            _SPENT.add(self._current.lease)
+            self._current.lease.donated = True
             self._current = state
         else:
             self._current, self.leaves = None, ()
