@@ -1,7 +1,7 @@
-"""Joint: the parameters of several models as one dict, as a backward and the updates after it take them.
+"""Joint: the parameters of several models as one dict, for a backward and the updates after it.
 
-A model's own names stay, if it is the only one or keeps its parameters as "params"; those of others begin with the
-model's: {"weight": ..., "head.weight": ...}.
+Names of a single model, and of the model "params", stay; those of others get the model's name in front:
+{"weight": ..., "head.weight": ...}.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ def joined(trees: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def by_model(tensors: Mapping[str, Any], like: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """The same tensors by model; `like` has the models and their own names."""
+    """The inverse of `joined`; `like` has the models with their own names."""
     where = joined({model: {k: (model, k) for k in tree} for model, tree in like.items()})
     own = {where[name]: x for name, x in tensors.items()}
     return {model: {k: x for (m, k), x in own.items() if m == model} for model in like}
 
 
 def jointly(stage: Stage, models: Sequence[str]) -> Stage:
-    """A stage of "params" on the parameters of these models in their place."""
+    """A stage on the parameters of these models in the place of "params"."""
     if tuple(models) == ("params",):
         return stage
     writes = tuple(w for name in stage.writes for w in (models if name == "params" else (name,)))

@@ -14,7 +14,7 @@ BANDS = {
     "values": ["errors", "files", "ids", "text", "means", "memory", "html", "mesh", "random", "tree", "skeleton",
                "schedules", "direction", "draws", "module", "order", "pace", "state"],
     "stages": ["stage", "joint", *STEPS, "models", "sources", "log", "plot", "until"],
-    "pipeline": ["description", "wiring"],
+    "pipeline": ["names", "wiring", "description"],
     "programs": ["programs", "resident", "compile"],
     "runs": ["pipe", "loop", "sweeps", "ensembles", "checkpoint", "runs", "testing", "__init__"],
 }  # fmt: skip
