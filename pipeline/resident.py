@@ -24,7 +24,7 @@ Permute: TypeAlias = Callable[[Tensor, int, int, Tensor], None]
 
 
 class Resident:
-    """A data set on the device. Indices for many batches are computed at once, into a tensor that a graph gathers by."""
+    """A data set on the device. Indices of many batches are computed at once, for a graph to gather by."""
 
     def __init__(
         self, place: Callable[[Any], Any], load: Load, tensors: dict[str, Tensor] | None = None,
@@ -49,7 +49,7 @@ class Resident:
         self._next = 0
 
     def sizes(self, start: int, count: int) -> list[int]:
-        """Sizes of batches `start` to `start + count` of an epoch: one for all, or one more for a shorter last batch."""
+        """Sizes of batches `start` to `start + count` of an epoch; the last one may be shorter."""
         whole = self.n // self.load.size
         return [self.load.size] * (start < whole) + [self.n % self.load.size] * (start + count > whole)
 
