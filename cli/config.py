@@ -20,7 +20,7 @@ from cli.recipes.data import Data
 from cli.recipes.loss import Loss
 from cli.recipes.metric import Metrics
 from cli.recipes.model import Model
-from cli.recipes.pipeline import PARTS, Whole
+from cli.recipes.pipeline import IN_PIPELINE, OwnPipeline
 from cli.recipes.rule import Rule
 from cli.recipes.run import Run
 from cli.recipes.schedule import Course
@@ -42,7 +42,7 @@ class TrainConfig:
     schedule: Course
     loss: Loss
     evaluate: Metrics
-    pipeline: Whole
+    pipeline: OwnPipeline
     run: Run
 
     @property
@@ -64,7 +64,7 @@ class TrainConfig:
         for name in ("pipeline", "run") if own else TABLES:
             values = asdict(getattr(self, name), filter=lambda _, value: value is not None)
             values |= values.pop("options", {})
-            tables[name] = {k: v for k, v in values.items() if not (own and k in PARTS)}
+            tables[name] = {k: v for k, v in values.items() if not (own and k in IN_PIPELINE)}
         return {name: values for name, values in tables.items() if values}
 
     @property
@@ -111,7 +111,7 @@ def _check_own_pipeline(values: Mapping[str, Mapping[str, Any]]) -> None:
     """Raise ConfigError for settings that do not apply to the user's own pipeline."""
     for table, given in values.items():
         for key in given:
-            if table not in ("pipeline", "run") or (table == "run" and key in PARTS):
+            if table not in ("pipeline", "run") or (table == "run" and key in IN_PIPELINE):
                 name, own = flag(flag_name(table, key)), values["pipeline"]["name"]
                 raise refusal(f"{name} does not apply to a pipeline of your own; set it in {own}")
 
@@ -269,13 +269,11 @@ def check_run(folder: Path) -> None:
         raise refusal(f"{folder} holds no run: it has no {CONFIG}")
     versions = document(folder / CONFIG).get("versions")
     seal.of(folder)
-    theirs, ours = versions.get("pipe-train") if isinstance(versions, dict) else None, own_version()
-    if isinstance(theirs, str) and _numbers(theirs) > _numbers(ours):
-        raise refusal(f"{folder} was made by pipe-train {theirs}, and this is {ours}: update it")
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    return tuple(int(number) for number in version.split(".") if number.isdecimal())
+    made, here = versions.get("pipe-train") if isinstance(versions, dict) else None, own_version()
+    if isinstance(made, str):
+        theirs, ours = ([int(n) for n in version.split(".") if n.isdecimal()] for version in (made, here))
+        if theirs > ours:
+            raise refusal(f"{folder} was made by pipe-train {made}, and this is {here}: update it")
 
 
 def resumed(folder: Path, *given: Mapping[str, Any], besides: Collection[str] = ()) -> tuple[TrainConfig, TrainConfig]:

@@ -11,7 +11,7 @@ from cli.recipes import data, model
 from cli.recipes.code import is_code
 from cli.recipes.loss import LOSSES, Loss
 from cli.recipes.metric import Metrics
-from cli.recipes.pipeline import Whole
+from cli.recipes.pipeline import OwnPipeline
 from cli.recipes.rule import OPTIMIZERS, Rule
 from cli.recipes.run import Run
 from cli.recipes.schedule import SCHEDULES, Course
@@ -63,7 +63,7 @@ TABLES: dict[str, Table] = {
     "schedule": Table(Course, SCHEDULES, "name"),
     "loss": Table(Loss, LOSSES, "name"),
     "evaluate": Table(Metrics, {}),
-    "pipeline": Table(Whole, {}, "name", Whole),
+    "pipeline": Table(OwnPipeline, {}, "name", OwnPipeline),
     "run": Table(Run, {}),
 }  # fmt: skip
 

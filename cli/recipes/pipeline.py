@@ -13,12 +13,14 @@ from cli.recipes.setting import refusal, setting
 if TYPE_CHECKING:
     from pipeline import Pipeline
 
-PARTS = ("batch_size", "accumulate", "clip", "ema", "device", "precision", "on_nonfinite", "folds", "fold", "telemetry")
+IN_PIPELINE = (
+    "batch_size", "accumulate", "clip", "ema", "device", "precision", "on_nonfinite", "folds", "fold", "telemetry",
+)  # fmt: skip
 """Settings of a run that belong to its pipeline, and so do not apply to the user's own."""
 
 
 @frozen
-class Whole:
+class OwnPipeline:
     """A function of the user's that makes a Pipeline, or a Pipeline and the held-out data."""
 
     name: str | None = setting(None, "FILE.py:FUNCTION that makes a Pipeline, in place of data and model", fixed=True)
