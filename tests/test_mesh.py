@@ -15,7 +15,7 @@ from safetensors.torch import load_file, safe_open
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from pipeline import checkpoint, mesh, place
-from pipeline.checkpoint.saved import layout
+from pipeline.checkpoint.write import layout
 from pipeline.compile.collectives import scheduled
 from pipeline.errors import DeviceError
 from pipeline.mesh import Mesh, Rows
