@@ -16,6 +16,7 @@ from torch.utils import _pytree as pytree
 from pipeline import files
 from pipeline.compose import Composition
 from pipeline.errors import CheckpointError
+from pipeline.mesh.collectives import pad
 from pipeline.sharding import Sharding
 from pipeline.stage import first_line
 from pipeline.state import State
@@ -84,9 +85,8 @@ class Saved:
                     if on is None or sharded.get(name) != tuple(shape):
                         tensors[name] = file.get_tensor(name)
                         continue
-                    begin, end, rows = on.mesh.own(shape[0])
-                    t = piece[begin:end]
-                    tensors[name] = torch.cat([t, t.new_zeros((rows - len(t), *shape[1:]))]) if len(t) < rows else t
+                    begin, end, rows = on.mesh.span(shape[0])
+                    tensors[name] = pad(piece[begin:end], rows)
         except Exception as e:  # safetensors has its own class for an invalid file
             raise CheckpointError(f"{self.path / STATE} can't be read: {first_line(e)}") from None
         return tensors

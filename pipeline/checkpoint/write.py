@@ -93,7 +93,7 @@ def _write_rows(
         for name, t in tensors.items():
             offset = at[name]
             if name in full:
-                begin, end, _ = mesh.own(full[name][0])
+                begin, end, _ = mesh.span(full[name][0])
                 offset += begin * (t.nbytes // max(len(t), 1))
                 t = t[: max(end - begin, 0)]
             elif mesh.rank:
