@@ -49,7 +49,7 @@ def agreed(value: Any) -> Any:
         return value
     from pipeline import mesh
 
-    return mesh.spread(value)
+    return mesh.broadcast(value)
 
 
 def launch(processes: int, restarts: int, arguments: list[str]) -> None:

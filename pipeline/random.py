@@ -59,7 +59,7 @@ def settled(k: Any) -> Any:
 def bits(k: Tensor, shape: tuple[int, ...]) -> Tensor:
     """Independent 32-bit integers, as int64 of `shape` (up to 2**32 numbers), from a 0-d int64 key."""
     # The multiplication spreads the counter, so that two keys' streams are not one another's, shifted.
-    first = mesh.begun(shape)
+    first = mesh.draw_offset(shape)
     count = torch.arange(first, first + math.prod(shape), device=k.device) * 0x2C1B3C6D
     numbers: Tensor = mix((count ^ k) & MASK)
     return numbers.reshape(shape)

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, safe_open
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from pipeline import checkpoint, mesh, place
-from pipeline.checkpoint.saved import layout
+from pipeline.checkpoint.write import layout
 from pipeline.compile.collectives import scheduled
 from pipeline.errors import DeviceError
 from pipeline.mesh import Mesh, Rows
@@ -52,7 +52,7 @@ def test_shards_are_the_whole(rows, shards):
     parts = [m.part(whole) for m in meshes]
     assert {p.shape for p in parts} == {(-(-rows // shards), 2)}
     assert torch.equal(torch.cat(parts)[:rows], whole)
-    assert torch.equal(torch.cat([whole[slice(*m.own(rows)[:2])] for m in meshes]), whole)
+    assert torch.equal(torch.cat([whole[slice(*m.span(rows)[:2])] for m in meshes]), whole)
 
 
 def test_one_process_needs_no_mesh():

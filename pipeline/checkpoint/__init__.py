@@ -1,8 +1,7 @@
-"""Checkpoints: State and the position in the order on disk, as safetensors and JSON, so that a run goes on bit for bit.
+"""Checkpoints: State and the position in the order on disk, as safetensors and JSON, to resume a run bit for bit.
 
-A checkpoint is a folder `step-<n>/` with every tensor of State and `checkpoint.json`, which says where in the order it
-was made and holds the checksums of both. It is written under another name, flushed to the disk and then renamed, so it
-is whole or not there; and it is read only after all of it was verified. Nothing in it can run code.
+A checkpoint is a folder `step-<n>/` with every tensor of State and `checkpoint.json`, which holds the position and the
+checksums of both. It is written atomically, and verified before it is read. Nothing in it can run code.
 
     with checkpoint.Saver("run/checkpoints", best="accuracy") as saver:
         for report in fit(pipe, epochs=20, validate=test):

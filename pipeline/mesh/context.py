@@ -1,7 +1,8 @@
-"""Stages: what code that runs on a part of a batch, or on shards, can know of the whole. On one process, it has it."""
+"""Context: what code that runs on some rows of a batch, or on shards, can know of the whole. One process has it all."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -12,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from pipeline.mesh import collectives as flat
+from pipeline.mesh import collectives
 from pipeline.mesh.shards import Mesh, Rows
 
 _HERE: ContextVar[tuple[Mesh, Rows | None] | None] = ContextVar("mesh", default=None)
@@ -20,110 +21,97 @@ _HERE: ContextVar[tuple[Mesh, Rows | None] | None] = ContextVar("mesh", default=
 
 @contextmanager
 def at(mesh: Mesh | None, rows: Rows | None) -> Iterator[None]:
-    """Within it, code runs on a part of a batch; without rows, on what all processes have alike."""
+    """Within it, code runs on these rows of a batch; without rows, on values that all processes share."""
     token = _HERE.set(None if mesh is None else (mesh, rows))
     try:
         if mesh is None or rows is None:
             yield
         else:
-            with _Synced():
+            with _SyncBatchNorm():
                 yield
     finally:
         _HERE.reset(token)
 
 
 def here() -> Mesh | None:
-    """The mesh that code runs on, if it does."""
-    found = _HERE.get()
-    return None if found is None else found[0]
+    """The mesh that code runs on, if any."""
+    current = _HERE.get()
+    return None if current is None else current[0]
 
 
-def _part() -> tuple[Mesh, Rows] | None:
-    """The mesh and the samples, where code runs on a part of a batch."""
-    found = _HERE.get()
-    return None if found is None or found[1] is None else (found[0], found[1])
+def _here_with_rows() -> tuple[Mesh, Rows] | None:
+    """The mesh and the rows, if code runs on some rows of a batch."""
+    current = _HERE.get()
+    return None if current is None or current[1] is None else (current[0], current[1])
 
 
 def summed(x: Tensor) -> Tensor:
-    """The sum over all parts of the batch: what a stage that needs a number of the whole batch adds up with. It has a
-    gradient. On one process, `x` itself.
+    """The sum over all processes, for a stage that needs a number of the whole batch. Differentiable. On one process,
+    `x` itself.
 
     >>> summed(torch.ones(2))
     tensor([1., 1.])
     """
-    found = _part()
-    if found is None:
+    if (current := _here_with_rows()) is None:
         return x
-    mesh, rows = found
-    made: Tensor = _Summed.apply(x if rows.count else x * 0, mesh.all)  # type: ignore[no-untyped-call]  # torch's
-    return made
+    mesh, rows = current
+    total: Tensor = _AllReduce.apply(x if rows.count else x * 0, mesh.all)  # type: ignore[no-untyped-call]  # torch's
+    return total
 
 
 def gathered(x: Tensor) -> Tensor:
-    """The rows of all parts of the batch, in the order of the whole one: (b, ...) of each process to (B, ...). It has a
-    gradient. On one process, `x` itself: a loss that compares each sample with all others takes these.
+    """The rows of all processes in the order of the batch, (b, ...) of each to (B, ...), for a loss that compares each
+    sample with all others. Differentiable. On one process, `x` itself.
 
     >>> gathered(torch.ones(2, 3)).shape
     torch.Size([2, 3])
     """
-    found = _part()
-    if found is None:
+    if (current := _here_with_rows()) is None:
         return x
-    mesh, rows = found
-    most = max(rows.sizes)
-    short = most - len(x)
-    filled = torch.cat([x, x.new_zeros((short, *x.shape[1:]))]) if short else x
-    each = _each(filled, mesh)
+    mesh, rows = current
+    each = _all_gather(collectives.pad(x, max(rows.sizes)), mesh)
     return torch.cat([each[r, :n] for r, n in enumerate(rows.sizes)])
 
 
 def over_shards(x: Tensor) -> Tensor:
-    """The sum over the shards of the weights, of what a stage on shards made of its own. Elsewhere, `x` itself."""
-    found = _HERE.get()
-    if found is None or found[0].shard == 1:
-        return x
-    return flat.reduce(x, found[0].shards)
+    """The sum over the shards of the weights, for a stage that runs on shards. Without shards, `x` itself."""
+    mesh = here()
+    return x if mesh is None or mesh.shard == 1 else collectives.all_reduce(x, mesh.shards)
 
 
 def norm_over_shards(norm: Tensor, order: float) -> Tensor:
-    """The norm of all shards together, from that of this process's."""
-    found = _HERE.get()
-    if found is None or found[0].shard == 1:
+    """The norm of all shards together, from the norm of this process's shard."""
+    mesh = here()
+    if mesh is None or mesh.shard == 1:
         return norm
-    each = flat.gather(norm.reshape(1), found[0].shard, found[0].shards)
-    made: Tensor = torch.linalg.vector_norm(each, order)
-    return made
+    total: Tensor = torch.linalg.vector_norm(collectives.all_gather(norm.reshape(1), mesh.shard, mesh.shards), order)
+    return total
 
 
-def begun(shape: Sequence[int]) -> int:
-    """How many numbers of a draw of this shape belong to the samples before this process's: so a sample draws the same
-    on whichever process it is.
-
-    That is known where the first dimension is that of the samples, or a multiple of it.
+def draw_offset(shape: Sequence[int]) -> int:
+    """How many numbers of a draw of this shape belong to the samples of earlier processes, so that a sample draws the
+    same numbers on any process. 0 unless the first dimension is a multiple of the number of samples.
     """
-    found = _part()
-    if found is None or not shape:
+    current = _here_with_rows()
+    if current is None or not shape:
         return 0
-    rows = found[1]
+    rows = current[1]
     n = rows.length
     if shape[0] != n and (n == 1 or shape[0] % n):
         return 0
-    numbers = 1
-    for size in shape:
-        numbers *= size
-    return rows.begin * (numbers // n)
+    return rows.begin * (math.prod(shape) // n)
 
 
-def _each(x: Tensor, mesh: Mesh) -> Tensor:
-    """A tensor of each process: (...) to (W, ...)."""
-    made: Tensor = _Each.apply(x, mesh.all, mesh.processes, mesh.rank)  # type: ignore[no-untyped-call]  # torch's
-    return made
+def _all_gather(x: Tensor, mesh: Mesh) -> Tensor:
+    """The tensors of all processes: (...) to (W, ...)."""
+    each: Tensor = _AllGather.apply(x, mesh.all, mesh.processes, mesh.rank)  # type: ignore[no-untyped-call]  # torch's
+    return each
 
 
-class _Summed(torch.autograd.Function):
+class _AllReduce(torch.autograd.Function):
     @staticmethod
     def forward(x: Tensor, group: str) -> Tensor:
-        return flat.reduce(x, group)
+        return collectives.all_reduce(x, group)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
@@ -131,13 +119,13 @@ class _Summed(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
-        return _Summed.apply(grad, ctx.group), None  # type: ignore[no-untyped-call]  # torch's
+        return _AllReduce.apply(grad, ctx.group), None  # type: ignore[no-untyped-call]  # torch's
 
 
-class _Each(torch.autograd.Function):
+class _AllGather(torch.autograd.Function):
     @staticmethod
     def forward(x: Tensor, group: str, processes: int, rank: int) -> Tensor:
-        return flat.gather(x.reshape(-1), processes, group).view(processes, *x.shape)
+        return collectives.all_gather(x.reshape(-1), processes, group).view(processes, *x.shape)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
@@ -145,12 +133,12 @@ class _Each(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
-        mine = _Summed.apply(grad, ctx.group)[ctx.rank]  # type: ignore[no-untyped-call]  # torch's
+        mine = _AllReduce.apply(grad, ctx.group)[ctx.rank]  # type: ignore[no-untyped-call]  # torch's
         return mine, None, None, None
 
 
-class _Synced(TorchFunctionMode):
-    """Within it, BatchNorm in training normalizes by the whole batch, not by a process's part."""
+class _SyncBatchNorm(TorchFunctionMode):
+    """Within it, BatchNorm in training normalizes by the whole batch."""
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
@@ -164,17 +152,17 @@ def _batch_norm(
     input: Tensor, running_mean: Tensor | None, running_var: Tensor | None, weight: Tensor | None = None,
     bias: Tensor | None = None, training: bool = False, momentum: float = 0.1, eps: float = 1e-5,
 ) -> Tensor:  # fmt: skip
-    """As torch.nn.functional.batch_norm, whose mean and variance are those of the parts together: Chan, Golub and
-    LeVeque, "Updating formulae and a pairwise algorithm for computing sample variances" (1979), equation 2.1."""
-    found = _part()
-    if not training or found is None:
+    """torch.nn.functional.batch_norm with the mean and variance over all processes. Source: Chan, Golub and LeVeque,
+    "Updating formulae and a pairwise algorithm for computing sample variances" (1979), equation 2.1."""
+    current = _here_with_rows()
+    if not training or current is None:
         return F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
-    mesh, rows = found
+    mesh, rows = current
     dims = [d for d in range(input.ndim) if d != 1]
     shape = [1, -1, *([1] * (input.ndim - 2))]
     x = input.float() if input.dtype in (torch.bfloat16, torch.float16) else input
     var, mean = torch.var_mean(x, dims, correction=0)
-    each = _each(torch.stack([mean, var]), mesh)
+    each = _all_gather(torch.stack([mean, var]), mesh)
     share = input.numel() // input.shape[1] / rows.length
     count = share * rows.whole
     weights = torch.tensor([share * n / count for n in rows.sizes], dtype=x.dtype, device=x.device).view(-1, 1)
@@ -186,5 +174,5 @@ def _batch_norm(
             unbiased = var.detach() * (count / max(count - 1, 1))
             running_var.mul_(1 - momentum).add_(momentum * unbiased.to(running_var.dtype))
     scale = torch.rsqrt(var + eps) if weight is None else torch.rsqrt(var + eps) * weight
-    made = (x - mean.view(shape)) * scale.view(shape)
-    return (made if bias is None else made + bias.view(shape)).to(input.dtype)
+    normed = (x - mean.view(shape)) * scale.view(shape)
+    return (normed if bias is None else normed + bias.view(shape)).to(input.dtype)

@@ -1,4 +1,4 @@
-"""Parts: which samples of a batch and which rows of the weights a process has, and sums over processes."""
+"""Shards: the samples of a batch and the rows of the weights of each process, and sums over processes."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from torch import Tensor
 from torch import distributed as dist
 from torch.utils import _pytree as pytree
 
-from pipeline.mesh import collectives as flat
+from pipeline.mesh import collectives
 
 
 @frozen
 class Rows:
-    """Which samples of a batch of `whole` a process has; where they are fewer than processes, some have none."""
+    """The samples that a process has of a batch of `whole`; of fewer samples than processes, some have none."""
 
     rank: int
     processes: int
@@ -33,17 +33,17 @@ class Rows:
 
     @property
     def sizes(self) -> list[int]:
-        """What each process has."""
+        """The count of each process."""
         return [Rows(r, self.processes, self.whole).count for r in range(self.processes)]
 
     @property
     def taken(self) -> slice:
-        """Those samples; who has none computes on the first, and counts it as nothing."""
+        """The samples to compute on; an empty rank computes sample 0, with weight 0."""
         return slice(self.begin, self.begin + self.count) if self.count else slice(0, 1)
 
     @property
     def length(self) -> int:
-        """How many samples it computes on."""
+        """Number of samples to compute on."""
         return max(self.count, 1)
 
     def shard(self, batch: Mapping[str, Any]) -> Shard:
@@ -67,18 +67,18 @@ class Shard:
 
 @frozen(eq=False)
 class Mesh:
-    """W = data * shard processes. Each has its part of every batch, and one of `shard` parts of the weights."""
+    """W = data * shard processes. Each has its rows of every batch, and one of `shard` shards of the weights."""
 
     data: int
     shard: int
     rank: int
     device: torch.device
     all: str = field(repr=False)
-    """The name of the group of all processes."""
+    """Name of the group of all processes."""
     shards: str = field(repr=False)
-    """That of the group which together has the weights."""
+    """Of the group that together has the weights."""
     copies: str = field(repr=False)
-    """That of those with the same part of the weights."""
+    """Of the group of ranks with the same shard."""
 
     @property
     def processes(self) -> int:
@@ -88,107 +88,100 @@ class Mesh:
         """Its part of a batch of so many samples."""
         return Rows(self.rank, self.processes, whole)
 
-    # -- weights in parts
+    # -- weights in shards
 
     def part(self, t: Tensor) -> Tensor:
-        """Its rows of a tensor that all processes have: (d, ...) to (ceil(d / M), ...), filled up with zeros. A 0-d
-        tensor stays whole."""
+        """The own shard of a full tensor: (d, ...) to (ceil(d / M), ...), padded with zeros. A 0-d tensor is not
+        sharded."""
         if self.shard == 1 or t.ndim == 0:
             return t
-        begin, end, rows = self.own(t.shape[0])
-        own = t[begin:end]
-        return torch.cat([own, own.new_zeros((rows - len(own), *t.shape[1:]))]) if len(own) < rows else own.clone()
+        begin, end, rows = self.span(t.shape[0])
+        return collectives.pad(t[begin:end], rows) if end - begin < rows else t[begin:end].clone()
 
-    def own(self, whole: int) -> tuple[int, int, int]:
-        """Of so many rows: the first that it has, the one behind its last, and how many it keeps room for."""
-        rows = -(-whole // self.shard)
-        begin = min(self.rank % self.shard * rows, whole)
-        return begin, min(begin + rows, whole), rows
+    def span(self, count: int) -> tuple[int, int, int]:
+        """The own shard of `count` rows: begin, end, and the number of rows with padding."""
+        rows = -(-count // self.shard)
+        begin = min(self.rank % self.shard * rows, count)
+        return begin, min(begin + rows, count), rows
 
-    def whole(self, parts: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
-        """The whole tensors, of these shapes, from the rows that the processes have."""
-        made: dict[str, Tensor] = {}
-        for names in flat.buckets(parts, self.shard):
-            mine = torch.cat([flat.real(parts[k]).reshape(-1) for k in names])
-            each = flat.gather(mine, self.shard, self.shards).view(self.shard, -1)
+    def whole(self, shards: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
+        """The full tensors, of these shapes, from all shards."""
+        full: dict[str, Tensor] = {}
+        for names in collectives.buckets(shards, self.shard):
+            mine = torch.cat([collectives.as_real(shards[k]).reshape(-1) for k in names])
+            each = collectives.all_gather(mine, self.shard, self.shards).view(self.shard, -1)
             at = 0
             for k in names:
-                size = flat.real(parts[k]).numel()
-                made[k] = flat.put(each[:, at : at + size], parts[k], shapes[k])
+                size = collectives.as_real(shards[k]).numel()
+                full[k] = collectives.unshard(each[:, at : at + size], shards[k], shapes[k])
                 at += size
-        return {k: made[k] for k in parts}
+        return {k: full[k] for k in shards}
 
     # -- sums over processes
 
     def reduced(
-        self, sums: Mapping[str, Tensor], more: Sequence[Tensor] = ()
+        self, grads: Mapping[str, Tensor], more: Sequence[Tensor] = ()
     ) -> tuple[dict[str, Tensor], list[Tensor]]:
-        """Sums over all processes: of weights' gradients, of each its own rows, and of `more` tensors, whole."""
-        made: dict[str, Tensor] = {}
+        """Sums over all processes: of gradients, this process's shards, and of `more` tensors in full."""
+        sums: dict[str, Tensor] = {}
         totals: list[Tensor] | None = None
-        for names in [b[::-1] for b in flat.buckets({k: sums[k] for k in [*sums][::-1]})]:
-            with_more = totals is None and flat.real(sums[names[0]]).dtype == torch.float32
-            pieces = [self._spread(sums[k]) for k in names]
+        for names in [b[::-1] for b in collectives.buckets({k: grads[k] for k in [*grads][::-1]})]:
+            with_more = totals is None and collectives.as_real(grads[names[0]]).dtype == torch.float32
+            pieces = [self._sharded(grads[k]) for k in names]
             if with_more and more:
-                pieces += [x.expand(self.shard, -1) for x in flat.split(more)]
-            mine = self._reduce(torch.cat(pieces, 1))
+                pieces += [x.expand(self.shard, -1) for x in collectives.split_float64(more)]
+            mine = self._reduce_scatter(torch.cat(pieces, 1))
             at = 0
             for k in names:
-                like = sums[k].new_empty(0).new_empty(self._shape(sums[k])) if self.shard > 1 else sums[k]
-                size = flat.real(like).numel()
-                made[k] = flat.shaped(mine[at : at + size], like)
+                like = grads[k].new_empty(0).new_empty(self._shape(grads[k])) if self.shard > 1 else grads[k]
+                size = collectives.as_real(like).numel()
+                sums[k] = collectives.reshape_like(mine[at : at + size], like)
                 at += size
             if with_more:
-                totals = flat.joined(mine[at:], more)
-        if totals is None:
-            totals = self.totals(more)
-        return {k: made[k] for k in sums}, totals
+                totals = collectives.join_float64(mine[at:], more)
+        return {k: sums[k] for k in grads}, self.totals(more) if totals is None else totals
 
     def totals(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """Sums over all processes, in float64."""
         if not tensors:
             return []
-        whole = flat.reduce(torch.cat([t.reshape(-1).to(torch.float64) for t in tensors]), self.all)
-        made, at = [], 0
-        for t in tensors:
-            made.append(whole[at : at + t.numel()].to(t.dtype).reshape(t.shape))
-            at += t.numel()
-        return made
+        flat = torch.cat([t.reshape(-1).to(torch.float64) for t in tensors])
+        return collectives.unpack(collectives.all_reduce(flat, self.all), tensors)
 
     def _shape(self, t: Tensor) -> tuple[int, ...]:
+        """Of a shard of a full tensor."""
         return (-(-t.shape[0] // self.shard), *t.shape[1:]) if t.ndim else ()
 
-    def _spread(self, t: Tensor) -> Tensor:
-        """A whole tensor as the parts of all shards: (M, numbers)."""
-        real = flat.real(t)
+    def _sharded(self, t: Tensor) -> Tensor:
+        """All shards of a full tensor: (M, numbers)."""
+        real = collectives.as_real(t)
         if self.shard == 1 or t.ndim == 0:
             return real.reshape(1, -1).expand(self.shard, -1)
-        short = self._shape(t)[0] * self.shard - t.shape[0]
-        filled = torch.cat([real, real.new_zeros((short, *real.shape[1:]))]) if short else real
-        return filled.reshape(self.shard, -1)
+        return collectives.pad(real, self._shape(t)[0] * self.shard).reshape(self.shard, -1)
 
-    def _reduce(self, parts: Tensor) -> Tensor:
+    def _reduce_scatter(self, shards: Tensor) -> Tensor:
+        """The sum over all processes of this process's shard: (M, numbers) to (numbers,)."""
         if self.shard == 1:
-            return flat.reduce(parts.reshape(-1), self.all)
+            return collectives.all_reduce(shards.reshape(-1), self.all)
         operator = torch.ops._c10d_functional.reduce_scatter_tensor
-        made = flat.wait(operator(parts.reshape(-1).contiguous(), "sum", self.shard, self.shards))
-        return flat.reduce(made, self.copies) if self.data > 1 else made
+        mine = collectives.wait(operator(shards.reshape(-1).contiguous(), "sum", self.shard, self.shards))
+        return collectives.all_reduce(mine, self.copies) if self.data > 1 else mine
 
-    # -- on the host, for what all have to agree on
+    # -- objects on the host
 
     def agreed(self, value: Any) -> Any:
         """The first process's value."""
-        return spread(value)
+        return broadcast(value)
 
     def everyone(self, value: Any) -> list[Any]:
         """Each process's value."""
-        found: list[Any] = [None] * self.processes
-        dist.all_gather_object(found, value)
-        return found
+        values: list[Any] = [None] * self.processes
+        dist.all_gather_object(values, value)
+        return values
 
 
-def spread(value: Any) -> Any:
-    """The first process's value, in all of them, where there are several."""
+def broadcast(value: Any) -> Any:
+    """The first process's value, in all connected processes."""
     if not dist.is_initialized():
         return value
     box = [value]
