@@ -35,6 +35,7 @@ def launch(count, function, *args, timeout=240, check=True):
         finally:
             for p in started:
                 p.kill()
+                p.wait()
         codes = [p.returncode for p in started]
         if check:
             assert codes == [0] * count, "\n".join(err for _, err in said)[-4000:]

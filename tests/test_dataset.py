@@ -1,5 +1,6 @@
 """Single samples come in our order, and what they draw does not depend on who reads them, or from where on."""
 
+import contextlib
 import gc
 import os
 import random
@@ -320,13 +321,18 @@ def test_workers_end_with_the_run(ended):
         [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
     workers = [int(pid) for pid in run.stdout.readline().split()]
-    assert len(workers) == 2
-    if ended == "Ctrl-C":
-        os.killpg(run.pid, signal.SIGINT)
-    elif ended == "killed":
-        run.kill()
-    run.wait(timeout=20)
-    deadline = time.monotonic() + 30
-    while any(map(alive, workers)) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not any(map(alive, workers))
+    try:
+        assert len(workers) == 2
+        if ended == "Ctrl-C":
+            os.killpg(run.pid, signal.SIGINT)
+        elif ended == "killed":
+            run.kill()
+        run.communicate(timeout=120)  # what it says, a traceback of each process, must not fill the pipe
+        deadline = time.monotonic() + 60
+        while any(map(alive, workers)) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert not any(map(alive, workers))
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(run.pid, signal.SIGKILL)
+        run.wait()
