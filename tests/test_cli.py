@@ -103,7 +103,7 @@ assert "torch._inductor.compile_fx" not in sys.modules
 def test_threads_are_chosen_by_the_size_of_the_step(run, tmp_path):
     """A small step gets one thread, whatever the machine, unless told otherwise; the run's config records it."""
     assert tomllib.loads((run[0] / "runs/digits-mlp-1/config.toml").read_text())["facts"]["threads"] == 1
-    assert "device  cpu, 2 threads" in pipe("train", *QUICK, "--threads", 2, cwd=tmp_path).stdout
+    assert "device  cpu, 2 threads" in commands.run("train", *QUICK, "--threads", 2, cwd=tmp_path).out
 
 
 def test_a_runs_config_makes_the_same_run_again(tmp_path):

@@ -20,7 +20,7 @@ from pipeline.compile.collectives import scheduled
 from pipeline.errors import DeviceError
 from pipeline.mesh import Mesh, Rows
 from pipeline.tree import named
-from tests import kills, on_mesh
+from tests import commands, kills, on_mesh
 from tests.kills import workers
 from tests.team import launch
 
@@ -174,7 +174,7 @@ def test_a_killed_process_is_restarted(tmp_path):
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     args = ["--lr", "0.01", "--epochs", "6"]
     one = tmp_path / "one"
-    subprocess.run([*PIPE, *args, "--out", str(one)], check=True, env=env, capture_output=True)
+    assert commands.run(*PIPE[3:], *args, "--out", one).code == 0
     two = tmp_path / "two"
     command = [*PIPE, *args, "--out", str(two), "--processes", "2", "--shard", "2", "--restarts", "1"]
     run = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
