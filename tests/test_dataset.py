@@ -316,7 +316,7 @@ def alive(pid):
 @pytest.mark.parametrize("ended", ["exit", "Ctrl-C", "killed"])
 def test_workers_end_with_the_run(ended):
     """No worker outlives the process that reads, however it ends."""
-    code = RUN.format(sleep=0 if ended == "exit" else 60)
+    code = RUN.format(sleep=0 if ended == "exit" else 600)
     run = subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
@@ -328,7 +328,7 @@ def test_workers_end_with_the_run(ended):
         elif ended == "killed":
             run.kill()
         run.communicate(timeout=120)  # what it says, a traceback of each process, must not fill the pipe
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 30
         while any(map(alive, workers)) and time.monotonic() < deadline:
             time.sleep(0.05)
         assert not any(map(alive, workers))

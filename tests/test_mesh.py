@@ -1,5 +1,6 @@
 """Meshes: a run of several processes is the run of one, whatever they are given of it. What they run is in on_mesh."""
 
+import functools
 import json
 import os
 import signal
@@ -22,7 +23,7 @@ from pipeline.mesh import Mesh, Rows
 from pipeline.tree import named
 from tests import commands, kills, on_mesh
 from tests.kills import workers
-from tests.team import launch
+from tests.team import launch, started
 
 
 def far(a, b, *names):
@@ -177,12 +178,12 @@ def test_a_killed_process_is_restarted(tmp_path):
     assert commands.run(*PIPE[3:], *args, "--out", one).code == 0
     two = tmp_path / "two"
     command = [*PIPE, *args, "--out", str(two), "--processes", "2", "--shard", "2", "--restarts", "1"]
-    run = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    while not list(two.glob("checkpoints/step-*")):
-        assert run.poll() is None
-        time.sleep(0.01)
-    os.kill(workers(two)[-1], signal.SIGKILL)
-    out, err = run.communicate(timeout=120)
+    with started(command, env=env) as run:
+        while not list(two.glob("checkpoints/step-*")):
+            assert run.poll() is None
+            time.sleep(0.01)
+        os.kill(workers(two)[-1], signal.SIGKILL)
+        out, err = run.communicate(timeout=300)
     assert run.returncode == 0, err
     assert "resume  step-" in out
     assert not workers(two)
@@ -202,18 +203,18 @@ def test_processes_end_with_their_launcher(tmp_path):
     command = [*run, "--out", str(folder)]
     for number, code in ((signal.SIGKILL, -signal.SIGKILL), (signal.SIGHUP, 128 + signal.SIGHUP)):
         before = list(folder.glob("checkpoints/step-*"))
-        launched = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                                    preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL))  # fmt: skip
-        while list(folder.glob("checkpoints/step-*")) == before:
-            assert launched.poll() is None, launched.communicate()
-            time.sleep(0.002)
-        launched.send_signal(number)
-        launched.wait(timeout=60)
-        deadline = time.monotonic() + 10
-        while workers(folder) and time.monotonic() < deadline:
-            time.sleep(0.02)
-        assert not workers(folder)
-        assert launched.returncode == code, launched.communicate()
+        default = functools.partial(signal.signal, signal.SIGHUP, signal.SIG_DFL)
+        with started(command, env=env, preexec_fn=default) as launched:
+            while list(folder.glob("checkpoints/step-*")) == before:
+                assert launched.poll() is None, launched.communicate()
+                time.sleep(0.002)
+            launched.send_signal(number)
+            launched.wait(timeout=60)
+            deadline = time.monotonic() + 10
+            while workers(folder) and time.monotonic() < deadline:
+                time.sleep(0.02)
+            assert not workers(folder)
+            assert launched.returncode == code, launched.communicate()
         assert {p.name for p in (tmp_path / "tmp").iterdir()} <= {"torchinductor_root"}
         command = [*PIPE[:4], "--resume", str(folder), "--processes", "2", "-q"]
     subprocess.run(command, check=True, env=env, capture_output=True)
