@@ -73,7 +73,7 @@ def gpt(where):
     return Pipeline(
         load.batches(tokens(), size=8),
         where,
-        forward.model(lambda: models.transformer(11, context=8, width=16, heads=2, depth=2, dropout=0.1)),
+        forward.model(lambda: models.transformer(11, context=8, width=16, heads=2, depth=1, dropout=0.1)),
         loss.cross_entropy(dim=-1, ignore_index=3),
         backward.gradients(),
         evaluate.accuracy(dim=-1),
