@@ -105,9 +105,10 @@ def test_collectives_come_when_they_are_needed():
     assert heavy[-2:] == ["mm", "all_reduce"]
 
 
-@pytest.fixture(scope="module")
-def alone():
-    return {kind: on_mesh.ran(make(place.mesh("cpu"))) for kind, make in on_mesh.PIPES.items()}
+@functools.cache
+def alone(kind):
+    """The run of one process."""
+    return on_mesh.ran(on_mesh.PIPES[kind](place.mesh("cpu")))
 
 
 @pytest.mark.parametrize(
@@ -121,14 +122,14 @@ def alone():
         pytest.param(2, "gpt", "inductor", "2", marks=pytest.mark.thorough),
     ],
 )
-def test_a_run_on_a_mesh_is_that_of_one_process(alone, processes, kinds, backend, shards):
+def test_a_run_on_a_mesh_is_that_of_one_process(processes, kinds, backend, shards):
     """Losses of 50 steps and the State after them, data parallel and in shards, with last batches that leave a process
     without a sample, dropout, BatchNorm and losses that count samples differently."""
     for (kind, shard), made in launch(processes, "all_cases", kinds, backend, shards, timeout=600).items():
-        assert made["held"] <= alone[kind]["held"] * {1: 1, 2: 0.55, 4: 0.3}[shard]
-        assert max(abs(a - b) for a, b in zip(made["losses"], alone[kind]["losses"], strict=True)) < 1e-5
-        assert far(made["tree"], alone[kind]["tree"], "params", "buffers", "ema") < 1e-5
-        for name, value in alone[kind]["worth"].items():
+        assert made["held"] <= alone(kind)["held"] * {1: 1, 2: 0.55, 4: 0.3}[shard]
+        assert max(abs(a - b) for a, b in zip(made["losses"], alone(kind)["losses"], strict=True)) < 1e-5
+        assert far(made["tree"], alone(kind)["tree"], "params", "buffers", "ema") < 1e-5
+        for name, value in alone(kind)["worth"].items():
             assert torch.allclose(torch.tensor(made["worth"][name]), torch.tensor(value), atol=1e-5), name
 
 
