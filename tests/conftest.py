@@ -1,8 +1,15 @@
-"""What holds for all tests: two threads, seeded randomness, and how many examples a property is tried on."""
+"""Settings of all tests: threads, seeds, what the processes of a run share, and how much is tried.
+
+`HYPOTHESIS_PROFILE=thorough` tries 500 drawn examples of each property in place of 25, and the tests marked `thorough`
+too: combinations whose parts other tests hold, such as one more rule with the same backend. Each law stands without
+them, with each backend and with each model.
+"""
 
 import os
+import shutil
 import sys
 import tempfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,14 +19,40 @@ from cli.main import main
 
 settings.register_profile("ci", max_examples=25, derandomize=True, deadline=None)
 settings.register_profile("thorough", max_examples=500, deadline=None)
-settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+PROFILE = os.environ.get("HYPOTHESIS_PROFILE", "ci")
+settings.load_profile(PROFILE)
 
-# Graphs are shared between the tests of a run, those of the command and of other workers too, and with nothing before.
+# The tests of a run, their commands and xdist's workers share compiled programs and headers; two runs share none.
 if "PYTEST_XDIST_WORKER" not in os.environ:
-    _cache = tempfile.TemporaryDirectory(prefix="pipe-tests-")
-    os.environ["PIPE_CACHE"] = _cache.name
+    _shared = tempfile.TemporaryDirectory(prefix="pipe-tests-")
+    os.environ |= {"PIPE_CACHE": f"{_shared.name}/cache", "TESTS_HEADERS": f"{_shared.name}/headers"}
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # workers and commands share the cores: no thread may spin
+    if "CXX" not in os.environ and sys.platform == "linux" and shutil.which("g++"):
+        os.environ["CXX"] = str(Path(__file__).parent / "compiler" / "g++")
 
 torch.set_num_threads(min(2, torch.get_num_threads()))
+
+LONGEST = ("backends", "device", "modules", "examples", "mesh", "cli", "transformers", "cli_resume", "ids", "readme",
+           "asan", "attack", "cli_sweep", "sampling", "joint", "draws", "after")  # fmt: skip
+"""Files that take longest, in this order."""
+
+
+def pytest_collection_modifyitems(config, items):
+    """Leave out what is thorough; the longest files come first, so that workers end together."""
+    if PROFILE != "thorough":
+        config.hook.pytest_deselected(items=[i for i in items if i.get_closest_marker("thorough")])
+        items[:] = [i for i in items if not i.get_closest_marker("thorough")]
+    ranks = {f"test_{name}": rank for rank, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: ranks.get(item.path.stem, len(ranks)))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Workers take a file at a time, in this order: tests of a file share pipelines."""
+    from xdist.scheduler import LoadFileScheduling
+
+    config.option.loadscopereorder = False
+    return LoadFileScheduling(config, log)
 
 
 @pytest.fixture(autouse=True)

@@ -73,7 +73,7 @@ def gpt(where):
     return Pipeline(
         load.batches(tokens(), size=8),
         where,
-        forward.model(lambda: models.transformer(11, context=8, width=16, heads=2, depth=2, dropout=0.1)),
+        forward.model(lambda: models.transformer(11, context=8, width=16, heads=2, depth=1, dropout=0.1)),
         loss.cross_entropy(dim=-1, ignore_index=3),
         backward.gradients(),
         evaluate.accuracy(dim=-1),
@@ -85,10 +85,10 @@ def gpt(where):
 PIPES = {"mlp": mlp, "convnet": convnet, "gpt": gpt}
 
 
-def ran(pipe, compiled, steps=50):
+def ran(pipe, backend=None, steps=50):
     """The losses of some steps, the State that they end with, and what it is worth."""
     state, losses = pipe.init(0), []
-    program = pipe.compile() if compiled else pipe
+    program = pipe.compile(backend=backend) if backend else pipe
     for _ in range(steps):
         state, metrics = program.step(state)
         losses.append(float(metrics["loss"]))
@@ -97,15 +97,13 @@ def ran(pipe, compiled, steps=50):
     return {"losses": losses, "tree": pipe.whole(state).clone().tree, "worth": worth, "held": held}
 
 
-def all_cases(kinds="mlp,convnet,gpt", ways="eager,compiled", shards=None):
-    """Each pipeline in each way, data parallel and in shards."""
-    count = processes()
+def all_cases(kinds, backend, shards):
+    """Each pipeline, uncompiled or by a backend, in each number of shards."""
     made = {}
     for kind in kinds.split(","):
-        for way in ways.split(","):
-            for shard in sorted({1, count}) if shards is None else map(int, shards.split(",")):
-                pipe = PIPES[kind](place.mesh("cpu", shard=shard))
-                made[kind, way, shard] = ran(pipe, way == "compiled")
+        for shard in map(int, shards.split(",")):
+            pipe = PIPES[kind](place.mesh("cpu", shard=shard))
+            made[kind, shard] = ran(pipe, None if backend == "uncompiled" else backend)
     return made
 
 

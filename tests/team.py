@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -35,11 +36,23 @@ def launch(count, function, *args, timeout=240, check=True):
         finally:
             for p in started:
                 p.kill()
+                p.wait()
         codes = [p.returncode for p in started]
         if check:
             assert codes == [0] * count, "\n".join(err for _, err in said)[-4000:]
             return torch.load(out) if out.exists() else None
         return codes, said
+
+
+@contextlib.contextmanager
+def started(command, **options):
+    """A process, which does not outlive the test."""
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, **pipes, **options) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def _free():

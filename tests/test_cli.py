@@ -22,6 +22,7 @@ from cli.recipes.model import MODELS
 from cli.recipes.rule import OPTIMIZERS
 from pipeline import fit, models
 from pipeline.errors import ConfigError
+from tests import commands
 
 PIPE = [sys.executable, "-c", "from cli.main import main; main()"]
 QUICK = ["--no-compile", "--epochs", "2", "--hidden", "16"]
@@ -102,26 +103,26 @@ assert "torch._inductor.compile_fx" not in sys.modules
 def test_threads_are_chosen_by_the_size_of_the_step(run, tmp_path):
     """A small step gets one thread, whatever the machine, unless told otherwise; the run's config records it."""
     assert tomllib.loads((run[0] / "runs/digits-mlp-1/config.toml").read_text())["facts"]["threads"] == 1
-    assert "device  cpu, 2 threads" in pipe("train", *QUICK, "--threads", 2, cwd=tmp_path).stdout
+    assert "device  cpu, 2 threads" in commands.run("train", *QUICK, "--threads", 2, cwd=tmp_path).out
 
 
 def test_a_runs_config_makes_the_same_run_again(tmp_path):
     """`pipe train config.toml` gives the same bits, and options beside it win."""
-    assert pipe("train", *QUICK, "--out", "a", "--seed", 5, cwd=tmp_path).returncode == 0
-    assert pipe("train", "a/config.toml", "--out", "b", cwd=tmp_path).returncode == 0
+    assert commands.run("train", *QUICK, "--out", "a", "--seed", 5, cwd=tmp_path).code == 0
+    assert commands.run("train", "a/config.toml", "--out", "b", cwd=tmp_path).code == 0
     assert (tmp_path / "a/model.safetensors").read_bytes() == (tmp_path / "b/model.safetensors").read_bytes()
-    assert pipe("train", "a/config.toml", "--out", "c", "--seed", 6, cwd=tmp_path).returncode == 0
+    assert commands.run("train", "a/config.toml", "--out", "c", "--seed", 6, cwd=tmp_path).code == 0
     assert (tmp_path / "a/model.safetensors").read_bytes() != (tmp_path / "c/model.safetensors").read_bytes()
-    again = pipe("train", "a/config.toml", "--out", "a", cwd=tmp_path)
-    assert again.returncode == 2
-    assert "a already holds a run" in again.stderr
+    again = commands.run("train", "a/config.toml", "--out", "a", cwd=tmp_path)
+    assert again.code == 2
+    assert "a already holds a run" in again.err
 
 
 def test_the_tutorials_random_data(tmp_path):
     """--data random trains on 1000 normal samples; -q leaves only the result."""
-    done = pipe("train", "--data", "random", *QUICK, "-q", cwd=tmp_path)
-    assert done.returncode == 0
-    assert [line.split()[0] for line in done.stdout.splitlines()] == ["best", "run"]
+    done = commands.run("train", "--data", "random", *QUICK, "-q", cwd=tmp_path)
+    assert done.code == 0
+    assert [line.split()[0] for line in done.out.splitlines()] == ["best", "run"]
 
 
 def test_other_models_optimizers_and_files(tmp_path):
@@ -139,11 +140,11 @@ def test_other_models_optimizers_and_files(tmp_path):
         ("--data", "text.npz", "--model", "transformer", "--width", "16", "--weight-decay", "0.1"): "perplexity",
     }
     for options, best in runs.items():
-        done = pipe("train", *QUICK[:3], *options, "-v", cwd=tmp_path)
-        assert done.returncode == 0, done.stderr
-        assert f"best    {best}" in done.stdout
-        assert "backward.gradients" in done.stdout
-        assert ("precision" in done.stdout) == (best == "accuracy")
+        done = commands.run("train", *QUICK[:3], *options, "-v", cwd=tmp_path)
+        assert done.code == 0, done.err
+        assert f"best    {best}" in done.out
+        assert "backward.gradients" in done.out
+        assert ("precision" in done.out) == (best == "accuracy")
 
 
 @pytest.mark.parametrize("name", sorted(OPTIMIZERS))
@@ -161,11 +162,11 @@ def test_decay_and_parts_of_a_batch(tmp_path):
     args = ["train", "--no-compile", "--hidden", "8", "--optimizer", "adamw", "--no-decay", "*.bias"]
     args += ["--weight-decay", "0.1", "--batch-size", "100"]
     ran = [
-        pipe(*args, "--epochs", 3, "--out", "whole", cwd=tmp_path),
-        pipe(*args, "--epochs", 3, "--accumulate", 4, "--out", "parts", cwd=tmp_path),
-        pipe("train", "--resume", "parts", "--verify", cwd=tmp_path),
+        commands.run(*args, "--epochs", 3, "--out", "whole", cwd=tmp_path),
+        commands.run(*args, "--epochs", 3, "--accumulate", 4, "--out", "parts", cwd=tmp_path),
+        commands.run("train", "--resume", "parts", "--verify", cwd=tmp_path),
     ]
-    assert [done.returncode for done in ran] == [0, 0, 0], [done.stderr for done in ran]
+    assert [done.code for done in ran] == [0, 0, 0], [done.err for done in ran]
     whole, parts = (load_file(tmp_path / out / "model.safetensors") for out in ("whole", "parts"))
     torch.testing.assert_close(parts, whole, rtol=1e-4, atol=1e-5)
     table = tomllib.loads((tmp_path / "parts" / "config.toml").read_text())
@@ -175,11 +176,11 @@ def test_decay_and_parts_of_a_batch(tmp_path):
 
 def test_show(tmp_path):
     """`pipe show` prints the table, the parameters and the wiring, and writes nothing."""
-    done = pipe("show", cwd=tmp_path)
-    assert done.returncode == 0
-    assert "update.sgd          params, grads" in done.stdout
-    assert re.search(r"1\.weight +128x64 +8,192", done.stdout)
-    assert "grads: update.clip_norm -> update.sgd" in done.stdout
+    done = commands.run("show", cwd=tmp_path)
+    assert done.code == 0
+    assert "update.sgd          params, grads" in done.out
+    assert re.search(r"1\.weight +128x64 +8,192", done.out)
+    assert "grads: update.clip_norm -> update.sgd" in done.out
     assert not list(tmp_path.iterdir())
 
 

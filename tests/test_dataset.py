@@ -1,5 +1,6 @@
 """Single samples come in our order, and what they draw does not depend on who reads them, or from where on."""
 
+import contextlib
 import gc
 import os
 import random
@@ -315,18 +316,23 @@ def alive(pid):
 @pytest.mark.parametrize("ended", ["exit", "Ctrl-C", "killed"])
 def test_workers_end_with_the_run(ended):
     """No worker outlives the process that reads, however it ends."""
-    code = RUN.format(sleep=0 if ended == "exit" else 60)
+    code = RUN.format(sleep=0 if ended == "exit" else 600)
     run = subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
     workers = [int(pid) for pid in run.stdout.readline().split()]
-    assert len(workers) == 2
-    if ended == "Ctrl-C":
-        os.killpg(run.pid, signal.SIGINT)
-    elif ended == "killed":
-        run.kill()
-    run.wait(timeout=20)
-    deadline = time.monotonic() + 30
-    while any(map(alive, workers)) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not any(map(alive, workers))
+    try:
+        assert len(workers) == 2
+        if ended == "Ctrl-C":
+            os.killpg(run.pid, signal.SIGINT)
+        elif ended == "killed":
+            run.kill()
+        run.communicate(timeout=120)  # what it says, a traceback of each process, must not fill the pipe
+        deadline = time.monotonic() + 30
+        while any(map(alive, workers)) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert not any(map(alive, workers))
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(run.pid, signal.SIGKILL)
+        run.wait()

@@ -113,12 +113,16 @@ def equally(name, backend, computed=True, accumulate=1):
 COMPILED = [("scatter_", "native"), ("one_hot", "native"), ("embedding", "inductor")]
 
 
-def natively(name):
-    equally(name, "native")
+FEW = ("embedding", "one_hot", "gather", "index", "two indices", "index_put", "cross_entropy")
+"""Of these, ids of the data are tried too, which are looked at once and not in each step; the others are thorough."""
+PLACES = [
+    pytest.param(name, computed, id=f"{name}-{where}", marks=[] if computed or name in FEW else [pytest.mark.thorough])
+    for computed, where in ((True, "computed"), (False, "of the data"))
+    for name in TAKING
+]
 
 
-@pytest.mark.parametrize("computed", [True, False], ids=["computed", "of the data"])
-@pytest.mark.parametrize("name", TAKING)
+@pytest.mark.parametrize(("name", "computed"), PLACES)
 def test_ids_out_of_range_are_refused_equally(name, computed):
     """By an uncompiled step, a compiled one, many in a call and an evaluation, with stage, value and range; the State
     stays as it was before the call. What torch takes, as -1 by an index, is taken."""
@@ -131,9 +135,7 @@ def test_ids_of_a_part_are_refused_too(name):
     equally(name, "aot_eager", True, 2)
 
 
-@pytest.mark.parametrize(
-    ("name", "backend"), [("scatter_", "native"), ("one_hot", "native"), ("embedding", "inductor")]
-)
+@pytest.mark.parametrize(("name", "backend"), COMPILED)
 def test_ids_are_refused_by_compilers_that_check_none(name, backend):
     """Generated code would write behind the rows, or take -1 for the last."""
     equally(name, backend)

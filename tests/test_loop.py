@@ -159,6 +159,8 @@ def test_validation_inside_an_epoch_and_an_end_by_steps(options):
     """Reports come where `validate_every` says, training is undisturbed, and the last one is complete or not as is
     true; gone on with from any of them, a run is the same."""
     pipe, options = pipeline(None, update.sgd(schedules.cosine(0.1))), {"epochs": None, "max_steps": 8, **options}
+    if "backend" in options:
+        options["compile"] = pipe.compile(backend=options.pop("backend"))
     seen, kept = [], None
     for r in fit(pipe, validate=DATA, validate_every=2, **options):
         assert r.validate == pytest.approx(pipe.evaluate(r.state, DATA), rel=1e-5)

@@ -134,7 +134,7 @@ def test_another_grid_of_the_same_width_makes_no_graph():
     """Numbers are data: one program serves any of them."""
     pipe = small(update.sgd(0.1, momentum=0.9))
     runs = sweep(pipe, seeds=2, hyper={"lr": [0.1, 0.2]})
-    compiled = runs.compile()
+    compiled = runs.compile(backend="aot_eager")
     compiled.prepare(runs.init(steps=6), pipe.load.data)
     assert len(compiled.report.graphs) == 4  # a full batch and the last one, of training and of evaluation
     others = sweep(pipe, seeds=[8, 9], hyper={"momentum": [0.5, 0.8]})

@@ -1,5 +1,6 @@
 """Meshes: a run of several processes is the run of one, whatever they are given of it. What they run is in on_mesh."""
 
+import functools
 import json
 import os
 import signal
@@ -20,9 +21,9 @@ from pipeline.compile.collectives import scheduled
 from pipeline.errors import DeviceError
 from pipeline.mesh import Mesh, Rows
 from pipeline.tree import named
-from tests import kills, on_mesh
+from tests import commands, kills, on_mesh
 from tests.kills import workers
-from tests.team import launch
+from tests.team import launch, started
 
 
 def far(a, b, *names):
@@ -104,27 +105,31 @@ def test_collectives_come_when_they_are_needed():
     assert heavy[-2:] == ["mm", "all_reduce"]
 
 
-@pytest.fixture(scope="module")
-def alone():
-    return {kind: on_mesh.ran(make(place.mesh("cpu")), False) for kind, make in on_mesh.PIPES.items()}
+@functools.cache
+def alone(kind):
+    """The run of one process."""
+    return on_mesh.ran(on_mesh.PIPES[kind](place.mesh("cpu")))
 
 
 @pytest.mark.parametrize(
-    ("processes", "kinds", "way", "shards"),
+    ("processes", "kinds", "backend", "shards"),
     [
-        (2, "mlp,convnet,gpt", "eager", "1,2"),
-        (4, "mlp", "eager", "2,4"),
-        (2, "gpt", "compiled", "2"),
+        (2, "mlp,convnet,gpt", "uncompiled", "1,2"),
+        (4, "mlp", "uncompiled", "2,4"),
+        (2, "gpt", "aot_eager", "2"),
+        (2, "mlp", "inductor", "2"),
+        # Inductor takes each process over a minute for a gpt.
+        pytest.param(2, "gpt", "inductor", "2", marks=pytest.mark.thorough),
     ],
 )
-def test_a_run_on_a_mesh_is_that_of_one_process(alone, processes, kinds, way, shards):
+def test_a_run_on_a_mesh_is_that_of_one_process(processes, kinds, backend, shards):
     """Losses of 50 steps and the State after them, data parallel and in shards, with last batches that leave a process
     without a sample, dropout, BatchNorm and losses that count samples differently."""
-    for (kind, _, shard), made in launch(processes, "all_cases", kinds, way, shards).items():
-        assert made["held"] <= alone[kind]["held"] * {1: 1, 2: 0.55, 4: 0.3}[shard]
-        assert max(abs(a - b) for a, b in zip(made["losses"], alone[kind]["losses"], strict=True)) < 1e-5
-        assert far(made["tree"], alone[kind]["tree"], "params", "buffers", "ema") < 1e-5
-        for name, value in alone[kind]["worth"].items():
+    for (kind, shard), made in launch(processes, "all_cases", kinds, backend, shards, timeout=600).items():
+        assert made["held"] <= alone(kind)["held"] * {1: 1, 2: 0.55, 4: 0.3}[shard]
+        assert max(abs(a - b) for a, b in zip(made["losses"], alone(kind)["losses"], strict=True)) < 1e-5
+        assert far(made["tree"], alone(kind)["tree"], "params", "buffers", "ema") < 1e-5
+        for name, value in alone(kind)["worth"].items():
             assert torch.allclose(torch.tensor(made["worth"][name]), torch.tensor(value), atol=1e-5), name
 
 
@@ -171,15 +176,15 @@ def test_a_killed_process_is_restarted(tmp_path):
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     args = ["--lr", "0.01", "--epochs", "6"]
     one = tmp_path / "one"
-    subprocess.run([*PIPE, *args, "--out", str(one)], check=True, env=env, capture_output=True)
+    assert commands.run(*PIPE[3:], *args, "--out", one).code == 0
     two = tmp_path / "two"
     command = [*PIPE, *args, "--out", str(two), "--processes", "2", "--shard", "2", "--restarts", "1"]
-    run = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    while not list(two.glob("checkpoints/step-*")):
-        assert run.poll() is None
-        time.sleep(0.01)
-    os.kill(workers(two)[-1], signal.SIGKILL)
-    out, err = run.communicate(timeout=120)
+    with started(command, env=env) as run:
+        while not list(two.glob("checkpoints/step-*")):
+            assert run.poll() is None
+            time.sleep(0.01)
+        os.kill(workers(two)[-1], signal.SIGKILL)
+        out, err = run.communicate(timeout=300)
     assert run.returncode == 0, err
     assert "resume  step-" in out
     assert not workers(two)
@@ -199,18 +204,18 @@ def test_processes_end_with_their_launcher(tmp_path):
     command = [*run, "--out", str(folder)]
     for number, code in ((signal.SIGKILL, -signal.SIGKILL), (signal.SIGHUP, 128 + signal.SIGHUP)):
         before = list(folder.glob("checkpoints/step-*"))
-        launched = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                                    preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL))  # fmt: skip
-        while list(folder.glob("checkpoints/step-*")) == before:
-            assert launched.poll() is None, launched.communicate()
-            time.sleep(0.002)
-        launched.send_signal(number)
-        launched.wait(timeout=60)
-        deadline = time.monotonic() + 10
-        while workers(folder) and time.monotonic() < deadline:
-            time.sleep(0.02)
-        assert not workers(folder)
-        assert launched.returncode == code, launched.communicate()
+        default = functools.partial(signal.signal, signal.SIGHUP, signal.SIG_DFL)
+        with started(command, env=env, preexec_fn=default) as launched:
+            while list(folder.glob("checkpoints/step-*")) == before:
+                assert launched.poll() is None, launched.communicate()
+                time.sleep(0.002)
+            launched.send_signal(number)
+            launched.wait(timeout=60)
+            deadline = time.monotonic() + 10
+            while workers(folder) and time.monotonic() < deadline:
+                time.sleep(0.02)
+            assert not workers(folder)
+            assert launched.returncode == code, launched.communicate()
         assert {p.name for p in (tmp_path / "tmp").iterdir()} <= {"torchinductor_root"}
         command = [*PIPE[:4], "--resume", str(folder), "--processes", "2", "-q"]
     subprocess.run(command, check=True, env=env, capture_output=True)

@@ -1007,8 +1007,15 @@ def held(name, way, device="cpu", close=0.0):
     )
 
 
+def ways(kind):
+    """The ways of a net; one compiled step a call is thorough where many are tried, which are compiled alike."""
+    for way in WAYS:
+        if way != "fused" or kind.fusable:
+            yield way, [pytest.mark.thorough] if way == "compiled" and kind.fusable else []
+
+
 @pytest.mark.parametrize(
-    ("name", "way"), [(n, w) for n, kind in KINDS.items() for w in WAYS if kind.fusable or w != "fused"]
+    ("name", "way"), [pytest.param(n, w, marks=marks) for n, kind in KINDS.items() for w, marks in ways(kind)]
 )
 @pytest.mark.filterwarnings("ignore")
 def test_a_net_trains_as_by_hand_or_says_what_to_write(name, way):
