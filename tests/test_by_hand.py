@@ -172,12 +172,16 @@ def test_a_compiled_program_is_held_too():
 # -- what is written in the pages
 
 
+WITHOUT = [ROOT / "docs" / name for name in ("benchmarks.md", "examples.md")]
+"""A page without code, and the one whose headings are pages here."""
+
+
 def written():
     """The Python blocks of the examples, the README and the docs, by page."""
-    page = (ROOT / "EXAMPLES.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "examples.md").read_text(encoding="utf-8")
     for name, block in re.findall(r"^## ([^\n]+)\n[^#]*?```python\n(.*?)```", page, re.DOTALL | re.MULTILINE):
         yield name, [block]
-    for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
+    for path in (ROOT / "README.md", *sorted({*(ROOT / "docs").glob("*.md")} - {*WITHOUT})):
         yield path.stem, re.findall(r"```python\n(.*?)```", path.read_text(encoding="utf-8"), re.DOTALL)
 
 
