@@ -161,7 +161,7 @@ def picture(frames: list[Frame]) -> str:
     width, height = COLUMNS * LETTER + 2 * MARGIN, SHOWN * LINE + TITLE + MARGIN
     return f"""<svg xmlns="http://www.w3.org/2000/svg" xml:space="preserve" viewBox="0 0 {width:.0f} {height}" \
 role="img" \
-aria-label="A terminal: a training is killed, resumed and verified, and its weights are those of a run that was not killed">
+aria-label="A terminal: a training is killed, resumed and verified; its weights are those of a run without that">
 <style>text{{white-space:pre;font:14px ui-monospace,SFMono-Regular,Menlo,Consolas,monospace;fill:#d6deeb}}
 @media(prefers-reduced-motion:no-preference){{[class]{{animation:{whole:.1f}s step-end infinite}}{css}}}</style>
 <rect width="100%" height="100%" rx="8" fill="#0b1220"/>

@@ -69,7 +69,7 @@ def test_a_page_of_the_docs_works_as_written(page, tmp_path, monkeypatch, pipe):
 
 
 def test_the_rule_of_ten_lines_has_all_that_others_have(tmp_path):
-    """The rule of docs/rules.md is at most ten lines; in groups, with a schedule, it compiles, and resumes bit for bit."""
+    """The rule of docs/rules.md has at most ten lines; grouped and scheduled, it compiles, and resumes bit for bit."""
     page = (ROOT / "docs" / "rules.md").read_text(encoding="utf-8")
     [text] = re.findall(r"(@update.rule.*?)\n```", page, re.DOTALL)
     assert len(text.splitlines()) <= 10
