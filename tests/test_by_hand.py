@@ -225,7 +225,7 @@ AT_LEAST = {
     "gpu": 2,
     "model": 4,
     "safety": 0,
-    "steps": 7,
+    "steps": 6,
     "tutorial": 3,
 }
 """Pipelines that are found in a page; one, where none is said."""
