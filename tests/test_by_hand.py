@@ -193,6 +193,8 @@ def built(name, monkeypatch):
     found = {}
 
     def short(pipe, validate=None, seed=0, **_):
+        if type(pipe) is not Pipeline:
+            raise PipeError("members")
         found.setdefault(id(pipe), (pipe, validate))
         known = pipe.load.known
         small = pipe.replace(pipe.load.name, load.batches(few(pipe.load.data, 2), size=2)) if known else pipe
@@ -208,11 +210,11 @@ def built(name, monkeypatch):
     for block in PAGES[name]:
         try:
             exec(compile(block, name, "exec"), namespace)
-        except (PipeError, OSError):  # what compiles, or needs what a command made
+        except (PipeError, OSError):  # compiles, trains members, or needs the files of a command
             continue
         finally:
             for made in namespace.values():
-                if isinstance(made, Pipeline) and made.load is not None:
+                if type(made) is Pipeline and made.load is not None:
                     found.setdefault(id(made), (made, None))
     return list(found.values())
 
@@ -221,7 +223,6 @@ AT_LEAST = {
     "Distillation": 2,
     "after": 0,
     "coming-from": 2,
-    "ensembles": 2,
     "gpu": 2,
     "model": 4,
     "safety": 0,
@@ -229,7 +230,7 @@ AT_LEAST = {
     "tutorial": 3,
 }
 """Pipelines that are found in a page; one, where none is said."""
-NOT_BY_HAND = {"ensembles": ["members"], "steps": ["parts that draw"]}
+NOT_BY_HAND = {"steps": ["parts that draw"]}
 """Of the pipelines of a page, those that no plain loop trains, and why."""
 
 
