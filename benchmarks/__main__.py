@@ -1,6 +1,7 @@
-"""`python -m benchmarks [name ...]`: run benchmarks and write what they measured to benchmarks/results/.
+"""`python -m benchmarks [name ...]`: run benchmarks and write tables and pictures to benchmarks/results/.
 
-Those of a GPU are `python -m benchmarks gpu`, with options of their own.
+`python -m benchmarks draw [name ...]` draws the pictures again from the results that are there. `python -m benchmarks
+gpu` runs the benchmarks of a GPU, with options of its own.
 """
 
 from __future__ import annotations
@@ -26,17 +27,23 @@ def main() -> int:
 
         return run.main(sys.argv[2:])
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Measure, interleaved, beside the peers.")
-    parser.add_argument("names", nargs="*", metavar="name", help=f"which to run, of: {', '.join(SUITES)} (all)")
+    which = f"of: {', '.join(SUITES)} (all); after the word draw: only draw again"
+    parser.add_argument("names", nargs="*", metavar="name", help=which)
     parser.add_argument("--rounds", type=int, help="interleaved rounds, instead of each benchmark's own number")
     parser.add_argument("--only", default="", help="only contenders, or races, with one of these, comma-separated")
     parser.add_argument("--out", type=Path, default=report.RESULTS, help="folder of the results (benchmarks/results)")
-    options = parser.parse_args()
+    arguments = sys.argv[1:]
+    redraw = arguments[:1] == ["draw"]
+    options = parser.parse_args(arguments[redraw:])
     unknown = set(options.names) - set(SUITES)
     if unknown:
         parser.error(f"no benchmark {', '.join(sorted(unknown))}; there are {', '.join(SUITES)}")
     failed = False
     for name in options.names or SUITES:
         suite = importlib.import_module(f"benchmarks.{name}")
+        if redraw:
+            report.redraw(name, options.out, suite.draw)
+            continue
         question = (suite.__doc__ or "").strip().splitlines()[0]
         print(f"{name}: {question}", flush=True)
         done = []
@@ -50,7 +57,7 @@ def main() -> int:
             done.append((race, harness.run(name, race, lambda line: print(line, flush=True))))
             print("\n".join(report.markdown_race(*done[-1])), flush=True)
         if done:
-            report.write(name, question, done, options.out, getattr(suite, "draw", report.chart))
+            report.write(name, question, done, options.out, suite.draw)
         failed |= any(r.error for _, results in done for r in results)
     return int(failed)
 

@@ -8,9 +8,12 @@ step by vmap, in jit a step or in a scan over an epoch.
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
-from benchmarks import digits_step, job, ours
+from attrs import evolve
+
+from benchmarks import charts, digits_step, jax_digits, job, ours
 from benchmarks.harness import Contender, Done, Race, Target, Work
 from pipeline import fit, sweep
 
@@ -66,7 +69,7 @@ def jax_members(count: int, order: str, scan: bool) -> Any:
     import numpy as np
 
     inputs, targets = (jnp.array(t.numpy()) for t in job.data())
-    initial, one = digits_step.jax_parts()
+    initial, one = jax_digits.functions()
     full, own = len(inputs) // job.SIZE, order == "own"
     mapped = jax.vmap(one, in_axes=(0, 0 if own else None, 0 if own else None))
     random = np.random.default_rng(0)
@@ -137,3 +140,29 @@ for _count in (32, 256):
         )
         for threads in (1, 2)
     ]  # fmt: skip
+
+
+def draw(races: Sequence[charts.Measured]) -> charts.Picture:
+    """Time of one member's step: ours, JAX, and one run after the other."""
+    ways = {
+        "ours": charts.Point((0, 0, 0), colour=charts.OURS),
+        "JAX vmap in scan": charts.Point((0, 0, 0), colour=charts.COLOURS[0], mark=charts.MARKS[1]),
+        "JAX jit of vmap": charts.Point((0, 0, 0), colour=charts.COLOURS[1], mark=charts.MARKS[2]),
+        SINGLE: charts.Point((0, 0, 0), colour=charts.GREY, mark=charts.MARKS[3]),
+    }
+    points: dict[str, list[charts.Point]] = {}
+    for race, results in races:
+        by_name = charts.ran((race, results))
+        for order in ("shared", "own"):
+            count = int(race.title.split()[0])
+            names = {way: _name(way, count, order) for way in ways} | {SINGLE: f"{SINGLE}, {count} runs"}
+            points[f"{race.title}, {order} order"] = [
+                evolve(ways[way], spread=charts.times(by_name[name])) for way, name in names.items()
+            ]
+    mine, *jax = ([row[k].spread[1] for row in points.values()] for k in range(3))
+    theirs = [min(pair) for pair in zip(*jax, strict=True)]
+    return charts.rows(
+        f"A sweep's member: {min(mine):.0f} to {max(mine):.0f} µs a step; by JAX's faster way, {min(theirs):.0f} to "
+        f"{max(theirs):.0f} µs",
+        "µs a step of one member", points, legend=ways,
+    )  # fmt: skip

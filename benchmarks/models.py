@@ -8,14 +8,15 @@ process.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import torch
-from attrs import frozen
+from attrs import evolve, frozen
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from benchmarks import charts
 from benchmarks.harness import Contender, Done, Race, Target, Work
 from pipeline import Pipeline, backward, forward, loss, models, place, update
 
@@ -181,3 +182,20 @@ RACES = [
     )
     for name, job in JOBS.items()
 ]
+
+
+def draw(races: Sequence[charts.Measured]) -> charts.Picture:
+    """Times as fast as each idiom of torch.compile, for each model."""
+    results = {name: r for measured in races for name, r in charts.ran(measured).items()}
+    kinds = {kind: charts.Point((0, 0, 0), colour=charts.COLOURS[k], mark=charts.MARKS[k], lift=0.18 - 0.36 * k)
+             for k, kind in enumerate((COMPILED, FUSED))}  # fmt: skip
+    points: dict[str, list[charts.Point]] = {}
+    for name, job in JOBS.items():
+        spreads = {kind: charts.ratios(results[f"{OURS}: {name}"], results[f"{kind}: {name}"]) for kind in kinds}
+        points[job.title] = [evolve(kinds[kind], spread=s, note=f"{s[1]:.2f} x") for kind, s in spreads.items()]
+    medians = [p.spread[1] for row in points.values() for p in row]
+    figure = charts.rows(
+        f"Larger models: {min(medians):.2f} to {max(medians):.2f} times as fast as torch.compile",
+        "times as fast as this (dashed: equally fast)", points, start=0.8, height=0.62, legend=kinds,
+    )  # fmt: skip
+    return charts.line_at_one(figure)

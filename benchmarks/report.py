@@ -1,4 +1,4 @@
-"""What was measured, as JSON, a Markdown table and a bar chart."""
+"""Results as JSON, a Markdown table and a picture."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 from attrs import asdict
+from cattrs import structure
 
+from benchmarks import charts
+from benchmarks.charts import Draw, Measured
 from benchmarks.harness import Race, Result, speedup
 
 RESULTS = Path(__file__).parent / "results"
 COMPARED = ("torch", "numpy", "jax", "jaxlib", "optax", "lightning", "pytorch-ignite", "accelerate", "skorch", "keras",
             "transformers")  # fmt: skip
-Measured: TypeAlias = tuple[Race, list[Result]]
-Draw: TypeAlias = Callable[[Sequence[Measured], Path], None]
-OURS, PEERS = "#c2410c", "#94a3b8"
 
 
 def facts() -> dict[str, Any]:
@@ -60,10 +60,31 @@ def write(name: str, question: str, races: Sequence[Measured], folder: Path, dra
     """Write <name>.json, .md and .png into the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     about = facts()
-    found = {"name": name, "question": question, **about, "races": [as_json(race, results) for race, results in races]}
-    (folder / f"{name}.json").write_text(json.dumps(found, indent=1) + "\n")
+    content = {
+        "name": name,
+        "question": question,
+        **about,
+        "races": [as_json(race, results) for race, results in races],
+    }
+    (folder / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n")
     (folder / f"{name}.md").write_text(markdown(question, about, races))
-    draw(races, folder / f"{name}.png")
+    picture(name, about, races, folder, draw)
+
+
+def redraw(name: str, folder: Path, draw: Draw) -> None:
+    """Write <name>.png from <name>.json, without measuring."""
+    content = json.loads((folder / f"{name}.json").read_text())
+    races = [(structure(r, Race), structure(r["results"], list[Result])) for r in content["races"]]
+    picture(name, content, races, folder, draw)
+
+
+def picture(name: str, about: Mapping[str, Any], races: Sequence[Measured], folder: Path, draw: Draw) -> None:
+    try:
+        figure = draw(races)
+    except KeyError as e:
+        print(f"no picture of {name}: {e} was not measured", flush=True)
+        return
+    charts.save(figure, about, races, folder / f"{name}.png")
 
 
 def as_json(race: Race, results: list[Result]) -> dict[str, Any]:
@@ -152,44 +173,3 @@ def _target_table(race: Race, results: list[Result]) -> list[str]:
 
 def _row(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
-
-
-def chart(races: Sequence[Measured], path: Path) -> None:
-    """Horizontal bars on a log scale, the fastest on top; whiskers from quartile to quartile."""
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import LogLocator, NullFormatter
-
-    shown = [(race, [r for r in results if r.seconds]) for race, results in races]
-    shown = [(race, results) for race, results in shown if results]
-    if not shown:
-        return
-    rows = [len(results) for _, results in shown]
-    figure = Figure(figsize=(9, 0.9 * len(shown) + 0.34 * sum(rows)), layout="constrained")
-    axes = figure.subplots(len(shown), 1, squeeze=False, height_ratios=[n + 1.5 for n in rows])[:, 0]
-    for axis, (race, results) in zip(axes, shown, strict=True):
-        results = sorted(results, key=lambda r: -r.summary()["median"])
-        summaries = [r.summary() for r in results]
-        medians = [s["median"] for s in summaries]
-        spread = [[s["median"] - s["q1"] for s in summaries], [s["q3"] - s["median"] for s in summaries]]
-        colours = [OURS if r.name.startswith("ours") else PEERS for r in results]
-        names = [r.name for r in results]
-        axis.barh(names, medians, xerr=spread, color=colours, height=0.7, error_kw={"lw": 1, "ecolor": "#334155"})
-        axis.set_xscale("log")
-        axis.set_xlim(min(medians) / 2, max(medians) * 2.5)
-        for y, (median, s) in enumerate(zip(medians, summaries, strict=True)):
-            axis.annotate(_time(median), (s["q3"], y), xytext=(5, 0), textcoords="offset points", va="center", size=8)
-        axis.set_title(race.title, loc="left", size=10, weight="bold")
-        axis.set_xlabel(f"time a step, log scale; {race.threads} thread{'s' if race.threads > 1 else ''}", size=8)
-        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axis.xaxis.set_major_formatter(lambda x, _: _time(x))
-        axis.xaxis.set_minor_formatter(NullFormatter())
-        axis.tick_params(labelsize=8)
-        axis.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=150)
-
-
-def _time(seconds: float) -> str:
-    """Three digits and a unit: 49.5 us, 1.32 ms."""
-    scale, name = next((u for u in ((1.0, "s"), (1e3, "ms"), (1e6, "us")) if seconds * u[0] >= 1), (1e9, "ns"))
-    value = seconds * scale
-    return f"{value:.0f} {name}" if value >= 100 else f"{value:.3g} {name}"

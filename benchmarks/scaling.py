@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,10 +16,8 @@ from attrs import frozen
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks import ours
+from benchmarks import charts, ours
 from benchmarks.harness import Contender, Done, Race, Work
-from benchmarks.report import OURS as COLOUR
-from benchmarks.report import PEERS, Measured
 from pipeline import Pipeline, backward, forward, load, loss, models, place, update
 
 LR, CLIP = 1e-3, 1.0
@@ -139,30 +136,27 @@ RACES = [
 ]
 
 
-def draw(races: Sequence[Measured], path: Path) -> None:
-    """Steps a second over the factor, one panel for each thing that grows."""
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import LogLocator, NullFormatter
-
-    rates = {r.name: 1 / r.summary()["median"] for _, results in races for r in results if r.seconds}
-    figure = Figure(figsize=(13, 3.2), layout="constrained")
-    panels = figure.subplots(1, len(AXES), sharey=True)
-    for panel, axis in zip(panels, AXES, strict=True):
-        for name, colour in ((OURS, COLOUR), (HAND, PEERS)):
-            found = {k: rates[key] for k in FACTORS if (key := f"{name}, {_title(axis, k)}") in rates}
-            panel.plot(list(found), list(found.values()), "o-", color=colour, label=name, markersize=4)
-        panel.set_xscale("log", base=2)
-        panel.set_yscale("log")
-        panel.set_xlim(0.85, 19)
-        panel.set_xticks(FACTORS, [str(k) for k in FACTORS])
-        panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        panel.yaxis.set_major_formatter(lambda y, _: f"{y:,.0f}")
-        panel.yaxis.set_minor_formatter(NullFormatter())
-        panel.tick_params(labelsize=8)
-        panel.set_title(axis, size=10, weight="bold")
-        panel.set_xlabel("times as much", size=8)
-        panel.grid(alpha=0.3, which="both")
-        panel.spines[["top", "right"]].set_visible(False)
-    panels[0].set_ylabel("steps a second (1 thread)", size=8)
-    panels[0].legend(fontsize=8)
-    figure.savefig(path, dpi=150)
+def draw(races: Sequence[charts.Measured]) -> charts.Picture:
+    """Times as fast as torch by hand, as one thing grows."""
+    results = {name: r for measured in races for name, r in charts.ran(measured).items()}
+    titles = {(axis, k): _title(axis, k) for axis in AXES for k in FACTORS}
+    spreads = {at: charts.ratios(results[f"{OURS}, {t}"], results[f"{HAND}, {t}"]) for at, t in titles.items()}
+    last = {axis: spreads[axis, FACTORS[-1]][1] for axis in AXES}
+    most, least = max(last, key=last.__getitem__), min(last, key=last.__getitem__)
+    figure, axes = charts.canvas(
+        f"Less overhead: {last[most]:.0f} times as fast at 16 x the {most}, {last[least]:.1f} at 16 x the {least}",
+        "how many times as much", left=0.75, height=3.6, right=1.5,
+    )  # fmt: skip
+    for (axis, end), colour, mark in zip(last.items(), charts.COLOURS, charts.MARKS, strict=True):
+        low, median, high = zip(*(spreads[axis, k] for k in FACTORS), strict=True)
+        axes.plot(FACTORS, median, f"{mark}-", color=colour, linewidth=1.6)
+        axes.vlines(FACTORS, low, high, color=colour, linewidth=2)
+        axes.annotate(f"{axis}, {end:.1f} x", (FACTORS[-1], end), xytext=(9, 0), textcoords="offset points",
+                      va="center", size=10)  # fmt: skip
+    axes.axhline(1, color="#111827", linewidth=1, linestyle="--")
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(FACTORS, [str(k) for k in FACTORS])
+    axes.set_xticks([], minor=True)
+    axes.set_ylim(0, None)
+    axes.set_ylabel("times as fast as torch by hand", size=10, color="#374151")
+    return figure

@@ -1,4 +1,4 @@
-"""From settings to what a run trains."""
+"""From settings to the job of a run: pipeline, data and first State."""
 
 from __future__ import annotations
 
@@ -14,12 +14,18 @@ from cli import processes, room
 from cli.config import TrainConfig
 from cli.inside import inside
 from cli.recipes.data_card import About
+from cli.recipes.loss import standardized
+from cli.recipes.metric import ALWAYS
 from cli.recipes.model import Custom, Fixed
-from pipeline import Pipeline, backward, ensemble, evaluate, forward, load, memory, order, place, update
+from cli.recipes.task import CLASSES, LABELS, TOKENS
+from pipeline import Ensemble, Pipeline, backward, ensemble, evaluate, forward, load, memory, order, place, update
+from pipeline.description import Description
 from pipeline.direction import directions
 from pipeline.errors import ConfigError, DataError, did_you_mean
 from pipeline.load import Load
-from pipeline.members import gathers
+from pipeline.programs.check import check
+from pipeline.programs.evaluate import better
+from pipeline.programs.members import gathers
 from pipeline.sources import Prepared, Source, Split, Tensors
 from pipeline.stage import Stage
 from pipeline.state import Batch, State
@@ -27,18 +33,23 @@ from pipeline.state import Batch, State
 
 @frozen(eq=False)
 class Job:
-    """What a run trains."""
+    """What a run trains, and on what."""
 
-    pipe: Pipeline
+    pipe: Pipeline | Ensemble
     held_out: Any
     model: str
     """The model in words: `mlp 64-128-10`."""
     best: str | None
     """The held-out metric that tells the best epoch, if the settings name none."""
     prepared: Prepared | None = None
-    """The data, where they are not those of a pipeline of the user's."""
+    """The data; None with a pipeline of the user's own."""
     fixed: Fixed | None = None
     build: Callable[[], nn.Module] | None = None
+
+    @property
+    def stages(self) -> Description:
+        """The stages of one run."""
+        return self.pipe.program.pipe
 
     @property
     def about(self) -> About | None:
@@ -47,19 +58,19 @@ class Job:
 
     @property
     def train(self) -> Any:
-        """What is trained on."""
-        assert self.pipe.load is not None
-        return self.pipe.load.data
+        """The training data."""
+        assert self.stages.load is not None
+        return self.stages.load.data
 
     @property
     def validation(self) -> Any:
-        """What is held out. The command's own losses are means of samples, so that it takes large batches: without
-        gradients these need no more memory, and of nearly one size they are mostly one graph."""
+        """The held-out data; of the command's own pipelines, in large batches of nearly one size: without gradients
+        they need no more memory than a step, and they need few graphs."""
         if self.prepared is None:
             return self.held_out
-        assert self.pipe.load is not None
+        assert self.stages.load is not None
         n = len(self.held_out)
-        return load.batches(self.held_out, size=-(-n // order.count(n, 8 * self.pipe.load.size)), shuffle=False)
+        return load.batches(self.held_out, size=-(-n // order.count(n, 8 * self.stages.load.size)), shuffle=False)
 
     @property
     def data(self) -> str:
@@ -68,32 +79,33 @@ class Job:
             return f"{' and '.join(counts)} samples"
         inputs = _sample(self.prepared.train)["inputs"]
         shape = "x".join(map(str, inputs.shape[1:])) or "1"
-        classes = self.prepared.classes if self.prepared.task == "classification" else ()
+        classes = self.prepared.classes if self.prepared.task == CLASSES else ()
         kind = f"{len(classes)} classes" if classes else self.prepared.task
         return f"{' and '.join(counts)} samples, inputs {shape}, {kind}"
 
 
 def job(config: TrainConfig, data: Prepared | None = None) -> Job:
-    """The pipeline of a run, of its data, if they were prepared already. Raises a PipeError for what does not fit
-    together."""
-    made = _of_code(config, config.pipeline.name) if config.pipeline.name is not None else _of_settings(config, data)
-    return made if config.run.ensemble is None else _together(made, config.run.ensemble)
+    """The job of a run; `data` if they are prepared already. Raises a PipeError for what does not fit together."""
+    own = config.pipeline.name
+    single = _of_settings(config, data) if own is None else _of_code(config, own)
+    return single if config.run.ensemble is None else _ensemble(single, config.run.ensemble)
 
 
-def _together(made: Job, members: int) -> Job:
-    """An ensemble of what a run trains."""
+def _ensemble(job: Job, members: int) -> Job:
     if processes.count() > 1:
         raise ConfigError("--ensemble trains its members side by side in one process; leave out --processes")
-    pipe = made.pipe
-    if made.prepared is not None and made.prepared.task in ("classification", "several labels"):
-        metric = evaluate.calibration_error(several=made.prepared.task == "several labels")
-        pipe = pipe.insert(metric, after="evaluate.accuracy")
-    whole = ensemble(pipe, seeds=members, order="own" if gathers(pipe) else "shared")
-    return evolve(made, pipe=whole, model=f"{members} x {made.model}")
+    pipe = job.pipe
+    assert isinstance(pipe, Pipeline)
+    if job.prepared is not None and job.prepared.task in (CLASSES, LABELS):
+        metric = evaluate.calibration_error(several=job.prepared.task == LABELS)
+        if metric.name not in [stage.name for stage in pipe.stages]:
+            pipe = pipe.insert(metric, after="evaluate.accuracy")
+    side_by_side = ensemble(pipe, seeds=members, order="own" if gathers(pipe) else "shared")
+    return evolve(job, pipe=side_by_side, model=f"{members} x {job.model}")
 
 
 def _of_code(config: TrainConfig, name: str) -> Job:
-    """A pipeline of the user's."""
+    """The job of a pipeline of the user's own."""
     pipe, held_out = config.pipeline.make({"seed": config.run.seed, "epochs": config.run.epochs})
     if processes.count() > 1 and pipe.place.mesh is None:
         raise ConfigError(
@@ -104,23 +116,23 @@ def _of_code(config: TrainConfig, name: str) -> Job:
 
 
 def _of_settings(config: TrainConfig, data: Prepared | None) -> Job:
-    """A pipeline of the command's, of its settings."""
+    """The job of a pipeline made of settings."""
     device = placed(config)
     data = prepared(config) if data is None else data
     what = fixed(config.data.source, data)
     build, words, inputs = config.model.make(what)
-    losses = config.loss.stages(data)
+    measured = standardized(data, config.loss.stage(data.task), config.evaluate.stages(what))
     run = config.run
-    # Windows of a text are cut as they come: a shorter last batch would be another graph for little.
-    batches = load.batches(data.train, size=run.batch_size, drop_last=data.task == "language modelling")
-    free = "schedule-free" in config.optimizer.name
+    # A shorter last batch of a text would cost another graph for little.
+    batches = load.batches(data.train, size=run.batch_size, drop_last=data.task == TOKENS)
+    free = config.optimizer.schedule_free
     rate = partial(config.schedule.learning_rate, steps=steps(batches, config) or 0, free=free)
     hidden = inside(build, inputs, _sample(data.train)) if config.optimizer.name == "muon" else set[str]()
     pipe = Pipeline(
         batches,
         device,
         forward.model(build, inputs=inputs),
-        *losses,
+        *measured,
         backward.gradients(accumulate=run.accumulate),
         *([evaluate.gradient_norm()] if run.telemetry else []),
         update.finite("scale" if run.precision == "fp16" else run.on_nonfinite),
@@ -132,18 +144,18 @@ def _of_settings(config: TrainConfig, data: Prepared | None) -> Job:
     if processes.count() == 1 and not isinstance(config.model, Custom):
         rules = [s for s in pipe.stages if isinstance(s, Stage) and s.init is not None and "params" in s.writes]
         room.check(build, rules, run.ensemble or 1, str(device.device))
-    return Job(pipe, data.held_out, words, _BEST[data.task], data, what, build)
+    return Job(pipe, data.held_out, words, ALWAYS[data.task][-1], data, what, build)
 
 
 def prepared(config: TrainConfig) -> Prepared:
-    """The data of a run, parted."""
+    """The data of a run, split."""
     run = config.run
     seed = run.seed if run.split_seed is None else run.split_seed
     return config.data.prepare(Split(config.data.held_out, seed, run.folds, run.fold or 0))
 
 
 def placed(config: TrainConfig) -> place.Place:
-    """Where a run is: on one device, or on all processes that were started together."""
+    """Place a run on one device, or on all processes that were started together."""
     run, count = config.run, processes.count()
     if count == 1:
         return place.on(run.device, precision=run.precision)
@@ -153,52 +165,51 @@ def placed(config: TrainConfig) -> place.Place:
 
 
 def begin(config: TrainConfig) -> tuple[Job, State]:
-    """What a run trains, and its first State; everything that can be checked is."""
-    found = job(config)
-    state = first(found, config)
-    torch.set_num_threads(threads(found, state, config.run.threads))
-    if found.held_out is not None:
-        found.pipe.check(state, found.validation)
-    known = [*found.pipe.finish(found.pipe.zeros())]
-    known += [f"{name}.{metric}" for name in found.pipe.averages for metric in known]
-    best, told = config.run.best, found.pipe.better(state)
-    if best is not None and best not in [*known, *told] and told[""] is None:
-        raise ConfigError(f"--best {best!r} is no metric of this run{did_you_mean(best, known)}")
-    if best is not None and best not in (can := directions(told, [*known, best])):
+    """The job of a run and its first State, after all checks."""
+    begun = job(config)
+    state = first(begun, config)
+    torch.set_num_threads(threads(begun, state, config.run.threads))
+    if begun.held_out is not None:
+        check(begun.pipe.program, state, begun.validation)
+    if config.run.best is not None:
+        _check_best(config.run.best, begun, state)
+    return begun, state
+
+
+def _check_best(best: str, job: Job, state: State) -> None:
+    """Raise ConfigError for a metric that can't tell the best epoch."""
+    program = job.pipe.program
+    metrics = [*program.finish(program.zeros())]
+    metrics += [f"{name}.{metric}" for name in job.stages.averages for metric in metrics]
+    declared = better(program, state)
+    if best not in [*metrics, *declared] and declared[""] is None:
+        raise ConfigError(f"--best {best!r} is no metric of this run{did_you_mean(best, metrics)}")
+    if best not in (known := directions(declared, [*metrics, best])):
         raise ConfigError(
-            f"nothing says whether --best {best!r} is better high or low: write better='high' or 'low' where it is made"
-            f"; known of {', '.join(can)}"
+            f"nothing says whether --best {best!r} is better high or low: declare it by better='high' or 'low'"
+            f"; known of {', '.join(known)}"
         )
-    return found, state
 
 
 def steps(load: Load | None, config: TrainConfig) -> int | None:
-    """How many steps a run has; None where its data do not tell."""
+    """The number of steps of a run; None if its data do not tell."""
     return None if load is None or load.batches is None else load.batches * config.run.epochs
 
 
-def first(made: Job, config: TrainConfig) -> State:
+def first(job: Job, config: TrainConfig) -> State:
     """The first State of a run."""
-    return made.pipe.init(config.run.seed, steps=steps(made.pipe.load, config))
-
-
-_BEST = {
-    "classification": "accuracy",
-    "several labels": "accuracy",
-    "regression": "r2",
-    "language modelling": "perplexity",
-}
+    return job.pipe.init(config.run.seed, steps=steps(job.stages.load, config))
 
 
 def fixed(source: str, data: Prepared) -> Fixed:
-    """What the data fix of a model."""
+    """What the data determine of a model."""
     batch = _sample(data.train)
     inputs, targets = batch["inputs"], batch["targets"]
-    if data.task in ("classification", "language modelling"):
-        outputs = len(data.classes) or data.sizes.get("vocabulary") or _most(data)
+    if data.task in (CLASSES, TOKENS):
+        outputs = len(data.classes) or data.sizes.get("vocabulary") or _count_ids(data)
     else:
         outputs = targets[0].numel()
-    if data.task == "language modelling":
+    if data.task == TOKENS:
         outputs = max(outputs, data.sizes.get("vocabulary", 0))
     return Fixed(
         source, tuple(inputs.shape[1:]), inputs.is_floating_point(), outputs, data.task, data.sizes, data.train.names
@@ -209,17 +220,17 @@ def _sample(data: Source) -> Batch:
     return data[torch.arange(min(2, len(data)))]
 
 
-def _most(data: Prepared) -> int:
-    """How many ids there are in both parts of the data."""
-    found = 0
-    for part in (data.train, data.held_out):
-        assert isinstance(part, Tensors)
-        for name, ids in part.tensors.items():
-            if name in ("targets", *(["inputs"] if data.task == "language modelling" else [])):
-                if int(ids.min()) < 0:
-                    raise DataError(f"{name} hold negative ids; token ids begin at 0")
-                found = max(found, int(ids.max()) + 1)
-    return found
+def _count_ids(data: Prepared) -> int:
+    """1 + the largest id of the training and the held-out data."""
+    count = 0
+    for split in (data.train, data.held_out):
+        assert isinstance(split, Tensors)
+        for name in ("inputs", "targets") if data.task == TOKENS else ("targets",):
+            ids = split.tensors[name]
+            if int(ids.min()) < 0:
+                raise DataError(f"{name} hold negative ids; token ids begin at 0")
+            count = max(count, int(ids.max()) + 1)
+    return count
 
 
 def _length(data: Any) -> str:
@@ -230,61 +241,60 @@ def _length(data: Any) -> str:
 
 
 SMALL = 2e8
-"""Floating-point operations of a step below which threads cost more than they bring."""
+"""Floating-point operations of a step below which threads cost more than they gain."""
 TIGHT = 4
-"""So many times the free memory is too much for activations, which are told roughly."""
+"""Estimated activations may be so many times the free memory, as the estimate is rough."""
 MANY = 4
-"""Members side by side that keep all cores busy, also where one alone is too small for that."""
+"""Members side by side that keep all cores busy, even if one alone is too small for that."""
 
 
-def threads(made: Job, state: State, wanted: int | None) -> int:
-    """How many threads of the CPU a run takes: what is wanted, or by the size of its step alone, so always the same.
+def threads(job: Job, state: State, wanted: int | None) -> int:
+    """The number of CPU threads: `wanted`, or by the size of a step alone, so that it is always the same.
 
-    Raises a PipeError where the model or the labels don't fit: the size is found by trying the pipeline on its data.
+    The size is measured by trying the pipeline on its data. Raises a PipeError if they do not fit each other.
     """
-    operations, held = size(made, state)
-    load, free = made.pipe.load, room.free(made.pipe.place.device)
+    operations, nbytes = size(job, state)
+    load, free = job.stages.load, room.free(job.stages.place.device)
     assert load is not None
-    taken = min(load.size, len(made.train)) if load.known else load.size
-    held *= taken / load.size / processes.count() / max((g.accumulate for g in made.pipe.backwards), default=1)
-    if held > TIGHT * free:
+    samples = min(load.size, len(job.train)) if load.known else load.size
+    nbytes *= samples / load.size / processes.count() / max((g.accumulate for g in job.stages.backwards), default=1)
+    if nbytes > TIGHT * free:
         raise ConfigError(
-            f"a step of {taken:,} samples needs {memory.size(held)} for its activations, and {memory.size(free)} are "
-            "free; use a smaller --batch-size, or --accumulate"
+            f"a step of {samples:,} samples needs {memory.size(nbytes)} for its activations, and {memory.size(free)} "
+            "are free; use a smaller --batch-size, or --accumulate"
         )
     if wanted is not None:
         return wanted
-    small = operations < SMALL and made.pipe.members < MANY
+    small = operations < SMALL and job.pipe.program.members < MANY
     return 1 if small else max(torch.get_num_threads(), 1)
 
 
-def size(made: Job, state: State) -> tuple[float, float]:
-    """About how many floating-point operations a step takes, and how many bytes its activations."""
-    load = made.pipe.load
+def size(job: Job, state: State) -> tuple[float, float]:
+    """Estimated floating-point operations of a step, and bytes of its activations."""
+    load = job.stages.load
     assert load is not None
-    operations = held = 0
+    operations = nbytes = 0
 
     def count(module: nn.Module, _: Any, output: Any) -> None:
-        nonlocal operations, held
+        nonlocal operations, nbytes
         if not isinstance(output, Tensor):
             return
-        held += output.nbytes
+        nbytes += output.nbytes
         for weight in module.parameters(recurse=False) if not isinstance(module, nn.Embedding) else ():
             if weight.ndim > 1:  # each output channel is a product with a row of it
                 operations += 2 * weight.numel() * output.numel() // len(weight)
 
-    skeletons = [m.module.skeleton().module for m in made.pipe.models]
+    skeletons = [m.module.skeleton().module for m in job.stages.models]
     hooks = [part.register_forward_hook(count) for skeleton in skeletons for part in skeleton.modules()]
     try:
-        made.pipe.check(state)  # on a few samples; a step is a forward of them all, and a backward of twice that
+        check(job.pipe.program, state)  # a forward of a few samples; a backward costs twice as much
     finally:
         for hook in hooks:
             hook.remove()
-    # What an iterable yields is looked at as it comes.
-    more = load.size / min(2, len(made.train)) if load.known else 1
-    return 3 * operations * more, held * more
+    scale = load.size / min(2, len(job.train)) if load.known else 1  # an iterable was tried on a whole batch
+    return 3 * operations * scale, nbytes * scale
 
 
 def parameters(module_params: dict[str, Tensor]) -> int:
-    """How many numbers a model learns."""
+    """The number of trained weights."""
     return sum(p.numel() for p in module_params.values())

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 from cli.build import Job
 from cli.recipes.data_card import About
-from pipeline import Pipeline, State, evaluate
+from pipeline import Ensemble, Pipeline, State, evaluate
 
 SHOWN = 30
 """Classes of a confusion matrix that a terminal has room for."""
@@ -51,13 +51,19 @@ class Figures:
         return "\n".join(["rows true, columns predicted", head, *rows])
 
 
-def figures(pipe: Pipeline, about: About, state: State, data: Any) -> Figures | None:
+def figures(pipe: Pipeline | Ensemble, about: About, state: State, data: Any) -> Figures | None:
     """Of a State on some data; None where the task has no classes."""
     if about.task not in ("classification", "several labels"):
         return None
     names = about.classes or tuple(map(str, range(about.fixed.outputs)))
     metric = evaluate.confusion(len(names)) if about.task == "classification" else evaluate.labels(len(names))
-    found = pipe.insert(metric, after="evaluate.accuracy").evaluate(state, data)
+    if metric.name in [stage.name for stage in pipe.program.pipe.metrics]:
+        wider = pipe
+    elif isinstance(pipe, Ensemble):
+        wider = evolve(pipe, pipe=pipe.pipe.insert(metric, after="evaluate.accuracy"))
+    else:
+        wider = pipe.insert(metric, after="evaluate.accuracy")
+    found = wider.evaluate(state, data)
     return Figures(names, found["precision"], found["recall"], found["f1"], found.get("confusion"))
 
 

@@ -32,9 +32,11 @@ def settings(
         kind = next(k for word, k in _KINDS if word in f.type)
         names = [f"{flag(name)}/--no-{name}"] if kind is bool else [flag(name)]
         shown = ",".join(map(str, f.default)) if isinstance(f.default, tuple) else f.default
-        default = "" if f.default in (None, "", False) else f"  [default: {shown}]".replace("True", "on")
+        default = "" if f.default in (None, "", False, ()) else f"  [default: {shown}]".replace("True", "on")
         metavar = None if kind is bool else {int: "N", float: "X"}.get(kind, name.upper())
         alone: dict[str, Any] = {"is_flag": False, "flag_value": ""} if name in bare else {}
+        if "tuple[str" in f.type:  # may be given several times
+            alone = {"multiple": True, "callback": lambda context, option, value: list(value) or None}
         # A flag that is not given is None, and not False.
         command = click.option(
             *names,

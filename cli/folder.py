@@ -1,4 +1,4 @@
-"""A run's folder: made, locked, and its metrics.jsonl continued without a gap or a double line."""
+"""A run's folder: made, locked, and its metrics.jsonl continued without gaps or duplicates."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ from pipeline.errors import ConfigError
 
 WEIGHTS, BEST, DATA, CURVES, _LOCK = "model.safetensors", "best.safetensors", "data.json", "curves.svg", ".lock"
 ABOUT = "about"
-"""What the metadata of a file of weights are called."""
+"""Key of our metadata in a file of weights."""
 
 
 @contextmanager
 def new(config: TrainConfig, title: str | None = None) -> Iterator[Seal]:
-    """A folder for a new run: the one asked for, if no run is in it, or the next free one under runs/. Of several
-    processes, the first one makes it."""
+    """The folder of a new run: the one asked for, if it holds no run, or the next free one under runs/. The first of
+    several processes makes it."""
     if not processes.first():
         yield Seal(Path(processes.agreed(None)), writes=False)
         return
@@ -60,7 +60,7 @@ def _next(root: Path, name: str) -> Path:
         folder = root / f"{name}-{n}"
         try:
             folder.mkdir()
-        except FileExistsError:  # perhaps since a moment ago, by another process
+        except FileExistsError:  # of an earlier run, or of one that another process begins now
             continue
         return folder
     raise AssertionError
@@ -68,8 +68,7 @@ def _next(root: Path, name: str) -> Path:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """One process at a time has a run's folder. The lock is the system's, and goes with the process, however that
-    ends."""
+    """Lock a run's folder for this process. The system releases the lock, however the process ends."""
     if not processes.first():
         yield
         return
@@ -104,22 +103,18 @@ def locked(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def gone_on(folder: Path) -> Iterator[Seal]:
-    """The folder of a run that goes on, locked; that of an older version is sealed as it is."""
+    """The folder of a resumed run, locked."""
     with locked(folder):
-        if processes.first() and seals.read(folder) is None:
-            accept(folder)
-        processes.agreed(None)  # the other processes read the seal only after it is written
-        seal = seals.read(folder)
-        assert seal is not None
-        yield evolve(seal, writes=processes.first())
+        yield evolve(seals.of(folder), writes=processes.first())
 
 
 def accept(folder: Path) -> list[str]:
-    """Accept the current files of a run, and of a sweep's members; the names of those that were changed."""
+    """Accept the current files of a run, and of a sweep's members; the names of those that differ."""
     saved: list[checkpoint.Saved] = []
-    where = folder / CHECKPOINTS
     try:
-        while (found := checkpoint.newest(where, below=saved[-1].step if saved else None).saved) is not None:
+        while (
+            found := checkpoint.newest(folder / CHECKPOINTS, below=saved[-1].step if saved else None).saved
+        ) is not None:
             saved.append(found)
         differ = seals.accept(folder, log.read(folder / METRICS), saved)
     except OSError as e:
@@ -129,15 +124,17 @@ def accept(folder: Path) -> list[str]:
 
 
 def accepted(folder: Path) -> None:
-    """The same, said."""
+    """Accept the current files of a run, with a warning that names those that differ."""
     with locked(folder):
         differ = accept(folder)
     if differ:
-        warn(f"{folder}: {', '.join(differ)} {'is' if len(differ) == 1 else 'are'} taken as found, which is recorded")
+        warn(
+            f"{folder}: {', '.join(differ)} {'is' if len(differ) == 1 else 'are'} accepted as found, which is recorded"
+        )
 
 
 def newest(seal: Seal, below: int | None = None) -> checkpoint.Found:
-    """The newest checkpoint of a run that is whole, with what is wrong with newer ones, or that they are gone."""
+    """The newest undamaged checkpoint of a run, and what is wrong with newer ones, if only that they are gone."""
     found = checkpoint.newest(seal.folder / CHECKPOINTS, below, seal.fault)
     lost = seal.lost(found.saved.step if found.saved else -1)
     return checkpoint.Found(found.saved, (*found.faults, *(f"{path} is gone" for path in lost)))
@@ -150,13 +147,13 @@ def is_busy(folder: Path) -> bool:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
-    except OSError:  # no lock was ever made, or nobody may look
+    except OSError:  # there is no lock, or it may not be read
         return False
     return False
 
 
 def check_idle(folder: Path) -> None:
-    """Raise ConfigError where a process is writing to a run's folder."""
+    """Raise ConfigError if a process is writing to a run's folder."""
     if is_busy(folder):
         raise ConfigError(f"{folder} is still training; wait for it, or stop it: it can be resumed")
 
@@ -166,18 +163,18 @@ def _unwritable(error: OSError) -> ConfigError:
 
 
 def config_text(config: TrainConfig, facts: Mapping[str, Any], seal: Seal) -> bytes:
-    """The settings, and beside them what is recorded of the run."""
+    """config.toml: the settings, and the records of the run."""
     facts = {**facts, "facts": {**facts.get("facts", {}), "run": seal.run}}
     return tomli_w.dumps({**config.tables, **facts}).encode()
 
 
 def data_text(made: Job) -> dict[str, bytes]:
-    """What has to be known of the data to use the model on others, if anything is: data.json."""
+    """data.json, unless the pipeline is the user's own."""
     return {} if made.about is None else {DATA: _json(made.about.json)}
 
 
 def status_text(state: str, **more: Any) -> bytes:
-    """How a run ended: done, stopped or failed, and what there is to say of it."""
+    """status.json: whether a run is done, stopped or failed, and why."""
     return _json({"state": state, **more})
 
 
@@ -186,11 +183,11 @@ def _json(facts: Mapping[str, Any]) -> bytes:
 
 
 def weights_file(weights: Mapping[str, Tensor], about: Mapping[str, Any]) -> bytes:
-    """Weights by the module's own names, with what they are of in the file's metadata."""
+    """Weights by the module's own names; the metadata say of which epoch they are, and their checksum."""
     from safetensors.torch import save  # not before the first step
 
     plain = {k: t.clone(memory_format=torch.contiguous_format) for k, t in weights.items()}
-    # Under one name: of several, the order in the file would be another each time.
+    # One key of metadata: the order of several would vary.
     return save(plain, {ABOUT: json.dumps({**about, "sha256": record.digest(plain)})})
 
 
@@ -203,7 +200,7 @@ def write(seal: Seal, contents: Mapping[str, bytes], metrics: str | None = None)
 
 
 def inside(seal: Seal, *names: str) -> Path:
-    """A folder in that of a run; no link is followed there."""
+    """A folder inside a run's; no link is followed."""
     path = seal.folder
     try:
         for name in names:
@@ -214,7 +211,7 @@ def inside(seal: Seal, *names: str) -> Path:
 
 
 def replace(path: Path, content: bytes) -> None:
-    """Write a file so that it is the old one or the new one, never a part. Of several processes, the first one does."""
+    """Replace a file atomically; the first of several processes does."""
     if not processes.first():
         return
     try:
@@ -227,12 +224,12 @@ class Log:
     """metrics.jsonl: a line an epoch."""
 
     def __init__(self, seal: Seal, step: int = 0) -> None:
-        """Opened after its lines of up to `step` steps; later ones are of a past that is done again."""
+        """Keep the lines of up to `step` steps; the steps after it are done again."""
         self.path, self.seal = seal.folder / METRICS, seal
-        found = log.read(self.path)
-        if processes.first() and (fault := seals.broken(seal, found)) is not None:
-            warn(f"{fault}: it is gone on with as it is")
-        self.rows = seals.chained((row for row in found if row["step"] <= step), seal.run)
+        rows = log.read(self.path)
+        if processes.first() and (fault := seals.broken(seal, rows)) is not None:
+            warn(f"{fault}: it is continued as it is")
+        self.rows = seals.chained((row for row in rows if row["step"] <= step), seal.run)
         self.epochs = [row["epoch"] for row in self.rows]
         self._file: IO[bytes] | None = None
         if processes.first():
@@ -246,7 +243,7 @@ class Log:
         return self.rows[-1][seals.CHAIN] if self.rows else None
 
     def write(self, report: Report, **more: float) -> None:
-        """Add an epoch's line, on the disk before any checkpoint that follows it."""
+        """Append an epoch's line, before any checkpoint that follows it is written."""
         row = seals.after(self.rows, {**log.line(report, self.rows), **more}, self.seal.run)
         self.rows.append(row)
         if self._file is None:
@@ -255,14 +252,12 @@ class Log:
             self._file.write(json.dumps(row).encode() + b"\n")
             self._file.flush()
         except OSError as e:
-            raise ConfigError(
-                f"can't write {self.path}: {e.strerror}; the run can go on from its last checkpoint"
-            ) from None
+            raise ConfigError(f"can't write {self.path}: {e.strerror}; resume the run from its checkpoint") from None
 
     def __enter__(self) -> Log:
         return self
 
     def __exit__(self, *_: Any) -> None:
         if self._file is not None:
-            with suppress(OSError):  # what could not be written was said when it was
+            with suppress(OSError):  # an earlier write has raised already
                 self._file.close()

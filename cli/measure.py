@@ -17,9 +17,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from cli.config import TrainConfig
-from pipeline import Batch, Pipeline, State, files, fit
+from pipeline import Batch, Ensemble, Pipeline, State, files, fit
 from pipeline.compile import Compiled, key
 from pipeline.compile import cache as storage
+from pipeline.programs.program import Runs
 
 Way: TypeAlias = Callable[[int], float]
 """Does so many steps, and says how many seconds they took."""
@@ -86,7 +87,7 @@ def clock(device: torch.device) -> float:
     return time.perf_counter()
 
 
-def step_seconds(pipe: Pipeline, program: Compiled, state: State) -> float:
+def step_seconds(pipe: Runs, program: Compiled, state: State) -> float:
     """Seconds of a step while a run trains, at best."""
     best, done, before = float("inf"), 0, 0.0
     began = time.perf_counter()
@@ -101,7 +102,7 @@ def step_seconds(pipe: Pipeline, program: Compiled, state: State) -> float:
 def identity(config: TrainConfig) -> str:
     """What something was measured for: this machine, and the settings that change how long a step takes."""
     about: dict[str, Any] = {"machine": dict(key.machine()), "threads": torch.get_num_threads()}
-    tables = {name: config.tables.get(name) for name in ("data", "model", "optimizer", "loss", "pipeline")}
+    tables = {name: config.tables.get(name) for name in ("data", "model", "optimizer", "loss", "evaluate", "pipeline")}
     run = {name: getattr(config.run, name) for name in ("batch_size", "accumulate", "precision", "device", "backend")}
     return files.checksum({**about, **json.loads(json.dumps(tables, default=str)), "run": run})[:32]
 
@@ -145,7 +146,7 @@ class Floor:
         return run
 
 
-def floor(pipe: Pipeline, state: State, batch: Batch) -> Floor:
+def floor(pipe: Pipeline | Ensemble, state: State, batch: Batch) -> Floor:
     """The products of one eager step: on its own operands, which lie in memory as they do in the step.
 
     Matrix products are without bias and into memory that is there; convolutions and attention are as torch calls them.

@@ -1,4 +1,4 @@
-"""Others: data that a run did not see."""
+"""New data: samples that a run did not see."""
 
 from __future__ import annotations
 
@@ -13,20 +13,19 @@ from pipeline.state import Batch
 
 
 def rows(past: Past, data: str, *, targets: bool) -> Iterator[Rows]:
-    """The samples of other data, prepared as those of the run were. Raises a PipeError for what does not fit."""
-    kept = past.config.tables["data"]
-    own = kind_of(past.config.data.source)
-    if kind_of(data) is None and own in DATA:  # such as an image alone
-        data = f"{own}:{data}"
-    layers = [{"data": kept}, {"data": data}] if not is_code(data) else [{"data": data}]
-    return settings.make(*layers).data.others(past.about, targets=targets)
+    """The samples of new data, prepared as those of the run were. Raises a PipeError for what does not fit."""
+    kind = kind_of(past.config.data.source)
+    if kind_of(data) is None and kind in DATA:  # such as a single image
+        data = f"{kind}:{data}"
+    layers = [] if is_code(data) else [{"data": past.config.tables["data"]}]
+    return settings.make(*layers, {"data": data}).data.others(past.about, targets=targets)
 
 
 class Batches:
-    """The same as batches, with targets, anew each time that they are iterated."""
+    """New data with targets, as batches that can be iterated again and again."""
 
     def __init__(self, past: Past, data: str) -> None:
         self.past, self.data = past, data
 
     def __iter__(self) -> Iterator[Batch]:
-        return (found.batch for found in rows(self.past, self.data, targets=True))
+        return (chunk.batch for chunk in rows(self.past, self.data, targets=True))

@@ -34,6 +34,7 @@ def built_in() -> Mapping[str, Direction | None]:
     from torch import nn
 
     from pipeline import Pipeline, backward, evaluate, forward, loss
+    from pipeline.programs.evaluate import better
 
     measured = (
         evaluate.accuracy(), evaluate.calibration_error(), *map(evaluate.top_k, range(1, 11)), evaluate.confusion(2),
@@ -41,7 +42,7 @@ def built_in() -> Mapping[str, Direction | None]:
     )  # fmt: skip
     model = forward.model(lambda: nn.Linear(2, 2))
     pipe = Pipeline(model, loss.cross_entropy(), *measured, backward.gradients())
-    return pipe.better(pipe.init())
+    return better(pipe.program, pipe.init())
 
 
 def last(r: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from cli.version import own_version
 from pipeline import State
 from pipeline.compile import key
 from pipeline.errors import ConfigError
+from pipeline.programs.mesh import whole
 from pipeline.sources import Source, Tensors
 from pipeline.tree import named
 
@@ -24,11 +25,11 @@ def facts(made: Job, state: State) -> dict[str, Any]:
     """The tables [facts] and [versions]."""
     return {
         "facts": {
-            "device": str(made.pipe.place.device),
+            "device": str(made.stages.place.device),
             "threads": torch.get_num_threads(),
             "processor": key.machine()["processor"],
             "model": made.model,
-            "parameters": parameters(made.pipe.whole(state).params),
+            "parameters": parameters(whole(made.pipe.program, state).params),
             "data": digest(_tensors(made.train), _tensors(made.held_out)),
             **{
                 f"{name}_samples": len(part)

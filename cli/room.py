@@ -11,7 +11,7 @@ from torch.utils import _pytree as pytree
 
 from pipeline import memory, place
 from pipeline.errors import ConfigError
-from pipeline.run import first_memory
+from pipeline.programs.segments import first_memory
 from pipeline.stage import Stage
 
 

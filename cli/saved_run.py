@@ -1,4 +1,4 @@
-"""Past: a run as its folder tells, for what is done after it."""
+"""Past: a run loaded from disk."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from cli.config import TrainConfig
 from cli.recipes.data_card import About
 from cli.recipes.setting import refusal
 from cli.seal import CHECKPOINTS, Seal
-from pipeline import Pipeline, State, checkpoint, forward, log
+from pipeline import Ensemble, Pipeline, State, checkpoint, forward, log
 from pipeline.checkpoint import Saved
 from pipeline.ensembles import Joined
 from pipeline.errors import CheckpointError, ConfigError
@@ -34,24 +34,24 @@ WEIGHTS = ("best", "last")
 
 @define(eq=False, slots=False)
 class Past:
-    """A run that was made. Raises ConfigError for a folder without one, and for one that is being written to."""
+    """A run loaded from its folder. Raises ConfigError for a folder without one, and for a run that is training."""
 
     folder: Path
     config: TrainConfig = field(init=False)
     document: Mapping[str, Any] = field(init=False)
-    """All that its config.toml says."""
-    seal: Seal | None = field(init=False)
+    """Its config.toml."""
+    seal: Seal = field(init=False)
 
     def __attrs_post_init__(self) -> None:
         settings.check_run(self.folder)
-        self.seal = seals.read(self.folder)
+        self.seal = seals.of(self.folder)
         folders.check_idle(self.folder)
         self.document = settings.document(self.folder / settings.CONFIG)
         self.config = settings.make(settings.read(self.folder / settings.CONFIG))
 
     @cached_property
     def about(self) -> About:
-        """Raises ConfigError for a pipeline of the user's, whose data nothing is known of."""
+        """Its data. Raises ConfigError for a pipeline of the user's own, whose data are unknown."""
         path = self.folder / folders.DATA
         if self.config.pipeline.name is not None:
             raise refusal(
@@ -65,16 +65,16 @@ class Past:
 
     @cached_property
     def rows(self) -> list[log.Row]:
-        """Its metrics, an epoch each."""
+        """Its metrics, a row an epoch."""
         return better.read(self.folder)
 
     @cached_property
     def made(self) -> tuple[Job, State]:
-        """What it trained, with its first State; its data are read again."""
+        """Its job, with its first State; the data are read again."""
         return begin(self.config)
 
     def saved(self, weights: str) -> Saved:
-        """The checkpoint of its best epoch, the last one, or that of a step. Raises a PipeError where there is none."""
+        """The checkpoint of its best epoch, of the last one, or of a step. Raises a PipeError if there is none."""
         if weights not in WEIGHTS and not _is_step(weights):
             raise refusal(f"unknown weights {weights!r}, which are {', '.join(WEIGHTS)}, or a step", weights, WEIGHTS)
         found = self._found(weights)
@@ -83,36 +83,36 @@ class Past:
         return found
 
     def _found(self, weights: str) -> Saved | None:
-        """None where there are no checkpoints. An older one is not taken for one that is damaged or gone."""
-        where, check = self.folder / CHECKPOINTS, None if self.seal is None else self.seal.fault
+        """None if there are no checkpoints. An older one does not replace one that is damaged or gone."""
+        where, check = self.folder / CHECKPOINTS, self.seal.fault
         if _is_step(weights):
-            there = [step for step, _ in checkpoint.steps(where)]
-            if int(weights) not in there:
-                raise refusal(f"{where} has no checkpoint of step {weights}; it has {', '.join(map(str, there))}")
+            steps = [step for step, _ in checkpoint.steps(where)]
+            if int(weights) not in steps:
+                raise refusal(f"{where} has no checkpoint of step {weights}; it has {', '.join(map(str, steps))}")
             return checkpoint.at(where, int(weights), check)
-        found = checkpoint.newest(where, check=check) if self.seal is None else folders.newest(self.seal)
+        found = folders.newest(self.seal)
         if found.faults and (found.saved is not None or checkpoint.steps(where)):
-            older = "" if found.saved is None else f"; an older one is whole: --weights {found.saved.step}"
+            older = "" if found.saved is None else f"; an older one is undamaged: --weights {found.saved.step}"
             raise ConfigError(f"{found.faults[0]}{older}")
         if found.saved is None or weights == "last" or found.saved.best is None:
             return found.saved
         try:
             return checkpoint.at(where, found.saved.best.step, check)
         except CheckpointError as e:
-            raise ConfigError(f"{e}; the last one is whole: --weights last") from None
+            raise ConfigError(f"{e}; the last one is undamaged: --weights last") from None
 
     def restored(self, weights: str) -> tuple[Job, State, Saved]:
-        """What it trained, and the State of its best epoch, or the last one, with the numbers that its config has: a
-        schedule may have been another then."""
+        """Its job, and the State of its best epoch, of the last one, or of a step, with the hyperparameters of its
+        config: the schedule may have been changed since."""
         job, new = self.made
         saved = self.saved(weights)
         return job, saved.restore(job.pipe, new.hyper), saved
 
     def module(self, weights: str) -> tuple[nn.Module, Any, dict[str, Any]]:
-        """Its trained model in eval mode, the values of a batch that it is called on, and of which epoch it is.
+        """Its trained model in eval mode, the values of a batch that it is called on, and its epoch and step.
 
-        `weights` is "best", "last", or the name of an average that the run kept. Needs neither its data nor, where
-        its checkpoints are gone, more than the files of weights.
+        `weights` is "best", "last", a step, or the name of an average. Needs no data; without checkpoints, the files
+        of weights are enough.
         """
         build, _, inputs = self.config.model.make(self.about.fixed)
         pipe = Pipeline(forward.model(build, inputs=inputs))
@@ -122,12 +122,12 @@ class Past:
         members = self.config.run.ensemble
         if saved is not None:
             kept = saved.kept(model.params, model.buffers)
-            own = {**kept[model.params], **kept[model.buffers]}
-            of = {"epoch": saved.epoch, "step": saved.step}
+            tensors = {**kept[model.params], **kept[model.buffers]}
+            at = {"epoch": saved.epoch, "step": saved.step}
             if members is None:
-                return model.module.whole(own), inputs, of
-            each = [model.module.whole({k: t[i].clone() for k, t in own.items()}) for i in range(members)]
-            return self._joined(each), inputs, of
+                return model.module.whole(tensors), inputs, at
+            each = [model.module.whole({k: t[i].clone() for k, t in tensors.items()}) for i in range(members)]
+            return self._joined(each), inputs, at
         module = build() if members is None else self._joined([build() for _ in range(members)])
         return self._from_file(module, weights, inputs)
 
@@ -151,7 +151,7 @@ class Past:
             module.load_state_dict(tensors)
         except ConfigError:
             raise
-        except Exception as e:  # of safetensors and torch, which have several
+        except Exception as e:  # safetensors and torch raise several
             raise ConfigError(f"can't read {path}: {first_line(e)}") from None
         return module.eval(), inputs, {k: about[k] for k in ("epoch", "step") if k in about}
 
@@ -161,15 +161,15 @@ def _is_step(weights: str) -> bool:
 
 
 def _example(about: About) -> dict[str, Any]:
-    """A batch of the shapes that the data have, for modules that are lazy."""
+    """A batch of zeros in the shapes of the data, to initialize lazy modules."""
     fixed = about.fixed
     inputs = torch.zeros(2, *fixed.inputs, dtype=torch.float32 if fixed.floats else torch.int64)
     columns = fixed.sizes.get("categories", ())
     return {"inputs": inputs, "categories": torch.zeros(2, len(columns), dtype=torch.int64)}
 
 
-def load_run(folder: Path, weights: str, trust: bool) -> tuple[Pipeline, State, Any]:
-    """See pipeline.load_run."""
+def load_run(folder: Path, weights: str, trust: bool) -> tuple[Pipeline | Ensemble, State, Any]:
+    """The entry point of pipeline.load_run."""
     past = Past(folder)
     code = settings.code_in(past.document)
     if code and not trust:

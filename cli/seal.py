@@ -1,9 +1,9 @@
-"""Seal: what a run wrote into its folder, so that what is damaged, cut short or of another run is told.
+"""Seal: checksums of a run's files, to find damaged or truncated files, and those of another run.
 
-The manifest `run.json` has the run's name, which its checkpoints carry, and the checksums of the files that results
-depend on. It is written before they are, with the old and the new one: whenever a process dies, each file has one that
-is known. Lines of metrics.jsonl each carry a checksum of all up to there. It guards against accidents and mistakes; who
-may write in the folder can make a seal that fits.
+The manifest `run.json` has the run's id, which its checkpoints carry, and the checksums of the files that results
+depend on. It is written before them, with the old and the new checksum: whenever a process dies, one of the two fits.
+Each line of metrics.jsonl carries a checksum of all lines up to it. This guards against accidents and mistakes, not
+against anyone who may write in the folder.
 """
 
 from __future__ import annotations
@@ -17,37 +17,37 @@ from pathlib import Path
 from threading import RLock
 from typing import Any
 
-from attrs import asdict, define, field
+from attrs import define, field
 
 from cli.recipes.setting import refusal
 
 MANIFEST, METRICS, STATUS, CHECKPOINTS = "run.json", "metrics.jsonl", "status.json", "checkpoints"
 STAYS = ("config.toml", "data.json", "sweep.json")
-"""What is not written anew where a run ends."""
+"""Files that are not written again at the end of a run."""
 CHAIN = "checksum"
-"""In a line of metrics, the checksum of it and of all before."""
+"""Key in a line of metrics: the checksum of all lines up to it."""
 FORMAT, MOST = 1, 16 << 20
 _TYPES = {"run": str, "files": dict, "checkpoints": dict, "accepted": list}
 
 
 @define(eq=False)
 class Seal:
-    """A run's folder, in which nothing is written but through it."""
+    """A run's folder; everything in it is written through its seal."""
 
     folder: Path
     run: str = field(factory=lambda: secrets.token_hex(8))
     files: dict[str, list[str]] = field(factory=dict)
-    """Of each file, the checksums that it may have."""
+    """File -> the checksums that it may have."""
     checkpoints: dict[str, str] = field(factory=dict)
-    """Of each checkpoint that is kept, that of its facts."""
+    """Checkpoint on disk -> the checksum of its facts."""
     accepted: list[dict[str, Any]] = field(factory=list)
-    """What was found to be otherwise, and taken as it was."""
+    """Differences that the user accepted."""
     writes: bool = True
-    """Of several processes, the first one does."""
+    """Whether this process writes; of several, the first one does."""
     _lock: Any = field(factory=RLock, repr=False)
 
     def write(self, contents: Mapping[str, bytes], metrics: str | None = None) -> None:
-        """Write files, each of them whole or as it was. Where a run ends, `metrics` is the checksum of its last line.
+        """Write files, each atomically; at the end of a run, `metrics` is the checksum of its last line.
 
         Raises OSError.
         """
@@ -64,21 +64,18 @@ class Seal:
                 files.replace(self.folder / name, content)
 
     def goes_on(self) -> None:
-        """Where a run goes on, what tells how it ended is no longer of it: its status is removed, and files of weights
-        stay until they are written anew."""
+        """Remove the status of a run that is resumed, and forget its files of weights until they are written again."""
         from pipeline import files
 
         if not self.writes:
             return
         with self._lock:
-            stays = {name: sums for name, sums in self.files.items() if name in STAYS}
-            if stays != self.files:
-                self.files = stays
-                self.save()
+            self.files = {name: sums for name, sums in self.files.items() if name in STAYS}
+            self.save()
             files.remove(self.folder / STATUS)
 
     def wrote(self, name: str, checksum: str, stay: Collection[str]) -> None:
-        """Note a checkpoint, and which of those before stay."""
+        """Record a new checkpoint, and which of the earlier ones stay."""
         with self._lock:
             self.checkpoints = {n: c for n, c in self.checkpoints.items() if n in stay} | {name: checksum}
             self.save()
@@ -86,24 +83,24 @@ class Seal:
     def save(self) -> None:
         from pipeline import files
 
-        facts = {"format": FORMAT, **{k: v for k, v in asdict(self).items() if k not in ("folder", "writes", "_lock")}}
+        facts = {"format": FORMAT, **{name: getattr(self, name) for name in _TYPES}}
         text = json.dumps({**facts, "checksum": files.checksum(facts)}, indent=1)
         files.replace(self.folder / MANIFEST, text.encode())
 
     def fault(self, saved: Any) -> str | None:
-        """Why a checkpoint that is whole is not one of this run, if so."""
+        """Why an undamaged checkpoint is not one of this run; None if it is."""
         if saved.run == self.run or self.checkpoints.get(saved.path.name) == saved.checksum:
             return None
         return f"{saved.path} is of another run"
 
     def lost(self, after: int) -> list[str]:
-        """Checkpoints with more steps that were written, and are not there."""
+        """Recorded checkpoints of later steps that are missing."""
         names = [n for n in self.checkpoints if int(n.partition("-")[2]) > after]
         return [str(p) for p in (self.folder / CHECKPOINTS / n for n in names) if not p.exists()]
 
 
 def read(folder: Path) -> Seal | None:
-    """The seal of a folder; None where it has none, as those of older versions. Raises ConfigError if it is damaged."""
+    """The seal of a folder, None if it has none. Raises ConfigError if it is damaged."""
     from pipeline import files
 
     path = folder / MANIFEST
@@ -114,10 +111,9 @@ def read(folder: Path) -> Seal | None:
         if found.pop("checksum") != files.checksum(found):
             raise ValueError("its checksum is another")
         del found["format"]
-        if {name: type(value) for name, value in found.items()} != _TYPES:
-            raise ValueError("it is not what a run writes")
-        known = all(isinstance(sums, list) for sums in found["files"].values())
-        if not known or not all(n.partition("-")[2].isdecimal() for n in found["checkpoints"]):
+        typed = {name: type(value) for name, value in found.items()} == _TYPES
+        typed = typed and all(isinstance(sums, list) for sums in found["files"].values())
+        if not typed or not all(name.partition("-")[2].isdecimal() for name in found["checkpoints"]):
             raise ValueError("it is not what a run writes")
         return Seal(folder, **found)
     except FileNotFoundError:
@@ -128,11 +124,19 @@ def read(folder: Path) -> Seal | None:
         raise refusal(f"{path} is damaged; {ACCEPT}") from None
 
 
-ACCEPT = "to go on with what is there, add --accept"
+ACCEPT = "to use the files as they are now, add --accept"
+
+
+def of(folder: Path) -> Seal:
+    """The seal of a run. Raises ConfigError if it has none."""
+    seal = read(folder)
+    if seal is None:
+        raise refusal(f"{folder} has lost its {MANIFEST}; {ACCEPT}")
+    return seal
 
 
 def content(path: Path) -> bytes:
-    """What a file holds; in the folder of a run, if it is what the run wrote. Raises ConfigError, or OSError."""
+    """A file's content, which in a run's folder has to be as the run wrote it. Raises ConfigError or OSError."""
     from pipeline import files
 
     seal = read(path.parent)
@@ -143,7 +147,7 @@ def content(path: Path) -> bytes:
 
 
 def checked(path: Path) -> Path:
-    """The same of a large file, for a library that reads it."""
+    """The path of a large file, checked likewise, for a library that reads it."""
     from pipeline import files
 
     seal = read(path.parent)
@@ -161,16 +165,16 @@ def _check(seal: Seal, path: Path, checksum: str) -> None:
 
 
 def chained(rows: Iterable[Mapping[str, Any]], run: str) -> list[dict[str, Any]]:
-    """Rows of metrics, each with the checksum of all up to it.
+    """Rows of metrics, each with the checksum of all rows up to it.
 
     >>> [one, two] = chained([{"epoch": 1}, {"epoch": 2}], "a")
     >>> whole([one, two], "a"), whole([{**one, "loss": 0.1}, two], "a"), whole([two], "a")
     (2, 0, 0)
     """
-    found: list[dict[str, Any]] = []
+    chain: list[dict[str, Any]] = []
     for row in rows:
-        found.append(after(found, row, run))
-    return found
+        chain.append(after(chain, row, run))
+    return chain
 
 
 def after(rows: Sequence[Mapping[str, Any]], row: Mapping[str, Any], run: str) -> dict[str, Any]:
@@ -184,19 +188,18 @@ def _link(before: str, row: Mapping[str, Any]) -> str:
 
 
 def lines(rows: Iterable[Mapping[str, Any]]) -> bytes:
-    """Rows as metrics.jsonl has them."""
+    """The content of metrics.jsonl."""
     return b"".join(json.dumps(row).encode() + b"\n" for row in rows)
 
 
 def whole(rows: Sequence[Mapping[str, Any]], run: str) -> int:
-    """How many of the first rows are as they were written."""
-    # What comes before a row is as it says: where that is wrong, the count has ended there.
+    """The number of rows, from the first one on, that are unchanged."""
     ends = (i for i, row in enumerate(rows) if CHAIN not in row or row != after(rows[max(i - 1, 0) : i], row, run))
     return next(ends, len(rows))
 
 
 def broken(seal: Seal, rows: Sequence[Mapping[str, Any]]) -> str | None:
-    """Why the rows of a run's metrics are not as it wrote them, if so."""
+    """Why the rows of a run's metrics are not as it wrote them; None if they are."""
     path, count = seal.folder / METRICS, whole(rows, seal.run)
     if count < len(rows):
         return f"{path} is not as the run wrote it, from line {count + 1} on"
@@ -205,15 +208,15 @@ def broken(seal: Seal, rows: Sequence[Mapping[str, Any]]) -> str | None:
 
 
 def accept(folder: Path, rows: Sequence[Mapping[str, Any]], saved: Sequence[Any]) -> list[str]:
-    """Take what is in a run's folder as it is, and record that; the names of the files that are otherwise.
+    """Accept a run's files as they are now, and record it; the names of those that differ.
 
-    `rows` are those of its metrics, and `saved` its checkpoints that are whole.
+    `rows` are its metrics, `saved` its undamaged checkpoints.
     """
     from pipeline import files
 
     try:
         old = read(folder)
-    except Exception:  # damaged: it is made anew
+    except Exception:  # damaged, so it is replaced
         old = None
     known = [s.run for s in saved if s.run is not None]
     seal = old or (Seal(folder, known[0]) if known else Seal(folder))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def own_version() -> str:
-    """That of the installed package; in a checkout that is not installed, that of pyproject.toml."""
+    """The installed version, or that of pyproject.toml in a checkout that is not installed."""
     try:
         return version("pipe-train")
     except PackageNotFoundError:

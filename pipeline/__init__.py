@@ -25,13 +25,13 @@ from pipeline.compile import Compiled
 from pipeline.ensembles import Ensemble, ensemble
 from pipeline.errors import PipeError
 from pipeline.loop import fit
-from pipeline.members import Sweep, sweep
 from pipeline.pipe import Pipeline
 from pipeline.plot import Reports
 from pipeline.runs import load_run
 from pipeline.schedules import Schedule
 from pipeline.stage import Stage, stage
 from pipeline.state import Batch, Report, State
+from pipeline.sweeps import Sweep, sweep
 
 __all__ = [
     "Batch",

@@ -1,7 +1,4 @@
-"""Every error a user can meet: what failed, where, and what to do next.
-
-Each class knows the exit code the command line ends with, so that no caller has to.
-"""
+"""Every error for a user: what failed, where, and what to do next. Each class has the command's exit code."""
 
 from __future__ import annotations
 
@@ -16,17 +13,17 @@ from typing import Any
 
 
 class PipeError(Exception):
-    """The base of all errors here; its message is one or two lines for a person."""
+    """Base of all errors; the message is one or two lines."""
 
     exit_code = 2
 
 
 class WiringError(PipeError):
-    """The stages do not fit together; raised when a Pipeline is built."""
+    """The stages do not fit together. Raised when a Pipeline is built."""
 
 
 class StageError(PipeError):
-    """A stage failed while it ran, or returned what it did not declare."""
+    """A stage failed, or returned something other than it declares."""
 
     def __init__(self, stage: str, message: str) -> None:
         super().__init__(stage, message)
@@ -37,11 +34,11 @@ class StageError(PipeError):
 
 
 class ImpureError(PipeError):
-    """Code does what no function of its arguments does: it writes into one, or draws from a generator of its own."""
+    """A function is not pure: it writes into an argument, or draws from its own generator."""
 
 
 class CaptureError(PipeError):
-    """The step can't be captured as one graph, or can't be compiled here."""
+    """The step can't be captured as one graph, or not compiled on this machine."""
 
 
 class StateError(PipeError):
@@ -49,12 +46,11 @@ class StateError(PipeError):
 
 
 class CheckpointError(PipeError):
-    """A checkpoint can't be written, or what is on disk is not what was written."""
+    """A checkpoint can't be written, or is damaged."""
 
 
 class NonFiniteError(PipeError):
-    """A step's loss or gradients are not finite. `state` is the one before that step, at batch `batch` of epoch
-    `epoch`."""
+    """A step's loss or gradients are not finite. `state` is from before the step at batch `batch` of epoch `epoch`."""
 
     def __init__(self, message: str, state: Any = None, epoch: int = 0, batch: int = 0) -> None:
         super().__init__(message)
@@ -62,15 +58,15 @@ class NonFiniteError(PipeError):
 
 
 class ByHandError(PipeError):
-    """A plain loop in torch can't do what the pipeline does, so that the two can't be compared."""
+    """No plain torch loop does what the pipeline does, so the two can't be compared."""
 
 
 class DataError(PipeError):
-    """A data set is missing, empty, or holds what can't be trained on."""
+    """A data set is missing, empty, or unusable."""
 
 
 class DeviceError(PipeError):
-    """The device asked for is unknown or not on this machine."""
+    """The requested device is unknown or not on this machine."""
 
 
 class ConfigError(PipeError):
@@ -78,7 +74,7 @@ class ConfigError(PipeError):
 
 
 def place_of(error: BaseException) -> str:
-    """The line of the user's own code that an error came through last, for a message; empty where there is none.
+    """The innermost line of user code in a traceback, for a message; empty if there is none.
 
     >>> try:
     ...     eval(compile("1 / 0", "net.py", "eval"))
@@ -86,18 +82,18 @@ def place_of(error: BaseException) -> str:
     ...     place_of(e)
     ' (net.py:1)'
     """
-    homes = [Path(__file__).parent, Path(getattr(sys.modules.get("torch"), "__file__", "?")).parent]
-    ours = (*[f"{home}{os.sep}" for home in homes], "<")
-    python = sysconfig.get_path("stdlib")
+    packages = [Path(__file__).parent, Path(getattr(sys.modules.get("torch"), "__file__", "?")).parent]
+    skipped = (*[f"{folder}{os.sep}" for folder in packages], "<")
+    stdlib = sysconfig.get_path("stdlib")
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
         path = frame.filename
-        if not path.startswith(ours) and (not path.startswith(python) or "site-packages" in path):
+        if not path.startswith(skipped) and (not path.startswith(stdlib) or "site-packages" in path):
             return f" ({Path(path).name}:{frame.lineno})"
     return ""
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """The end of an error message: the nearest known word, or all of them.
+    """The end of an error message: the nearest known word, or else all of them.
 
     >>> did_you_mean("input", ["inputs", "targets"])
     "; did you mean 'inputs'?"
@@ -105,7 +101,6 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     '; known: inputs, targets'
     """
     known = sorted(known)
-    near = difflib.get_close_matches(word, known, n=1)
-    if near:
+    if near := difflib.get_close_matches(word, known, n=1):
         return f"; did you mean {near[0]!r}?"
     return f"; known: {', '.join(known)}" if known else ""

@@ -1,8 +1,7 @@
-"""Files: all that the library and the command read and write goes through here. All raise OSError; the caller says why.
+"""Files: all reading and writing of the library and the command. Everything here raises OSError, which callers explain.
 
-What is written is made under a name of its own beside its place, put on the disk, and then renamed: it is the old file
-or the new one, never a part, of several processes too. What is read is a regular file, no larger than it may be. With
-`links=False`, as inside the folders of runs and of the cache, no link is followed.
+Writes are atomic, also between processes: into a temporary name beside the target, then fsync, then rename. Reads take
+regular files only, up to a size. With `links=False`, as in the folders of runs and the cache, no link is followed.
 """
 
 from __future__ import annotations
@@ -23,25 +22,24 @@ from pathlib import Path
 from typing import IO, Any
 
 MAKING = ".making-"
-"""What is not whole yet has a name that begins so. Who makes it holds its lock, so that others know it from what a
-process left that was killed."""
+"""Prefix of temporary names. Their writer holds a lock on them; what a killed process left is not locked."""
 MOST = 256 << 20
-"""Bytes of a file that is read as a whole, such as a config or a log."""
+"""Largest size of a file read at once, such as a config or a log, in bytes."""
 
 
 def opened(path: Path, *, links: bool = True) -> BufferedReader:
-    """A regular file to read from: to open another kind may wait for ever."""
+    """Open a regular file to read. Opening another kind, such as a FIFO, may block for ever."""
     return os.fdopen(_open(path, os.O_RDONLY | os.O_NONBLOCK, links), "rb")
 
 
 def plain(path: Path, *, links: bool = True) -> Path:
-    """The same path, if it is a regular file that can be read, for libraries that open it themselves."""
+    """The same path, checked to be a readable regular file, for libraries that open it themselves."""
     os.close(_open(path, os.O_RDONLY | os.O_NONBLOCK, links))
     return path
 
 
 def read(path: Path, *, most: int = MOST, links: bool = True) -> bytes:
-    """What a file holds, if that is at most so many bytes."""
+    """The content of a file of at most `most` bytes."""
     with opened(path, links=links) as file:
         if os.fstat(file.fileno()).st_size > most:
             raise OSError(None, f"is larger than {most:,} bytes", str(path))
@@ -49,7 +47,7 @@ def read(path: Path, *, most: int = MOST, links: bool = True) -> bytes:
 
 
 def parsed(path: Path, *, links: bool = True) -> Any:
-    """What a JSON file holds. Raises ValueError if it is none, or nested too deep."""
+    """The content of a JSON file. Raises ValueError if it is not JSON, or nested too deep."""
     try:
         return json.loads(read(path, links=links))
     except RecursionError:
@@ -57,8 +55,8 @@ def parsed(path: Path, *, links: bool = True) -> Any:
 
 
 def updated(path: Path, mode: int = 0o666) -> IO[bytes]:
-    """A regular file to read and change in place, made if it is not there; neither a link, nor one that has another
-    name as well: what is written into it would change a file elsewhere."""
+    """Open a regular file to read and change in place; created if missing. Symbolic and hard links are refused, because
+    writing through them changes a file elsewhere."""
     handle = _open(path, os.O_RDWR | os.O_CREAT | os.O_NONBLOCK, False, _allowed(path.parent, mode))
     if os.fstat(handle).st_nlink > 1:
         os.close(handle)
@@ -82,24 +80,24 @@ def _open(path: Path, flags: int, links: bool, mode: int = 0) -> int:
 
 
 def _allowed(folder: Path, mode: int) -> int:
-    """Permissions of what is made in a folder: by the umask, but never more than the folder's."""
+    """Permissions of a new file in a folder: at most the folder's own."""
     return mode & (folder.stat().st_mode | 0o700)
 
 
 def folder(path: Path, mode: int = 0o777, *, links: bool = True) -> Path:
-    """A folder, made with those above it if it is not there."""
+    """Create a folder and its parents if missing."""
     if not links and path.is_symlink():
         raise OSError(None, "is a link, which is not followed here; remove it", str(path))
     if not path.is_dir():
         folder(path.parent, mode)
         path.mkdir(_allowed(path.parent, mode), exist_ok=True)
-        with suppress(PermissionError):  # one that may not be listed
+        with suppress(PermissionError):  # a parent that may not be listed
             flush(path.parent)
     return path
 
 
 def flush(path: Path) -> None:
-    """Wait until a file, or a folder's list of files, is on the disk."""
+    """Fsync a file, or a folder's list of files."""
     handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(handle)
@@ -108,8 +106,8 @@ def flush(path: Path) -> None:
 
 
 @contextmanager
-def _begun(path: Path, mode: int, folder: bool = False) -> Iterator[tuple[Path, int]]:
-    """Something new beside `path`, under a name of its own, and its handle; what was not renamed is removed."""
+def _temporary(path: Path, mode: int, folder: bool = False) -> Iterator[tuple[Path, int]]:
+    """A locked temporary file or folder beside `path`, with its handle; removed at the end unless renamed."""
     tidy(path.parent)
     mode = _allowed(path.parent, mode)
     while True:
@@ -127,7 +125,7 @@ def _begun(path: Path, mode: int, folder: bool = False) -> Iterator[tuple[Path, 
             fcntl.flock(handle, fcntl.LOCK_EX)
         if work.exists():
             break
-        os.close(handle)  # another process took it for one that was left, before it had its lock
+        os.close(handle)  # another process removed it before it was locked
     try:
         yield work, handle
     finally:
@@ -137,17 +135,17 @@ def _begun(path: Path, mode: int, folder: bool = False) -> Iterator[tuple[Path, 
 
 @contextmanager
 def writing(path: Path, *, new: bool = False, mode: int = 0o666) -> Iterator[IO[bytes]]:
-    """A file to be written, which becomes `path` once it is whole and on the disk; nothing does if an error is raised.
+    """A file to write, which atomically becomes `path` after fsync, unless an error is raised.
 
-    If it has to be `new`, FileExistsError is raised where there is one by then.
+    With `new`, raises FileExistsError if `path` exists by then.
     """
-    with _begun(path, mode) as (work, handle):
+    with _temporary(path, mode) as (work, handle):
         with os.fdopen(os.dup(handle), "w+b") as file:
             yield file
         os.fsync(handle)
         if new and path.exists():
             raise FileExistsError(errno.EEXIST, "was made by another process meanwhile", str(path))
-        where = os.open(path.parent, os.O_RDONLY | os.O_CLOEXEC)  # what can fail does before the file is in its place
+        where = os.open(path.parent, os.O_RDONLY | os.O_CLOEXEC)  # may fail, so before the file is renamed
         try:
             work.replace(path)
             os.fsync(where)
@@ -156,27 +154,27 @@ def writing(path: Path, *, new: bool = False, mode: int = 0o666) -> Iterator[IO[
 
 
 def scratch(folder: Path) -> IO[bytes]:
-    """A file without a name in a folder, which goes when it is closed, or when the process ends."""
+    """A nameless temporary file in a folder, removed when it is closed or the process ends."""
     return tempfile.TemporaryFile(dir=folder)  # the caller closes it
 
 
 def replace(path: Path, content: bytes, mode: int = 0o666) -> None:
-    """Write a file so that it is the old one or the new one, never a part."""
+    """Atomically write a file, after fsync."""
     with writing(path, mode=mode) as file:
         file.write(content)
 
 
 @contextmanager
 def making(path: Path, mode: int = 0o777) -> Iterator[Path]:
-    """A new folder beside `path`, to be filled and put; if it was not, it is removed."""
-    with _begun(path, mode, folder=True) as (work, _):
+    """A temporary folder beside `path`, to fill and `put`; else removed."""
+    with _temporary(path, mode, folder=True) as (work, _):
         yield work
 
 
 def put(work: Path, path: Path) -> None:
-    """Let a folder that was made be `path`, in place of what is there, once all of it is on the disk."""
-    for made in (*work.iterdir(), work):
-        flush(made)
+    """Atomically replace `path` by a folder, after fsync."""
+    for file in (*work.iterdir(), work):
+        flush(file)
     with making(path) as aside:
         if os.path.lexists(path):
             path.rename(aside / path.name)
@@ -185,8 +183,8 @@ def put(work: Path, path: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove a file, a link or a whole folder, as far as that is possible."""
-    for _ in range(2):  # a disk may fail once
+    """Remove a file, a link or a folder with its content; errors are ignored."""
+    for _ in range(2):  # some disks fail once
         with suppress(OSError):
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path, ignore_errors=True)
@@ -197,9 +195,9 @@ def remove(path: Path) -> None:
 
 
 def tidy(folder: Path) -> None:
-    """Remove from a folder what processes left there that were killed while they made it."""
-    with suppress(OSError), os.scandir(folder) as found:
-        for entry in [e for e in found if e.name.startswith(MAKING)]:
+    """Remove what killed processes left in a folder."""
+    with suppress(OSError), os.scandir(folder) as entries:
+        for entry in [e for e in entries if e.name.startswith(MAKING)]:
             with suppress(OSError):
                 handle = os.open(entry.path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
                 try:
@@ -210,12 +208,12 @@ def tidy(folder: Path) -> None:
 
 
 def sha256(path: Path, *, links: bool = True) -> str:
-    """The hash of what a file holds."""
+    """The hash of a file's content."""
     with opened(path, links=links) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def checksum(facts: Mapping[str, Any]) -> str:
-    """The hash of facts that are written as JSON, but for a checksum among them."""
+    """The hash of facts as JSON, without their own "checksum"."""
     rest = {k: v for k, v in facts.items() if k != "checksum"}
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()

@@ -9,12 +9,12 @@ from pipeline.text import shown
 
 
 def escape(text: str) -> str:
-    """A text as a page may have it."""
+    """Text for a page."""
     return plainly(shown(text))
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[object]], *, foot: Sequence[object] = ()) -> str:
-    """A table of texts; numbers are at the right.
+    """A table, its numbers aligned to the right.
 
     >>> table(["name"], [["<b>"]])
     '<table><thead><tr><th>name</th></tr></thead><tbody><tr><td>&lt;b&gt;</td></tr></tbody></table>'

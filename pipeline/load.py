@@ -15,7 +15,7 @@ from torch.utils.data import Dataset, IterableDataset
 
 from pipeline import order, random
 from pipeline.errors import ConfigError, DataError, did_you_mean
-from pipeline.mesh import ROWS, Rows
+from pipeline.mesh import Rows, Shard
 from pipeline.sources import Source, Tensors, source
 from pipeline.sources.tensors import in_epoch
 from pipeline.stage import Part, is_count
@@ -79,14 +79,9 @@ class Load(Part):
         except TypeError:
             return None
 
-    def epoch(
-        self, seed: int, epoch: int, start: int = 0, part: Callable[[int], Rows] | None = None
-    ) -> Iterator[Batch]:
-        """The batches of one epoch, from batch `start` on, on the host: of each, the `part` of so many samples."""
+    def epoch(self, seed: int, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """The batches of one epoch, from batch `start` on, on the host."""
         if not self.known:
-            if part is not None:
-                own = f"{self.name}() has an order of its own, which processes do not share"
-                raise DataError(f"{own}; on a mesh use load.batches(), which takes a torch Dataset too")
             k = -1
             for k, item in enumerate(self.data):
                 if k >= start:
@@ -96,27 +91,30 @@ class Load(Part):
                     "the iterable given to load.loader() yielded nothing: an epoch iterates it anew, so pass a "
                     "DataLoader or a list, not an iterator that is used up"
                 )
-            return
-        if self.others:
-            if part is not None:
-                raise DataError(f"{self.name}() is for one process: place the pipeline by place.on()")
-            parts = (evolve(load, others=()).epoch(key, epoch, start) for load, key in self.streams(seed))
-            for each in zip(*parts, strict=True):
+        elif self.others:
+            streams = (evolve(load, others=()).epoch(key, epoch, start) for load, key in self.streams(seed))
+            for each in zip(*streams, strict=True):
                 yield {name: value for batch in each for name, value in batch.items()}
-            return
-        indices = order.batches(self.order, self.size, seed, epoch, drop_last=self.drop_last, start=start)
-        if part is None:
+        else:
+            indices = order.batches(self.order, self.size, seed, epoch, drop_last=self.drop_last, start=start)
             yield from map(self._named, in_epoch(self.data, seed, epoch, indices))
-            return
+
+    def shards(self, seed: int, epoch: int, start: int, rows: Callable[[int], Rows]) -> Iterator[Shard]:
+        """The same on a mesh: of each batch, the samples of this process. `rows` says which, by the batch's size."""
+        if not self.known:
+            own = f"{self.name}() has an order of its own, which processes do not share"
+            raise DataError(f"{own}; on a mesh use load.batches(), which takes a torch Dataset too")
+        if self.others:
+            raise DataError(f"{self.name}() is for one process: place the pipeline by place.on()")
         waiting: deque[Rows] = deque()
 
-        def taken() -> Iterator[Tensor]:
-            for whole in indices:
-                waiting.append(part(len(whole)))
-                yield whole[waiting[-1].taken]
+        def local() -> Iterator[Tensor]:
+            for indices in order.batches(self.order, self.size, seed, epoch, drop_last=self.drop_last, start=start):
+                waiting.append(rows(len(indices)))
+                yield indices[waiting[-1].taken]
 
-        for batch in in_epoch(self.data, seed, epoch, taken()):
-            yield {**self._named(batch), ROWS: waiting.popleft()}
+        for batch in in_epoch(self.data, seed, epoch, local()):
+            yield Shard(self._named(batch), waiting.popleft())
 
     def streams(self, seed: int) -> list[tuple[Load, int]]:
         """What a batch has values of, each with the seed of its order."""

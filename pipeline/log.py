@@ -1,17 +1,16 @@
-"""Log: generators that pass Reports through and write them down, so that they compose:
+"""Log: generators that pass Reports through and write them to files, so that they compose:
 
     reports = log.jsonl(log.tensorboard(fit(pipe, epochs=20, validate=test), "tb"), "metrics.jsonl")
     for report in reports:
         print(report)
 
-Each writes the Reports of complete epochs and those with validation; with `inside`, all. What is sent goes on to `fit`.
-A run that goes on continues a file after the epochs that were done. For any other service, `row(report)` is
-what to log.
+Each writes the Reports of complete epochs and those with a validation; with `inside`, all. `send` reaches `fit`. A
+resumed run keeps the rows of a file from earlier epochs. For any other service, log `row(report)`.
 """
 
 from __future__ import annotations
 
-import csv as writer
+import csv as table
 import io
 import json
 import math
@@ -27,47 +26,49 @@ from pipeline.state import Report, State
 
 Reports: TypeAlias = Generator[Report, State | None, None]
 Row: TypeAlias = dict[str, Any]
+Open: TypeAlias = Callable[[Report], AbstractContextManager[Callable[[Report], None]]]
+"""From the first Report, a function that writes Reports."""
 
 
 def row(report: Report) -> Row:
-    """A Report as one flat mapping, as JSON has it: `epoch`, `step`, `train/loss`, `validate/loss`, ..., `seconds` and
-    `samples_per_second`. What is not finite is None.
+    """A Report as one flat mapping for JSON: `epoch`, `step`, `train/loss`, `validate/loss`, ..., `seconds` and
+    `samples_per_second`. NaN and infinity are None.
 
     >>> row(Report(1, 4, 23, 23, 23, True, {"loss": 0.5}))["train/loss"]
     0.5
     """
-    parts = (("train", report.train), ("validate", report.validate))
+    both = (("train", report.train), ("validate", report.validate))
     return {
         "epoch": report.epoch,
         "step": report.step,
-        **{f"{part}/{name}": _finite(value) for part, metrics in parts for name, value in metrics.items()},
+        **{f"{kind}/{name}": _finite(value) for kind, metrics in both for name, value in metrics.items()},
         "seconds": report.seconds,
         "samples_per_second": report.samples_per_second,
     }
 
 
 def line(report: Report, before: Iterable[Row] = ()) -> Row:
-    """A row of a file: the first one also has `better`, which values of metrics are."""
+    """A row of a file; the first also has `better`, the directions of its metrics."""
     return {**row(report), **({"better": dict(report.better)} if report.better and not declared(before) else {})}
 
 
 def declared(rows: Iterable[Row]) -> Mapping[str, Direction]:
-    """Which values of metrics are better, as the rows of a file have it."""
+    """The directions of metrics in the rows of a file."""
     return next((r["better"] for r in rows if "better" in r), {})
 
 
 def jsonl(reports: Iterable[Report], path: str | Path, *, inside: bool = False) -> Reports:
-    """A line of JSON for each Report: `pandas.read_json(path, lines=True)` is a table of them."""
-    return _passed(reports, lambda first: _lines(Path(path), first), inside)
+    """A line of JSON for each Report, for `pandas.read_json(path, lines=True)`."""
+    return _logged(reports, lambda first: _jsonl(Path(path), first), inside)
 
 
 def csv(reports: Iterable[Report], path: str | Path, *, inside: bool = False) -> Reports:
-    """A row for each Report, with a header; metrics that are no numbers are left out."""
-    return _passed(reports, lambda first: _rows(Path(path), first), inside)
+    """A row for each Report, with a header, of the metrics that are numbers."""
+    return _logged(reports, lambda first: _csv(Path(path), first), inside)
 
 
 def tensorboard(reports: Iterable[Report], folder: str | Path, *, inside: bool = False) -> Reports:
-    """Each number of each Report as a scalar at its step, for TensorBoard. Needs the package tensorboard."""
+    """A TensorBoard scalar for each number of each Report, at its step. Needs the package tensorboard."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
@@ -85,73 +86,69 @@ def tensorboard(reports: Iterable[Report], folder: str | Path, *, inside: bool =
 
             yield write
 
-    return _passed(reports, begin, inside)
+    return _logged(reports, begin, inside)
 
 
-Begin: TypeAlias = Callable[[Report], AbstractContextManager[Callable[[Report], None]]]
-
-
-def _passed(reports: Iterable[Report], begin: Begin, inside: bool) -> Reports:
+def _logged(reports: Iterable[Report], begin: Open, inside: bool) -> Reports:
     """The Reports, each after it was written."""
     source = iter(reports)
     sent: State | None = None
     write: Callable[[Report], None] | None = None
-    with ExitStack() as opened:
+    with ExitStack() as stack:
         if isinstance(source, Generator):
-            opened.callback(source.close)
+            stack.callback(source.close)
         while True:
             try:
                 report = next(source) if sent is None else source.send(sent)  # type: ignore[attr-defined]  # fit's has it
             except StopIteration:
                 return
-            # For what was sent, the same Report comes again.
+            # `send` gives the same Report again.
             if sent is None and (report.complete or report.validate or inside):
-                write = write or opened.enter_context(begin(report))
+                write = write or stack.enter_context(begin(report))
                 write(report)
             sent = yield report
 
 
 @contextmanager
-def _lines(path: Path, first: Report) -> Iterator[Callable[[Report], None]]:
-    kept = [line for line in read(path) if line["epoch"] < first.epoch]
-    with _begun(path, "".join(f"{json.dumps(line)}\n" for line in kept)) as file:
+def _jsonl(path: Path, first: Report) -> Iterator[Callable[[Report], None]]:
+    rows = [r for r in read(path) if r["epoch"] < first.epoch]
+    with _appending(path, "".join(f"{json.dumps(r)}\n" for r in rows)) as file:
 
         def write(report: Report) -> None:
-            kept.append(line(report, kept))
-            file.write(f"{json.dumps(kept[-1])}\n")
+            rows.append(line(report, rows))
+            file.write(f"{json.dumps(rows[-1])}\n")
             file.flush()
 
         yield write
 
 
 @contextmanager
-def _rows(path: Path, first: Report) -> Iterator[Callable[[Report], None]]:
-    kept: list[dict[str, Any]] = []
-    if path.exists():
-        text = io.StringIO(_text(path), newline="")
-        kept = [r for r in writer.DictReader(text) if (r.get("epoch") or "").isdecimal()]
-    kept = [r for r in kept if int(r["epoch"]) < first.epoch]
-    names: list[str] = []
-    made: list[IO[str]] = []
+def _csv(path: Path, first: Report) -> Iterator[Callable[[Report], None]]:
+    before = table.DictReader(io.StringIO(_text(path), newline=""))
+    rows: list[Row] = [r for r in before if (r.get("epoch") or "").isdecimal() and int(r["epoch"]) < first.epoch]
+    writer: table.DictWriter[str] | None = None
+    file: IO[str] | None = None
     with ExitStack() as stack:
 
         def write(report: Report) -> None:
+            nonlocal writer, file
             new = {k: v for k, v in row(report).items() if v is None or isinstance(v, int | float)}
-            if not {*new} <= {*names}:  # such as metrics of a validation, after Reports without one
-                names[:] = dict.fromkeys(name for r in (*kept, new) for name in r)
-                made[:] = [stack.enter_context(_begun(path, ""))]
-                table = writer.DictWriter(made[0], names)
-                table.writeheader()
-                table.writerows(kept)
-            writer.DictWriter(made[0], names).writerow(new)
-            made[0].flush()
-            kept.append(new)
+            rows.append(new)
+            if writer is None or file is None or not {*new} <= {*writer.fieldnames}:
+                # More columns, such as a validation after Reports without one: write the file again.
+                file = stack.enter_context(_appending(path, ""))
+                writer = table.DictWriter(file, [*dict.fromkeys(name for r in rows for name in r)])
+                writer.writeheader()
+                writer.writerows(rows)
+            else:
+                writer.writerow(new)
+            file.flush()
 
         yield write
 
 
-def _begun(path: Path, content: str) -> IO[str]:
-    """A file with this content, whole, open to be continued."""
+def _appending(path: Path, content: str) -> IO[str]:
+    """Write a file with this content, and open it to append."""
     try:
         files.folder(path.parent)
         files.replace(path, content.encode())
@@ -170,45 +167,34 @@ def _text(path: Path) -> str:
 
 
 def read(path: str | Path) -> list[Row]:
-    """The rows of a file that `jsonl` or `pipe train` wrote, in order; a last line that was cut off is left out, and
-    one that is no row.
-
-    Raises ConfigError where it can't be read.
-    """
-    found: dict[tuple[int, int], Row] = {}
-    for line in _text(Path(path)).splitlines():
+    """The rows of a file of `jsonl` or `pipe train`, in order, of each step the last. Truncated and invalid lines are
+    skipped. Raises ConfigError if the file can't be read."""
+    rows: dict[tuple[int, int], Row] = {}
+    for text in _text(Path(path)).splitlines():
         try:
-            made = _flat(json.loads(line))
-            if type(made["epoch"]) is int and type(made["step"]) is int and all(map(_fits, made, made.values())):
-                found[made["epoch"], made["step"]] = made
+            new = json.loads(text)
+            if type(new["epoch"]) is int and type(new["step"]) is int and all(map(_valid, new, new.values())):
+                rows[new["epoch"], new["step"]] = new
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             continue
-    return [found[at] for at in sorted(found)]
+    return [rows[at] for at in sorted(rows)]
 
 
-def _flat(line: Mapping[str, Any]) -> Row:
-    """A row; older files have `train` and `validate` as mappings."""
-    made: Row = {}
-    for name, value in line.items():
-        made |= {f"{name}/{k}": v for k, v in value.items()} if name in ("train", "validate") else {name: value}
-    return made
-
-
-def _fits(name: str, value: Any) -> bool:
+def _valid(name: str, value: Any) -> bool:
     """Whether a row may have such a value."""
     if name == "better":
         return isinstance(value, dict) and all(v in ("high", "low", None) for v in value.values())
     if name == "checksum":  # of a run's own log
         return isinstance(value, str)
     if isinstance(value, list):
-        return all(_fits("", v) for v in value)
+        return all(_valid("", v) for v in value)
     if isinstance(value, float):
         return math.isfinite(value)
-    return value is None or (type(value) is int and abs(value) < 1 << 1000)  # which a float can hold
+    return value is None or (type(value) is int and abs(value) < 1 << 1000)  # fits into a float
 
 
 def _finite(value: Any) -> Any:
-    # JSON has no NaN.
+    """A value as JSON, which has no NaN."""
     if isinstance(value, list):
         return [_finite(v) for v in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -6,36 +6,40 @@ from __future__ import annotations
 import itertools
 import sys
 import time
-import warnings
-from collections.abc import Callable, Generator, Mapping
-from contextlib import suppress
-from functools import partial
-from typing import Any, TypeAlias
+from collections.abc import Generator, Mapping
+from typing import Any
 
-import numpy as np
 import torch
-from attrs import evolve
+from attrs import evolve, frozen
 from torch.utils.data import DataLoader, Dataset
 
 from pipeline.compile import Backend, Compiled, Fallback, Steps
-from pipeline.compose import Composition
-from pipeline.diagnose import first_nonfinite
 from pipeline.direction import directions
-from pipeline.errors import ConfigError, NonFiniteError, PipeError, StateError, WiringError
+from pipeline.errors import ConfigError, StateError, WiringError
 from pipeline.load import Load
-from pipeline.pace import Pace
-from pipeline.pipe import Pipeline
-from pipeline.place import Place
+from pipeline.programs import check
+from pipeline.programs import evaluate as run
+from pipeline.programs.diagnose import results_so_far, unstopped, warn_nonfinite
+from pipeline.programs.program import Program, Runs
+from pipeline.programs.selfcheck import check_mesh
+from pipeline.programs.stepping import Clock, Epoch, fused, next_step, one_by_one, stacked
 from pipeline.sources import Source
 from pipeline.stage import is_count
-from pipeline.state import Batch, Report, State, samples
+from pipeline.state import Report, State
 
-CALL = 0.1
-"""Seconds that a call of many steps takes, about, where nobody says how many."""
+
+@frozen(kw_only=True)
+class _Ends:
+    """Where a run ends, and where it stops for a Report. Absent numbers are sys.maxsize."""
+
+    epochs: int | None
+    max_steps: int
+    validate_every: int
+    every: int
 
 
 def fit(
-    pipe: Pipeline,
+    pipe: Runs,
     *,
     epochs: int | None = None,
     max_steps: int | None = None,
@@ -80,10 +84,45 @@ def fit(
             if report.epoch == 10:
                 reports.send(report.state.with_hyper(lr=0.01))
 
-    Everything that can be checked is checked here, before the first step. Where the pipeline has `update.finite()`,
-    raises NonFiniteError, before the next Report, after a step whose loss or gradients are not finite; else it
-    warns once where a loss is not.
+    Everything that can be checked is checked when `fit` is called, before the first step. If the pipeline has
+    `update.finite()`, raises NonFiniteError, before the next Report, after a step whose loss or gradients are not
+    finite; else warns once if a loss is not.
     """
+    program, own = pipe.program, pipe.program.pipe
+    ends = _ends(program, epochs, max_steps, validate, validate_every, every)
+    _check_start(program, ends, start, state)
+    if isinstance(compile, Compiled) and not program.same(compile.program):
+        raise ConfigError("compile= was made by another pipeline; use pipe.compile() of this one")
+    if steps_per_call not in (None, 1):
+        if not compile:
+            raise ConfigError(f"steps_per_call={steps_per_call!r} needs a compiled step; leave out compile=False")
+        if own.load is None or not (own.load.known and is_count(steps_per_call)):
+            Compiled(program, steps=steps_per_call)  # raises if that can't be
+    sets = _sets(program, validate)
+    if state is None:
+        batches = own.load.batches if own.load is not None else None
+        lengths = [max_steps, batches * ends.epochs if batches and ends.epochs else None]
+        state = program.init(seed, steps=min(filter(None, lengths), default=None))
+    else:
+        run.check_state(program, state)
+        state = unstopped(program, state.clone())
+    for of in (None, *sets.values()):
+        check.check(program, state, of)
+    check_mesh(program, state)
+    check.check_watched(program, state, sets)
+    compiled = compile if isinstance(compile, Compiled) else None
+    if compile and compiled is None:
+        compiled = Compiled(program, backend=backend, fallback=fallback)
+    if compiled is not None:
+        compiled.prepare(state, *sets.values())
+    return _epochs(program, compiled, state, sets, steps_per_call, interval, ends, start)
+
+
+def _ends(
+    program: Program, epochs: int | None, max_steps: int | None, validate: Any, validate_every: int | None,
+    every: int | None,
+) -> _Ends:  # fmt: skip
+    """Checked ends of a run."""
     if epochs is None and max_steps is None:
         raise ConfigError("fit() needs to know when to end: pass epochs=, max_steps= or both")
     counts = {"epochs": epochs, "max_steps": max_steps, "validate_every": validate_every, "every": every}
@@ -92,266 +131,132 @@ def fit(
             raise ConfigError(f"{name}={count!r} is not a positive whole number")
     if validate_every is not None and validate is None:
         raise ConfigError(f"validate_every={validate_every} needs data: pass validate=")
-    if pipe.load is None:
+    load = program.pipe.load
+    if load is None:
         raise WiringError("fit() needs batches: put load.batches(...) or load.loader(...) first in the pipeline")
-    batches, sets = pipe.load.batches, _sets(pipe, validate)
-    if epochs is None and batches:
-        epochs = -(-(max_steps or 0) // batches)
-    epoch, batch = start
-    if not 0 <= epoch <= (epochs or sys.maxsize):
-        raise ConfigError(f"start={start} begins after {epoch} epochs, but the run has {epochs}")
+    if epochs is None and load.batches:
+        epochs = -(-(max_steps or 0) // load.batches)
+    rest = {name: counts[name] or sys.maxsize for name in ("max_steps", "validate_every", "every")}
+    return _Ends(epochs=epochs, **rest)
+
+
+def _check_start(program: Program, ends: _Ends, start: tuple[int, int], state: State | None) -> None:
+    (epoch, batch), load = start, program.pipe.load
+    batches = load.batches if load is not None else None
+    if not 0 <= epoch <= (ends.epochs or sys.maxsize):
+        raise ConfigError(f"start={start} begins after {epoch} epochs, but the run has {ends.epochs}")
     if batch < 0 or (batches is not None and batch >= batches):
         raise ConfigError(f"start={start} begins after {batch} batches, but an epoch has {batches}")
     if start != (0, 0) and state is None:
         raise ConfigError(f"start={start} needs the State of that place: pass state=")
-    if isinstance(compile, Compiled) and not pipe.alike(compile.pipe):
-        raise ConfigError("compile= was made by another pipeline; use pipe.compile() of this one")
-    if steps_per_call not in (None, 1):
-        if not compile:
-            raise ConfigError(f"steps_per_call={steps_per_call!r} needs a compiled step; leave out compile=False")
-        if not (pipe.load.known and is_count(steps_per_call)):
-            pipe.compile(steps=steps_per_call)  # raises where that can't be
-    if state is None:
-        lengths = [max_steps, batches * epochs if batches and epochs else None]
-        state = pipe.init(seed, steps=min(filter(None, lengths), default=None))
-    else:
-        pipe.check_state(state)
-        state = _unstopped(pipe, state.clone())
-    for data in (None, *sets.values()):
-        pipe.check(state, data)
-    pipe.check_mesh(state)
-    pipe.check_watched(state, sets)
-    program = compile if isinstance(compile, Compiled) else None
-    if compile and program is None:
-        program = pipe.compile(backend=backend, fallback=fallback)
-    if program is not None:
-        program.prepare(state, *sets.values())
-    steps: Any = _single
-    if program is not None and program.report.fallback is None:
-        stacks = is_count(steps_per_call) and not (pipe.host or pipe.place.mesh or pipe.load.others)
-        steps = _fused if program.resident else _stacked if stacks else _single
-    ends = epochs, *(count or sys.maxsize for count in (max_steps, validate_every, every))
-    return _epochs(pipe, program or pipe, steps, state, sets, steps_per_call, interval, ends, start)
 
 
 def _epochs(
-    pipe: Pipeline, program: Compiled | Pipeline, steps: Any, state: State, sets: Mapping[str, Any],
-    per_call: Steps | None, interval: float | None, ends: Any, start: tuple[int, int],
+    program: Program, compiled: Compiled | None, state: State, sets: Mapping[str, Any], per_call: Steps | None,
+    interval: float | None, ends: _Ends, start: tuple[int, int],
 ) -> Generator[Report, State | None, None]:  # fmt: skip
+    pipe, (first, k) = program.pipe, start
     assert pipe.load is not None
-    (first, k), (epochs, last, validate_every, every) = start, ends
-    # The values read from the device before training: from here on they are counted.
-    done, seed = int(state.step) - k, pipe.shuffled_by(state.tree)
-    batches, warned, better = pipe.load.batches, False, pipe.better(state)
+    # The device is read here, before training: from here on steps are counted.
+    done, seed = int(state.step) - k, program.seed(state.tree)
+    batches, warned, better = pipe.load.batches, False, run.better(program, state)
     past = done if first and batches is None else first * (batches or 0)  # steps of this run before the epoch
 
     def left(k: int) -> int:
         """Steps from batch k on until a call has to end."""
-        return int(min(last - past - k, *(n - (done + k) % n for n in (validate_every, every))))
+        due = (n - (done + k) % n for n in (ends.validate_every, ends.every))
+        return int(min(ends.max_steps - past - k, *due))
 
-    for epoch in itertools.count(first + 1) if epochs is None else range(first + 1, epochs + 1):
+    numbers = itertools.count(first + 1) if ends.epochs is None else range(first + 1, ends.epochs + 1)
+    for epoch in numbers:
         if left(k) <= 0:
             return
         if k == 0:
-            state = program.restart_metrics(state)
-        seconds, seen, clock = 0.0, 0, _Clock(pipe.place, interval)
-        began, compiling = time.perf_counter(), _compile_seconds(program)
-        progress, sent, over = steps(program, state, seed, epoch - 1, k, per_call, left), None, False
+            state = run.restart_metrics(program, state) if compiled is None else compiled.restart_metrics(state)
+        seconds, seen, clock = 0.0, 0, Clock(pipe.place, interval)
+        began, compiling = time.perf_counter(), _compile_seconds(compiled)
+        progress, sent, over = _steps(program, compiled, state, Epoch(seed, epoch - 1, k, per_call, left)), None, False
         while not over:
-            reached = _next(progress, sent)
+            reached = next_step(progress, sent)
             state, k, seen = reached or (state, k, seen)
             whole = reached is None or k == batches
-            over = reached is None or past + k == last
-            validates = reached is None or (done + k) % validate_every == 0
+            over = reached is None or past + k == ends.max_steps
+            validates = reached is None or (done + k) % ends.validate_every == 0
             due = reached is not None and clock.due(time.perf_counter() - began, k)
-            due, sent = due or validates or (done + k) % every == 0, state
+            due, sent = due or validates or (done + k) % ends.every == 0, state
             if not over and (whole or not due):
                 continue
-            metrics = _results(pipe, state, epoch, done)  # waits for the device
-            warned = warned or _warned(pipe, metrics, done + k)
-            seconds += time.perf_counter() - began - (_compile_seconds(program) - compiling)
-            results = validated(pipe, program, state, sets) if over or validates else {}
-            if whole or validates:  # where a run ends inside an epoch, it can go on as if it had not
-                state = pipe.observed(state, {**metrics, **results})
+            metrics = results_so_far(program, state, epoch, done)  # waits for the device
+            warned = warned or warn_nonfinite(program, metrics, done + k)
+            seconds += time.perf_counter() - began - (_compile_seconds(compiled) - compiling)
+            results = _validated(program, compiled, state, sets) if over or validates else {}
+            if whole or validates:  # a run that ends inside an epoch can then go on as if it had not
+                state = run.observed(program, state, {**metrics, **results})
             said = directions(better, {**metrics, **results})
             report = Report(
-                epoch, epochs, done + k, k, batches, whole, metrics, results, seconds, seen, state, pipe.runs, said
-            )
-            state = sent = yield from _reported(pipe, report)
+                epoch, ends.epochs, done + k, k, batches, whole, metrics, results, seconds, seen, state, program.runs,
+                said,
+            )  # fmt: skip
+            state = sent = yield from _reported(program, report)
             done = done if state is report.state else int(state.step) - k
-            began, compiling = time.perf_counter(), _compile_seconds(program)
+            began, compiling = time.perf_counter(), _compile_seconds(compiled)
         progress.close()
         done, past, k = done + k, past + k, 0
 
 
-def _sets(pipe: Pipeline, validate: Any) -> dict[str, Any]:
-    """What to validate on, by names: "" for one data set."""
+def _steps(program: Program, compiled: Compiled | None, state: State, epoch: Epoch) -> Any:
+    """The way to step through an epoch."""
+    pipe = program.pipe
+    if compiled is None or compiled.report.fallback is not None:
+        return one_by_one(program, compiled, state, epoch)
+    if compiled.resident:
+        return fused(compiled, state, epoch)
+    others = pipe.load.others if pipe.load is not None else ()
+    if is_count(epoch.per_call) and not (pipe.host or pipe.place.mesh or others):
+        return stacked(compiled, state, epoch)
+    return one_by_one(program, compiled, state, epoch)
+
+
+def _sets(program: Program, validate: Any) -> dict[str, Any]:
+    """Validation sets by names: "" for one alone."""
+    pipe = program.pipe
     assert pipe.load is not None
     values = {*pipe.load.writes, *pipe.load.fields, *(v for s in (*pipe.host, *pipe.graph) for v in s.values_read)}
     kinds: Any = (Load, Source, Mapping, tuple, Dataset, DataLoader)
     if isinstance(validate, Mapping) and validate and not values & {*validate}:
-        return dict(validate) if all(isinstance(data, kinds) for data in validate.values()) else {"": validate}
+        return dict(validate) if all(isinstance(of, kinds) for of in validate.values()) else {"": validate}
     return {} if validate is None else {"": validate}
 
 
-def validated(pipe: Pipeline, program: Compiled | Pipeline, state: State, sets: Mapping[str, Any]) -> dict[str, Any]:
-    """The results of a State over data sets by their names, "test.loss", and those of its averages of weights:
+def validated(pipe: Runs, compiled: Compiled | None, state: State, sets: Mapping[str, Any]) -> dict[str, Any]:
+    """Results of a State on data sets by their names, "test.loss", and those of its averages of weights,
     "test.ema.loss", by the same program. The name may be empty."""
-    views = {"": state, **(pipe.averaged(state) if sets else {})}
-    return {
-        ".".join(filter(None, (of, view, name))): value
-        for of, data in sets.items()
-        for view, seen in views.items()
-        for name, value in program.evaluate(seen, data).items()
-    }
+    return _validated(pipe.program, compiled, state, sets)
 
 
-def _reported(pipe: Pipeline, report: Report) -> Generator[Report, State | None, State]:
-    """Give a Report out, and go on with its State, or with the one that was sent for it."""
+def _validated(program: Program, compiled: Compiled | None, state: State, sets: Mapping[str, Any]) -> dict[str, Any]:
+    views = {"": state, **(run.averaged(program, state) if sets else {})}
+    results: dict[str, Any] = {}
+    for name, of in sets.items():
+        for view, seen in views.items():
+            found = run.evaluate(program, seen, of) if compiled is None else compiled.evaluate(seen, of)
+            results |= {".".join(filter(None, (name, view, metric))): value for metric, value in found.items()}
+    return results
+
+
+def _reported(program: Program, report: Report) -> Generator[Report, State | None, State]:
+    """Yield a Report, and go on with its State, or with the one that is sent for it."""
     state = report.state
     while (sent := (yield report)) is not None:
-        pipe.check_state(sent)
+        run.check_state(program, sent)
         if not torch.equal(sent["seed"], report.state["seed"]):
             raise StateError("a State that is sent has to have the seed of the run: the order of its samples goes on")
-        # One that was made from the Report's shares its tensors; any other stays the user's own.
-        state = _unstopped(pipe, sent if sent.lease is report.state.lease else sent.clone())
+        # A State made from the Report's shares its tensors; any other stays the user's own.
+        state = unstopped(program, sent if sent.lease is report.state.lease else sent.clone())
         report = evolve(report, state=state)
     return state
 
 
-def _warned(pipe: Pipeline, metrics: Mapping[str, Any], step: int) -> bool:
-    """Say that a loss is not finite, where nothing in the pipeline looks at that."""
-    if pipe.stops:
-        return False
-    for s in pipe.backwards:
-        means = np.atleast_1d(metrics.get(s.of, 0.0))
-        if not np.isfinite(means).any():  # one member may fail where others go on
-            instead = f"put update.finite() after {s.name!r}, which says the step and the tensor that it came from"
-            warnings.warn(f"the mean of {s.of!r} is {means[0]} up to step {step}; {instead}", stacklevel=3)
-            return True
-    return False
-
-
-def _results(pipe: Pipeline, state: State, epoch: int, done: int) -> dict[str, Any]:
-    """The metrics so far. Raises NonFiniteError where State was stopped, saying what was wrong in the step that did
-    it."""
-    stopped = pipe.stopped(state)
-    if stopped is None:
-        return pipe.results(state)
-    assert pipe.load is not None
-    run, own, i = stopped
-    step = int(own.step)
-    own, state, k = _unstopped(run, own), _unstopped(pipe, state), step - done
-    why = None
-    if pipe.load.known:
-        seed = pipe.shuffled_by(state.tree)
-        batch = next(run.epoch(pipe.load, seed[i] if isinstance(seed, tuple) else seed, epoch - 1, k))
-        with suppress(PipeError, RuntimeError):  # as without the memory for an uncompiled step
-            why = first_nonfinite(run, own, run.prepared(batch, True))
-        why = next(filter(None, pipe.place.everyone(why)), None)
-    where = f"step {step + 1} (epoch {epoch}, batch {k + 1}{'' if run is pipe else f', member {i}'})"
-    raised = f"{where} is not finite: {why or 'its loss or a gradient'}; State is as it was before it"
-    raise NonFiniteError(f"{raised}: lower the learning rate, clip, or skip such steps", state, epoch - 1, k)
-
-
-def _unstopped(pipe: Composition, state: State) -> State:
-    """The same State, free to advance."""
-    if not pipe.stops:
-        return state
-    free = {name: {"stopped": torch.zeros_like(state.memory[name]["stopped"])} for name in pipe.stops}
-    return state.replace(memory={**state.memory, **free})
-
-
-class _Clock:
-    """When a Report inside an epoch is due. On a mesh the first process says so, a few times in an interval."""
-
-    def __init__(self, place: Place, interval: float | None) -> None:
-        self.place, self.interval, self.next, self.asked = place, interval, 0, (0, 0.0)
-
-    def due(self, seconds: float, k: int) -> bool:
-        if self.interval is None:
-            return False
-        if self.place.mesh is None:
-            return seconds > self.interval
-        if k < self.next:
-            return False
-        done, took = k - self.asked[0], seconds - self.asked[1]
-        steps = int(done * self.interval / (4 * took)) if done > 0 and took > 0 else 1
-        due, steps = self.place.agreed((seconds > self.interval, max(steps, 1)))
-        self.next, self.asked = k + steps, (k, 0.0 if due else seconds)
-        return bool(due)
-
-
-Progress: TypeAlias = Generator[tuple[State, int, int], State, None]
-"""The State after some steps of an epoch, with the number of its batches so far, and of samples since the first of
-them. What is sent is the State to go on with."""
-
-
-def _next(progress: Progress, state: State | None) -> tuple[State, int, int] | None:
-    """Let the steps go on with a State; None where the epoch has ended."""
-    try:
-        return next(progress) if state is None else progress.send(state)
-    except StopIteration:
-        return None
-
-
-Left: TypeAlias = Callable[[int], int]
-"""Steps from a batch of the epoch on that a call may do at most."""
-
-
-def _single(
-    program: Compiled | Pipeline, state: State, seed: int, epoch: int, k: int, per_call: Steps | None, left: Left
-) -> Progress:
-    """An epoch from batch k on, a batch from the host at a time."""
-    pipe = program if isinstance(program, Pipeline) else program.pipe
-    assert pipe.load is not None
-    seen, batches = 0, pipe.epoch(pipe.load, seed, epoch, k)
-    for batch in pipe.place.ahead(pipe.prepared(b, True) for b in batches):
-        state, _ = program.step(state, batch)
-        seen, k = seen + pipe.counted(batch), k + 1
-        state = yield state, k, seen
-
-
-def _stacked(
-    program: Compiled, state: State, seed: int, epoch: int, k: int, per_call: Steps | None, left: Left
-) -> Progress:
-    """An epoch from batch k on, batches from the host, so many of one size in a call."""
-    pipe = program.pipe
-    assert pipe.load is not None
-    assert isinstance(per_call, int)
-    seen, waiting, limit = 0, list[Batch](), per_call
-    batches = pipe.place.ahead(pipe.prepared(b, True) for b in pipe.load.epoch(seed, epoch, k))
-    for batch in itertools.chain(batches, (None,)):
-        ended = batch is None or samples(batch, pipe.samples) != samples(waiting[0], pipe.samples) if waiting else False
-        if waiting and (ended or len(waiting) == limit):
-            state = program.through(state, waiting)
-            seen, k = seen + sum(samples(b, pipe.samples) for b in waiting), k + len(waiting)
-            state = yield state, k, seen
-            waiting = []
-        if batch is not None:
-            waiting = [*waiting, batch]
-            limit = min(per_call, left(k))
-
-
-def _fused(
-    program: Compiled, state: State, seed: int, epoch: int, k: int, per_call: Steps | None, left: Left
-) -> Progress:
-    """An epoch from batch k on, many steps a call, on data that is on the device."""
-    load = program.pipe.load
-    assert load is not None
-    batches = load.batches
-    assert batches is not None
-    first, count, pace = k, 1, Pace(program.pipe.place.device, CALL)
-    while k < batches:
-        wanted = count if per_call is None else batches if per_call == "epoch" else per_call
-        steps = min(wanted, batches - k, left(k))
-        state, _ = pace.run(partial(program.advance, state, epoch, k, steps), steps)
-        k += steps
-        count = program.pipe.place.agreed(pace.steps)
-        end = load.order.n if k == batches and not load.drop_last else k * load.size
-        state = yield state, k, end - first * load.size
-
-
-def _compile_seconds(program: Compiled | Pipeline) -> float:
-    """Loaders do not tell their shapes before they are read: their graphs are made inside the first epoch."""
-    return program.seconds if isinstance(program, Compiled) else 0.0
+def _compile_seconds(compiled: Compiled | None) -> float:
+    """Loaders do not tell their shapes before they are read: their graphs are compiled inside the first epoch."""
+    return compiled.seconds if compiled is not None else 0.0

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from pipeline.errors import DeviceError, did_you_mean
-from pipeline.mesh import Mesh, Rows, make, processes
+from pipeline.mesh import Mesh, make, processes
 from pipeline.sources.tensors import as_tensor
 from pipeline.stage import Part
 from pipeline.state import Batch
@@ -81,8 +81,6 @@ class Place(Part):
     def _placed(self, name: str, value: Any) -> Any:
         if isinstance(value, Tensor):
             return self._move(value)
-        if isinstance(value, Rows):
-            return value
         if isinstance(value, np.generic):
             value = value.item()
         if isinstance(value, bool | int | float):

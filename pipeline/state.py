@@ -1,17 +1,17 @@
 """State, Batch and Report: the values that flow through training.
 
-Shapes are written with these letters, here and in the docstrings of the steps:
+Letters of shapes, here and in the docstrings of the steps:
 
     B   samples in a batch          C   classes            D, H, W   features, height, width
     N   samples in a data set       T   positions (tokens) ()        a 0-d tensor
 
-A Batch is a plain mapping from names to values: `{"inputs": ..., "targets": ...}`: tensors whose first dimension is B,
-nested dicts and lists of them, numbers, which become 0-d tensors, and what stays on the host, such as strings.
+A Batch is a plain mapping, `{"inputs": ..., "targets": ...}`. Its values are tensors whose first dimension is B, nested
+dicts and lists of them, numbers, which become 0-d tensors, and strings and other objects, which stay on the host.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, TypeAlias
 
 import torch
@@ -28,10 +28,10 @@ Batch: TypeAlias = Mapping[str, Any]
 
 
 def samples(batch: Batch, by: str | None = None) -> int:
-    """How many samples a batch has: the first dimension of the value called `by`.
+    """The number of samples in a batch: the first dimension of the value named `by`.
 
-    Without a name, that of all its tensors, or, where they differ, of its targets or inputs. A list of tensors or of
-    dicts has one sample an item, where no tensor outside such lists tells. Raises DataError where none says it.
+    Without `by`, the first dimension of all its tensors, or, if they differ, of its targets or inputs. Only if no other
+    tensor has one, a list of tensors or dicts counts as one sample an item. Raises DataError if the number is unknown.
 
     >>> samples({"inputs": {"ids": torch.zeros(4, 7), "scale": torch.ones(())}, "targets": torch.zeros(4)})
     4
@@ -39,15 +39,16 @@ def samples(batch: Batch, by: str | None = None) -> int:
     2
     """
     for name in [by] if by is not None else [None, "targets", "inputs"]:
-        if name is None or name in batch:
-            values = list(batch.values()) if name is None else [batch[name]]
-            lists = [v for v in values if lists_samples(v)]
-            leaves = pytree.tree_leaves([v for v in values if not lists_samples(v)])
-            sizes = [t.shape[0] for t in leaves if isinstance(t, Tensor) and t.ndim > 0] or list(map(len, lists))
-            if sizes and all(n == sizes[0] for n in sizes):
-                return sizes[0]
-            if name is None and not sizes:
-                return 1  # numbers alone
+        if name is not None and name not in batch:
+            continue
+        values = list(batch.values()) if name is None else [batch[name]]
+        lists = [v for v in values if lists_samples(v)]
+        leaves = pytree.tree_leaves([v for v in values if not lists_samples(v)])
+        sizes = [t.shape[0] for t in leaves if isinstance(t, Tensor) and t.ndim > 0] or list(map(len, lists))
+        if sizes and all(n == sizes[0] for n in sizes):
+            return sizes[0]
+        if name is None and not sizes:
+            return 1  # numbers alone
     said = f"its {by!r} has no first dimension that is one" if by is not None else f"it has {describe(batch)}"
     raise DataError(
         f"a batch does not say how many samples it has: {said}; name the value that does: load.loader(..., samples=...)"
@@ -62,24 +63,19 @@ def lists_samples(value: Any) -> bool:
 
 
 class Lease:
-    """Token for States that share tensors."""
+    """Shared by States that share tensors: whether these were donated to a compiled step."""
 
-    __slots__ = ("__weakref__",)
+    __slots__ = ("donated",)
 
-
-def _never(lease: Lease) -> bool:
-    return False
-
-
-donated: Callable[[Lease], bool] = _never
-"""Whether the tensors of States with this lease were handed over; the compile layer puts its answer here."""
+    def __init__(self) -> None:
+        self.donated = False
 
 
 @frozen(eq=False, repr=False)
 class State:
     """Everything that lasts from one step to the next.
 
-    `tree` holds, by name: what the stages keep ("params", "buffers"), "memory" (by stage), "hyper" (by
+    `tree` has "params", "buffers" and other names that stages keep, "memory" (by stage), "hyper" (by
     "stage.parameter"), "step" and "seed". It is a pytree, so `torch.func.vmap` maps a step over stacked States.
     """
 
@@ -88,13 +84,13 @@ class State:
 
     @property
     def tree(self) -> dict[str, Tree]:
-        if donated(self.lease):
+        if self.lease.donated:
             hint = "use what the step returned, or keep a copy by state.clone() before it, or compile(donate=False)"
             raise StateError(f"this State was donated to a compiled step and no longer holds its values; {hint}")
         return self._tree
 
     def __getitem__(self, name: str) -> Any:
-        """What is kept under a name: `state["params"]`, `state["teacher"]`."""
+        """The value of a name: `state["params"]`, `state["teacher"]`."""
         tree = self.tree
         if name not in tree:
             raise StateError(f"State keeps no {name!r}{did_you_mean(name, tree)}")
@@ -103,7 +99,7 @@ class State:
 
     @property
     def params(self) -> dict[str, Tensor]:
-        """The trained parameters, by the module's own names."""
+        """Trained parameters, by the module's own names."""
         return dict(self["params"])
 
     @property
@@ -117,7 +113,7 @@ class State:
 
     @property
     def hyper(self) -> dict[str, Tensor]:
-        """Every hyperparameter that is a number: "update.sgd.lr" -> 0-d float64."""
+        """Numeric hyperparameters: "update.sgd.lr" -> 0-d float64."""
         return dict(self["hyper"])
 
     @property
@@ -127,34 +123,34 @@ class State:
         return step
 
     def replace(self, **values: Tree) -> State:
-        """A State with other values under some names; this one stays as it is."""
+        """A State with other values for some names. This one stays unchanged."""
         for name in values:
             self[name]
-        # It shares tensors with this one, so a donation of either spends both.
+        # They share tensors, so a donation of one spends both.
         return State({**self.tree, **values}, self.lease)
 
     def with_hyper(self, values: Mapping[str, float | Tensor] | None = None, /, **short: float | Tensor) -> State:
-        """A State with other hyperparameters: `with_hyper(lr=0.01)`, or by the whole name where two stages have one.
+        """A State with other hyperparameters: `with_hyper(lr=0.01)`, or by full name if two stages have an `lr`.
 
-        A Tensor may carry leading dimensions, for a step mapped over many States.
+        A Tensor may have leading dimensions, for a step mapped over many States.
         """
         hyper = self.hyper
         for name, value in {**(values or {}), **short}.items():
             key = find(name, hyper)
             old = hyper[key]
-            if isinstance(value, int | float):  # filled in on the device, without waiting for it
+            if isinstance(value, int | float):  # filled on the device, without waiting for it
                 hyper[key] = torch.full((), value, dtype=old.dtype, device=old.device)
             else:
                 hyper[key] = torch.as_tensor(value, dtype=old.dtype, device=old.device).clone()
         return self.replace(hyper=hyper)
 
     def clone(self) -> State:
-        """A copy that shares no storage with this one."""
+        """A copy with storage of its own."""
         return State(pytree.tree_map(lambda x: x.clone(), self.tree))
 
     def _repr_html_(self) -> str:
         """The parameters as a table, for notebooks."""
-        if donated(self.lease):
+        if self.lease.donated:
             return html.escape(repr(self))
         rows = [(name, "x".join(map(str, t.shape)), str(t.dtype).removeprefix("torch."), t.numel())
                 for name, t in self.params.items()]  # fmt: skip
@@ -162,7 +158,7 @@ class State:
         return html.table(["parameter", "shape", "dtype", "numbers"], rows, foot=foot)
 
     def __repr__(self) -> str:
-        if donated(self.lease):
+        if self.lease.donated:
             return "State(donated)"
         numbers = {name: sum(x.numel() for x in pytree.tree_leaves(value)) for name, value in self._tree.items()}
         kept = ", ".join(f"{name}: {n:,}" for name, n in numbers.items() if name not in ("step", "seed"))
@@ -171,7 +167,7 @@ class State:
 
 
 def find(name: str, hyper: Mapping[str, Any]) -> str:
-    """The whole name of a hyperparameter, of itself or of its end. Raises StateError."""
+    """The full name of a hyperparameter, from itself or its last part. Raises StateError."""
     if name in hyper:
         return name
     ends = [key for key in hyper if key.endswith(f".{name}")]
@@ -193,38 +189,38 @@ pytree.register_pytree_node(
 
 @frozen(eq=False)
 class Report:
-    """What an epoch did so far. `train` and `validate` map metric names to floats, or lists of them; a name with a
-    slash is a detail of another, such as `update ratio/layers.0`."""
+    """An epoch so far. `train` and `validate` map metric names to floats, or to lists of them. A name with a slash is a
+    detail of a metric, such as `update ratio/layers.0`."""
 
     epoch: int
-    """Epochs begun, from 1."""
+    """From 1."""
     epochs: int | None
-    """Of the run, where they are known before it ends."""
+    """Of the run, if known before it ends."""
     step: int
-    """Steps done since the State was new."""
+    """Steps since the State was new."""
     batch: int
-    """Batches of this epoch done."""
+    """Batches done in this epoch."""
     batches: int | None
-    """Batches in an epoch, where the data tells."""
+    """Batches in an epoch, if the data tells."""
     complete: bool
-    """Whether the epoch ends with this Report, which then has validation; others may have it too."""
+    """Whether the epoch ends here. Its last Report has the validation; others may have one, too."""
     train: Mapping[str, Any]
     validate: Mapping[str, Any] = field(factory=dict)
     seconds: float = 0.0
-    """Wall time of the training steps, without compiling and validation."""
+    """Wall time of training steps, without compiling and validation."""
     samples: int = 0
     state: State = field(default=None, repr=False)
-    """The State after it; spent as soon as `fit` goes on, so clone() what you keep."""
+    """The State now. It is donated when `fit` continues: clone() what you keep."""
     members: int | None = None
-    """How many runs it is of, where they are a sweep's: each metric is then a list with the value of each."""
+    """Members of a sweep: each metric is then a list with a value for each."""
     better: Mapping[str, Direction] = field(factory=dict)
-    """Which values are better, of each metric that declares it."""
+    """The better direction of each metric that declares one."""
 
     def best(self, metric: str, better: Direction | None = None) -> int:
-        """Of a sweep, the member whose metric is best: that of the validation, or else of the training. Ties go by the
-        loss. `better` is "high" or "low", by default what the metric declares.
+        """The best member of a sweep, by a metric of the validation, or else of the training; ties go by the loss.
 
-        Raises ConfigError for a metric that is no number of each member, and for one without `better`.
+        `better`: "high" or "low"; by default what the metric declares. Raises ConfigError if it declares none, or if
+        the metric is no number of each member.
         """
         known = {k: v for k, v in {**self.train, **self.validate}.items() if isinstance(v, list)}
         if self.members is None or not all(isinstance(v, int | float) for v in known.get(metric, [None])):
@@ -234,11 +230,13 @@ class Report:
         return min(range(self.members), key=lambda i: rank(metric, better, each[i]))
 
     def member(self, i: int) -> Report:
-        """Of a sweep, the numbers of one member, without its State."""
+        """The numbers of one member of a sweep, without its State."""
         if self.members is None:
             raise ConfigError("this Report is of one run, which has no members")
-        both = self.train, self.validate
-        train, validate = ({k: v[i] if isinstance(v, list) else v for k, v in part.items()} for part in both)
+        train, validate = (
+            {k: v[i] if isinstance(v, list) else v for k, v in metrics.items()}
+            for metrics in (self.train, self.validate)
+        )
         return evolve(self, train=train, validate=validate, state=None, members=None)  # type: ignore[arg-type]  # no State
 
     @property
@@ -246,17 +244,17 @@ class Report:
         return self.samples / self.seconds if self.seconds > 0 else 0.0
 
     def _repr_html_(self) -> str:
-        """Its numbers as a table, for notebooks."""
-        parts = (("train", self.train), ("validate", self.validate))
-        rows = [(part, name, v) for part, of in parts for name, v in of.items() if isinstance(v, int | float)]
+        """The numbers as a table, for notebooks."""
+        both = (("train", self.train), ("validate", self.validate))
+        rows = [(kind, name, v) for kind, of in both for name, v in of.items() if isinstance(v, int | float)]
         return f"<p>{html.escape(str(self))}</p>" + html.table(["", "metric", "value"], rows)
 
     def __str__(self) -> str:
         if self.members is not None:
             known = {k: v for k, v in {**self.train, **self.validate}.items() if k in self.better and "/" not in k}
             best = [format_metric(k, v[self.best(k)]) for k, v in known.items() if all(isinstance(x, float) for x in v)]
-            own = evolve(self, train={}, validate={}, members=None, samples=self.samples * self.members)
-            return "  ".join([str(own), f"best of {self.members}:", *best])
+            head = evolve(self, train={}, validate={}, members=None, samples=self.samples * self.members)
+            return "  ".join([str(head), f"best of {self.members}:", *best])
         shown: dict[str, Any] = {**self.train, **self.validate}
         if "loss" in self.validate:
             shown["loss"], shown["val loss"] = self.train.get("loss"), self.validate["loss"]
@@ -267,7 +265,7 @@ class Report:
 
 
 PERCENT = ("accuracy", "top")
-"""Metrics whose names start so, or go on so after a dot, are fractions, and are shown in percent."""
+"""Metrics with these names, also after a dot, are fractions, shown in percent."""
 
 
 def format_metric(name: str, value: float) -> str:

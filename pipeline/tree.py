@@ -1,4 +1,4 @@
-"""Trees: nested dicts, tuples and lists with tensors as leaves, as torch.func and torch.compile know them."""
+"""Trees: nested dicts, tuples and lists of tensors: the pytrees of torch.func and torch.compile."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ Tree = Any
 
 
 def tree_map(function: Callable[..., Any], *trees: Tree) -> Tree:
-    """`function` on the leaves of trees of one structure."""
+    """Apply `function` to the leaves of trees of one structure."""
     return pytree.tree_map(function, *trees)
 
 
 def parted(tree: Tree) -> tuple[list[Tensor], Callable[[Sequence[Tensor]], Any]]:
-    """The tensors of a tree, and what makes it again of others in their places; all else in it stays.
+    """The tensors of a tree, and a function that rebuilds it with others in their places. Other leaves stay.
 
     >>> import torch
     >>> tensors, back = parted({"loss": torch.zeros(()), "training": True})
@@ -28,17 +28,17 @@ def parted(tree: Tree) -> tuple[list[Tensor], Callable[[Sequence[Tensor]], Any]]
     """
     leaves, spec = pytree.tree_flatten(tree)
     at = [i for i, x in enumerate(leaves) if isinstance(x, Tensor)]
-    rest = [None if isinstance(x, Tensor) else x for x in leaves]
+    rest = {i: x for i, x in enumerate(leaves) if not isinstance(x, Tensor)}
 
-    def back(tensors: Sequence[Tensor]) -> Tree:
-        put = dict(zip(at, tensors, strict=True))
-        return pytree.tree_unflatten([put.get(i, x) for i, x in enumerate(rest)], spec)
+    def rebuild(tensors: Sequence[Tensor]) -> Tree:
+        every = {**rest, **dict(zip(at, tensors, strict=True))}
+        return pytree.tree_unflatten([every[i] for i in range(len(leaves))], spec)
 
-    return [leaves[i] for i in at], back
+    return [leaves[i] for i in at], rebuild
 
 
 def paths(tree: Tree) -> list[tuple[str, Any]]:
-    """The leaves of a tree, in their order, each with where it is.
+    """The leaves of a tree with their paths, in order.
 
     >>> paths({"step": 3, "params": {"layers.0.weight": 0.5}, "memory": [1, 2]})
     [('step', 3), ('params/layers.0.weight', 0.5), ('memory/0', 1), ('memory/1', 2)]
@@ -50,17 +50,17 @@ def paths(tree: Tree) -> list[tuple[str, Any]]:
 
 
 def named(tree: Tree) -> dict[str, Any]:
-    """`paths` as a dict. Raises StateError where that is one name for two leaves."""
-    found: dict[str, Any] = {}
+    """`paths` as a dict. Raises StateError if two leaves have one path."""
+    leaves: dict[str, Any] = {}
     for name, leaf in paths(tree):
-        if name in found:
+        if name in leaves:
             raise StateError(f"two tensors are called {name}, so they can't be told apart; rename one")
-        found[name] = leaf
-    return found
+        leaves[name] = leaf
+    return leaves
 
 
 def describe(values: Mapping[str, Any]) -> str:
-    """The shapes and dtypes of the tensors among named values, for messages: `inputs (64, 784) float32`."""
+    """Shapes and dtypes of named tensors, for messages: `inputs (64, 784) float32`."""
     shapes = [
         f"{name} {tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}"
         for name, value in paths(dict(values))

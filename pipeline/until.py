@@ -1,11 +1,11 @@
-"""Until: when to stop, as plain functions of a Report, for the `for` loop over fit.
+"""Until: stopping rules, as functions of a Report, for the `for` loop over fit.
 
     stop = until.no_better("accuracy", epochs=10)
     for report in fit(pipe, epochs=200, validate=test):
         if stop(report):
             break
 
-The State of the last Report is whole: it can be saved, and gone on with.
+The State of the last Report can be saved and trained further.
 """
 
 from __future__ import annotations
@@ -25,11 +25,13 @@ Stop: TypeAlias = Callable[[Report], bool]
 def no_better(
     metric: str, *, epochs: int, better: Direction | None = None, best: tuple[float, int] | None = None
 ) -> Stop:
-    """Whether the metric has not been better than its best for so many epochs.
+    """Stop once the metric has not improved for `epochs` epochs: early stopping.
 
-    It is looked at where an epoch is complete: the validation's, or without one, the training's. `better` is "high" or
-    "low", by default what the metric declares. `best` is the value and the epoch to begin with, for a run that goes on.
-    NaN is never better, nor is an equal value.
+    The metric of complete epochs: of the validation, or of the training if there is none. NaN and ties are no
+    improvement.
+
+    - `better`: "high" or "low"; by default what the metric declares.
+    - `best`: value and epoch of the best so far, for a resumed run.
 
     >>> stop = no_better("loss", epochs=2, better="low")
     >>> [stop(Report(k, 4, k, 1, 1, True, {"loss": x})) for k, x in enumerate([0.5, 0.4, 0.41, 0.42], 1)]
@@ -44,10 +46,10 @@ def no_better(
         nonlocal value, at
         if not report.complete:
             return False
-        found = report.validate or report.train
-        new = found.get(metric)
+        metrics = report.validate or report.train
+        new = metrics.get(metric)
         if not isinstance(new, int | float):
-            raise ConfigError(f"until.no_better: {metric!r} is no number of this run{did_you_mean(metric, found)}")
+            raise ConfigError(f"until.no_better: {metric!r} is no number of this run{did_you_mean(metric, metrics)}")
         way = direction(metric, report.better, better)
         if value != value or rank(metric, way, {metric: new}) < rank(metric, way, {metric: value}):
             value, at = new, report.epoch
@@ -57,7 +59,7 @@ def no_better(
 
 
 def minutes(count: float) -> Stop:
-    """Whether so many minutes have passed since this was called. Between epochs, give `fit` an `interval`.
+    """Stop `count` minutes from now. To stop inside an epoch, give `fit` an `interval`.
 
     >>> minutes(30)(Report(1, 4, 1, 1, 1, True, {"loss": 0.5}))
     False

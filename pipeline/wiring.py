@@ -1,13 +1,10 @@
-"""Wiring: whether the stages of a pipeline fit together, by their names alone. Errors name both ends."""
+"""Wiring: check that the stages of a pipeline fit together, by their names alone. Errors name both ends."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Sequence
 
-import torch
 from attrs import evolve
-from torch import nn
 
 from pipeline.backward import Gradients
 from pipeline.backward.per_example import check
@@ -17,15 +14,8 @@ from pipeline.forward import Model
 from pipeline.joint import jointly
 from pipeline.load import Load
 from pipeline.place import Place
-from pipeline.sources import Source
 from pipeline.stage import GIVEN, OF_A_STEP, Part, Stage
 from pipeline.update import Finite
-
-LASTS = ("memory", "hyper", "step", "seed")
-"""What State keeps besides the values of the stages."""
-
-RULES = ("SGD", "Adam", "AdamW")
-"""Optimizers of torch for which there is a rule of that name."""
 
 HINTS = {
     "grads": "backward.gradients()",
@@ -36,7 +26,7 @@ HINTS = {
 
 
 def resolved(stages: Sequence[Part]) -> tuple[Part, ...]:
-    """The stages, with the models of each backward filled in, and what comes after it on the parameters of those."""
+    """The stages, with the models of each backward filled in, and its updates on the parameters of all of them."""
     models = {s.params: s for s in stages if isinstance(s, Model) and s.create is not None}
     trained = [name for name, s in models.items() if not s.module.frozen]
     made: list[Part] = []
@@ -73,7 +63,7 @@ def resolved(stages: Sequence[Part]) -> tuple[Part, ...]:
 
 
 def _behind(name: str, stages: Sequence[Stage]) -> set[str]:
-    """What a value is made of, by the names that stages read."""
+    """Names that a value depends on."""
     needed, found = {name}, {name}
     for s in reversed(stages):
         if needed & {*s.writes}:
@@ -83,7 +73,7 @@ def _behind(name: str, stages: Sequence[Stage]) -> set[str]:
 
 
 def _check_wrt(g: Gradients, reached: Collection[str], models: Collection[str]) -> None:
-    """Raise WiringError where a loss does not depend on what it is differentiated by."""
+    """Raise WiringError if a loss does not depend on a model that it is differentiated by."""
     for name in g.wrt or ("any model that trains",):
         if name not in reached:
             hint = did_you_mean(name, models) if g.wrt and name not in models else ""
@@ -93,7 +83,7 @@ def _check_wrt(g: Gradients, reached: Collection[str], models: Collection[str]) 
 
 
 def _check_once(name: str, stages: Sequence[Stage]) -> None:
-    """Raise WiringError where a loss is written over, and nothing has read it."""
+    """Raise WiringError if a loss is overwritten before a stage reads it."""
     unread = ""
     for s in stages:
         unread = "" if name in (*s.reads, *s.optional) else unread
@@ -121,7 +111,7 @@ def check_trained(stages: Sequence[Part], parameters: Callable[[Model], bool]) -
 
 
 def check_changed(stages: Sequence[Part], parameters: Callable[[Model], bool]) -> None:
-    """Raise WiringError where nothing changes the `parameters` of any model in a step."""
+    """Raise WiringError if no stage changes the `parameters` of any model in a step."""
     changed = {
         name for s in stages if isinstance(s, Stage) and not isinstance(s, Model) and s.runs(True) for name in s.writes
     }
@@ -133,89 +123,6 @@ def check_changed(stages: Sequence[Part], parameters: Callable[[Model], bool]) -
             f"nothing trains the model of stage {models[0].name!r}: put backward.gradients() after the loss, and an "
             "update such as update.sgd(lr=0.1) after that; pipe.evaluate(state, data) is what needs none"
         )
-
-
-def check_names(stages: Sequence[Part]) -> None:
-    if not stages:
-        raise WiringError("a Pipeline needs at least one stage")
-    seen: set[str] = set()
-    for s in stages:
-        if not isinstance(s, Part):
-            raise WiringError(f"a Pipeline is made of stages, not {type(s).__name__}{_instead(s)}")
-        if s.name in seen:
-            raise WiringError(f"two stages are named {s.name!r}; give one another name: .named({s.name + '.2'!r})")
-        seen.add(s.name)
-    for kind, cls in (("load", Load), ("place", Place)):
-        found = [s.name for s in stages if isinstance(s, cls)]
-        if len(found) > 1:
-            raise WiringError(f"a Pipeline has one {kind} stage, not {len(found)}: {', '.join(found)}")
-    owners: dict[str, str] = {}
-    for s in stages:
-        for k in s.keeps:
-            if k in owners or k in LASTS or k in GIVEN:
-                raise WiringError(
-                    f"stages {owners.get(k, 'State')!r} and {s.name!r} both keep {k!r}; give one other names "
-                    "(params=...), or call one module twice by first.again(inputs=..., outputs=...)"
-                )
-            owners[k] = s.name
-    _check_calls(stages)
-
-
-def _check_calls(stages: Sequence[Part]) -> None:
-    """Raise WiringError where a call of a model is of another one than keeps the parameters, or an average is of what
-    no model keeps."""
-    kept = {name: s for s in stages for name in s.keeps}
-
-    def source(name: str) -> Part | None:
-        """What keeps some values first, of which there may be averages."""
-        owner = kept.get(name)
-        for _ in stages:
-            owner = kept.get(owner.average_of) if isinstance(owner, Stage) and owner.view else owner
-        return owner
-
-    for s in stages:
-        if isinstance(s, Stage) and s.view and not isinstance(source(s.average_of), Model):
-            near = did_you_mean(
-                s.average_of, [t.params for t in stages if isinstance(t, Model) and t.create is not None]
-            )
-            why = f"averages {s.average_of!r}, which is not the params= of a model here{near}"
-            raise WiringError(f"stage {s.name!r} {why}")
-        if not isinstance(s, Model) or s.create is not None:
-            continue
-        owner = source(s.params)
-        if isinstance(owner, Model) and owner.module is s.module:
-            continue
-        if owner is None and s.params != s.own:
-            raise WiringError(
-                f"stage {s.name!r} calls a model with {s.params!r}, which no stage keeps"
-                f"{did_you_mean(s.params, kept)}; put update.ema(of={s.own!r}, writes={s.params!r}) after the update"
-            )
-        if isinstance(owner, Model) or owner is None or s.buffers not in kept:
-            why = f"calls a model again that does not keep {s.params!r} here"
-            raise WiringError(f"stage {s.name!r} {why}; make it with .again() of the one that does")
-
-
-def _instead(thing: Any) -> str:
-    """What to write for something that is no stage."""
-    name = type(thing).__name__
-    if isinstance(thing, nn.modules.loss._Loss):
-        return f": write loss.function(nn.{name}())"
-    if isinstance(thing, nn.Module):
-        return ": write forward.model(...) around it"
-    if isinstance(thing, torch.optim.Optimizer) and name in RULES:
-        return f": write update.{name.lower()}(...), which takes no parameters"
-    if isinstance(thing, type) and issubclass(thing, nn.Module):
-        return f": write {thing.__name__}() in forward.model(...) or loss.function(...)"
-    if isinstance(thing, Source | Mapping):
-        return ": write load.batches(..., size=...) around it"
-    if isinstance(thing, torch.utils.data.DataLoader):
-        return ": write load.loader(...) around it"
-    if isinstance(thing, list | tuple):
-        return ": pass them one by one, Pipeline(*stages)"
-    home, called = str(getattr(thing, "__module__", "")), getattr(thing, "__qualname__", "")
-    if home.startswith("pipeline.") and called:
-        return f": call it, {home.removeprefix('pipeline.')}.{called}(...)"
-    return ": make one with @stage" if callable(thing) or isinstance(thing, torch.optim.Optimizer) else ""
 
 
 def check_wiring(stages: Sequence[Part], source: Load | None, host: Sequence[Stage], graph: Sequence[Stage]) -> None:
@@ -274,7 +181,7 @@ def check_wiring(stages: Sequence[Part], source: Load | None, host: Sequence[Sta
 
 
 def _explain_apart(s: Stage, name: str, stages: Sequence[Stage], training: bool) -> None:
-    """Raise WiringError for what is read in one program and written in the other alone."""
+    """Raise WiringError for a value that is read in one program and written in the other alone."""
     when = "train" if training else "evaluation"
     for t in stages:
         if name in t.values_written and not t.runs(training):
@@ -299,7 +206,7 @@ def _explain_unread(
 
 
 def without_gradients(graph: Sequence[Stage], training: bool = False) -> list[Stage]:
-    """The stages of the train step, or of the evaluation, that need no gradients."""
+    """Stages of the train step, or of the evaluation, that need no gradients."""
     kept = {k for s in graph for k in s.keeps}
     possible: list[Stage] = []
     absent: set[str] = {*OF_A_STEP}
@@ -314,7 +221,7 @@ def without_gradients(graph: Sequence[Stage], training: bool = False) -> list[St
 
 
 def needed_to_measure(graph: Sequence[Stage]) -> tuple[Stage, ...]:
-    """The stages that metrics need where there are no gradients, in order."""
+    """Stages that metrics need without gradients, in order."""
     needed: set[str] = set()
     chosen: list[Stage] = []
     for s in reversed(without_gradients(graph)):

@@ -355,31 +355,6 @@ def test_folds_are_listed_with_their_mean(pipe, tmp_path):
     assert pipe("show", tmp_path / "f")[0] == 0
 
 
-def test_runs_of_older_versions_are_read(pipe, tmp_path):
-    """Lines that have `train` and `validate` as tables, without a status, best weights or a format of data.json."""
-    shutil.copytree("kinds", tmp_path / "old")
-    wanted = json.loads(pipe("eval", "kinds", "--json")[1])["metrics"]
-    lines = []
-    for row in log.read("kinds/metrics.jsonl"):
-        parts = {p: {k.partition("/")[2]: v for k, v in row.items() if k.startswith(p)} for p in ("train", "validate")}
-        lines.append(json.dumps({"epoch": row["epoch"], "step": row["step"], **parts, "seconds": 1.0}))
-    (tmp_path / "old" / "metrics.jsonl").write_text("\n".join(lines) + "\n")
-    for name in ("status.json", "best.safetensors", "curves.svg"):
-        (tmp_path / "old" / name).unlink()
-    about = json.loads((tmp_path / "old" / "data.json").read_text())
-    del about["format"]
-    (tmp_path / "old" / "data.json").write_text(json.dumps(about))
-    (tmp_path / "old" / "run.json").unlink()
-    config = tmp_path / "old" / "config.toml"
-    config.write_text(re.sub(r"(?m)^run = .*\n", "", config.read_text()))
-    assert json.loads(pipe("eval", tmp_path / "old", "--json")[1])["metrics"] == wanted
-    [listed] = json.loads(pipe("runs", tmp_path, "--json")[1])
-    assert (listed["state"], listed["seconds"]) == ("done", 6.0)
-    assert pipe("train", "--resume", tmp_path / "old", "--epochs", "7", "-q")[0] == 0
-    assert [row["epoch"] for row in log.read(tmp_path / "old" / "metrics.jsonl")] == [*range(1, 8)]
-    assert pipe("plot", tmp_path / "old", "--metric", "loss", "--out", tmp_path / "a.png")[0] == 0
-
-
 def test_patience_ends_a_run_that_can_go_on(pipe, tmp_path):
     """It ends so many epochs after the best one, is whole, and goes on with more patience, as if never stopped."""
     args = ["--no-compile", "--batch-size", "256", "--lr", "1e-9", "--epochs", "9"]
@@ -421,7 +396,7 @@ def test_a_config_says_what_happened(pipe, tmp_path):
 def test_the_command_logs_for_tensorboard(pipe, tmp_path):
     """Into the run's folder."""
     events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    args = ["train", "--epochs", "2", "--batch-size", "512", "--no-compile", "-q", "--tensorboard"]
+    args = ["train", "--epochs", "2", "--batch-size", "512", "--no-compile", "-q", "--log", "tensorboard"]
     assert pipe(*args, "--out", tmp_path / "run")[0] == 0
     found = events.EventAccumulator(str(tmp_path / "run" / "tensorboard"))
     found.Reload()

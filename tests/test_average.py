@@ -112,7 +112,7 @@ def test_refreshed_equals_update_bn():
     before = state.clone()
     module = Normed()
     module.load_state_dict(weights(pipe, state))
-    swa_utils.update_bn([b["inputs"] for b in pipe.over().epoch(0, 0)], module)
+    swa_utils.update_bn([b["inputs"] for b in pipe.load.over(pipe.load).epoch(0, 0)], module)
     fresh = pipe.refreshed(state)
     testing.same(weights(pipe, fresh), dict(module.state_dict()), 1e-5)
     testing.same(state.tree, before.tree)

@@ -237,7 +237,7 @@ def test_bad_input_is_one_line_and_exit_code_2(tmp_path):
     inputs = np.zeros((9, 4), np.float32)
     np.savez(tmp_path / "empty.npz", inputs=inputs[:0], targets=np.zeros(0, int))
     (tmp_path / "text.npz").write_text("inputs")
-    (tmp_path / "bad.toml").write_text("[settings]\nepoch = 3\n")
+    (tmp_path / "bad.toml").write_text("epoch = 3\n")
     inputs[3] = np.nan
     np.savez(tmp_path / "nan.npz", inputs=inputs, targets=np.arange(9) % 3)
     code = "import sys, shlex\nfrom cli.main import main\n" + (

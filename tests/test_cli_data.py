@@ -194,7 +194,7 @@ def test_what_is_wrong_with_code_is_said(pipe, tmp_path):
             "my.py:make_pipeline",
             "--lr",
             "3",
-        ): "--lr has no say in a pipeline of your own; set it in my.py:make_pipeline",
+        ): "--lr does not apply to a pipeline of your own; set it in my.py:make_pipeline",
         ("my.py:fails",): "my.py:fails failed: KeyError: 'what'",
         ("--set", "model.heads=3"): "--heads belongs to --model transformer, not to mlp; leave it out",
         ("--set", "lr"): "--set 'lr' is no NAME=VALUE",

@@ -28,7 +28,7 @@ from cli.flags import _flags
 from cli.folder import accept
 from cli.main import main
 from cli.recipes.setting import flag
-from pipeline import checkpoint, files
+from pipeline import PipeError, checkpoint, files
 from tests import kills
 from tests.test_checkpoint import rewrite
 from tests.test_cli import PIPE, fresh
@@ -466,7 +466,7 @@ def test_fuzzed_commands(data):
             )
         if data.draw(st.booleans()):
             table = {k: v for k, v in data.draw(settings_of).items() if v is not None}
-            content = data.draw(st.one_of(st.binary(max_size=60), st.just(tomli_w.dumps({"settings": table}).encode())))
+            content = data.draw(st.one_of(st.binary(max_size=60), st.just(tomli_w.dumps(table).encode())))
             (Path(root) / "some.toml").write_bytes(content)
             command += [f"{root}/some.toml"] * data.draw(st.integers(0, 1))
         out, err = io.StringIO(), io.StringIO()
@@ -504,4 +504,7 @@ def shape_run(data, run):
         elif kind == "bytes":
             path.write_bytes(data.draw(st.binary(max_size=40)))
         elif name == "config.toml":
-            path.write_text("[settings]\nepochs = 1\ncompile = false\nhidden = [4]\n")
+            path.write_text("epochs = 1\ncompile = false\nhidden = [4]\n")
+    if data.draw(st.booleans()):
+        with contextlib.suppress(PipeError):
+            accept(run)

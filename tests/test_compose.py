@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from pipeline import Pipeline, backward, evaluate, fit, forward, load, loss, models, place, schedules, stage, update
 from pipeline.errors import StageError, StateError, WiringError
+from pipeline.programs.evaluate import check_state
 from tests import pipes
 
 DATA = {"inputs": torch.randn(10, 4), "targets": torch.arange(10) % 3}
@@ -185,7 +186,7 @@ def test_a_state_of_another_pipeline_is_refused():
     """The message names what differs."""
     other = Pipeline(MODEL, LOSS, GRADS, update.adam())
     with pytest.raises(StateError, match=r"hyper at update.adam.beta1"):
-        other.check_state(Pipeline(MODEL, LOSS, GRADS, SGD).init(0))
+        check_state(other.program, Pipeline(MODEL, LOSS, GRADS, SGD).init(0))
 
 
 def test_evaluation_leaves_out_what_needs_gradients():

@@ -6,8 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline import Pipeline, backward, evaluate, fit, forward, load, loss, models, stage, testing, update
-from pipeline.diagnose import first_nonfinite
 from pipeline.errors import ConfigError, NonFiniteError
+from pipeline.mesh import Shard
+from pipeline.programs.diagnose import first_nonfinite
 
 INPUTS = torch.randn(40, 4, generator=torch.Generator().manual_seed(0))
 
@@ -146,16 +147,16 @@ def test_what_is_at_fault():
     """The first of: the batch, State, what a stage made, a gradient."""
     pipe = pipeline("stop")
     state, batch = pipe.init(0), data()
-    assert first_nonfinite(pipe, state, batch) is None
-    assert first_nonfinite(pipe, state, data(3, float("inf"))) == "the batch's 'inputs' has infinity"
+    assert first_nonfinite(pipe.program, state, Shard(batch)) is None
+    assert first_nonfinite(pipe.program, state, Shard(data(3, float("inf")))) == "the batch's 'inputs' has infinity"
     worse = state.replace(params={k: p * float("nan") if "3" in k else p for k, p in state.params.items()})
-    assert first_nonfinite(pipe, worse, batch) == "State's params '3.weight' has NaN"
+    assert first_nonfinite(pipe.program, worse, Shard(batch)) == "State's params '3.weight' has NaN"
     first = pipe.insert(root.named("root"), after="forward.model")
-    assert first_nonfinite(first, first.init(0), batch) == "stage 'root' made 'outputs' has NaN"
+    assert first_nonfinite(first.program, first.init(0), Shard(batch)) == "stage 'root' made 'outputs' has NaN"
     second = pipe.insert(infinite_slope.named("slope"), before="backward.gradients")
-    assert first_nonfinite(second, second.init(0), batch) == "the gradient of '1.weight' has NaN"
+    assert first_nonfinite(second.program, second.init(0), Shard(batch)) == "the gradient of '1.weight' has NaN"
     big = state.replace(params={k: p * 1e38 for k, p in state.params.items()})
-    assert first_nonfinite(pipe, big, batch).startswith("stage 'forward.model' made 'outputs' has")
+    assert first_nonfinite(pipe.program, big, Shard(batch)).startswith("stage 'forward.model' made 'outputs' has")
 
 
 def test_a_mask_is_not_at_fault():
@@ -165,8 +166,8 @@ def test_a_mask_is_not_at_fault():
     masked = state.replace(
         params={k: p.fill_(-float("inf")) if k == "1.bias" else p for k, p in state.clone().params.items()}
     )
-    assert first_nonfinite(pipe, masked, data(3, float("nan"))) == "the batch's 'inputs' has NaN"
-    assert first_nonfinite(pipe, masked, data()) == "State's params '1.bias' has infinity"
+    assert first_nonfinite(pipe.program, masked, Shard(data(3, float("nan")))) == "the batch's 'inputs' has NaN"
+    assert first_nonfinite(pipe.program, masked, Shard(data())) == "State's params '1.bias' has infinity"
 
 
 def test_an_accumulated_step():

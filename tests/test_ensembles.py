@@ -101,7 +101,7 @@ def test_a_member_that_is_not_finite_is_named():
 def test_shared_order_follows_the_first_seed():
     """With a seed for the run, that of the order moves as those of the members do."""
     together = whole(2, order="shared")
-    assert together.shuffled_by(together.init(7).tree) == 7
+    assert together.program.seed(together.init(7).tree) == 7
 
 
 def small(made, *metrics, model=None):
@@ -149,7 +149,7 @@ def test_a_join_of_ones_own():
     together = ensemble(small(loss.function(nn.CrossEntropyLoss())), seeds=2, join=lambda outputs: outputs.amax(0))
     state = together.init(0)
     found = together.evaluate(state)["loss"]
-    batch = next(iter(together.load.epoch(0, 0)))
+    batch = next(iter(together.pipe.load.epoch(0, 0)))
     assert math.isfinite(found)
     torch.testing.assert_close(
         together.module(state)(batch["inputs"]),

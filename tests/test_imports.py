@@ -1,61 +1,57 @@
-"""The arrows of the house, read from the source."""
+"""The direction of imports, read from the source."""
 
 import ast
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
-STEPS = {"load", "place", "forward", "loss", "backward", "update", "evaluate"}
-LAYERS = [
-    {"errors", "files", "ids", "text", "means"},
-    {"mesh", "memory", "html"},
-    {"random", "tree", "skeleton", "schedules", "direction"},
-    {"draws"},
-    {"module"},
-    {"stage"},
-    {"state", "order", "pace", "joint"},
-    {"log", "until"},
-    {"plot"},
-    {"sources", "models"},
-    STEPS,
-    {"sharding"},
-    {"run", "hyper", "wiring", "resident", "batchnorm"},
-    {"whole"},
-    {"compose"},
-    {"checkpoint", "diagnose", "compile"},
-    {"alone"},
-    {"pipe"},
-    {"members"},
-    {"ensembles"},
-    {"loop", "runs"},
-    {"testing"},
-    {"__init__"},
-]
-LAYER = {name: i for i, names in enumerate(LAYERS) for name in names}
+STEPS = ["load", "place", "forward", "loss", "backward", "update", "evaluate"]
+BANDS = {
+    "values": ["errors", "files", "ids", "text", "means", "memory", "html", "mesh", "random", "tree", "skeleton",
+               "schedules", "direction", "draws", "module", "order", "pace", "state"],
+    "stages": ["stage", "joint", *STEPS, "models", "sources", "log", "plot", "until"],
+    "pipeline": ["description", "wiring"],
+    "programs": ["programs", "resident", "compile"],
+    "runs": ["pipe", "loop", "sweeps", "ensembles", "checkpoint", "runs", "testing", "__init__"],
+}  # fmt: skip
+"""The modules of `pipeline` by band; a band imports from itself and from those above it."""
+BAND = {name: i for i, names in enumerate(BANDS.values()) for name in names}
 FILES = sorted((ROOT / "pipeline").rglob("*.py"))
+COMMAND = sorted((ROOT / "cli").rglob("*.py"))
+MODULES = {".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): p for p in FILES + COMMAND}
 
 
-def module(path):
+def imported(nodes):
+    """The modules of ours that these nodes of a file import."""
+    for node in nodes:
+        if isinstance(node, ast.ImportFrom) and node.module is not None:
+            names = (f"{node.module}.{alias.name}" for alias in node.names)
+            yield from (name if name in MODULES else node.module for name in names if node.module in MODULES)
+
+
+def top(path):
+    """The name of a file's module in `pipeline`, or of the package it is in there."""
     return path.relative_to(ROOT / "pipeline").parts[0].removesuffix(".py")
 
 
-def imported(tree):
-    """Modules of the library that a file imports when it is imported itself."""
-    for node in tree.body:
-        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "pipeline":
-            parts = node.module.split(".")[1:]
-            yield from parts[:1] or [alias.name for alias in node.names]
-
-
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
-def test_imports_run_one_way(path):
-    """A file imports only from layers below its own, and a step imports no other step."""
-    here = module(path)
-    for name in imported(ast.parse(path.read_text())):
-        assert name == here or LAYER[name] < LAYER[here], f"{here} imports {name}"
+def test_bands_import_from_those_above_them(path):
+    """A file imports from its own band and those above it, and never the command; a step imports no other step."""
+    tree, here = ast.parse(path.read_text()), top(path)
+    assert not [name for name in imported(ast.walk(tree)) if name.startswith("cli")]
+    for name in {top(MODULES[name]) for name in imported(tree.body)} - {here}:
+        assert BAND[name] <= BAND[here], f"{here} imports {name}"
+        assert not {here, name} <= {*STEPS}, f"{here} imports {name}"
+
+
+def test_no_imports_go_in_circles():
+    """Whatever the bands allow, two files never need each other; `prepare` raises CycleError."""
+    needs = {name: {*imported(ast.parse(path.read_text()).body)} - {name} for name, path in MODULES.items()}
+    TopologicalSorter(needs).prepare()
 
 
 @pytest.mark.parametrize(
@@ -97,26 +93,24 @@ MAY_OPEN = {
 
 
 def opens(tree):
-    """Names of what reads or writes files by itself, as a file calls or imports them."""
+    """Functions that open files themselves, called or imported by a file."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Call):
             name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
-            of = getattr(getattr(node.func, "value", None), "id", None)
-            if name in OPENS and of != "files":
+            owner = getattr(getattr(node.func, "value", None), "id", None)
+            if name in OPENS and owner != "files":
                 yield name
         if isinstance(node, ast.Import | ast.ImportFrom):
             modules = {getattr(node, "module", None), *(alias.name for alias in node.names)}
             yield from modules & {"shutil", "tempfile"}
 
 
-@pytest.mark.parametrize(
-    "path", sorted([*FILES, *(ROOT / "cli").rglob("*.py")]), ids=lambda p: str(p.relative_to(ROOT))
-)
+@pytest.mark.parametrize("path", FILES + COMMAND, ids=lambda p: str(p.relative_to(ROOT)))
 def test_files_are_opened_in_one_place(path):
-    """All that is read or written goes through pipeline/files.py, but for what has a reason."""
+    """All reading and writing goes through pipeline/files.py, with exceptions that each have a reason."""
     name = str(path.relative_to(ROOT))
-    found = set(opens(ast.parse(path.read_text())))
-    assert not found or name in MAY_OPEN, found
+    calls = set(opens(ast.parse(path.read_text())))
+    assert not calls or name in MAY_OPEN, calls
 
 
 def _code(path):

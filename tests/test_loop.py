@@ -244,7 +244,7 @@ def test_validation_takes_the_batches_of_training():
             outputs = pipe.module(report.state)(DATA["inputs"]).split(sizes)
             values = [(x @ x.T).softmax(-1).diagonal().mean().item() * len(x) for x in outputs]
             assert report.validate["loss"] == pytest.approx(sum(values) / 10, rel=1e-5)
-    assert len(list(pipe.over(load.batches(DATA, size=4, drop_last=True)).epoch(0, 0))) == 2
+    assert len(list(pipe.load.over(load.batches(DATA, size=4, drop_last=True)).epoch(0, 0))) == 2
 
 
 @pytest.mark.parametrize(

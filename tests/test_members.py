@@ -8,6 +8,7 @@ from torch.utils import _pytree as pytree
 
 from pipeline import Pipeline, backward, evaluate, fit, forward, load, loss, models, schedules, sweep, testing, update
 from pipeline.errors import ConfigError, PipeError, StateError
+from pipeline.programs.evaluate import check_state
 from tests import pipes
 
 RATES = {"lr": [1e-3, 3e-3, 1e-2]}
@@ -63,7 +64,7 @@ def test_a_member_is_the_run_alone(make, hyper, epochs, compiled):
     *_, report = fit(runs, epochs=epochs, compile=compiled)
     for i in (1, runs.members - 1):
         mine, other = runs.member(report.state, i), alone(runs, i, epochs)
-        runs.pipe.check_state(mine)
+        check_state(runs.pipe.program, mine)
         assert pytree.tree_structure(mine.tree) == pytree.tree_structure(other.tree)
         testing.same(mine.params, other.params, 1e-5)
         testing.same(mine.buffers, other.buffers, 1e-5)
@@ -163,9 +164,9 @@ def test_averages_and_plateaus_are_each_members_own():
     """What a pipeline does between epochs is done for each member."""
     rate = schedules.reduce_on_plateau(0.5, patience=0, metric="loss")
     runs = sweep(small(update.sgd(rate), update.ema(0.9)), seeds=2, hyper={"lr": [0.5, 1e-9]})
-    *_, report = fit(runs, epochs=3, validate=runs.load.data, compile=False)
+    *_, report = fit(runs, epochs=3, validate=runs.pipe.load.data, compile=False)
     assert len(report.validate["ema.loss"]) == 4
-    last = alone(runs, 3, 3, validate=runs.load.data)
+    last = alone(runs, 3, 3, validate=runs.pipe.load.data)
     testing.same(runs.member(report.state, 3).memory["update.sgd.lr"], last.memory["update.sgd.lr"], 1e-6)
 
 
@@ -197,7 +198,5 @@ def test_what_can_not_be_a_sweep_is_refused():
     *_, report = fit(sweep(loader, seeds=2, order="shared"), epochs=2, compile=False)
     assert len(report.train["loss"]) == 2
     runs = sweep(small(), seeds=2)
-    with pytest.raises(ConfigError, match=r"pipe\.module"):
-        runs.module(runs.init())
     with pytest.raises(StateError, match="are not those of 2 members"):
         runs.stacked([small().init()])

@@ -37,11 +37,11 @@ def test_each_sample_is_on_one_process(whole, processes):
     """The parts of a batch are all of it, in order; one that has none takes a sample that it does not count."""
     batch = {"inputs": torch.arange(whole), "words": [str(i) for i in range(whole)], "rate": 0.5}
     parts = [Rows(r, processes, whole) for r in range(processes)]
-    taken = [part.of(batch) for part in parts if part.count]
+    taken = [part.shard(batch).values for part in parts if part.count]
     assert torch.cat([t["inputs"] for t in taken]).tolist() == list(range(whole))
     assert [w for t in taken for w in t["words"]] == batch["words"]
     assert max(p.count for p in parts) - min(p.count for p in parts) <= 1
-    assert all(len(p.of(batch)["inputs"]) == p.length for p in parts)
+    assert all(len(p.shard(batch).values["inputs"]) == p.length for p in parts)
 
 
 @given(st.integers(1, 40), st.integers(1, 7))

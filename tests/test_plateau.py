@@ -21,6 +21,7 @@ from pipeline import (
     update,
 )  # fmt: skip
 from pipeline.errors import ConfigError, StateError
+from pipeline.programs.evaluate import check_state
 
 DATA = {"inputs": torch.randn(12, 4, generator=torch.Generator().manual_seed(0)), "targets": torch.arange(12) % 3}
 STUCK = {"inputs": torch.zeros(6, 4), "targets": torch.zeros(6, dtype=torch.int64)}
@@ -77,7 +78,7 @@ def test_observing_is_pure():
     state = plain.init()
     assert plain.observed(state, {}) is state
     with pytest.raises(StateError, match=r"they differ in memory at update\.sgd\.lr"):
-        pipe.check_state(state.replace(hyper=pipe.init().hyper))
+        check_state(pipe.program, state.replace(hyper=pipe.init().hyper))
 
 
 def test_fit_observes_each_epoch_once():

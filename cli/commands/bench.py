@@ -25,10 +25,12 @@ from cli.config import TrainConfig
 from cli.measure import Floor, Timing, Way, clock, floor, race
 from cli.output import written
 from cli.progress import plain
-from pipeline import Batch, Pipeline, State
+from pipeline import Batch, Ensemble, Pipeline, State
 from pipeline.compile import Compiled, CompileReport
 from pipeline.errors import ConfigError
 from pipeline.load import Load
+from pipeline.programs.data import ahead, epoch
+from pipeline.programs.program import Program
 
 EAGER, SINGLE, FUSED, PRODUCTS = "eager", "compiled, one step a call", "compiled, fused", "its matrix products alone"
 
@@ -71,9 +73,9 @@ def _run(config: TrainConfig, seconds: float, out: IO[bytes] | None) -> None:
     made = job(config)
     state = first(made, config)
     torch.set_num_threads(threads(made, state, config.run.threads))
-    device, number = str(made.pipe.place.device), torch.get_num_threads()
+    device, number = str(made.stages.place.device), torch.get_num_threads()
     say = plain(False)
-    say.print(f"data    {config.source}: {made.data}, batches of {made.pipe.load.size if made.pipe.load else 0}")
+    say.print(f"data    {config.source}: {made.data}, batches of {made.stages.load.size if made.stages.load else 0}")
     say.print(f"model   {made.model}: {parameters(state.params):,} parameters")
     precision = "" if config.run.precision == "fp32" else f", {config.run.precision}"
     say.print(f"device  {device}, {number} thread{'s' if number > 1 else ''}{precision}")
@@ -95,15 +97,17 @@ def _run(config: TrainConfig, seconds: float, out: IO[bytes] | None) -> None:
         out.write(f"{json.dumps(facts, indent=1)}\n".encode())
 
 
-def measure(pipe: Pipeline, state: State, seconds: float, *, compile: str | Literal[False] = "auto") -> Figures:
+def measure(
+    pipe: Pipeline | Ensemble, state: State, seconds: float, *, compile: str | Literal[False] = "auto"
+) -> Figures:
     """Each way to step that the pipeline has, for about so many seconds, on whole batches of its own data.
 
     `compile` is the backend, or False for none.
     """
-    load = pipe.load
+    load, device = pipe.program.pipe.load, pipe.program.pipe.place.device
     assert load is not None
-    batches = _batches(pipe, load, state)
-    ways = {EAGER: _by_batch(pipe.step, pipe, state, batches)}
+    batches = _batches(pipe.program, load, state)
+    ways = {EAGER: _by_batch(pipe.step, device, state, batches)}
     program, took = (pipe.compile(backend=compile, fallback="eager"), 0.0) if compile else (None, 0.0)
     if program is not None:
         own = state.clone()  # which the compiled step uses up
@@ -115,29 +119,29 @@ def measure(pipe: Pipeline, state: State, seconds: float, *, compile: str | Lite
         if report.fallback is None and program.resident:
             ways[SINGLE], ways[FUSED] = _resident(program, load, own)
         elif report.fallback is None:
-            ways[SINGLE] = _by_batch(program.step, pipe, own, batches)
+            ways[SINGLE] = _by_batch(program.step, device, own, batches)
     for way in ways.values():
         way(1)
-    memory = _memory(pipe.place.device)  # before the floor, which holds a step's operands
+    memory = _memory(device)  # before the floor, which holds a step's operands
     products = floor(pipe, state, next(batches))
-    ways[PRODUCTS] = products.way(pipe.place.device)
+    ways[PRODUCTS] = products.way(device)
     return Figures(load.size, race(ways, seconds), products, memory, program.report if program else None, took)
 
 
-def _batches(pipe: Pipeline, load: Load, state: State) -> Iterator[Batch]:
+def _batches(program: Program, load: Load, state: State) -> Iterator[Batch]:
     """Epoch after epoch without the last batch where that is shorter, on the device."""
-    whole, seed = len(load.data) // load.size, pipe.shuffled_by(state.tree)
-    host = (batch for epoch in count() for batch in islice(pipe.epoch(load, seed, epoch), whole))
-    return pipe.place.ahead(pipe.prepared(batch, True) for batch in host)
+    whole, seed = len(load.data) // load.size, program.seed(state.tree)
+    shards = (shard for number in count() for shard in islice(epoch(program, load, seed, number), whole))
+    return (shard.values for shard in ahead(program.pipe, shards))
 
 
-def _by_batch(step: Callable[..., Any], pipe: Pipeline, state: State, batches: Iterator[Batch]) -> Way:
+def _by_batch(step: Callable[..., Any], device: torch.device, state: State, batches: Iterator[Batch]) -> Way:
     def run(steps: int) -> float:
         nonlocal state
-        start = clock(pipe.place.device)
+        start = clock(device)
         for batch in islice(batches, steps):
             state, _ = step(state, batch)
-        return clock(pipe.place.device) - start
+        return clock(device) - start
 
     return run
 

@@ -9,7 +9,9 @@ from cli import chart
 from cli.build import first, job, parameters, steps
 from cli.config import TrainConfig
 from cli.progress import plain
-from pipeline import Pipeline, Schedule, State
+from pipeline import Schedule, State
+from pipeline.description import Description
+from pipeline.programs.hyper import hyper_values
 
 POINTS = 20_000
 """Of a longer run, so many steps are looked at."""
@@ -22,22 +24,22 @@ def run(config: TrainConfig, *, draw: bool = False) -> None:
     state = first(made, config)
     params = state.params
     say = plain(False)
-    say.print(f"{config.source}: {made.data}\n\n{made.pipe}\n\n{made.model}")
+    say.print(f"{config.source}: {made.data}\n\n{made.stages}\n\n{made.model}")
     table = Table("parameter", "shape", "numbers", box=None, pad_edge=False, show_footer=True)
     table.columns[2].justify = "right"
     table.columns[0].footer, table.columns[2].footer = "all", f"{parameters(params):,}"
     for name, tensor in params.items():
         table.add_row(name, "x".join(map(str, tensor.shape)), f"{tensor.numel():,}")
     say.print(table)
-    say.print("\n" + wiring(made.pipe))
+    say.print("\n" + wiring(made.stages))
     if draw:
-        say.print("\n" + schedules(made.pipe, state, steps(made.pipe.load, config) or 0))
+        say.print("\n" + schedules(made.stages, state, steps(made.stages.load, config) or 0))
 
 
-def schedules(pipe: Pipeline, state: State, steps: int) -> str:
+def schedules(pipe: Description, state: State, steps: int) -> str:
     """The course of each hyperparameter with a schedule over a run of so many steps, drawn."""
     at = torch.linspace(0, steps - 1, min(steps, POINTS), dtype=torch.float64).round().long()
-    values = torch.vmap(lambda step: pipe.hyper({**state.tree, "step": step}))(at.to(state.step))
+    values = torch.vmap(lambda step: hyper_values(pipe.graph, {**state.tree, "step": step}))(at.to(state.step))
     charts = []
     for s in pipe.graph:
         for name, schedule in s.hyper.items():
@@ -48,7 +50,7 @@ def schedules(pipe: Pipeline, state: State, steps: int) -> str:
     return "\n\n".join(charts) or "no hyperparameter of this run has a schedule"
 
 
-def wiring(pipe: Pipeline) -> str:
+def wiring(pipe: Description) -> str:
     """A line for each value that passes from one stage to another: `outputs: forward.model -> loss.cross_entropy`."""
     writers = {name: "State" for s in pipe.stages for name in s.keeps}
     readers: dict[tuple[str, str], list[str]] = {}

@@ -119,7 +119,7 @@ def _sweep(seal: Seal, base: TrainConfig, plan: Plan, quiet: bool) -> None:
     with interrupts(caught), watched(say, plan.axes, members, results, metric) as show:
         for chunk in _chunks(plan, groups, ends, results, metric, base.run.seed):
             if not plan.halving:  # those of groups before are done with
-                programs[:] = [p for p in programs if p.pipe.models == chunk.runs.models]
+                programs[:] = [p for p in programs if p.pipe.models == chunk.runs.pipe.models]
             if not work.trained(chunk, base, seal, say, programs, caught, partial(show, chunk), alone):
                 break
             results |= {m.name: work.rows_of(folder, m, chunk.end) for m in chunk.members}

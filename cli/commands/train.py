@@ -22,12 +22,16 @@ from cli.build import Job, begin, parameters
 from cli.commands import sample
 from cli.config import TrainConfig
 from cli.progress import interrupts, live, plain, printed, waiting, warn
+from cli.recipes.logger import logged
 from cli.seal import CHECKPOINTS, STATUS, Seal
-from pipeline import Pipeline, Report, State, checkpoint, fit, log, place, plot, testing, until
+from pipeline import Pipeline, Report, State, Sweep, checkpoint, fit, place, plot, testing, until
 from pipeline.checkpoint import Saved, Saver
 from pipeline.compile import Compiled
 from pipeline.direction import directions
 from pipeline.errors import CheckpointError, ConfigError, NonFiniteError
+from pipeline.programs.evaluate import better, watches
+from pipeline.programs.hyper import hyper_values
+from pipeline.programs.mesh import whole
 from pipeline.state import format_metric
 
 
@@ -146,15 +150,15 @@ def _head(say: Console, made: Job, state: State, config: TrainConfig, verbose: b
     say.print(f"data    {config.source}: {made.data}")
     for note in made.prepared.notes if made.prepared is not None else ():
         say.print(f"        {note}")
-    say.print(f"model   {made.model}: {parameters(made.pipe.whole(state).params):,} parameters")
+    say.print(f"model   {made.model}: {parameters(whole(made.pipe.program, state).params):,} parameters")
     reason = f" ({why})" if why else ""
-    say.print(f"device  {made.pipe.place.device}, {_threads()}{precision}{_together(made)}{reason}")
+    say.print(f"device  {made.stages.place.device}, {_threads()}{precision}{_together(made)}{reason}")
     if verbose:
-        say.print(f"\n{made.pipe}\n")
+        say.print(f"\n{made.stages}\n")
 
 
 def _together(made: Job) -> str:
-    mesh = made.pipe.place.mesh
+    mesh = made.stages.place.mesh
     if mesh is None:
         return ""
     shards = f", the weights in {mesh.shard} shards" if mesh.shard > 1 else ""
@@ -173,7 +177,7 @@ def _train(
     ended, last = "", False
     if going:
         seal.goes_on()
-    where = made.pipe.place
+    where = made.stages.place
     with (
         folders.Log(seal, saved.step if saved else 0) as lines,
         Saver(folders.inside(seal, CHECKPOINTS), keep=config.run.keep, best=metric, steps=config.run.save_steps,
@@ -231,7 +235,7 @@ def _train(
     result = plain(False)
     if best is not None and metric is not None:
         result.print(f"best    {format_metric(metric, best.value)} in epoch {best.epoch}")
-    averages = "".join(f", {name}.safetensors: their average" for name in made.pipe.averages)
+    averages = "".join(f", {name}.safetensors: their average" for name in made.stages.averages)
     and_best = f"{folders.BEST}: the weights of the best epoch, " if best is not None else ""
     result.print(f"run     {folder} ({and_best}{folders.WEIGHTS}: the weights as they are now{averages})")
     if stopped and report is not None:
@@ -253,9 +257,7 @@ def _reports(
         made.pipe, epochs=config.run.epochs, validate=made.validation, state=state, compile=program, interval=0.1,
         steps_per_call=_per_call(config), every=config.run.save_steps, start=start,
     )  # fmt: skip
-    if not config.run.tensorboard or not processes.first():
-        return reports
-    return log.tensorboard(reports, folders.inside(seal, "tensorboard"))
+    return logged(config.run.log if processes.first() else (), reports, lambda name: folders.inside(seal, name))
 
 
 def _stops(config: TrainConfig, metric: str | None, saver: Saver) -> dict[str, until.Stop]:
@@ -274,9 +276,11 @@ def _stops(config: TrainConfig, metric: str | None, saver: Saver) -> dict[str, u
 
 def _rate(made: Job, state: State) -> dict[str, float]:
     """The learning rate of the last step, where there is one and no stage measures it."""
-    if "evaluate.learning_rate" in [s.name for s in made.pipe.metrics]:
+    if "evaluate.learning_rate" in [s.name for s in made.stages.metrics]:
         return {}
-    numbers = [v["lr"] for v in made.pipe.hyper({**state.tree, "step": state.step - 1}).values() if "lr" in v]
+    numbers = [
+        v["lr"] for v in hyper_values(made.stages.graph, {**state.tree, "step": state.step - 1}).values() if "lr" in v
+    ]
     return {"train/learning rate": float(numbers[0].mean())} if len(numbers) == 1 else {}  # of members, all the same
 
 
@@ -294,8 +298,10 @@ def _best(made: Job, config: TrainConfig, state: State) -> str | None:
 
 def _first(made: Job, state: State) -> str | None:
     """The metric that tells the best epoch of a pipeline of the user's: the last that it measures beside the loss."""
-    numbers = [k for k, v in made.pipe.finish(made.pipe.zeros()).items() if v.ndim == 0 and "/" not in k]
-    known = [*directions(made.pipe.better(state), numbers)]
+    numbers = [
+        k for k, v in made.pipe.program.finish(made.pipe.program.zeros()).items() if v.ndim == 0 and "/" not in k
+    ]
+    known = [*directions(better(made.pipe.program, state), numbers)]
     return None if made.held_out is None or not known else "accuracy" if "accuracy" in known else known[-1]
 
 
@@ -341,7 +347,7 @@ def _verify(
     program = made.pipe.compile(backend=config.run.backend, fallback="eager") if config.run.compile else False
     for report in fit(
         made.pipe, epochs=saved.epoch + (saved.batch > 0), state=state, compile=program,
-        validate=made.validation if made.pipe.watches else None,
+        validate=made.validation if watches(made.pipe.program) else None,
         every=saved.step, start=before.start if before else (0, 0),
     ):  # fmt: skip
         if report.step >= saved.step:
@@ -355,7 +361,7 @@ def _verify(
 
 
 def _place(made: Job, saved: Saved) -> str:
-    batch = f", batch {saved.batch} of {made.pipe.load.batches}" if saved.batch and made.pipe.load else ""
+    batch = f", batch {saved.batch} of {made.stages.load.batches}" if saved.batch and made.stages.load else ""
     return f"after {saved.step:,} steps, {saved.epoch} epochs{batch}"
 
 
@@ -363,8 +369,8 @@ def _weights(
     made: Job, state: State, seal: Seal, best: checkpoint.Best | None, report: Report | None, saved: Saved | None
 ) -> dict[str, bytes]:
     """Files of weights, by their names."""
-    averages = {name: made.pipe.whole(seen) for name, seen in made.pipe.averaged(state).items()}
-    state = made.pipe.whole(state)
+    averages = {name: whole(made.pipe.program, seen) for name, seen in made.pipe.averaged(state).items()}
+    state = whole(made.pipe.program, state)
     epoch = report.epoch if report is not None else saved.epoch if saved is not None else 0
     now = {"epoch": epoch, "step": int(state.step)}
     found = {folders.WEIGHTS: (made.pipe.weights(state), {"weights": "last", **now})}
@@ -375,7 +381,7 @@ def _weights(
         try:
             kept: Any = state
             if best.step != now["step"]:
-                [model, *_] = made.pipe.models
+                [model, *_] = made.stages.models
                 saved = checkpoint.at(seal.folder / CHECKPOINTS, best.step, seal.fault)
                 kept = saved.kept(model.params, model.buffers)
             found[folders.BEST] = made.pipe.weights(kept), about
@@ -389,7 +395,9 @@ def _threads() -> str:
     return f"{count} thread{'s' if count > 1 else ''}"
 
 
-def compiled(pipe: Pipeline, held_out: Any, config: TrainConfig, state: State, say: Console, verbose: bool) -> Compiled:
+def compiled(
+    pipe: Pipeline | Sweep, held_out: Any, config: TrainConfig, state: State, say: Console, verbose: bool
+) -> Compiled:
     """The compiled step with all its graphs, or one that runs eagerly and said why."""
     program = pipe.compile(backend=config.run.backend, fallback="eager")
     start = time.perf_counter()

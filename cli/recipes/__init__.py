@@ -1,14 +1,16 @@
-"""Recipes: what a run is made of, by name; each with settings of its own. The one home of their defaults."""
+"""Recipes: what a run is made of, by name, each with its settings. The one home of their defaults."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from attrs import fields, frozen
 
-from cli.recipes import code, data, model
+from cli.recipes import data, model
+from cli.recipes.code import is_code
 from cli.recipes.loss import LOSSES, Loss
+from cli.recipes.metric import Metrics
 from cli.recipes.pipeline import Whole
 from cli.recipes.rule import OPTIMIZERS, Rule
 from cli.recipes.run import Run
@@ -17,54 +19,53 @@ from cli.recipes.schedule import SCHEDULES, Course
 
 @frozen
 class Table:
-    """A table of the settings: which recipes it may name, and by which key."""
+    """A table of the settings, such as [model]: one recipe for all names, or one for each."""
 
-    key: str
+    recipe: type
+    """The recipe of each name, or the base of those in `names`."""
+    names: Mapping[str, Any]
+    """What may be named; a class is the recipe of its name."""
+    key: str = ""
     """The setting that names the recipe; its flag is the table's name."""
-    known: Mapping[str, type]
-    help: str
-    chosen: Callable[[str], type | None]
-    """From a name to its recipe."""
+    own: type | None = None
+    """The recipe of the user's own code."""
+    help: str = ""
+
+    @property
+    def known(self) -> dict[str, type]:
+        """Name -> recipe; "" is one without a name."""
+        named = {n: entry if isinstance(entry, type) else self.recipe for n, entry in self.names.items()}
+        return named | ({"": self.own} if self.own else {}) or {"": self.recipe}
 
     @property
     def recipes(self) -> list[type]:
-        """Each class once."""
+        """Each class once, the default one first."""
         return list(dict.fromkeys(self.known.values()))
 
+    @property
+    def default(self) -> Any:
+        """What is named by default."""
+        return getattr(fields(self.recipe), self.key).default if self.key else None
 
-def _by_name(known: Mapping[str, type]) -> Callable[[str], type | None]:
-    return known.get
-
-
-def _data(source: str) -> type | None:
-    kind = data.kind_of(source)
-    return data.Custom if kind == "custom" else data.DATA[kind] if kind else None
-
-
-def _model(name: str) -> type | None:
-    return model.MODELS.get(name) or (model.Custom if code.is_code(name) else None)
+    def chosen(self, name: str) -> type | None:
+        """From a name to its recipe."""
+        if self.own is not None and is_code(name):
+            return self.own
+        return self.known.get(data.kind_of(name) or name) if self.recipe is data.Data else self.known.get(name)
 
 
-_RULES: dict[str, type] = dict.fromkeys(OPTIMIZERS, Rule)
-_COURSES: dict[str, type] = dict.fromkeys(SCHEDULES, Course)
-_LOSSES: dict[str, type] = dict.fromkeys(LOSSES, Loss)
 TABLES: dict[str, Table] = {
-    "data": Table(
-        "source",
-        {**data.DATA, "": data.Custom},
-        "digits, random, sklearn:NAME, a file or folder (table, arrays, idx, images, text, tokens), KIND:PATH, or "
-        "FILE.py:FUNCTION that gives a Dataset",
-        _data,
-    ),
+    "data": Table(data.Data, data.DATA, "source", data.Custom, data.help_text()),
     "model": Table(
-        "name", {**model.MODELS, "": model.Custom}, f"{', '.join(model.MODELS)}, or FILE.py:FUNCTION", _model
+        model.Model, model.MODELS, "name", model.Custom, f"{', '.join(model.MODELS)}, or FILE.py:FUNCTION"
     ),
-    "optimizer": Table("name", _RULES, "", _by_name(_RULES)),
-    "schedule": Table("name", _COURSES, "", _by_name(_COURSES)),
-    "loss": Table("name", _LOSSES, "", _by_name(_LOSSES)),
-    "pipeline": Table("name", {"": Whole}, "", lambda name: Whole if code.is_code(name) else None),
-    "run": Table("", {"": Run}, "", _by_name({"": Run})),
-}
+    "optimizer": Table(Rule, OPTIMIZERS, "name"),
+    "schedule": Table(Course, SCHEDULES, "name"),
+    "loss": Table(Loss, LOSSES, "name"),
+    "evaluate": Table(Metrics, {}),
+    "pipeline": Table(Whole, {}, "name", Whole),
+    "run": Table(Run, {}),
+}  # fmt: skip
 
 
 def settings(recipe: type) -> dict[str, Any]:
@@ -73,7 +74,7 @@ def settings(recipe: type) -> dict[str, Any]:
 
 
 def home(name: str) -> tuple[str, str] | None:
-    """The table and the key of a setting, by its whole name `optimizer.lr`, or by that of its flag, `lr` or `data`."""
+    """The table and the key of a setting, by its full name `optimizer.lr`, or by that of its flag, `lr` or `data`."""
     table, dot, key = name.partition(".")
     if dot:
         return (table, key) if table in TABLES else None
@@ -86,5 +87,5 @@ def home(name: str) -> tuple[str, str] | None:
 
 
 def flag_name(table: str, key: str) -> str:
-    """What a setting is called where it stands alone: as its flag, in words, and in older files."""
+    """The name of a setting's flag: the table's, for the setting that names its recipe."""
     return table if key == TABLES[table].key else key

@@ -1,4 +1,4 @@
-"""Code of the user's: functions in files and packages, named on the command line."""
+"""The user's own code: functions in files and packages, named on the command line or in a config."""
 
 from __future__ import annotations
 
@@ -11,29 +11,55 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from attrs import Attribute
+
 from cli.recipes.setting import refusal
 
 
 def is_code(name: str) -> bool:
     """Whether a name is FILE.py:FUNCTION or PACKAGE.MODULE:FUNCTION."""
     module, colon, function = name.rpartition(":")
-    return bool(colon) and function.isidentifier() and (module.endswith(".py") or _dotted(module))
+    return bool(colon) and function.isidentifier() and (module.endswith(".py") or _is_dotted(module))
+
+
+def each_in(table: Mapping[str, Any]) -> Any:
+    """A check of a tuple: each is a name in the table, or code."""
+
+    def check(_: Any, attribute: Attribute[Any], value: tuple[str, ...]) -> None:
+        for name in value:
+            if name not in table and not is_code(name):
+                raise refusal(f"unknown {attribute.name} {name!r}", name, table)
+        if len({*value}) < len(value):
+            raise refusal(f"--{attribute.name} names one twice: {', '.join(value)}")
+
+    return check
 
 
 def load(name: str) -> Callable[..., Any]:
-    """The function. Raises ConfigError where there is none."""
-    if not is_code(name):  # whatever is loaded is what somebody was asked about
+    """The function. Raises ConfigError if there is none."""
+    if not is_code(name):  # only names that `code_in` finds are loaded: the user was asked to trust them
         raise refusal(f"{name!r} is no code: FILE.py:FUNCTION or PACKAGE.MODULE:FUNCTION")
-    where, _, function = name.rpartition(":")
-    module = _file(Path(where)) if where.endswith(".py") else _package(where)
+    home, _, function = name.rpartition(":")
+    module = _from_file(Path(home)) if home.endswith(".py") else _from_package(home)
     found = getattr(module, function, None)
     if not callable(found):
-        raise refusal(f"{where} has no function {function!r}", function, vars(module))
+        raise refusal(f"{home} has no function {function!r}", function, vars(module))
     return found  # type: ignore[no-any-return]  # it is callable
 
 
-def called(name: str, function: Callable[..., Any], options: Mapping[str, Any], known: Mapping[str, Any]) -> Any:
-    """A call with the user's options, and with what is known and asked for by name."""
+def wanted(function: Callable[..., Any], known: Mapping[str, Any]) -> dict[str, Any]:
+    """The known values that a function has a parameter for.
+
+    >>> wanted(lambda dim, classes=2: ..., {"dim": 1, "task": "regression"})
+    {'dim': 1}
+    """
+    return {name: known[name] for name in inspect.signature(function).parameters if name in known}
+
+
+def called(
+    name: str, function: Callable[..., Any], options: Mapping[str, Any], known: Mapping[str, Any], table: str
+) -> Any:
+    """The result of a call with the options of a table, and the known values that the function asks for by name."""
     try:
         parameters = inspect.signature(function).parameters
     except (TypeError, ValueError):
@@ -42,15 +68,15 @@ def called(name: str, function: Callable[..., Any], options: Mapping[str, Any], 
     for option in options:
         if option not in parameters and not open_ended:
             raise refusal(f"{name} takes no {option!r}", option, parameters)
-    given = {n: known[n] for n in parameters if n in known} | dict(options)
+    arguments = wanted(function, known) | dict(options)
     for n, p in parameters.items():
-        if n not in given and p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY):
+        if n not in arguments and p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY):
             raise refusal(
                 f"{name} asks for {n!r}, which neither the data nor you gave: these data have {', '.join(known)}; "
-                f"give it a default, or --set model.{n}=..."
+                f"give it a default, or --set {table}.{n}=..."
             )
     try:
-        return function(**given)
+        return function(**arguments)
     except Exception as e:
         from pipeline.errors import PipeError, place_of
 
@@ -59,7 +85,7 @@ def called(name: str, function: Callable[..., Any], options: Mapping[str, Any], 
         raise refusal(f"{name} failed: {type(e).__name__}: {e}{place_of(e)}") from e
 
 
-def _file(path: Path) -> ModuleType:
+def _from_file(path: Path) -> ModuleType:
     if not path.is_file():
         raise refusal(f"can't read {path}: No such file")
     spec = importlib.util.spec_from_file_location(path.stem, path)
@@ -68,37 +94,37 @@ def _file(path: Path) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     sys.modules[path.stem] = module
     folder = str(path.resolve().parent)
-    if folder not in sys.path:  # so that a file finds those beside it, as when Python runs it
+    if folder not in sys.path:  # so that a file can import its neighbours, as in `python FILE.py`
         sys.path.insert(0, folder)
-    _run(str(path), lambda: spec.loader.exec_module(module))  # type: ignore[union-attr]  # asserted above
+    _imported(str(path), lambda: spec.loader.exec_module(module))  # type: ignore[union-attr]  # asserted above
     return module
 
 
-def _package(name: str) -> ModuleType:
+def _from_package(name: str) -> ModuleType:
     if "" not in sys.path:  # as `python -m` has it
         sys.path.insert(0, "")
-    found: ModuleType = _run(name, lambda: importlib.import_module(name))
-    return found
+    module: ModuleType = _imported(name, lambda: importlib.import_module(name))
+    return module
 
 
-def _run(name: str, load: Callable[[], Any]) -> Any:
+def _imported(name: str, load: Callable[[], Any]) -> Any:
     try:
         return load()
     except Exception as e:
-        line = e.lineno if isinstance(e, SyntaxError) else _line(e, name)
-        where = f", line {line}" if line else ""
-        raise refusal(f"{name}{where} can't be imported: {type(e).__name__}: {e}") from e
+        line = e.lineno if isinstance(e, SyntaxError) else _last_line(e, name)
+        place = f", line {line}" if line else ""
+        raise refusal(f"{name}{place} can't be imported: {type(e).__name__}: {e}") from e
 
 
-def _line(error: Exception, name: str) -> int | None:
-    """The last line of the file that an error passed through."""
-    found, trace = None, error.__traceback__
+def _last_line(error: Exception, name: str) -> int | None:
+    """The last line of the file that is in an error's traceback."""
+    line, trace = None, error.__traceback__
     while trace is not None:
         if trace.tb_frame.f_code.co_filename.endswith(Path(name).name):
-            found = trace.tb_lineno
+            line = trace.tb_lineno
         trace = trace.tb_next
-    return found
+    return line
 
 
-def _dotted(name: str) -> bool:
-    return "." in name and all(part.isidentifier() for part in name.split("."))
+def _is_dotted(name: str) -> bool:
+    return "." in name and all(word.isidentifier() for word in name.split("."))

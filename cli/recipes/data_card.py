@@ -1,4 +1,4 @@
-"""About: what is known of a run's data, so that its model can be used on others."""
+"""About: a run's data as its model needs to know them to be used on others."""
 
 from __future__ import annotations
 
@@ -10,13 +10,12 @@ from attrs import asdict, frozen
 
 from cli.recipes.model.base import Fixed
 from cli.recipes.setting import refusal
+from cli.recipes.task import TASKS
 
 if TYPE_CHECKING:
     from pipeline.sources import Prepared
 
 FORMAT = 1
-TASKS: dict[str, Any] = {"classification": "classification", "regression": "regression", "labels": "several labels",
-         "language": "language modelling"}  # fmt: skip
 
 
 def _texts(values: Any) -> bool:
@@ -40,11 +39,11 @@ def _is_column(c: Any) -> bool:
 
 @frozen(eq=False)
 class About:
-    """The task and the shapes, the names of classes, and what was fitted to the training samples."""
+    """The task, the shapes, the names of classes, and what was fitted to the training samples."""
 
     fixed: Fixed
     classes: tuple[str, ...]
-    """Of classes, several labels, or several values."""
+    """Names of classes, of several labels, or of several values."""
     notes: tuple[str, ...]
     fitted: Mapping[str, Any]
 
@@ -58,20 +57,20 @@ class About:
 
     @classmethod
     def read(cls, found: Any, path: Path) -> About:
-        """From what is in a run's data.json. Raises ConfigError where that is something else."""
+        """From a run's data.json. Raises ConfigError if that holds anything else."""
         try:
-            if found.get("format", FORMAT) != FORMAT:
+            if found["format"] != FORMAT:
                 raise refusal(f"{path} has format {found['format']!r}, which this version does not know; update it")
             fixed: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in found["fixed"].items()}
-            made = cls(Fixed(**fixed), tuple(found["classes"]), tuple(found["notes"]), found["fitted"])
-            if not made._fits():
+            about = cls(Fixed(**fixed), tuple(found["classes"]), tuple(found["notes"]), found["fitted"])
+            if not about._fits():
                 raise TypeError
-            return made
+            return about
         except (AttributeError, KeyError, TypeError, ValueError, OverflowError):
             raise refusal(f"{path} is not what a run writes; is it damaged?") from None
 
     def _fits(self) -> bool:
-        """Whether all is of the types that are written, and there is what each kind of data needs."""
+        """Whether all values have the types that a run writes, with what each kind of data needs."""
         f, fitted = self.fixed, self.fitted
         good = _texts((*self.classes, *self.notes, *f.values, f.source)) and f.task in TASKS.values()
         good &= type(f.floats) is bool and _counts((*f.inputs, f.outputs)) and isinstance(f.inputs, tuple)
@@ -95,6 +94,6 @@ class About:
 
     @property
     def target(self) -> str:
-        """What is learned, by the name of its column, where it has one."""
+        """The name of the target column, if it has one."""
         names: list[str] = self.fitted.get("targets", {}).get("names", ["targets"])
         return ", ".join(names)

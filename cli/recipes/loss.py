@@ -1,87 +1,79 @@
-"""Loss: what is made small, and what is measured beside it, by the task."""
+"""Losses by name: one line each."""
 
 from __future__ import annotations
 
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING
 
 from attrs import frozen
 
+from cli.recipes.code import wanted
 from cli.recipes.setting import below_one, refusal, setting
+from cli.recipes.task import CLASSES, LABELS, TOKENS, VALUES
 
 if TYPE_CHECKING:
     from pipeline import loss
     from pipeline.sources import Prepared
     from pipeline.stage import Stage
 
-LOSSES = {
-    "auto": "by the task",
-    "cross-entropy": "of classes and tokens",
-    "binary-cross-entropy": "of several labels",
-    "mse": "squared error of values",
-    "mae": "absolute error",
-    "huber": "between the two",
-}
-_TASKS = {
-    "cross-entropy": ("classification", "language modelling"),
-    "binary-cross-entropy": ("several labels",),
-    "mse": ("regression",),
-    "mae": ("regression",),
-    "huber": ("regression",),
+
+@frozen
+class Criterion:
+    """A loss that the command knows."""
+
+    help: str
+    home: str = ""
+    """Its function, `module:function`, called with `dim` of the classes and `smoothing`, if it has these parameters."""
+    tasks: tuple[str, ...] = ()
+    """The tasks it is for. The first loss of a task is its default."""
+
+
+LOSSES: dict[str, Criterion] = {
+    "auto": Criterion("by the task"),
+    "cross-entropy": Criterion("of classes and tokens", "pipeline.loss:cross_entropy", (CLASSES, TOKENS)),
+    "binary-cross-entropy": Criterion("of several labels", "pipeline.loss:binary_cross_entropy", (LABELS,)),
+    "mse": Criterion("squared error of values", "pipeline.loss:mse", (VALUES,)),
+    "mae": Criterion("absolute error", "pipeline.loss:l1", (VALUES,)),
+    "huber": Criterion("between the two", "pipeline.loss:huber", (VALUES,)),
 }
 
 
 @frozen
 class Loss:
-    """What is made small."""
+    """The loss to minimize."""
 
     name: str = setting(
-        "auto", "what is made small: " + "; ".join(f"{name} ({what})" for name, what in LOSSES.items()), fixed=True
+        "auto", "to minimize: " + "; ".join(f"{name} ({known.help})" for name, known in LOSSES.items()), fixed=True
     )
     smoothing: float = setting(0.0, "share of a class's target that all classes have", below_one, fixed=True)
 
     def stage(self, task: str) -> loss.Loss:
         """The loss of a task."""
-        from pipeline import loss
-
-        name = self.name
-        if name == "auto":
-            name = next(n for n, tasks in _TASKS.items() if task in tasks)
-        elif task not in _TASKS[name]:
-            fitting = [n for n, tasks in _TASKS.items() if task in tasks]
+        fitting = [name for name, known in LOSSES.items() if task in known.tasks]
+        name = fitting[0] if self.name == "auto" else self.name
+        if name not in fitting:
             raise refusal(f"--loss {name} is not for {task}; use {' or '.join(fitting)}")
-        if name == "cross-entropy":
-            return loss.cross_entropy(dim=-1 if task == "language modelling" else 1, smoothing=self.smoothing)
-        if self.smoothing:
+        criterion = resolve_name(LOSSES[name].home)
+        options = wanted(criterion, {"dim": -1 if task == TOKENS else 1, "smoothing": self.smoothing})
+        if self.smoothing and "smoothing" not in options:
             raise refusal(f"--smoothing belongs to --loss cross-entropy, not to {name}; leave it out")
-        makes = {"binary-cross-entropy": loss.binary_cross_entropy, "mse": loss.mse, "mae": loss.l1}
-        return makes[name]() if name in makes else loss.huber()
-
-    def stages(self, data: Prepared) -> list[Stage]:
-        """The loss and the metrics of a data set."""
-        from pipeline import evaluate
-
-        made = self.stage(data.task)
-        if data.task == "language modelling":
-            return [made, evaluate.accuracy(dim=-1), evaluate.perplexity(dim=-1)]
-        if data.task != "regression":
-            return [made, evaluate.accuracy(several=data.task == "several labels")]
-        measured = [evaluate.mean_absolute_error(), evaluate.r2()]
-        if TARGET_MEAN not in data.fitted:
-            return [made, *measured]
-        return [*_scales(data), made.rename(targets="scaled"), *(m.rename(outputs="predictions") for m in measured)]
+        stage: loss.Loss = criterion(**options)
+        return stage
 
 
 TARGET_MEAN, TARGET_STD = "target_mean", "target_std"
-"""Under which a data set's fitted numbers have those of its targets, one for each value."""
+"""Keys of `fitted`: mean and standard deviation of each target value."""
 
 
-def _scales(data: Prepared) -> list[Stage]:
-    """The model learns values of mean 0 and deviation 1; metrics are in the values' own units."""
+def standardized(data: Prepared, loss: Stage, metrics: list[Stage]) -> list[Stage]:
+    """A loss on targets of mean 0 and deviation 1, and metrics in the units of the data, if these have a mean."""
+    if TARGET_MEAN not in data.fitted:
+        return [loss, *metrics]
     from torch import Tensor
 
     from pipeline import stage
 
-    mean, std = (data.fitted[key] for key in (TARGET_MEAN, TARGET_STD))
+    mean, std = data.fitted[TARGET_MEAN], data.fitted[TARGET_STD]
 
     def scale(targets: Tensor) -> Tensor:
         return (targets - targets.new_tensor(mean)) / targets.new_tensor(std)
@@ -89,4 +81,6 @@ def _scales(data: Prepared) -> list[Stage]:
     def unscale(outputs: Tensor) -> Tensor:
         return outputs * outputs.new_tensor(std) + outputs.new_tensor(mean)
 
-    return [stage(writes="scaled")(scale), stage(writes="predictions")(unscale)]
+    scales: list[Stage] = [stage(writes="scaled")(scale), stage(writes="predictions")(unscale)]
+    read = [m.rename(outputs="predictions") if "outputs" in m.reads else m for m in metrics]
+    return [*scales, loss.rename(targets="scaled"), *read]

@@ -1,4 +1,4 @@
-"""A whole pipeline of the user's."""
+"""A whole pipeline of the user's own."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ if TYPE_CHECKING:
     from pipeline import Pipeline
 
 PARTS = ("batch_size", "accumulate", "clip", "ema", "device", "precision", "on_nonfinite", "folds", "fold", "telemetry")
-"""Settings of a run that are parts of a pipeline, and so of one's own."""
+"""Settings of a run that belong to its pipeline, and so do not apply to the user's own."""
 
 
 @frozen
 class Whole:
-    """What a function of the user's makes: a Pipeline, or a Pipeline and the data to hold out."""
+    """A function of the user's that makes a Pipeline, or a Pipeline and the held-out data."""
 
     name: str | None = setting(None, "FILE.py:FUNCTION that makes a Pipeline, in place of data and model", fixed=True)
     options: Mapping[str, Any] = field(factory=dict, metadata={"fixed": True})
 
     def make(self, known: Mapping[str, Any]) -> tuple[Pipeline, Any]:
-        """The pipeline, and what is held out."""
+        """The pipeline and the held-out data."""
         from pipeline import Pipeline
 
         assert self.name is not None
-        made = code.called(self.name, code.load(self.name), self.options, known)
-        pipe, held_out = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
+        result = code.called(self.name, code.load(self.name), self.options, known, "pipeline")
+        pipe, held_out = result if isinstance(result, tuple) and len(result) == 2 else (result, None)
         if not isinstance(pipe, Pipeline):
             raise refusal(f"{self.name} made {type(pipe).__name__}, not a Pipeline, nor a Pipeline and held-out data")
         if pipe.load is None:

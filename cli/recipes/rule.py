@@ -1,8 +1,9 @@
-"""Rule: the update rules by name."""
+"""Update rules by name: one line each."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from attrs import frozen
@@ -14,30 +15,45 @@ if TYPE_CHECKING:
     from pipeline.stage import Stage
 
 Rate: TypeAlias = Callable[[float], "Schedule | float"]
-"""From a base to what a rule takes."""
-OPTIMIZERS = {
-    "sgd": 0.3,
-    "asgd": 0.3,
-    "adam": 0.003,
-    "adamw": 0.003,
-    "adamax": 0.01,
-    "nadam": 0.003,
-    "radam": 0.01,
-    "adadelta": 1.0,
-    "adafactor": 0.03,
-    "adagrad": 0.03,
-    "lamb": 0.01,
-    "lion": 0.001,
-    "muon": 0.05,  # of its matrices; by default, what is left to adamw has REST
-    "rmsprop": 0.003,
-    "rprop": 0.001,
-    "schedule-free-adamw": 0.01,
+"""From a base learning rate to the one that a rule takes."""
+
+
+@frozen
+class Optimizer:
+    """An update rule that the command knows."""
+
+    home: str
+    """Its function, `module:function`, called as f(lr), with weight_decay= and momentum= if it has them."""
+    lr: float
+    """The default learning rate."""
+    momentum: float | None = None
+    """The default momentum, of a rule that has one; at 0 it keeps no memory."""
+    decays: bool = True
+    """Whether it has weight decay."""
+    schedule_free: bool = False
+    """Whether its learning rate needs no schedule."""
+
+
+OPTIMIZERS: dict[str, Optimizer] = {
+    "sgd": Optimizer("pipeline.update:sgd", 0.3, momentum=0.9),
+    "asgd": Optimizer("pipeline.update:asgd", 0.3),
+    "adam": Optimizer("pipeline.update:adam", 0.003),
+    "adamw": Optimizer("pipeline.update:adamw", 0.003),
+    "adamax": Optimizer("pipeline.update:adamax", 0.01),
+    "nadam": Optimizer("pipeline.update:nadam", 0.003),
+    "radam": Optimizer("pipeline.update:radam", 0.01),
+    "adadelta": Optimizer("pipeline.update:adadelta", 1.0),
+    "adafactor": Optimizer("pipeline.update:adafactor", 0.03),
+    "adagrad": Optimizer("pipeline.update:adagrad", 0.03),
+    "lamb": Optimizer("pipeline.update:lamb", 0.01),
+    "lion": Optimizer("pipeline.update:lion", 0.001),
+    "muon": Optimizer("pipeline.update:muon", 0.05),  # of its matrices; REST is that of the others
+    "rmsprop": Optimizer("pipeline.update:rmsprop", 0.003, momentum=0.0),
+    "rprop": Optimizer("pipeline.update:rprop", 0.001, decays=False),
+    "schedule-free-adamw": Optimizer("pipeline.update:schedule_free_adamw", 0.01, schedule_free=True),
 }
-"""Optimizer -> the learning rate that it gets where none is given."""
 REST = 0.02
-"""The learning rate of what muon leaves to adamw."""
-MOMENTA = {"sgd": 0.9, "rmsprop": 0.0}
-"""Optimizer -> the momentum that it gets where none is given; with 0, it remembers none."""
+"""The default learning rate of the parameters that muon leaves to adamw."""
 
 
 @frozen
@@ -65,45 +81,49 @@ class Rule:
     )
 
     def __attrs_post_init__(self) -> None:
-        if self.momentum is not None and self.name not in MOMENTA:
-            raise refusal(f"--momentum belongs to --optimizer sgd or rmsprop, not to {self.name}; leave it out")
+        if self.momentum is not None and OPTIMIZERS[self.name].momentum is None:
+            fitting = " or ".join(name for name, known in OPTIMIZERS.items() if known.momentum is not None)
+            raise refusal(f"--momentum belongs to --optimizer {fitting}, not to {self.name}; leave it out")
         if self.rest_lr is not None and self.name != "muon":
             raise refusal(f"--rest-lr belongs to --optimizer muon, not to {self.name}; leave it out")
-        if self.name == "rprop" and (self.weight_decay is not None or self.no_decay is not None):
-            raise refusal("--optimizer rprop has no weight decay; leave out --weight-decay and --no-decay")
+        if not OPTIMIZERS[self.name].decays and (self.weight_decay is not None or self.no_decay is not None):
+            raise refusal(f"--optimizer {self.name} has no weight decay; leave out --weight-decay and --no-decay")
 
     @property
     def own_momentum(self) -> float | None:
-        """The momentum that the optimizer gets; None where it has none."""
-        return MOMENTA.get(self.name) if self.momentum is None else self.momentum
+        """The momentum, chosen or default; None if the rule has none."""
+        return OPTIMIZERS[self.name].momentum if self.momentum is None else self.momentum
 
     @property
     def base(self) -> float:
         """The learning rate that a schedule multiplies."""
-        return self.lr or OPTIMIZERS[self.name]
+        return self.lr or OPTIMIZERS[self.name].lr
 
-    def stage(self, rate: Rate, inside: Collection[str]) -> Stage:
-        """The update, with learning rates by their schedule; `inside` names the matrices inside the network."""
+    @property
+    def schedule_free(self) -> bool:
+        return OPTIMIZERS[self.name].schedule_free
+
+    def stage(self, rate: Rate, hidden: Collection[str]) -> Stage:
+        """The update, with learning rates by their schedule; `hidden` names the weight matrices of hidden layers."""
         from pipeline import update
 
         options = {} if self.weight_decay is None else {"weight_decay": self.weight_decay}
-        made = self._rule(rate, inside, options)
+        stage = self._rule(rate, hidden, options)
         if self.no_decay is None:
-            return made
-        if not any(value for name, value in made.hyper.items() if name.endswith("weight_decay")):
+            return stage
+        if not any(value for name, value in stage.hyper.items() if name.endswith("weight_decay")):
             raise refusal(f"--no-decay has nothing to leave out: {self.name} has no --weight-decay here; give one")
-        return update.groups({self.no_decay: self._rule(rate, inside, {"weight_decay": 0.0})}, otherwise=made)
+        return update.groups({self.no_decay: self._rule(rate, hidden, {"weight_decay": 0.0})}, otherwise=stage)
 
-    def _rule(self, rate: Rate, inside: Collection[str], options: dict[str, Any]) -> Stage:
-        from pipeline import update
-
-        lr = rate(self.base)
+    def _rule(self, rate: Rate, hidden: Collection[str], options: dict[str, Any]) -> Stage:
         if self.name == "muon":
-            if not inside:
+            from pipeline import update
+
+            if not hidden:
                 raise refusal("--optimizer muon has no matrix between this model's inputs and outputs; use adamw")
             rest = update.adamw(rate(self.rest_lr or REST), **options)
-            return update.muon(lr, matrices=lambda name, _: name in inside, rest=rest, **options)
+            return update.muon(rate(self.base), matrices=lambda name, _: name in hidden, rest=rest, **options)
         if self.own_momentum is not None:
             options = {**options, "momentum": self.own_momentum}
-        made: Stage = getattr(update, self.name.replace("-", "_"))(lr, **options)
-        return made
+        stage: Stage = resolve_name(OPTIMIZERS[self.name].home)(rate(self.base), **options)
+        return stage

@@ -6,22 +6,12 @@ from typing import Any
 
 from attrs import Attribute, frozen
 
-from cli.recipes.setting import at_least, below_one, one_of, refusal, setting
+from cli.recipes.code import each_in
+from cli.recipes.logger import LOGGERS
+from cli.recipes.setting import at_least, below_one, between, one_of, refusal, setting
 
-
-def _threads(_: Any, attribute: Attribute[Any], value: int | None) -> None:
-    if value is not None and not 1 <= value <= 4096:
-        raise refusal(f"--threads {value} is out of range: it must be from 1 to 4096")
-
-
-def _seed(_: Any, attribute: Attribute[Any], value: int) -> None:
-    if not 0 <= value < 2**63:
-        raise refusal(f"--seed {value} is out of range: it must be from 0 to 2**63 - 1")
-
-
-def _split(_: Any, attribute: Attribute[Any], value: int | None) -> None:
-    if value is not None:
-        _seed(_, attribute, value)
+_threads = between(1, 4096, "from 1 to 4096")
+_seed = between(0, 2**63 - 1, "from 0 to 2**63 - 1")
 
 
 def _steps(_: Any, attribute: Attribute[Any], value: str) -> None:
@@ -35,7 +25,7 @@ class Run:
 
     epochs: int = setting(20, "passes over the training data", at_least(1))
     batch_size: int = setting(64, "samples a step", at_least(1), fixed=True)
-    accumulate: int = setting(1, "parts that a batch is taken in, with the memory of one", at_least(1))
+    accumulate: int = setting(1, "microbatches of a batch, to need the memory of one", at_least(1))
     clip: float = setting(1.0, "largest gradient norm; 0 for no clipping", at_least(0))
     ema: float | None = setting(
         None,
@@ -43,28 +33,30 @@ class Run:
         below_one,
     )
     folds: int | None = setting(
-        None, "one of so many folds is held out, instead of a share", at_least(2, most=1000), fixed=True
+        None, "hold out one of so many folds, instead of a share", at_least(2, most=1000), fixed=True
     )
     fold: int | None = setting(
         None, "with --folds: which one, from 0  [default: each in turn]", at_least(0), fixed=True
     )
     ensemble: int | None = setting(
         None,
-        "members with seeds of their own, trained side by side as one model: its answer is their mean  [default: none]",
+        "members with their own seeds, trained side by side as one model, whose answer is their mean  [default: none]",
         at_least(2),
         fixed=True,
     )
     seed: int = setting(0, "of the split, the weights, the order and dropout", _seed, fixed=True)
     split_seed: int | None = setting(
-        None, "of what is held out, where it is not --seed: members of a sweep share their data", _split, fixed=True
+        None, "of the split alone, such as one for all members of a sweep  [default: --seed]", _seed, fixed=True
     )
     device: str = setting("auto", "cpu, cuda, cuda:N, or auto: a GPU; for a small model, the faster of both")
     shard: int = setting(
         1,
-        "with several processes: parts that the weights and the rule's memory are in, a divisor of their number",
+        "with several processes: shards of the weights and of the optimizer's memory, a divisor of their number",
         at_least(1),
     )
-    timeout: float = setting(600.0, "seconds that a process waits for another one", at_least(0, above=True, most=1e8))
+    timeout: float = setting(
+        600.0, "seconds that a process waits for another one", at_least(0, above=True, most=1e8)
+    )  # fmt: skip
     precision: str = setting(
         "fp32",
         "of products: fp32, tf32 (of a GPU), bf16 or fp16; weights stay fp32",
@@ -75,19 +67,17 @@ class Run:
         "auto", "steps in one call of the compiled program: a number, epoch, or auto: about 0.1 s of them", _steps
     )
     compile: bool = setting(True, "run the step as one compiled graph")
-    backend: str = setting(
-        "auto", "what torch.compile compiles it by: auto, native (for a CPU), inductor, or another that torch has"
-    )
+    backend: str = setting("auto", "of torch.compile: auto, native (for a CPU), inductor, or another that torch has")
     on_nonfinite: str = setting(
         "stop",
-        "where a loss or gradient is NaN or infinite: stop, or skip that step",
+        "if a loss or gradient is NaN or infinite: stop, or skip that step",
         one_of(("stop", "skip")),
         fixed=True,
     )
     save_steps: int | None = setting(None, "also write a checkpoint after each N steps", at_least(1))
     save_minutes: float = setting(
         5.0,
-        "minutes between checkpoints inside an epoch; each epoch has one too, as far as they take no 0.5 % of the time",
+        "minutes between checkpoints inside an epoch; each epoch ends with one, unless it costs over 0.5 % of the time",
         at_least(0, most=1e8),
     )
     keep: int = setting(2, "how many of the newest checkpoints stay, beside the best", at_least(1))
@@ -95,11 +85,17 @@ class Run:
         False, "measure gradient norm, update ratio and learning rate in each step; --verbose does too", fixed=True
     )
     patience: int | None = setting(
-        None, "stop after so many epochs in which the best one was not surpassed  [default: never]", at_least(1)
-    )
+        None, "stop after so many epochs without a better one  [default: never]", at_least(1)
+    )  # fmt: skip
     minutes: float | None = setting(None, "stop after so many minutes  [default: never]", at_least(0, True, most=1e8))
-    tensorboard: bool = setting(False, "also log for TensorBoard, in the run's folder")
-    best: str | None = setting(None, "held-out metric that tells the best epoch  [default: accuracy, or r2 for values]")
+    log: tuple[str, ...] = setting(
+        (),
+        f"also log, in the run's folder: {', '.join(LOGGERS)}, or FILE.py:FUNCTION of reports and a folder",
+        each_in(LOGGERS),
+    )
+    best: str | None = setting(
+        None, "held-out metric that tells the best epoch  [default: accuracy; r2 for values, perplexity for tokens]"
+    )
     out: str | None = setting(None, "folder of the run  [default: the next free runs/DATA-MODEL-N]", fixed=True)
 
     def __attrs_post_init__(self) -> None:

@@ -1,9 +1,10 @@
-"""Schedule: the courses of the learning rate by name."""
+"""Schedules of the learning rate by name: one line each."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from pkgutil import resolve_name
+from typing import TYPE_CHECKING, Any
 
 from attrs import frozen
 
@@ -12,21 +13,48 @@ from cli.recipes.setting import at_least, refusal, setting
 if TYPE_CHECKING:
     from pipeline.schedules import Schedule
 
-SCHEDULES = {
-    "auto": "cosine; constant for schedule-free-adamw",
-    "constant": "",
-    "cosine": "down to 0",
-    "cosine-restarts": "3 cosines, each twice as long as the last",
-    "exponential": "to 1/100",
-    "linear": "up from 1/3 in the first tenth",
-    "multi-step": "/10 at 1/2 and 3/4 of the run",
-    "one-cycle": "up from 1/25 in the first 0.3, then down to 0",
-    "plateau": "halved after 3 epochs without a lower held-out loss",
-    "polynomial": "a line down to 0",
-    "step": "/10 in each third",
-    "wsd": "up from 0 in the first 0.05 or in the --warmup, down to 0 in the last 0.2",
-}
-"""Schedule -> what it does to the learning rate in a run."""
+
+@frozen
+class Shape:
+    """A schedule that the command knows."""
+
+    help: str
+    home: str = ""
+    """Its function, `module:function`, called as f(lr, **options(steps))."""
+    options: Callable[[float], Mapping[str, Any]] = lambda steps: {"steps": steps}
+    """Its other arguments in a run of so many steps."""
+
+
+SCHEDULES: dict[str, Shape] = {
+    "auto": Shape("cosine; constant for schedule-free-adamw"),
+    "constant": Shape(""),
+    "cosine": Shape("down to 0", "pipeline.schedules:cosine"),
+    "cosine-restarts": Shape(
+        "3 cosines, each twice as long as the last", "pipeline.schedules:cosine_restarts",
+        lambda steps: {"period": max(steps / 7, 1), "mult": 2},
+    ),
+    "exponential": Shape(
+        "to 1/100", "pipeline.schedules:exponential", lambda steps: {"gamma": 0.01, "every": steps}
+    ),
+    "linear": Shape(
+        "up from 1/3 in the first tenth", "pipeline.schedules:linear", lambda steps: {"steps": max(steps / 10, 1)}
+    ),
+    "multi-step": Shape(
+        "/10 at 1/2 and 3/4 of the run", "pipeline.schedules:multi_step",
+        lambda steps: {"milestones": [steps / 2, 3 * steps / 4]},
+    ),
+    "one-cycle": Shape("up from 1/25 in the first 0.3, then down to 0", "pipeline.schedules:one_cycle"),
+    "plateau": Shape(
+        "halved after 3 epochs without a lower held-out loss", "pipeline.schedules:reduce_on_plateau",
+        lambda steps: {"factor": 0.5, "patience": 3},
+    ),
+    "polynomial": Shape("a line down to 0", "pipeline.schedules:polynomial"),
+    "step": Shape("/10 in each third", "pipeline.schedules:step", lambda steps: {"every": max(steps // 3, 1)}),
+    "wsd": Shape(
+        "up from 0 in the first 0.05 or in the --warmup, down to 0 in the last 0.2",
+        "pipeline.schedules:warmup_stable_decay", lambda steps: {"steps": steps, "warmup": 0.05},
+    ),
+}  # fmt: skip
 
 
 def _warmup(_: object, attribute: object, value: float) -> None:
@@ -40,38 +68,31 @@ class Course:
 
     name: str = setting(
         "auto",
-        "of the learning rate: " + "; ".join(f"{name} ({what})" if what else name for name, what in SCHEDULES.items()),
+        "of the learning rate: " + "; ".join(f"{n} ({s.help})" if s.help else n for n, s in SCHEDULES.items()),
     )
     warmup: float = setting(
-        0.0, "in front of any schedule, up from 0: a share of the run where below 1, else steps", at_least(0), _warmup
+        0.0, "before any schedule, up from 0: a share of the run if below 1, else steps", at_least(0), _warmup
     )
 
     def learning_rate(self, lr: float, steps: int, *, free: bool = False) -> Schedule | float:
-        """The schedule of a run of so many steps, behind its warm-up; `free`: the rule needs none."""
-        from pipeline import schedules
-
+        """The schedule of a run of so many steps, after its warmup; `free`: the rule needs none."""
         warmup = round(self.warmup * steps) if self.warmup < 1 else round(self.warmup)
         if warmup and warmup >= steps:
             raise refusal(f"--warmup {self.warmup:g} is no shorter than the run, which has {steps:,} steps")
-        made = self._course(lr, steps - warmup, free)
-        # A plateau has one in any case, of 0 steps: so State has the same names where a run goes on with another.
-        return schedules.warmup(made, steps=warmup) if warmup or self.name == "plateau" else made
-
-    def _course(self, lr: float, steps: int, free: bool) -> Schedule | float:
+        rate = self._after_warmup(lr, steps - warmup, free)
+        if not warmup and self.name != "plateau":
+            return rate
         from pipeline import schedules
 
-        made: dict[str, Callable[[], Schedule | float]] = {
-            "auto": lambda: lr if free else schedules.cosine(lr, steps=steps),
-            "constant": lambda: lr,
-            "cosine": lambda: schedules.cosine(lr, steps=steps),
-            "cosine-restarts": lambda: schedules.cosine_restarts(lr, period=max(steps / 7, 1), mult=2),
-            "exponential": lambda: schedules.exponential(lr, gamma=0.01, every=steps),
-            "linear": lambda: schedules.linear(lr, steps=max(steps / 10, 1)),
-            "multi-step": lambda: schedules.multi_step(lr, [steps / 2, 3 * steps / 4]),
-            "one-cycle": lambda: schedules.one_cycle(lr, steps=steps),
-            "plateau": lambda: schedules.reduce_on_plateau(lr, factor=0.5, patience=3),
-            "polynomial": lambda: schedules.polynomial(lr, steps=steps),
-            "step": lambda: schedules.step(lr, every=max(steps // 3, 1)),
-            "wsd": lambda: schedules.warmup_stable_decay(lr, steps=steps, warmup=0 if self.warmup else 0.05),
-        }
-        return made[self.name]()
+        # A plateau always has a warmup, of 0 steps if need be: a resumed run may get one, and State keeps its names.
+        return schedules.warmup(rate, steps=warmup)
+
+    def _after_warmup(self, lr: float, steps: int, free: bool) -> Schedule | float:
+        name = self.name if self.name != "auto" else "constant" if free else "cosine"
+        if name == "constant":
+            return lr
+        options = {**SCHEDULES[name].options(steps)}
+        if self.warmup and "warmup" in options:
+            options["warmup"] = 0  # one is enough
+        rate: Schedule = resolve_name(SCHEDULES[name].home)(lr, **options)
+        return rate

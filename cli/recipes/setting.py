@@ -9,19 +9,19 @@ from attrs import Attribute, field
 
 
 def refusal(message: str, word: str = "", known: Any = ()) -> Exception:
-    """A ConfigError; imported only here, because whatever imports the library imports torch."""
+    """A ConfigError; imported here, because `pipeline` imports torch."""
     from pipeline.errors import ConfigError, did_you_mean
 
     return ConfigError(message + (did_you_mean(word, known) if word else ""))
 
 
 def setting(default: Any, help: str, *checks: Any, fixed: bool = False) -> Any:
-    """`fixed`: what a run that goes on can't have otherwise."""
-    return field(default=default, validator=[_written, *checks], metadata={"help": help, "fixed": fixed})
+    """A field with help and checks; a resumed run can't change it if it is `fixed`."""
+    return field(default=default, validator=[_is_text, *checks], metadata={"help": help, "fixed": fixed})
 
 
 def flag(name: str) -> str:
-    """The command line's name of a setting."""
+    """A setting's name on the command line."""
     return "--" + name.replace("_", "-")
 
 
@@ -34,15 +34,19 @@ def one_of(known: Any) -> Any:
 
 
 MOST, DEEP = 10**9, 10_000
-"""Whole numbers are at most so large where nothing else is said, and layers at most so many."""
+"""Default maximum of whole numbers, and maximum of layers and of widths in a list."""
 LARGE = 1e30
-"""The largest of other numbers, of which a float32 has room for the square root of a sum."""
+"""Default maximum of floats: a float32 holds its square root with room for a sum."""
 WIDE = 2**62
-"""Of a width, which memory bounds."""
+"""Maximum width; memory is the real bound."""
 
 
-def _written(_: Any, attribute: Attribute[Any], value: Any) -> None:
-    """Refuse a text that no file could hold."""
+def _out_of_range(name: str, value: Any, bound: str) -> Exception:
+    return refusal(f"{flag(name)} {value} is out of range: it must be {bound}")
+
+
+def _is_text(_: Any, attribute: Attribute[Any], value: Any) -> None:
+    """Refuse text that no file can hold."""
     try:
         good = not isinstance(value, str) or b"\0" not in value.encode()
     except UnicodeEncodeError:
@@ -53,11 +57,21 @@ def _written(_: Any, attribute: Attribute[Any], value: Any) -> None:
 
 def below_one(_: Any, attribute: Attribute[Any], value: float | None) -> None:
     if value is not None and not 0 <= value < 1:
-        raise refusal(f"{flag(attribute.name)} {value} is out of range: it must be from 0 to below 1")
+        raise _out_of_range(attribute.name, value, "from 0 to below 1")
+
+
+def between(low: int, high: int, bound: str) -> Any:
+    """A number from `low` to `high`, or None; `bound` says it in words."""
+
+    def check(_: Any, attribute: Attribute[Any], value: int | None) -> None:
+        if value is not None and not low <= value <= high:
+            raise _out_of_range(attribute.name, value, bound)
+
+    return check
 
 
 def at_least(low: float, above: bool = False, most: float | None = None) -> Any:
-    """A number from `low` on, or a few; of a whole one up to MOST, of others up to LARGE, where `most` is not given."""
+    """A number of at least `low` (`above`: greater), or a tuple of them; at most `most`, by default MOST or LARGE."""
 
     def check(_: Any, attribute: Attribute[Any], value: Any) -> None:
         if isinstance(value, tuple) and len(value) > DEEP:
@@ -65,11 +79,10 @@ def at_least(low: float, above: bool = False, most: float | None = None) -> Any:
         for number in value if isinstance(value, tuple) else (value,):
             if number is None:
                 continue
-            if number != number or number in (math.inf, -math.inf) or number < low or (above and number == low):
-                bound = f"above {low}" if above else f"at least {low}"
-                raise refusal(f"{flag(attribute.name)} {number} is out of range: it must be {bound}")
+            if not low <= number < math.inf or (above and number == low):
+                raise _out_of_range(attribute.name, number, f"above {low}" if above else f"at least {low}")
             if number > (end := most or (MOST if isinstance(number, int) else LARGE)):
-                raise refusal(f"{flag(attribute.name)} {number} is out of range: it must be at most {end:,}")
+                raise _out_of_range(attribute.name, number, f"at most {end:,}")
 
     return check
 

@@ -41,7 +41,7 @@ def chosen(group: Sequence[Member], config: TrainConfig, programs: list[Compiled
     """What is fastest of a few widths for a group, as it was measured once on this machine; or the usual one, where
     there are not so many members, or where they would be trained before anything is measured. Programs that were made
     are put into `programs`."""
-    fit_in = round(SHARE * room.free(group[0].made.pipe.place.device)) // held(group[0])
+    fit_in = round(SHARE * room.free(group[0].made.stages.place.device)) // held(group[0])
     if fit_in < min(len(group), USUAL):
         return Width(max(fit_in, 1), "as fit in memory")
     usual = Width(min(USUAL, len(group)), "")
@@ -53,7 +53,7 @@ def chosen(group: Sequence[Member], config: TrainConfig, programs: list[Compiled
     if len(group) <= USUAL:
         return usual
     first = _measured(group, config, USUAL, say)
-    load = group[0].made.pipe.load
+    load = group[0].made.stages.load
     assert load is not None
     steps = (load.batches or 0) * config.run.epochs * len(group)
     if first is None:
@@ -85,7 +85,7 @@ def _measured(group: Sequence[Member], config: TrainConfig, width: int, say: Con
     """A width, by training that is thrown away; None where it does not compile."""
     chunk = next(chunks("", group[0].made, group, parted(len(group), width), (0, 1), config.run.seed))
     runs = chunk.runs
-    state = runs.init(steps=steps(chunk.made.pipe.load, config))
+    state = runs.init(steps=steps(chunk.made.stages.load, config))
     began = time.perf_counter()
     program = compiled(runs, chunk.made.held_out, config, state, say, False)
     if program.report.fallback is not None:

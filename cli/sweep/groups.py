@@ -12,14 +12,15 @@ from cli.build import Job, job, prepared, steps
 from cli.config import TrainConfig
 from cli.ranking import ranking
 from cli.recipes.setting import flag, refusal
-from pipeline import Sweep
-from pipeline.hyper import hyper_numbers
+from pipeline import Pipeline, Sweep
 from pipeline.log import Row
-from pipeline.members import Order, gathers
+from pipeline.programs.hyper import hyper_numbers
+from pipeline.programs.members import gathers
+from pipeline.sweeps import Order
 
 NUMBERS = ("lr", "rest_lr", "momentum", "weight_decay", "clip", "ema")
 """Settings that a step reads from State: those of one program may differ in them."""
-WITHOUT = ("ensemble", "folds", "patience", "minutes", "save_steps", "tensorboard")
+WITHOUT = ("ensemble", "folds", "patience", "minutes", "save_steps", "log")
 """Settings of one run that a sweep does not have."""
 FACTOR = 2
 """In successive halving, one in so many goes on, for so many times the epochs."""
@@ -68,10 +69,10 @@ def members(base: TrainConfig, rows: Sequence[Mapping[str, Any]], seeds: int) ->
         if (key := repr((config.data, config.run.split_seed))) not in data and config.pipeline.name is None:
             data[key] = prepared(config)
         made = job(config, data.get(key))
-        load = made.pipe.load
+        load = made.stages.load
         if made.held_out is None or load is None:
             raise refusal("a sweep needs held-out data, on which its runs are compared")
-        hyper = hyper_numbers(made.pipe.graph, steps(load, config), load.batches)
+        hyper = hyper_numbers(made.stages.graph, steps(load, config), load.batches)
         split = config.run.seed if config.run.split_seed is None else config.run.split_seed
         for k in range(seeds):
             own = evolve(config.run, seed=config.run.seed + k, split_seed=split, out=None)
@@ -84,7 +85,7 @@ def grouped(members: Sequence[Member]) -> list[list[Member]]:
     groups: dict[str, list[Member]] = {}
     for m in members:
         other = {k: v for k, v in m.config.flat.items() if k not in (*NUMBERS, "seed")}
-        names = [s.name for s in m.made.pipe.stages]
+        names = [s.name for s in m.made.stages.stages]
         groups.setdefault(repr((sorted(other.items(), key=str), names, sorted(m.hyper))), []).append(m)
     return list(groups.values())
 
@@ -126,11 +127,12 @@ def chunks(
     """
     while -(-size // NARROWER) >= len(alive) and size > 1:
         size = -(-size // NARROWER)
+    assert isinstance(made.pipe, Pipeline)
     order: Order = "own" if gathers(made.pipe) else "shared"
     for k in range(-(-len(alive) // size)):
         members = tuple(alive[k * size : (k + 1) * size])
         rows = [{"seed": m.config.run.seed, **m.hyper} for m in (*members, *members[-1:] * (size - len(members)))]
-        yield Chunk(f"{name}-{k}", members, Sweep(made.pipe, rows, order, seed), made, *epochs)
+        yield Chunk(f"{name}-{k}", members, Sweep(made.pipe, tuple(rows), order, seed), made, *epochs)
 
 
 def parted(count: int, width: int) -> int:

@@ -46,7 +46,7 @@ def trained(
     state = _begun(chunk, sweep) if saved is None else saved.restore(runs)
     program: Any = False
     if run.compile:
-        program = next((p for p in programs if runs.alike(p.pipe)), None)
+        program = next((p for p in programs if runs.program.same(p.program)), None)
         if program is None:
             program = compiled(runs, made.validation, base, state, say, False)
             programs.append(program)
@@ -74,7 +74,7 @@ def _begun(chunk: Chunk, sweep: Seal) -> State:
     """The State of members that begin, or that come from the chunks before."""
     runs = chunk.runs
     if not chunk.begin:
-        return runs.init(steps=steps(chunk.made.pipe.load, chunk.members[0].config))
+        return runs.init(steps=steps(chunk.made.stages.load, chunk.members[0].config))
     each = [_saved(_member(sweep, m)).restore(chunk.made.pipe) for m in chunk.members]
     return runs.stacked([*each, *each[-1:] * (runs.members - len(each))])
 

@@ -15,9 +15,9 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from pipeline import files
-from pipeline.compose import Composition
 from pipeline.errors import CheckpointError
-from pipeline.sharding import Sharding
+from pipeline.programs.mesh import Sharding, sharding_of
+from pipeline.programs.program import Runs
 from pipeline.stage import first_line
 from pipeline.state import State
 from pipeline.tree import named
@@ -103,15 +103,15 @@ class Saved:
                 found[name][rest] = t
         return found
 
-    def restore(self, pipe: Composition, hyper: Mapping[str, Tensor] | None = None) -> State:
+    def restore(self, pipe: Runs, hyper: Mapping[str, Tensor] | None = None) -> State:
         """The State, on the device of the pipeline; with other hyperparameters, if given.
 
         Raises CheckpointError where the pipeline is not the one that made it.
         """
-        new = pipe.init(0, steps=1)
+        new = pipe.program.init(0, steps=1)
         tree = (new if hyper is None else new.replace(hyper=dict(hyper))).tree
         like = named(tree)
-        on = pipe.sharding
+        on = sharding_of(pipe.program)
         apart = {} if on is None else on.leaves(tree)
         tensors = self._parts(apart, None if on is None else on.mesh.own)
         if hyper is not None:

@@ -15,9 +15,10 @@ from torch.utils import _pytree as pytree
 
 from pipeline import files, mesh, place
 from pipeline.checkpoint.saved import Best, Saved, steps, unwritable, write, write_parts
-from pipeline.compose import Composition
 from pipeline.direction import Direction, direction, rank
 from pipeline.errors import CheckpointError, ConfigError, did_you_mean
+from pipeline.programs.mesh import sharding_of
+from pipeline.programs.program import Runs
 from pipeline.stage import is_count
 from pipeline.state import Report, State
 
@@ -53,7 +54,7 @@ class Saver:
     def __init__(
         self, folder: str | Path, *, keep: int = 2, best: str | None = None, better: Direction | None = None,
         steps: int | None = None, minutes: float = 5.0, saved: Saved | None = None, beside: Sequence[Path] = (),
-        pipe: Composition | None = None, run: str | None = None,
+        pipe: Runs | None = None, run: str | None = None,
         wrote: Callable[[str, str, Collection[str]], None] | None = None,
     ) -> None:  # fmt: skip
         for name, value in (("keep", keep), ("steps", steps)):
@@ -72,7 +73,7 @@ class Saver:
         self._writing: Future[float] | None = None
         self._took: float | None = None
         self._at = time.monotonic()
-        on = pipe.sharding if pipe is not None else None
+        on = sharding_of(pipe.program) if pipe is not None else None
         self._on = on if on is not None and on.mesh.shard > 1 else None
         self._silent = on is not None and on.mesh.rank > 0
         if self._silent:

@@ -11,11 +11,12 @@ from attrs import frozen
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from pipeline.compose import Composition
 from pipeline.errors import CaptureError, StateError, WiringError
 from pipeline.load import Load
-from pipeline.mesh import ROWS, Mesh
+from pipeline.mesh import Mesh, Shard
 from pipeline.order import Whole
+from pipeline.programs import data as batches_of
+from pipeline.programs.program import Program
 from pipeline.resident import Resident
 from pipeline.sources import Tensors
 from pipeline.state import Batch
@@ -41,35 +42,36 @@ class Feed:
     """In words."""
     static: tuple[Tensor, ...]
     given: tuple[Tensor, ...]
-    read: Callable[[Sequence[Tensor]], tuple[Batch, list[Tensor]]]
+    read: Callable[[Sequence[Tensor]], tuple[Shard, list[Tensor]]]
     """From these tensors, the batch, and what the last ones of the static ones become."""
     moved: int = 0
     """How many of the static ones a step moves on."""
 
 
-def given_feed(names: tuple[str, ...], batch: Batch) -> Feed:
+def given_feed(names: tuple[str, ...], shard: Shard) -> Feed:
     """A placed batch that comes with each call, under names."""
-    leaves, spec = pytree.tree_flatten({name: batch[name] for name in names})
-    given, signature = given_inputs(names, batch)
+    leaves, spec = pytree.tree_flatten({name: shard.values[name] for name in names})
+    given, signature = given_inputs(names, shard)
 
-    def read(flat: Sequence[Tensor]) -> tuple[Batch, list[Tensor]]:
+    def read(flat: Sequence[Tensor]) -> tuple[Shard, list[Tensor]]:
         tensors = iter(flat)
-        return pytree.tree_unflatten([next(tensors) if isinstance(x, Tensor) else x for x in leaves], spec), []
+        values = pytree.tree_unflatten([next(tensors) if isinstance(x, Tensor) else x for x in leaves], spec)
+        return Shard(values, shard.rows), []
 
-    return Feed(signature, describe(batch), (), given, read)
+    return Feed(signature, describe(shard.values), (), given, read)
 
 
-def given_inputs(names: Sequence[str], batch: Batch) -> tuple[tuple[Tensor, ...], Signature]:
+def given_inputs(names: Sequence[str], shard: Shard) -> tuple[tuple[Tensor, ...], Signature]:
     """A placed batch as inputs, under the names that a step was first called with. Raises CaptureError for what is no
     plain tensor."""
     try:
-        values = [batch[name] for name in names]
+        values = [shard.values[name] for name in names]
     except KeyError as e:
         raise StateError(f"the batch has no {e.args[0]!r}; batches of one compiled step have the same names") from None
-    structure: tuple[str, ...] = ()
+    structure: tuple[str, ...] = () if shard.rows is None else (repr(shard.rows),)
     if not all(isinstance(value, Tensor) for value in values):
         values, spec = pytree.tree_flatten(values)
-        structure = (repr(spec), *[repr(value) for value in values if not isinstance(value, Tensor)])
+        structure = (*structure, repr(spec), *[repr(value) for value in values if not isinstance(value, Tensor)])
     tensors = [t for t in values if isinstance(t, Tensor)]
     if odd := [t.layout for t in tensors if t.layout is not torch.strided]:
         raise CaptureError(f"the batch has a tensor of layout {odd[0]}, which no graph takes; use fallback='eager'")
@@ -88,9 +90,9 @@ def resident_feed(data: Resident, size: int, mesh: Mesh | None = None) -> Feed:
     words = f"{shapes} of its own {data.n:,} samples"
     kinds = tuple((name, t.shape, t.dtype, t.device) for name, t in data.tensors.items())
 
-    def read(static: Sequence[Tensor]) -> tuple[Batch, list[Tensor]]:
+    def read(static: Sequence[Tensor]) -> tuple[Shard, list[Tensor]]:
         *tensors, order, cursor = static
-        batch: dict[str, Any] = {} if own is None else {ROWS: own}
+        batch: dict[str, Any] = {}
         waiting, begin = iter(tensors), 0
         for load in loads:
             rows = at if load is data.load else slice(0, load.size)
@@ -98,7 +100,7 @@ def resident_feed(data: Resident, size: int, mesh: Mesh | None = None) -> Feed:
             samples = order.index_select(-1, cursor * load.size + there)
             batch |= load.data.batch([gathered(next(waiting), samples) for _ in load.data.tensors])
             begin += data.window * load.size
-        return batch, [cursor + 1]
+        return Shard(batch, own), [cursor + 1]
 
     sizes = (size, *[load.size for load in loads])
     return Feed((*sizes, *data.order.shape, *kinds), words, data.static, (), read, moved=1)
@@ -113,8 +115,9 @@ def gathered(t: Tensor, samples: Tensor) -> Tensor:
 class Feeds:
     """The data sets of a pipeline's programs: its own, and those that it is evaluated on."""
 
-    def __init__(self, pipe: Composition) -> None:
-        self.pipe = pipe
+    def __init__(self, program: Program) -> None:
+        self.program, self.pipe = program, program.pipe
+        pipe = program.pipe
         self.resident = pipe.load is not None and self._can_stay(pipe.load)
         """Whether the pipeline's own data set can be on the device as a whole, so that a graph gathers its batches."""
         self._sets: dict[Any, Resident] = {}
@@ -145,7 +148,7 @@ class Feeds:
             if len(self._sets) >= DATA_SETS:
                 self._sets = {k: r for k, r in self._sets.items() if r.load is self.pipe.load}
             copies = [r.tensors for (d, *_), r in self._sets.items() if d == data]
-            own = self.pipe.orders if source is self.pipe.load else None
+            own = self.program.orders if source is self.pipe.load else None
             self._sets[key] = Resident(self.pipe.place.tree, source, next(iter(copies), None), own)
         return self._sets[key]
 
@@ -173,8 +176,9 @@ class Feeds:
             for size, steps in data.walk(0, 0, 0, data.batches):
                 yield resident_feed(data, size, self.pipe.place.mesh), steps
             return
-        for batch in self.pipe.place.ahead(self.pipe.prepared(b, training) for b in self.pipe.epoch(source, 0, 0)):
-            yield given_feed(tuple(batch), batch), None
+        shards = batches_of.epoch(self.program, source, 0, 0, training=training)
+        for shard in batches_of.ahead(self.pipe, shards):
+            yield given_feed(tuple(shard.values), shard), None
 
     def kinds(self, source: Load, training: bool) -> list[Feed]:
         """One feed for each shape of batch that a known data set has."""
@@ -182,7 +186,8 @@ class Feeds:
             data = self.place(source)
             data.seek(0, 0, 0)
             return [resident_feed(data, size, self.pipe.place.mesh) for size in data.sizes(0, data.batches)]
-        feeds = [given_feed(tuple(b), b) for b in self.pipe.first_and_last(source, training)]
+        shards = batches_of.first_and_last(self.program, source, training)
+        feeds = [given_feed(tuple(shard.values), shard) for shard in shards]
         return list({feed.signature: feed for feed in feeds}.values())
 
     def _can_stay(self, source: Load) -> bool:

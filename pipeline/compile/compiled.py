@@ -23,8 +23,14 @@ from pipeline.compile.flatten import EVALUATION, TRAIN, Kind, listed
 from pipeline.compile.id_checks import Checked
 from pipeline.compile.programs import Backend, Fallback, Programs
 from pipeline.compile.report import CompileReport
-from pipeline.compose import Composition
+from pipeline.description import Description
 from pipeline.errors import CaptureError, ConfigError, StageError
+from pipeline.mesh import Shard
+from pipeline.programs import data
+from pipeline.programs import evaluate as run
+from pipeline.programs.mesh import total
+from pipeline.programs.program import Program
+from pipeline.programs.single import build_modules
 from pipeline.resident import Resident
 from pipeline.stage import is_count
 from pipeline.state import Batch, State
@@ -57,7 +63,7 @@ class Compiled:
 
     def __init__(
         self,
-        pipe: Composition,
+        program: Program,
         *,
         steps: Steps = 1,
         donate: bool = True,
@@ -66,14 +72,14 @@ class Compiled:
     ) -> None:
         if steps != "epoch" and not is_count(steps):
             raise ConfigError(f"steps={steps!r} is neither a positive whole number nor 'epoch'")
-        self.pipe, self.steps = pipe, steps
+        self.program, self.steps, pipe = program, steps, program.pipe
         self._places = pipe.place.mesh is not None or pipe.place.device.type != "cpu"
-        pipe.begin()
-        self._programs = Programs(pipe, backend, fallback)
-        self._feeds = Feeds(pipe)
+        build_modules(pipe)
+        self._programs = Programs(program, backend, fallback)
+        self._feeds = Feeds(program)
         if steps != 1:
             self._feeds.own()
-        self._held = Held(pipe, donate)
+        self._held = Held(program, donate)
         self._runs: dict[Signature, Run] = {}
         self._names: tuple[str, ...] = ()
 
@@ -83,6 +89,10 @@ class Compiled:
         by = f" by {' and '.join(sorted({g.backend for g in graphs}))}" if graphs else ""
         made = "runs uncompiled" if self.report.fallback else f"{len(graphs)} graph{'s' * (len(graphs) != 1)}{by}"
         return f"Compiled({made}, of {self.pipe!r})"
+
+    @property
+    def pipe(self) -> Description:
+        return self.program.pipe
 
     @property
     def resident(self) -> bool:
@@ -111,7 +121,7 @@ class Compiled:
             raise ConfigError(f"a call of {self.steps} steps reads the pipeline's own data: leave out the batch")
         return self._go_on(state, self._feeds.batches if self.steps == "epoch" else self.steps)
 
-    def step(self, state: State, batch: Batch | None = None) -> tuple[State, Metrics]:
+    def step(self, state: State, batch: Batch | Shard | None = None) -> tuple[State, Metrics]:
         """The new State and the batch's metrics, 0-d tensors on the device; the batch is placed there if it is not.
 
         Without a batch: of the pipeline's own data, at `state.step`.
@@ -120,28 +130,32 @@ class Compiled:
             state, metrics = self._go_on(state, 1)
             return state, {name: m[0] for name, m in metrics.items()}
         if self._programs.reason is not None:
-            return self.pipe.step(state, batch)
+            return run.step(self.program, state, batch)
         self._take(state)
-        if self._places or not all(isinstance(value, Tensor) for value in batch.values()):
-            batch = self.pipe.placed(batch)
+        if isinstance(batch, Shard):
+            shard = batch
+        elif self._places or not all(isinstance(value, Tensor) for value in batch.values()):
+            shard = data.placed(self.pipe, batch)
+        else:
+            shard = Shard(batch)
         try:
-            given, signature = given_inputs(self._names or tuple(batch), batch)
+            given, signature = given_inputs(self._names or tuple(shard.values), shard)
         except CaptureError as e:
             self._programs.fall_back(e)
-            return self.pipe.step(state, batch)
-        run = self._runs.get(signature)
-        if run is None:
-            names = self._names or tuple(batch)
-            run = self._bound(self._trained(), given_feed(names, batch), signature)
-            if run is None:
-                return self.pipe.step(state, batch)
+            return run.step(self.program, state, shard)
+        bound = self._runs.get(signature)
+        if bound is None:
+            names = self._names or tuple(shard.values)
+            bound = self._bound(self._trained(), given_feed(names, shard), signature)
+            if bound is None:
+                return run.step(self.program, state, shard)
             self._names = names
         try:  # in the place of `kept`, whose context costs a microsecond
-            made = run.run(listed(given))
+            made = bound.run(listed(given))
         except StageError:
             self._held.failed()
             raise
-        return self._held.give(1), {o.name: m for o, m in zip(run.outputs, made, strict=True)}
+        return self._held.give(1), {o.name: m for o, m in zip(bound.outputs, made, strict=True)}
 
     def advance(
         self, state: State, epoch: int, start: int, count: int, *, results: bool = False
@@ -151,58 +165,58 @@ class Compiled:
         Returns the new State and, where `results`, each metric stacked: (count, ...).
         """
         if self._programs.reason is None:
-            data = self._feeds.home
+            home = self._feeds.home
             self._take(state)
-            runs = {size: self._own(data, size) for size in data.sizes(start, count)}
+            bound = {size: self._own(home, size) for size in home.sizes(start, count)}
         if self._programs.reason is not None:
             return self._eagerly(state, epoch, start, count)
         parts: list[Metrics] = []
-        permute = getattr(next(iter(runs.values())), "permute", None)
-        with self._held.kept(any(isinstance(run, Checked) for run in runs.values()) and count > 1):
-            for size, steps in data.walk(self._held.key(), epoch, start, count, permute):
-                run = runs[size]
-                assert run is not None
-                rows = run.run(steps=steps, results=results)
-                parts.append({o.name: row for o, row in zip(run.outputs, rows, strict=results)})
+        permute = getattr(next(iter(bound.values())), "permute", None)
+        with self._held.kept(any(isinstance(own, Checked) for own in bound.values()) and count > 1):
+            for size, steps in home.walk(self._held.key(), epoch, start, count, permute):
+                own = bound[size]
+                assert own is not None
+                rows = own.run(steps=steps, results=results)
+                parts.append({o.name: row for o, row in zip(own.outputs, rows, strict=results)})
         return self._held.give(count), _joined(parts)
 
-    def through(self, state: State, batches: Sequence[Batch]) -> State:
+    def step_each(self, state: State, batches: Sequence[Batch]) -> State:
         """A step on each of some placed batches of one shape, in one call: they are stacked on the device before it."""
         if len(batches) > 1 and self._programs.reason is None:
             self._take(state)
             stack, key = self._feeds.stack(batches)
-            run = self._bound(self._trained(), resident_feed(stack, stack.load.size), key)
-            if run is not None:
-                with self._held.kept(isinstance(run, Checked)):
+            bound = self._bound(self._trained(), resident_feed(stack, stack.load.size), key)
+            if bound is not None:
+                with self._held.kept(isinstance(bound, Checked)):
                     for _, steps in stack.walk(0, 0, 0, len(batches)):
-                        run.run(steps=steps, results=False)
+                        bound.run(steps=steps, results=False)
                 return self._held.give(len(batches))
         for batch in batches:
             state, _ = self.step(state, batch)
         return state
 
-    def evaluate(self, state: State, data: Any = None) -> dict[str, Any]:
+    def evaluate(self, state: State, of: Any = None) -> dict[str, Any]:
         """`Pipeline.evaluate` with each batch as one compiled graph, but where a metric is taken on the host."""
-        if self.pipe.on_host:
-            return self.pipe.evaluate(state, data)
-        source = self.pipe.over(data)
+        if self.pipe.host_metrics:
+            return run.evaluate(self.program, state, of)
+        source = data.source(self.pipe, of)
         if self._programs.reason is None:
             subject = self._measured(state)
             for feed, steps in self._feeds.epoch(source, False):
                 # Data sets of one shape share a program, but are bound each for itself.
-                run = self._bound(subject, feed, (EVALUATION, *feed.signature, *map(id, feed.static)))
-                if run is None:
+                bound = self._bound(subject, feed, (EVALUATION, *feed.signature, *map(id, feed.static)))
+                if bound is None:
                     break
-                run.run(listed(feed.given), steps=steps)
+                bound.run(listed(feed.given), steps=steps)
         if self._programs.reason is not None:
-            return self.pipe.evaluate(state, data)
+            return run.evaluate(self.program, state, of)
         spec, sums = self._zeros
-        return evaluate.read(self.pipe.finish(self.pipe.total(pytree.tree_unflatten(list(sums), spec))))
+        return evaluate.read(self.program.finish(total(self.program, pytree.tree_unflatten(list(sums), spec))))
 
     def restart_metrics(self, state: State) -> State:
         """`Pipeline.restart_metrics`, in place."""
         self._take(state)
-        for t in self.pipe.of_an_epoch(self._held.tree):
+        for t in run.of_an_epoch(self.program, self._held.tree):
             t.zero_()
         return self._held.give(0)
 
@@ -212,7 +226,7 @@ class Compiled:
         wanted: list[tuple[Subject, Feed]] = []
         if self.pipe.load is not None and self.pipe.load.known:
             wanted += [(self._trained(), feed) for feed in self._feeds.kinds(self.pipe.load, True)]
-        for source in [self.pipe.over(data) for data in validate if data is not None and not self.pipe.on_host]:
+        for source in [data.source(self.pipe, of) for of in validate if of is not None and not self.pipe.host_metrics]:
             if source.known:
                 subject = self._measured(state)
                 wanted += [(subject, feed) for feed in self._feeds.kinds(source, False)]
@@ -233,7 +247,7 @@ class Compiled:
     @cached_property
     def _zeros(self) -> tuple[Any, list[Tensor]]:
         """Where an evaluation adds its sums up."""
-        sums, spec = pytree.tree_flatten(self.pipe.zeros())
+        sums, spec = pytree.tree_flatten(self.program.zeros())
         return spec, sums
 
     def _measured(self, state: State) -> Subject:
@@ -249,18 +263,18 @@ class Compiled:
         kind, kept = subject
         # An evaluation may be of another State than the one that steps work on.
         held = all(a is b for a, b in zip(kept, self._held.leaves, strict=False)) and bool(self._held.leaves)
-        run = self._runs.get(signature) if held else None
-        if run is None:
-            run = self._programs.bind(kind, kept, feed)
-            if run is not None and held:
-                self._runs[signature] = run
-        if run is not None and feed.static:
+        bound = self._runs.get(signature) if held else None
+        if bound is None:
+            bound = self._programs.bind(kind, kept, feed)
+            if bound is not None and held:
+                self._runs[signature] = bound
+        if bound is not None and feed.static:
             self._programs.look(kind, kept, feed)
-        return run
+        return bound
 
-    def _own(self, data: Resident, size: int) -> Run | None:
-        run = self._runs.get((size,))
-        return run or self._bound(self._trained(), resident_feed(data, size, self.pipe.place.mesh), (size,))
+    def _own(self, home: Resident, size: int) -> Run | None:
+        bound = self._runs.get((size,))
+        return bound or self._bound(self._trained(), resident_feed(home, size, self.pipe.place.mesh), (size,))
 
     def _go_on(self, state: State, count: int) -> tuple[State, Metrics]:
         """So many steps from where the State is in its own data."""
@@ -278,9 +292,9 @@ class Compiled:
 
     def _eagerly(self, state: State, epoch: int, start: int, count: int) -> tuple[State, Metrics]:
         own, rows = self._feeds.own(), []
-        batches = self.pipe.epoch(own, self.pipe.shuffled_by(state.tree), epoch, start)
+        shards = data.ahead(self.pipe, data.epoch(self.program, own, self.program.seed(state.tree), epoch, start))
         for _ in range(count):
-            state, metrics = self.pipe.step(state, next(batches))
+            state, metrics = run.step(self.program, state, next(shards))
             rows.append(metrics)
         return state, {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
 

@@ -5,25 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
-from weakref import WeakSet
 
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from pipeline import state as states
-from pipeline.compose import Composition
 from pipeline.errors import StageError, StateError
-from pipeline.state import Lease, State
-
-_SPENT: WeakSet[Lease] = WeakSet()
-states.donated = _SPENT.__contains__
+from pipeline.programs.evaluate import check_state
+from pipeline.programs.program import Program
+from pipeline.state import State
 
 
 class Held:
     """The leaves of the State that a step's programs work on."""
 
-    def __init__(self, pipe: Composition, donate: bool) -> None:
-        self.pipe, self.donate = pipe, donate
+    def __init__(self, program: Program, donate: bool) -> None:
+        self.program, self.donate = program, donate
         self.spec: Any = None
         self.leaves: tuple[Tensor, ...] = ()
         self.done: int | None = None
@@ -86,7 +82,7 @@ class Held:
             self.done += steps
         state = State(self.tree)
         if self.donate:
-            _SPENT.add(self._current.lease)
+            self._current.lease.donated = True
             self._current = state
         else:
             self._current, self.leaves = None, ()
@@ -101,7 +97,7 @@ class Held:
     def key(self) -> Any:
         """The seed of the order, as a number."""
         if self.seed is None:
-            self.seed = self.pipe.shuffled_by(self.tree)
+            self.seed = self.program.seed(self.tree)
         return self.seed
 
     def of(self, state: State) -> list[Tensor]:
@@ -111,10 +107,10 @@ class Held:
             raise StateError("a tensor of the State has gaps in its storage; make the State with state.clone() first")
         signature = tuple((t.shape, t.stride(), t.dtype, t.device) for t in leaves)
         if self.spec is None:
-            self.pipe.check_state(state)
+            check_state(self.program, state)
             self.spec, self._signature = spec, signature
         elif spec != self.spec or signature != self._signature:
-            self.pipe.check_state(state)
+            check_state(self.program, state)
             raise StateError(
                 "the State has other shapes, dtypes or devices than the one this step was compiled for; compile anew"
             )

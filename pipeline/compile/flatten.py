@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from pipeline.compile.batches import Feed
-from pipeline.compose import Composition
 from pipeline.errors import StateError
+from pipeline.programs.program import Program
 
 TRAIN, EVALUATION = "train step", "evaluation"
 
@@ -50,7 +50,7 @@ def listed(tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
 
 
 def function(
-    pipe: Composition, kind: Kind, feed: Feed, args: Sequence[Tensor], names: list[str]
+    own: Program, kind: Kind, feed: Feed, args: Sequence[Tensor], names: list[str]
 ) -> Callable[..., tuple[Tensor, ...]]:
     """A program as a function of tensors such as `listed(args)` that returns the metrics of a step, and puts their
     names into `names`."""
@@ -59,13 +59,13 @@ def function(
     def program(*given: Tensor) -> tuple[Tensor, ...]:
         flat = [t.view(()) if i in numbers else t for i, t in enumerate(given)]
         state = pytree.tree_unflatten(flat[: kind.leaves], kind.spec)
-        batch, moved = feed.read(flat[n : n + len(feed.static) + len(feed.given)])
+        shard, moved = feed.read(flat[n : n + len(feed.static) + len(feed.given)])
         metrics: dict[str, Tensor] = {}
         if kind.program == EVALUATION:
             sums = pytree.tree_unflatten(flat[kind.leaves : n], kind.sums_spec)
-            new = [*pytree.tree_leaves(pipe.measure(state, sums, batch)), *moved]
+            new = [*pytree.tree_leaves(own.measure(state, sums, shard)), *moved]
         else:
-            tree, metrics = pipe.train(state, batch)
+            tree, metrics = own.train(state, shard)
             leaves, spec = pytree.tree_flatten(tree)
             new = [*leaves, *moved]
             if spec != kind.spec:

@@ -27,9 +27,9 @@ from pipeline.compile.id_checks import Checked, Look
 from pipeline.compile.report import CompileReport, Graph
 from pipeline.compile.tracing import Traced, trace, watched
 from pipeline.compile.verify import check
-from pipeline.compose import Composition
+from pipeline.description import Description
 from pipeline.errors import CaptureError, ConfigError, StageError, did_you_mean
-from pipeline.whole import untried
+from pipeline.programs.program import Program as Functions
 
 Backend: TypeAlias = str | Callable[..., Any]
 Fallback: TypeAlias = Literal["error", "eager"]
@@ -62,12 +62,13 @@ class Build:
 class Programs:
     """The compiled programs of a pipeline, by the shapes of what they are called with."""
 
-    def __init__(self, pipe: Composition, backend: Backend, fallback: Fallback) -> None:
+    def __init__(self, program: Functions, backend: Backend, fallback: Fallback) -> None:
         if fallback not in ("error", "eager"):
             raise ConfigError(f"fallback={fallback!r} is unknown; use 'error' or 'eager'")
         if isinstance(backend, str) and backend not in OWN and backend not in generic.known():
             raise ConfigError(f"backend={backend!r} is unknown{did_you_mean(backend, {*OWN, *generic.known()})}")
-        self.pipe, self.backend, self.fallback = pipe, backend, fallback
+        self.program, self.backend, self.fallback = program, backend, fallback
+        self.pipe = program.pipe
         storage.keep_compiler_caches()
         self.unkept = storage.refusal() if backend in (*OWN, "inductor") else None
         self.reason: str | None = None
@@ -106,7 +107,7 @@ class Programs:
         def again(*given: Tensor) -> None:
             args = [t.clone() for t in (*kept, *feed.static, *given)]
             with torch.no_grad():
-                functions.function(self.pipe, kind, feed, args, [])(*functions.listed(args))
+                functions.function(self.program, kind, feed, args, [])(*functions.listed(args))
 
         return Checked(run, again)
 
@@ -169,7 +170,7 @@ class Programs:
             warnings.warn(f"programs are neither kept nor loaded: {self.unkept}", stacklevel=6)
         self.doing = f"tracing the {kind.program}"
         began, names = time.perf_counter(), list[str]()
-        function = functions.function(watched(self.pipe), kind, feed, args, names)
+        function = functions.function(watched(self.program), kind, feed, args, names)
         end = kind.kept + len(feed.static)
         fixed = range(kind.kept, end - feed.moved)
         traced = trace(function, functions.listed(args), self._varying(kind, feed), fixed)
@@ -183,10 +184,10 @@ class Programs:
         build = Build(kind, feed, args, traced, outputs, began)
         if self.backend in OWN and args[0].device.type == "cpu" and traced.sizes is None and not traced.talks:
             self._native(build)
-        waiting = [g for g in self.pipe.backwards if g.accumulate > 1 and untried(g)]
-        if build.loaded and waiting and self.pipe.members == 1:
+        waiting = [g for g in self.pipe.backwards if g.accumulate > 1 and self.program.single.untried(g)]
+        if build.loaded and waiting and self.program.members == 1:
             # A kept program is not checked beside the plain functions, which would have tried the parts.
-            functions.function(self.pipe, kind, feed, args, [])(*(t.clone() for t in functions.listed(args)))
+            functions.function(self.program, kind, feed, args, [])(*(t.clone() for t in functions.listed(args)))
         return build
 
     def _varying(self, kind: Kind, feed: Feed) -> list[Collection[int]]:
@@ -279,7 +280,7 @@ class Programs:
             made = program.bind(args[:end], len(feed.given), build.traced.constants).run(args[end:])
             return made[: len(made) - build.traced.checks]
 
-        plain = functions.function(self.pipe, kind, feed, build.args, [])
+        plain = functions.function(self.program, kind, feed, build.args, [])
         on = self.pipe.place.mesh
         agree = (lambda fine: all(on.everyone(fine))) if on is not None and build.traced.talks else bool
         check(built, plain, functions.listed(build.args), kind.written(feed), build.traced.low_precision, agree)
@@ -304,7 +305,7 @@ def _described(build: Build, seconds: float) -> Graph:
     return Graph(*facts, seconds, build.loaded, notes)
 
 
-def _models(pipe: Composition) -> str:
+def _models(pipe: Description) -> str:
     """The models of a pipeline in words."""
     modules = [m.module.skeleton().module for m in pipe.models]
     return ", ".join(f"{type(m).__name__} of {sum(p.numel() for p in m.parameters()):,} parameters" for m in modules)

@@ -26,9 +26,9 @@ from pipeline.backward import Gradients
 from pipeline.compile import collectives
 from pipeline.compile.id_checks import Look, checked
 from pipeline.compile.recurrent import kept_whole
-from pipeline.compose import Composition
 from pipeline.draws import drops_nothing
 from pipeline.errors import CaptureError, StageError, place_of
+from pipeline.programs.program import Program
 from pipeline.stage import Stage, first_line
 
 if TYPE_CHECKING:
@@ -273,7 +273,7 @@ def _stage(node: Node) -> str:
     return stage
 
 
-def watched(pipe: Composition) -> Composition:
+def watched(program: Program) -> Program:
     """The same pipeline with stages that note their names in the graph."""
 
     def watch(s: Stage) -> Stage:
@@ -285,7 +285,8 @@ def watched(pipe: Composition) -> Composition:
         return evolve(s, function=function)
 
     # A backward is the same one: it remembers its route.
-    return pipe.of([watch(s) if isinstance(s, Stage) and not isinstance(s, Gradients) else s for s in pipe.stages])
+    stages = program.pipe.stages
+    return program.of([watch(s) if isinstance(s, Stage) and not isinstance(s, Gradients) else s for s in stages])
 
 
 @contextmanager

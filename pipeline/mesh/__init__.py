@@ -8,12 +8,12 @@ summed over processes. The collectives are functions of tensors, so they are tra
 
 from pipeline.mesh.connect import claimed, make, processes, several
 from pipeline.mesh.context import at, begun, gathered, here, norm_over_shards, over_shards, summed
-from pipeline.mesh.shards import ROWS, Mesh, Rows, spread
+from pipeline.mesh.shards import Mesh, Rows, Shard, spread
 
 __all__ = [
-    "ROWS",
     "Mesh",
     "Rows",
+    "Shard",
     "at",
     "begun",
     "claimed",

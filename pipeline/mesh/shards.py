@@ -14,9 +14,6 @@ from torch.utils import _pytree as pytree
 
 from pipeline.mesh import collectives as flat
 
-ROWS = "rows of the batch"
-"""The name in a batch of what says which samples of the whole one it has."""
-
 
 @frozen
 class Rows:
@@ -49,15 +46,23 @@ class Rows:
         """How many samples it computes on."""
         return max(self.count, 1)
 
-    def of(self, batch: Mapping[str, Any]) -> dict[str, Any]:
-        """Its part of a batch that is whole."""
+    def shard(self, batch: Mapping[str, Any]) -> Shard:
+        """Its samples of a whole batch."""
 
         def own(x: Any) -> Any:
             sized = isinstance(x, Tensor | np.ndarray) and x.ndim > 0 and x.shape[0] == self.whole
             return x[self.taken] if sized or (isinstance(x, list) and len(x) == self.whole) else x
 
         parts = pytree.tree_map(own, dict(batch), is_leaf=lambda x: isinstance(x, list) and len(x) == self.whole)
-        return {**parts, ROWS: self}
+        return Shard(parts, self)
+
+
+@frozen(eq=False)
+class Shard:
+    """The samples of a batch that a process has. Without `rows`, all of them."""
+
+    values: Mapping[str, Any]
+    rows: Rows | None = None
 
 
 @frozen(eq=False)

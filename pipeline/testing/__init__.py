@@ -16,7 +16,9 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from pipeline.compile import Compiled
-from pipeline.compose import Composition
+from pipeline.pipe import Pipeline
+from pipeline.programs import data
+from pipeline.programs import evaluate as run
 from pipeline.state import Batch, State
 from pipeline.testing.by_hand import like_by_hand as like_by_hand
 from pipeline.tree import named
@@ -74,7 +76,7 @@ def pure(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     return result
 
 
-def keeps_shapes(pipe: Composition, state: State, batch: Batch) -> None:
+def keeps_shapes(pipe: Pipeline, state: State, batch: Batch) -> None:
     """A step gives a State of the structure, shapes and dtypes that it was given, and 0-d or fixed-size metrics."""
     after, _ = pipe.step(state, batch)
     old, spec = pytree.tree_flatten(state.tree)
@@ -84,12 +86,12 @@ def keeps_shapes(pipe: Composition, state: State, batch: Batch) -> None:
         assert (a.shape, a.dtype, a.device) == (b.shape, b.dtype, b.device)
 
 
-def evaluation_changes_nothing(pipe: Composition, state: State, batch: Batch) -> None:
+def evaluation_changes_nothing(pipe: Pipeline, state: State, batch: Batch) -> None:
     """Measuring is pure, and the same in the middle of training as before it."""
-    pure(pipe.measure, state.tree, pipe.zeros(), batch)
+    pure(pipe.program.measure, state.tree, pipe.program.zeros(), data.placed(pipe, batch))
 
 
-def vmaps(pipe: Composition, state: State, batch: Batch, tolerance: float = 1e-5) -> None:
+def vmaps(pipe: Pipeline, state: State, batch: Batch, tolerance: float = 1e-5) -> None:
     """A step mapped over two stacked States does to each what a step alone does."""
     other = state.replace(seed=state["seed"] + 1)
     stacked = State(pytree.tree_map(lambda *xs: torch.stack(xs), state.tree, other.tree))
@@ -102,13 +104,13 @@ def compiled_equals_eager(compiled: Compiled, state: State, batches: Iterable[Ba
     """Steps of the compiled graph give the metrics and the State, running sums included, of the plain functions."""
     donated, plain = state.clone(), state
     for batch in batches:
-        plain, expected = compiled.pipe.step(plain, batch)
+        plain, expected = run.step(compiled.program, plain, batch)
         donated, metrics = compiled(donated, batch)
         same(metrics, expected, tolerance)
     same(donated.tree, plain.tree, 2 * tolerance)
 
 
-def lawful(pipe: Composition, state: State, batch: Batch) -> None:
+def lawful(pipe: Pipeline, state: State, batch: Batch) -> None:
     """All laws but compiling, which takes seconds: purity, shapes, evaluation, vmap."""
     batch = pipe.place.batch(batch)
     pure(pipe.step, state, batch)

@@ -10,11 +10,11 @@ from attrs import evolve
 from pipeline import load, order
 from pipeline.errors import ByHandError
 from pipeline.loop import fit
+from pipeline.names import LASTS
 from pipeline.pipe import Pipeline
 from pipeline.sources import Source, source
 from pipeline.testing.plain import PlainLoop
 from pipeline.tree import named
-from pipeline.wiring import LASTS
 
 
 def like_by_hand(pipe: Pipeline, data: Any = None, *, epochs: int = 2, seed: int = 0, validate: Any = None,
@@ -35,7 +35,7 @@ def like_by_hand(pipe: Pipeline, data: Any = None, *, epochs: int = 2, seed: int
         own = pipe.load if pipe.load is not None and pipe.load.known else None
         first = load.loader(data) if own is None else _of(own, source(data))
         pipe = pipe.of([first, *(s for s in pipe.given if s is not pipe.load)])
-    if pipe.place.mesh or pipe.members > 1 or pipe.place.precision == "fp16" or (pipe.on_host and validate is not None):
+    if pipe.place.mesh or pipe.place.precision == "fp16" or (pipe.host_metrics and validate is not None):
         raise ByHandError("can't be done by hand: a mesh, members, float16, or metrics on the host")
     options: Any = {"backend": compile, "compile": True} if isinstance(compile, str) else {"compile": compile}
     if where := _parting(pipe, seed, epochs, validate, tolerance, **options):

@@ -22,14 +22,15 @@ from pipeline.errors import ByHandError
 from pipeline.forward import Model
 from pipeline.joint import joined
 from pipeline.means import Calls, weighed
+from pipeline.names import LASTS
 from pipeline.pipe import Pipeline
+from pipeline.programs import data as batches_of
 from pipeline.schedules import Schedule
 from pipeline.stage import Stage, first_line
 from pipeline.state import Batch, State, samples
 from pipeline.testing.counterparts import CLIPS, home, options, rules, scheduler
 from pipeline.tree import tree_map
 from pipeline.update import Finite
-from pipeline.wiring import LASTS
 
 
 class PlainLoop:
@@ -115,7 +116,7 @@ class PlainLoop:
             _write(self.kept(), s.averaged({**before, "memory": self.memory}, {}) if s is not None else {})
             self.sums = {}
             self.begin()
-            for batch in self.pipe.over(data).epoch(0, 0):
+            for batch in batches_of.source(self.pipe, data).epoch(0, 0):
                 first = tree_map(torch.clone, self.kept())
                 self.run(batch, False)
                 for call in self.calls.values():

@@ -1,65 +1,59 @@
-"""Data by kind: one line each, and how a file tells which it is."""
+"""Data by kind: one file and one line each."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
+from pkgutil import resolve_name
 
 from cli.recipes.code import is_code
 from cli.recipes.data.base import Data, kind_prefix
-from cli.recipes.data.bundled import Digits, Random, Sklearn
 from cli.recipes.data.custom import Custom
-from cli.recipes.data.files import Arrays, HuggingFace, Idx, Images, Table, Text, Tokens
 
 DATA: dict[str, type[Data]] = {
-    "digits": Digits,
-    "random": Random,
-    "sklearn": Sklearn,
-    "table": Table,
-    "arrays": Arrays,
-    "idx": Idx,
-    "images": Images,
-    "text": Text,
-    "tokens": Tokens,
-    "huggingface": HuggingFace,
+    name: resolve_name(f"cli.recipes.data.{home}")
+    for name, home in {
+        "digits": "bundled:Digits",
+        "random": "bundled:Random",
+        "sklearn": "bundled:Sklearn",
+        "table": "files:Table",
+        "arrays": "files:Arrays",
+        "idx": "files:Idx",
+        "images": "files:Images",
+        "text": "files:Text",
+        "tokens": "files:Tokens",
+        "huggingface": "files:HuggingFace",
+    }.items()
 }
-NAMES = ("digits", "random")
-"""Those that are no file."""
-_ENDS = {
-    "table": (".csv", ".tsv", ".csv.gz", ".tsv.gz", ".parquet"),
-    "arrays": (".npz", ".npy", ".safetensors"),
-    "idx": ("-ubyte", "-ubyte.gz", ".idx", ".idx.gz"),
-    "text": (".txt",),
-    "tokens": (".bin",),
-}
+FOLDER = "images"
+"""The kind of a folder that no other kind takes."""
 
 
 def kind_of(source: str) -> str | None:
-    """Which kind a source is, by its name, by the kind in front of it, or by the file; None where nothing tells."""
-    if source in NAMES:
+    """The kind of a source: by its name, by a kind before it (`text:FILE`), or by the file; None if nothing tells."""
+    if source in DATA and DATA[source].bundled:
         return source
     if is_code(source):
         return "custom"
     if kind_prefix(source) in DATA:
         return kind_prefix(source)
-    for kind, ends in _ENDS.items():
-        if source.endswith(ends):
+    for kind, recipe in DATA.items():
+        if recipe.ends and source.endswith(recipe.ends):
             return kind
     try:
-        return _folder(Path(source)) if Path(source).is_dir() else None
-    except (OSError, ValueError):  # no name that a file could have
+        names = os.listdir(source) if Path(source).is_dir() else None
+    except (OSError, ValueError):  # a name that no file can have, or a folder that may not be listed
         return None
+    return None if names is None else next((k for k, r in DATA.items() if r.is_folder(names)), FOLDER)
 
 
-def _folder(path: Path) -> str:
-    names = os.listdir(path)
-    if any("idx3" in n or "idx1" in n for n in names):
-        return "idx"
-    if any(n.startswith(("inputs.", "train.")) and n.endswith((".npy", ".npz", ".safetensors")) for n in names):
-        return "arrays"
-    if {"dataset_info.json", "dataset_dict.json"} & set(names):
-        return "huggingface"
-    return "images"
+def help_text() -> str:
+    bundled = [kind for kind, recipe in DATA.items() if recipe.bundled]
+    read = [kind for kind in DATA if kind not in (*bundled, "sklearn")]
+    return (
+        f"{', '.join(bundled)}, sklearn:NAME, a file or folder ({', '.join(read)}), KIND:PATH, or FILE.py:FUNCTION "
+        "that gives a Dataset"
+    )
 
 
-__all__ = ["DATA", "NAMES", "Custom", "Data", "kind_of"]
+__all__ = ["DATA", "Custom", "Data", "help_text", "kind_of"]

@@ -1,8 +1,8 @@
-"""What data are prepared from: their settings."""
+"""A kind of data: its settings, how its files are told, and how they are read."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -25,34 +25,43 @@ class Data:
     """What to train on."""
 
     prefers: ClassVar[Mapping[str, Any]] = {}
-    """Settings of the optimizer, where none is chosen, and the model prefers none."""
+    """Settings of the optimizer, if none is chosen and the model prefers none."""
+    bundled: ClassVar[bool] = False
+    """Whether its name alone is a source."""
+    ends: ClassVar[tuple[str, ...]] = ()
+    """Endings of its files' names."""
 
     source: str = setting("digits", "", fixed=True)
     held_out: float = setting(0.2, "share of the samples that is held out", _share, fixed=True)
 
+    @classmethod
+    def is_folder(cls, names: Collection[str]) -> bool:
+        """Whether a folder with such names is of this kind."""
+        return False
+
     @property
     def path(self) -> Path:
-        """The file or folder, without the kind in front of it."""
+        """The file or folder, without the kind before it."""
         return Path(self.source.partition(":")[2] if kind_prefix(self.source) else self.source)
 
     @property
     def title(self) -> str:
-        """What a run is called by."""
+        """Its share of a run's name."""
         return self.path.stem or "data"
 
-    def prepare(self, parts: Split) -> Prepared:
-        """The data in two parts. Raises DataError for what can't be read."""
+    def prepare(self, split: Split) -> Prepared:
+        """The training and the held-out data. Raises DataError for what can't be read."""
         raise NotImplementedError
 
     def others(self, about: About, *, targets: bool) -> Iterator[Rows]:
-        """Its samples, all of them in their order, prepared as those were that a run was trained on.
+        """All samples in order, prepared as the data of a run were.
 
-        Raises DataError for what can't be read, and ConfigError where it is of another kind.
+        Raises DataError for what can't be read, and ConfigError for another kind of data.
         """
         raise refusal(f"{self.source} is no other data: give a file or a folder of the kind that was learned")
 
 
 def kind_prefix(source: str) -> str:
-    """The kind in front of a source such as `table:houses.txt`, or nothing."""
+    """The kind before a source, such as `table:houses.txt`, or nothing."""
     kind, colon, rest = source.partition(":")
     return kind if colon and rest and kind.isidentifier() else ""

@@ -1,4 +1,4 @@
-"""A data set of the user's: a torch Dataset, or what sources.source takes."""
+"""A data set of the user's own: a torch Dataset, or anything that sources.source takes."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from attrs import field, frozen
 
 from cli.recipes import code
 from cli.recipes.data.base import Data
-from cli.recipes.data_card import TASKS
 from cli.recipes.setting import at_least, one_of, setting
+from cli.recipes.task import TASKS
 
 if TYPE_CHECKING:
     from cli.recipes.data_card import About
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @frozen
 class Custom(Data):
-    """What a function of the user's gives: a Dataset, or a pair of them to train on and to hold out."""
+    """A function of the user's that gives a Dataset, or a pair of them: training and held-out."""
 
     task: str | None = setting(None, f"{', '.join(TASKS)}  [default: by the targets]", one_of(TASKS), fixed=True)
     workers: int = setting(0, "processes that prepare samples", at_least(0, most=1024))
@@ -29,21 +29,23 @@ class Custom(Data):
     def title(self) -> str:
         return self.source.rpartition(":")[2]
 
-    def prepare(self, parts: Split) -> Prepared:
+    def prepare(self, split: Split) -> Prepared:
         from pipeline import sources
 
-        made = code.called(self.source, code.load(self.source), self.options, {"seed": parts.seed})
-        return sources.given(made, parts, TASKS[self.task] if self.task else None, workers=self.workers)
+        return sources.given(self._result(split.seed), split, TASKS[self.task] if self.task else None,
+                             workers=self.workers)  # fmt: skip
 
     def others(self, about: About, *, targets: bool) -> Iterator[Rows]:
-        from pipeline.sources import Prepared, dataset, source
-        from pipeline.sources import new_data as others
+        from pipeline.sources import Prepared, dataset, new_data, source
 
-        made = code.called(self.source, code.load(self.source), self.options, {"seed": 0})
-        if isinstance(made, Prepared):
-            made = made.held_out
-        elif isinstance(made, tuple) and len(made) == 2 and not hasattr(made[0], "shape"):
-            made = made[1]
-        data = dataset(made, workers=self.workers) if not hasattr(made, "names") else source(made)
-        options = {"targets": targets, "task": about.fixed.task, "classes": about.classes}
-        return others.of_source(self.source, data, about.fixed.inputs, **options)  # type: ignore[arg-type]  # mixed types
+        data = self._result(0)
+        if isinstance(data, Prepared):
+            data = data.held_out
+        elif isinstance(data, tuple) and len(data) == 2 and not hasattr(data[0], "shape"):
+            data = data[1]
+        data = source(data) if hasattr(data, "names") else dataset(data, workers=self.workers)
+        options: dict[str, Any] = {"targets": targets, "task": about.fixed.task, "classes": about.classes}
+        return new_data.of_source(self.source, data, about.fixed.inputs, **options)
+
+    def _result(self, seed: int) -> Any:
+        return code.called(self.source, code.load(self.source), self.options, {"seed": seed}, "data")

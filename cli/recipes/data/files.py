@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from itertools import chain
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from attrs import frozen
+from attrs import asdict, frozen
 
+from cli.recipes.code import wanted
 from cli.recipes.data.base import Data
 from cli.recipes.data.bundled import SMALL
-from cli.recipes.data_card import TASKS
 from cli.recipes.setting import at_least, one_of, refusal, setting
+from cli.recipes.task import TASKS
 
 if TYPE_CHECKING:
     from cli.recipes.data_card import About
@@ -18,11 +20,50 @@ if TYPE_CHECKING:
 
 
 @frozen
-class Tested(Data):
-    """Data that may have a test set of their own."""
+class File(Data):
+    """A file or folder that functions of `pipeline.sources` read: they get its path, and the settings that they have
+    parameters for."""
+
+    reader: ClassVar[str]
+    """The function of `sources` that gives a Prepared."""
+    others_reader: ClassVar[str]
+    """The function of `sources.new_data` that gives Rows."""
+    fits: ClassVar[str] = ""
+    """The key of `fitted` that tells that a run's data were of this kind."""
+
+    def arguments(self) -> dict[str, Any]:
+        return asdict(self, recurse=False)
+
+    def prepare(self, split: Split) -> Prepared:
+        from pipeline import sources
+
+        read = getattr(sources, self.reader)
+        data: Prepared = read(self.path, **wanted(read, {**self.arguments(), "parts": split}))
+        return data
+
+    def others(self, about: About, *, targets: bool) -> Iterator[Rows]:
+        from pipeline.sources import new_data
+
+        if self.fits and self.fits not in about.fitted:
+            raise refusal(f"the run was trained on {about.fixed.source}, which is of another kind than {self.source}")
+        read = getattr(new_data, self.others_reader)
+        learned = {
+            "fitted": about.fitted, "shape": about.fixed.inputs, "task": about.fixed.task, "classes": about.classes,
+            "vocabulary": about.fixed.sizes.get("vocabulary"), "targets": targets,
+        }  # fmt: skip
+        rows: Iterator[Rows] = read(self.path, **wanted(read, {**self.arguments(), **learned}))
+        return rows
+
+
+@frozen
+class Tested(File):
+    """Data that may have their own test set."""
 
     test: str | None = setting(None, "file or folder of samples to hold out, instead of a share", fixed=True)
     task: str | None = setting(None, f"{', '.join(TASKS)}  [default: by the targets]", one_of(TASKS), fixed=True)
+
+    def arguments(self) -> dict[str, Any]:
+        return {**asdict(self, recurse=False), "task": TASKS[self.task] if self.task else None}
 
 
 @frozen
@@ -30,65 +71,48 @@ class Table(Tested):
     """A table: CSV, TSV or Parquet."""
 
     prefers: ClassVar[Mapping[str, Any]] = SMALL
+    ends: ClassVar[tuple[str, ...]] = (".csv", ".tsv", ".csv.gz", ".tsv.gz", ".parquet")
+    reader, others_reader, fits = "table", "of_table", "columns"
 
     target: str | None = setting(None, "column, or columns a,b, to learn  [default: the last]", fixed=True)
     ignore: str | None = setting(None, "columns to leave out, a,b", fixed=True)
-    groups: str | None = setting(None, "column whose equal values stay in one part", fixed=True)
+    groups: str | None = setting(None, "column: rows of equal value are held out together, or not", fixed=True)
     time: str | None = setting(None, "column of time: the last samples are held out", fixed=True)
     header: bool | None = setting(None, "whether the first row has the names  [default: by its look]", fixed=True)
 
-    def prepare(self, parts: Split) -> Prepared:
-        from pipeline import sources
-
-        return sources.table(
-            self.path, target=self.target, test=self.test, parts=parts, task=TASKS[self.task] if self.task else None,
-            header=self.header, groups=self.groups, time=self.time,
-            ignore=tuple(self.ignore.split(",")) if self.ignore else (),
-        )  # fmt: skip
-
-    def others(self, about: About, *, targets: bool) -> Iterator[Rows]:
-        from pipeline.sources import new_data as others
-
-        _need("columns", about, f"{self.source} is a table, but the run")
-        return others.of_table(self.path, about.fitted, targets=targets, header=self.header)
+    def arguments(self) -> dict[str, Any]:
+        return {**Tested.arguments(self), "ignore": self.ignore.split(",") if self.ignore else ()}
 
 
 @frozen
 class Arrays(Tested):
     """Arrays `inputs` and `targets`: .npz, .npy in a folder, safetensors."""
 
-    def prepare(self, parts: Split) -> Prepared:
-        from pipeline import sources
+    ends: ClassVar[tuple[str, ...]] = (".npz", ".npy", ".safetensors")
+    reader, others_reader = "arrays", "of_arrays"
 
-        return sources.arrays(self.path, test=self.test, parts=parts, task=TASKS[self.task] if self.task else None)
-
-    def others(self, about: About, *, targets: bool) -> Iterator[Rows]:
-        from pipeline.sources import new_data as others
-
-        return others.of_arrays(
-            self.path, about.fixed.inputs, targets=targets, task=about.fixed.task, classes=about.classes,
-            vocabulary=about.fixed.sizes.get("vocabulary"),
-        )  # fmt: skip
+    @classmethod
+    def is_folder(cls, names: Collection[str]) -> bool:
+        return any(n.startswith(("inputs.", "train.")) and n.endswith(cls.ends) for n in names)
 
 
 @frozen
-class Idx(Data):
+class Idx(File):
     """Images and labels in the format of MNIST: a file of images, or a folder of the usual four."""
 
-    def prepare(self, parts: Split) -> Prepared:
-        from pipeline import sources
+    ends: ClassVar[tuple[str, ...]] = ("-ubyte", "-ubyte.gz", ".idx", ".idx.gz")
+    reader, others_reader = "images_idx", "of_idx"
 
-        return sources.images_idx(self.path, parts=parts)
-
-    def others(self, about: About, *, targets: bool) -> Iterator[Rows]:
-        from pipeline.sources import new_data as others
-
-        return others.of_idx(self.path, about.fixed.inputs, targets=targets, classes=about.classes)
+    @classmethod
+    def is_folder(cls, names: Collection[str]) -> bool:
+        return any("idx3" in n or "idx1" in n for n in names)
 
 
 @frozen
-class Images(Data):
+class Images(File):
     """A folder of images by class."""
+
+    reader, others_reader, fits = "images", "of_images", "mode"
 
     test: str | None = setting(None, "file or folder of samples to hold out, instead of a share", fixed=True)
     size: int | None = setting(
@@ -97,91 +121,58 @@ class Images(Data):
     augment: str = setting("auto", "auto, none, flip, crop, or flip+crop", fixed=True)
     workers: int = setting(0, "processes that prepare samples", at_least(0, most=1024))
 
-    def prepare(self, parts: Split) -> Prepared:
-        from pipeline import sources
-
-        return sources.images(
-            self.path, size=self.size, test=self.test, parts=parts, augment=self.augment, workers=self.workers
-        )
-
-    def others(self, about: About, *, targets: bool) -> Iterator[Rows]:
-        from pipeline.sources import new_data as others
-
-        _need("mode", about, f"{self.source} is a folder of images, but the run")
-        return others.of_images(self.path, about.fitted, targets=targets, classes=about.classes)
-
 
 @frozen
-class Text(Data):
+class Text(File):
     """A text, whose next token is learned."""
+
+    ends: ClassVar[tuple[str, ...]] = (".txt",)
+    reader, others_reader, fits = "text", "of_text", "context"
 
     held_out: float = setting(0.1, "share of the samples that is held out", fixed=True)
     context: int = setting(128, "tokens that a model sees at once", at_least(1), fixed=True)
     tokenizer: str | None = setting(None, "bytes, characters, or a tokenizers' JSON file  [default: bytes]", fixed=True)
 
-    def prepare(self, parts: Split) -> Prepared:
-        from pipeline import sources
-
-        return sources.text(self.path, context=self.context, tokenizer=self.tokenizer, parts=parts)
-
-    def others(self, about: About, *, targets: bool) -> Iterator[Rows]:
-        from pipeline.sources import new_data as others
-
-        _need("context", about, f"{self.source} is a text, but the run")
-        return others.of_text(self.path, about.fitted)
-
 
 @frozen
-class Tokens(Data):
+class Tokens(File):
     """A file of token ids."""
+
+    ends: ClassVar[tuple[str, ...]] = (".bin",)
+    reader, others_reader, fits = "tokens", "of_text", "context"
 
     held_out: float = setting(0.1, "share of the samples that is held out", fixed=True)
     context: int = setting(128, "tokens that a model sees at once", at_least(1), fixed=True)
     dtype: str = setting("uint16", "of token ids: uint16 or uint32", one_of(("uint16", "uint32")), fixed=True)
 
-    def prepare(self, parts: Split) -> Prepared:
-        from pipeline import sources
-
-        return sources.tokens(self.path, dtype=self.dtype, context=self.context, parts=parts)
-
-    def others(self, about: About, *, targets: bool) -> Iterator[Rows]:
-        from pipeline.sources import new_data as others
-
-        _need("context", about, f"{self.source} holds tokens, but the run")
-        return others.of_text(self.path, about.fitted, dtype=self.dtype)
-
 
 @frozen
-class HuggingFace(Data):
+class HuggingFace(File):
     """A data set of the datasets library on this disk."""
+
+    reader = "huggingface"
 
     inputs: str | None = setting(None, "column of the inputs  [default: by its look]", fixed=True)
     target: str | None = setting(None, "column, or columns a,b, to learn  [default: the last]", fixed=True)
 
-    def prepare(self, parts: Split) -> Prepared:
-        from pipeline import sources
+    def arguments(self) -> dict[str, Any]:
+        return {"inputs": self.inputs, "targets": self.target}
 
-        return sources.huggingface(self.path, inputs=self.inputs, targets=self.target, parts=parts)
+    @classmethod
+    def is_folder(cls, names: Collection[str]) -> bool:
+        return not {"dataset_info.json", "dataset_dict.json"}.isdisjoint(names)
 
     def others(self, about: About, *, targets: bool) -> Iterator[Rows]:
-        from itertools import chain
-
         from pipeline import sources
-        from pipeline.sources import new_data as others
+        from pipeline.sources import new_data
 
         if not targets:
             raise refusal(f"{self.source}: predictions are for tables, arrays and images; write it as Parquet or .npz")
-        found = sources.huggingface(self.path, inputs=self.inputs, targets=self.target)
-        if found.classes != about.classes:
-            raise refusal(f"{self.source} has the classes {', '.join(found.classes)}, but others were learned")
+        data = sources.huggingface(self.path, **self.arguments())
+        if data.classes != about.classes:
+            raise refusal(f"{self.source} has the classes {', '.join(data.classes)}, but others were learned")
         inputs, task = about.fixed.inputs, about.fixed.task
         return chain.from_iterable(
-            others.of_source(self.source, part, inputs, targets=True, task=task, classes=about.classes)
-            for part in (found.train, found.held_out)
+            new_data.of_source(self.source, split, inputs, targets=True, task=task, classes=about.classes)
+            for split in (data.train, data.held_out)
         )
-
-
-def _need(fitted: str, about: About, what: str) -> None:
-    """Raise ConfigError where the run's data were of another kind."""
-    if fitted not in about.fitted:
-        raise refusal(f"{what} was trained on {about.fixed.source}, which is of another kind")

@@ -1,4 +1,4 @@
-"""What a model is made from: its settings, and what the data fixes."""
+"""A model: its settings, and what the data determine of it."""
 
 from __future__ import annotations
 
@@ -18,40 +18,35 @@ if TYPE_CHECKING:
 
 @frozen(eq=False)
 class Fixed:
-    """What the data fixes of a model."""
+    """What the data determine of a model."""
 
     source: str
     """The data, as the user named them."""
     inputs: tuple[int, ...]
     """The shape of one sample's inputs."""
     floats: bool
-    """Whether they are numbers, not ids."""
+    """Whether they are floats, not ids."""
     outputs: int
-    """How many numbers the model gives for a sample, or for a token of it."""
+    """Outputs of a sample, or of a token of it."""
     task: Task
     sizes: Mapping[str, Any]
-    """As the data have them: `vocabulary`, or `categories`."""
+    """`vocabulary`, or `categories`, if the data have them."""
     values: tuple[str, ...]
-    """What a batch has."""
+    """Names of a batch's values."""
 
     @property
     def names(self) -> dict[str, Any]:
-        """What a factory may ask for by name."""
+        """What a user's own function may ask for by name."""
         one = self.inputs[0] if len(self.inputs) == 1 else self.inputs
-        found: dict[str, Any] = {
-            "inputs": one,
-            "features": prod(self.inputs),
-            "outputs": self.outputs,
-            **self.sizes,
-        }
+        names = {"inputs": one, "features": prod(self.inputs), "outputs": self.outputs, **self.sizes}
         if len(self.inputs) == 3 and self.floats:
-            found["channels"] = self.inputs[0]
+            names["channels"] = self.inputs[0]
         if self.task == "classification":
-            found["classes"] = self.outputs
-        return found
+            names["classes"] = self.outputs
+        return names
 
     def need_floats(self, model: str) -> None:
-        """Raise ConfigError where inputs are ids."""
+        """Raise ConfigError if inputs are ids."""
         if not self.floats:
             raise refusal(
                 f"model {model!r} takes inputs of floats, but {self.source} has token ids or other whole numbers; "
@@ -59,7 +54,7 @@ class Fixed:
             )
 
     def need_images(self, model: str) -> None:
-        """Raise ConfigError where inputs are no images."""
+        """Raise ConfigError unless inputs are images."""
         self.need_floats(model)
         if len(self.inputs) != 3:
             raise refusal(
@@ -69,7 +64,7 @@ class Fixed:
 
 
 Made: TypeAlias = tuple[Callable[[], "nn.Module"], str, Any]
-"""What makes the module, what it is in words, and which values of a batch it is called on."""
+"""A function that makes the module, its description, and the values of a batch that it is called on."""
 
 
 @frozen
@@ -77,17 +72,17 @@ class Model:
     """A model by name."""
 
     prefers: ClassVar[Mapping[str, Any]] = {}
-    """Settings of the optimizer, where none is chosen."""
+    """Settings of the optimizer, if none is chosen."""
 
     name: str = setting("mlp", "", fixed=True)
 
     @property
     def title(self) -> str:
-        """What a run is called by."""
+        """Its share of a run's name."""
         return self.name
 
     def make(self, fixed: Fixed) -> Made:
-        """The model for some data. Raises ConfigError where they do not fit."""
+        """The model for some data. Raises ConfigError if it does not fit them."""
         raise NotImplementedError
 
 

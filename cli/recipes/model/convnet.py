@@ -15,7 +15,7 @@ class ConvNet(Model):
     """Blocks of convolution, batch norm and ReLU, halving the image between them."""
 
     widths: tuple[int, ...] = setting((32, 64), "channels of each block", at_least(1, most=WIDE), not_empty, fixed=True)
-    dropout: float = setting(0.0, "fraction of activations that training leaves out", below_one, fixed=True)
+    dropout: float = setting(0.0, "fraction of activations dropped in training", below_one, fixed=True)
 
     def make(self, fixed: Fixed) -> Made:
         from pipeline import models
@@ -35,7 +35,7 @@ class ResNet(Model):
         (32, 64, 128), "channels of each stage", at_least(1, most=WIDE), not_empty, fixed=True
     )
     depth: int = setting(1, "blocks of each stage", at_least(1, most=DEEP), fixed=True)
-    dropout: float = setting(0.0, "fraction of activations that training leaves out", below_one, fixed=True)
+    dropout: float = setting(0.0, "fraction of activations dropped in training", below_one, fixed=True)
 
     def make(self, fixed: Fixed) -> Made:
         from pipeline import models

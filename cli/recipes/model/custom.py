@@ -1,4 +1,4 @@
-"""A module of the user's."""
+"""A module of the user's own."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from cli.recipes.setting import refusal
 
 @frozen
 class Custom(Model):
-    """What a function of the user's makes, called with settings, and with what the data fixes where it asks for it."""
+    """A function of the user's, called with its settings, and with what it asks for by name of `Fixed.names`."""
 
     options: Mapping[str, Any] = field(factory=dict, metadata={"fixed": True})
 
@@ -31,14 +31,13 @@ class Custom(Model):
         factory = code.load(self.name)
 
         def build() -> nn.Module:
-            made = code.called(self.name, factory, self.options, fixed.names)
-            if not isinstance(made, nn.Module):
-                raise refusal(f"{self.name} made {type(made).__name__}, not an nn.Module")
-            return made
+            module = code.called(self.name, factory, self.options, fixed.names, "model")
+            if not isinstance(module, nn.Module):
+                raise refusal(f"{self.name} made {type(module).__name__}, not an nn.Module")
+            return module
 
         with torch.random.fork_rng(devices=[]):
             module = build()  # once, to see what it is
-        there = [*inspect.signature(module.forward).parameters]
-        also = [n for n in fixed.values if n in there[1:] and n != "targets"]
-        called = {there[0]: "inputs", **{n: n for n in also}} if also else "inputs"
-        return build, f"{self.name}: {type(module).__name__}", called
+        first, *others = inspect.signature(module.forward).parameters
+        more = {n: n for n in fixed.values if n in others and n != "targets"}
+        return build, f"{self.name}: {type(module).__name__}", {first: "inputs", **more} if more else "inputs"

@@ -14,7 +14,7 @@ from cli.recipes.setting import DEEP, refusal, setting
 
 @frozen
 class HuggingFace(Model):
-    """What the transformers library makes of a config, with random weights."""
+    """A model of the transformers library by its config, with random weights."""
 
     prefers: ClassVar[Mapping[str, Any]] = {"name": "adamw"}
 
@@ -28,14 +28,12 @@ class HuggingFace(Model):
         try:
             config = files.parsed(Path(self.config))
             if not isinstance(config, dict):
-                raise ValueError("it is no config: a JSON object with model_type")
+                raise ValueError("it is no config, a JSON object with model_type")
             deep = [k for k, v in config.items() if isinstance(v, int) and ("layers" in k or "depth" in k) and v > DEEP]
             if deep:
                 raise ValueError(f"{deep[0]} is {config[deep[0]]}, but at most {DEEP:,}")
         except (OSError, ValueError) as e:
             raise refusal(f"can't read {self.config}: {getattr(e, 'strerror', None) or e}") from None
-        if not isinstance(config, dict):
-            raise refusal(f"{self.config} holds a {type(config).__name__}, not the settings of a model by their names")
         sizes: dict[str, Any] = {"classes": fixed.outputs, "vocabulary": fixed.sizes.get("vocabulary")}
-        build = lambda: models.from_config(config, fixed.task, **sizes)  # noqa: E731  # as the others are given
-        return build, f"transformers' {config.get('model_type', '?')}", "inputs"
+        words = f"transformers' {config.get('model_type', '?')}"
+        return lambda: models.from_config(config, fixed.task, **sizes), words, "inputs"

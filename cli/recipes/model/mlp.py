@@ -1,4 +1,4 @@
-"""A multilayer perceptron, with embeddings of what are categories."""
+"""A multilayer perceptron, with embeddings of categories."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class MLP(Model):
     hidden: tuple[int, ...] = setting(
         (128,), "widths between input and output, such as 128,64", at_least(1, most=WIDE), fixed=True
     )
-    dropout: float = setting(0.0, "fraction of activations that training leaves out", below_one, fixed=True)
+    dropout: float = setting(0.0, "fraction of activations dropped in training", below_one, fixed=True)
 
     def make(self, fixed: Fixed) -> Made:
         from pipeline import models

@@ -13,16 +13,16 @@ from cli.recipes.setting import DEEP, WIDE, at_least, below_one, refusal, settin
 
 @frozen
 class LSTM(Model):
-    """Layers of LSTM over a sequence, and a linear one of what they end with."""
+    """LSTM layers over a sequence, and a linear layer of the last state."""
 
     prefers: ClassVar[Mapping[str, Any]] = {"name": "adamw"}
 
     kind: ClassVar[Any] = "lstm"
 
-    width: int = setting(128, "numbers that a layer remembers", at_least(1, most=WIDE), fixed=True)
+    width: int = setting(128, "units of a layer", at_least(1, most=WIDE), fixed=True)
     depth: int = setting(1, "layers", at_least(1, most=DEEP), fixed=True)
-    bidirectional: bool = setting(False, "from both ends", fixed=True)
-    dropout: float = setting(0.0, "fraction of activations that training leaves out", below_one, fixed=True)
+    bidirectional: bool = setting(False, "read the sequence from both ends", fixed=True)
+    dropout: float = setting(0.0, "fraction of activations dropped in training", below_one, fixed=True)
 
     def make(self, fixed: Fixed) -> Made:
         from pipeline import models
@@ -33,14 +33,13 @@ class LSTM(Model):
                 f"or value for each, but {fixed.source} has inputs {fixed.inputs} for {fixed.task}"
             )
         what = {"features": fixed.inputs[1]} if fixed.floats else {"vocabulary": fixed.sizes["vocabulary"]}
-        options: dict[str, Any] = {"width": self.width, "depth": self.depth, "bidirectional": self.bidirectional,
-                   "dropout": self.dropout}  # fmt: skip
+        options: dict[str, Any] = {n: getattr(self, n) for n in ("width", "depth", "bidirectional", "dropout")}
         words = f"{self.kind} of {self.depth} x {self.width}"
         return lambda: models.recurrent(fixed.outputs, kind=self.kind, **what, **options), words, "inputs"
 
 
 @frozen
 class GRU(LSTM):
-    """As LSTM, with gates of fewer numbers."""
+    """As LSTM, with fewer gates."""
 
     kind: ClassVar[Any] = "gru"

@@ -13,14 +13,16 @@ from cli.recipes.setting import DEEP, WIDE, at_least, below_one, refusal, settin
 
 @frozen
 class Transformer(Model):
-    """Attention to what came before, and a perceptron, in each block."""
+    """Blocks of causal attention and a perceptron."""
 
     prefers: ClassVar[Mapping[str, Any]] = {"name": "adamw"}
 
-    width: int = setting(128, "numbers of a token between blocks", at_least(1, most=WIDE), fixed=True)
-    heads: int | None = setting(None, "of the attention  [default: the most of 8, 4, 2 and 1]", at_least(1), fixed=True)
+    width: int = setting(128, "features of a token", at_least(1, most=WIDE), fixed=True)
+    heads: int | None = setting(
+        None, "of the attention  [default: the largest divisor of --width among 8, 4, 2, 1]", at_least(1), fixed=True
+    )
     depth: int = setting(4, "blocks", at_least(1, most=DEEP), fixed=True)
-    dropout: float = setting(0.0, "fraction of activations that training leaves out", below_one, fixed=True)
+    dropout: float = setting(0.0, "fraction of activations dropped in training", below_one, fixed=True)
 
     def make(self, fixed: Fixed) -> Made:
         from pipeline import models
@@ -32,7 +34,7 @@ class Transformer(Model):
             )
         heads = self.heads or next(h for h in (8, 4, 2, 1) if self.width % h == 0)
         if self.width % heads:
-            raise refusal(f"--width {self.width} is no multiple of --heads {heads}; choose a width that is")
+            raise refusal(f"--width {self.width} is no multiple of --heads {heads}; choose one that is")
         options = {"width": self.width, "heads": heads, "depth": self.depth, "dropout": self.dropout}
         vocabulary, context = fixed.outputs, fixed.inputs[0]
         words = f"transformer of {self.depth} blocks of width {self.width}, {vocabulary} tokens, context {context}"

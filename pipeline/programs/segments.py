@@ -1,5 +1,4 @@
-"""Running stages: in order, and through a backward, which makes a function of the stages before it and differentiates
-that."""
+"""Segments: the stages of a train step, split after each backward, which differentiates the stages of its segment."""
 
 from __future__ import annotations
 
@@ -19,31 +18,33 @@ from pipeline.backward.accumulate import Written, in_parts
 from pipeline.backward.per_example import each_sample
 from pipeline.errors import StageError
 from pipeline.joint import by_model, joined
-from pipeline.mesh import Rows
-from pipeline.sharding import Sharding
 from pipeline.stage import Stage
 from pipeline.state import Batch, samples
 from pipeline.tree import Tree, parted, tree_map
 
 Autocast: TypeAlias = Callable[[], AbstractContextManager[Any]]
+Hyper: TypeAlias = Mapping[str, Mapping[str, Tensor]]
+"""Hyperparameters of each stage."""
 
 
-def through(
-    stages: Iterable[Stage], values: Mapping[str, Any], hyper: Mapping[str, Any], memory: Mapping[str, Tree],
-    weigh: Callable[[], Tensor] | None = None, on: Sharding | None = None,
+def run_stage(s: Stage, values: Mapping[str, Any], hyper: Hyper, memory: Mapping[str, Tree]) -> tuple[Any, Tree]:
+    """Outputs of one stage, and its new memory or its sums."""
+    return s.run(values, hyper.get(s.name, {}), memory.get(s.name))
+
+
+def run_stages(
+    stages: Iterable[Stage], values: Mapping[str, Any], hyper: Hyper, memory: Mapping[str, Tree],
+    weight: Callable[[], Tensor] | None = None, run: Callable[..., tuple[Any, Tree]] = run_stage,
 ) -> Written:  # fmt: skip
-    """What stages write, one after the other. `weigh` gives the weight of a loss that states none; `on` a mesh, they
-    are given whole weights."""
+    """Outputs, new memories and sums of stages, run in order. `weight` gives the weight of a loss that states none."""
     values = dict(values)
     written: dict[str, Any] = {}
     remembered: dict[str, Tree] = {}
     sums: dict[str, Tree] = {}
     for s in stages:
-        if isinstance(s, Gradients) and weigh is not None and f"{s.of}.weight" not in values:
-            values[f"{s.of}.weight"] = weigh()
-        given = values if on is None else on.given(s, values)
-        new, kept = s.run(given, hyper.get(s.name, {}), memory.get(s.name))
-        new = new if on is None else on.kept(s, new)
+        if isinstance(s, Gradients) and weight is not None and f"{s.of}.weight" not in values:
+            values[f"{s.of}.weight"] = weight()
+        new, kept = run(s, values, hyper, memory)
         values.update(new)
         written.update(new)
         if s.remembers:
@@ -51,74 +52,68 @@ def through(
     return written, remembered, sums
 
 
-def counted(batch: Batch, by: str | None, like: Tensor) -> Callable[[], Tensor]:
-    """The number of samples, on the device of a tensor."""
+def batch_weight(batch: Batch, by: str | None, like: Tensor) -> Callable[[], Tensor]:
+    """Number of samples of a batch, 0-d float64, on the device of `like`."""
     return lambda: torch.full((), samples(batch, by), dtype=torch.float64, device=like.device)
 
 
 @frozen(eq=False)
 class Segment:
-    """Stages that run one after the other, and the backward that ends them: a step is a few of these, in order."""
+    """Consecutive stages, and the backward that ends them."""
 
     stages: tuple[Stage, ...]
     gradients: Gradients | None = None
-    """Takes the gradients of what the stages compute; none after the last backward."""
+    """None after the last backward."""
     kept: frozenset[str] = frozenset()
-    """The names of State that the stages of the whole pipeline bring in."""
+    """Names in State that the stages of the whole pipeline bring in."""
     wanted: frozenset[str] = frozenset()
-    """What stages behind it read."""
+    """Names that later stages read."""
 
     @property
     def all(self) -> tuple[Stage, ...]:
         return self.stages if self.gradients is None else (*self.stages, self.gradients)
 
     def run(
-        self, values: Mapping[str, Any], hyper: Mapping[str, Any], memory: Mapping[str, Tree],
-        batch: Batch, by: str | None = None, autocast: Autocast = nullcontext, on: Sharding | None = None,
-        rows: Rows | None = None,
+        self, values: Mapping[str, Any], hyper: Hyper, memory: Mapping[str, Tree], batch: Batch,
+        by: str | None = None, autocast: Autocast = nullcontext,
     ) -> Written:  # fmt: skip
-        """What the stages and the backward write. `batch` has the values of which a backward that accumulates takes
-        parts, and `by` the name of the one that says how many samples they are. `on` a mesh, they are those of `rows`,
-        and what is written is of the whole batch."""
+        """Outputs of the stages and the backward. A backward that accumulates splits the values of `batch`; `by` names
+        the value that gives its number of samples."""
         g = self.gradients
         if g is None:
-            with on.here() if on is not None else nullcontext():
-                return through(self.stages, values, hyper, memory, on=on)
-        if on is not None and rows is not None:
-            with on.here(rows):
-                return on.reduced(g, rows, self.run(on.given(None, values), hyper, memory, batch, by, autocast))
+            return run_stages(self.stages, values, hyper, memory)
         if g.accumulate > 1 and (size := samples(batch, by)) > 1:
             part = partial(_differentiated, autocast=autocast)
             return in_parts(g, self.stages, part, values, hyper, memory, batch, size, self.wanted)
         if g.per_example:
-            weigh = counted({"sample": values["step"]}, None, values["step"])  # a number alone: it is one sample
-            one = partial(_differentiated, g, self.stages, hyper=hyper, memory=memory, weigh=weigh, autocast=autocast)
+            weight = batch_weight({"sample": values["step"]}, None, values["step"])  # a 0-d value counts as one sample
+            one = partial(_differentiated, g, self.stages, hyper=hyper, memory=memory, weight=weight, autocast=autocast)
             return each_sample(g, self.stages, one, values, batch, samples(batch, by), self.kept)
-        weigh = counted(batch, by, values["step"])
-        return _differentiated(g, self.stages, values, hyper, memory, weigh, autocast)
+        weight = batch_weight(batch, by, values["step"])
+        return _differentiated(g, self.stages, values, hyper, memory, weight, autocast)
 
 
 def segments(stages: Iterable[Stage]) -> tuple[Segment, ...]:
-    """Stages in order, parted after each backward, and after what changes the parameters that the next is of."""
+    """Split stages after each backward, and after the updates of the parameters that the next backward is of."""
     stages, begin = tuple(stages), 0
     kept = frozenset(name for s in stages for name in s.keeps)
-    made: list[Segment] = []
+    split: list[Segment] = []
     grads: set[str] = set()
     for end, s in enumerate(stages):
         if isinstance(s, Gradients):
             begun = stages[begin:end]
             if (i := begin + max(_settled(begun, s), _updated(begun, s, grads))) > begin:
-                made.append(Segment(stages[begin:i]))
+                split.append(Segment(stages[begin:i]))
             begin, grads = end + 1, grads | {s.grads}
             wanted = frozenset(name for t in stages[begin:] for name in (*t.reads, *t.optional))
-            made.append(Segment(stages[i:end], s, kept, wanted))
-    return (*made, Segment(stages[begin:]))
+            split.append(Segment(stages[i:end], s, kept, wanted))
+    return (*split, Segment(stages[begin:]))
 
 
 def _settled(stages: Sequence[Stage], g: Gradients) -> int:
-    """Where the parameters are those that the loss is computed with: after the last update of them before that.
+    """Index behind the last update of the parameters that the loss depends on.
 
-    What is differentiated begins there: the gradient is not one through the update, to what they were before it.
+    The differentiated stages begin there, so that no gradient goes through that update.
     """
     needed = {g.of}
     for i in range(len(stages), 0, -1):
@@ -131,34 +126,34 @@ def _settled(stages: Sequence[Stage], g: Gradients) -> int:
 
 
 def _updated(stages: Sequence[Stage], g: Gradients, grads: Collection[str]) -> int:
-    """Where the updates of the backward before end, if what is differentiated begins after them: they are done once,
-    and not in each part of a batch."""
+    """Index behind the updates of the backward before, if the models come later: they run once, and not for each
+    part of a batch."""
     models = [i for i, s in enumerate(stages) if {*s.reads} & {*g.wrt}]
     return max((i + 1 for i, s in enumerate(stages) if {*s.reads} & {*grads} and i < min(models, default=0)), default=0)
 
 
 def _differentiated(
     g: Gradients, stages: Sequence[Stage], values: Mapping[str, Any], hyper: Mapping[str, Any],
-    memory: Mapping[str, Tree], weigh: Callable[[], Tensor], autocast: Autocast,
+    memory: Mapping[str, Tree], weight: Callable[[], Tensor], autocast: Autocast,
 ) -> Written:  # fmt: skip
-    """What `stages` write, with the gradients of what they compute."""
+    """Outputs of `stages`, and the gradients of their loss."""
     back: list[Callable[[Sequence[Tensor]], Written]] = []
     scale = values.get(f"{g.of}.scale")
     models = {model: values[model] for model in g.wrt}
 
     def objective(params: dict[str, Tensor]) -> tuple[Tensor, Tree]:
-        with autocast():  # not around the backward, which computes in the forward's dtypes
+        with autocast():  # not around the backward, which computes in the dtypes of the forward
             given = {**values, **by_model(params, models)}
-            written, remembered, sums = through([*stages, g], given, hyper, memory, weigh)
+            written, remembered, sums = run_stages([*stages, g], given, hyper, memory, weight)
         if not isinstance(written[g.of], Tensor) or written[g.of].ndim > 0:
             [writer] = [s.name for s in stages if g.of in s.writes][-1:]
             raise StageError(writer, f"must return {g.of!r} as one number, a 0-d tensor, to be differentiated")
-        # Only tensors may leave a transformed function beside the loss; the rest is constant, and goes around it.
-        tensors, whole = parted((written, remembered, sums))
-        back[:] = [whole]
+        # Only tensors may leave a transformed function beside the loss; constants go around it.
+        tensors, rebuild = parted((written, remembered, sums))
+        back[:] = [rebuild]
         value = written[g.of]
         if mesh.here():
-            # BatchNorm on a mesh has gradients through other processes' losses, which count by their weights.
+            # On a mesh BatchNorm has gradients through the losses of other processes, weighted by their samples.
             value = value * sums[g.name]["weight"].detach().to(value.dtype)
         return (value if scale is None else value * scale), tensors
 
@@ -173,13 +168,13 @@ def _differentiated(
     if scale is not None:
         grads = tree_map(lambda x: (x / scale).to(x.dtype), grads)
     if mesh.here():
-        weight = sums[g.name]["weight"]
-        grads = tree_map(lambda x: (x / torch.where(weight > 0, weight, 1.0)).to(x.dtype), grads)
+        total = sums[g.name]["weight"]
+        grads = tree_map(lambda x: (x / torch.where(total > 0, total, 1.0)).to(x.dtype), grads)
     return {**written, g.grads: grads}, remembered, sums
 
 
 def first_memory(s: Stage, tree: Mapping[str, Tree]) -> Tree:
-    """A stage's first memory."""
+    """The first memory of a stage."""
     assert s.init is not None
     read = {p: tree[s.names.get(p, p)] for p in inspect.signature(s.init).parameters}
     return s.init(**read)

@@ -1,5 +1,5 @@
-"""Sharding: a pipeline's step on a mesh. Which names of State are in shards, how a stage sees them, and what is summed
-over the processes after a backward."""
+"""On a mesh: the program of one of several processes. Which names of State are in shards, how a stage sees them, and
+the sums over processes after a backward."""
 
 from __future__ import annotations
 
@@ -15,47 +15,53 @@ from torch.utils import _pytree as pytree
 from pipeline import mesh
 from pipeline.backward import Gradients
 from pipeline.backward.accumulate import Written
+from pipeline.description import Description
 from pipeline.errors import WiringError
 from pipeline.forward import Model
 from pipeline.joint import joined
-from pipeline.mesh import Mesh, Rows
+from pipeline.mesh import Mesh, Rows, Shard
+from pipeline.programs.loss_check import Difference
+from pipeline.programs.program import Program, Sums
+from pipeline.programs.segments import Hyper, Segment, run_stage, run_stages
+from pipeline.programs.single import Single
 from pipeline.stage import Part, Stage
-from pipeline.tree import Tree, paths
+from pipeline.state import State
+from pipeline.tree import Tree, paths, tree_map
 
 
 @frozen(eq=False)
 class Sharding:
-    """What a mesh makes of a pipeline's stages."""
+    """Shards of the State of a pipeline."""
 
     mesh: Mesh
     stages: tuple[Stage, ...]
-    """Those after place."""
+    """Stages after place."""
     models: Mapping[str, Model]
-    """By the name of the weights that are in shards: those that are trained, and averages of them."""
+    """Models by the names of sharded weights: trained ones, and averages of them."""
     of: Mapping[str, tuple[str, ...]]
-    """Gradients in shards -> the weights that they are of."""
+    """Sharded gradients -> the weights that they are of."""
     local: frozenset[str]
-    """The metrics after the last backward that are of a process's own samples."""
+    """Metrics that depend on per-sample values, after the last backward."""
     _seen: dict[str, tuple[Any, Tree]] = field(factory=dict, init=False)
-    """Whole tensors that were put together, with what they were made of."""
+    """Gathered tensors of the step at hand, with their shards."""
 
     # -- State
 
     def shapes(self, name: str) -> dict[str, tuple[int, ...]]:
-        """The shapes of whole weights."""
+        """Shapes of gathered weights."""
         modules = {k: self.models[k].module.skeleton().module for k in self.of.get(name, (name,))}
         return joined(
             {m: {k: tuple(p.shape) for k, p in of.named_parameters() if p.requires_grad} for m, of in modules.items()}
         )
 
     def part(self, tree: Mapping[str, Tree]) -> dict[str, Tree]:
-        """A tree of whole tensors with this process's rows of those that are in shards."""
+        """Shard a tree of whole tensors."""
         if self.mesh.shard == 1:
             return dict(tree)
         return {k: {n: self.mesh.part(t) for n, t in v.items()} if k in self.models else v for k, v in tree.items()}
 
     def leaves(self, tree: Mapping[str, Tree]) -> dict[str, tuple[int, ...]]:
-        """The leaves of a State's tree that are in shards, by their paths, and the shapes of the whole ones."""
+        """Sharded leaves of a State's tree, by their paths, with their whole shapes."""
         found: dict[str, tuple[int, ...]] = {}
         if self.mesh.shard == 1:
             return found
@@ -77,7 +83,7 @@ class Sharding:
         return found
 
     def whole(self, tree: dict[str, Tree]) -> dict[str, Tree]:
-        """A State's tree of whole tensors, from the rows that all processes have."""
+        """Gather a State's tree from the shards of all processes."""
         shapes = self.leaves(tree)
         at = paths(tree)
         made = self.mesh.whole({k: t for k, t in at if k in shapes}, shapes)
@@ -87,11 +93,11 @@ class Sharding:
     # -- stages
 
     def here(self, rows: Rows | None = None) -> AbstractContextManager[None]:
-        """Where stages run: on a part of a batch, or after a backward."""
+        """Context in which stages run: on a part of a batch or, without rows, on values that are equal everywhere."""
         return mesh.at(self.mesh, rows)
 
     def given(self, s: Stage | None, values: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The values as a stage takes them: whole, unless it takes shards."""
+        """Values as a stage takes them: gathered, unless it takes shards."""
         if self.mesh.shard == 1 or (s is not None and s.sharded):
             return values
         read = {*values} if s is None else {*s.reads, *s.optional}
@@ -103,13 +109,13 @@ class Sharding:
         return given
 
     def kept(self, s: Stage, written: dict[str, Any]) -> dict[str, Any]:
-        """What a stage wrote, as State has it."""
+        """Outputs of a stage, sharded as State has them."""
         if self.mesh.shard == 1 or s.sharded:
             return written
         return {k: {n: self.mesh.part(t) for n, t in v.items()} if self._parted(k) else v for k, v in written.items()}
 
     def forget(self) -> None:
-        """Let go of what was put together in a step."""
+        """Free the gathered tensors of a step."""
         self._seen.clear()
 
     def _parted(self, name: str) -> bool:
@@ -126,11 +132,11 @@ class Sharding:
     # -- sums over the processes
 
     def reduced(self, g: Gradients, rows: Rows, done: Written) -> Written:
-        """What a backward and the stages before it wrote for a part of the batch, as for the whole of it."""
+        """Outputs of a segment for the whole batch, from those of each process's part."""
         written, remembered, sums = done
         numbers, spec = pytree.tree_flatten(sums)
         weight = sums[g.name]["weight"]
-        if not rows.count:  # it ran on another's sample
+        if not rows.count:  # an empty rank computed sample 0
             weight, numbers = weight * 0, [x * 0 for x in numbers]
         own = {k: (x * weight).to(x.dtype) for k, x in written[g.grads].items()}
         grads, numbers = self.mesh.reduced(own, numbers)
@@ -144,12 +150,12 @@ class Sharding:
         return now, remembered, sums
 
     def totals(self, rows: Rows, sums: dict[str, Tree]) -> dict[str, Tree]:
-        """The sums of metrics that come after the last backward."""
+        """Sums over processes, of the local metrics among these."""
         own = {k: v for k, v in sums.items() if k in self.local}
         return {**sums, **self.total(own, rows)} if own else sums
 
     def total(self, sums: dict[str, Tree], rows: Rows | None = None) -> dict[str, Tree]:
-        """Sums over the samples of all processes."""
+        """Sums over all processes."""
         numbers, spec = pytree.tree_flatten(sums)
         if rows is not None and not rows.count:
             numbers = [x * 0 for x in numbers]
@@ -157,10 +163,88 @@ class Sharding:
         return made
 
 
-def sharding(mesh: Mesh | None, parts: Sequence[Part], graph: Sequence[Stage]) -> Sharding | None:
-    """How a pipeline's stages run on a mesh, if they do. Raises WiringError where they can't."""
-    if mesh is None:
-        return None
+@frozen(eq=False, slots=False)
+class OnMesh(Single):
+    """The program of one of several processes: each has a part of every batch, and a shard of the weights."""
+
+    sharding: Sharding = field(kw_only=True)
+
+    def of(self, stages: Sequence[Part]) -> OnMesh:
+        return on_mesh(Single(Description(*stages)), self.sharding.mesh)
+
+    def local(self, s: Stage | None, tree: dict[str, Tree]) -> dict[str, Tree]:
+        return self.sharding.part(tree) if s is None or s.sharded else tree
+
+    def train(self, tree: dict[str, Tree], shard: Shard) -> tuple[dict[str, Tree], dict[str, Tensor]]:
+        try:
+            return super().train(tree, shard)
+        finally:
+            self.sharding.forget()
+
+    def run(
+        self, segment: Segment, values: Mapping[str, Any], hyper: Hyper, memory: Mapping[str, Tree], shard: Shard
+    ) -> Written:
+        on, rows = self.sharding, shard.rows
+        assert rows is not None
+        if segment.gradients is None:
+            with self.pipe.place.computing(), on.here():
+                written, remembered, sums = run_stages(segment.stages, values, hyper, memory, run=self._stage)
+                return written, remembered, on.totals(rows, sums)
+        with self.pipe.place.computing(), on.here(rows):
+            given = on.given(None, values), hyper, memory, shard.values
+            local = segment.run(*given, self.pipe.samples, self.pipe.place.autocast)
+            return on.reduced(segment.gradients, rows, local)
+
+    def _stage(
+        self, s: Stage, values: Mapping[str, Any], hyper: Hyper, memory: Mapping[str, Tree]
+    ) -> tuple[dict[str, Any], Tree]:
+        """One stage on gathered values, unless it takes shards."""
+        new, kept = run_stage(s, self.sharding.given(s, values), hyper, memory)
+        return self.sharding.kept(s, new), kept
+
+    def compare_parts(self, *_: Any, **__: Any) -> Difference | None:
+        return None  # a process has a part of a batch itself; selfcheck compares the whole step
+
+    def evaluated(
+        self, stages: Sequence[Stage], values: dict[str, Any], tree: dict[str, Tree], shard: Shard
+    ) -> tuple[Sums, dict[str, Any]]:
+        given = {**self.sharding.given(None, values)}
+        self.sharding.forget()
+        added, written = super().evaluated(stages, given, tree, shard)
+        if shard.rows is not None and not shard.rows.count:  # an empty rank computes sample 0 with weight 0
+            added = tree_map(lambda x: x * 0, added)
+        return added, written
+
+
+def on_mesh(program: Single, mesh: Mesh) -> OnMesh:
+    """The program of a process on a mesh, from that of a process alone."""
+    pipe = program.pipe
+    return OnMesh(pipe, sharding=sharding(mesh, pipe.stages, pipe.graph))
+
+
+def sharding_of(program: Program) -> Sharding | None:
+    """Shards of a program's State, on a mesh."""
+    return program.sharding if isinstance(program, OnMesh) else None
+
+
+def total(program: Program, sums: Sums) -> Sums:
+    """Sums of an evaluation, over all processes."""
+    return program.sharding.total(sums) if isinstance(program, OnMesh) else sums
+
+
+def whole(program: Program, state: State) -> State:
+    """A State with gathered tensors, if a mesh keeps them in shards; all processes have to call it."""
+    return State(program.sharding.whole(state.tree), state.lease) if isinstance(program, OnMesh) else state
+
+
+def build(pipe: Description) -> Single:
+    """The program of a pipeline."""
+    single = Single(pipe)
+    return single if pipe.place.mesh is None else on_mesh(single, pipe.place.mesh)
+
+
+def sharding(mesh: Mesh, parts: Sequence[Part], graph: Sequence[Stage]) -> Sharding:
+    """Shards of a pipeline's State. Raises WiringError for stages that can't run on a mesh."""
     models = {s.params: s for s in parts if isinstance(s, Model) and s.create is not None}
     trained = [g for g in graph if isinstance(g, Gradients)]
     for s in graph:
@@ -182,7 +266,7 @@ def sharding(mesh: Mesh | None, parts: Sequence[Part], graph: Sequence[Stage]) -
 
 
 def _local(parts: Sequence[Part], graph: Sequence[Stage], trained: Sequence[Gradients]) -> frozenset[str]:
-    """The metrics after the last backward that read what is of samples, or was made of that."""
+    """Metrics after the last backward that depend on per-sample values."""
     if not trained:
         return frozenset(s.name for s in graph if s.finish is not None)
     last = graph.index(trained[-1])

@@ -1,11 +1,10 @@
-"""Whole: whether the loss of a batch is what the losses of its parts make of it, tried on the user's own data."""
+"""Loss check: compare the loss of a batch with the losses of its parts, on the user's own data."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
-from weakref import WeakSet
 
 import torch
 from attrs import frozen
@@ -17,44 +16,40 @@ from pipeline.backward import Gradients
 from pipeline.backward.accumulate import Written
 from pipeline.errors import StageError
 from pipeline.forward import Model
-from pipeline.run import through
+from pipeline.programs.segments import run_stages
 from pipeline.stage import Stage
 from pipeline.state import Batch, lists_samples
 from pipeline.tree import Tree, tree_map
 
-_TRIED: WeakSet[Gradients] = WeakSet()
-"""Backwards whose loss was tried."""
 _CLOSE, _CLOSE_LOW = 1e-4, 2e-2
-"""How far two losses may be apart, relative to the larger: in float32, and below."""
+"""Relative tolerance in float32, and in lower precision."""
 
 
 @frozen
 class Difference:
-    """What a loss of a batch is beside that of its parts."""
+    """A loss that differs from the mean of its parts."""
 
     stage: str
-    """The one that makes the loss."""
+    """Name of the stage that writes the loss."""
     said: str
     instead: str
-    """What to write; nothing, if no weight makes them equal."""
+    """What to write; empty if no weight makes them equal."""
 
 
-def untried(g: Gradients) -> bool:
-    """Whether a loss is still to be tried, and can be: it is computed with numbers, not to trace or map it."""
-    return g not in _TRIED and get_proxy_mode() is None and torch._C._functorch.peek_interpreter_stack() is None
+def computed() -> bool:
+    """Whether numbers are computed, and not traced or mapped."""
+    return get_proxy_mode() is None and torch._C._functorch.peek_interpreter_stack() is None
 
 
 def differs(
     g: Gradients, stages: Sequence[Stage], values: Mapping[str, Any], hyper: Mapping[str, Any],
-    memory: Mapping[str, Tree], batch: Batch, size: int, parts: int, low: bool, final: bool,
+    memory: Mapping[str, Tree], batch: Batch, size: int, parts: int, low: bool,
 ) -> Difference | None:  # fmt: skip
-    """How the loss of `size` samples differs from that of their parts, if it does.
+    """Difference between the loss of `size` samples and that of their parts, if any.
 
-    Only what comes after the models is computed in parts, for what these draw and BatchNorm differ in parts by hand
-    too. A model that makes its own loss is called in eval mode. It is tried again unless this is `final`.
+    Only stages after the models are computed in parts: dropout and BatchNorm differ in parts by hand too. A model that
+    computes its own loss is called in eval mode.
     """
-    if final:
-        _TRIED.add(g)
     writer = next(s for s in reversed(stages) if g.of in s.writes)
     last = max((i for i, s in enumerate(stages) if isinstance(s, Model) and s is not writer), default=-1)
     after = stages[last + 1 :]
@@ -64,11 +59,11 @@ def differs(
         given = {**values, **own, "training": training, "seed": values["seed"] + seed}
         like = values["step"]
         weigh = torch.full((), count, dtype=torch.float64, device=like.device)
-        written, _, sums = through([*after, g], given, hyper, memory, lambda: weigh)
+        written, _, sums = run_stages([*after, g], given, hyper, memory, lambda: weigh)
         return written[g.of].double(), sums[g.name]["weight"].double()
 
     with torch.enable_grad():
-        made = {**batch, **through(stages[: last + 1], values, hyper, memory)[0]}
+        made = {**batch, **run_stages(stages[: last + 1], values, hyper, memory)[0]}
         try:
             whole, _ = loss(made, size)
             if not whole.isfinite() or not torch.equal(whole, loss(made, size, seed=1)[0]):
@@ -79,7 +74,6 @@ def differs(
             with suppress(StageError):  # there may be no loss of so few samples
                 each = [loss(part, n) for part, n in _parts(made, size, count)]
                 if (found := _apart(g, writer.name, whole, size, each, _CLOSE_LOW if low else _CLOSE)) is not None:
-                    _TRIED.discard(g)
                     return found
     return None
 
@@ -87,7 +81,7 @@ def differs(
 def _apart(
     g: Gradients, writer: str, whole: Tensor, size: int, each: Sequence[tuple[Tensor, Tensor]], tolerance: float
 ) -> Difference | None:
-    """How a loss differs from those of its parts, given with their weights."""
+    """Difference between a loss and its parts, given as (loss, weight)."""
     losses, weights = (torch.stack(x) for x in zip(*[x for x in each if not x[0].isnan()] or each, strict=True))
     total = losses.sum() if g.sums else (losses * weights).sum() / weights.sum()
     if total.isnan():
@@ -106,7 +100,7 @@ def _apart(
 
 
 def _parts(values: Mapping[str, Any], size: int, count: int) -> Iterator[tuple[dict[str, Any], int]]:
-    """Values of a batch in so many parts of nearly one size, the longer ones first."""
+    """Split the values of a batch into `count` parts of nearly equal size, the longer ones first."""
     begin = 0
     for i in range(count):
         end = begin + size // count + (i < size % count)
@@ -122,8 +116,8 @@ def _parts(values: Mapping[str, Any], size: int, count: int) -> Iterator[tuple[d
 
 
 def check_held(s: Stage, given: Mapping[str, Any], made: Mapping[str, Any], again: Callable[[], Written]) -> None:
-    """Raise StageError where a stage holds tensors that require gradients, which nothing would train. Those that it
-    makes itself, as for a gradient penalty, are others when it runs again."""
+    """Raise StageError if a stage holds tensors that require gradients, which nothing would train. Tensors that the
+    stage creates, as for a gradient penalty, are others when it runs `again`."""
     first = [] if isinstance(s, Model) else _leaves(made)
     if not first:
         return
@@ -138,7 +132,7 @@ def check_held(s: Stage, given: Mapping[str, Any], made: Mapping[str, Any], agai
 
 
 def _leaves(tree: Any) -> list[Tensor]:
-    """The tensors that values depend on by gradients."""
+    """Leaf tensors that require gradients, below values."""
     found = [x for x in pytree.tree_leaves(tree) if isinstance(x, Tensor) and x.requires_grad]
     leaves, waiting, seen = [x for x in found if x.is_leaf], [x.grad_fn for x in found], set[Any]()
     while waiting:

@@ -1,4 +1,4 @@
-"""Hyperparameters in State: their numbers, what their schedules remember, and their values at a step."""
+"""Hyperparameters in State: their first values, the memories of their schedules, and their values at a step."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from pipeline.tree import Tree
 
 
 def hyperparameters(stages: Iterable[Stage]) -> dict[str, Number]:
-    """Those of all stages, by the names that State has for them: "update.sgd.lr"."""
+    """Hyperparameters of all stages, by their names in State: "update.sgd.lr"."""
     return {f"{s.name}.{name}": value for s in stages for name, value in s.hyper.items()}
 
 
 def scheduled(stages: Iterable[Stage]) -> dict[str, Schedule]:
-    """Those that have a schedule."""
+    """Hyperparameters with a schedule."""
     return {full: value for full, value in hyperparameters(stages).items() if isinstance(value, Schedule)}
 
 
 def remembering(stages: Iterable[Stage]) -> dict[str, Schedule]:
-    """Those whose schedule has a memory, which State.memory has under the same name.
+    """Hyperparameters whose schedule has a memory, kept in State.memory under the same name.
 
-    Raises WiringError where a stage that remembers has that name.
+    Raises WiringError if a stage with a memory has that name.
     """
     stages = tuple(stages)
     found = {full: s for full, s in scheduled(stages).items() if s.memory}
@@ -37,14 +37,14 @@ def remembering(stages: Iterable[Stage]) -> dict[str, Schedule]:
 
 
 def hyper_names(stages: Iterable[Stage]) -> set[str]:
-    """What State holds for them, the numbers of schedules among them."""
+    """Names in State, including the numbers of schedules."""
     found = hyperparameters(stages)
     numbers = {f"{full}.{k}" for full, value in found.items() if isinstance(value, Schedule) for k in value.numbers}
     return {*found, *numbers}
 
 
 def hyper_numbers(stages: Iterable[Stage], steps: int | None, batches: int | None) -> dict[str, float]:
-    """The same with their first values, in a run of so many steps, and so many batches an epoch."""
+    """First values of all, in a run of `steps` with `batches` an epoch."""
     numbers: dict[str, float] = {}
     for full, value in hyperparameters(stages).items():
         if not isinstance(value, Schedule):
@@ -65,8 +65,13 @@ def hyper_value(full: str, number: Any, tree: Mapping[str, Tree]) -> Tensor:
     return value
 
 
-def observed(stages: Iterable[Stage], tree: Mapping[str, Tree], metrics: Mapping[str, Any]) -> dict[str, Tree]:
-    """The memories of schedules after an epoch with these metrics; none where no schedule reads any."""
+def hyper_values(stages: Iterable[Stage], tree: Mapping[str, Tree]) -> dict[str, dict[str, Tensor]]:
+    """Hyperparameters of each stage at this step, schedules applied: 0-d float64."""
+    return {s.name: {h: hyper_value(f"{s.name}.{h}", n, tree) for h, n in s.hyper.items()} for s in stages}
+
+
+def observed_memory(stages: Iterable[Stage], tree: Mapping[str, Tree], metrics: Mapping[str, Any]) -> dict[str, Tree]:
+    """Memories of schedules after an epoch with these metrics; empty if no schedule reads any."""
     new: dict[str, Tree] = {}
     for full, schedule in scheduled(stages).items():
         if schedule.observe is not None:
@@ -77,7 +82,7 @@ def observed(stages: Iterable[Stage], tree: Mapping[str, Tree], metrics: Mapping
 
 
 def check_watched(schedules: Mapping[str, Schedule], known: Iterable[str]) -> None:
-    """Raise ConfigError where a schedule reads a metric that there is not."""
+    """Raise ConfigError if a schedule reads an unknown metric."""
     known = set(known)
     for full, schedule in schedules.items():
         for name in schedule.watches:

@@ -1,0 +1,112 @@
+"""Check: try the stages on the user's data before training, so that what can fail fails at once."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Collection, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from attrs import evolve
+from torch import Tensor
+
+from pipeline import load
+from pipeline.load import Load
+from pipeline.programs import data
+from pipeline.programs.hyper import check_watched as check_names
+from pipeline.programs.hyper import hyper_values, scheduled
+from pipeline.programs.loss_check import check_held
+from pipeline.programs.mesh import whole
+from pipeline.programs.program import Program
+from pipeline.programs.segments import Segment, batch_weight, run_stages
+from pipeline.programs.single import Single, kept
+from pipeline.stage import Stage
+from pipeline.state import Batch, State
+from pipeline.wiring import check_changed, without_gradients
+
+
+def check(program: Program, state: State, of: Any = None) -> None:
+    """Try the stages on a batch, and let each look at the data.
+
+    On the pipeline's own data in training mode, as far as stages need no gradients; on others as an evaluation. Raises
+    StageError if the model can't take the inputs, and DataError for labels that do not fit. Warns of a loss that is
+    not a mean over samples, as its mean over batches is not that of all.
+    """
+    single, state = program.single, program.member(state, 0)
+    assert isinstance(single, Single)
+    pipe, training = single.pipe, of is None
+    if training and pipe.load is None:
+        return
+    source = data.source(pipe, of)
+    if training:
+        check_changed(pipe.stages, lambda m: bool(state.tree[m.params]))
+    parts = max([g.accumulate for g in pipe.backwards], default=1) if training else 1
+    host = data.prepared(pipe, load.first(source, -(-source.size // parts)), training)
+    batch = pipe.place.batch(host)
+    tree = whole(single, state).tree
+    telemetry = single.telemetry(tree, hyper_values(pipe.graph, tree)) if training else {}
+    values = {**kept(tree), **telemetry, "training": training, **batch}
+    labels = source.data.batch(list(source.data.tensors.values())) if source.in_memory and not pipe.host else {}
+    tried = without_gradients(pipe.graph, True) if training else list(pipe.evaluation)
+    for segment in single.segments if training else [Segment(tuple(tried))]:
+        _warn_of_parts(single, segment, tried, values, state, batch)
+        for s in (s for s in segment.all if s in tried):
+            made = _try(single, s, values, state, batch, source, labels)
+            values.update(made)
+            labels = {k: x for k, x in labels.items() if k not in made}
+
+
+def _warn_of_parts(
+    single: Single, segment: Segment, tried: list[Stage], values: Mapping[str, Any], state: State, batch: Batch
+) -> None:
+    g = segment.gradients
+    if g is None or g not in tried:
+        return
+    own = evolve(segment, stages=tuple(s for s in segment.stages if s in tried))
+    stated = any(f"{g.of}.weight" in s.writes for s in own.stages)
+    hyper = hyper_values(single.pipe.graph, state.tree)
+    found = single.compare_parts(own, values, hyper, state.memory, batch, 1 if stated else 2)
+    if found is not None and found.instead:
+        why = f"{found.said}, so its mean over batches is not that of all samples"
+        warnings.warn(f"stage {found.stage!r} {why}; {found.instead}", stacklevel=4)
+
+
+def _try(
+    single: Single, s: Stage, values: Mapping[str, Any], state: State, batch: Batch, source: Load,
+    labels: Mapping[str, Any],
+) -> dict[str, Any]:  # fmt: skip
+    """Outputs of a stage, after its look at the data. `labels` are the values of the whole data set."""
+    pipe = single.pipe
+    with torch.enable_grad(), pipe.place.autocast():
+        if s.check is not None:
+            given = {p: values[v] for p, v in s.parameters if v in values and v not in labels}
+            all_labels = {p: labels[v] for p, v in s.parameters if v in labels}
+            if all_labels:  # beside as many outputs, of which a check reads the shape alone
+                count = len(source.data)
+                given = {
+                    p: x[:1].expand(count, *x.shape[1:]) if isinstance(x, Tensor) and x.ndim else x
+                    for p, x in given.items()
+                }
+            s.look(**given, **all_labels)
+        weight = batch_weight(batch, pipe.samples, state.step)
+        run = partial(run_stages, [s], values, hyper_values(pipe.graph, state.tree), state.memory, weight)
+        made, *_ = run()
+        check_held(s, values, made, run)
+    return made
+
+
+def check_watched(program: Program, state: State, sets: Collection[str]) -> None:
+    """Raise ConfigError if a schedule reads a metric that an epoch will not have, as far as that is known.
+
+    `sets` are the names of the validation sets, "" if there is one alone. Of several, a metric is known by its full
+    name only, as the training's metric has the short one.
+    """
+    schedules, pipe = scheduled(program.pipe.graph), program.pipe
+    if not any(s.watches for s in schedules.values()) or ("" in sets and pipe.host_metrics):
+        return  # host metrics get their names when they are computed
+    known = program.finish({s.name: state.memory[s.name] for s in pipe.metrics})
+    for name, value in (program.finish(program.zeros()) if sets else {}).items():
+        known = {k: v for k, v in known.items() if k != name}
+        known |= {f"{of}.{name}" if of else name: value for of in sets}
+    check_names(schedules, {k for k, v in known.items() if v.ndim == (program.runs is not None)})

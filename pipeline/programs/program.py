@@ -1,0 +1,86 @@
+"""Program: the functions that train and evaluate, of one run or of several side by side.
+
+    train    tree, shard -> tree, metrics       one step
+    measure  tree, sums, shard -> sums          one batch of an evaluation
+    finish   sums -> results                    its metrics
+
+`Single` is the program of a pipeline, `on_mesh` that of one of several processes, `members` that of many runs,
+`joint` that of an ensemble: each takes a program and gives one. `compile` takes any, and so does `fit`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+from torch import Tensor
+
+from pipeline.description import Description
+from pipeline.mesh import Shard
+from pipeline.stage import Part
+from pipeline.state import Batch, State
+from pipeline.tree import Tree
+
+if TYPE_CHECKING:
+    from pipeline.programs.single import Single
+
+Sums = dict[str, Tree]
+"""Sums of metrics by the names of their stages."""
+Seed = int | tuple[int, ...]
+"""Seed of the order of samples; of members with orders of their own, one each."""
+
+
+class Program(Protocol):
+    """What `fit` and `compile` need. Trees are those of a State; all functions are pure."""
+
+    @property
+    def pipe(self) -> Description:
+        """Stages of one run."""
+
+    @property
+    def single(self) -> Single:
+        """Program of one run."""
+
+    @property
+    def members(self) -> int:
+        """Models trained side by side."""
+
+    @property
+    def runs(self) -> int | None:
+        """Results of each metric; None for one number."""
+
+    @property
+    def orders(self) -> int | None:
+        """Orders of samples, if the members have their own."""
+
+    def init(self, seed: int = 0, *, steps: int | None = None, batch: Batch | None = None) -> State: ...
+
+    def train(self, tree: dict[str, Tree], shard: Shard) -> tuple[dict[str, Tree], dict[str, Tensor]]: ...
+
+    def zeros(self) -> Sums:
+        """Sums of an evaluation before its first batch."""
+
+    def measure(self, tree: dict[str, Tree], sums: Sums, shard: Shard) -> Sums: ...
+
+    def finish(self, sums: Mapping[str, Tree]) -> dict[str, Any]: ...
+
+    def seed(self, tree: Mapping[str, Tree]) -> Seed: ...
+
+    def member(self, state: State, i: int) -> State:
+        """State of one run."""
+
+    def stacked(self, states: Iterable[State]) -> State:
+        """State of all runs; the inverse of `member`."""
+
+    def of(self, stages: Sequence[Part]) -> Program:
+        """The same program of other stages."""
+
+    def same(self, other: Program) -> bool:
+        """Whether graphs compiled for the other serve this one."""
+
+
+class Runs(Protocol):
+    """A Pipeline, a Sweep or an Ensemble."""
+
+    @property
+    def program(self) -> Program: ...

@@ -1,0 +1,293 @@
+"""Single: the program of one run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property, partial
+from typing import Any, Self
+
+import torch
+from attrs import evolve, field, frozen
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from pipeline import load, place
+from pipeline.backward import Gradients
+from pipeline.description import Description
+from pipeline.errors import StageError, WiringError
+from pipeline.forward import Model
+from pipeline.joint import by_model
+from pipeline.mesh import Shard
+from pipeline.names import LASTS
+from pipeline.programs import data
+from pipeline.programs.hyper import hyper_numbers, hyper_values, remembering
+from pipeline.programs.loss_check import Difference, computed, differs
+from pipeline.programs.program import Program, Sums
+from pipeline.programs.segments import Hyper, Segment, batch_weight, first_memory, run_stages, segments
+from pipeline.stage import Part, Stage
+from pipeline.state import Batch, State, samples
+from pipeline.tree import Tree, paths, tree_map
+from pipeline.wiring import check_trained
+
+CARRIED = "buffers carried"
+"""Name beside the sums of an evaluation: the buffers that it carries from batch to batch, and whether it has begun."""
+
+
+@frozen(eq=False, slots=False)
+class Single:
+    """The program of a pipeline."""
+
+    pipe: Description
+    tried: set[Gradients] = field(factory=set, init=False)
+    """Backwards whose loss was compared with that of its parts: once, before the first step."""
+
+    single = property(lambda self: self)
+    members = 1
+    runs = orders = None
+
+    @cached_property
+    def segments(self) -> tuple[Segment, ...]:
+        return segments(s for s in self.pipe.graph if s.runs(True))
+
+    def of(self, stages: Sequence[Part]) -> Self:
+        return evolve(self, pipe=Description(*stages))
+
+    def same(self, other: Program) -> bool:
+        return other.pipe is self.pipe and other.single is other
+
+    def seed(self, tree: Mapping[str, Tree]) -> int:
+        return int(tree["seed"])
+
+    def member(self, state: State, i: int) -> State:
+        return state
+
+    def stacked(self, states: Iterable[State]) -> State:
+        [state] = states
+        return state
+
+    # -- init
+
+    def init(self, seed: int = 0, *, steps: int | None = None, batch: Batch | None = None) -> State:
+        pipe = self.pipe
+        hyper = hyper_numbers(pipe.graph, steps, None if pipe.load is None else pipe.load.batches)
+        schedules = {full: s.first() for full, s in remembering(pipe.graph).items()}
+        numbers = {
+            "hyper": {k: torch.tensor(v, dtype=torch.float64) for k, v in hyper.items()},
+            "step": torch.zeros((), dtype=torch.int64),
+            "seed": torch.tensor(seed, dtype=torch.int64),
+        }
+        tree: dict[str, Tree] = {}
+        waiting = [s for s in pipe.stages if s.create is not None]
+        while waiting:
+            # An average stands late, but is created as soon as its weights: models before it may be called with it.
+            averages = [s for s in waiting if isinstance(s, Stage) and s.view and s.average_of in tree]
+            s = averages[0] if averages else next(s for s in waiting if not isinstance(s, Stage) or not s.view)
+            waiting.remove(s)
+            assert s.create is not None
+            earlier = partial(self._before, s, {**tree, "memory": schedules, **numbers}, batch)
+            tree.update(s.create(seed, earlier, tree))
+        check_trained(pipe.stages, lambda m: bool(tree[m.params]))
+        memory = {s.name: first_memory(s, {**self.local(s, tree), **numbers}) for s in pipe.graph if s.remembers}
+        return State(pipe.place.tree({**self.local(None, tree), "memory": {**memory, **schedules}, **numbers}))
+
+    def local(self, s: Stage | None, tree: dict[str, Tree]) -> dict[str, Tree]:
+        """What State keeps of a new tree in this process, and what a stage makes its first memory of."""
+        return tree
+
+    def _before(self, stage: Part, tree: dict[str, Tree], batch: Batch | None) -> dict[str, Any]:
+        """Values before a stage, on the host, for the first samples of the data."""
+        pipe = self.pipe
+        if batch is None and pipe.load is None:
+            why = "has a lazy module, which is made by a look at a batch"
+            raise WiringError(f"stage {stage.name!r} {why}: pass init(batch=...)")
+        if batch is None:
+            of = data.source(pipe)
+            batch = data.prepared(pipe, load.first(of, of.size), True)
+        values = {**kept(tree), "training": False, **place.host(pipe.place.batch(batch))}
+        grads = {s.grads for s in pipe.backwards}
+        before = pipe.graph[: pipe.graph.index(stage)] if isinstance(stage, Stage) else ()
+        earlier = [s for s in before if s.runs(True) and not s.remembers and not grads & {*s.reads}]
+        with torch.no_grad():
+            return {**values, **run_stages(earlier, values, hyper_values(pipe.graph, tree), {})[0]}
+
+    # -- train
+
+    def train(self, tree: dict[str, Tree], shard: Shard) -> tuple[dict[str, Tree], dict[str, Tensor]]:
+        build_modules(self.pipe)
+        hyper, memory = hyper_values(self.pipe.graph, tree), dict(tree["memory"])
+        values = {**kept(tree), **self.telemetry(tree, hyper), "training": True, **shard.values}
+        sums: Sums = {}
+        gradients: list[tuple[Gradients, Tree]] = []
+        for segment in self.segments:
+            written, remembered, added = self.run(segment, values, hyper, memory, shard)
+            values |= written
+            memory |= remembered
+            sums |= added
+            gradients += [(g, written[g.grads]) for g in (segment.gradients,) if g is not None]
+        self._check_reached(gradients, tree)
+        memory |= {name: tree_map(torch.add, memory[name], s) for name, s in sums.items()}
+        return self._next(tree, values, memory), self.finish(sums)
+
+    def run(
+        self, segment: Segment, values: Mapping[str, Any], hyper: Hyper, memory: Mapping[str, Tree], shard: Shard
+    ) -> tuple[dict[str, Any], dict[str, Tree], Sums]:
+        """One segment of a step."""
+        self.compare_parts(segment, values, hyper, memory, shard.values)
+        with self.pipe.place.computing():
+            return segment.run(values, hyper, memory, shard.values, self.pipe.samples, self.pipe.place.autocast)
+
+    def _next(self, tree: dict[str, Tree], values: Mapping[str, Any], memory: dict[str, Tree]) -> dict[str, Tree]:
+        """The tree after a step."""
+        lasting = {name: values[name] for name in tree if name not in LASTS}
+        for name, before in tree["memory"].items():
+            if pytree.tree_structure(memory[name]) != pytree.tree_structure(before):
+                raise StageError(name, "returned a memory of another structure than its init made")
+        old = {name: tree[name] for name in lasting}
+        self._check_shapes({**lasting, "memory": memory}, {**old, "memory": tree["memory"]})
+        lasting, memory = tree_map(_in_dtype_of, (lasting, memory), (old, tree["memory"]))
+        new = {**tree, **lasting, "memory": memory, "step": tree["step"] + 1}
+        for s in self.pipe.finite:
+            new = s.choose(values[s.writes[0]], tree, new)
+        return new
+
+    def telemetry(self, tree: dict[str, Tree], hyper: Hyper) -> dict[str, Any]:
+        """Values for telemetry, if a stage reads them (in a loop of parts each value is carried along), and the factors
+        of scaled losses."""
+        read = {name for s in self.pipe.graph for name in (*s.reads, *s.optional)}
+        given: dict[str, Any] = {"before": kept(tree)} if "before" in read else {}
+        if "hyper" in read:
+            given["hyper"] = {f"{name}.{key}": value for name, of in hyper.items() for key, value in of.items()}
+        return {**given, **{s.scaled: tree["memory"][s.name]["scale"] for s in self.pipe.finite if s.scales}}
+
+    # -- measure
+
+    def zeros(self) -> Sums:
+        sums = {s.name: first_memory(s, {}) for s in self.pipe.evaluation if s.finish}
+        buffers = carried_buffers(self.pipe.evaluation)
+        if carried := {at: torch.zeros(t.shape, dtype=t.dtype) for at, (_, t) in buffers.items()}:
+            sums[CARRIED] = {"begun": torch.zeros((), dtype=torch.int64), **carried}
+        placed: Sums = self.pipe.place.tree(sums)
+        return placed
+
+    def measure(self, tree: dict[str, Tree], sums: Sums, shard: Shard) -> Sums:
+        return self.measured(tree, sums, shard)[0]
+
+    def measured(self, tree: dict[str, Tree], sums: Sums, shard: Shard) -> tuple[Sums, dict[str, Any]]:
+        """The sums with those of one more batch, and the outputs of the stages."""
+        tree = _with_carried(tree, sums, carried_buffers(self.pipe.evaluation))
+        added, written = self.batch_sums(tree, shard, self.pipe.evaluation)
+        return summed(sums, added), written
+
+    def batch_sums(self, tree: dict[str, Tree], shard: Shard, stages: Sequence[Stage]) -> tuple[Sums, dict[str, Any]]:
+        """Sums of one batch by stages of the evaluation, and their outputs. A loss keeps its gradient."""
+        build_modules(self.pipe)
+        values = {**kept(tree), "training": False, **shard.values}
+        # No stage needs gradients here but those that ask for one: a derivative may be part of a model's outputs.
+        with torch.enable_grad(), self.pipe.place.autocast(), self.pipe.place.computing():
+            added, written = self.evaluated(stages, values, tree, shard)
+        if carried := {(name, k): written[name][k].detach() for name, k in carried_buffers(stages)}:
+            added[CARRIED] = {"begun": torch.ones_like(tree["step"]), **carried}
+        return added, written
+
+    def evaluated(
+        self, stages: Sequence[Stage], values: dict[str, Any], tree: dict[str, Tree], shard: Shard
+    ) -> tuple[Sums, dict[str, Any]]:
+        """The stages on values that are complete."""
+        weight = batch_weight(shard.values, self.pipe.samples, tree["step"])
+        written, _, added = run_stages(stages, values, hyper_values(self.pipe.graph, tree), tree["memory"], weight)
+        return added, written
+
+    def finish(self, sums: Mapping[str, Tree]) -> dict[str, Any]:
+        done: dict[str, Any] = {}
+        for s in self.pipe.graph:
+            if s.name in sums and s.finish is not None:
+                # Of two metrics with one name, as of two heads, the second is told apart by its stage.
+                done.update({f"{s.name}.{k}" if k in done else k: v for k, v in s.finish(sums[s.name]).items()})
+        return done
+
+    # -- checks while a step runs
+
+    def untried(self, g: Gradients) -> bool:
+        """Whether the loss is still to be compared with that of its parts, and can be."""
+        return g not in self.tried and computed()
+
+    def compare_parts(
+        self, segment: Segment, values: Mapping[str, Any], hyper: Hyper, memory: Mapping[str, Tree], batch: Batch,
+        parts: int = 0,
+    ) -> Difference | None:  # fmt: skip
+        """Compare a loss with that of its parts, once. Raises StageError if its backward accumulates and they
+        differ."""
+        g = segment.gradients
+        if g is None or max(parts, g.accumulate) == 1 or not self.untried(g):
+            return None
+        low, size = self.pipe.place.precision in ("bf16", "fp16"), samples(batch, self.pipe.samples)
+        final, parts = not parts or g.accumulate == 1, max(parts, g.accumulate)
+        with self.pipe.place.computing(), self.pipe.place.autocast():
+            found = differs(g, segment.stages, values, hyper, memory, batch, size, parts, low)
+        if final and found is None:  # a look at a few samples does not replace the first step's own batch
+            self.tried.add(g)
+        if found is not None and g.accumulate > 1:
+            instead = f"{found.instead}, or " if found.instead else ""
+            raise StageError(found.stage, f"{found.said}; {instead}leave out accumulate={g.accumulate}")
+        return found
+
+    def _check_reached(self, gradients: Iterable[tuple[Gradients, Tree]], tree: dict[str, Tree]) -> None:
+        """Raise StageError if no loss depends on any parameter of a trained model."""
+        unreached = {model for g in self.pipe.backwards for model in g.wrt if tree[model]}
+        for g, grads in gradients:
+            unreached -= {model for model, own in by_model(grads, {m: tree[m] for m in g.wrt}).items() if own}
+        if unreached:
+            name = next(m.name for m in self.pipe.models if m.params in unreached)
+            why = f"is not trained: no loss depends on a parameter in {', '.join(sorted(unreached))}"
+            raise StageError(name, f"{why}; if that is meant, write forward.model(..., frozen=True)")
+
+    def _check_shapes(self, new: dict[str, Tree], old: dict[str, Tree]) -> None:
+        """Raise StageError if a tensor of State changes its shape."""
+        for i, (x, y) in enumerate(zip(pytree.tree_leaves(new), pytree.tree_leaves(old), strict=False)):
+            if isinstance(x, Tensor) and x is not y and x.shape != y.shape:
+                path = paths(new)[i][0]
+                name, _, rest = path.partition("/")
+                writer = [s.name for s in self.pipe.graph if name in s.writes or rest.startswith(f"{s.name}/")][-1]
+                instead = "return it as it was"
+                if any(g.per_example for g in self.pipe.backwards) and x.shape[1:] == y.shape:
+                    instead = "gradients are of each sample: put update.clip_per_example() or mean_gradients() before"
+                raise StageError(writer, f"makes {path!r} {tuple(x.shape)} of {tuple(y.shape)}; {instead}")
+
+
+def kept(tree: Mapping[str, Tree]) -> dict[str, Any]:
+    """The values of State that stages read by name."""
+    return {name: value for name, value in tree.items() if name not in ("memory", "hyper")}
+
+
+def summed(sums: Sums, added: Sums) -> Sums:
+    """Sums with those of one more batch."""
+    with torch.no_grad():
+        return {k: s if k == CARRIED else tree_map(torch.add, sums[k], s) for k, s in added.items()}
+
+
+def build_modules(pipe: Description) -> None:
+    """Build the modules before anything is keyed, transformed or traced: that draws and writes."""
+    for m in pipe.models:
+        m.module.skeleton()
+
+
+def carried_buffers(stages: Iterable[Stage]) -> dict[tuple[str, str], tuple[str, Tensor]]:
+    """Buffers that go from batch to batch, by their names in State: for how long, and one of the same shape."""
+    calls = (s for s in stages if isinstance(s, Model) and s.buffers in s.writes)
+    return {(s.buffers, k): x for s in calls for k, x in s.module.carried.items()}
+
+
+def _with_carried(tree: dict[str, Tree], sums: Sums, buffers: Mapping[tuple[str, str], Any]) -> dict[str, Tree]:
+    """A tree with the carried buffers as the batch before left them."""
+    new = dict(tree)
+    for (name, k), (how, _) in buffers.items():
+        begun, now = sums[CARRIED]["begun"], sums[CARRIED][name, k]
+        first = tree[name][k] if how == "run" else torch.zeros_like(now)
+        new[name] = {**new[name], k: torch.where(begun > 0, now, first)}
+    return new
+
+
+def _in_dtype_of(new: Any, old: Any) -> Any:
+    """A 0-d parameter times a learning rate, which is 0-d float64, is float64: State keeps its own dtype."""
+    number = isinstance(new, Tensor) and isinstance(old, Tensor) and new.ndim == 0
+    return new.to(old.dtype) if number and new.dtype != old.dtype else new
