@@ -44,16 +44,14 @@ def reference() -> Iterator[tuple[str, str]]:
     yield "index", f"# pipeline\n\n{listed}\n\n{entries(pipeline, own)}"
     for name in steps:
         module = pipeline[name]
-        names = [str(k) for k in module.exports or module.members if not str(k).startswith("_")]
-        if not module.exports:
-            names = [k for k in names if is_own(module.members[k], module)]
+        names = [str(k) for k in module.exports or ()] or [k for k, x in module.members.items() if is_own(x, module)]
         options = "{members: false, show_root_heading: false}"
         yield name, f"# pipeline.{name}\n\n::: pipeline.{name}\n    options: {options}\n\n{entries(module, names)}"
 
 
 def is_own(member: Any, module: Any) -> bool:
-    """Whether a function or class was defined in a module, or in one of its own files."""
-    if member.is_alias and not member.target_path.startswith(f"{module.path}."):
+    """Whether a public function or class is defined in a module, or in one of its own files."""
+    if member.name.startswith("_") or (member.is_alias and not member.target_path.startswith(f"{module.path}.")):
         return False
     return bool(member.is_function or member.is_class)
 
