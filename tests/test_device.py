@@ -133,7 +133,7 @@ def test_an_example_runs_there(name, monkeypatch):
     code.body = code.body[: loop + 1]
     code.body[loop].body = [ast.Pass()]  # what looks at the results there, and behind it, does so on the CPU
     with mapped():
-        exec(compile(ast.fix_missing_locations(code), "EXAMPLES.md", "exec"), namespace)
+        exec(compile(ast.fix_missing_locations(code), "examples.md", "exec"), namespace)
     report = namespace["report"]
     assert made[-1].report.fallback is None
     assert all(t.device == DEVICE for t in pytree.tree_leaves(report.state.tree))

@@ -1,4 +1,4 @@
-"""The examples of EXAMPLES.md run as they stand there, each as one graph, and learn what they say."""
+"""The examples of docs/examples.md run as they stand there, each as one graph, and learn what they say."""
 
 import copy
 import re
@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from pipeline import Compiled, Pipeline, models, sources, testing
 from pipeline.draws import keyed
 
-PAGE = (Path(__file__).parent.parent / "EXAMPLES.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parent.parent / "docs" / "examples.md").read_text(encoding="utf-8")
 BLOCKS = dict(re.findall(r"^## ([^\n]+)\n[^#]*?```python\n(.*?)```", PAGE, re.DOTALL | re.MULTILINE))
 
 
@@ -186,7 +186,7 @@ def test_examples_run_as_one_graph_learn_and_are_pure(name, monkeypatch):
 
     monkeypatch.setattr(Pipeline, "compile", recorded)
     namespace: dict[str, object] = {"__name__": "example"}
-    exec(compile(BLOCKS[name], "EXAMPLES.md", "exec"), namespace)
+    exec(compile(BLOCKS[name], "examples.md", "exec"), namespace)
 
     [program] = made
     assert program.report.fallback is None

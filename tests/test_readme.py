@@ -1,5 +1,5 @@
-"""The README's Python blocks run, one after the other in one namespace, and its install commands are the ones CI
-runs."""
+"""The README is short and true: its Python is the run of its command, its figures are those of the results, and CI runs
+its test command. The pages of the docs run as written."""
 
 import re
 import shlex
@@ -14,25 +14,17 @@ from tests import pipes
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+DOCS = sorted((ROOT / "docs").glob("*.md"))
+RUN = [page for page in DOCS if page.stem not in ("benchmarks", "examples")]
+"""Without the page that has no code, and the one of test_examples."""
 
 
-def test_python_blocks_run(tmp_path, monkeypatch, capsys):
-    """Each block does what it says, from a folder of its own."""
+def test_the_command_and_python_of_the_readme_are_the_same_run(tmp_path, monkeypatch, capsys, pipe):
+    """Every line of an epoch but for its speed, every bit of the weights, and what print(pipe) shows."""
     monkeypatch.chdir(tmp_path)
-    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    assert blocks
+    [block] = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     namespace: dict[str, object] = {"__name__": "readme"}
-    for block in blocks:
-        exec(compile(block, "README.md", "exec"), namespace)
-    assert "epoch 20/20" in capsys.readouterr().out
-
-
-def test_the_command_and_python_of_the_first_screen_are_the_same_run(tmp_path, monkeypatch, capsys, pipe):
-    """Every line of an epoch but for its speed, and every bit of the weights."""
-    monkeypatch.chdir(tmp_path)
-    block = re.search(r"The same in Python.*?```python\n(.*?)```", README, re.DOTALL)
-    namespace: dict[str, object] = {"__name__": "readme"}
-    exec(compile(block[1], "README.md", "exec"), namespace)
+    exec(compile(block, "README.md", "exec"), namespace)
     python = capsys.readouterr().out
     code, out, err = pipe("train", "--out", "run")
     assert (code, err) == (0, "")
@@ -41,9 +33,24 @@ def test_the_command_and_python_of_the_first_screen_are_the_same_run(tmp_path, m
     assert epochs[0] == epochs[1]
     weights = namespace["pipe"].weights(namespace["report"].state)
     testing.same({**weights}, {k: load_file(tmp_path / "run" / "model.safetensors")[k] for k in weights})
+    assert f"```\n{namespace['pipe']}\n```" in README
 
 
-@pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=lambda p: p.stem)
+def test_the_readme_is_read_in_five_minutes():
+    """It has at most 900 words."""
+    assert len(README.split()) <= 900
+
+
+def test_the_figures_of_the_readme_are_those_of_the_results():
+    """Each number of times is in the page that its row names."""
+    rows = re.findall(r"^\|.*\| ([\d.]+) x.*\]\((benchmarks/results/\w+\.md)\) \|$", README, re.MULTILINE)
+    assert len(rows) >= 5
+    for figure, page in rows:
+        results = (ROOT / page).read_text(encoding="utf-8")
+        assert re.search(rf" {re.escape(figure)}( x)? \|", results), f"{figure} is not in {page}"
+
+
+@pytest.mark.parametrize("page", RUN, ids=lambda p: p.stem)
 def test_a_page_of_the_docs_works_as_written(page, tmp_path, monkeypatch, pipe):
     """In a clean folder, each Python block runs and each command ends well, in their order."""
     monkeypatch.chdir(tmp_path)
@@ -62,8 +69,9 @@ def test_a_page_of_the_docs_works_as_written(page, tmp_path, monkeypatch, pipe):
 
 
 def test_the_rule_of_ten_lines_has_all_that_others_have(tmp_path):
-    """The README's rule is at most ten lines; in groups, with a schedule, it compiles, and resumes bit for bit."""
-    [text] = re.findall(r"(@update.rule.*?)\n```", README, re.DOTALL)
+    """The rule of docs/rules.md has at most ten lines; grouped and scheduled, it compiles, and resumes bit for bit."""
+    page = (ROOT / "docs" / "rules.md").read_text(encoding="utf-8")
+    [text] = re.findall(r"(@update.rule.*?)\n```", page, re.DOTALL)
     assert len(text.splitlines()) <= 10
     namespace = {"torch": torch, "update": update}
     exec(text, namespace)
@@ -87,7 +95,7 @@ def test_ci_runs_the_test_command_of_the_readme():
     assert "README.md" in (ROOT / ".ci" / "run").read_text()
 
 
-@pytest.mark.parametrize("page", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda p: p.stem)
+@pytest.mark.parametrize("page", [ROOT / "README.md", *DOCS], ids=lambda p: p.stem)
 def test_links_lead_somewhere(page):
     """Links within the repository are to files that are there."""
     for link in re.findall(r"\]\((?!http)([^)#]+)\)", page.read_text(encoding="utf-8")):
