@@ -1,4 +1,4 @@
-"""Stage: one pure function of named values. The only protocol that a pipeline knows.
+"""Stage: one pure function of named values.
 
 The function's parameter names are the wiring:
 
@@ -8,13 +8,12 @@ The function's parameter names are the wiring:
   changing it is data, not a new graph;
 - any other default is a constant of the function.
 
-Some names are given by the pipeline itself: `step` (0-d int64, steps done so far), `seed` (0-d int64) and `training`
-(bool, constant within a program; a stage with `when` is part of one alone); and in a train step, for telemetry,
-`hyper`, every hyperparameter at this step by its name in State, and `before`, what State kept when the step began,
-such as before["params"].
+The pipeline gives some names itself: `step` (0-d int64, steps done so far), `seed` (0-d int64) and `training` (bool,
+constant within a program); and in a train step, for telemetry, `hyper`, every hyperparameter at this step by its name
+in State, and `before`, the values of State before the step, such as before["params"].
 
-A stage that remembers something between steps has an `init`; it reads what it remembered as `memory`, and returns the
-new memory after what it writes.
+A stage with a memory has an `init` that makes the first one; it reads the memory as `memory`, and returns the new one
+after its outputs.
 """
 
 from __future__ import annotations
@@ -40,44 +39,43 @@ from pipeline.tree import Tree, describe
 Number = int | float | Schedule
 
 OF_A_STEP = ("hyper", "before")
-"""Given in training alone."""
+"""Names given in the train step alone."""
 GIVEN = ("step", "seed", "training", *OF_A_STEP)
 
 
 def is_count(value: object) -> bool:
-    """Whether something is a positive whole number."""
+    """Whether a value is a positive whole number."""
     return isinstance(value, SupportsIndex) and not isinstance(value, bool) and operator.index(value) > 0
 
 
 def is_number(value: object) -> bool:
-    """Whether something stands for a hyperparameter."""
+    """Whether a value is a hyperparameter."""
     return isinstance(value, int | float | Schedule) and not isinstance(value, bool)
 
 
 @frozen(eq=False, repr=False)
 class Part:
-    """What a Pipeline is made of, with its wiring: a Stage, or one of the two that work before the step, Load and
-    Place."""
+    """An element of a Pipeline, with its wiring: a Stage, or Load or Place, which work before the step."""
 
     name: str
     writes: tuple[str, ...] = field(default=(), kw_only=True)
     init: Callable[..., Tree] | None = field(default=None, kw_only=True)
-    """The first memory, from values in State, which it reads by its parameter names."""
+    """Makes the first memory from values in State, which it reads by its parameter names."""
     create: Callable[[int, Callable[[], Mapping[str, Any]], Mapping[str, Tree]], dict[str, Tree]] | None = field(
         default=None, kw_only=True
     )
-    """From the seed, the values that this part brings into State (`keeps` names them). The second argument gives the
-    values that stand before it, on the host, for who has to look at them; the third is what State keeps so far."""
+    """Makes the values that this element brings into State, named by `keeps`, from the seed, a function that gives
+    example values of earlier stages on the host, and the values that State has so far."""
     keeps: tuple[str, ...] = field(default=(), kw_only=True)
     finish: Callable[[Tree], dict[str, Any]] | None = field(default=None, kw_only=True)
-    """Makes a stage a metric: its function then returns sums, memory adds them up, and this divides at the end."""
+    """Makes a stage a metric: its function returns sums, memory adds them up, and this divides at the end."""
     hyper: Mapping[str, Number] = field(factory=dict, kw_only=True)
     reads: tuple[str, ...] = field(default=(), init=False)
     optional: tuple[str, ...] = field(default=(), init=False)
 
     @property
     def values_read(self) -> tuple[str, ...]:
-        """What it takes from earlier stages, the batch and State; not what the pipeline gives to all."""
+        """Names read from earlier stages, the batch and State, without those that the pipeline gives to all."""
         return tuple(name for name in self.reads if name not in GIVEN)
 
     @property
@@ -89,7 +87,7 @@ class Part:
         return self.init is not None
 
     def __repr__(self) -> str:
-        """What it is called, what it reads and writes, and its numbers.
+        """Name, wiring and hyperparameters.
 
         >>> stage(writes="loss")(lambda outputs, scale=2.0: scale * outputs.mean()).named("mean")
         mean(outputs -> loss, scale=2.0)
@@ -99,7 +97,7 @@ class Part:
         return f"{self.name}({', '.join(filter(None, (wiring, *numbers)))})"
 
     def named(self, name: str) -> Self:
-        """The same under another name; two stages of one pipeline need two names."""
+        """The same under another name; no two stages of a pipeline have one name."""
         return evolve(self, name=name)
 
 
@@ -109,24 +107,24 @@ class Stage(Part):
 
     function: Callable[..., Any]
     check: Callable[..., None] | None = field(default=None, kw_only=True)
-    """Looks at data before training, where it may read values on the host, and raises a DataError."""
+    """Checks data before training, when values may be read on the host. Raises DataError."""
     draws: bool = field(default=False, kw_only=True)
-    """Whether its function calls code that may draw random numbers."""
+    """Whether its function may draw random numbers."""
     when: str | None = field(default=None, kw_only=True)
-    """The program that it is part of, "train" or "evaluation"; by default of both, which "always" says."""
+    """Program that runs it, "train" or "evaluation"; both by default, or by "always"."""
     names: Mapping[str, str] = field(factory=dict, kw_only=True)
-    """Parameter -> the value it reads, where the two differ; what is no parameter goes to the function's **kwargs."""
+    """Parameter -> value that it reads, if the names differ. Names of no parameter go to the function's **kwargs."""
     view: Callable[..., dict[str, Tree]] | None = field(default=None, kw_only=True)
-    """Makes a stage an average of weights: it gives those to evaluate and to save in the place of the trained ones,
-    `{"params": ..., "buffers": ...}`, the second if they are others too. It reads State, memory and hyperparameters."""
+    """Makes a stage an average of weights: returns the weights to evaluate and to save, `{"params": ...}` and, if they
+    differ too, "buffers". It reads State, memory and hyperparameters."""
     sharded: bool = field(default=False, kw_only=True)
-    """Whether it may be given shards of tensors on a mesh: it makes of some rows what it makes of them among all."""
+    """Whether it may take shards on a mesh: rows of a tensor give the same as they do in the whole tensor."""
     better: Better = field(default=None, kw_only=True)
-    """Of a metric, which values are better: of all its results, or by their names."""
+    """Direction of a metric: of all its results, or by their names."""
     anew: bool = field(default=False, kw_only=True)
-    """Whether BatchNorm's running statistics are to be made anew for what `view` gives, because none belong to it."""
+    """Whether BatchNorm statistics have to be recomputed for the weights of `view`."""
     sums: bool = field(default=False, kw_only=True)
-    """Whether the loss that it writes is a sum over samples, so that of parts it is their sum."""
+    """Whether its loss is a sum over samples, and not a mean."""
     parameters: tuple[tuple[str, str], ...] = field(default=(), init=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
@@ -176,7 +174,7 @@ class Stage(Part):
         return evolve(self, when=when)
 
     def runs(self, training: bool) -> bool:
-        """Whether it is part of the train step, or else of the evaluation."""
+        """Whether the train step, or else the evaluation, runs it."""
         return self.when in (None, "always", "train" if training else "evaluation")
 
     def with_hyper(self, **hyper: Number) -> Stage:
@@ -188,11 +186,11 @@ class Stage(Part):
 
     @property
     def average_of(self) -> str:
-        """The name of the parameters that `view` gives others for."""
+        """Name of the averaged parameters."""
         return next((self.names[p] for p in ("params", "model_0") if p in self.names), "params")
 
     def averaged(self, tree: Mapping[str, Tree], hyper: Mapping[str, Tensor]) -> dict[str, Tree]:
-        """What `view` gives, under its names in State. `hyper` are the stage's numbers at this step."""
+        """Averaged weights, under their names in State. `hyper` are the stage's hyperparameters at this step."""
         assert self.view is not None
         own = {"memory": tree["memory"].get(self.name), **hyper}
         read = inspect.signature(self.view).parameters
@@ -200,11 +198,11 @@ class Stage(Part):
         return {self.names.get(name, name): value for name, value in seen.items()}
 
     def run(self, values: Mapping[str, Any], hyper: Mapping[str, Any], memory: Tree) -> tuple[dict[str, Any], Tree]:
-        """Call the function on the values it names; returns what it wrote and its new memory (or its sums)."""
+        """Call the function on named values; returns its outputs and its new memory (or its sums)."""
         try:
             return self._run(values, hyper, memory)
         except StageError:
-            if not self.draws and "seed" in values:  # what watches draws also says which id is out of range
+            if not self.draws and "seed" in values:  # the watch for draws also says which id is out of range
                 evolve(self, draws=True)._run(values, hyper, memory)
             raise
 
@@ -225,7 +223,7 @@ class Stage(Part):
         return weighed(written), memory
 
     def arguments(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """What its function takes of named values. Raises StageError where one is missing."""
+        """Arguments of its function among named values. Raises StageError if one is missing."""
         for name in self.reads:
             if name not in values:
                 hint = did_you_mean(name, [k for k in values if k not in GIVEN])
@@ -234,7 +232,7 @@ class Stage(Part):
         return {p: values[v] for p, v in self.parameters if v in values}
 
     def failed(self, error: Exception, given: Mapping[str, Any]) -> StageError:
-        """What went wrong in its function, in which line, and whether a value was no tensor."""
+        """An error of its function, with its line, and with a hint if a value was no tensor."""
         shown = {k: v for k, v in given.items() if k not in ("params", "buffers", "grads")}
         said = f"failed on {describe(shown)}: {first_line(error)}{place_of(error)}"
         values = dict(self.parameters)
@@ -244,14 +242,14 @@ class Stage(Part):
         return StageError(self.name, said)
 
     def look(self, **given: Any) -> None:
-        """Its check, whose failures are the stage's."""
+        """Run its check; errors name the stage."""
         with self.blamed(given):
             if self.check is not None:
                 self.check(**given)
 
     @contextmanager
     def blamed(self, given: Mapping[str, Any]) -> Iterator[None]:
-        """Failures of its code as its own."""
+        """Context in which errors name the stage."""
         try:
             yield
         except ImpureError as e:
@@ -262,8 +260,8 @@ class Stage(Part):
             raise self.failed(e, given) from e
 
     def under_key(self, values: Mapping[str, Any], given: Mapping[str, Any]) -> AbstractContextManager[Any]:
-        """Where its code may be impure, what it draws is a function of (seed, step), and it writes into nothing given;
-        stages on the host know neither."""
+        """Context in which draws are a function of (seed, step), and writes into inputs are errors, if the function may
+        draw. Stages on the host have neither seed nor step."""
         if not self.draws or "seed" not in values:
             return Watched() if self.draws and values.get("training") is False else nullcontext()
         return keyed(values["seed"], values["step"], zlib.crc32(self.name.encode()), given)
@@ -291,7 +289,7 @@ def stage(
     function: Callable[..., Any] | None = None, *, writes: str | tuple[str, ...] = (), name: str | None = None,
     init: Callable[..., Tree] | None = None, when: str | None = None,
 ) -> Any:  # fmt: skip
-    """Make a Stage from a plain function; with `when`, "train" or "evaluation", for one of the two alone. One that
+    """Make a Stage from a plain function; with `when`, "train" or "evaluation", for one program alone. A stage that
     draws random numbers in both has to say so by "always".
 
     >>> @stage(writes="loss")
@@ -317,19 +315,19 @@ def stage(
 
 
 def buffers_of(params: str) -> str:
-    """The name under which State keeps the buffers of a model, from that of its parameters."""
+    """Name of a model's buffers in State, from the name of its parameters."""
     return "buffers" if params == "params" else f"{params}.buffers"
 
 
 def parts_of(value: Any) -> str:
-    """What something that is no tensor is made of: `a tuple of 2`, `a dict of logits, loss`."""
+    """A value that is no tensor, in words: `a tuple of 2`, `a dict of logits, loss`."""
     if isinstance(value, Mapping):
         return f"a {type(value).__name__} of {', '.join(map(str, value))}"
     return f"a {type(value).__name__}" + (f" of {len(value)}" if isinstance(value, tuple | list) else "")
 
 
 def fitted(stage: str, outputs: Tensor, targets: Tensor) -> Tensor:
-    """Outputs in the targets' shape: alike, or (B, 1) for (B,). Any other would broadcast, silently wrong."""
+    """Outputs in the shape of the targets: equal, or (B, 1) for (B,). Others would broadcast silently."""
     if outputs.ndim == targets.ndim + 1 and outputs.shape[-1] == 1:
         outputs = outputs.squeeze(-1)
     if outputs.shape != targets.shape:
@@ -338,7 +336,7 @@ def fitted(stage: str, outputs: Tensor, targets: Tensor) -> Tensor:
 
 
 def classes_at(stage: str, outputs: Tensor, targets: Tensor, dim: int | None, hint: str = "") -> int:
-    """The dimension of outputs that has the classes: `dim`, or 1 or -1 as the others are those of the targets."""
+    """Dimension of the classes in outputs: `dim`, or 1 or -1, by the shape of the targets."""
     shape, of = tuple(outputs.shape), tuple(targets.shape)
     if dim is not None or len(shape) < 3:
         return 1 if dim is None else dim
