@@ -12,7 +12,7 @@ STEPS = {"load", "place", "forward", "loss", "backward", "update", "evaluate"}
 LAYERS = [
     {"errors", "files", "ids", "text", "means"},
     {"mesh", "memory", "html"},
-    {"random", "tree", "skeleton", "schedules", "direction"},
+    {"random", "tree", "schedules", "direction"},
     {"draws"},
     {"module"},
     {"stage"},
