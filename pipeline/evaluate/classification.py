@@ -74,7 +74,7 @@ def calibration_error(
 
 
 def top_k(k: int = 5, *, dim: int | None = None, ignore_index: int = -100) -> Stage:
-    """The fraction of targets (for probabilities, of likeliest classes) among the k largest logits; reported as `top<k>`."""
+    """The fraction of targets, or of likeliest classes, among the k largest logits; reported as `top<k>`."""
     if k < 1:
         raise ConfigError(f"evaluate.top_k: k={k} is not a positive whole number")
 
@@ -97,7 +97,7 @@ def confusion(classes: int, *, dim: int | None = None) -> Stage:
         logits, goals = _logits_and_classes("evaluate.confusion", outputs, targets, dim)
         if logits.shape[1] > classes:
             raise ValueError(f"the model gives {logits.shape[1]} classes, more than {classes}")
-        # A product of one-hot matrices, which vmaps and has a static shape, as bincount does not. By comparison, because
+        # A product of one-hot matrices, which has a static shape and vmaps, unlike bincount. Compared, because
         # F.one_hot reads the labels' values.
         kinds = torch.arange(classes, device=targets.device)
         true = (goals.reshape(-1, 1) == kinds).to(FLOAT)

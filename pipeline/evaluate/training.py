@@ -33,7 +33,7 @@ def gradient_norm() -> Stage:
 
 
 def learning_rate() -> Stage:
-    """Mean learning rate over the steps, `learning rate`; with several, `learning rate/<stage or group>`. Training only."""
+    """Mean learning rate of the steps, `learning rate`, or `learning rate/<stage or group>` for each. Training only."""
 
     def measure(hyper: Mapping[str, Tensor], step: Tensor) -> Tree:
         rates = {name.removesuffix(".lr"): value for name, value in hyper.items() if name.endswith(".lr")}
@@ -103,7 +103,7 @@ def noise_scale() -> Stage:
         if any(g.shape != params[k].shape for k, g in one.items()):
             hint = "write backward.gradients(per_example=True), and put it before the reduction to one"
             raise StageError("evaluate.noise_scale", f"takes a gradient for each sample; {hint}")
-        small, [large] = _squared_norms(params, grads), squared_norms(params, one)
+        small, [large] = _squared_norms(params, grads), _squared_norms(params, one)
         count = count_of(small).to(FLOAT)
         more = (count - 1).clamp(min=1)  # for one sample, both differences are 0
         return {"signal": (count * large - small.mean()) / more, "noise": (small.mean() - large) * count / more}
