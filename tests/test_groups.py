@@ -119,7 +119,7 @@ def test_muon_hands_the_rest_to_adamw():
     some = run(update.muon(0.02, matrices="!w", rest=update.sgd(0.1)), params, history)[0]
     testing.same({"k": some["k"]}, {"k": ours["k"]}, 1e-6)
     testing.same({k: some[k] for k in "wb"}, run(update.sgd(0.1), *only("w", "b"))[0], 1e-6)
-    with pytest.raises(ConfigError, match=r"matrices='head\.\*' holds no matrix of w, b, k"):
+    with pytest.raises(ConfigError, match=r"matrices='head\.\*' matches no matrix of w, b, k"):
         run(update.muon(matrices="head.*"), params, history)
     assert run(update.muon(rest=update.frozen()), params, history)[0]["b"].equal(params["b"])
     # A predicate may hold nothing of a part: here are no matrices.
@@ -176,9 +176,10 @@ def test_a_number_of_many_groups_is_told_apart():
         (lambda: {"1.*": update.sgd(0.1)}, "parameter '3.weight' is in no group; name it, or"),
         (lambda: {"*": update.sgd(0.1), "*.bias": update.sgd(0.1)},
          r"parameter '1.bias' is in two groups, '\*' and '\*.bias'; leave it out of one"),
-        (lambda: {"*": update.sgd(0.1), "head.*": update.sgd(0.1)}, r"'head.\*' holds none of the parameters 1.weight"),
+        (lambda: {"*": update.sgd(0.1), "head.*": update.sgd(0.1)},
+         r"'head.\*' matches none of the parameters 1.weight"),
         (lambda: {"*": 0.1}, "is a float, not a stage such as update.adamw"),
-        (lambda: {"*": loss.mse()}, "is stage 'loss.mse', which reads .* a group's rule makes params of params"),
+        (lambda: {"*": loss.mse()}, "is stage 'loss.mse', which reads .* a group's rule makes params from params"),
         (lambda: {"*": update.ema()}, "is stage 'update.ema', which reads"),
         (lambda: {"*": update.clip_norm(1.0)}, "is stage 'update.clip_norm'"),
         (lambda: {(lambda n, t: True): update.sgd(0.1), (lambda n, t: False): update.sgd(0.1)}, "two groups have one"),

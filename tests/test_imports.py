@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 STEPS = ["load", "place", "forward", "loss", "backward", "update", "evaluate"]
 BANDS = {
-    "values": ["errors", "files", "ids", "text", "means", "memory", "html", "mesh", "random", "tree", "skeleton",
+    "values": ["errors", "files", "ids", "text", "means", "memory", "html", "mesh", "random", "tree",
                "schedules", "direction", "draws", "module", "order", "pace", "state"],
     "stages": ["stage", "joint", *STEPS, "models", "sources", "log", "plot", "until"],
     "pipeline": ["names", "wiring", "description"],

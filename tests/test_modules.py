@@ -264,7 +264,6 @@ KINDS |= {
         ),
         IMAGES,
     ),
-    "rrelu": Kind(lambda: nn.Sequential(nn.Linear(4, 5), nn.RReLU(), nn.Linear(5, 3))),
     "feature alpha dropout": Kind(
         lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.FeatureAlphaDropout(0.3), nn.Flatten(), nn.Linear(144, 3)),
         IMAGES,

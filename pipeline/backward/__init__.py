@@ -1,7 +1,7 @@
-"""Backward: the gradients of a loss, by transforming the function that computes it.
+"""Backward: gradients of a loss.
 
-Shapes: gradients are a dict of tensors by parameter name, each as its parameter; with `per_example=True` each has one
-more dimension in front, (B, ...), for the samples.
+Shapes: gradients are a dict of tensors by parameter name, each in its parameter's shape; with `per_example=True` with a
+sample dimension in front, (B, ...).
 """
 
 from pipeline.backward.gradients import Gradients, gradients

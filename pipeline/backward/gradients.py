@@ -1,6 +1,6 @@
-"""Gradients: those of a loss, by transforming the function that computes it.
+"""Gradients of a loss, by torch.func or by the autograd tape.
 
-The pipeline hands the objective over: a function from the parameters to (loss, everything else it computed).
+The pipeline passes the objective: a function from parameters to (loss, all other values it computed).
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, TypeAlias
-from weakref import WeakSet
 
 import torch
 from attrs import field, frozen
@@ -23,22 +22,21 @@ from pipeline.tree import Tree, tree_map
 Objective: TypeAlias = Callable[[Tree], tuple[Tensor, Tree]]
 Route: TypeAlias = Literal["auto", "functional", "tape"]
 
-_BY_TAPE: WeakSet[Gradients] = WeakSet()
-"""Backwards with route="auto" whose code torch.func refused."""
-
 
 @frozen(eq=False, repr=False)
 class Gradients(Stage):
-    """A backward stage, and the metric of its loss: sums of loss * weight and of weight."""
+    """A backward stage, and the metric of its loss: the sums of loss * weight and of weight."""
 
     of: str = field(kw_only=True)
     wrt: tuple[str, ...] = field(kw_only=True)
-    """The models whose parameters it is with respect to; a pipeline fills in those that nobody named."""
+    """Models to differentiate with respect to; without any, a pipeline fills them in."""
     grads: str = field(kw_only=True)
     route: Route = field(kw_only=True)
     accumulate: int = field(kw_only=True, default=1)
     per_example: bool = field(kw_only=True, default=False)
     better: Better = field(kw_only=True, default="low")
+    refused: set[str] = field(init=False, factory=set)
+    """"functional" once torch.func has refused code under route="auto"."""
 
     def rename(self, **names: str) -> Stage:
         raise WiringError(
@@ -56,50 +54,50 @@ class Gradients(Stage):
     def differentiate(
         self, objective: Objective, params: dict[str, Tensor], hyper: Mapping[str, Tensor]
     ) -> tuple[dict[str, Tensor], Tree]:
-        """The gradients, and what the objective computed besides, without gradients. As in torch, a parameter that the
-        loss does not depend on has none."""
+        """(gradients, the objective's other values, detached). As in torch, parameters that the loss does not depend on
+        have no gradient."""
         if self.taken == "tape":
             return self._by_tape(objective, params)
-        if self.per_example:  # mapped over samples, where the tape is no way out; per_example.py says what fails
-            return _functional(objective, params)
         try:
             return _functional(objective, params)
         except torch.OutOfMemoryError:
             raise
         except Exception as e:
-            # Under a transformation of the user's own, such as vmap, the tape is no way out.
+            if self.per_example:  # vmap needs torch.func; per_example.py explains the error
+                raise
+            # Under a transformation of the user's own, such as vmap, the tape can't help either.
             if self.route == "functional" or torch._C._functorch.peek_interpreter_stack() is not None:
                 if re.search(r"torch\.func|functorch|doesn't have storage", str(e)):
                     raise StageError(self.name, f'by route="functional": {e}; route="tape" takes such code') from e
                 raise
-        made = self._by_tape(objective, params)  # what is no matter of the route is raised here
-        _BY_TAPE.add(self)
-        return made
+        result = self._by_tape(objective, params)  # errors with another cause are raised here
+        self.refused.add("functional")
+        return result
 
     @property
     def taken(self) -> Route:
-        """The route that it takes, as far as is known before it was tried."""
-        return "tape" if self in _BY_TAPE else self.route
+        """The route in use; "auto" until code was refused."""
+        return "tape" if self.refused else self.route
 
     def _by_tape(self, objective: Objective, params: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tree]:
         with torch.enable_grad():
             leaves = tree_map(lambda p: p.detach().requires_grad_(), params)
             loss, aux = objective(leaves)
             try:
-                made = torch.autograd.grad(loss, [*leaves.values()], allow_unused=True) if loss.requires_grad else ()
+                grads = torch.autograd.grad(loss, [*leaves.values()], allow_unused=True) if loss.requires_grad else ()
             except (PipeError, torch.OutOfMemoryError):
                 raise
-            except Exception as e:  # of what runs in the backward alone
+            except Exception as e:  # of code that runs only in the backward
                 raise StageError(self.name, f"failed: {first_line(e)}{place_of(e)}") from e
         detached = tree_map(lambda x: x.detach() if isinstance(x, Tensor) else x, aux)
-        return {k: g for k, g in zip(params, made, strict=False) if g is not None}, detached
+        return {k: g for k, g in zip(params, grads, strict=False) if g is not None}, detached
 
 
 def _functional(objective: Objective, params: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tree]:
     reached: set[str] = set()
 
     def watched(params: dict[str, Tensor]) -> tuple[Tensor, Tree]:
-        for k, p in params.items():  # torch.func gives zeros to a parameter that no gradient reaches
+        for k, p in params.items():  # torch.func gives zeros if no gradient reaches a parameter
             p.register_hook(lambda _, k=k: reached.add(k))  # type: ignore[no-untyped-call]  # torch has no type for it
         return objective(params)
 
@@ -117,23 +115,21 @@ def gradients(
     per_example: bool = False,
     name: str = "backward.gradients",
 ) -> Gradients:
-    """The gradients of the loss `of` with respect to `wrt`, through all stages since the backward before it.
+    """Gradients of the loss `of` with respect to `wrt`, through all stages since the previous backward.
 
-    - `wrt`: the models, by their params=; without it, all that the loss depends on, losses with parameters among them.
-      An update after it changes them all; those of several have the model's name before their own, "head.weight", in
-      update.groups() too. A parameter that the loss does not reach in a step has no gradient in it, as in torch: the
-      update leaves it, and what it remembers of it, as they are.
-    - `route`: "functional" (torch.func: composes with vmap and with itself), "tape" (torch.autograd.grad: takes code
-      that torch.func refuses, such as an autograd.Function with ctx in its forward, hooks on a module's backward, and
-      autograd.grad inside a forward) or "auto": functional, and from where that is refused on, the tape;
-      `print(pipe)` says so.
-    - `accumulate`: the batch is taken in this many parts, one after the other, with the memory of one; the result is
-      the mean over the whole batch, also where the parts are unequal.
-    - `per_example`: a gradient for each sample, of the loss on that sample alone: {name: (B, ...)}, as
-      `update.clip_per_example()` takes them. Sample i draws by a key of its own, random.key(seed, i). What the stages
-      wrote is joined to that of the whole batch: what begins with a dimension of samples one after the other, the loss
-      and other 0-d floats as the mean weighted by `<name>.weight`; anything else is that of the last sample. Each shape
-      of a batch takes a graph of its own: torch has no symbolic sizes for what is mapped.
+    - `wrt`: models, by their params=; by default all that the loss depends on, including losses with parameters. A
+      following update changes them all. With several models, parameter names start with the model's: "head.weight",
+      also in update.groups(). As in torch, a parameter that the loss does not reach has no gradient in that step, and
+      the update leaves it and its memory unchanged.
+    - `route`: "functional" (torch.func, which composes with vmap and with itself), "tape" (torch.autograd.grad, which
+      accepts code that torch.func refuses: an autograd.Function with ctx in its forward, backward hooks on modules,
+      autograd.grad inside a forward) or "auto": functional, and the tape once that is refused, as `print(pipe)` shows.
+    - `accumulate`: split the batch into this many chunks, one after the other, with the memory of one. The result is
+      the mean over the whole batch, also for unequal chunks.
+    - `per_example`: a gradient for each sample, {name: (B, ...)}, as `update.clip_per_example()` takes them. Sample i
+      draws by its own key, random.key(seed, i). Values with a sample dimension are concatenated, the loss and other 0-d
+      floats averaged with weights `<name>.weight`, and others taken from the last sample. Each batch shape compiles a
+      graph of its own: torch has no symbolic sizes under vmap.
     """
     if route not in ("auto", "functional", "tape"):
         raise WiringError(f"backward route {route!r} is unknown; use 'auto', 'functional' or 'tape'")
@@ -146,7 +142,7 @@ def gradients(
         raise WiringError(f"{each} by torch.func alone: leave out route='tape'")
 
     def sums(loss: Tensor, weight: Any = None) -> Tree:
-        # Where nothing counts a loss of torch is 0 / 0.
+        # A loss of torch with weight 0 is 0 / 0.
         return {"sum": torch.where(weight > 0, loss.to(torch.float64) * weight, 0.0), "weight": weight}
 
     return Gradients(

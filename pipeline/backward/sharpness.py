@@ -16,20 +16,19 @@ from pipeline.stage import Number
 from pipeline.tree import Tree
 
 _ETA = 0.01
-"""Added to |w| in adaptive steps, so that a weight of 0 moves too; the value of the paper and of its code."""
+"""Added to |w| in adaptive steps, so that weights of 0 move too; as in the paper and its code."""
 
 
 @frozen(eq=False)
 class SharpnessAware(Gradients):
-    """A backward that takes two gradients, one after the other: the first says where the second is taken."""
+    """A backward that takes two gradients, the second at parameters moved along the first."""
 
     adaptive: bool = field(kw_only=True)
 
     def differentiate(
         self, objective: Objective, params: dict[str, Tensor], hyper: Mapping[str, Tensor]
     ) -> tuple[dict[str, Tensor], Tree]:
-        """The gradients at the parameters moved by rho, and what the objective computed at the parameters
-        themselves."""
+        """(gradients at the moved parameters, the objective's other values at the parameters themselves)."""
         first, aux = super().differentiate(objective, params, hyper)
         moved = _moved(params, first, hyper["rho"], self.adaptive)
         grads, _ = super().differentiate(objective, moved, hyper)
@@ -37,13 +36,13 @@ class SharpnessAware(Gradients):
 
 
 def _moved(params: dict[str, Tensor], grads: dict[str, Tensor], rho: Tensor, adaptive: bool) -> dict[str, Tensor]:
-    """The parameters with T^2 g * rho / |T g| added; T is 1, or adaptive |w| + eta."""
-    # As the paper's code has it, biases are not scaled: what is has "weight" in its name.
+    """Params + rho * T^2 g / |T g|, with T = |w| + eta if adaptive, else 1."""
+    # As in the paper's code, only parameters with "weight" in their names are scaled.
     reached = {k: params[k] for k in grads}
     scales = {k: p.abs() + _ETA if adaptive and "weight" in k else torch.ones_like(p) for k, p in reached.items()}
     scaled = {k: g * scales[k] for k, g in grads.items()}
     norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in scaled.values()]))
-    length = rho / torch.where(norm > 0, norm, 1.0)  # a gradient of zeros moves nothing
+    length = rho / torch.where(norm > 0, norm, 1.0)  # no move along a gradient of zeros
     return params | {k: p + scaled[k] * scales[k] * length.to(p.dtype) for k, p in reached.items()}
 
 
@@ -60,11 +59,11 @@ def sharpness_aware(
     """Sharpness-aware minimisation: the gradient of `of` at the parameters moved by rho * g / |g|, with g the gradient
     at the parameters themselves and |g| its norm over all of them. A step takes two forwards and two backwards.
 
-    The loss, outputs, metrics and buffers are those of the first pass, at the parameters themselves; both passes draw
-    the same numbers. `route` as for `gradients`. Raises ConfigError for a negative or infinite `rho`.
+    The loss, outputs, metrics and buffers are those of the first pass; both passes draw the same numbers. `route` as in
+    `gradients`. Raises ConfigError for a negative or infinite `rho`.
 
-    - `adaptive`: the move is rho * T^2 g / |T g| with T = |w| + 0.01 for parameters that have "weight" in their names
-      and 1 for others, so that it does not depend on the scale of the weights; the paper takes rho from 0.5 on.
+    - `adaptive`: move by rho * T^2 g / |T g| with T = |w| + 0.01 for parameters with "weight" in their names, else 1:
+      independent of the scale of the weights. The paper uses rho of 0.5 and more.
 
     Sources: Foret et al., Sharpness-aware minimization for efficiently improving generalization (2021), equation 2 and
     algorithm 1, without its second-order term, as there; Kwon et al., ASAM: adaptive sharpness-aware minimization for

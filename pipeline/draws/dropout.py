@@ -1,4 +1,4 @@
-"""Dropout in all its kinds, each mask from a key: alone, by channels, inside attention and between recurrent layers."""
+"""Dropout with keyed masks: of elements and channels, in attention, and between recurrent layers."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def native_dropout(k: Key, input: Tensor, p: float, train: bool | None = True) -
 
 
 def channel_dropout(unbatched: int) -> Callable[..., Tensor]:
-    """Whole channels dropped; an input of `unbatched` dimensions has its channels first."""
+    """Drop whole channels, which are dimension 0 of inputs with `unbatched` dimensions, otherwise 1."""
 
     def draw(k: Key, input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
         if not training or p == 0:
@@ -80,7 +80,7 @@ def attention(k: Key, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tens
 
 
 def recurrent(layer: Callable[..., Any], states: int) -> Callable[..., Any]:
-    """Layers one by one, with the dropout between them."""
+    """Run recurrent layers one by one, with keyed dropout between them."""
 
     def draw(k: Key, *args: Any) -> Any:
         packed = not isinstance(args[3], bool)  # sizes of its batches follow the data

@@ -1,8 +1,7 @@
-"""Numbers as torch draws them, each from a key: the shapes, dtypes and arguments are torch's own."""
+"""Keyed draws of common distributions, with the arguments, shapes and dtypes of torch's functions."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -10,34 +9,69 @@ import torch
 from torch import Tensor
 
 from pipeline import random
+from pipeline.errors import ImpureError
 from pipeline.random import Key, bits
 
 
-def _shape(size: tuple[Any, ...], names: dict[str, Any]) -> tuple[int, ...]:
-    size = size or (names.pop("size"),)
-    return tuple(size[0]) if len(size) == 1 and not isinstance(size[0], int) else tuple(size)
+def of_size(draw: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """A draw of (key, shape, dtype) with the arguments of torch.rand."""
+
+    def sized(k: Key, *size: Any, dtype: Any = None, **names: Any) -> Tensor:
+        size = size or (names["size"],)
+        shape = tuple(size[0]) if len(size) == 1 and not isinstance(size[0], int) else tuple(size)
+        return _with_grad(draw(k(), shape, dtype or torch.get_default_dtype()), names)
+
+    return sized
 
 
-def real(draw: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    def made(k: Key, *size: Any, dtype: Any = None, **names: Any) -> Tensor:
-        return _asked(draw(k(), _shape(size, names), dtype or torch.get_default_dtype()), names)
+def of_input(draw: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """A draw of (key, shape, dtype) with the arguments of torch.rand_like."""
 
-    return made
+    def like(k: Key, input: Tensor, *, dtype: Any = None, **names: Any) -> Tensor:
+        return _with_grad(draw(k(), tuple(input.shape), dtype or input.dtype), names)
 
-
-def alike(draw: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    def made(k: Key, input: Tensor, *, dtype: Any = None, **names: Any) -> Tensor:
-        return _asked(draw(k(), tuple(input.shape), dtype or input.dtype), names)
-
-    return made
+    return like
 
 
-def _asked(made: Tensor, names: Mapping[str, Any]) -> Tensor:
-    return made.requires_grad_() if names.get("requires_grad") else made
+def _with_grad(x: Tensor, names: Mapping[str, Any]) -> Tensor:
+    return x.requires_grad_() if names.get("requires_grad") else x
 
 
-def _below(k: Key, shape: tuple[int, ...], low: Any, high: Any) -> Tensor:
-    """Whole numbers from low to below high."""
+def in_place(draw: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The draw, written into its first tensor."""
+    return lambda k, input, *args, **names: input.copy_(draw(k, input, *args, **names))
+
+
+def cast(draw: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The draw in the dtype of its first tensor."""
+    return lambda k, input, *args, **names: draw(k, input, *args, **names).to(input.dtype)
+
+
+def refused(name: str, instead: str) -> Callable[..., Tensor]:
+    """A draw that raises ImpureError, which says what to write instead."""
+
+    def refuse(k: Key, *args: Any, **names: Any) -> Tensor:
+        raise ImpureError(f"draws by {name}, which is no function of (seed, step); write {instead} instead")
+
+    return refuse
+
+
+def randint(k: Key, *bounds: Any, dtype: Any = None, **names: Any) -> Tensor:
+    *numbers, size = [*bounds, *([names["size"]] if "size" in names else [])]
+    return _integers(k, tuple(size), numbers, names).to(dtype or torch.int64)
+
+
+def randint_like(k: Key, input: Tensor, *bounds: Any, dtype: Any = None, **names: Any) -> Tensor:
+    return _integers(k, tuple(input.shape), bounds, names).to(dtype or input.dtype)
+
+
+def _integers(k: Key, shape: tuple[int, ...], bounds: Any, names: Mapping[str, Any]) -> Tensor:
+    """Integers in [low, high). A lone positional bound is `low` if `high` is a keyword."""
+    low, high = names.get("low", 0), names.get("high")
+    if len(bounds) == 2:
+        low, high = bounds
+    elif bounds:
+        low, high = (low, bounds[0]) if high is None else (bounds[0], high)
     span = high - low
     if isinstance(span, int) and span > 2**31:
         wide = (bits(k(), shape) << 31) ^ bits(k(), shape)  # 63 bits
@@ -46,32 +80,8 @@ def _below(k: Key, shape: tuple[int, ...], low: Any, high: Any) -> Tensor:
     return number
 
 
-def randint(k: Key, *bounds: Any, dtype: Any = None, **names: Any) -> Tensor:
-    *numbers, size = [*bounds, *([names["size"]] if "size" in names else [])]
-    low, high = names.get("low", 0), names.get("high")
-    if len(numbers) == 2:
-        low, high = numbers
-    elif numbers:
-        low, high = (low, numbers[0]) if high is None else (numbers[0], high)
-    return _below(k, tuple(size), low, high).to(dtype or torch.int64)
-
-
-def _bounds(given: tuple[Any, ...], low: Any, high: Any) -> tuple[Any, Any]:
-    """The bounds of a draw: one that is given alone is the lower one where the other has its name."""
-    if len(given) == 2:
-        return given[0], given[1]
-    if given:
-        return (given[0], high) if high is not None else (low or 0, given[0])
-    return low or 0, high
-
-
-def randint_like(k: Key, input: Tensor, *bounds: Any, dtype: Any = None, **names: Any) -> Tensor:
-    low, high = _bounds(bounds, names.get("low"), names.get("high"))
-    return _below(k, tuple(input.shape), low, high).to(dtype or input.dtype)
-
-
 def randperm(k: Key, n: int, *, dtype: Any = None, **names: Any) -> Tensor:
-    # Sorting 63 bits: that two are equal is less likely than one in a million up to two million numbers.
+    # Sort 63-bit keys: for up to two million of them, the chance of a tie is below one in a million.
     return ((bits(k(), (n,)) << 31) ^ bits(k(), (n,))).argsort().to(dtype or torch.int64)
 
 
@@ -79,11 +89,29 @@ def bernoulli(k: Key, input: Tensor, p: float | None = None) -> Tensor:
     return (random.uniform(k(), tuple(input.shape)) < (input if p is None else p)).to(input.dtype)
 
 
+def bernoulli_fill(k: Key, input: Tensor, p: Any = 0.5) -> Tensor:
+    return bernoulli(k, input, p)
+
+
 def normal(k: Key, mean: Any, std: Any = 1.0, size: Any = None, *, dtype: Any = None, **names: Any) -> Tensor:
-    if size is None:  # one of them is a tensor
+    if size is None:  # mean or std is a tensor
         size, dtype = (mean + std).shape, (mean if isinstance(mean, Tensor) else std).dtype
-    made: Tensor = random.normal(k(), tuple(size), dtype or torch.get_default_dtype()) * std + mean
-    return made
+    x: Tensor = random.normal(k(), tuple(size), dtype or torch.get_default_dtype()) * std + mean
+    return x
+
+
+def normal_fill(k: Key, input: Tensor, mean: float = 0.0, std: float = 1.0) -> Tensor:
+    return random.normal(k(), tuple(input.shape), input.dtype) * std + mean
+
+
+def uniform(k: Key, input: Tensor, a: float = 0.0, b: float = 1.0, **names: Any) -> Tensor:
+    low, high = names.get("from", a), names.get("to", b)
+    x: Tensor = random.uniform(k(), tuple(input.shape), input.dtype) * (high - low) + low
+    return x
+
+
+def exponential(k: Key, input: Tensor, lambd: float = 1.0) -> Tensor:
+    return -torch.log1p(-_fine(k, tuple(input.shape))) / lambd
 
 
 def multinomial(k: Key, input: Tensor, num_samples: int, replacement: bool = False) -> Tensor:
@@ -92,7 +120,7 @@ def multinomial(k: Key, input: Tensor, num_samples: int, replacement: bool = Fal
         total = weights.cumsum(-1)
         u = _fine(k, (*input.shape[:-1], num_samples)) * total[..., -1:]
         return torch.searchsorted(total, u, right=True).clamp(max=input.shape[-1] - 1)
-    # Who is first in a race of exponential clocks: Efraimidis and Spirakis (2006).
+    # The first of exponential clocks: Efraimidis and Spirakis (2006).
     clocks = -torch.log1p(-_fine(k, tuple(input.shape))) / weights
     return clocks.topk(num_samples, -1, largest=False).indices
 
@@ -102,63 +130,25 @@ def _fine(k: Key, shape: tuple[int, ...]) -> Tensor:
     return ((bits(k(), shape) << 20) ^ (bits(k(), shape) >> 12)).to(torch.float64) * 2.0**-52
 
 
-def exponential(k: Key, like: Tensor, lambd: float = 1.0) -> Tensor:
-    return -torch.log1p(-_fine(k, tuple(like.shape))) / lambd
-
-
-def geometric(k: Key, like: Tensor, p: float) -> Tensor:
-    return torch.floor(torch.log1p(-_fine(k, tuple(like.shape))) / (math.log1p(-p) if p < 1 else -math.inf)) + 1
-
-
-def cauchy(k: Key, like: Tensor, median: float = 0.0, sigma: float = 1.0) -> Tensor:
-    return median + sigma * torch.tan(math.pi * (_fine(k, tuple(like.shape)) - 0.5))
-
-
-def log_normal(k: Key, like: Tensor, mean: float = 1.0, std: float = 2.0) -> Tensor:
-    return torch.exp(random.normal(k(), tuple(like.shape)) * std + mean)
-
-
-def uniform(k: Key, like: Tensor, a: float = 0.0, b: float = 1.0, **names: Any) -> Tensor:
-    low, high = names.get("from", a), names.get("to", b)
-    made: Tensor = random.uniform(k(), tuple(like.shape), like.dtype) * (high - low) + low
-    return made
-
-
-def any_number(k: Key, like: Tensor, *bounds: Any, **names: Any) -> Tensor:
-    whole = 2 ** round(1 - math.log2(torch.finfo(like.dtype).eps)) if like.is_floating_point() else None
-    most = whole + 1 if whole else torch.iinfo(like.dtype).max
-    low, high = _bounds(bounds, names.get("from"), names.get("to"))
-    return _below(k, tuple(like.shape), low, most if high is None else high)
-
-
-def poisson(k: Key, rate: Tensor) -> Tensor:
-    """By inversion: the least count whose probability, of it or fewer, is above a uniform number."""
-    mean, u = rate.to(torch.float64), _fine(k, tuple(rate.shape))
-    low, high = torch.full_like(mean, -1.0), torch.ceil(mean + 12 * mean.sqrt() + 40)
-    for _ in range(60):
-        middle = torch.floor((low + high) / 2)
-        enough = torch.where(mean > 0, torch.special.gammaincc(middle + 1, mean), 1.0) > u
-        low, high = torch.where(enough, low, middle), torch.where(enough, middle, high)
-    return high.to(rate.dtype)
-
-
 def gamma(k: Key, alpha: Tensor) -> Tensor:
-    """G. Marsaglia and W. Tsang, "A simple method for generating gamma variables" (2000), the first of 12 tries that
-    is accepted: one is with at least 0.95."""
+    """The first accepted of 12 proposals, each of which is accepted with probability of at least 0.95.
+
+    Source: Marsaglia and Tsang, A simple method for generating gamma variables (2000).
+    """
     shape, a = tuple(alpha.shape), alpha.to(torch.float64)
     d = torch.where(a < 1, a + 1, a) - 1 / 3
-    made, found = d, torch.zeros(shape, dtype=torch.bool, device=alpha.device)
+    result, done = d, torch.zeros(shape, dtype=torch.bool, device=alpha.device)
     for _ in range(12):
         x, u = random.normal(k(), shape, torch.float64), _fine(k, shape)
         v = (1 + x / torch.sqrt(9 * d)) ** 3
         accepted = (v > 0) & (torch.log(u) < 0.5 * x * x + d - d * v + d * torch.log(v.clamp(min=1e-300)))
-        made, found = torch.where(accepted & ~found, d * v, made), found | accepted
-    return (made * torch.where(a < 1, (1 - _fine(k, shape)) ** (1 / a), 1.0)).to(alpha.dtype)
+        result, done = torch.where(accepted & ~done, d * v, result), done | accepted
+    return (result * torch.where(a < 1, (1 - _fine(k, shape)) ** (1 / a), 1.0)).to(alpha.dtype)
 
 
 def dirichlet(k: Key, alpha: Tensor) -> Tensor:
-    parts = gamma(k, alpha.to(torch.float64))
-    return (parts / parts.sum(-1, keepdim=True)).to(alpha.dtype)
+    x = gamma(k, alpha.to(torch.float64))
+    return (x / x.sum(-1, keepdim=True)).to(alpha.dtype)
 
 
 def gumbel_softmax(
@@ -170,50 +160,3 @@ def gumbel_softmax(
         return soft
     one_hot = torch.zeros_like(soft).scatter(dim, soft.argmax(dim, keepdim=True), 1.0)
     return one_hot - soft.detach() + soft
-
-
-def rrelu(
-    k: Key, input: Tensor, noise: Tensor, lower: float = 1 / 8, upper: float = 1 / 3, training: bool = False
-) -> Tensor:
-    slopes = _slopes(k, input, lower, upper, training)
-    noise.copy_(slopes)
-    return input * slopes
-
-
-def rrelu_function(
-    k: Key, input: Tensor, lower: float = 1 / 8, upper: float = 1 / 3, training: bool = False, inplace: bool = False
-) -> Tensor:
-    made = input * _slopes(k, input, lower, upper, training)
-    return input.copy_(made) if inplace else made
-
-
-def _slopes(k: Key, input: Tensor, lower: float, upper: float, training: bool) -> Tensor:
-    """What each number is multiplied by: one that is not above 0, in training, by one of its own."""
-    slopes = (
-        random.uniform(k(), tuple(input.shape), input.dtype) * (upper - lower) + lower
-        if training
-        else (lower + upper) / 2
-    )
-    return torch.where(input <= 0, slopes, 1.0).to(input.dtype)
-
-
-def into(draw: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """The same, written into its first tensor."""
-
-    def made(k: Key, input: Tensor, *args: Any, **names: Any) -> Tensor:
-        return input.copy_(draw(k, input, *args, **names))
-
-    return made
-
-
-def shaped(draw: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """The same in the dtype of its first tensor."""
-    return lambda k, input, *args, **names: draw(k, input, *args, **names).to(input.dtype)
-
-
-def normal_like(k: Key, like: Tensor, mean: float = 0.0, std: float = 1.0) -> Tensor:
-    return random.normal(k(), tuple(like.shape), like.dtype) * std + mean
-
-
-def chance(k: Key, input: Tensor, p: Any = 0.5) -> Tensor:
-    return bernoulli(k, input, p)

@@ -1,4 +1,4 @@
-"""Which draw stands for which of torch's operators and functions."""
+"""Tables: the keyed draw for each random operator and function of torch, or what to write instead of it."""
 
 from __future__ import annotations
 
@@ -14,45 +14,50 @@ from pipeline.draws import dropout, numbers
 from pipeline.random import normal, uniform
 
 _FILLS: dict[str, Callable[..., Tensor]] = {
-    "bernoulli_": numbers.chance,
-    "cauchy_": numbers.cauchy,
+    "bernoulli_": numbers.bernoulli_fill,
     "exponential_": numbers.exponential,
-    "geometric_": numbers.geometric,
-    "log_normal_": numbers.log_normal,
-    "normal_": numbers.normal_like,
-    "random_": numbers.any_number,
+    "normal_": numbers.normal_fill,
     "uniform_": numbers.uniform,
 }
 _MAKERS: dict[str, Callable[..., Tensor]] = {
     "bernoulli": numbers.bernoulli,
     "multinomial": numbers.multinomial,
     "normal": numbers.normal,
-    "poisson": numbers.poisson,
-    "rand": numbers.real(uniform),
-    "rand_like": numbers.alike(uniform),
+    "rand": numbers.of_size(uniform),
+    "rand_like": numbers.of_input(uniform),
     "randint": numbers.randint,
     "randint_like": numbers.randint_like,
-    "randn": numbers.real(normal),
-    "randn_like": numbers.alike(normal),
+    "randn": numbers.of_size(normal),
+    "randn_like": numbers.of_input(normal),
     "randperm": numbers.randperm,
 }
+_INSTEAD = {
+    "binomial": "torch.bernoulli(p.expand(count, *p.shape)).sum(0)",
+    "cauchy": "torch.tan(math.pi * (torch.rand(shape) - 0.5))",
+    "geometric": "torch.empty(shape).exponential_(-math.log1p(-p)).ceil()",
+    "log_normal": "torch.exp(mean + std * torch.randn(shape))",
+    "poisson": "torch.normal(rate, rate.sqrt()).round() (close for rates above 10)",
+    "random": "torch.randint(low, high, shape)",
+    "rrelu_with_noise": "nn.LeakyReLU()",
+}
+_REFUSED = {name: numbers.refused(name, instead) for name, instead in _INSTEAD.items()}
+
 OPERATORS: dict[str, Callable[..., Any]] = {
     **_MAKERS,
-    **{name: numbers.into(draw) for name, draw in _FILLS.items()},
-    **{
-        name.rstrip("_"): numbers.shaped(draw) for name, draw in _FILLS.items() if name not in ("bernoulli_", "normal_")
-    },
+    **{name: numbers.in_place(draw) for name, draw in _FILLS.items()},
+    "exponential": numbers.cast(numbers.exponential),
+    "uniform": numbers.cast(numbers.uniform),
     "native_dropout": dropout.native_dropout,
-    "rrelu_with_noise": numbers.rrelu,
-    "rrelu_with_noise_": numbers.into(numbers.rrelu),
     "_standard_gamma": numbers.gamma,
     "_sample_dirichlet": numbers.dirichlet,
+    **_REFUSED,
+    **{f"{name}_": refuse for name, refuse in _REFUSED.items()},
 }
 """By the names of torch's operators."""
 
 FUNCTIONS: dict[Any, Callable[..., Any]] = {
     **{getattr(torch, name): draw for name, draw in _MAKERS.items()},
-    **{getattr(Tensor, name): numbers.into(draw) for name, draw in _FILLS.items()},
+    **{getattr(Tensor, name): numbers.in_place(draw) for name, draw in _FILLS.items()},
     Tensor.bernoulli: numbers.bernoulli,
     Tensor.multinomial: numbers.multinomial,
     F.dropout: dropout.dropout,
@@ -60,13 +65,16 @@ FUNCTIONS: dict[Any, Callable[..., Any]] = {
     F.dropout2d: dropout.channel_dropout(0),  # torch reads three dimensions as a batch here
     F.dropout3d: dropout.channel_dropout(4),
     F.alpha_dropout: dropout.alpha_dropout(channels=False),
-    F.gumbel_softmax: numbers.gumbel_softmax,
-    F.rrelu: numbers.rrelu_function,
     F.feature_alpha_dropout: dropout.alpha_dropout(channels=True),
+    F.gumbel_softmax: numbers.gumbel_softmax,
+    F.rrelu: _REFUSED["rrelu_with_noise"],
     F.scaled_dot_product_attention: dropout.attention,
     torch.dropout: dropout.dropout,
     torch.dropout_: functools.partial(dropout.dropout, inplace=True),
+    torch.binomial: _REFUSED["binomial"],
+    torch.poisson: _REFUSED["poisson"],
+    **{getattr(Tensor, f"{name}_"): _REFUSED[name] for name in ("cauchy", "geometric", "log_normal", "random")},
     **{getattr(torch._VF, n): dropout.recurrent(getattr(torch._VF, n), 1) for n in ("gru", "rnn_tanh", "rnn_relu")},
     torch._VF.lstm: dropout.recurrent(torch._VF.lstm, 2),
 }
-"""By torch's functions, as they are called from Python."""
+"""By torch's functions, as Python calls them."""

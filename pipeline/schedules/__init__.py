@@ -1,11 +1,11 @@
-"""Schedules: the factor that a hyperparameter is multiplied by at each step; pure functions of `step`.
+"""Schedules: hyperparameters as pure functions of the step: base * factor(step).
 
-A schedule stands where a number would: `update.sgd(lr=schedules.cosine(0.1))`, and so does one in front of another:
-`schedules.warmup(schedules.cosine(0.1), epochs=5)`. Its own numbers live in State beside the base value, so a longer
-run or another warm-up is data too, not a new graph.
+A schedule takes the place of a number: `update.sgd(lr=schedules.cosine(0.1))`, and schedules compose:
+`schedules.warmup(schedules.cosine(0.1), epochs=5)`. A schedule's numbers live in State beside the base, so a longer run
+or another warm-up needs no new graph. To add a schedule, add a file and a line here.
 
-Shapes: `step` is a 0-d int64 tensor; every number arrives as a 0-d float64 tensor; the factor is a 0-d float64 tensor.
-Ends, starts and floors are shares of the base.
+Shapes: `step` is a 0-d int64 tensor; numbers and the factor are 0-d float64 tensors. Ends, starts and floors are
+fractions of the base.
 """
 
 from pipeline.schedules.combined import piecewise, product, sequence, warmup

@@ -1,7 +1,7 @@
-"""Schedules made of others: one after the other, one times the other, a warm-up in front of any.
+"""Combined schedules: products, sequences, warm-ups and piecewise values.
 
-Where the parts have bases of their own, the whole's base is the largest in size, and each part has its share of it.
-The numbers, and the memory, of a part keep their names behind that of the part: "0.steps".
+The base is the children's base of largest magnitude; each child is scaled to it. Numbers and memory of a child keep
+their names behind its own: "0.steps".
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from pipeline.schedules.lengths import EPOCH, RUN, Length, within
 from pipeline.schedules.schedule import Schedule, number
 
 At = Callable[[str, Tensor], Tensor]
-"""The factor of a part at a step of its own."""
+"""(child, the child's step) -> its factor."""
 
 
 def product(*parts: Schedule | float) -> Schedule:
-    """The values of schedules, or numbers, multiplied.
+    """The product of schedules or numbers.
 
     >>> from pipeline import schedules
     >>> halved = product(schedules.linear(0.1, steps=4, start=0.0), schedules.step(1.0, every=4, gamma=0.5))
@@ -40,10 +40,9 @@ def product(*parts: Schedule | float) -> Schedule:
 
 
 def sequence(parts: Sequence[Schedule | float], milestones: Sequence[float]) -> Schedule:
-    """Schedules, or numbers, one after the other; each begins at its own step 0 where its milestone is.
+    """Schedules or numbers one after the other; each starts at its step 0 at its milestone, as torch's SequentialLR.
 
-    torch's SequentialLR: one milestone fewer than parts. Where the length of a part is RUN, it is as long as the part
-    lasts: to the next milestone, or to the end of the run.
+    One milestone fewer than parts. In a part, RUN is the part's length: up to the next milestone or the end of the run.
 
     >>> from pipeline import schedules
     >>> two = sequence([0.1, schedules.step(0.2, every=2, gamma=0.5)], milestones=[3])
@@ -74,11 +73,11 @@ def warmup(
     schedule: Schedule | float, *, steps: float | None = None, epochs: float | None = None, share: float | None = None,
     start: float = 0.0,
 ) -> Schedule:  # fmt: skip
-    """A line from `start * base` up to the base, in front of a schedule or a number, which begins at 0 where it ends.
+    """Rise linearly from `start * base` to the base, then start the schedule (or number) at its step 0.
 
-    Its length is one of `steps`, `epochs`, or a `share` of the run; where that of the schedule behind is RUN, that is
-    the rest of the run. torch's SequentialLR([LinearLR(start_factor=start, end_factor=1), schedule], [steps]).
-    Source: Goyal et al., Accurate, Large Minibatch SGD (2017).
+    Give its length as `steps`, `epochs`, or a `share` of the run; in the schedule, RUN is the rest of the run. As
+    torch's SequentialLR([LinearLR(start_factor=start, end_factor=1), schedule], [steps]). Source: Goyal et al.,
+    Accurate, Large Minibatch SGD (2017).
 
     >>> from pipeline import schedules
     >>> [round(warmup(schedules.cosine(1.0), steps=2).at(s, steps=6), 3) for s in range(7)]
@@ -106,9 +105,7 @@ def warmup(
 
 
 def piecewise(values: Mapping[float, float], *, interpolate: bool = False) -> Schedule:
-    """The value of each step that is named, from there to the next; with `interpolate`, on a line to the next.
-
-    Before the first of the steps it is the first value, after the last the last.
+    """Values from given steps on, constant or, with `interpolate`, linear in between; the first value also before.
 
     >>> [piecewise({0: 1.0, 2: 0.5}).at(s) for s in range(4)], piecewise({0: 1.0, 2: 0.5}, interpolate=True).at(1)
     ([1.0, 1.0, 0.5, 0.5], 0.75)
@@ -136,7 +133,7 @@ def piecewise(values: Mapping[float, float], *, interpolate: bool = False) -> Sc
 
 
 def _since(step: Tensor, begin: Tensor) -> Tensor:
-    """A part's own step: 0 at its first, and before that."""
+    """Steps since `begin`; 0 before it."""
     return (step - torch.ceil(begin).long()).clamp(min=0)
 
 
@@ -150,7 +147,7 @@ def _named(parts: Sequence[Schedule | float], what: str) -> dict[str, Schedule]:
 
 
 def _ascending(what: str, steps: Sequence[float]) -> None:
-    """Raise ConfigError where steps are out of order, as far as they are known."""
+    """Raise ConfigError if known steps are out of order."""
     known = [s for s in steps if not isinstance(s, Length)]
     if any(a >= b for a, b in itertools.pairwise(known)):
         raise ConfigError(f"schedules.{what}: its steps {', '.join(map(str, known))} are not in ascending order")
@@ -160,30 +157,30 @@ def _combined(
     base: float, own: Mapping[str, float], parts: Mapping[str, Schedule],
     factor: Callable[[Tensor, Mapping[str, Tensor], At], Any], lasts: Sequence[float] | None = None,
 ) -> Schedule:  # fmt: skip
-    """A schedule of parts, with numbers of its own; `lasts` says how long each part is."""
+    """A schedule of parts, with `own` numbers; `lasts` has the length of each part."""
     numbers = dict(own)
     for (name, part), length in zip(parts.items(), lasts or [RUN] * len(parts), strict=True):
         numbers |= {f"{name}.{k}": within(v, length) for k, v in part.numbers.items()}
 
-    def whole(step: Tensor, memory: Mapping[str, Tensor] | None = None, **numbers: Tensor) -> Any:
+    def combined(step: Tensor, memory: Mapping[str, Tensor] | None = None, **numbers: Tensor) -> Any:
         def at(name: str, step: Tensor) -> Any:
             return parts[name].apply(step, _of(name, numbers), _of(name, memory or {}))
 
         return factor(step, numbers, at)
 
     def observe(memory: Mapping[str, Tensor], metrics: Mapping[str, float], **numbers: Tensor) -> dict[str, Tensor]:
-        seen = dict(memory)
+        after = dict(memory)
         for name, part in parts.items():
             if part.observe is not None:
                 new = part.observe(_of(name, memory), metrics, **_of(name, numbers))
-                seen |= {f"{name}.{k}": v for k, v in new.items()}
-        return seen
+                after |= {f"{name}.{k}": v for k, v in new.items()}
+        return after
 
     memory = {f"{name}.{k}": v for name, part in parts.items() for k, v in part.memory.items()}
     watches = tuple(dict.fromkeys(w for part in parts.values() for w in part.watches))
-    return Schedule(base, whole, numbers, memory=memory, observe=observe if watches else None, watches=watches)
+    return Schedule(base, combined, numbers, memory=memory, observe=observe if watches else None, watches=watches)
 
 
 def _of(name: str, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What belongs to a part, by the names that the part has for it."""
+    """A part's values, by the part's own names."""
     return {k.removeprefix(f"{name}."): v for k, v in values.items() if k.startswith(f"{name}.")}

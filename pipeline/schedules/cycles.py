@@ -1,4 +1,4 @@
-"""Schedules that rise and fall more than once, or momentum against the learning rate."""
+"""Cycles: restarts, and one cycle of learning rate and momentum."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ STRATEGIES = ("cos", "linear")
 
 
 def cosine_restarts(base: float, period: float, mult: float = 1, floor: float = 0.0) -> Schedule:
-    """Half a cosine from the base to `floor * base`, again and again; each is `mult` times as long as the one before.
+    """Repeat half a cosine from the base to `floor * base`; each is `mult` times as long as the one before.
 
     torch's CosineAnnealingWarmRestarts(T_0=period, T_mult=mult, eta_min=floor * base); restarts are at whole steps.
     Source: Loshchilov and Hutter, SGDR (2017), equation 5.
@@ -29,14 +29,14 @@ def cosine_restarts(base: float, period: float, mult: float = 1, floor: float = 
 
     def factor(step: Tensor, period: Any = period, mult: Any = mult, floor: Any = floor) -> Any:
         grows = mult > 1.0
-        m = torch.where(grows, mult, 2.0 * torch.ones_like(mult))  # of use only where it is mult
+        m = torch.where(grows, mult, 2.0 * torch.ones_like(mult))  # 2 avoids a division by 0; unused then
 
         def start(n: Tensor) -> Tensor:
             """The step at which the n-th cosine begins."""
             return torch.round(period * torch.where(grows, (m**n - 1.0) / (m - 1.0), n))
 
         n = torch.floor(torch.where(grows, torch.log1p(step / period * (m - 1.0)) / torch.log(m), step / period))
-        # A logarithm may be off by its last bit, and n by one with it.
+        # Rounding of the logarithm may put n off by one.
         n = n + (start(n + 1.0) <= step).double() - (start(n) > step).double()
         done = (step - start(n)) / (start(n + 1.0) - start(n)).clamp(min=1.0)
         return floor + (1.0 - floor) * 0.5 * (1.0 + torch.cos(math.pi * done))
@@ -48,10 +48,10 @@ def one_cycle(
     highest: float, steps: float = RUN, *, pct_start: float = 0.3, div_factor: float = 25.0,
     final_div_factor: float = 1e4, anneal_strategy: str = "cos",
 ) -> Schedule:  # fmt: skip
-    """Up from `highest / div_factor` in the first `pct_start` of the run, then down to that over `final_div_factor`.
+    """Rise from `highest / div_factor` over `pct_start` of the run, then fall to that start / `final_div_factor`.
 
-    torch's OneCycleLR(max_lr=highest, total_steps=steps), which ends at step `steps - 1`; it stays there afterwards.
-    `anneal_strategy` is "cos" or "linear". `one_cycle_momentum` is for the momentum that goes with it.
+    torch's OneCycleLR(max_lr=highest, total_steps=steps), which ends at step `steps - 1`; constant afterwards.
+    `anneal_strategy` is "cos" or "linear". `one_cycle_momentum` is the matching momentum.
     Source: Smith and Topin, Super-Convergence (2018).
 
     >>> [round(one_cycle(1.0, steps=5, pct_start=0.6, anneal_strategy="linear").at(s), 4) for s in range(5)]
@@ -74,9 +74,9 @@ def one_cycle_momentum(
     max_momentum: float = 0.95, base_momentum: float = 0.85, steps: float = RUN, *, pct_start: float = 0.3,
     anneal_strategy: str = "cos",
 ) -> Schedule:  # fmt: skip
-    """Down from `max_momentum` to `base_momentum` while a learning rate by `one_cycle` goes up, and up again after.
+    """Fall from `max_momentum` to `base_momentum` while the learning rate of `one_cycle` rises, then rise again.
 
-    What torch's OneCycleLR does to the momentum of SGD, or beta1 of Adam.
+    As torch's OneCycleLR does with the momentum of SGD or beta1 of Adam.
 
     >>> [round(one_cycle_momentum(steps=5, pct_start=0.6, anneal_strategy="linear").at(s), 4) for s in range(5)]
     [0.95, 0.9, 0.85, 0.9, 0.95]
@@ -97,7 +97,7 @@ Anneal = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def _annealing(strategy: str, pct_start: float) -> Anneal:
-    """From one value to another, by how much of the way is done."""
+    """(first, last, progress in [0, 1]) -> the value between."""
     one_of("anneal_strategy", strategy, STRATEGIES)
     if not 0 <= pct_start <= 1:
         raise ConfigError(f"a schedule's pct_start={pct_start} is not from 0 to 1")
@@ -109,7 +109,7 @@ def _annealing(strategy: str, pct_start: float) -> Anneal:
 def _cycle(
     step: Tensor, steps: Tensor, pct: Tensor, first: Tensor, middle: Tensor, last: Tensor, anneal: Anneal
 ) -> Tensor:
-    """The two phases of OneCycleLR, which end at these steps."""
+    """The two phases of OneCycleLR."""
     turn, end = pct * steps - 1.0, steps - 1.0
     up = step / torch.where(turn > 0, turn, 1.0)
     down = ((step - turn) / torch.where(end > turn, end - turn, 1.0)).clamp(max=1.0)

@@ -1,4 +1,4 @@
-"""Schedules that fall from the base, or rise to it, over a run."""
+"""Decay: schedules that fall from the base, or rise to it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def constant(base: float) -> Schedule:
 
 
 def linear(base: float, steps: float = RUN, start: float = 1 / 3, end: float = 1.0) -> Schedule:
-    """From `start * base` to `end * base` in `steps` steps, then constant: torch's LinearLR; a warm-up by default."""
+    """From `start * base` to `end * base` in `steps` steps, then constant: torch's LinearLR. By default a warm-up."""
     at_least(0, above=True, steps=steps)
 
     def factor(step: Tensor, steps: Any = steps, start: Any = start, end: Any = end) -> Any:
@@ -29,7 +29,7 @@ def linear(base: float, steps: float = RUN, start: float = 1 / 3, end: float = 1
 
 
 def polynomial(base: float, steps: float = RUN, power: float = 1.0, end: float = 0.0) -> Schedule:
-    """From the base to `end * base` in `steps` steps, as (1 - step / steps) ** power; torch's PolynomialLR for end=0.
+    """From the base to `end * base` in `steps` steps, as (1 - step / steps) ** power: torch's PolynomialLR if end=0.
 
     >>> [round(polynomial(1.0, steps=4, power=2.0).at(s), 4) for s in range(6)]
     [1.0, 0.5625, 0.25, 0.0625, 0.0, 0.0]
@@ -43,7 +43,7 @@ def polynomial(base: float, steps: float = RUN, power: float = 1.0, end: float =
 
 
 def step(base: float, every: float, gamma: float = 0.1) -> Schedule:
-    """Times `gamma` after each `every` steps: torch's StepLR.
+    """Multiply by `gamma` every `every` steps, as torch's StepLR.
 
     >>> [round(step(1.0, every=2).at(s), 3) for s in range(5)]
     [1.0, 1.0, 0.1, 0.1, 0.01]
@@ -57,7 +57,7 @@ def step(base: float, every: float, gamma: float = 0.1) -> Schedule:
 
 
 def multi_step(base: float, milestones: Sequence[float], gamma: float = 0.1) -> Schedule:
-    """Times `gamma` at each of the milestones, which are steps: torch's MultiStepLR.
+    """Multiply by `gamma` at each milestone, in steps, as torch's MultiStepLR.
 
     >>> [round(multi_step(1.0, [2, 3]).at(s), 3) for s in range(5)]
     [1.0, 1.0, 0.1, 0.01, 0.01]
@@ -74,7 +74,7 @@ def multi_step(base: float, milestones: Sequence[float], gamma: float = 0.1) -> 
 
 
 def exponential(base: float, gamma: float, every: float = 1) -> Schedule:
-    """Times `gamma` in `every` steps, smoothly: `gamma ** (step / every)`; torch's ExponentialLR for every=1."""
+    """Decay smoothly by `gamma` every `every` steps, `gamma ** (step / every)`: torch's ExponentialLR if every=1."""
     at_least(0, above=True, every=every)
 
     def factor(step: Tensor, gamma: Any = gamma, every: Any = every) -> Any:
@@ -86,8 +86,8 @@ def exponential(base: float, gamma: float, every: float = 1) -> Schedule:
 def cosine(base: float, steps: float = RUN, warmup: float = 0, floor: float = 0.0) -> Schedule:
     """Linear warm-up from 0 over `warmup` steps, then half a cosine down to `floor * base` at `steps`.
 
-    Without a warm-up it is torch's CosineAnnealingLR(T_max=steps, eta_min=floor * base) up to `steps`, and stays at the
-    floor afterwards. Source: Loshchilov and Hutter, SGDR (2017), equation 5.
+    Without a warm-up, torch's CosineAnnealingLR(T_max=steps, eta_min=floor * base), constant after `steps`.
+    Source: Loshchilov and Hutter, SGDR (2017), equation 5.
     """
 
     def factor(step: Tensor, steps: Any = steps, warmup: Any = warmup, floor: Any = floor) -> Any:
@@ -105,10 +105,10 @@ SHAPES = ("linear", "cosine", "sqrt")
 def warmup_stable_decay(
     base: float, steps: float = RUN, warmup: float = 0.05, decay: float = 0.2, floor: float = 0.0, shape: str = "linear"
 ) -> Schedule:
-    """Linear warm-up from 0, then the base, then down to `floor * base` over the last steps: WSD, the trapezoid.
+    """Linear warm-up from 0, then the base, then decay to `floor * base` at the end: WSD, the trapezoid.
 
-    `warmup` and `decay` are steps, or shares of all steps where they are below 1. `shape` of the decay is "linear",
-    "cosine", or "sqrt" (1 - sqrt of what is done of it). Sources: Hu et al., MiniCPM (2024), section 4; the shapes:
+    `warmup` and `decay` are steps, or fractions of all steps if below 1. `shape` of the decay is "linear", "cosine" or
+    "sqrt" (1 - sqrt of its progress). Sources: Hu et al., MiniCPM (2024), section 4; for the shapes,
     Hägele et al., Scaling Laws and Compute-Optimal Training Beyond Fixed Training Durations (2024).
 
     >>> [round(warmup_stable_decay(1.0, steps=10, warmup=2, decay=0.4).at(s), 3) for s in range(11)]

@@ -1,4 +1,4 @@
-"""Lengths: numbers of steps that are not known before the run is, written as multiples of RUN and EPOCH."""
+"""Lengths: numbers of steps as multiples of RUN and EPOCH, which are unknown until a run starts."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ from collections.abc import Callable
 from typing import TypeAlias
 
 Known: TypeAlias = Callable[[], float]
-"""Gives the length of the run or of an epoch, or raises where nobody knows it: asked only where it is needed."""
+"""Returns the length of the run or of an epoch, or raises; called only if it is needed."""
 
 
 class Length(float):
-    """A whole number of steps that `fit` (or `init(steps=...)`) fills in, and NaN until then.
+    """A number of steps that `fit` (or `init(steps=...)`) fills in; NaN until then.
 
-    Lengths are added, subtracted and multiplied by numbers: `5 * EPOCH`, `0.1 * RUN`, `RUN - 100`.
+    Lengths support arithmetic: `5 * EPOCH`, `0.1 * RUN`, `RUN - 100`.
     """
 
     of: Callable[[Known, Known], float]
-    """From the lengths of the run and of an epoch, this one."""
+    """(length of the run, length of an epoch) -> this length."""
 
     def __new__(cls, of: Callable[[Known, Known], float]) -> Length:
-        """NaN, which knows what it will be."""
-        made = super().__new__(cls, math.nan)
-        made.of = of
-        return made
+        """NaN, with the function that fills it in."""
+        length = super().__new__(cls, math.nan)
+        length.of = of
+        return length
 
     def __add__(self, other: float) -> Length:
         return Length(lambda run, epoch: self.of(run, epoch) + fill(other, run, epoch))
@@ -50,26 +50,26 @@ class Length(float):
 
 
 RUN = Length(lambda run, epoch: run())
-"""In place of a number of steps: the length of the whole run; in a part of another schedule, that of the part."""
+"""The length of the run, in steps; inside another schedule, the length of that segment."""
 
 EPOCH = Length(lambda run, epoch: epoch())
-"""In place of a number of steps: the number of batches of an epoch."""
+"""The number of batches in an epoch."""
 
 
 def fill(number: float, run: Known, epoch: Known) -> float:
-    """A number, or a length once it is known."""
+    """A number; a Length is filled in."""
     return number.of(run, epoch) if isinstance(number, Length) else float(number)
 
 
 def within(number: float, length: float) -> float:
-    """The same number in a part of the run: there, RUN means this length, of at least a step."""
+    """A number inside a segment of the run, where RUN means this length (at least 1)."""
     if not isinstance(number, Length):
         return number
     return Length(lambda run, epoch: number.of(lambda: max(fill(length, run, epoch), 1.0), epoch))
 
 
 def share(number: float, length: float) -> float:
-    """A number below 1 as that share of a length, to whole steps; any other as it is.
+    """A number below 1 as a fraction of a length, rounded to steps; others unchanged.
 
     >>> share(0.1, 77), share(5, 77)
     (8.0, 5)

@@ -1,4 +1,4 @@
-"""A picture of schedules."""
+"""Plot schedules."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ def plot(
     what: Schedule | Mapping[str, Schedule | float], steps: int, path: str | Path | None = None, *,
     batches: int | None = None,
 ) -> Figure:  # fmt: skip
-    """A matplotlib Figure of a schedule, or of several by their names, over a run of so many steps, a line for each.
+    """A matplotlib Figure of one schedule, or of several by name, over a run of `steps`.
 
-    `path` is a file to write it to. `batches` is an epoch's number of them, where a schedule needs it.
+    `path`: write it to this file. `batches`: an epoch's number of batches, for schedules that need it.
     """
     from matplotlib.figure import Figure
 
@@ -36,10 +36,10 @@ def plot(
     axes.set(xlabel="step of the run (number of batches)", ylabel="value (no unit)", xlim=(0, steps))
     axes.grid(alpha=0.3)
     if any(lines):
-        figure.legend(loc="outside right upper")  # where it covers no line
+        figure.legend(loc="outside right upper")  # outside, so that it covers no line
     if path is not None:
         try:
             figure.savefig(path, dpi=150)
-        except (OSError, ValueError) as e:  # the latter for a suffix that is no kind of picture
+        except (OSError, ValueError) as e:  # ValueError: unknown image format
             raise ConfigError(f"can't write the picture {path}: {getattr(e, 'strerror', None) or e}") from None
     return figure

@@ -1,4 +1,4 @@
-"""The schedule that is driven by what a run reaches, not by its steps."""
+"""Reduce on plateau: a schedule driven by metrics instead of steps."""
 
 from __future__ import annotations
 
@@ -16,16 +16,15 @@ def reduce_on_plateau(
     base: float, factor: float = 0.1, patience: float = 10, metric: str = "loss", mode: str = "min",
     threshold: float = 1e-4, threshold_mode: str = "rel", cooldown: float = 0, floor: float = 0.0, eps: float = 1e-8,
 ) -> Schedule:  # fmt: skip
-    """Times `factor` after more than `patience` epochs in which a metric was not better than the best one so far.
+    """Multiply by `factor` after more than `patience` epochs without a new best value of a metric.
 
-    torch's ReduceLROnPlateau(min_lr=floor * base, eps=eps * base). `fit` shows it the metrics of each epoch, and of
-    each validation inside one: those of the validation, or of the training where there is none; in a loop of your own,
-    `pipe.observed(state, metrics)` does.
+    torch's ReduceLROnPlateau(min_lr=floor * base, eps=eps * base). `fit` passes the metrics of each validation, or
+    of each training epoch if there is none; in your own loop, call `pipe.observed(state, metrics)`.
 
-    - `mode`: "min" or "max", which values are better.
-    - `threshold`: by how much, as a share of the best one (`threshold_mode="rel"`) or as it is ("abs").
-    - `cooldown`: epochs after a reduction in which none is counted as bad.
-    - `eps`: a smaller reduction than this share of the base is left out.
+    - `mode`: "min" or "max", the better direction.
+    - `threshold`: minimum improvement, relative to the best value (`threshold_mode="rel"`) or absolute ("abs").
+    - `cooldown`: epochs after a reduction that don't count as bad.
+    - `eps`: skip reductions smaller than this fraction of the base.
     """
     one_of("mode", mode, ("min", "max"))
     one_of("threshold_mode", threshold_mode, ("rel", "abs"))
@@ -41,8 +40,8 @@ def reduce_on_plateau(
         best, bad, cooldown, scale = (memory[k] for k in ("best", "bad", "cooldown", "scale"))
         value = torch.full_like(best, metrics[metric])
         margin = numbers["threshold"]
-        wanted = best * (1.0 - sign * margin) if threshold_mode == "rel" else best - sign * margin
-        better = sign * value < sign * wanted
+        target = best * (1.0 - sign * margin) if threshold_mode == "rel" else best - sign * margin
+        better = sign * value < sign * target
         bad = torch.where(better | (cooldown > 0), torch.zeros_like(bad), bad + 1)
         cooldown = (cooldown - 1).clamp(min=0)
         reduces = bad > numbers["patience"]

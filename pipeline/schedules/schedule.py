@@ -1,4 +1,4 @@
-"""Schedule: what all schedules are: a base, and the factor that it is multiplied by at each step."""
+"""Schedule: a base value and a factor for each step."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from pipeline.schedules.lengths import Length, fill
 
 @frozen(eq=False)
 class Schedule:
-    """`base * factor(step, **numbers)`, or `base * factor(step, memory=..., **numbers)` where it has a memory."""
+    """`base * factor(step, **numbers)`, or `base * factor(step, memory=..., **numbers)` with a memory."""
 
     base: float
     factor: Callable[..., Any]
     numbers: Mapping[str, float]
-    """What it is made of, kept in State beside the base; a Length is filled in when the State is made."""
+    """Kept in State beside the base; `init` fills in a Length."""
     memory: Mapping[str, float] = field(factory=dict, kw_only=True)
-    """What it remembers of the metrics, at first: whole numbers become int64, others float64."""
+    """Initial memory of metrics: int becomes int64, float becomes float64."""
     observe: Callable[..., dict[str, Tensor]] | None = field(default=None, kw_only=True)
-    """`observe(memory, metrics, **numbers)` gives the memory after an epoch that had these metrics."""
+    """`observe(memory, metrics, **numbers)` returns the memory after an epoch with these metrics."""
     watches: tuple[str, ...] = field(default=(), kw_only=True)
-    """The metrics that it reads."""
+    """Metrics that `observe` reads."""
 
     def at(self, step: int, steps: int | None = None, batches: int | None = None) -> float:
-        """The value at one step, as a float, with nothing observed.
+        """The value at one step, without observations.
 
-        `steps` is the run's length, and `batches` an epoch's, where the schedule needs them.
+        `steps` is the run's length and `batches` an epoch's, for schedules that need them.
 
         >>> from pipeline import schedules
         >>> [round(schedules.cosine(0.1, steps=4).at(s), 4) for s in range(5)]
@@ -43,25 +43,22 @@ class Schedule:
         return float(self.values(torch.tensor([step]), steps, batches))
 
     def values(self, at: Tensor, steps: int | None = None, batches: int | None = None) -> Tensor:
-        """The same at many steps at once: (N,) int64 -> (N,) float64."""
+        """Values at many steps: (N,) int64 -> (N,) float64."""
         numbers = {k: torch.tensor(v, dtype=torch.float64) for k, v in self.filled(steps, batches).items()}
         base, memory = torch.tensor(self.base, dtype=torch.float64), self.first()
         return torch.vmap(lambda step: base * self.apply(step, numbers, memory))(at)  # type: ignore[no-any-return]  # vmap has no types
 
     def apply(self, step: Tensor, numbers: Mapping[str, Tensor], memory: Mapping[str, Tensor]) -> Any:
-        """The factor at a step, of numbers and a memory that are tensors."""
+        """The factor at a step, from numbers and memory as tensors."""
         return self.factor(step, **({"memory": memory} if self.memory else {}), **numbers)
 
     def first(self) -> dict[str, Tensor]:
-        """The memory before anything was observed."""
+        """The initial memory."""
         kinds = {int: torch.int64, float: torch.float64}
         return {k: torch.tensor(v, dtype=kinds[type(v)]) for k, v in self.memory.items()}
 
     def filled(self, steps: int | None, batches: int | None, name: str = "") -> dict[str, float]:
-        """Its numbers, with the lengths of the run and of an epoch in their places.
-
-        Raises StateError where one is needed that nobody gave.
-        """
+        """The numbers, with the lengths of the run and of an epoch filled in. Raises StateError if one is missing."""
         which = f"the schedule of {name}" if name else "the schedule"
         run = partial(_known, steps, f"{which} needs the run's length: pass steps= to it, or init(steps=...)")
         epoch = partial(
@@ -70,11 +67,11 @@ class Schedule:
             f"{which} needs an epoch's number of batches, which the data does not tell: pass it steps in place of "
             "epochs",
         )
-        found = {k: fill(v, run, epoch) for k, v in self.numbers.items()}
-        for k, v in found.items():
+        filled = {k: fill(v, run, epoch) for k, v in self.numbers.items()}
+        for k, v in filled.items():
             if math.isnan(v):
-                raise StateError(f"{which} has {k}=nan; where the length of the run is meant, write schedules.RUN")
-        return found
+                raise StateError(f"{which} has {k}=nan; for the length of the run, write schedules.RUN")
+        return filled
 
 
 def _known(length: int | None, otherwise: str) -> float:
@@ -84,7 +81,7 @@ def _known(length: int | None, otherwise: str) -> float:
 
 
 def schedule(base: float, factor: Callable[..., Any]) -> Schedule:
-    """Any schedule: `factor(step, name=default, ...)` returns the factor; its defaults are numbers kept in State.
+    """Make a schedule: `factor(step, name=default, ...)` returns the factor; State keeps the defaults as numbers.
 
     >>> halve = schedule(0.1, lambda step, every=10.0: 0.5 ** (step // every))
     >>> halve.at(0), halve.at(10)
@@ -95,20 +92,20 @@ def schedule(base: float, factor: Callable[..., Any]) -> Schedule:
 
 
 def number(name: str, value: Any) -> float:
-    """A number of a schedule as a float, or a Length as it is."""
+    """A schedule's number as a float; a Length as it is."""
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ConfigError(f"a schedule's {name}={value!r} is no number")
+        raise ConfigError(f"a schedule's {name}={value!r} is not a number")
     return value if isinstance(value, Length) else float(value)
 
 
 def at_least(low: float, above: bool = False, **numbers: float) -> None:
-    """Raise ConfigError where a number is below a bound; a length that is not known yet may be any."""
+    """Raise ConfigError for numbers below a bound; an unknown Length passes."""
     for name, value in numbers.items():
         if not isinstance(number(name, value), Length) and not (value > low if above else value >= low):
             raise ConfigError(f"a schedule's {name}={value} is not {'above' if above else 'at least'} {low}")
 
 
 def one_of(name: str, value: str, known: tuple[str, ...]) -> None:
-    """Raise ConfigError where a choice is none of those known."""
+    """Raise ConfigError for an unknown choice."""
     if value not in known:
         raise ConfigError(f"a schedule's {name}={value!r} is unknown; known: {', '.join(known)}")

@@ -1,4 +1,4 @@
-"""Finite: whether State may advance."""
+"""Finite: advance State only if the loss and the gradients are finite."""
 
 from __future__ import annotations
 
@@ -16,23 +16,25 @@ from pipeline.tree import Tree, tree_map
 from pipeline.update.rule import Params
 
 SCALE, STREAK = 2.0**16, 2000
-"""The first factor of a loss, and the steps after which it doubles."""
+"""First scale of a loss, and the finite steps in a row that double it."""
 
 
 @frozen(eq=False, repr=False)
 class Finite(Stage):
-    """A stage that says whether State may advance. `stops` where it may not after the first step that is not finite."""
+    """A stage that writes whether State may advance."""
 
     stops: bool = field(kw_only=True)
+    """Never advance again after the first step that is not finite."""
     scales: bool = field(kw_only=True, default=False)
+    """Scale the loss before differentiation, and the gradients back after it."""
 
     @property
     def scaled(self) -> str:
-        """The name under which a backward finds the factor of its loss."""
+        """Name of the loss scale, which a backward reads."""
         return f"{self.names['loss']}.scale"
 
     def choose(self, finite: Tensor, before: dict[str, Tree], after: dict[str, Tree]) -> dict[str, Tree]:
-        """The tree of State that a step ends with, of those before and after it."""
+        """State's tree at the end of a step: `after` if the step was finite, else `before`."""
         chosen: dict[str, Tree] = tree_map(
             lambda new, old: new if new is old else torch.where(finite, new, old), after, before
         )
@@ -41,14 +43,14 @@ class Finite(Stage):
 
 
 def finite(otherwise: str = "stop", *, loss: str = "loss", grads: str = "grads") -> Finite:
-    """State advances only where the loss and all gradients are finite; this is decided inside the graph.
+    """Advance State only if the loss and all gradients are finite; decided inside the graph.
 
-    Put it after the backward. `otherwise`: "stop" leaves State as it was before the first such step, whatever comes
-    after, so that `fit` can say what was wrong and raise NonFiniteError; "skip" leaves such a step out: it changes
-    nothing but the count of steps, and the metric "skipped" counts it. "scale" skips such steps too, and multiplies the
-    loss by a power of two before it is differentiated, and divides the gradients by it, so that those of float16 are in
-    its range: by 2**16 at first, half of that after a step that was skipped, and twice after 2,000 that were not (as
-    torch.amp.GradScaler).
+    Put it after the backward. `otherwise`:
+
+    - "stop": keep State as it was before the first non-finite step; `fit` then raises NonFiniteError, with the cause.
+    - "skip": leave State unchanged but for the step count; the metric "skipped" counts these steps.
+    - "scale": skip, and scale the loss of float16 models by a power of two before differentiation, and the gradients
+      back, as torch.amp.GradScaler: 2**16 at first, halved after a skipped step, doubled after 2,000 finite ones.
 
     >>> finite("skip")(loss=torch.tensor(1.0), grads={"w": torch.tensor([1.0, float("nan")])})
     (tensor(False), {'skipped': tensor(1)})
@@ -56,22 +58,22 @@ def finite(otherwise: str = "stop", *, loss: str = "loss", grads: str = "grads")
     if otherwise not in ("stop", "skip", "scale"):
         raise ConfigError(f"update.finite: otherwise={otherwise!r} is unknown; use 'stop', 'skip' or 'scale'")
 
-    def both(loss: Tensor, grads: Params) -> Tensor:
-        # A sum is finite where all that is added up is, in float64, and one pass over memory.
-        total = torch.stack([part.sum(dtype=torch.float64) for part in (loss, *grads.values())]).sum()
+    def all_finite(loss: Tensor, grads: Params) -> Tensor:
+        # A float64 sum is finite if all its terms are, and takes one pass over memory.
+        total = torch.stack([x.sum(dtype=torch.float64) for x in (loss, *grads.values())]).sum()
         return mesh.over_shards(total).isfinite()
 
     def skip(loss: Tensor, grads: Params) -> tuple[Tensor, Any]:
-        good = both(loss, grads)
+        good = all_finite(loss, grads)
         return good, {"skipped": (~good).long()}
 
     def stop(loss: Tensor, grads: Params, memory: Any, step: Tensor) -> tuple[Tensor, Any]:
-        first = torch.where(both(loss, grads), 0, step + 1)
+        first = torch.where(all_finite(loss, grads), 0, step + 1)
         stopped = torch.where(memory["stopped"] > 0, memory["stopped"], first)
         return stopped == 0, {"stopped": stopped}
 
     def scale(loss: Tensor, grads: Params, memory: Any) -> tuple[Tensor, Any]:
-        good, factor = both(loss, grads), memory["scale"]
+        good, factor = all_finite(loss, grads), memory["scale"]
         streak = torch.where(good, memory["streak"] + 1, 0)
         grown = torch.where(streak == STREAK, 2 * factor, factor)
         return good, {"scale": torch.where(good, grown, factor / 2), "streak": streak % STREAK}

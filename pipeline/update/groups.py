@@ -1,4 +1,4 @@
-"""Groups: other rules, or the same with other numbers, for other parameters. Their members are stages as they are."""
+"""Groups: a rule, or numbers of their own, for parts of the parameters. Members are ordinary stages."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ OTHERWISE = "otherwise"
 
 
 def groups(members: Mapping[Which, Stage], *, otherwise: Stage | None = None, name: str = "update.groups") -> Stage:
-    """Each parameter changed by the rule of its group: `groups({"head.*": adamw(1e-2)}, otherwise=adamw(1e-3))`.
+    """Update each parameter by the rule of its group: `groups({"head.*": adamw(1e-2)}, otherwise=adamw(1e-3))`.
 
-    A key is a pattern of names ("head.*, !*.bias": commas between, and ! before what is left out) or a predicate of
-    (name, tensor); `otherwise` has what is in none. State names a group's hyperparameters "update.groups.head.*.lr",
-    with its pattern, or its predicate's name; each can be changed between steps. Members are any stages that make
-    params of params and grads, such as `frozen()`, other groups, or one of your own.
+    A key is a pattern of names ("head.*, !*.bias": separated by commas, ! excludes) or a predicate of (name, tensor);
+    `otherwise` updates the rest. A group's hyperparameters in State are "update.groups.head.*.lr", by its pattern or
+    its predicate's name. A member is any stage from params and grads to params: a rule, `frozen()`, other groups, or
+    one of your own.
 
-    Raises ConfigError, when the first State is made, for a parameter in two groups or, without `otherwise`, in none,
-    and for a pattern of no parameter; a predicate may hold none.
+    `init` raises ConfigError for a parameter in two groups, for one in none without `otherwise`, and for a pattern that
+    matches nothing; a predicate may match nothing.
 
     >>> from pipeline import update
     >>> grouped = groups({"*.bias": update.adamw(weight_decay=0.0)}, otherwise=update.sgd(0.1))
@@ -50,37 +50,38 @@ def groups(members: Mapping[Which, Stage], *, otherwise: Stage | None = None, na
         after = {}
         for label, names in _assigned(name, keys, OTHERWISE in stages, values["params"]).items():
             s = stages[label]
-            own = {**values, "params": _part(values["params"], names), "grads": _part(values["grads"], names)}
-            written, kept = s.run(own, {h: hyper[f"{label}.{h}"] for h in s.hyper}, memory.get(label))
+            subset = {**values, "params": _pick(values["params"], names), "grads": _pick(values["grads"], names)}
+            written, new = s.run(subset, {h: hyper[f"{label}.{h}"] for h in s.hyper}, memory.get(label))
             changed |= written["params"]
             if s.remembers:
-                after[label] = kept
+                after[label] = new
         return {k: changed[k] for k in values["params"]}, after
 
     def init(params: Params) -> Tree:
-        found = _assigned(name, keys, OTHERWISE in stages, params)
-        for label, names in found.items():
+        assigned = _assigned(name, keys, OTHERWISE in stages, params)
+        for label, names in assigned.items():
             if not names and isinstance(keys.get(label), str):
-                raise ConfigError(f"{name}: the group {label!r} holds none of the parameters {_some(params)}")
-        return {k: _first(stages[k], _part(params, names)) for k, names in found.items() if stages[k].remembers}
+                some = ", ".join([*params][:4]) + ", ..." * (len(params) > 4)
+                raise ConfigError(f"{name}: the group {label!r} matches none of the parameters {some}")
+        return {k: _init(stages[k], _pick(params, names)) for k, names in assigned.items() if stages[k].remembers}
 
     def view(params: Params, memory: Any) -> Params:
-        seen = dict(params)
+        averages = dict(params)
         for label, names in _assigned(name, keys, OTHERWISE in stages, params).items():
             if stages[label].view is not None:
-                seen |= _seen(stages[label], _part(params, names), memory[label])
-        return seen
+                averages |= _averages(stages[label], _pick(params, names), memory[label])
+        return averages
 
-    return _around(name, call, init, hyper, stages.values(), view)
+    return _wrapper(name, call, init, hyper, stages.values(), view)
 
 
 def frozen() -> Stage:
-    """Parameters stay as they are: a member of groups. Their gradients are still taken, and clip_norm counts them."""
+    """A member of groups that leaves parameters unchanged; clip_norm still counts their gradients."""
     return Stage("update.frozen", lambda params: params, writes=("params",), sharded=True)
 
 
 def thawed(member: Stage, at: Number) -> Stage:
-    """Parameters stay as they are up to step `at`, and change by `member` from there on, which begins anew there.
+    """Leave parameters unchanged up to step `at`; from there update them by `member`, starting from its first memory.
 
     >>> from pipeline import update
     >>> groups({"encoder.*": thawed(update.adamw(1e-4), at=1000)}, otherwise=update.adamw()).hyper["encoder.*.at"]
@@ -90,25 +91,23 @@ def thawed(member: Stage, at: Number) -> Stage:
     positive("update.thawed", at=at)
 
     def call(values: dict[str, Any], hyper: Mapping[str, Any], memory: Any) -> tuple[Params, Tree]:
-        own = {h: x for h, x in hyper.items() if h != "at"}
-        written, kept = member.run(values, own, memory)
+        written, new = member.run(values, {h: x for h, x in hyper.items() if h != "at"}, memory)
 
         def chosen(before: Tree, after: Tree) -> Tree:
             return tree_map(lambda old, new: torch.where(values["step"] < hyper["at"], old, new), before, after)
 
-        return chosen(values["params"], written["params"]), chosen(memory, kept) if member.remembers else {}
+        return chosen(values["params"], written["params"]), chosen(memory, new) if member.remembers else {}
 
     hyper = {**member.hyper, "at": at}
-    first, seen = partial(_first, member), partial(_seen, member)
-    return _around(member.name, call, first, hyper, [member], seen)
+    return _wrapper(member.name, call, partial(_init, member), hyper, [member], partial(_averages, member))
 
 
 def layerwise(member: Stage, decay: Number, *, layers: list[Which] | None = None) -> Stage:
-    """A rule whose lr is smaller the further a layer is from the outputs: lr * decay**k in the k-th from the last.
+    """A rule with a smaller lr for earlier layers: lr * decay**k for the k-th layer from the last (k = 0).
 
-    `layers` are patterns, from the inputs to the outputs, that hold each parameter once; without them, a layer is what
-    shares a name up to its first number ("encoder.blocks.3"), or up to its last dot, in the module's order. Source:
-    Howard and Ruder, Universal language model fine-tuning (2018), section 3.2; Clark et al., ELECTRA (2020).
+    `layers` are patterns, from inputs to outputs, that match each parameter once. By default, parameters with the same
+    name up to the first number ("encoder.blocks.3"), or else up to the last dot, form a layer, in the module's order.
+    Sources: Howard and Ruder, Universal language model fine-tuning (2018), section 3.2; Clark et al., ELECTRA (2020).
 
     >>> from pipeline import update
     >>> layerwise(update.adamw(1e-3), decay=0.75).hyper["decay"]
@@ -122,17 +121,17 @@ def layerwise(member: Stage, decay: Number, *, layers: list[Which] | None = None
     def call(values: dict[str, Any], hyper: Mapping[str, Any], memory: Any) -> tuple[Params, Tree]:
         depth = _depths(name, values["params"], layers)
         rates = {k: hyper["lr"] * hyper["decay"] ** k for k in sorted(set(depth.values()))}
-        own = {h: x for h, x in hyper.items() if h != "decay"}
-        own["lr"] = {k: rates[depth[k]] for k in values["params"]}
-        written, kept = member.run(values, own, memory)
-        return written["params"], kept if member.remembers else {}
+        numbers = {h: x for h, x in hyper.items() if h != "decay"}
+        numbers["lr"] = {k: rates[depth[k]] for k in values["params"]}
+        written, new = member.run(values, numbers, memory)
+        return written["params"], new if member.remembers else {}
 
     def init(params: Params) -> Tree:
         _depths(name, params, layers)
-        return _first(member, params)
+        return _init(member, params)
 
     hyper = {**member.hyper, "decay": decay}
-    return _around(name, call, init, hyper, [member], partial(_seen, member))
+    return _wrapper(name, call, init, hyper, [member], partial(_averages, member))
 
 
 def _label(key: Which) -> str:
@@ -140,20 +139,20 @@ def _label(key: Which) -> str:
 
 
 def _member(name: str, label: str, s: Any) -> None:
-    """Raise ConfigError for what can't be the rule of a part of the parameters."""
+    """Raise ConfigError unless `s` maps params and grads to params."""
     if not isinstance(s, Stage):
         raise ConfigError(f"{name}: {label!r} is a {type(s).__name__}, not a stage such as update.adamw()")
     reads = {*s.reads, *s.optional, *(inspect.signature(s.init).parameters if s.init else ())}
     if s.writes != ("params",) or not reads <= {"params", "grads", "step"}:
         raise ConfigError(
             f"{name}: {label!r} is stage {s.name!r}, which reads {', '.join(sorted(reads))} and writes "
-            f"{', '.join(s.writes)}; a group's rule makes params of params and grads"
+            f"{', '.join(s.writes)}; a group's rule makes params from params and grads"
         )
 
 
 def _assigned(name: str, keys: Mapping[str, Which], otherwise: bool, params: Params) -> dict[str, list[str]]:
-    """The parameters of each group."""
-    found: dict[str, list[str]] = {label: [] for label in (*keys, *([OTHERWISE] if otherwise else []))}
+    """Parameter names of each group."""
+    assigned: dict[str, list[str]] = {label: [] for label in (*keys, *([OTHERWISE] if otherwise else []))}
     for k, p in params.items():
         labels = [label for label, which in keys.items() if holds(which, k, p)]
         if len(labels) > 1:
@@ -163,47 +162,41 @@ def _assigned(name: str, keys: Mapping[str, Which], otherwise: bool, params: Par
             )
         if not labels and not otherwise:
             raise ConfigError(f"{name}: parameter {k!r} is in no group; name it, or give the rest a rule by otherwise=")
-        found[labels[0] if labels else OTHERWISE].append(k)
-    return found
+        assigned[labels[0] if labels else OTHERWISE].append(k)
+    return assigned
 
 
 def _depths(name: str, params: Params, layers: list[Which] | None) -> dict[str, int]:
-    """How many layers lie between a parameter's and the outputs."""
+    """Number of layers between each parameter's layer and the outputs."""
     if layers is None:
-        own = {k: (re.match(r".*?\d+(?=\.|$)", k) or re.match(r"(.*)\.|", k))[0] for k in params}  # type: ignore[index]  # the second matches anything
-        order = list(dict.fromkeys(own.values()))
-        return {k: len(order) - 1 - order.index(layer) for k, layer in own.items()}
+        layer = {k: (re.match(r".*?\d+(?=\.|$)", k) or re.match(r"(.*)\.|", k))[0] for k in params}  # type: ignore[index]  # the second matches anything
+        order = list(dict.fromkeys(layer.values()))
+        return {k: len(order) - 1 - order.index(x) for k, x in layer.items()}
     keys: dict[str, Which] = {f"layer {i}": which for i, which in enumerate(layers)}
     assigned = _assigned(name, keys, False, params).values()
     return {k: len(layers) - 1 - i for i, names in enumerate(assigned) for k in names}
 
 
-def _part(tensors: Params, names: list[str]) -> Params:
+def _pick(tensors: Params, names: list[str]) -> Params:
     return {k: tensors[k] for k in names if k in tensors}
 
 
-def _first(s: Stage, params: Params) -> Tree:
-    """A stage's first memory, of a part of the parameters."""
-    if s.init is None:
-        return {}
-    return s.init(**dict.fromkeys(inspect.signature(s.init).parameters, params))
+def _init(s: Stage, params: Params) -> Tree:
+    """A stage's first memory for these parameters."""
+    return {} if s.init is None else s.init(**dict.fromkeys(inspect.signature(s.init).parameters, params))
 
 
-def _seen(s: Stage, params: Params, memory: Tree) -> Params:
-    """What an average is seen as, of a part of the parameters."""
-    seen: Params = s.averaged({"params": params, "memory": {s.name: memory}}, {})["params"]
-    return seen
+def _averages(s: Stage, params: Params, memory: Tree) -> Params:
+    """The averages of these parameters."""
+    averages: Params = s.averaged({"params": params, "memory": {s.name: memory}}, {})["params"]
+    return averages
 
 
-def _some(params: Params) -> str:
-    return ", ".join([*params][:4]) + ", ..." * (len(params) > 4)
-
-
-def _around(
+def _wrapper(
     name: str, call: Callable[..., tuple[Params, Tree]], init: Callable[[Params], Tree], hyper: Mapping[str, Number],
     members: Collection[Stage], view: Callable[[Params, Any], Params],
 ) -> Stage:  # fmt: skip
-    """A stage that hands what it reads over to others: `call({params, grads, step}, hyper, memory)`."""
+    """A stage that delegates to members by `call({params, grads, step}, hyper, memory)`."""
 
     def function(params: Params, grads: Params, step: Any, memory: Any, **hyper: Any) -> tuple[Params, Tree]:
         return call({"params": params, "grads": grads, "step": step}, hyper, memory)
@@ -212,7 +205,7 @@ def _around(
         name,
         function,
         writes=("params",),
-        init=lambda params: init(params),  # also where none remembers: it looks at the names
+        init=lambda params: init(params),  # checks the names, even if no member has a memory
         hyper=hyper,
         names={k: k for k in ("params", "grads", "step")},
         draws=any(s.draws for s in members),

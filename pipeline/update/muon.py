@@ -1,4 +1,4 @@
-"""Muon: momentum made orthogonal."""
+"""Muon: orthogonalized momentum."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ def muon(lr: Number = 1e-3, *, weight_decay: Number = 0.1, momentum: Number = 0.
          ns_coefficients: tuple[float, float, float] = (3.4445, -4.7750, 2.0315), eps: float = 1e-7,
          ns_steps: int = 5, adjust_lr_fn: str | None = None, matrices: Which = "*",
          rest: Stage | None = None) -> Stage:  # fmt: skip
-    """Muon for `matrices`, equal to torch.optim.Muon, and for all else `rest`, update.adamw() by default.
+    """Muon for `matrices`, equal to torch.optim.Muon, and the rule `rest`, by default update.adamw(), for all else.
 
         m = momentum * m + (1 - momentum) * g;  p = p * (1 - lr * weight_decay) - lr * s * orthogonal(m)
 
-    A matrix is made orthogonal by `ns_steps` of Newton and Schulz's iteration, in bfloat16; with `nesterov`, it is
+    `orthogonal` is `ns_steps` of the Newton-Schulz iteration, in bfloat16; with `nesterov`, of
     momentum * m + (1 - momentum) * g. s is sqrt(max(1, rows / columns)), or 0.2 * sqrt(max(rows, columns)) for
     adjust_lr_fn="match_rms_adamw". A filter (out, in, height, width) is the matrix (out, in * height * width).
-    Embeddings and the last layer are not for Muon, but a stage does not see which these are: leave them out of
-    `matrices`, a pattern of names or a predicate as in update.groups; vectors always are. State has
-    "update.muon.matrices.lr" and "update.muon.otherwise.lr". Sources: Jordan et al., Muon: an optimizer for hidden
+    Exclude embeddings and the last layer by `matrices`, a pattern of names or a predicate as in update.groups: a stage
+    can't tell which these are. Vectors always go to `rest`. Hyperparameters in State: "update.muon.matrices.lr",
+    "update.muon.otherwise.lr". Sources: Jordan et al., Muon: an optimizer for hidden
     layers in neural networks (2024); Liu et al., Muon is scalable for LLM training (2025).
 
     >>> stage = muon(0.02, matrices="!tokens.*, !head.*", rest=adamw(3e-4))
@@ -48,23 +48,25 @@ def muon(lr: Number = 1e-3, *, weight_decay: Number = 0.1, momentum: Number = 0.
         step = _orthogonal(step.reshape(rows, columns), ns_coefficients, ns_steps, eps).reshape(p.shape)
         return p * (1.0 - lr * weight_decay) - rate * step.to(p.dtype), {"velocity": m}
 
-    def taken(name: str, tensor: Tensor) -> bool:
+    def selected(name: str, tensor: Tensor) -> bool:
         return tensor.ndim > 1 and not tensor.is_complex() and holds(matrices, name, tensor)
 
     def init(params: Params) -> Any:
-        if isinstance(matrices, str) and matrices != "*" and not any(taken(k, p) for k, p in params.items()):
-            raise ConfigError(f"update.muon: matrices={matrices!r} holds no matrix of {', '.join([*params][:4])}, ...")
-        return made.init(params)  # type: ignore[misc]  # groups have one
+        if isinstance(matrices, str) and matrices != "*" and not any(selected(k, p) for k, p in params.items()):
+            raise ConfigError(
+                f"update.muon: matrices={matrices!r} matches no matrix of {', '.join([*params][:4])}, ..."
+            )
+        return stage.init(params)  # type: ignore[misc]  # groups have one
 
-    taken.__name__ = "matrices"
+    selected.__name__ = "matrices"
     hyper = {"lr": lr, "weight_decay": weight_decay, "momentum": momentum}
     own = mapped("update.muon", rule, hyper, memory=zeros("velocity"), elementwise=False)
-    made = groups({taken: own}, otherwise=adamw() if rest is None else rest, name="update.muon")
-    return evolve(made, init=init)
+    stage = groups({selected: own}, otherwise=adamw() if rest is None else rest, name="update.muon")
+    return evolve(stage, init=init)
 
 
 def _orthogonal(g: Tensor, coefficients: tuple[float, float, float], steps: int, eps: float) -> Tensor:
-    """About U V^T of a matrix U S V^T: its singular values near 1."""
+    """Approximately U V^T, from the singular value decomposition U S V^T of g."""
     a, b, c = coefficients
     x = g.bfloat16()
     x = x.T if g.shape[0] > g.shape[1] else x

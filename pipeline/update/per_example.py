@@ -1,4 +1,4 @@
-"""From a gradient for each sample, as `backward.gradients(per_example=True)` takes them, to one for the batch.
+"""Reduce per-sample gradients, from `backward.gradients(per_example=True)`, to one for the batch.
 
 Shapes: grads {name: (B, *shape)} of params {name: shape} -> {name: shape}.
 """
@@ -14,9 +14,9 @@ from pipeline.update.rule import Params, positive
 
 
 def clip_per_example(limit: Number) -> Stage:
-    """Each sample's gradient scaled down to a norm of at most `limit` over all parameters, and the mean of these.
+    """Clip each sample's gradient to a norm of at most `limit` over all parameters, and average.
 
-    Raises StageError for gradients that are not of each sample.
+    Raises StageError unless gradients are per sample.
 
     >>> grads = {"w": torch.tensor([[3.0, 4.0], [0.0, 0.5]])}
     >>> clipped = clip_per_example(1.0)({"w": torch.zeros(2)}, grads, limit=torch.tensor(1.0))
@@ -33,14 +33,13 @@ def clip_per_example(limit: Number) -> Stage:
 
 
 def private(limit: Number, noise: Number) -> Stage:
-    """Each sample's gradient clipped to a norm of at most `limit`, their sum with normal noise of the deviation
-    `noise * limit` added to every entry, and that divided by B: the mechanism of DP-SGD.
+    """The mechanism of DP-SGD: clip each sample's gradient to a norm of at most `limit`, sum, add normal noise of
+    standard deviation `noise * limit`, divide by B.
 
-    That is all: it makes no claim of privacy. What a run gives away also depends on how batches are drawn (`load` has a
-    shuffle, where the accounting of the paper has samples drawn independently) and on how many steps there are, which
-    is the user's to account for. The noise is a function of (seed, step), so whoever knows the seed can take it away,
-    and its generator is made for training, not for secrets. Raises StageError for gradients that are not of each
-    sample.
+    This alone is no privacy guarantee. Privacy also depends on the number of steps and on the sampling of batches:
+    `load` shuffles, while the accounting of the paper assumes independent sampling. The noise is a function of
+    (seed, step): anyone who knows the seed can subtract it, and the generator is not cryptographic. Raises StageError
+    unless gradients are per sample.
 
     Source: Abadi et al., Deep learning with differential privacy (2016), algorithm 1.
     """
@@ -54,9 +53,7 @@ def private(limit: Number, noise: Number) -> Stage:
 
 
 def mean_gradients() -> Stage:
-    """The mean over the samples, each counting alike; for looking at them in an ordinary run.
-
-    It is the gradient of the batch where each sample has as much weight in the loss as any other.
+    """Mean of the per-sample gradients: the batch's gradient, if all samples have equal weight in the loss.
 
     >>> mean_gradients()({"w": torch.zeros(1)}, {"w": torch.tensor([[1.0], [3.0]])})
     {'w': tensor([2.])}
@@ -70,7 +67,7 @@ def mean_gradients() -> Stage:
 
 
 def _clipped(stage: str, params: Params, grads: Params, limit: Tensor) -> Params:
-    """The sum over the samples of their gradients, each clipped."""
+    """Sum of the clipped gradients of all samples."""
     _check(stage, params, grads)
     norms = [torch.linalg.vector_norm(g.unsqueeze(-1).flatten(1), dim=1) for g in grads.values()]
     norm = torch.linalg.vector_norm(torch.stack(norms), dim=0)
@@ -83,6 +80,6 @@ def _check(stage: str, params: Params, grads: Params) -> None:
         if g.shape[1:] != params[k].shape or g.ndim == 0:
             raise StageError(
                 stage,
-                f"takes a gradient for each sample, (B, ...), but that of {k!r} is {tuple(g.shape)} as the parameter; "
+                f"takes a gradient for each sample, (B, ...), but that of {k!r} is {tuple(g.shape)}, the parameter's; "
                 "write backward.gradients(per_example=True)",
             )

@@ -1,4 +1,4 @@
-"""Which parameters: by a pattern of their names, or by a function of name and tensor."""
+"""Select parameters by a pattern of names, or by a predicate of name and tensor."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import TypeAlias
 from torch import Tensor
 
 Which: TypeAlias = str | Callable[[str, Tensor], bool]
-"""Patterns as of file names, with commas between them and a ! before what is left out; or a predicate."""
+"""Glob patterns, separated by commas, ! before exclusions ("head.*, !*.bias"); or a predicate of (name, tensor)."""
 
 
 def holds(which: Which, name: str, tensor: Tensor) -> bool:
-    """Whether a parameter is among those.
+    """Whether a parameter is selected.
 
     >>> import torch
     >>> names = ["norm.bias", "head.weight", "head.bias"]

@@ -1,4 +1,4 @@
-"""Skeleton: a module without its tensors, and instances of it with others."""
+"""Skeleton: a module on the meta device, from which instances with given tensors are copied."""
 
 from __future__ import annotations
 
@@ -21,32 +21,32 @@ _GENERATORS = (random.Random, np.random.Generator, np.random.RandomState)
 
 @frozen(eq=False)
 class Skeleton:
-    """A module whose tensors have no storage (meta device), so that nothing can change them."""
+    """A module whose tensors have no storage, so that nothing can change them."""
 
     module: nn.Module
     names: Mapping[str, int]
-    """The identity of each parameter and buffer; of tied ones, under one name."""
+    """Name -> id of each parameter and buffer; tied ones under one name."""
     shared: Mapping[int, Any]
-    """What all instances have in common: held tensors, and what can't be copied, such as locks."""
+    """Id -> object that all instances share: held tensors, and objects that can't be copied, such as locks."""
     functions: Sequence[FunctionType]
-    """Functions that it holds, such as hooks, whose closures refer to it."""
+    """Functions, such as hooks, whose closures refer to the module."""
 
     @classmethod
     def of(cls, real: nn.Module) -> Skeleton:
-        """A copy on the meta device, of a module that is not touched."""
-        own: dict[int, Tensor] = {id(b): torch.empty_like(b, device="meta") for b in real.buffers()}
+        """A copy of a module, which is not changed."""
+        meta: dict[int, Tensor] = {id(b): torch.empty_like(b, device="meta") for b in real.buffers()}
         for p in real.parameters():
-            own[id(p)] = nn.Parameter(torch.empty_like(p, device="meta"), requires_grad=p.requires_grad)
-        memo: dict[int, Any] = dict(own)
+            meta[id(p)] = nn.Parameter(torch.empty_like(p, device="meta"), requires_grad=p.requires_grad)
+        memo: dict[int, Any] = dict(meta)
         shared: list[Any] = []
         functions: list[FunctionType] = []
         for held in _held(real, {}):
             if isinstance(held, FunctionType):
                 functions += [held] if _refers(held, set(map(id, real.modules()))) else []
-            if id(held) in memo or isinstance(held, FunctionType | np.ndarray):  # of arrays, each instance has its own
+            if id(held) in memo or isinstance(held, FunctionType | np.ndarray):  # each instance copies its arrays
                 continue
             if not isinstance(held, (*_GENERATORS, torch.Generator, Tensor)):
-                with suppress(Exception):  # whatever an object says that can't be copied
+                with suppress(Exception):  # objects that can't be copied raise anything
                     copy.deepcopy(held, memo)
                     continue
             memo[id(held)] = held.detach().clone() if isinstance(held, Tensor) else held
@@ -64,27 +64,29 @@ class Skeleton:
     def held(self) -> list[Tensor]:
         return [x for x in self.shared.values() if isinstance(x, Tensor)]
 
-    def drawn(self) -> list[Any]:
-        """Where the generators are that it holds."""
-        return [_position(x) for x in self.shared.values() if isinstance(x, _GENERATORS)]
+    def generator_states(self) -> list[Any]:
+        """The states of the generators that the module holds."""
+        return [_state(x) for x in self.shared.values() if isinstance(x, _GENERATORS)]
 
     def instance(self, tensors: Mapping[str, Tensor]) -> nn.Module:
-        """A copy that has these tensors, by name."""
-        own = {i: tensors[name] for name, i in self.names.items()}
-        return _copied(self.module, {**self.shared, **own}, self.functions)
+        """A copy with these tensors, by name."""
+        ids = {i: tensors[name] for name, i in self.names.items()}
+        return _copied(self.module, {**self.shared, **ids}, self.functions)
 
 
 def _copied(module: nn.Module, memo: dict[int, Any], functions: Sequence[FunctionType]) -> nn.Module:
-    """A deep copy, and of these functions, which deepcopy leaves as they are, copies that refer to it."""
+    """A deep copy, with copies of these functions that refer to it; deepcopy leaves functions alone."""
     for f in functions:
         closure = tuple(CellType() for _ in f.__closure__ or ())
         memo[id(f)] = FunctionType(f.__code__, f.__globals__, f.__name__, closure=closure or None)
-    plain = [part for part in module.modules() if id(part) not in memo and _plain(type(part))]  # type: ignore[arg-type]  # classes are hashable
-    for part in plain:
-        memo[id(part)] = part.__new__(type(part))
-    for part in reversed(plain):  # what is inside first, for parts with a way of their own to be copied
-        memo[id(part)].__dict__.update({k: _value(v, memo) for k, v in part.__dict__.items()})
-    made: nn.Module = copy.deepcopy(module, memo)
+    submodules = [m for m in module.modules() if id(m) not in memo]
+    plain_types = {kind for kind in {type(m) for m in submodules} if _is_plain(kind)}
+    plain = [m for m in submodules if type(m) in plain_types]
+    for m in plain:
+        memo[id(m)] = m.__new__(type(m))
+    for m in reversed(plain):  # inner ones first, for modules that define how they are copied
+        memo[id(m)].__dict__.update({k: _value(v, memo) for k, v in m.__dict__.items()})
+    result: nn.Module = copy.deepcopy(module, memo)
     for f in functions:
         new = memo[id(f)]
         for cell, old in zip(new.__closure__ or (), f.__closure__ or (), strict=True):
@@ -92,50 +94,49 @@ def _copied(module: nn.Module, memo: dict[int, Any], functions: Sequence[Functio
                 cell.cell_contents = copy.deepcopy(content, memo)
         new.__defaults__, new.__kwdefaults__ = copy.deepcopy((f.__defaults__, f.__kwdefaults__), memo)
         new.__dict__.update(f.__dict__)
-    return made
+    return result
 
 
-@functools.cache
-def _plain(kind: Any) -> bool:
-    """Whether modules of a kind are copied as their attributes, as most are: deepcopy is slow to find that out."""
+def _is_plain(kind: Any) -> bool:
+    """Whether a module class is copied by its attributes, as most are; deepcopy is slow to find out."""
     ways = ("__reduce_ex__", "__reduce__", "__getstate__", "__setstate__", "__new__")
     same = all(getattr(kind, way) is getattr(nn.Module, way) for way in ways)
     return same and not hasattr(kind, "__deepcopy__") and not any("__slots__" in vars(c) for c in kind.__mro__)
 
 
 def _value(value: Any, memo: dict[int, Any]) -> Any:
-    """A copy of an attribute; most are numbers, and dicts of tensors and modules that are there already."""
+    """A copy of an attribute; quick for numbers, and for dicts of tensors and modules in memo."""
     kind = type(value)
     if kind in (bool, int, float, str, NoneType):
         return value
     if kind in (dict, OrderedDict) and all(type(k) is str and (x is None or id(x) in memo) for k, x in value.items()):
-        made = memo[id(value)] = kind((k, None if x is None else memo[id(x)]) for k, x in value.items())
-        return made
+        copied = memo[id(value)] = kind((k, None if x is None else memo[id(x)]) for k, x in value.items())
+        return copied
     return copy.deepcopy(value, memo)
 
 
 def _held(value: Any, seen: dict[int, Any]) -> Iterator[Any]:
-    """What is held at any depth of modules, containers and functions, and the functions themselves."""
+    """Leaves at any depth of modules, containers and functions, and the functions themselves."""
     if id(value) in seen:
         return
     seen[id(value)] = value
-    parts = _parts(value)
-    if parts is None or isinstance(value, FunctionType):
+    children = _children(value)
+    if children is None or isinstance(value, FunctionType):
         yield value
-    for part in parts or ():
-        yield from _held(part, seen)
+    for child in children or ():
+        yield from _held(child, seen)
 
 
 def _refers(value: Any, modules: set[int], seen: frozenset[int] = frozenset()) -> bool:
-    """Whether a function's closure leads to one of these modules."""
+    """Whether a value refers to one of these modules."""
     if isinstance(value, nn.Module):
         return id(value) in modules
-    parts = () if id(value) in seen else _parts(value) or ()
-    return any(_refers(part, modules, seen | {id(value)}) for part in parts)
+    children = () if id(value) in seen else _children(value) or ()
+    return any(_refers(child, modules, seen | {id(value)}) for child in children)
 
 
-def _parts(value: Any) -> list[Any] | None:
-    """What a module, a container or a function holds; None for anything else."""
+def _children(value: Any) -> list[Any] | None:
+    """Contents of a module, a container or a function; None for anything else."""
     if isinstance(value, nn.Module):
         return list(value.__dict__.values())
     if isinstance(value, dict):
@@ -153,15 +154,15 @@ def _parts(value: Any) -> list[Any] | None:
 
 
 def _contents(cell: CellType) -> list[Any]:
-    """What a closure's cell holds: one thing, or nothing yet."""
+    """Contents of a closure's cell: one object, or nothing yet."""
     try:
         return [cell.cell_contents]
     except ValueError:
         return []
 
 
-def _position(generator: Any) -> Any:
-    """Where a generator is, as something that can be compared."""
+def _state(generator: Any) -> Any:
+    """A generator's state, comparable."""
     if isinstance(generator, random.Random):
         return generator.getstate()
     return repr(generator.bit_generator.state if isinstance(generator, np.random.Generator) else generator.get_state())

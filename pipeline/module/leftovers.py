@@ -1,0 +1,109 @@
+"""Leftovers: what a call leaves on its module besides tensors in State, and whether later calls depend on it."""
+
+from __future__ import annotations
+
+import copy
+from collections import deque
+from collections.abc import Callable, Iterator
+from operator import attrgetter
+from types import FunctionType, MethodType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from pipeline.draws import keyed
+from pipeline.errors import ImpureError
+from pipeline.module.skeleton import Skeleton
+from pipeline.tree import tree_map
+
+_TORCHS = ("training", "_parameters", "_buffers", "_modules")
+"""Attributes that torch itself changes, or that are checked elsewhere."""
+
+
+def leaves_nothing(
+    skeleton: Skeleton, called: list[nn.Module], tensors: dict[str, Tensor], args: Any, kwargs: Any
+) -> bool:
+    """Raise ImpureError if attributes that a call left on its submodules `called` would change later calls.
+
+    Makes the next call, on other numbers, with and without them. False if that can't be told.
+    """
+    levels = torch._C._functorch.get_interpreter_stack() or []
+    if any(level.key() == torch._C._functorch.TransformType.Vmap for level in levels):
+        return False  # values under vmap can't be compared
+    fresh = skeleton.instance(tensors).modules()
+    left = [(i, *at) for i, (old, new) in enumerate(zip(fresh, called, strict=False)) for at in _changed(old, new)]
+    numbers = [t for t in pytree.tree_leaves((tensors, args, kwargs)) if isinstance(t, Tensor)]
+    if not left or not numbers:
+        return True
+    zero = numbers[0].detach().new_zeros((), dtype=torch.int64)
+
+    def call_again(keep: bool, args: Any, kwargs: Any) -> tuple[list[nn.Module], list[Tensor]]:
+        module = skeleton.instance({name: t.detach().clone() for name, t in tensors.items()})
+        submodules = list(module.modules())
+        for i, attributes, key in left if keep else ():
+            value = attributes(called[i])[key]
+            attributes(submodules[i])[key] = value if isinstance(value, Tensor) else copy.copy(value)
+        with torch.no_grad(), keyed(zero, zero, 0):
+            result = module(*args, **kwargs)
+        return submodules, [t.nan_to_num() for t in pytree.tree_leaves(result) if isinstance(t, Tensor)]
+
+    try:
+        args, kwargs = tree_map(other_numbers, (args, kwargs))
+        without, expected = call_again(False, args, kwargs)
+    except Exception:  # not all code accepts other numbers
+        return False
+    try:
+        after, result = call_again(True, args, kwargs)
+        equal = all(map(torch.equal, result, expected))
+        # A count goes on from its last value, whether or not anything reads it yet.
+        counts = [(i, key) for i, attributes, key in left if isinstance(v := attributes(after[i]).get(key), int | float)
+                  and not same(attributes(without[i]).get(key), v)]  # fmt: skip
+    except Exception:  # it can't be called twice
+        equal, counts = False, []
+    if not equal or counts:
+        i, key = counts[0] if counts else (left[0][0], left[0][2])
+        attribute = f"{[*dict(skeleton.module.named_modules())][i]}.{key}".lstrip(".")
+        why = "for later calls, which State does not hold; give it a first value by register_buffer()"
+        raise ImpureError(f"changes its attribute {attribute!r} {why}")
+    return True
+
+
+def _changed(before: nn.Module, after: nn.Module) -> Iterator[tuple[Callable[[nn.Module], dict[str, Any]], str]]:
+    """Attributes that a call changed, and buffers that it set from None."""
+    for key, value in after.__dict__.items():
+        if key not in _TORCHS and value is not None and not same(before.__dict__.get(key), value):
+            yield vars, key
+    for key, value in after._buffers.items():
+        if value is not None and before._buffers.get(key) is None:
+            yield attrgetter("_buffers"), key
+
+
+def same(a: Any, b: Any, depth: int = 3) -> bool:
+    """Whether two values are equal, as far as can be seen to this depth."""
+    if a is b or not depth:
+        return True
+    if type(a) is not type(b):
+        return False
+    if isinstance(a, Tensor):
+        return (a.shape, a.dtype, a.device) == (b.shape, b.dtype, b.device) and torch.equal(a, b)
+    if isinstance(a, np.ndarray):
+        return np.array_equal(a, b)
+    if isinstance(a, int | float | complex | str):
+        return a == b or a != a
+    if isinstance(a, dict):
+        a, b = [*a.values()], [*b.values()]
+    if isinstance(a, list | tuple | deque):
+        return len(a) == len(b) and all(same(x, y, depth - 1) for x, y in zip(a, b, strict=True))
+    if isinstance(a, nn.Module | MethodType | FunctionType) or not hasattr(a, "__dict__"):
+        return True
+    return same(vars(a), vars(b), depth - 1)
+
+
+def other_numbers(value: Any) -> Any:
+    """A tensor of the same shape with other numbers; anything else as it is."""
+    if not isinstance(value, Tensor) or value.ndim == 0:
+        return value
+    return value.flip(0) * 0.75 if value.is_floating_point() else value.flip(0)
