@@ -324,7 +324,7 @@ def _stacked(
     for batch in itertools.chain(batches, (None,)):
         ended = batch is None or samples(batch, pipe.samples) != samples(waiting[0], pipe.samples) if waiting else False
         if waiting and (ended or len(waiting) == limit):
-            state = program.through(state, waiting)
+            state = program.step_each(state, waiting)
             seen, k = seen + sum(samples(b, pipe.samples) for b in waiting), k + len(waiting)
             state = yield state, k, seen
             waiting = []

@@ -11,7 +11,7 @@ nested dicts and lists of them, numbers, which become 0-d tensors, and what stay
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, TypeAlias
 
 import torch
@@ -62,17 +62,12 @@ def lists_samples(value: Any) -> bool:
 
 
 class Lease:
-    """Token for States that share tensors."""
+    """Token for States that share tensors; it says whether these were donated to a compiled step."""
 
-    __slots__ = ("__weakref__",)
+    __slots__ = ("donated",)
 
-
-def _never(lease: Lease) -> bool:
-    return False
-
-
-donated: Callable[[Lease], bool] = _never
-"""Whether the tensors of States with this lease were handed over; the compile layer puts its answer here."""
+    def __init__(self) -> None:
+        self.donated = False
 
 
 @frozen(eq=False, repr=False)
@@ -88,7 +83,7 @@ class State:
 
     @property
     def tree(self) -> dict[str, Tree]:
-        if donated(self.lease):
+        if self.lease.donated:
             hint = "use what the step returned, or keep a copy by state.clone() before it, or compile(donate=False)"
             raise StateError(f"this State was donated to a compiled step and no longer holds its values; {hint}")
         return self._tree
@@ -154,7 +149,7 @@ class State:
 
     def _repr_html_(self) -> str:
         """The parameters as a table, for notebooks."""
-        if donated(self.lease):
+        if self.lease.donated:
             return html.escape(repr(self))
         rows = [(name, "x".join(map(str, t.shape)), str(t.dtype).removeprefix("torch."), t.numel())
                 for name, t in self.params.items()]  # fmt: skip
@@ -162,7 +157,7 @@ class State:
         return html.table(["parameter", "shape", "dtype", "numbers"], rows, foot=foot)
 
     def __repr__(self) -> str:
-        if donated(self.lease):
+        if self.lease.donated:
             return "State(donated)"
         numbers = {name: sum(x.numel() for x in pytree.tree_leaves(value)) for name, value in self._tree.items()}
         kept = ", ".join(f"{name}: {n:,}" for name, n in numbers.items() if name not in ("step", "seed"))

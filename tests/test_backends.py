@@ -146,7 +146,7 @@ def holds(pipe, step):
     eager = pipe.init(0)
     for _ in range(3):
         eager, _ = pipe.step(eager)
-    fused, _ = step._go_on(pipe.init(0), 3)
+    fused, _ = step._own_steps(pipe.init(0), 3)
     testing.same(fused.tree, eager.tree, 1e-4)
     assert step.evaluate(fused) == pytest.approx(pipe.evaluate(fused), rel=1e-4)
 

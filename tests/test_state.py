@@ -6,7 +6,6 @@ from hypothesis import strategies as st
 from torch.utils import _pytree as pytree
 
 from pipeline import Pipeline, Report, State, backward, forward, loss, models, testing, update
-from pipeline.compile import donation
 from pipeline.errors import DataError, StateError
 from pipeline.state import format_metric, samples
 from pipeline.tree import named
@@ -113,7 +112,7 @@ def test_a_spent_state_raises():
     state = made()
     copy = state.clone()
     kin = state.with_hyper(lr=0.5)
-    donation._SPENT.add(state.lease)
+    state.lease.donated = True
     with pytest.raises(StateError, match="donated"):
         kin.clone()
     testing.same(made().tree, copy.tree)

@@ -1,9 +1,9 @@
-"""Functions: a pipeline's two programs as functions of a flat list of tensors, which they write their results into.
+"""Flatten: a pipeline's two programs as functions of a flat list of tensors, into which they write their results.
 
-The list is State's leaves, for evaluation the sums, what stays of the feed, and what is given. Writing into what was
-given is what donation is, inside a graph: there is one copy of State, and the same call can be made again and again.
+The list is: State's leaves, for an evaluation its sums, the tensors of a batch that stay, and those given with each
+call. Writing into the arguments donates State: there is one copy of it, and the same call can be repeated.
 
-No tensor in it is 0-d: torch guards on the value of a 0-d float64 input, and drops what is written into it.
+No tensor in it is 0-d: torch guards on the value of a 0-d float64 input, and drops writes into it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from attrs import frozen
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from pipeline.compile.batches import Feed
+from pipeline.compile.batches import BatchInputs, Signature
 from pipeline.compose import Composition
 from pipeline.errors import StateError
 
@@ -24,8 +24,8 @@ TRAIN, EVALUATION = "train step", "evaluation"
 
 
 @frozen(eq=False)
-class Kind:
-    """Which program, and how its tensors are a State's and sums."""
+class Layout:
+    """A program, and the order of its first tensors: the leaves of a State, then sums."""
 
     program: str
     spec: Any
@@ -35,46 +35,60 @@ class Kind:
 
     @property
     def kept(self) -> int:
-        """How many tensors come before those of a feed."""
+        """The number of tensors before those of a batch."""
         return self.leaves + self.sums
 
-    def written(self, feed: Feed) -> list[int]:
-        """The places in the list that the program writes into."""
-        end = self.kept + len(feed.static)
-        return [*range(self.leaves if self.sums_spec is not None else 0, self.kept), *range(end - feed.moved, end)]
+    def written(self, inputs: BatchInputs) -> list[int]:
+        """The places of the tensors that the program writes into."""
+        end = self.kept + len(inputs.static)
+        return [*range(self.leaves if self.sums_spec is not None else 0, self.kept), *range(end - inputs.moved, end)]
 
 
-def listed(tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """Tensors as a program takes them: 0-d ones as the same storage with one element."""
+@frozen(eq=False)
+class Subject:
+    """A layout with its tensors."""
+
+    layout: Layout
+    tensors: tuple[Tensor, ...]
+
+    def signature(self, inputs: BatchInputs) -> Signature:
+        """What its programs are known by."""
+        return (self.layout.program, *inputs.signature)
+
+
+def flat_tensors(tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Tensors as a program takes them: 0-d ones as views of one element."""
     return tuple([t.view(1) if t.ndim == 0 else t for t in tensors])
 
 
-def function(
-    pipe: Composition, kind: Kind, feed: Feed, args: Sequence[Tensor], names: list[str]
+def flat_program(
+    pipe: Composition, layout: Layout, inputs: BatchInputs, args: Sequence[Tensor], names: list[str] | None = None
 ) -> Callable[..., tuple[Tensor, ...]]:
-    """A program as a function of tensors such as `listed(args)` that returns the metrics of a step, and puts their
-    names into `names`."""
-    n, places, numbers = kind.kept, kind.written(feed), {i for i, t in enumerate(args) if t.ndim == 0}
+    """A program as a function of `flat_tensors(args)`. A train step returns its metrics, and lists their `names`."""
+    n, places, numbers = layout.kept, layout.written(inputs), {i for i, t in enumerate(args) if t.ndim == 0}
 
     def program(*given: Tensor) -> tuple[Tensor, ...]:
         flat = [t.view(()) if i in numbers else t for i, t in enumerate(given)]
-        state = pytree.tree_unflatten(flat[: kind.leaves], kind.spec)
-        batch, moved = feed.read(flat[n : n + len(feed.static) + len(feed.given)])
+        state = pytree.tree_unflatten(flat[: layout.leaves], layout.spec)
+        batch, moved = inputs.read(flat[n : n + len(inputs.static) + len(inputs.given)])
         metrics: dict[str, Tensor] = {}
-        if kind.program == EVALUATION:
-            sums = pytree.tree_unflatten(flat[kind.leaves : n], kind.sums_spec)
+        if layout.program == EVALUATION:
+            sums = pytree.tree_unflatten(flat[layout.leaves : n], layout.sums_spec)
             new = [*pytree.tree_leaves(pipe.measure(state, sums, batch)), *moved]
         else:
             tree, metrics = pipe.train(state, batch)
             leaves, spec = pytree.tree_flatten(tree)
             new = [*leaves, *moved]
-            if spec != kind.spec:
+            if spec != layout.spec:
                 raise StateError("a step must return a State of the structure that it was given")
-        names[:] = metrics
-        stored = {t.untyped_storage()._cdata for t in flat[:n]}
-        results = [_read_first(t, stored, state["step"]) for t in metrics.values()]
-        kept = [v if v is flat[i] else _read_first(v, stored, state["step"]) for i, v in zip(places, new, strict=True)]
-        for i, value in zip(places, kept, strict=True):
+        if names is not None:
+            names[:] = metrics
+        storages = {t.untyped_storage()._cdata for t in flat[:n]}
+        results = [_read_early(t, storages, state["step"]) for t in metrics.values()]
+        values = [
+            v if v is flat[i] else _read_early(v, storages, state["step"]) for i, v in zip(places, new, strict=True)
+        ]
+        for i, value in zip(places, values, strict=True):
             if value is not flat[i]:
                 given[i].copy_(value.view(1) if i in numbers else value)
         return tuple(t.contiguous().clone() for t in results)
@@ -82,11 +96,11 @@ def function(
     return program
 
 
-def _read_first(value: Tensor, stored: set[int], step: Tensor) -> Tensor:
-    """A leaf that is another old leaf, as where a target network takes the weights over, read before that is written.
+def _read_early(value: Tensor, storages: set[int], step: Tensor) -> Tensor:
+    """Read a value that is another old leaf, as of a target network that copies weights, before that is written.
 
-    A clone would not do: Inductor takes it for nothing, and reads the leaf when it is already the new one.
+    A clone would not do: Inductor removes it, and reads the new leaf.
     """
-    if value.untyped_storage()._cdata not in stored:
+    if value.untyped_storage()._cdata not in storages:
         return value
     return torch.where(step >= 0, value, value.new_zeros(()))
