@@ -18,7 +18,7 @@ from pipeline.compile.backends.backend import Backend, Output, Program
 from pipeline.compile.backends.library import Library
 from pipeline.compile.backends.torch import reason
 from pipeline.compile.batches import BatchInputs
-from pipeline.compile.flatten import Layout, flat_program, flat_tensors
+from pipeline.compile.flatten import Subject, flat_program, flat_tensors
 from pipeline.compile.report import Graph
 from pipeline.compile.tracing import Traced, trace, watched
 from pipeline.compile.verify import check
@@ -42,10 +42,12 @@ def uncollected() -> Iterator[None]:
 class Build:
     """A program, and how far it is compiled."""
 
-    layout: Layout
+    name: str
     inputs: BatchInputs
+    subject: Subject | None
+    """None once it is compiled, as are `args`."""
     args: tuple[Tensor, ...]
-    """Examples of its tensors; none once it is compiled."""
+    """Examples of all its tensors."""
     traced: Traced
     outputs: tuple[Output, ...]
     began: float
@@ -61,10 +63,6 @@ class Build:
     program: Program | None = None
     loaded: bool = False
     seconds: float = 0.0
-
-    @property
-    def name(self) -> str:
-        return self.layout.program
 
     @property
     def graph(self) -> Graph:
@@ -97,15 +95,15 @@ class Builder:
 
     @uncollected()
     def begin(
-        self, layout: Layout, inputs: BatchInputs, args: tuple[Tensor, ...], varying: Sequence[Collection[int]]
+        self, subject: Subject, inputs: BatchInputs, args: tuple[Tensor, ...], varying: Sequence[Collection[int]]
     ) -> Build:
         """Trace a program, then load it or start to compile it. `varying` dimensions of the batch are symbolic, if none
         of them is needed as a number. Raises CaptureError or StageError."""
-        self.doing = f"tracing the {layout.program}"
+        self.doing = f"tracing the {subject.program}"
         began, names = time.perf_counter(), list[str]()
-        function = flat_program(watched(self.pipe), layout, inputs, args, names)
-        end = layout.kept + len(inputs.static)
-        fixed = range(layout.kept, end - inputs.moved)
+        function = flat_program(watched(self.pipe), subject, inputs, args, names)
+        kept = len(subject.tensors)
+        fixed = range(kept, kept + len(inputs.static) - inputs.moved)
         traced = trace(function, flat_tensors(args), varying, fixed)
         if traced.sizes is not None and not traced.sizes.free:
             traced = trace(function, flat_tensors(args), fixed=fixed)
@@ -113,12 +111,12 @@ class Builder:
         traced = evolve(traced, constants=tuple(self.pipe.place.tree(list(traced.constants))))
         names += ["ids"] * traced.checks
         outputs = tuple(Output(n, tuple(t.shape), t.dtype) for n, t in zip(names, traced.outputs, strict=True))
-        build = Build(layout, inputs, args, traced, outputs, began, list(self.backends))
+        build = Build(subject.program, inputs, subject, args, traced, outputs, began, list(self.backends))
         self._start(build)
         waiting = [g for g in self.pipe.backwards if g.accumulate > 1 and untried(g)]
         if build.loaded and waiting and self.pipe.members == 1:
             # The check of a new program tries the chunks of a batch; a loaded one is not checked.
-            flat_program(self.pipe, layout, inputs, args)(*(t.clone() for t in flat_tensors(args)))
+            flat_program(self.pipe, subject, inputs, args)(*(t.clone() for t in flat_tensors(args)))
         return build
 
     @uncollected()
@@ -179,26 +177,27 @@ class Builder:
         self._done(build, program)
 
     def _done(self, build: Build, program: Program, loaded: bool = False) -> None:
-        build.program, build.loaded, build.args, build.wait = program, loaded, (), None
+        build.program, build.loaded, build.subject, build.args = program, loaded, None, ()
         build.seconds = time.perf_counter() - build.began
         self.built.append(build)
 
     def _check(self, build: Build, program: Program) -> None:
         """Raise CaptureError unless a program computes what the plain functions do."""
-        layout, inputs, traced = build.layout, build.inputs, build.traced
+        subject, inputs, traced = build.subject, build.inputs, build.traced
+        assert subject is not None
+        end = len(subject.tensors) + len(inputs.static)
 
         def compiled(args: Sequence[Tensor]) -> Sequence[Tensor]:
-            end = layout.kept + len(inputs.static)
             if traced.sizes is not None:
                 traced.sizes.mark(args)
             results = program.bind(args[:end], len(inputs.given), traced.constants).run(args[end:])
             return results[: len(results) - traced.checks]
 
-        plain = flat_program(self.pipe, layout, inputs, build.args)
+        plain = flat_program(self.pipe, subject, inputs, build.args)
         mesh = self.pipe.place.mesh
         agree = (lambda fine: all(mesh.everyone(fine))) if mesh is not None and traced.talks else bool
         try:
-            check(compiled, plain, flat_tensors(build.args), layout.written(inputs), traced.low_precision, agree)
+            check(compiled, plain, flat_tensors(build.args), subject.written(inputs), traced.low_precision, agree)
         except torch.OutOfMemoryError:
             program.note = "unchecked: the plain functions need more memory than the device has"
 

@@ -18,7 +18,7 @@ from pipeline import evaluate, memory
 from pipeline.compile.backends.backend import Run
 from pipeline.compile.batches import BatchInputs, DataSets, Signature, passed_batch, passed_tensors, resident_batch
 from pipeline.compile.donation import Held
-from pipeline.compile.flatten import EVALUATION, TRAIN, Layout, Subject, flat_tensors
+from pipeline.compile.flatten import EVALUATION, Subject, flat_tensors
 from pipeline.compile.id_checks import Checked
 from pipeline.compile.programs import Backend, Fallback, Programs
 from pipeline.compile.report import CompileReport
@@ -226,7 +226,7 @@ class Compiled:
             self._runs.clear()
 
     def _training(self) -> Subject:
-        return Subject(Layout(TRAIN, self._held.spec, len(self._held.leaves)), self._held.leaves)
+        return Subject(self._held.spec, self._held.leaves)
 
     @cached_property
     def _zeros(self) -> tuple[Any, list[Tensor]]:
@@ -240,13 +240,13 @@ class Compiled:
         for t in sums:
             t.zero_()
         leaves = tuple([t.contiguous() for t in self._held.tensors(state)])
-        return Subject(Layout(EVALUATION, self._held.spec, len(leaves), spec, len(sums)), (*leaves, *sums))
+        return Subject(self._held.spec, leaves, spec, tuple(sums))
 
     def _bound(self, subject: Subject, inputs: BatchInputs, signature: Signature) -> Run | None:
         """A program bound to its tensors; None if steps run uncompiled."""
         # An evaluation may be of another State than the one held.
         leaves = self._held.leaves
-        held = bool(leaves) and all(a is b for a, b in zip(subject.tensors, leaves, strict=False))
+        held = bool(leaves) and all(a is b for a, b in zip(subject.leaves, leaves, strict=True))
         run = self._runs.get(signature) if held else None
         if run is None:
             run = self._programs.bind(subject, inputs)

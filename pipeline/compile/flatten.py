@@ -24,36 +24,31 @@ TRAIN, EVALUATION = "train step", "evaluation"
 
 
 @frozen(eq=False)
-class Layout:
-    """A program, and the order of its first tensors: the leaves of a State, then sums."""
+class Subject:
+    """The State that a program works on, and the sums of an evaluation."""
 
-    program: str
     spec: Any
-    leaves: int
+    leaves: tuple[Tensor, ...]
     sums_spec: Any = None
-    sums: int = 0
+    sums: tuple[Tensor, ...] = ()
 
     @property
-    def kept(self) -> int:
-        """The number of tensors before those of a batch."""
-        return self.leaves + self.sums
+    def program(self) -> str:
+        return TRAIN if self.sums_spec is None else EVALUATION
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        return (*self.leaves, *self.sums)
+
+    def signature(self, inputs: BatchInputs) -> Signature:
+        """The key of its program."""
+        return (self.program, *inputs.signature)
 
     def written(self, inputs: BatchInputs) -> list[int]:
         """The places of the tensors that the program writes into."""
-        end = self.kept + len(inputs.static)
-        return [*range(self.leaves if self.sums_spec is not None else 0, self.kept), *range(end - inputs.moved, end)]
-
-
-@frozen(eq=False)
-class Subject:
-    """A layout with its tensors."""
-
-    layout: Layout
-    tensors: tuple[Tensor, ...]
-
-    def signature(self, inputs: BatchInputs) -> Signature:
-        """What its programs are known by."""
-        return (self.layout.program, *inputs.signature)
+        first, kept = (0 if self.sums_spec is None else len(self.leaves)), len(self.tensors)
+        end = kept + len(inputs.static)
+        return [*range(first, kept), *range(end - inputs.moved, end)]
 
 
 def flat_tensors(tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -62,35 +57,34 @@ def flat_tensors(tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
 
 
 def flat_program(
-    pipe: Composition, layout: Layout, inputs: BatchInputs, args: Sequence[Tensor], names: list[str] | None = None
+    pipe: Composition, subject: Subject, inputs: BatchInputs, args: Sequence[Tensor], names: list[str] | None = None
 ) -> Callable[..., tuple[Tensor, ...]]:
     """A program as a function of `flat_tensors(args)`. A train step returns its metrics, and lists their `names`."""
-    n, places, numbers = layout.kept, layout.written(inputs), {i for i, t in enumerate(args) if t.ndim == 0}
+    first, n, end = len(subject.leaves), len(subject.tensors), len(args)
+    spec, sums_spec, places = subject.spec, subject.sums_spec, subject.written(inputs)
+    numbers = {i for i, t in enumerate(args) if t.ndim == 0}
 
     def program(*given: Tensor) -> tuple[Tensor, ...]:
         flat = [t.view(()) if i in numbers else t for i, t in enumerate(given)]
-        state = pytree.tree_unflatten(flat[: layout.leaves], layout.spec)
-        batch, moved = inputs.read(flat[n : n + len(inputs.static) + len(inputs.given)])
+        state = pytree.tree_unflatten(flat[:first], spec)
+        batch, moved = inputs.read(flat[n:end])
         metrics: dict[str, Tensor] = {}
-        if layout.program == EVALUATION:
-            sums = pytree.tree_unflatten(flat[layout.leaves : n], layout.sums_spec)
+        if sums_spec is not None:
+            sums = pytree.tree_unflatten(flat[first:n], sums_spec)
             new = [*pytree.tree_leaves(pipe.measure(state, sums, batch)), *moved]
         else:
             tree, metrics = pipe.train(state, batch)
-            leaves, spec = pytree.tree_flatten(tree)
+            leaves, new_spec = pytree.tree_flatten(tree)
             new = [*leaves, *moved]
-            if spec != layout.spec:
+            if new_spec != spec:
                 raise StateError("a step must return a State of the structure that it was given")
         if names is not None:
             names[:] = metrics
         storages = {t.untyped_storage()._cdata for t in flat[:n]}
         results = [_read_early(t, storages, state["step"]) for t in metrics.values()]
-        values = [
-            v if v is flat[i] else _read_early(v, storages, state["step"]) for i, v in zip(places, new, strict=True)
-        ]
-        for i, value in zip(places, values, strict=True):
-            if value is not flat[i]:
-                given[i].copy_(value.view(1) if i in numbers else value)
+        changed = [(i, value) for i, value in zip(places, new, strict=True) if value is not flat[i]]
+        for i, value in [(i, _read_early(value, storages, state["step"])) for i, value in changed]:
+            given[i].copy_(value.view(1) if i in numbers else value)
         return tuple(t.contiguous().clone() for t in results)
 
     return program

@@ -66,7 +66,7 @@ class Programs:
         def plain(*given: Tensor) -> None:
             args = [t.clone() for t in (*tensors, *given)]
             with torch.no_grad():
-                flat_program(self.pipe, subject.layout, inputs, args)(*flat_tensors(args))
+                flat_program(self.pipe, subject, inputs, args)(*flat_tensors(args))
 
         return Checked(run, plain)
 
@@ -122,15 +122,15 @@ class Programs:
 
     def _begun(self, subject: Subject, inputs: BatchInputs) -> Build:
         """A build of symbolic sizes that fits, or a new one."""
-        layout, args = subject.layout, (*subject.tensors, *inputs.static, *inputs.given)
+        args = (*subject.tensors, *inputs.static, *inputs.given)
         for build in self._builds.values():
             sizes = build.traced.sizes
-            if sizes is not None and build.name == layout.program and sizes.fit(flat_tensors(args)):
+            if sizes is not None and build.name == subject.program and sizes.fit(flat_tensors(args)):
                 return build
-        varying = self._varying(layout.program, inputs)
-        build = self.builder.begin(layout, inputs, args, varying)
+        varying = self._varying(subject.program, inputs)
+        build = self.builder.begin(subject, inputs, args, varying)
         if varying and build.traced.sizes is None:
-            self._rigid.add(layout.program)
+            self._rigid.add(build.name)
         return build
 
     def _varying(self, program: str, inputs: BatchInputs) -> list[Collection[int]]:

@@ -93,7 +93,8 @@ class FunctionRun:
         self._called = False
         self._records = self._device.type != "cpu" and program.together > 0 and program.note is None
         self._batch: list[Tensor] = []
-        self._recorded: dict[int, Recording] = {}
+        self._recorded: dict[int, tuple[Any, list[Tensor]]] = {}
+        """By numbers of steps, a graph of launches and the rows of outputs that a replay writes."""
 
     def run(self, given: Sequence[Tensor] = (), steps: int | None = None, results: bool = True) -> list[Tensor]:
         """As LibraryRun.run, but without waiting for the device."""
@@ -103,13 +104,14 @@ class FunctionRun:
             return list(self._call(given))
         rows = [torch.empty((count, *o.shape), dtype=o.dtype, device=self._device) for o in self.outputs if results]
         while k < count:
-            recording = self._recording(given, count - k) if self._records and self._called else None
-            if recording is None:
-                made, done = [value.unsqueeze(0) for value in self._call(given)], 1
-                self._called = True
+            done = self._record(given, count - k) if self._records and self._called else 0
+            if done:
+                graph, values = self._recorded[done]
+                graph.replay()
             else:
-                made, done = recording.replay(), recording.steps
-            for row, value in zip(rows, made, strict=False):
+                values, done = [value.unsqueeze(0) for value in self._call(given)], 1
+                self._called = True
+            for row, value in zip(rows, values, strict=False):
                 row[k : k + done].copy_(value)
             k += done
         return [row[0] for row in rows] if steps is None else rows
@@ -119,8 +121,8 @@ class FunctionRun:
             made: Sequence[Tensor] = self._program.call(*self._static, *given, *self._constants)
         return made
 
-    def _recording(self, given: Sequence[Tensor], left: int) -> Recording | None:
-        """A recording of `together` steps, or of one if fewer are left; None if a step can't be recorded."""
+    def _record(self, given: Sequence[Tensor], left: int) -> int:
+        """Record `together` steps, or one if fewer are left; returns how many, 0 if a step can't be recorded."""
         steps = self._program.together if left >= self._program.together else 1
         if not self._recorded:
             self._batch = [t.clone() for t in given]
@@ -128,32 +130,18 @@ class FunctionRun:
             kept.copy_(new)
         if steps not in self._recorded:
             try:
-                self._recorded[steps] = Recording(lambda: self._call(self._batch), self.outputs, steps, self._device)
+                rows = [torch.empty((steps, *o.shape), dtype=o.dtype, device=self._device) for o in self.outputs]
+                with graph_on(self._device) as graph:
+                    for k in range(steps):
+                        for row, value in zip(rows, self._call(self._batch), strict=True):
+                            row[k].copy_(value)
             except RuntimeError as e:
                 why = str(e).strip().splitlines()[0]
                 self._program.note = f"graph of launches: {why}; each step launches its kernels one by one"
                 self._records, self._batch = False, []
-        return self._recorded.get(steps)
-
-
-class Recording:
-    """The kernel launches of some steps as one graph, such as a CUDA graph. Recording runs nothing, and raises
-    RuntimeError if a step can't be recorded."""
-
-    def __init__(
-        self, call: Callable[[], Sequence[Tensor]], outputs: Sequence[Output], steps: int, device: torch.device
-    ) -> None:
-        self.steps = steps
-        self.rows = [torch.empty((steps, *o.shape), dtype=o.dtype, device=device) for o in outputs]
-        with graph_on(device) as self.graph:
-            for k in range(steps):
-                for row, value in zip(self.rows, call(), strict=True):
-                    row[k].copy_(value)
-
-    def replay(self) -> list[Tensor]:
-        """Launch the steps; their results are in the rows, until the next replay."""
-        self.graph.replay()
-        return self.rows
+                return 0
+            self._recorded[steps] = graph, rows
+        return steps
 
 
 @functools.cache
