@@ -34,7 +34,7 @@ class Ids:
     """The tensor of rows, and their dimension."""
 
     def error(self, ids: Tensor) -> str:
-        """What is wrong with the first id out of range; empty if there is none."""
+        """The first id out of range, in words; empty if there is none."""
         low = -self.size if self.wraps else 0
         wrong = (ids < low) | (ids >= self.size)
         wrong = wrong if self.ignored is None else wrong & (ids != self.ignored)
@@ -80,5 +80,5 @@ def id_arguments(
 
 
 def refused(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
-    """What is wrong with the first id out of range that an operator is given; empty if there is none."""
+    """The first id out of range among an operator's arguments, in words; empty if there is none."""
     return next(filter(None, (argument.error(argument.ids) for argument in id_arguments(func, args, kwargs))), "")

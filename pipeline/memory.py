@@ -1,4 +1,4 @@
-"""Memory: how much is free, and giving back what is not used."""
+"""Memory: how much is free, and return of unused memory to the system."""
 
 from __future__ import annotations
 

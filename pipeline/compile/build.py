@@ -55,7 +55,7 @@ class Build:
     backend: Backend | None = None
     """The backend at work."""
     identity: dict[str, Any] | None = None
-    """What the program is kept on disk under."""
+    """Its key in the cache; None if it is not kept."""
     wait: Callable[[], Program] | None = None
     """Waits for the backend at work."""
     refused: list[str] = field(factory=list)
@@ -84,7 +84,7 @@ class Builder:
         self.unkept = cache.refusal() if any(b.cached for b in self.backends) else None
         """Why programs are neither kept nor loaded."""
         self.built: list[Build] = []
-        """What was compiled or loaded, in order."""
+        """Compiled and loaded programs, in order."""
         self.doing = ""
         """The work at hand, in words."""
 

@@ -19,7 +19,7 @@ LIVE = 2
 
 
 def schedule(graph: GraphModule) -> None:
-    """Move the collectives of a graph to where they belong."""
+    """Reorder the collectives of a graph: gather late, reduce early, wait late."""
     _gather_late(graph)
     _reduce_early(graph)
     _wait_late(graph)
@@ -27,7 +27,7 @@ def schedule(graph: GraphModule) -> None:
 
 
 def _gather_late(graph: GraphModule) -> None:
-    """Gather weights where they are used, and again if other buckets were used since."""
+    """Gather weights just before their use, and again if other buckets were used in between."""
     nodes = list(graph.graph.nodes)
     bucket = _buckets(nodes)
     if not bucket:
@@ -51,8 +51,8 @@ def _gather_late(graph: GraphModule) -> None:
 
 
 def _buckets(nodes: Iterable[Node]) -> dict[Node, Node]:
-    """The nodes from the inputs of a graph to whole weights, each with the gather that it belongs to: what that is
-    computed from, which must be inputs alone, and views of its result."""
+    """The gathers of weights by their nodes: each gather, what it is computed from (inputs alone), and the views of its
+    result."""
     bucket: dict[Node, Node] = {}
     placeholders: set[Node] = set()
     for node in nodes:
@@ -71,7 +71,7 @@ def _buckets(nodes: Iterable[Node]) -> dict[Node, Node]:
 
 
 def _ancestors(node: Node, placeholders: set[Node]) -> list[Node] | None:
-    """What a node is computed from, without the inputs of the graph; None if that is more than views and a cat."""
+    """The nodes from the inputs of a graph to a node; None if one of them is neither a view nor a cat."""
     ancestors: dict[Node, None] = {}
     waiting = list(node.all_input_nodes)
     while waiting:
@@ -104,7 +104,7 @@ def _copy(graph: GraphModule, node: Node, before: Node, bucket: dict[Node, Node]
 
 
 def _reduce_early(graph: GraphModule) -> None:
-    """Move each reduction, and the cheap operations that only it needs, to right behind what these read."""
+    """Move each reduction, with the cheap operations that only it needs, to right after their inputs."""
     nodes = list(graph.graph.nodes)
     place = {n: i for i, n in enumerate(nodes)}
     inputs = [node for node in nodes if node.op == "placeholder"][-1]
@@ -130,7 +130,7 @@ def _reduce_early(graph: GraphModule) -> None:
 
 
 def _wait_late(graph: GraphModule) -> None:
-    """Wait for a reduction where the next one starts, or its result is read."""
+    """Wait for a reduction when the next one starts, or its result is read."""
     wait: Node | None = None
     for node in list(graph.graph.nodes):
         if node.target in _REDUCTIONS:
@@ -142,6 +142,6 @@ def _wait_late(graph: GraphModule) -> None:
 
 
 def _is_cheap(node: Node) -> bool:
-    """Whether a node is elementwise, a view or a copy, as what is done to a gradient before it is reduced."""
+    """Whether a node is elementwise, a view or a copy, such as a gradient's operations before its reduction."""
     tags, others = getattr(node.target, "tags", ()), (_ATEN.cat, _ATEN.constant_pad_nd, _ATEN._to_copy)
     return torch.Tag.pointwise in tags or _is_view(node) or getattr(node.target, "overloadpacket", None) in others

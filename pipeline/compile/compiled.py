@@ -1,4 +1,4 @@
-"""Compiled: a pipeline's step and its evaluation as compiled graphs; what a user holds.
+"""Compiled: a pipeline's step and its evaluation as compiled graphs.
 
 A pipeline can't change, so no call is guarded; the shapes and dtypes of a batch are looked up here. State is donated:
 its tensors stay where the programs read and write them, so K steps are one call.
@@ -186,7 +186,7 @@ class Compiled:
         if self._programs.reason is None:
             subject = self._evaluation(state)
             for inputs, steps in self._data.epoch(source, False):
-                # Data sets of one shape share a program, but not what it is bound to.
+                # Data sets of one shape share a program, but each is bound by itself.
                 signature = (EVALUATION, *inputs.signature, *map(id, inputs.static))
                 run = self._bound(subject, inputs, signature)
                 if run is None:
@@ -261,7 +261,7 @@ class Compiled:
         return run or self._bound(self._training(), resident_batch(data, size, self.pipe.place.mesh), (size,))
 
     def _own_steps(self, state: State, count: int) -> tuple[State, Metrics]:
-        """Steps on the pipeline's own data from where `state.step` is in it."""
+        """Steps on the pipeline's own data, from batch number `state.step` on."""
         batches = self._data.batches
         metrics: list[Metrics] = []
         while count:

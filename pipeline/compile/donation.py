@@ -1,4 +1,4 @@
-"""Donation: a State's tensors stay where programs read and write them, and the State that was passed in is spent."""
+"""Donation: programs read and write a State's tensors in place, and the State that was passed in is spent."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Held:
         self._seed: Any = None
 
     def take(self, state: State) -> bool:
-        """Hold a State; True if its leaves are at other places than those before."""
+        """Hold a State; True if its leaves are not in the storage of those before."""
         tree = state.tree  # raises if the State is spent
         if state is self._current:
             return False
@@ -48,7 +48,7 @@ class Held:
             self.tree = pytree.tree_unflatten(leaves, self.spec)
             self._step = None
             return True
-        # A State derived from the held one, as with another lr: copy what is new to where the programs read it.
+        # A State derived from the held one, as with another lr: copy its new leaves into the held ones.
         for held, t in new:
             held.copy_(t)
         if tree["step"] is not self.tree["step"]:
@@ -73,7 +73,7 @@ class Held:
             self._current, self.leaves = None, ()
 
     def give(self, steps: int) -> State:
-        """The State after so many steps; the one before is spent."""
+        """The State after `steps` more steps; the one before is spent."""
         assert self._current is not None
         if self._step is not None:
             self._step += steps

@@ -45,8 +45,8 @@ class IdCheck:
 
 
 class Checked:
-    """A bound program whose last output says whether its ids were in range. If not, `plain` does that step uncompiled,
-    and its error says what is wrong."""
+    """A bound program whose last output says whether its ids were in range; if not, `plain` repeats the step uncompiled
+    and raises the error."""
 
     def __init__(self, bound: Run, plain: Callable[..., None]) -> None:
         self.outputs, self._bound, self._plain = bound.outputs[:-1], bound, plain
@@ -64,11 +64,10 @@ class Checked:
 def add_id_checks(
     graph: GraphModule, fixed: Collection[int], stage: Callable[[Node], str], guard: bool = True
 ) -> tuple[tuple[IdCheck, ...], bool]:
-    """Let a graph check its ids, keep what it writes into if one is out of range, and return whether none was as its
-    last output.
+    """Guard the ids in a graph: if one is out of range, it writes nothing, and its last output is False.
 
-    Returns the checks to do before it runs, of arguments at the places `fixed`, which no step changes, and whether the
-    graph has checks. Without `guard` it gets none.
+    Ids in arguments at the places `fixed`, which no step changes, are left to checks before it runs. Returns these, and
+    whether the graph has a guard; without `guard` it gets none.
     """
     arguments = {n: i for i, n in enumerate(graph.graph.find_nodes(op="placeholder")) if i in fixed}
     guards = _Guards(arguments, stage, guard)
@@ -118,7 +117,7 @@ class _Guards:
     def __init__(self, arguments: Mapping[Node, int], stage: Callable[[Node], str], guard: bool) -> None:
         self.arguments, self.stage, self.guard = arguments, stage, guard
         self.sources: dict[Node, Node] = {}
-        """The inputs of loops, and what these are given."""
+        """By inputs of the bodies of loops, the nodes passed to them."""
         self.checks: dict[Any, IdCheck] = {}
 
     def add(self, graph: GraphModule) -> list[Node]:
@@ -157,7 +156,7 @@ class _Guards:
 
 
 def _guard(graph: GraphModule, argument: Ids) -> tuple[Node, Node]:
-    """Whether ids are in range, and the ids with 0 in place of those that are not."""
+    """Whether ids are in range, and the ids with 0 for those out of range."""
     ids, size = argument.ids, argument.size
     if isinstance(size, torch.SymInt):
         x, dim = argument.rows
@@ -196,12 +195,12 @@ def _written(node: Any) -> list[Node]:
 
 
 def _origins(node: Any, sources: Mapping[Node, Node]) -> list[Any]:
-    """A node, and those that all its integers come from, the first one last. `sources` are of inputs of loops."""
+    """A node, and the ones that it has all its integers from, the source last. `sources` are those of loop inputs."""
     chain = [node]
     while True:
         node = chain[-1]
         name = getattr(getattr(node.target, "overloadpacket", None), "__name__", "")
-        picks = name == "index_select" and node.meta.get("custom")  # of some rows, which may be the right ones
+        picks = name == "index_select" and node.meta.get("custom")  # a stage may leave out wrong ids
         if node in sources:
             chain.append(sources[node])
         elif name in _SAME and not picks and not node.args[0].meta["val"].is_floating_point():

@@ -13,7 +13,7 @@ from torch.fx import GraphModule, Node
 from pipeline.errors import CaptureError
 
 MEMBERS = 4096
-"""Tensors of up to so many values count as one number for each member of a sweep."""
+"""Tensors of at most this many values count as one number per member of a sweep."""
 
 
 def graphs(graph: GraphModule) -> list[GraphModule]:

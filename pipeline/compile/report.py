@@ -1,4 +1,4 @@
-"""The report of what was compiled, by which backend, and why not by the one before it."""
+"""The report of compiled graphs: by which backend, and why not by the one before it."""
 
 from __future__ import annotations
 

@@ -120,7 +120,7 @@ def trace(
 
 
 def _uncaptured(error: StageError) -> CaptureError:
-    """What a stage does that no graph can, the line, and what to write instead."""
+    """The error of a stage that no graph can express: operation, line, and what to write instead."""
     cause = error.__cause__
     assert cause is not None
     operator = re.search(r"(?:aten|prims|c10d)\.(\w+)", str(cause))
@@ -145,7 +145,7 @@ _INSTEAD = {
         "queue[(at + torch.arange(n)) % size] for queue[int(at) : int(at) + n]",
     ),
 }
-"""By operators that no graph can have: what they do, and what to write instead."""
+"""By operators that no graph can have: their effect, and what to write instead."""
 
 
 def watched(pipe: Composition) -> Composition:

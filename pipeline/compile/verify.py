@@ -19,7 +19,7 @@ _CLOSE, _CLOSE_LOW = 1e-3, 5e-2
 _NUDGE, _NUDGE_LOW = 1e-6, 1e-2
 """Relative perturbations of the inputs, as large as rounding inside a step."""
 _TRIES, _TIMES = 3, 10.0
-"""So many perturbations are tried, and an error may be so many times their effect."""
+"""Perturbations to try, and the multiple of their effect that an error may have."""
 
 
 def check(

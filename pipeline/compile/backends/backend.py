@@ -47,7 +47,7 @@ class Program(Protocol):
 
 
 class Backend:
-    """A way to compile graphs: a subclass sets what it can do, and defines `begin`."""
+    """A way to compile graphs. A subclass sets its limits, and defines `begin`."""
 
     name: str
     devices: tuple[str, ...] | None = None

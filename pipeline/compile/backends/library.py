@@ -73,7 +73,7 @@ def loaded(code: bytes, name: str) -> ctypes.CDLL:
 def _memory(name: str) -> int:
     """The descriptor of this process's newest file in memory of a name, which may be a new one.
 
-    It stays open: the loader takes a path for the library that it once loaded from there.
+    It stays open: for a path that it knows, the loader returns the library that it loaded from there before.
     """
     for descriptor in reversed(os.listdir("/proc/self/fd")):
         with suppress(OSError):  # it was closed meanwhile

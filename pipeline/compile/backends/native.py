@@ -148,7 +148,7 @@ def _lower(graph: GraphModule, inputs: Sequence[Any], load: Callable[[text.Code]
     passes.store(graph)
     passes.transpose_narrow(graph)
     values = (n.meta.get("example_value", n.meta.get("val")) for n in graph.graph.nodes)
-    # After a loop, Inductor frees what it planned inside.
+    # Inductor frees planned memory of a loop after the loop.
     loops = any(isinstance(n.target, torch._ops.HigherOrderOperator) for n in graph.graph.nodes)
     size = sum(v.nbytes for v in values if isinstance(v, Tensor))
     options = {**_CPU, "memory_planning": size <= _PLANNED and not loops}

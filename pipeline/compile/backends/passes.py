@@ -48,8 +48,8 @@ def _scales(node: Node) -> bool:
 
 
 def transpose_narrow(graph: GraphModule) -> None:
-    """Store products of few columns, as of a last layer, column by column: what follows, such as a softmax, is then
-    vectorized over rows."""
+    """Store products of few columns, as of a last layer, column by column, so that later operations, such as a softmax,
+    are vectorized over rows."""
 
     def call(target: Any, *args: Any) -> Node:
         node: Node = graph.graph.call_function(target, args)
