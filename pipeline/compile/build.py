@@ -88,11 +88,6 @@ class Builder:
         self.doing = ""
         """The work at hand, in words."""
 
-    @property
-    def symbolic(self) -> bool:
-        """Whether some backend takes graphs of symbolic sizes."""
-        return any(b.symbolic for b in self.backends)
-
     @uncollected()
     def begin(
         self, subject: Subject, inputs: BatchInputs, args: tuple[Tensor, ...], varying: Sequence[Collection[int]]

@@ -10,6 +10,7 @@ import os
 import platform
 import sys
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,7 @@ def _known(target: Any) -> bool:
     return builtin or target is scan_op or target.__class__.__module__ == "builtins"
 
 
+@cache  # constants of this process: its code is that of the files as they were when it began
 def machine() -> Mapping[str, Any]:
     """Versions, the code of the compile layer, and the processor."""
     try:

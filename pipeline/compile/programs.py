@@ -135,7 +135,8 @@ class Programs:
 
     def _varying(self, program: str, inputs: BatchInputs) -> list[Collection[int]]:
         """The dimensions of a batch to make symbolic, by tensor: the first, and those that differed so far."""
-        if not self.builder.symbolic or program in self._rigid or self.pipe.place.mesh is not None:
+        symbolic = any(b.symbolic for b in self.builder.backends)
+        if not symbolic or program in self._rigid or self.pipe.place.mesh is not None:
             return []
         kinds = [(t.ndim, t.dtype) for t in inputs.given]
         seen = [b.inputs.given for b in self._builds.values() if b.name == program]

@@ -50,7 +50,7 @@ def _forward(name: str, flags: Sequence[int], states: int, tensors: Sequence[Ten
 
 def _forward_fake(name: str, flags: Sequence[int], states: int, tensors: Sequence[Tensor]) -> list[Tensor]:
     x, first = tensors[0], tensors[1 : 1 + states]
-    width = first[0].shape[-1] * (2 if flags[2] else 1)  # two directions
+    width = first[0].shape[-1] * (2 if flags[2] else 1)  # of both directions
     return [x.new_empty(*x.shape[:-1], width), *[t.new_empty(t.shape) for t in first]]
 
 

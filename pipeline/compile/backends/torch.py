@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from attrs import define
 from torch import Tensor
 from torch.fx import GraphModule
 
@@ -63,17 +64,17 @@ class Torch(Backend):
         return program
 
 
+@define(eq=False)
 class Function:
     """A Python function of tensors as a program, which writes into them."""
 
+    backend: str
+    call: Callable[..., Any]
+    outputs: tuple[Output, ...]
+    together: int
+    """Steps to record as one graph of launches; 0 if shapes vary."""
+    context: Context
     note: str | None = None
-
-    def __init__(
-        self, backend: str, call: Callable[..., Any], outputs: tuple[Output, ...], together: int, context: Context
-    ) -> None:
-        self.backend, self.call, self.outputs, self.context = backend, call, outputs, context
-        self.together = together
-        """Steps recorded as one graph; 0 records none, because shapes vary."""
 
     def bind(self, static: Sequence[Tensor], given: int = 0, constants: Sequence[Tensor] = ()) -> FunctionRun:
         return FunctionRun(self, static, constants)
