@@ -62,7 +62,7 @@ def lists_samples(value: Any) -> bool:
 
 
 class Lease:
-    """Token for States that share tensors; it says whether these were donated to a compiled step."""
+    """Shared by States that share tensors: whether these were donated to a compiled step."""
 
     __slots__ = ("donated",)
 
