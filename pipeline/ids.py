@@ -1,4 +1,4 @@
-"""Ids: which operations read integers as the places of rows, of how many, and which of those there are not."""
+"""Ids: the operations that read integers as indices of rows, and which integers are out of range."""
 
 from __future__ import annotations
 
@@ -21,36 +21,37 @@ _WRAPPING = {*_LISTS, "take", "put", "index_fill"}
 
 
 @frozen
-class Taken:
-    """Integers that `operation` takes as ids of `size` rows, -1 for the last where it `wraps`; `ignored` is none."""
+class Ids:
+    """An argument of ids: integers from 0 below `size`; from -size, if `operation` counts from the end too."""
 
     operation: str
     ids: Any
     size: Any
     wraps: bool
     ignored: Any = None
-    of: tuple[Any, int | None] = (None, None)
-    """The tensor of the rows, and their dimension."""
+    """An integer that is no id."""
+    rows: tuple[Any, int | None] = (None, None)
+    """The tensor of rows, and their dimension."""
 
-    def refused(self, ids: Tensor) -> str:
-        """What is wrong with the first that is out of range, in words; empty where none is."""
+    def error(self, ids: Tensor) -> str:
+        """The first id out of range, in words; empty if there is none."""
         low = -self.size if self.wraps else 0
         wrong = (ids < low) | (ids >= self.size)
         wrong = wrong if self.ignored is None else wrong & (ids != self.ignored)
         if not bool(wrong.any()):
             return ""
-        told = f"that {self.operation} takes ({low} to {self.size - 1})"
-        return f"id {ids[wrong][0].item()} is outside the {self.size} rows {told}"
+        taken = f"that {self.operation} takes ({low} to {self.size - 1})"
+        return f"id {ids[wrong][0].item()} is outside the {self.size} rows {taken}"
 
 
-def taken(
+def id_arguments(
     func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], value: Callable[[Any], Any] = lambda x: x
-) -> Iterator[Taken]:
-    """What an operator of torch takes as ids. `value` gives a tensor for an argument.
+) -> Iterator[Ids]:
+    """The ids among the arguments of an operator. `value` gives the tensor of an argument.
 
     >>> import torch
     >>> call = torch.ops.aten.gather.default, (torch.zeros(3), 0, torch.tensor([0, 3]))
-    >>> [one.refused(one.ids) for one in taken(*call, {})]
+    >>> [argument.error(argument.ids) for argument in id_arguments(*call, {})]
     ['id 3 is outside the 3 rows that gather takes (0 to 2)']
     """
     name = func.overloadpacket.__name__.strip("_")
@@ -60,24 +61,24 @@ def taken(
     x = given.get("self", given.get("weight"))
     shape = () if x is None else tuple(value(x).shape)
     if name in _LISTS:
-        at = 0
+        dim = 0
         for ids in given["indices"]:
             mask = ids is not None and value(ids).dtype.itemsize == 1  # bool, or uint8 as one
             if ids is not None and not mask:
-                yield Taken(name, ids, shape[at], True, of=(x, at))
-            at += value(ids).ndim if mask else 1
+                yield Ids(name, ids, shape[dim], True, rows=(x, dim))
+            dim += value(ids).ndim if mask else 1
     elif name in _CLASSES:
-        at = min(1, len(shape) - 1)
-        yield Taken(name, given["target"], shape[at], False, given.get("ignore_index"), (x, at))
+        dim = min(1, len(shape) - 1)
+        yield Ids(name, given["target"], shape[dim], False, given.get("ignore_index"), (x, dim))
     elif name in (*_TABLES, *_TABLES_BACK):
         size = given["num_weights"] if name in _TABLES_BACK else shape[0]
-        yield Taken(name, given["indices"], size, False, of=(x, 0))
+        yield Ids(name, given["indices"], size, False, rows=(x, 0))
     else:
-        dim = given.get("dim")
-        size = value(x).numel() if dim is None else shape[dim] if shape else 1
-        yield Taken(name, given["index"], size, name in _WRAPPING, of=(x, dim))
+        along = given.get("dim")
+        size = value(x).numel() if along is None else shape[along] if shape else 1
+        yield Ids(name, given["index"], size, name in _WRAPPING, rows=(x, along))
 
 
 def refused(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
-    """Which id an operator was given that is out of range, in words; empty where none is."""
-    return next(filter(None, (one.refused(one.ids) for one in taken(func, args, kwargs))), "")
+    """The first id out of range among an operator's arguments, in words; empty if there is none."""
+    return next(filter(None, (argument.error(argument.ids) for argument in id_arguments(func, args, kwargs))), "")

@@ -1,7 +1,9 @@
-"""Memory: what is free now, and what can't be made in it."""
+"""Memory: how much is free, and return of unused memory to the system."""
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import resource
 from contextlib import suppress
 from pathlib import Path
@@ -13,29 +15,37 @@ PAGE = resource.getpagesize()
 
 
 def free() -> int:
-    """Bytes that this process may still take: of the machine, of its container, and of its own limit."""
-    found = [1 << 62]
+    """Bytes that this process may still allocate: the least of the machine's, its container's and its own limit."""
+    limits = [1 << 62]
     with suppress(OSError, StopIteration):
         lines = files.read(Path("/proc/meminfo")).decode().splitlines()
-        found.append(1024 * int(next(line for line in lines if line.startswith("MemAvailable")).split()[1]))
+        limits.append(1024 * int(next(line for line in lines if line.startswith("MemAvailable")).split()[1]))
     with suppress(OSError, ValueError, KeyError):  # a container without a limit says "max"
         limit, used = (int(files.read(Path(f"/sys/fs/cgroup/memory.{n}"))) for n in ("max", "current"))
         stat = dict(line.split() for line in files.read(Path("/sys/fs/cgroup/memory.stat")).decode().splitlines())
-        found.append(limit - used + int(stat["inactive_file"]))  # cached files give way
+        limits.append(limit - used + int(stat["inactive_file"]))  # cached files can be dropped
     with suppress(OSError):
         limit = resource.getrlimit(resource.RLIMIT_AS)[0]
         used = int(files.read(Path("/proc/self/statm")).split()[0]) * PAGE
-        found += [] if limit == resource.RLIM_INFINITY else [limit - used]
-    return max(min(found), 0)
+        limits += [] if limit == resource.RLIM_INFINITY else [limit - used]
+    return max(min(limits), 0)
 
 
 def check(need: float, what: str, *, instead: str = "", error: type[Exception] = DataError) -> None:
-    """Raise an error if so many bytes are not free.
+    """Raise an error unless `need` bytes are free.
 
     >>> check(1 << 20, "a file of 1 MB")
     """
-    if need > (there := free()):
-        raise error(f"{what} needs {size(need)} of memory, and {size(there)} are free{instead and f'; {instead}'}")
+    if need > (available := free()):
+        raise error(f"{what} needs {size(need)} of memory, and {size(available)} are free{instead and f'; {instead}'}")
+
+
+def give_back() -> None:
+    """Return freed memory to the system, such as the tens of megabytes in cycles that Inductor leaves."""
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:  # glibc
+        trim(0)
 
 
 def size(count: float) -> str:

@@ -1,4 +1,4 @@
-"""Pace: how many steps one call takes, so that it is short enough for a signal to be heard soon after it."""
+"""Pace: how many steps to do a call, so that a signal is handled soon."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import Any
 import torch
 
 AHEAD = 4
-"""Calls that an accelerator may be behind the host."""
+"""Calls that the host may be ahead of an accelerator."""
 
 
 class Pace:
-    """Runs calls of many steps, and says how many steps take about `seconds`.
+    """Runs calls of many steps, and estimates how many `steps` take about `seconds`.
 
-    On a CPU a call is over when it returns. An accelerator is asked when each call was over, and not waited for: the
-    host only sleeps while it is too far ahead, when the device has enough to do.
+    On an accelerator, events tell when each call ended, without waiting for it; the host sleeps only while it is too
+    far ahead.
     """
 
     def __init__(self, device: torch.device, seconds: float) -> None:
@@ -25,7 +25,7 @@ class Pace:
         self._running: deque[tuple[int, torch.Event, torch.Event]] = deque()
 
     def run(self, call: Callable[[], Any], steps: int) -> Any:
-        """The result of a call of so many steps."""
+        """The result of a call that does `steps` steps."""
         if self._device.type == "cpu":
             start = time.perf_counter()
             result = call()

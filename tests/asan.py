@@ -124,12 +124,12 @@ def inside(names, drawn):
 
     import torch
 
-    from pipeline.compile import programs as compiled
+    from pipeline.compile import backends
     from pipeline.compile.backends import native
+    from pipeline.compile.build import Builder
 
     warnings.simplefilter("ignore")
-    plain, begin, finish = native._options.__wrapped__, native.begin, compiled.Programs.finish
-    waiting = []
+    plain, finish, shared = native._options, Builder.finish, native.Native()
 
     @functools.cache
     def options(compile_only, quick):
@@ -140,12 +140,12 @@ def inside(names, drawn):
 
     native._options = options
     native._PLANNED = -1  # in one allocation for all, nobody sees what reaches into the next
-    native.begin = lambda make, graph, args, outputs, _: begin(make, graph, args, outputs, waiting)
+    backends.BACKENDS["native"] = lambda: shared  # all programs wait together
     torch.set_num_threads(2)
     known = programs(drawn)
     for at in range(0, len(names), TOGETHER):
         runs = {}
-        compiled.Programs.finish = lambda *_: False
+        Builder.finish = lambda *_: None
         for name in names[at : at + TOGETHER]:
             try:
                 torch.manual_seed(0)
@@ -154,7 +154,7 @@ def inside(names, drawn):
                 runs[name] = run
             except Exception as e:
                 print(f"begin {name}\nfailed {type(e).__name__}: {e}".split(chr(10) * 2)[0][:300], flush=True)
-        compiled.Programs.finish = finish
+        Builder.finish = finish
         for name, run in runs.items():
             print("begin", name, flush=True)
             try:

@@ -14,7 +14,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 from pipeline import Pipeline, backward, evaluate, forward, load, loss, place, stage, testing, update
+from pipeline.compile.backends import BACKENDS as TABLE
 from pipeline.compile.backends import text
+from pipeline.compile.backends.backend import Backend
+from pipeline.compile.backends.torch import Function
 from pipeline.errors import CaptureError, ConfigError
 from tests import pipes, strategies
 
@@ -150,7 +153,7 @@ def holds(pipe, step):
     eager = pipe.init(0)
     for _ in range(3):
         eager, _ = pipe.step(eager)
-    fused, _ = step._go_on(pipe.init(0), 3)
+    fused, _ = step._own_steps(pipe.init(0), 3)
     testing.same(fused.tree, eager.tree, 1e-4)
     assert step.evaluate(fused) == pytest.approx(pipe.evaluate(fused), rel=1e-4)
 
@@ -304,6 +307,41 @@ def test_an_unknown_backend_is_refused_at_once(pipe):
     code, _, err = pipe("train", "--backend", "natve")
     assert code == 2
     assert "did you mean 'native'" in err
+
+
+class Plain(Backend):
+    """Runs the graph as it is."""
+
+    name = "plain"
+
+    def begin(self, traced, args, outputs, context):
+        return lambda: Function(self.name, traced.graph, outputs, 0, context)
+
+
+class Elsewhere(Plain):
+    name, devices = "elsewhere", ("cuda",)
+
+
+class Failing(Plain):
+    name = "failing"
+
+    def begin(self, traced, args, outputs, context):
+        raise CaptureError("not today")
+
+
+def test_a_backend_is_an_entry_of_the_table(monkeypatch):
+    """It is found by name, and "auto" takes the first entry that compiles for the device; an unfit one says why."""
+    for name in list(TABLE):
+        monkeypatch.delitem(TABLE, name)
+    for kind in (Elsewhere, Failing, Plain):
+        monkeypatch.setitem(TABLE, kind.name, kind)
+    for backend, refused in (("plain", ()), ("auto", ("failing: not today",))):
+        step = small().compile(backend=backend)
+        testing.compiled_equals_eager(step, step.pipe.init(0), [BATCH, BATCH])
+        [graph] = step.report.graphs
+        assert (graph.backend, graph.refused) == ("plain", refused)
+    with pytest.raises(CaptureError, match="elsewhere: takes no cpu device"):
+        small().compile(backend="elsewhere")(small().init(0), BATCH)
 
 
 # -- the native backend for anybody

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import optim
 
 from pipeline import Pipeline, backward, evaluate, fit, forward, loss, models, testing, update
-from pipeline.compile import programs
+from pipeline.compile import build
 from pipeline.stage import Stage
 from tests import by_hand, pipes, strategies
 
@@ -149,7 +149,7 @@ def test_one_trace_for_any_lr_step_and_epoch(monkeypatch, tmp_path):
     """Three epochs with a changing lr and a short last batch are traced and compiled twice: once for each shape."""
     traced = []
     monkeypatch.setattr(
-        programs, "trace", lambda *args, kept=programs.trace, **options: traced.append(args) or kept(*args, **options)
+        build, "trace", lambda *args, kept=build.trace, **options: traced.append(args) or kept(*args, **options)
     )
     monkeypatch.setenv("PIPE_CACHE", str(tmp_path))
     pipe = pipes.mlp()

@@ -17,7 +17,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from pipeline import checkpoint, mesh, place
 from pipeline.checkpoint.write import layout
-from pipeline.compile.collectives import scheduled
+from pipeline.compile.collectives import schedule
 from pipeline.errors import DeviceError
 from pipeline.mesh import Mesh, Rows
 from pipeline.tree import named
@@ -95,7 +95,7 @@ def test_collectives_come_when_they_are_needed():
 
     args = [torch.zeros(4, 4) for _ in range(4)]
     traced = make_fx(step, tracing_mode="fake")(*args)
-    scheduled(traced)
+    schedule(traced)
     traced.graph.lint()
     order = [str(n.target).split(".")[1] for n in traced.graph.nodes if n.op == "call_function"]
     heavy = [o for o in order if o in ("all_gather_into_tensor", "mm", "all_reduce")]

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline import load, order, resident, testing
-from pipeline.compile.batches import resident_feed
+from pipeline.compile.batches import resident_batch
 from pipeline.resident import Resident
 from tests.strategies import batch_sizes, samples, seeds
 
@@ -33,7 +33,7 @@ def placed(source, window=None):
 def gathered(data, size, steps):
     """The batches of a stretch, each read as a program reads it, which moves the cursor on."""
     for _ in range(steps):
-        batch, [cursor] = resident_feed(data, size).read(data.static)
+        batch, [cursor] = resident_batch(data, size).read(data.static)
         data.cursor.copy_(cursor)
         yield batch
 

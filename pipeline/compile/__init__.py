@@ -1,4 +1,4 @@
-"""The compile layer: what torch.compile makes of a pipeline's programs, and what their calls go through."""
+"""The compile layer: a pipeline's train step and evaluation as compiled programs."""
 
 from pipeline.compile.compiled import Compiled, Steps
 from pipeline.compile.programs import Backend, Fallback

@@ -1,12 +1,13 @@
-"""Storage: compiled programs on disk, so that a step once compiled starts at once in the next process.
+"""Cache: compiled programs on disk, so that the next process need not compile.
 
-A package is a folder `<key>/` with the library and `package.json`, which says what it was made from, for which machine,
-and a checksum of both. The key is a hash of all of that. What does not fit, is damaged, or could have been written by
-somebody else is never loaded, and what is loaded is the very bytes that were checked.
+A package is a folder `<key>/` with a library and `package.json`: the program's identity (its graph, settings and
+machine), of which the key is a hash, and a checksum of both files. A package that does not match, is damaged, or could
+have been written by another user is never loaded, and exactly the bytes that were checked are loaded.
 """
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import re
@@ -15,7 +16,7 @@ import stat
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from functools import cache, cached_property
+from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -24,14 +25,14 @@ import torch
 from attrs import asdict, evolve, frozen
 
 from pipeline import files
+from pipeline.compile.backends.backend import Output
 from pipeline.compile.backends.library import Library, loaded
-from pipeline.compile.backends.program import Output
 
 FACTS = "package.json"
 MEASURED = "measured.json"
-"""Beside the packages, what the command found to be fastest: members of a sweep at once, and the device."""
+"""Beside the packages: the command's measurements of which device and how many members at once are fastest."""
 INDUCTOR = "inductor"
-"""Beside the packages, what Inductor and Triton keep for themselves."""
+"""Beside the packages: the caches of Inductor and Triton."""
 _LIBRARY = "step.so"
 _OTHERS = stat.S_IWGRP | stat.S_IWOTH
 _NAME = re.compile(rf"[0-9a-f]{{32}}|{re.escape(files.MAKING)}.+")
@@ -50,17 +51,17 @@ class Package:
     inputs: tuple[int, ...]
     outputs: tuple[Output, ...]
     checksum: str
-    model: str = ""
-    """What it was first made for, in words."""
+    model: str
+    """The model that it was first compiled for, in words."""
 
     def load(self) -> Library:
-        """Raises OSError where it has a fault, or can't be run here."""
+        """Raises OSError if it has a fault, or can't be run here."""
         library = loaded(self.code, f"{self.path.name}-{self.checksum}")
         return Library(library, self.entry, self.inputs, self.outputs)
 
     @cached_property
     def code(self) -> bytes:
-        """The library, read and checked once. Raises OSError where the package has a fault."""
+        """The library, read and checked once. Raises OSError if the package has a fault."""
         if why := refusal():
             raise OSError(None, why, str(self.path.parent))
         for path in (self.path, self.path / _LIBRARY, self.path / FACTS):
@@ -75,28 +76,29 @@ class Package:
     def fault(self) -> str | None:
         """Why it can't be used, if so."""
         try:
-            return None if evolve(self).code else "it is empty"  # of a copy, which does not keep it
+            return None if evolve(self).code else "it is empty"  # a copy, as `code` is cached
         except OSError as e:
             return f"{Path(e.filename).name}: {e.strerror}"
 
 
 def folder() -> Path:
-    """Where packages are kept: $PIPE_CACHE, or pipe-train in the user's cache folder."""
-    own = os.environ.get("PIPE_CACHE")
+    """The folder of packages: $PIPE_CACHE, or pipe-train in the user's cache folder."""
+    if named := os.environ.get("PIPE_CACHE"):
+        return Path(os.path.realpath(os.path.expanduser(named)))
     try:
-        place = os.path.expanduser(own) if own else os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        parent = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     except RuntimeError:  # a user without a home
-        own = place = os.path.join(tempfile.gettempdir(), f"pipe-train-{os.getuid()}")
-    return Path(os.path.realpath(place if own else os.path.join(place, "pipe-train")))
+        return Path(os.path.realpath(os.path.join(tempfile.gettempdir(), f"pipe-train-{os.getuid()}")))
+    return Path(os.path.realpath(os.path.join(parent, "pipe-train")))
 
 
 def refusal() -> str | None:
-    """Why nothing in the cache may be believed, and what to do: others could have put it, or its folder, there."""
+    """Why the cache can't be trusted, and what to do: other users could have written into it, or made its folder."""
     path = folder() / INDUCTOR
     for part in (*reversed(path.parents), path):
         try:
             status = part.lstat()
-        except OSError:  # nothing is there
+        except OSError:  # it does not exist
             return None
         inner = part in (path, path.parent)
         if not stat.S_ISDIR(status.st_mode) or status.st_uid not in {os.getuid(), os.getuid() if inner else 0}:
@@ -107,28 +109,27 @@ def refusal() -> str | None:
 
 
 def usable(name: str = "") -> bool:
-    """Whether the cache, or a folder in it, may be written into; it is made if it is not there."""
+    """Whether the cache, or a folder in it, may be written into; it is made if need be."""
     with suppress(OSError):
         return not refusal() and files.folder(folder() / name, 0o700).is_dir() and not refusal()
     return False
 
 
 def keep_compiler_caches() -> None:
-    """Let Inductor keep its programs, and Triton its kernels, in a folder here, where the user named none: they run
-    what they find, and torch's own choice is a name in /tmp that anybody could have taken first."""
-    named, theirs = os.environ.get("TORCHINDUCTOR_CACHE_DIR"), os.path.join(tempfile.gettempdir(), "torchinductor_")
-    if named is None or named.startswith(theirs):  # torch writes its choice there when it imports its compilers
-        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder() / INDUCTOR) if usable(INDUCTOR) else _own().name
-
-
-@cache
-def _own() -> tempfile.TemporaryDirectory[str]:
-    """A folder for this process."""
-    return tempfile.TemporaryDirectory(prefix="pipe-train-")
+    """Set the folder in which Inductor and Triton keep their programs, unless the user named one: they run what they
+    find there, and torch's default is a name in /tmp that any user can take first."""
+    named, default = os.environ.get("TORCHINDUCTOR_CACHE_DIR"), os.path.join(tempfile.gettempdir(), "torchinductor_")
+    if named is not None and not named.startswith(default):  # torch sets its default when it imports its compilers
+        return
+    place = folder() / INDUCTOR
+    if not usable(INDUCTOR):
+        place = Path(tempfile.mkdtemp(prefix="pipe-train-"))
+        atexit.register(files.remove, place)
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(place)
 
 
 def find(identity: Mapping[str, Any]) -> Package | None:
-    """The package made from just this, on a machine like this one; one with a fault is removed."""
+    """The package of an identity; one with a fault is removed."""
     path = folder() / _key(identity)
     if refusal():
         return None
@@ -143,7 +144,7 @@ def find(identity: Mapping[str, Any]) -> Package | None:
 def keep(
     library: Library, identity: Mapping[str, Any], program: str, batch: str, operations: int, model: str = ""
 ) -> Package | None:
-    """Keep a program in the cache; None where that can't or may not be written, which is no harm."""
+    """Put a program into the cache; None if that can't be written or trusted."""
     path = folder() / _key(identity)
     try:
         if not usable():
@@ -152,10 +153,10 @@ def keep(
         with files.making(path, 0o700) as work:
             files.replace(work / _LIBRARY, code, 0o600)
             facts = (work, identity, program, batch, operations, library.entry, library.inputs, library.outputs)
-            described = _described(Package(*facts, checksum="", model=model))
+            described = _described(Package(*facts, "", model))
             described["checksum"] = _checksum(code, described)
             files.replace(work / FACTS, json.dumps(described, indent=1).encode(), 0o600)
-            with suppress(OSError):  # another process was faster, or something else is there
+            with suppress(OSError):  # another process was faster, or something else has its name
                 work.rename(path)
         return find(identity)
     except OSError:
@@ -163,12 +164,12 @@ def keep(
 
 
 def packages() -> Iterator[Package]:
-    """What is in the cache and can be read."""
+    """The packages that can be read."""
     yield from filter(None, (_read(path) for path in folders() if finished(path)))
 
 
 def folders() -> list[Path]:
-    """The cache's folders, whole or broken; it may have been put where there are others, which are not looked at."""
+    """The folders of packages, whole or broken; other folders beside them are ignored."""
     try:
         return sorted(path for path in folder().iterdir() if _NAME.fullmatch(path.name) and path.is_dir())
     except OSError:
@@ -176,16 +177,16 @@ def folders() -> list[Path]:
 
 
 def finished(path: Path) -> bool:
-    """Whether a folder of the cache is a package, not the beginnings of one."""
+    """Whether a folder of the cache is a package, not one that was begun and left."""
     return not path.name.startswith(files.MAKING)
 
 
 def clear() -> int:
-    """Remove all packages, whole or broken; how many there were. What else is in the folder stays."""
-    found = folders()
-    for path in (*found, folder() / MEASURED, folder() / INDUCTOR):
+    """Remove all packages, whole or broken, and return their number. Other files in the folder stay."""
+    removed = folders()
+    for path in (*removed, folder() / MEASURED, folder() / INDUCTOR):
         files.remove(path)
-    return len(found)
+    return len(removed)
 
 
 def _key(identity: Mapping[str, Any]) -> str:
@@ -199,18 +200,17 @@ def _checksum(code: bytes, described: Mapping[str, Any]) -> str:
 def _described(package: Package) -> dict[str, Any]:
     """A package as JSON."""
     outputs = [{"name": o.name, "shape": list(o.shape), "dtype": str(o.dtype)[6:]} for o in package.outputs]
-    made = {**asdict(package, recurse=False), "path": None, "inputs": list(package.inputs), "outputs": outputs}
-    return {k: v for k, v in made.items() if k != "model" or v}  # older packages say none
+    return {**asdict(package, recurse=False), "path": None, "inputs": list(package.inputs), "outputs": outputs}
 
 
 def _read(path: Path) -> Package | None:
     try:
         facts = {} if path.is_symlink() else json.loads(files.read(path / FACTS, most=16 << 20, links=False))
-        made = tuple(Output(o["name"], tuple(o["shape"]), getattr(torch, o["dtype"])) for o in facts.pop("outputs"))
-        package = Package(**{**facts, "path": path, "inputs": tuple(facts["inputs"]), "outputs": made})
+        outputs = tuple(Output(o["name"], tuple(o["shape"]), getattr(torch, o["dtype"])) for o in facts["outputs"])
+        package = Package(**{**facts, "path": path, "inputs": tuple(facts["inputs"]), "outputs": outputs})
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
-    numbers = all(type(n) is int for n in (*package.inputs, *(n for o in made for n in o.shape)))
+    numbers = all(type(n) is int for n in (*package.inputs, *(n for o in outputs for n in o.shape)))
     words = all(isinstance(text, str) for text in (package.entry, package.model))
-    fits = numbers and words and all(isinstance(o.dtype, torch.dtype) for o in made)
-    return package if fits and isinstance(package.identity, dict) else None
+    types = numbers and words and all(isinstance(o.dtype, torch.dtype) for o in outputs)
+    return package if types and isinstance(package.identity, dict) else None

@@ -1,6 +1,6 @@
-"""Collectives: when the processes of a mesh talk in a graph. Whole weights are put together just before they are used,
-and again for the backward; gradients are summed as soon as they are there. So few of both are in memory at once, and a
-backend can compute meanwhile."""
+"""Collectives: schedule the communication of a mesh within a graph. Sharded weights are gathered just before they are
+used, and again for the backward; gradients are reduced as soon as they are there. So few of both are in memory at once,
+and a backend can compute meanwhile."""
 
 from __future__ import annotations
 
@@ -12,23 +12,24 @@ from torch.fx import GraphModule, Node
 _ATEN, _OPERATORS = torch.ops.aten, torch.ops._c10d_functional
 _GATHER = _OPERATORS.all_gather_into_tensor.default
 _WAIT = _OPERATORS.wait_tensor.default
-_SUMS = (_OPERATORS.reduce_scatter_tensor.default, _OPERATORS.all_reduce.default)
+_REDUCTIONS = (_OPERATORS.reduce_scatter_tensor.default, _OPERATORS.all_reduce.default)
 
 LIVE = 2
-"""How many buckets of weights are kept whole, those that were used last."""
+"""Buckets of gathered weights in memory, the last ones used."""
 
 
-def scheduled(graph: GraphModule) -> None:
-    """Put the collectives of a graph where they belong."""
-    _sunk(graph)
-    _raised(graph)
+def schedule(graph: GraphModule) -> None:
+    """Reorder the collectives of a graph: gather late, reduce early, wait late."""
+    _gather_late(graph)
+    _reduce_early(graph)
+    _wait_late(graph)
     graph.recompile()
 
 
-def _sunk(graph: GraphModule) -> None:
-    """Have weights put together where they are used: anew, where other ones were used since."""
+def _gather_late(graph: GraphModule) -> None:
+    """Gather weights just before their use, and again if other buckets were used in between."""
     nodes = list(graph.graph.nodes)
-    bucket = _unpacked(nodes)
+    bucket = _buckets(nodes)
     if not bucket:
         return
     live: list[Node] = []
@@ -39,105 +40,108 @@ def _sunk(graph: GraphModule) -> None:
         for read in list(node.all_input_nodes):
             if read not in bucket:
                 continue
-            home = bucket[read]
-            if home not in live:
-                copies[home] = {}
-            live = [*[b for b in live if b is not home], home][-LIVE:]
-            node.replace_input_with(read, _copied(graph, read, node, bucket, copies[home]))
+            gather = bucket[read]
+            if gather not in live:
+                copies[gather] = {}
+            live = [*[b for b in live if b is not gather], gather][-LIVE:]
+            node.replace_input_with(read, _copy(graph, read, node, bucket, copies[gather]))
     for node in reversed(nodes):
         if node in bucket and not node.users:
             graph.graph.erase_node(node)
 
 
-def _unpacked(nodes: Iterable[Node]) -> dict[Node, Node]:
-    """What leads from the inputs of a graph to whole weights, each with the collective that it goes through: that is
-    made of inputs alone, and all that is made of it alone by views."""
+def _buckets(nodes: Iterable[Node]) -> dict[Node, Node]:
+    """The gathers of weights by their nodes: each gather, what it is computed from (inputs alone), and the views of its
+    result."""
     bucket: dict[Node, Node] = {}
-    given: set[Node] = set()
+    placeholders: set[Node] = set()
     for node in nodes:
         reads = node.all_input_nodes
         if node.op == "placeholder":
-            given.add(node)
+            placeholders.add(node)
         elif node.op != "call_function" or not reads:
             continue
         elif node.target is _GATHER:
-            own = _ancestors(node, given)
-            if own is not None:
-                bucket |= dict.fromkeys((*own, node), node)
-        elif len(reads) == 1 and reads[0] in bucket and (node.target is _WAIT or _views(node)):
+            before = _ancestors(node, placeholders)
+            if before is not None:
+                bucket |= dict.fromkeys((*before, node), node)
+        elif len(reads) == 1 and reads[0] in bucket and (node.target is _WAIT or _is_view(node)):
             bucket[node] = bucket[reads[0]]
     return bucket
 
 
-def _ancestors(node: Node, given: set[Node]) -> list[Node] | None:
-    """What a node is made of, up to the inputs of the graph; None where that is more than a few views and a copy."""
-    found: dict[Node, None] = {}
+def _ancestors(node: Node, placeholders: set[Node]) -> list[Node] | None:
+    """The nodes from the inputs of a graph to a node; None if one of them is neither a view nor a cat."""
+    ancestors: dict[Node, None] = {}
     waiting = list(node.all_input_nodes)
     while waiting:
         n = waiting.pop()
-        if n in given or n in found:
+        if n in placeholders or n in ancestors:
             continue
-        if n.target is not _ATEN.cat.default and not _views(n):
+        if n.target is not _ATEN.cat.default and not _is_view(n):
             return None
-        found[n] = None
+        ancestors[n] = None
         waiting += n.all_input_nodes
-    return list(found)
+    return list(ancestors)
 
 
-def _views(node: Node) -> bool:
-    """Whether it shows the same numbers in another shape, or a copy of them."""
+def _is_view(node: Node) -> bool:
+    """Whether a node is a view or a copy of its input."""
     returns = getattr(getattr(node.target, "_schema", None), "returns", ())
-    shown = (_ATEN.view.default, _ATEN.reshape.default, _ATEN._unsafe_view.default, _ATEN.clone.default)
-    return any(r.alias_info is not None for r in returns) or node.target in shown
+    copies = (_ATEN.view.default, _ATEN.reshape.default, _ATEN._unsafe_view.default, _ATEN.clone.default)
+    return any(r.alias_info is not None for r in returns) or node.target in copies
 
 
-def _copied(graph: GraphModule, node: Node, before: Node, bucket: dict[Node, Node], made: dict[Node, Node]) -> Node:
-    """A node of a bucket, with what it is made of, once more, in front of another one."""
+def _copy(graph: GraphModule, node: Node, before: Node, bucket: dict[Node, Node], copies: dict[Node, Node]) -> Node:
+    """A copy of a node of a bucket, and of all that it is computed from, in front of another node."""
     if node not in bucket:
         return node
-    if node not in made:
-        inputs = {n: _copied(graph, n, before, bucket, made) for n in node.all_input_nodes}
+    if node not in copies:
+        inputs = {n: _copy(graph, n, before, bucket, copies) for n in node.all_input_nodes}
         with graph.graph.inserting_before(before):
-            made[node] = graph.graph.node_copy(node, lambda n: inputs[n])
-    return made[node]
+            copies[node] = graph.graph.node_copy(node, lambda n: inputs[n])
+    return copies[node]
 
 
-def _raised(graph: GraphModule) -> None:
-    """Have sums over processes begin as soon as what is summed is there, and waited for where the next one begins."""
+def _reduce_early(graph: GraphModule) -> None:
+    """Move each reduction, with the cheap operations that only it needs, to right after their inputs."""
     nodes = list(graph.graph.nodes)
     place = {n: i for i, n in enumerate(nodes)}
     inputs = [node for node in nodes if node.op == "placeholder"][-1]
     for node in nodes:
-        if node.target not in _SUMS:
+        if node.target not in _REDUCTIONS:
             continue
-        own, waiting = {node}, list(node.all_input_nodes)
+        moved, waiting = {node}, list(node.all_input_nodes)
         outside: list[Node] = []
         while waiting:
             n = waiting.pop()
-            if n in own:
+            if n in moved:
                 continue
-            if n.op == "call_function" and all(u in own for u in n.users) and _cheap(n):
-                own.add(n)
+            if n.op == "call_function" and all(u in moved for u in n.users) and _is_cheap(n):
+                moved.add(n)
                 waiting += n.all_input_nodes
             else:
                 outside.append(n)
-        outside = [n for n in outside if n not in own]  # all that read it were found later
+        outside = [n for n in outside if n not in moved]  # a later user may have moved it
         last = max((*outside, inputs), key=place.__getitem__)
-        for n in sorted(own, key=place.__getitem__, reverse=True):
+        for n in sorted(moved, key=place.__getitem__, reverse=True):
             last.append(n)
         place = {n: i for i, n in enumerate(graph.graph.nodes)}
-    before: Node | None = None
+
+
+def _wait_late(graph: GraphModule) -> None:
+    """Wait for a reduction when the next one starts, or its result is read."""
+    wait: Node | None = None
     for node in list(graph.graph.nodes):
-        if node.target in _SUMS:
-            if before is not None:
-                node.prepend(before)
-            waits = [u for u in node.users if u.target is _WAIT]
-            before = waits[0] if waits else None
-        elif before is not None and before in node.all_input_nodes:
-            before = None
+        if node.target in _REDUCTIONS:
+            if wait is not None:
+                node.prepend(wait)
+            wait = next((u for u in node.users if u.target is _WAIT), None)
+        elif wait is not None and wait in node.all_input_nodes:
+            wait = None
 
 
-def _cheap(node: Node) -> bool:
-    """Whether it is element by element, or a view or a copy: what is done to a gradient before it is summed."""
+def _is_cheap(node: Node) -> bool:
+    """Whether a node is elementwise, a view or a copy, such as a gradient's operations before its reduction."""
     tags, others = getattr(node.target, "tags", ()), (_ATEN.cat, _ATEN.constant_pad_nd, _ATEN._to_copy)
-    return torch.Tag.pointwise in tags or _views(node) or getattr(node.target, "overloadpacket", None) in others
+    return torch.Tag.pointwise in tags or _is_view(node) or getattr(node.target, "overloadpacket", None) in others

@@ -1,4 +1,4 @@
-"""Donation: a State's tensors stay where programs read and write them, and the State that was handed over says so."""
+"""Donation: programs read and write a State's tensors in place, and the State that was passed in is spent."""
 
 from __future__ import annotations
 
@@ -16,70 +16,68 @@ from pipeline.state import State
 
 
 class Held:
-    """The leaves of the State that a step's programs work on."""
+    """The State that programs read and write."""
 
     def __init__(self, program: Program, donate: bool) -> None:
         self.program, self.donate = program, donate
         self.spec: Any = None
         self.leaves: tuple[Tensor, ...] = ()
-        self.done: int | None = None
-        """`state.step` as a number, where it is known without asking the device."""
-        self.seed: Any = None
-        self._current: State | None = None
         self.tree: Any = None
-        """That of the State taken."""
+        self._current: State | None = None
         self._signature: Any = None
+        self._step: int | None = None
+        """`state.step`, if it is known without waiting for the device."""
+        self._seed: Any = None
 
     def take(self, state: State) -> bool:
-        """Let the leaves of a State be what programs read and write; whether they lie elsewhere than those before."""
-        tree = state.tree  # raises where the State was donated, before anything is written
+        """Hold a State; True if its leaves are not in the storage of those before."""
+        tree = state.tree  # raises if the State is spent
         if state is self._current:
             return False
-        leaves = self.of(state)
+        leaves = self.tensors(state)
         if not self.donate:
             leaves = [t.clone() for t in leaves]
         elif len({t.data_ptr() for t in leaves if t.numel()}) < sum(t.numel() > 0 for t in leaves):
             shared = "two tensors of the State share their storage, so it can't be donated"
             raise StateError(f"{shared}; make the State with state.clone() first")
-        places = {t.data_ptr() for t in self.leaves}
-        new = [(there, t) for there, t in zip(self.leaves, leaves, strict=False) if t is not there]
-        moved = len(new) == len(self.leaves) or any(t.data_ptr() in places for _, t in new)
-        self._current, self.seed = state, None
+        pointers = {t.data_ptr() for t in self.leaves}
+        new = [(held, t) for held, t in zip(self.leaves, leaves, strict=False) if t is not held]
+        moved = len(new) == len(self.leaves) or any(t.data_ptr() in pointers for _, t in new)
+        self._current, self._seed = state, None
         if moved:
             self.leaves = tuple(leaves)
             self.tree = pytree.tree_unflatten(leaves, self.spec)
-            self.done = None
+            self._step = None
             return True
-        # A State made from the last one, as with another lr: what is new in it moves to where the programs look.
-        for there, t in new:
-            there.copy_(t)
+        # A State derived from the held one, as with another lr: copy its new leaves into the held ones.
+        for held, t in new:
+            held.copy_(t)
         if tree["step"] is not self.tree["step"]:
-            self.done = None
+            self._step = None
         return False
 
     @contextmanager
-    def kept(self, copied: bool) -> Iterator[None]:
-        """Within it, steps are done; where one fails, the State is what it was before them. One step that fails leaves
-        it so; of several, that takes a copy."""
-        before = [t.clone() for t in self.leaves] if copied and self.donate else []
+    def restored(self, copy: bool) -> Iterator[None]:
+        """Restore the State if a step fails. A failed step changes nothing, but after other steps that takes a copy."""
+        before = [t.clone() for t in self.leaves] if copy and self.donate else []
         try:
             yield
         except StageError:
-            for there, t in zip(self.leaves, before, strict=False):
-                there.copy_(t)
+            for held, t in zip(self.leaves, before, strict=False):
+                held.copy_(t)
             self.failed()
             raise
 
     def failed(self) -> None:
-        """A step changed nothing: without donation, the State that was taken is still its owner's."""
+        """After a failed step: without donation, the State that was passed in remains its owner's."""
         if not self.donate:
             self._current, self.leaves = None, ()
 
     def give(self, steps: int) -> State:
-        """The State after so many steps; the one taken is spent."""
+        """The State after `steps` more steps; the one before is spent."""
         assert self._current is not None
-        if self.done is not None:
-            self.done += steps
+        if self._step is not None:
+            self._step += steps
         state = State(self.tree)
         if self.donate:
             self._current.lease.donated = True
@@ -89,19 +87,19 @@ class Held:
         return state
 
     def position(self, state: State, batches: int) -> tuple[int, int]:
-        """Epoch and batch at which a State is in its own data."""
-        if state is not self._current or self.done is None:
-            self.done = int(state.step)
-        return divmod(self.done, batches)
+        """A State's epoch, and its batch in it, on the pipeline's own data."""
+        if state is not self._current or self._step is None:
+            self._step = int(state.step)
+        return divmod(self._step, batches)
 
-    def key(self) -> Any:
+    def shuffled_by(self) -> Any:
         """The seed of the order, as a number."""
-        if self.seed is None:
-            self.seed = self.program.seed(self.tree)
-        return self.seed
+        if self._seed is None:
+            self._seed = self.program.seed(self.tree)
+        return self._seed
 
-    def of(self, state: State) -> list[Tensor]:
-        """The tensors of a State, which must be like the first one seen."""
+    def tensors(self, state: State) -> list[Tensor]:
+        """The tensors of a State, whose shapes must be those of the first one."""
         leaves, spec = pytree.tree_flatten(state.tree)
         if any(not t.is_contiguous() and t.clone().stride() != t.stride() for t in leaves):
             raise StateError("a tensor of the State has gaps in its storage; make the State with state.clone() first")

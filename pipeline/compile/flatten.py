@@ -1,9 +1,9 @@
-"""Functions: a pipeline's two programs as functions of a flat list of tensors, which they write their results into.
+"""Flatten: a pipeline's two programs as functions of a flat list of tensors, into which they write their results.
 
-The list is State's leaves, for evaluation the sums, what stays of the feed, and what is given. Writing into what was
-given is what donation is, inside a graph: there is one copy of State, and the same call can be made again and again.
+The list is: State's leaves, for an evaluation its sums, the tensors of a batch that stay, and those given with each
+call. Writing into the arguments donates State: there is one copy of it, and the same call can be repeated.
 
-No tensor in it is 0-d: torch guards on the value of a 0-d float64 input, and drops what is written into it.
+No tensor in it is 0-d: torch guards on the value of a 0-d float64 input, and drops writes into it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from attrs import frozen
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from pipeline.compile.batches import Feed
+from pipeline.compile.batches import BatchInputs, Signature
 from pipeline.errors import StateError
 from pipeline.programs.program import Program
 
@@ -24,69 +24,77 @@ TRAIN, EVALUATION = "train step", "evaluation"
 
 
 @frozen(eq=False)
-class Kind:
-    """Which program, and how its tensors are a State's and sums."""
+class Subject:
+    """The State that a program works on, and the sums of an evaluation."""
 
-    program: str
     spec: Any
-    leaves: int
+    leaves: tuple[Tensor, ...]
     sums_spec: Any = None
-    sums: int = 0
+    sums: tuple[Tensor, ...] = ()
 
     @property
-    def kept(self) -> int:
-        """How many tensors come before those of a feed."""
-        return self.leaves + self.sums
+    def program(self) -> str:
+        return TRAIN if self.sums_spec is None else EVALUATION
 
-    def written(self, feed: Feed) -> list[int]:
-        """The places in the list that the program writes into."""
-        end = self.kept + len(feed.static)
-        return [*range(self.leaves if self.sums_spec is not None else 0, self.kept), *range(end - feed.moved, end)]
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        return (*self.leaves, *self.sums)
+
+    def signature(self, inputs: BatchInputs) -> Signature:
+        """The key of its program."""
+        return (self.program, *inputs.signature)
+
+    def written(self, inputs: BatchInputs) -> list[int]:
+        """The places of the tensors that the program writes into."""
+        first, kept = (0 if self.sums_spec is None else len(self.leaves)), len(self.tensors)
+        end = kept + len(inputs.static)
+        return [*range(first, kept), *range(end - inputs.moved, end)]
 
 
-def listed(tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """Tensors as a program takes them: 0-d ones as the same storage with one element."""
+def flat_tensors(tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Tensors as a program takes them: 0-d ones as views of one element."""
     return tuple([t.view(1) if t.ndim == 0 else t for t in tensors])
 
 
-def function(
-    own: Program, kind: Kind, feed: Feed, args: Sequence[Tensor], names: list[str]
+def flat_program(
+    own: Program, subject: Subject, inputs: BatchInputs, args: Sequence[Tensor], names: list[str] | None = None
 ) -> Callable[..., tuple[Tensor, ...]]:
-    """A program as a function of tensors such as `listed(args)` that returns the metrics of a step, and puts their
-    names into `names`."""
-    n, places, numbers = kind.kept, kind.written(feed), {i for i, t in enumerate(args) if t.ndim == 0}
+    """A program as a function of `flat_tensors(args)`. A train step returns its metrics, and lists their `names`."""
+    first, n, end = len(subject.leaves), len(subject.tensors), len(args)
+    spec, sums_spec, places = subject.spec, subject.sums_spec, subject.written(inputs)
+    numbers = {i for i, t in enumerate(args) if t.ndim == 0}
 
     def program(*given: Tensor) -> tuple[Tensor, ...]:
         flat = [t.view(()) if i in numbers else t for i, t in enumerate(given)]
-        state = pytree.tree_unflatten(flat[: kind.leaves], kind.spec)
-        shard, moved = feed.read(flat[n : n + len(feed.static) + len(feed.given)])
+        state = pytree.tree_unflatten(flat[:first], spec)
+        shard, moved = inputs.read(flat[n:end])
         metrics: dict[str, Tensor] = {}
-        if kind.program == EVALUATION:
-            sums = pytree.tree_unflatten(flat[kind.leaves : n], kind.sums_spec)
+        if sums_spec is not None:
+            sums = pytree.tree_unflatten(flat[first:n], sums_spec)
             new = [*pytree.tree_leaves(own.measure(state, sums, shard)), *moved]
         else:
             tree, metrics = own.train(state, shard)
-            leaves, spec = pytree.tree_flatten(tree)
+            leaves, new_spec = pytree.tree_flatten(tree)
             new = [*leaves, *moved]
-            if spec != kind.spec:
+            if new_spec != spec:
                 raise StateError("a step must return a State of the structure that it was given")
-        names[:] = metrics
-        stored = {t.untyped_storage()._cdata for t in flat[:n]}
-        results = [_read_first(t, stored, state["step"]) for t in metrics.values()]
-        kept = [v if v is flat[i] else _read_first(v, stored, state["step"]) for i, v in zip(places, new, strict=True)]
-        for i, value in zip(places, kept, strict=True):
-            if value is not flat[i]:
-                given[i].copy_(value.view(1) if i in numbers else value)
+        if names is not None:
+            names[:] = metrics
+        storages = {t.untyped_storage()._cdata for t in flat[:n]}
+        results = [_read_early(t, storages, state["step"]) for t in metrics.values()]
+        changed = [(i, value) for i, value in zip(places, new, strict=True) if value is not flat[i]]
+        for i, value in [(i, _read_early(value, storages, state["step"])) for i, value in changed]:
+            given[i].copy_(value.view(1) if i in numbers else value)
         return tuple(t.contiguous().clone() for t in results)
 
     return program
 
 
-def _read_first(value: Tensor, stored: set[int], step: Tensor) -> Tensor:
-    """A leaf that is another old leaf, as where a target network takes the weights over, read before that is written.
+def _read_early(value: Tensor, storages: set[int], step: Tensor) -> Tensor:
+    """Read a value that is another old leaf, as of a target network that copies weights, before that is written.
 
-    A clone would not do: Inductor takes it for nothing, and reads the leaf when it is already the new one.
+    A clone would not do: Inductor removes it, and reads the new leaf.
     """
-    if value.untyped_storage()._cdata not in stored:
+    if value.untyped_storage()._cdata not in storages:
         return value
     return torch.where(step >= 0, value, value.new_zeros(()))

@@ -1,15 +1,15 @@
-"""Checks: an id out of range is found inside the graph, and the step that it is in changes nothing.
+"""Id checks: a graph finds ids out of range, and then its step changes nothing.
 
-Ids that are as they stand in a data set on the device, or in a tensor that code holds, cost no step anything: those of
-the data are looked at once, before the first.
+Ids that stay in place cost no step anything: those of a data set on the device are checked once, before the first step,
+and those that code holds while tracing.
 """
 
 from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Collection, Mapping, Sequence
-from functools import partial, reduce
-from typing import Any
+from functools import reduce
+from typing import TYPE_CHECKING, Any
 
 import torch
 from attrs import evolve, frozen
@@ -17,146 +17,163 @@ from torch import Tensor
 from torch._higher_order_ops.scan import scan_op
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx import GraphModule, Node
-from torch.fx.node import map_arg
 
-from pipeline.compile.backends.program import Run
 from pipeline.errors import StageError
-from pipeline.ids import Taken, taken
+from pipeline.ids import Ids, id_arguments
+
+if TYPE_CHECKING:
+    from pipeline.compile.backends.backend import Run
 
 _ATEN = torch.ops.aten
 _VIEWS = ("view", "_unsafe_view", "reshape", "unsqueeze", "squeeze", "transpose", "permute", "t", "expand", "detach")
 _SAME = frozenset((*_VIEWS, "clone", "alias", "lift_fresh_copy", "_to_copy", "index_select"))
-"""Operations whose result holds no integers but those of their first argument."""
+"""Operations whose result has no integers but those of their first argument."""
 
 
 @frozen
-class Look:
-    """Ids that stand in the tensor at `place` of a program's arguments."""
+class IdCheck:
+    """A check of the ids in the tensor at `place` of a program's arguments."""
 
     place: int
     stage: str
-    taken: Taken
+    ids: Ids
 
-    def at(self, args: Sequence[Tensor]) -> None:
-        """Raise StageError where one is out of range."""
-        if said := self.taken.refused(args[self.place]):
-            raise StageError(self.stage, f"fails on a value of its data set: {said}")
+    def run(self, tensor: Tensor) -> None:
+        """Raise StageError for an id out of range."""
+        if error := self.ids.error(tensor):
+            raise StageError(self.stage, f"fails on a value of its data set: {error}")
 
 
 class Checked:
-    """A bound program that returns, as its last, whether its ids were in range; where not, `again` does such a step
-    uncompiled, which says what is wrong."""
+    """A bound program whose last output says whether its ids were in range; if not, `plain` repeats the step uncompiled
+    and raises the error."""
 
-    def __init__(self, bound: Run, again: Callable[..., None]) -> None:
-        self.outputs, self._bound, self._again = bound.outputs[:-1], bound, again
+    def __init__(self, bound: Run, plain: Callable[..., None]) -> None:
+        self.outputs, self._bound, self._plain = bound.outputs[:-1], bound, plain
         self.permute = getattr(bound, "permute", None)
 
     def run(self, given: Sequence[Tensor] = (), steps: int | None = None, results: bool = True) -> list[Tensor]:
-        """As LibraryRun.run. Raises StageError, and then what the program writes into is as before the wrong step."""
-        *made, fine = self._bound.run(given, steps)
+        """As LibraryRun.run. Raises StageError, and leaves State as it was before the wrong step."""
+        *outputs, fine = self._bound.run(given, steps)
         if not (fine if steps is None else fine.all()).item():
-            self._again(*given)
+            self._plain(*given)
             raise RuntimeError("an id is out of range in the compiled step, and in no uncompiled one")
-        return made if results else []
+        return outputs if results else []
 
 
-def checked(
-    graph: GraphModule, fixed: Collection[int], stage: Any, guard: bool = True
-) -> tuple[tuple[Look, ...], bool]:
-    """Have a graph check its ids: what is to be looked at before it runs, and whether it returns, as its last, if all
-    others were in range. Where not, it leaves what it writes into as it was.
+def add_id_checks(
+    graph: GraphModule, fixed: Collection[int], stage: Callable[[Node], str], guard: bool = True
+) -> tuple[tuple[IdCheck, ...], bool]:
+    """Guard the ids in a graph: if one is out of range, it writes nothing, and its last output is False.
 
-    `fixed` are the places of arguments that no step changes. Without `guard`, only what is to be looked at is found.
+    Ids in arguments at the places `fixed`, which no step changes, are left to checks before it runs. Returns these, and
+    whether the graph has a guard; without `guard` it gets none.
     """
-    places = {n: i for i, n in enumerate(graph.graph.find_nodes(op="placeholder")) if i in fixed}
-    looks: dict[Any, Look] = {}
-    given: dict[Node, Node] = {}
-    good: list[Node] = []
+    arguments = {n: i for i, n in enumerate(graph.graph.find_nodes(op="placeholder")) if i in fixed}
+    guards = _Guards(arguments, stage, guard)
+    flags: list[Node] = []
     loop: Any
-    out: Any
     for loop in graph.graph.find_nodes(op="call_function", target=scan_op):
-        body = getattr(graph, loop.args[0].target)
-        inner = [*body.graph.find_nodes(op="placeholder")][len(loop.args[1]) :]
-        given |= zip(inner, (*loop.args[2], *loop.args[3]), strict=True)
-        if own := _guarded(body, given, places, looks, stage, guard):
-            [out] = body.graph.find_nodes(op="output")
-            with body.graph.inserting_before(out):
-                out.args = ((*out.args[0], _all(body, own)),)
-            body.recompile()
-            rows = own[0].meta["val"].new_empty(len(loop.args[2][0].meta["val"]))
-            with graph.graph.inserting_after(loop):
-                good.append(graph.graph.call_function(operator.getitem, (loop, len(loop.meta["val"]))))
-            loop.meta["val"] = (*loop.meta["val"], rows)
-            good[-1].meta["val"] = rows
-    good += _guarded(graph, given, places, looks, stage, guard)
-    if good:
+        flags += _check_loop(graph, loop, guards)
+    flags += guards.add(graph)
+    if flags:
+        out: Any
         [out] = graph.graph.find_nodes(op="output")
         copies: Any = graph.graph.find_nodes(op="call_function", target=_ATEN.copy_.default)
         writes = [n for n in copies if n.args[0].op == "placeholder"]
         with graph.graph.inserting_before(writes[0] if writes else out):
-            fine = _all(graph, good)
+            fine = _all(graph, flags)
         for n in writes:
             with graph.graph.inserting_before(n):
-                n.args = (n.args[0], _made(graph, _ATEN.where.self, fine, n.args[1], n.args[0]))
+                n.args = (n.args[0], _call(graph, _ATEN.where.self, fine, n.args[1], n.args[0]))
         out.args = ((*out.args[0], fine),)
     graph.recompile()
-    return tuple(looks.values()), bool(good)
+    return tuple(guards.checks.values()), bool(flags)
 
 
-def _guarded(
-    graph: GraphModule, given: Mapping[Node, Node], places: Mapping[Node, int], looks: dict[Any, Look], stage: Any,
-    guard: bool,
-) -> list[Node]:  # fmt: skip
-    """Have each operation read ids that are in range; whether those that it was given were, of each."""
-    changed = {n for node in graph.graph.nodes for x in _written(node) for n in _chain(x, {})}
-    known: dict[Any, Node] = {}
-    good: list[Node] = []
-    begun = False
-    for node in list(graph.graph.nodes):
-        begun = begun or bool(node.meta.get("custom"))  # what stands before the stages gathers the batch
-        if not begun or not hasattr(node.target, "overloadpacket"):
-            continue
-        for one in taken(node.target, node.args, node.kwargs, lambda n: n.meta["val"]):
-            chain, key = _chain(one.ids, given), (one.ids, str(one.size), one.wraps, one.ignored)
-            if isinstance(one.size, int) and not changed.intersection(chain):
-                if chain[-1] in places:
-                    look = Look(places[chain[-1]], stage(node), evolve(one, ids=None, of=(None, None)))
-                    looks.setdefault((look.place, *key[1:]), look)
-                    continue
-                if (held := _held(chain[-1])) is not None and not one.refused(held):
-                    continue
-            if not guard:
+def _check_loop(graph: GraphModule, loop: Any, guards: _Guards) -> list[Node]:
+    """Let the body of a scan return whether its ids are in range, as one more stacked output of the loop."""
+    body = getattr(graph, loop.args[0].target)
+    inner = [*body.graph.find_nodes(op="placeholder")][len(loop.args[1]) :]
+    guards.sources |= zip(inner, (*loop.args[2], *loop.args[3]), strict=True)
+    flags = guards.add(body)
+    if not flags:
+        return []
+    [out] = body.graph.find_nodes(op="output")
+    with body.graph.inserting_before(out):
+        out.args = ((*out.args[0], _all(body, flags)),)
+    body.recompile()
+    stacked = flags[0].meta["val"].new_empty(len(loop.args[2][0].meta["val"]))
+    with graph.graph.inserting_after(loop):
+        flag = graph.graph.call_function(operator.getitem, (loop, len(loop.meta["val"])))
+    loop.meta["val"] = (*loop.meta["val"], stacked)
+    flag.meta["val"] = stacked
+    return [flag]
+
+
+class _Guards:
+    """Guards the ids in a graph and in its loops."""
+
+    def __init__(self, arguments: Mapping[Node, int], stage: Callable[[Node], str], guard: bool) -> None:
+        self.arguments, self.stage, self.guard = arguments, stage, guard
+        self.sources: dict[Node, Node] = {}
+        """By inputs of the bodies of loops, the nodes passed to them."""
+        self.checks: dict[Any, IdCheck] = {}
+
+    def add(self, graph: GraphModule) -> list[Node]:
+        """Let each operation read ids that are in range; return flags of whether all were."""
+        changed = {n for node in graph.graph.nodes for x in _written(node) for n in _origins(x, {})}
+        known: dict[Any, Node] = {}
+        flags: list[Node] = []
+        in_stages = False
+        for node in list(graph.graph.nodes):
+            in_stages = in_stages or bool(node.meta.get("custom"))  # the batch is gathered before them
+            if not in_stages or not hasattr(node.target, "overloadpacket"):
                 continue
-            if key not in known or one.ids in changed:
-                with graph.graph.inserting_before(node):
-                    fine, known[key] = _guard(graph, one)
-                good.append(fine)
-            node.args = map_arg(node.args, partial(_instead, one.ids, known[key]))
-    return good
+            for argument in id_arguments(node.target, node.args, node.kwargs, lambda n: n.meta["val"]):
+                if self._in_place(argument, node, changed) or not self.guard:
+                    continue
+                ids, key = argument.ids, (argument.ids, str(argument.size), argument.wraps, argument.ignored)
+                if key not in known or ids in changed:
+                    with graph.graph.inserting_before(node):
+                        fine, known[key] = _guard(graph, argument)
+                    flags.append(fine)
+                node.replace_input_with(ids, known[key])
+        return flags
+
+    def _in_place(self, argument: Ids, node: Node, changed: Collection[Node]) -> bool:
+        """Whether ids need no guard: they stand in an argument, which gets a check, or code holds them, in range."""
+        origins = _origins(argument.ids, self.sources)
+        if not isinstance(argument.size, int) or any(n in changed for n in origins):
+            return False
+        if origins[-1] in self.arguments:
+            place = self.arguments[origins[-1]]
+            check = IdCheck(place, self.stage(node), evolve(argument, ids=None, rows=(None, None)))
+            self.checks.setdefault((place, str(argument.size), argument.wraps, argument.ignored), check)
+            return True
+        held = _held(origins[-1])
+        return held is not None and not argument.error(held)
 
 
-def _instead(old: Node, new: Node, node: Node) -> Node:
-    return new if node is old else node
-
-
-def _guard(graph: GraphModule, one: Taken) -> tuple[Node, Node]:
-    """Whether ids are in range, and the same with 0 in the place of those that are not."""
-    ids, size = one.ids, one.size
+def _guard(graph: GraphModule, argument: Ids) -> tuple[Node, Node]:
+    """Whether ids are in range, and the ids with 0 for those out of range."""
+    ids, size = argument.ids, argument.size
     if isinstance(size, torch.SymInt):
-        of = (_ATEN.sym_numel.default, one.of[0]) if one.of[1] is None else (_ATEN.sym_size.int, *one.of)
-        size = _made(graph, *of)
-    at = ids
-    if one.wraps:
-        at = _made(graph, _ATEN.where.self, _made(graph, _ATEN.lt.Scalar, ids, 0),
-                   _made(graph, _ATEN.add.Tensor, ids, size), ids)  # fmt: skip
-    low, high = _made(graph, _ATEN.ge.Scalar, at, 0), _made(graph, _ATEN.lt.Scalar, at, size)
-    fine = _made(graph, _ATEN.logical_and.default, low, high)
-    if one.ignored is not None:
-        fine = _made(graph, _ATEN.logical_or.default, fine, _made(graph, _ATEN.eq.Scalar, ids, one.ignored))
-    return _made(graph, _ATEN.all.default, fine), _made(graph, _ATEN.mul.Tensor, ids, fine)
+        x, dim = argument.rows
+        size = _call(graph, *((_ATEN.sym_numel.default, x) if dim is None else (_ATEN.sym_size.int, x, dim)))
+    index = ids
+    if argument.wraps:
+        negative, wrapped = _call(graph, _ATEN.lt.Scalar, ids, 0), _call(graph, _ATEN.add.Tensor, ids, size)
+        index = _call(graph, _ATEN.where.self, negative, wrapped, ids)
+    low, high = _call(graph, _ATEN.ge.Scalar, index, 0), _call(graph, _ATEN.lt.Scalar, index, size)
+    fine = _call(graph, _ATEN.logical_and.default, low, high)
+    if argument.ignored is not None:
+        ignored = _call(graph, _ATEN.eq.Scalar, ids, argument.ignored)
+        fine = _call(graph, _ATEN.logical_or.default, fine, ignored)
+    return _call(graph, _ATEN.all.default, fine), _call(graph, _ATEN.mul.Tensor, ids, fine)
 
 
-def _made(graph: GraphModule, target: Any, *args: Any) -> Node:
+def _call(graph: GraphModule, target: Any, *args: Any) -> Node:
     node = graph.graph.call_function(target, args)
     values = [a.meta["val"] if isinstance(a, Node) else a for a in args]
     with torch.no_grad(), next(v.fake_mode for v in values if isinstance(v, FakeTensor)):
@@ -164,28 +181,28 @@ def _made(graph: GraphModule, target: Any, *args: Any) -> Node:
     return node
 
 
-def _all(graph: GraphModule, good: Sequence[Node]) -> Node:
-    each = [_made(graph, _ATEN.all.default, n) if n.meta["val"].ndim else n for n in good]
-    return reduce(lambda a, b: _made(graph, _ATEN.logical_and.default, a, b), each)
+def _all(graph: GraphModule, flags: Sequence[Node]) -> Node:
+    each = [_call(graph, _ATEN.all.default, n) if n.meta["val"].ndim else n for n in flags]
+    return reduce(lambda a, b: _call(graph, _ATEN.logical_and.default, a, b), each)
 
 
 def _written(node: Any) -> list[Node]:
-    """What an operation writes into."""
+    """The arguments that an operation writes into."""
     schema = getattr(node.target, "_schema", None)
     if schema is None or not schema.is_mutable:
         return []
     return [a for s, a in zip(schema.arguments, node.args, strict=False) if s.is_write and isinstance(a, Node)]
 
 
-def _chain(node: Any, given: Mapping[Node, Node]) -> list[Any]:
-    """A node, and those that it has all its integers from; `given` are inputs of loops, and what these are given."""
+def _origins(node: Any, sources: Mapping[Node, Node]) -> list[Any]:
+    """A node, and the ones that it has all its integers from, the source last. `sources` are those of loop inputs."""
     chain = [node]
     while True:
         node = chain[-1]
         name = getattr(getattr(node.target, "overloadpacket", None), "__name__", "")
-        picks = name == "index_select" and node.meta.get("custom")  # a part, which may leave out what is wrong
-        if node in given:
-            chain.append(given[node])
+        picks = name == "index_select" and node.meta.get("custom")  # a stage may leave out wrong ids
+        if node in sources:
+            chain.append(sources[node])
         elif name in _SAME and not picks and not node.args[0].meta["val"].is_floating_point():
             chain.append(node.args[0])
         else:
@@ -193,12 +210,12 @@ def _chain(node: Any, given: Mapping[Node, Node]) -> list[Any]:
 
 
 def _held(node: Any) -> Tensor | None:
-    """The integers that code holds, or counts up."""
+    """The integers that code holds, or a range of numbers."""
     if node.op == "get_attr":
         value = getattr(node.graph.owning_module, str(node.target))
         return value if isinstance(value, Tensor) else None
-    counts = getattr(node.target, "overloadpacket", None) is _ATEN.arange
-    if not counts or any(isinstance(a, Node) for a in node.args):
+    ranges = getattr(node.target, "overloadpacket", None) is _ATEN.arange
+    if not ranges or any(isinstance(a, Node) for a in node.args):
         return None
-    made: Tensor = node.target(*node.args, **node.kwargs)
-    return made
+    numbers: Tensor = node.target(*node.args, **node.kwargs)
+    return numbers

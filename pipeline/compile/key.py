@@ -1,6 +1,6 @@
-"""Keys: what a compiled program depends on, in full: the graph itself, its constants, the machine and the settings.
+"""Keys: all that a compiled program depends on: the graph, its constants, the machine and the settings.
 
-A step that is traced again gives the same key only where it is the same graph, so a kept program can't be a wrong one.
+Each step is traced before its key is known, so a program from disk is that of the same graph.
 """
 
 from __future__ import annotations
@@ -20,15 +20,16 @@ from torch._higher_order_ops.scan import scan_op
 from torch.fx import GraphModule
 
 from pipeline import files
-from pipeline.compile.tracing import Traced, nodes
+from pipeline.compile.passes import nodes
+from pipeline.compile.tracing import Traced
 
 _VARIABLES = ("TORCHINDUCTOR_", "TORCH_COMPILE", "CXX")
 
 
 def identity(traced: Traced, settings: str) -> dict[str, Any] | None:
-    """All that a program is made from, as JSON; None where the graph calls what its text does not tell.
+    """All that a program depends on, as JSON; None if the graph calls operations that its text does not define.
 
-    `settings` is what the backend was told besides.
+    `settings` are the backend's.
     """
     graph = hashlib.sha256()
     for module in traced.graph.modules():
@@ -41,42 +42,41 @@ def identity(traced: Traced, settings: str) -> dict[str, Any] | None:
         if isinstance(value, Tensor):
             graph.update(repr((value.shape, value.stride(), value.dtype, value.device)).encode())
     for tensor in traced.constants:
-        # A copy to hash; no step sees it.
         plain = tensor.cpu().resolve_conj().resolve_neg().contiguous().reshape(-1)
         graph.update(plain.view(torch.uint8).numpy().tobytes())
     return {**machine(), "graph": graph.hexdigest(), "settings": [*_settings(), settings]}
 
 
 def _known(target: Any) -> bool:
-    """Whether an operation is torch's own or Python's, whose version stands for what it does."""
-    own = str(getattr(target, "namespace", "")) in ("aten", "prims", "prim")
-    return own or target is scan_op or target.__class__.__module__ == "builtins"
+    """Whether an operation is torch's or Python's, so that its version defines it."""
+    builtin = str(getattr(target, "namespace", "")) in ("aten", "prims", "prim")
+    return builtin or target is scan_op or target.__class__.__module__ == "builtins"
 
 
-@cache
+@cache  # constants of this process: its code is that of the files as they were when it began
 def machine() -> Mapping[str, Any]:
-    """Versions, this layer's own code, and the processor."""
+    """Versions, the code of the compile layer, and the processor."""
     try:
         described = files.read(Path("/proc/cpuinfo")).decode(errors="replace").split("\n\n")[0].splitlines()
         keep = ("vendor_id", "model name", "flags", "Features")
         processor = "\n".join(line for line in described if line.startswith(keep))
     except OSError:
         processor = platform.processor()
-    own = hashlib.sha256()
+    code = hashlib.sha256()
     for path in sorted(p for p in Path(__file__).parent.rglob("*") if p.suffix in (".py", ".cpp")):
-        own.update(files.read(path))
+        code.update(files.read(path))
     return {
         "torch": torch.__version__,
         "python": sys.version.split()[0],
         "system": platform.platform(),
         "processor": hashlib.sha256(processor.encode()).hexdigest()[:16],
-        "pipeline": own.hexdigest()[:16],
+        "pipeline": code.hexdigest()[:16],
     }
 
 
 def _settings() -> list[str]:
-    """What torch was told about computing in general: compilers follow it."""
-    # Inductor sets the folder of its own cache when it is imported; code does not depend on it.
+    """Global settings of torch that compilers follow."""
+    # Inductor sets the folder of its cache at import; no code depends on it.
     variables = {k: v for k, v in os.environ.items() if k.startswith(_VARIABLES) and k != "TORCHINDUCTOR_CACHE_DIR"}
     numbers = torch.get_num_threads(), torch.get_default_dtype(), torch.get_float32_matmul_precision()
     kinds = torch.are_deterministic_algorithms_enabled(), torch.backends.mkldnn.enabled

@@ -1,7 +1,6 @@
-"""Recurrent layers as one operation each: traced as torch computes them on a CPU, they are thousands, one after the
-other.
+"""Recurrent layers as one operation each: on a CPU, torch decomposes them into thousands.
 
-Their backward computes the forward again. On a GPU they are one operation already.
+Their backward recomputes the forward. On a GPU they are one operation already.
 """
 
 from __future__ import annotations
@@ -19,13 +18,13 @@ _LAYERS = {name: getattr(torch._VF, name) for name in ("lstm", "gru", "rnn_tanh"
 
 
 class kept_whole(TorchFunctionMode):
-    """Within it, a layer without dropout of its own is one operation of a graph."""
+    """A context in which a layer without dropout between its levels is one operation."""
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         name = getattr(func, "__name__", "")
-        # Of the two forms of arguments, the other one is for packed sequences: it has weights where this has a flag.
+        # The form for packed sequences has weights in place of this flag.
         if _LAYERS.get(name) is func and isinstance(args[3], bool) and args[0].device.type == "cpu":
             x, hx, weights, biases, layers, dropout, train, bidirectional, batch_first = args
             first = list(hx) if name == "lstm" else [hx]
@@ -44,14 +43,14 @@ def _run(name: str, flags: Sequence[int], states: int, tensors: Sequence[Tensor]
 
 
 def _forward(name: str, flags: Sequence[int], states: int, tensors: Sequence[Tensor]) -> list[Tensor]:
-    """What a layer returns: its outputs, and its last states."""
+    """The outputs of a layer, and its last states."""
     with torch.no_grad():
         return [t.clone(memory_format=torch.contiguous_format) for t in _run(name, flags, states, tensors)]
 
 
 def _forward_fake(name: str, flags: Sequence[int], states: int, tensors: Sequence[Tensor]) -> list[Tensor]:
     x, first = tensors[0], tensors[1 : 1 + states]
-    width = first[0].shape[-1] * (2 if flags[2] else 1)  # the last layer's states, of each direction
+    width = first[0].shape[-1] * (2 if flags[2] else 1)  # of both directions
     return [x.new_empty(*x.shape[:-1], width), *[t.new_empty(t.shape) for t in first]]
 
 
@@ -59,12 +58,12 @@ def _backward(
     name: str, flags: Sequence[int], states: int, tensors: Sequence[Tensor], grads: Sequence[Tensor]
 ) -> list[Tensor]:
     """The gradients with respect to all tensors of a layer."""
-    # Whoever called may have put gradients out of reach.
-    reachable = torch._C._SetExcludeDispatchKeyGuard(torch._C.DispatchKey.AutogradFunctionality, False)
-    with reachable, torch.enable_grad():
+    # The caller may have excluded autograd.
+    included = torch._C._SetExcludeDispatchKeyGuard(torch._C.DispatchKey.AutogradFunctionality, False)
+    with included, torch.enable_grad():
         leaves = [t.detach().requires_grad_() for t in tensors]
-        made = torch.autograd.grad(_run(name, flags, states, leaves), leaves, list(grads))
-    return [t.clone(memory_format=torch.contiguous_format) for t in made]
+        gradients = torch.autograd.grad(_run(name, flags, states, leaves), leaves, list(grads))
+    return [t.clone(memory_format=torch.contiguous_format) for t in gradients]
 
 
 def _backward_fake(
@@ -73,7 +72,7 @@ def _backward_fake(
     return [t.new_empty(t.shape) for t in tensors]
 
 
-# Not by torch.library.custom_op, whose autograd torch.func refuses.
+# torch.func refuses the autograd of torch.library.custom_op.
 _LIBRARY = torch.library.Library("pipeline", "FRAGMENT")  # type: ignore[no-untyped-call]  # torch's
 for _name, _real, _fake, _more in (
     ("recurrent", _forward, _forward_fake, ""),
@@ -86,19 +85,18 @@ for _name, _real, _fake, _more in (
 
 
 def _one_by_one(function: Any, info: Any, in_dims: tuple[Any, ...], args: tuple[Any, ...]) -> tuple[Any, Any]:
-    """Mapped: each sample has weights, or gradients of them, of its own."""
+    """Map by a loop: each sample has its own weights, or gradients of them."""
 
-    def part(i: int) -> tuple[Tensor, ...]:
-        own = (x.select(d, i) if isinstance(d, int) else x for x, d in zip(args, in_dims, strict=True))
-        made: tuple[Tensor, ...] = function.apply(*own)
-        return made
+    def sample(i: int) -> Any:
+        pairs = zip(args, in_dims, strict=True)
+        return function.apply(*(x.select(d, i) if isinstance(d, int) else x for x, d in pairs))
 
-    stacked = tuple(torch.stack(some) for some in zip(*map(part, range(info.batch_size)), strict=True))
+    stacked = tuple(torch.stack(some) for some in zip(*map(sample, range(info.batch_size)), strict=True))
     return stacked, (0,) * len(stacked)
 
 
 class _Layer(torch.autograd.Function):
-    """The operation with its gradients, in the form that torch.func takes."""
+    """The operation with its gradients, as torch.func takes it."""
 
     @staticmethod
     def forward(name: str, flags: list[int], states: int, *tensors: Tensor) -> tuple[Tensor, ...]:
@@ -121,7 +119,7 @@ class _Layer(torch.autograd.Function):
 
 
 class _Gradients(torch.autograd.Function):
-    """The operation of the gradients, which has none: they are refused, where they would be taken for zero."""
+    """The operation of the gradients, which refuses gradients of its own instead of returning zeros."""
 
     @staticmethod
     def forward(name: str, flags: list[int], states: int, grads: int, *tensors: Tensor) -> tuple[Tensor, ...]:

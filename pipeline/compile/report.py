@@ -1,4 +1,4 @@
-"""What was compiled, by which backend, and why not by the one before it."""
+"""The report of compiled graphs: by which backend, and why not by the one before it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from attrs import frozen
 
 @frozen
 class Graph:
-    """One compiled graph: which program, for which batch, of how many operations, and what it took."""
+    """One compiled graph."""
 
     program: str
     batch: str
@@ -15,9 +15,9 @@ class Graph:
     backend: str
     seconds: float
     loaded: bool = False
-    """Whether it was compiled in an earlier process, and only loaded in this one."""
+    """Whether an earlier process compiled it, and this one loaded it from disk."""
     refused: tuple[str, ...] = ()
-    """Why each backend before this one could not be used, or what this one could not do."""
+    """Why each backend before this one can't, or what this one can't do."""
 
     def __str__(self) -> str:
         how = "from the cache" if self.loaded else f"by {self.backend}"
@@ -27,14 +27,15 @@ class Graph:
 
 @frozen
 class CompileReport:
-    """What was compiled so far; `fallback` is the reason why steps run eagerly instead, if they do."""
+    """What was compiled so far."""
 
     graphs: tuple[Graph, ...] = ()
     fallback: str | None = None
+    """Why steps run uncompiled, if they do."""
     by_tape: tuple[str, ...] = ()
-    """Backwards whose code torch.func refuses."""
+    """Backward stages that torch.func refuses."""
     unkept: str | None = None
-    """Why programs are neither kept nor loaded, and what to do, if so."""
+    """Why programs are neither kept on disk nor loaded, and what to do, if so."""
 
     @property
     def seconds(self) -> float:

@@ -1,4 +1,4 @@
-"""Symbolic sizes: one graph for batches of many shapes. Imported only where it is asked for: it takes half a second."""
+"""Symbolic sizes: one graph for batches of many shapes. Imported only on demand: it takes half a second."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from torch.fx.experimental.symbolic_shapes import (
 from torch.overrides import TorchFunctionMode
 
 UNREADABLE = GuardOnDataDependentSymNode
-"""What is raised where a size depends on values."""
+"""Raised for a size that depends on values."""
 
 
 class Sizes:
-    """Arguments as fake tensors, of whose sizes some are symbols: the `varying` dimensions of the last ones."""
+    """Arguments as fake tensors; the `varying` dimensions of the last ones are symbols."""
 
     def __init__(self, args: Sequence[Tensor], varying: Sequence[Collection[int]]) -> None:
         self.shapes = ShapeEnv()
@@ -34,24 +34,24 @@ class Sizes:
 
     @contextmanager
     def tracing(self) -> Iterator[None]:
-        """Within it, symbols stay symbols."""
+        """A context in which symbols stay symbols."""
         with enable_python_dispatcher(), _Flattened():
             yield
 
     @property
     def free(self) -> bool:
-        """Whether none of the sizes that vary had to be one number."""
+        """Whether no symbolic size was needed as a number."""
         sizes = [t.shape[d] for t, dims in zip(self.fakes, self.varying, strict=True) for d in dims]
         return all(isinstance(n, torch.SymInt) and n.node.maybe_as_int() is None for n in sizes)
 
     def fit(self, args: Sequence[Tensor]) -> bool:
-        """Whether the graph also holds for these arguments: all is the same but for sizes, of which it asks no more."""
-        alike = len(args) == len(self.fakes) and all(
+        """Whether the graph holds for other arguments too: they differ in symbolic sizes alone, and fit the guards."""
+        similar = len(args) == len(self.fakes) and all(
             (t.dtype, t.device, t.ndim) == (f.dtype, f.device, f.ndim)
             and all(isinstance(n, torch.SymInt) or m == n for m, n in zip(t.shape, f.shape, strict=True))
             for t, f in zip(args, self.fakes, strict=True)
         )
-        return alike and bool(self.shapes.evaluate_guards_for_args(self.fakes, args))
+        return similar and bool(self.shapes.evaluate_guards_for_args(self.fakes, args))
 
     def mark(self, args: Sequence[Tensor]) -> None:
         """Tell torch.compile which sizes vary."""
@@ -65,8 +65,8 @@ class Sizes:
 
 
 class _Flattened(TorchFunctionMode):
-    """Linear layers take matrices: of what has more dimensions, torch's own reads the sizes as numbers under
-    torch.func."""
+    """Flatten the inputs of linear layers to matrices: for more dimensions, torch under torch.func reads the sizes as
+    numbers."""
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None

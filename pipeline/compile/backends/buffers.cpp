@@ -1,4 +1,4 @@
-// Small buffers are kept for the next step, one for each place in the code that asks for one.
+// Keep small buffers for the next step, one for each place in the code.
 static thread_local std::vector<void*> pipeline_pools;
 
 static AOTITorchError pipeline_empty(
@@ -34,7 +34,7 @@ static AOTITorchError pipeline_part(
 #define aoti_torch_empty_strided(...) pipeline_empty(PIPELINE_KEPT, __VA_ARGS__)
 #define aoti_torch__alloc_from_pool(...) pipeline_part(PIPELINE_KEPT, __VA_ARGS__)
 
-// Inputs are the caller's for all steps: what stands for one in a step's code needs no handle of its own.
+// The caller owns the inputs of all steps, so a step's code needs no handles of its own.
 struct PipelineInput : ConstantHandle {
   using ConstantHandle::ConstantHandle;
   void reset() {}

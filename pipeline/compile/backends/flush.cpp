@@ -1,5 +1,5 @@
-// While steps run, numbers below the smallest normal one, 1e-38, count as 0. What decays to them, as Adam's memory of a
-// unit that is dead does after some 900 steps, would stay there for good, and a processor takes 100 times as long for it.
+// While steps run, subnormal numbers (below 1e-38) count as 0: a processor takes 100 times as long for them, and Adam's
+// moments of a dead unit, which decay to them in some 900 steps, would stay there.
 #if defined(__x86_64__)
 #include <immintrin.h>
 struct PipelineFlush {

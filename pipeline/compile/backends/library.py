@@ -1,20 +1,18 @@
-"""Library: a program compiled to a shared library, which runs any number of steps in a call.
+"""Library: a program in a shared library, which runs any number of steps a call.
 
-It is called through ctypes with handles of tensors, which are made once for all that stays where it is (State, data
-set). Loading one needs neither a trace nor a compiler.
+It is called through ctypes with handles of tensors: those of State and of the data set are made once. Loading one needs
+no compiler.
 """
 
 from __future__ import annotations
 
 import ctypes
 import fcntl
-import gc
 import os
 import tempfile
 import weakref
 from collections.abc import Sequence
 from contextlib import suppress
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,76 +20,70 @@ import torch
 from torch import Tensor
 
 from pipeline import files
-from pipeline.compile.backends.program import Output
+from pipeline.compile.backends.backend import Output
 
 _pointer = ctypes.pythonapi.PyCapsule_GetPointer
 _pointer.restype, _pointer.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
 _capsule = ctypes.pythonapi.PyCapsule_New
 _capsule.restype, _capsule.argtypes = ctypes.py_object, [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p]
-_ROOM = 1000
 _NUMBER, _ARRAY = ctypes.c_int64, ctypes.c_void_p
+
+_ROOM = 1000
+"""Bytes of an error message."""
 
 
 def handles(tensors: Sequence[Tensor]) -> list[int]:
-    """New handles of tensors, as the C interface of torch takes them; whoever gets them deletes them."""
+    """New handles of tensors for torch's C interface; the caller deletes them."""
     return [_pointer(c, None) for c in capsules(tensors)]
 
 
 def capsules(tensors: Sequence[Tensor]) -> list[Any]:
-    """New handles as Inductor's wrappers pass them."""
-    made: list[Any] = torch._C._aoti.unsafe_alloc_void_ptrs_from_tensors(list(tensors))
-    return made
+    """New handles as capsules, which Inductor's wrappers take."""
+    new: list[Any] = torch._C._aoti.unsafe_alloc_void_ptrs_from_tensors(list(tensors))
+    return new
 
 
-@cache
 def _keep_memory() -> None:
-    """Have glibc keep what is freed: given back to the system, the buffers of a step would be mapped and cleared anew
-    in each.
-
-    It holds for the whole process, as a step's memory is most of what a training process has.
-    """
+    """Let glibc keep freed memory, in the whole process: else each step maps and clears its buffers again."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
-        trim_threshold, mmap_threshold = -1, -3  # as malloc.h has them
+        trim_threshold, mmap_threshold = -1, -3  # from malloc.h
         if not mallopt(mmap_threshold, 2**30):
-            mallopt(mmap_threshold, 32 << 20)  # the most that older ones take
+            mallopt(mmap_threshold, 32 << 20)  # the maximum of older versions
         mallopt(trim_threshold, 2**31 - 1)
 
 
-def return_memory() -> None:
-    """What Inductor leaves of a large graph: tens of megabytes in rings of objects, which would count beside the
-    steps'."""
-    gc.collect()
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:  # glibc's
-        trim(0)
-
-
 def loaded(code: bytes, name: str) -> ctypes.CDLL:
-    """A shared library of just these bytes, which nobody can change meanwhile: a sealed file in memory, which debuggers
-    show by `name`, or a copy of our own. Raises OSError where it can't be run."""
+    """A shared library of exactly these bytes, which nobody can change meanwhile: a sealed file in memory, shown as
+    `name` by debuggers, or else a private copy. Raises OSError if the system runs neither."""
     with suppress(AttributeError, OSError):  # not Linux, or one that runs nothing from memory
-        handle = _memory(name)
-        if not fcntl.fcntl(handle, fcntl.F_GET_SEALS):
-            os.posix_fallocate(handle, 0, len(code))  # raises where there is no room
-            os.pwrite(handle, code, 0)
-            fcntl.fcntl(handle, fcntl.F_ADD_SEALS, 0b1111)  # neither written, shorter, longer, nor unsealed
-        library = ctypes.CDLL(f"/proc/self/fd/{handle}")
-        if f"/memfd:{name} ".encode() in files.read(Path("/proc/self/maps")):  # and not one that had this path before
+        descriptor = _memory(name)
+        if not fcntl.fcntl(descriptor, fcntl.F_GET_SEALS):
+            os.posix_fallocate(descriptor, 0, len(code))  # raises OSError if memory is short
+            os.pwrite(descriptor, code, 0)
+            fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, 0b1111)  # against seals, shrinking, growing and writing
+        library = ctypes.CDLL(f"/proc/self/fd/{descriptor}")
+        if f"/memfd:{name} ".encode() in files.read(Path("/proc/self/maps")):  # not an earlier library of this path
             return library
     with tempfile.TemporaryDirectory(prefix="pipe-train-") as folder:
         files.replace(path := Path(folder, f"{name}.so"), code, 0o600)
         return ctypes.CDLL(str(path))
 
 
-@cache
 def _memory(name: str) -> int:
-    """A new file in memory. It stays open: the loader takes what has the path of a loaded library for that one."""
+    """The descriptor of this process's newest file in memory of a name, which may be a new one.
+
+    It stays open: for a path that it knows, the loader returns the library that it loaded from there before.
+    """
+    for descriptor in reversed(os.listdir("/proc/self/fd")):
+        with suppress(OSError):  # it was closed meanwhile
+            if os.readlink(f"/proc/self/fd/{descriptor}") == f"/memfd:{name} (deleted)":
+                return int(descriptor)
     return os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
 
 
 class Library:
-    """A loaded program. `bind` it to the tensors that stay in place."""
+    """A loaded program."""
 
     backend = "native"
     note: str | None = None
@@ -111,15 +103,15 @@ class Library:
 
 
 class LibraryRun:
-    """A program with the tensors that it reads and writes in place; a batch may come with each call."""
+    """A program bound to the tensors that it reads and writes in place."""
 
     def __init__(self, program: Library, static: Sequence[Tensor], given: int, constants: Sequence[Tensor]) -> None:
         self.outputs = program.outputs
         self._flat: list[Tensor | None] = [*static, *[None] * given, *constants]  # storage must outlive the handles
         if max(program.inputs, default=0) >= len(self._flat):
             raise RuntimeError(f"a program of {max(program.inputs) + 1} inputs was given {len(self._flat)}")
-        there = {i: t for i, t in enumerate(self._flat) if t is not None}
-        kept = dict(zip(there, handles(list(there.values())), strict=True))
+        tensors = {i: t for i, t in enumerate(self._flat) if t is not None}
+        kept = dict(zip(tensors, handles(list(tensors.values())), strict=True))
         n, m = len(program.inputs), len(self.outputs)
         self._inputs = (ctypes.c_void_p * n)(*[kept.get(i) for i in program.inputs])
         places = {i: at for at, i in enumerate(program.inputs)}
@@ -133,10 +125,8 @@ class LibraryRun:
         weakref.finalize(self, _release, program.delete, list(kept.values()))
 
     def run(self, given: Sequence[Tensor] = (), steps: int | None = None, results: bool = True) -> list[Tensor]:
-        """Do `steps` steps and return each output, stacked (steps, ...); of one step (None), as it is.
-
-        Raises RuntimeError where an operation fails.
-        """
+        """Do `steps` steps on the tensors of a batch, and return each output stacked, (steps, ...); for None, one step,
+        and its outputs as they are. Raises RuntimeError if an operation fails."""
         if given:
             read = [(at, t) for at, t in zip(self._given, given, strict=True) if at is not None]
             for (at, _), handle in zip(read, handles([t for _, t in read]), strict=True):
@@ -153,18 +143,17 @@ class LibraryRun:
         return made
 
     def permute(self, out: Tensor, first: int, n: int, keys: Tensor) -> None:
-        """`order.permute` of the positions from `first` on, written into `out`, (count,) int64."""
+        """Write `order.permute` of the positions from `first` on into `out`, (count,) int64."""
         self._order(out.data_ptr(), first, len(out), n, keys.data_ptr(), len(keys))
 
 
-def _release(delete: Any, own: list[int]) -> None:
-    for handle in own:
+def _release(delete: Any, kept: list[int]) -> None:
+    for handle in kept:
         delete(handle)
 
 
 class Call:
-    """A library in the place of the function that Inductor's wrapper calls: capsules of handles, which it takes over,
-    in and out."""
+    """A library as the function that Inductor's wrapper calls: it takes over capsules of handles, and returns some."""
 
     def __init__(self, path: Path, entry: str, outputs: int) -> None:
         self._call = ctypes.CDLL(str(path))[entry]
@@ -173,8 +162,8 @@ class Call:
 
     def __call__(self, inputs: Sequence[Any]) -> list[Any]:
         error = ctypes.create_string_buffer(_ROOM)
-        made = (ctypes.c_void_p * max(self._outputs, 1))()
+        outputs = (ctypes.c_void_p * max(self._outputs, 1))()
         given = (ctypes.c_void_p * max(len(inputs), 1))(*[_pointer(c, None) for c in inputs])
-        if self._call(given, made, error, _ROOM):
+        if self._call(given, outputs, error, _ROOM):
             raise RuntimeError(error.value.decode(errors="replace"))
-        return [_capsule(made[i], None, None) for i in range(self._outputs)]
+        return [_capsule(outputs[i], None, None) for i in range(self._outputs)]

@@ -1,4 +1,4 @@
-// What Python calls: any number of steps of a program, and the order in which samples come.
+// The functions that Python calls: steps of a program, and the order of samples.
 
 #define PIPELINE_PUBLIC extern "C" __attribute__((visibility("default")))
 
@@ -30,7 +30,7 @@ using PipelineEntry = void (*)(AtenTensorHandle*, AtenTensorHandle*);
   return failed;
 }
 
-// One call whose inputs are taken over, and whose outputs belong to the caller.
+// One call: it deletes its inputs, and the caller owns its outputs.
 [[maybe_unused]] static int pipeline_once(
     PipelineEntry entry, AtenTensorHandle* inputs, AtenTensorHandle* outputs, char* error, int64_t room) {
   try {
@@ -42,7 +42,7 @@ using PipelineEntry = void (*)(AtenTensorHandle*, AtenTensorHandle*);
   }
 }
 
-// The rounds of pipeline.order.permute, number by number. Inductor's flags leave loops as they are: its own need no help.
+// The rounds of pipeline.order.permute. The attribute vectorizes them; Inductor's flags do not.
 template <bool wide>
 __attribute__((optimize("tree-loop-vectorize"))) static void pipeline_rounds(
     int64_t* position, int64_t size, int64_t n, const int64_t* keys, int64_t rounds) {
@@ -60,7 +60,7 @@ __attribute__((optimize("tree-loop-vectorize"))) static void pipeline_rounds(
   }
 }
 
-// Where positions `first` to `first + count` go in a shuffle of n samples, a block that fits the cache at a time.
+// The samples at positions `first` to `first + count` of a shuffle of n, in blocks that fit the cache.
 PIPELINE_PUBLIC void pipeline_permute(
     int64_t* out, int64_t first, int64_t count, int64_t n, const int64_t* keys, int64_t rounds) {
   for (int64_t begin = 0; begin < count; begin += 512) {

@@ -1,4 +1,4 @@
-// Small float32 products go to BLAS at once: through torch's dispatcher they take a microsecond more each.
+// Call BLAS directly for small float32 products: torch's dispatcher takes a microsecond more.
 extern "C" __attribute__((weak)) void sgemm_(
     const char*, const char*, const int*, const int*, const int*, const float*, const float*, const int*,
     const float*, const int*, const float*, float*, const int*);
@@ -30,7 +30,7 @@ static bool pipeline_product(const PipelineMatrix& out, const PipelineMatrix& a,
   if (!sgemm_ || !out.data || !a.data || !b.data || out.transposed || a.columns != b.rows) return false;
   const int m = out.rows, n = out.columns, k = a.columns, lda = a.step, ldb = b.step, ldc = out.step;
   const float one = 1;
-  // BLAS counts by columns: the transposed product of the transposed matrices.
+  // BLAS is column-major: compute the transposed product of the transposed matrices.
   sgemm_(b.transposed ? "T" : "N", a.transposed ? "T" : "N", &n, &m, &k, &one, b.data, &ldb, a.data, &lda, &beta, out.data, &ldc);
   return true;
 }

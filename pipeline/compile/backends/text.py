@@ -1,7 +1,7 @@
-"""Text: the C++ that Inductor wrote for several programs, as one of calls and one of kernels.
+"""Text: Inductor's C++ of several programs, joined to one file of calls and one of kernels.
 
-Each change of what Inductor wrote says how often it must apply; where it does not, that is another Inductor than this
-file knows, and an error: a change that went unnoticed would make another step.
+Each replacement says how often it must apply; if it does not, this file does not know that version of Inductor, and
+raises an error instead of compiling a wrong step.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pipeline import files
 from pipeline.errors import CaptureError
 
 RUN, CALL = "RUN", "CALL"
-"""What a library is for: to run steps in place, or to be called for new tensors."""
+"""Kinds of libraries: run steps in place, or return new tensors."""
 
 _INPUTS = "steal_from_raw_handles_to_raii_handles("
 _HEADER = "#include <torch/csrc/inductor/cpp_wrapper/cpu.h>\n"
@@ -33,7 +33,7 @@ _ADDS = "atomic_add"
 
 @frozen
 class Code:
-    """What Inductor wrote for one program."""
+    """Inductor's C++ of one program."""
 
     calls: str
     kernels: str
@@ -41,13 +41,13 @@ class Code:
 
     @classmethod
     def read(cls, calls: str, kernels: str, outputs: int) -> Code:
-        """With what has to be changed in it changed. Raises CaptureError where it is not as expected."""
+        """Adapt what Inductor wrote. Raises CaptureError if it is not as known."""
         _once("header", calls.count(_HEADER), 1)
         _once("place that takes the inputs", calls.count(_INPUTS), 1)  # see buffers.cpp
-        # The loop is called without the interpreter's lock, so a step has none to release.
+        # ctypes released the interpreter's lock before the loop over steps.
         calls, count = _RELEASE.subn("", calls)
-        # What a loop makes is read in its next round, so it can't be in the memory that its place in the code keeps. In
-        # brackets, the name is not that of the macro.
+        # A loop's next round reads this buffer, so it can't be the one kept for its place in the code: in brackets,
+        # the name is not that of the macro in buffers.cpp.
         calls = _LOOPED.sub(lambda name: f"({name.group()})", calls)
         _once("release of the interpreter's lock", count, 1)
         _once("kernel", len(_KERNEL.findall(kernels)), len(_DEFINED.findall(kernels)))
@@ -55,12 +55,12 @@ class Code:
 
 
 def entry(k: int) -> str:
-    """The name under which a library has program k."""
+    """The name of program k in a library."""
     return f"pipeline_program_{k}"
 
 
 def joined(codes: Sequence[Code], kind: str) -> tuple[str, str]:
-    """The text of the calls and that of the kernels of all programs, each program in a namespace of its own."""
+    """The calls and the kernels of all programs, each program in its own namespace."""
     includes: dict[str, None] = {
         "#include <cstdint>\n#include <cstring>\n#include <exception>\n#include <vector>\n": None
     }
@@ -69,18 +69,18 @@ def joined(codes: Sequence[Code], kind: str) -> tuple[str, str]:
     kernels: list[str] = []
     for k, code in enumerate(codes):
         rename = _renaming(_DEFINED.findall(code.kernels), k)
-        for part, texts, found in ((code.calls, calls, includes), (code.kernels, kernels, kernel_includes)):
-            found.update(dict.fromkeys(_INCLUDE.findall(part)))
-            texts.append(f"namespace program_{k} {{\n{rename(_INCLUDE.sub('', part))}\n}}\n")
+        for content, texts, lines in ((code.calls, calls, includes), (code.kernels, kernels, kernel_includes)):
+            lines.update(dict.fromkeys(_INCLUDE.findall(content)))
+            texts.append(f"namespace program_{k} {{\n{rename(_INCLUDE.sub('', content))}\n}}\n")
     entries = [f"PIPELINE_{kind}({entry(k)}, program_{k})\n" for k in range(len(codes))]
     shortcuts = [_source("flush"), _source("products"), *([_source("buffers")] if kind == RUN else [])]
-    if kind == RUN:  # a thread of a kernel's own knows nothing of what the calling one does
+    if kind == RUN:  # each thread has its own register for flushing
         kernels = [_source("flush"), *(_THREAD.sub(r"\g<0> const PipelineFlush flush;", text) for text in kernels)]
     return "".join([*includes, *shortcuts, *calls, _source("loop"), *entries]), "".join([*kernel_includes, *kernels])
 
 
 def _renaming(names: Sequence[str], k: int) -> Callable[[str], str]:
-    """Kernels are known by name beyond their namespace, so those of two programs need two names."""
+    """Number the names of kernels: extern "C" ignores namespaces."""
     if not names:
         return lambda code: code
     words = re.compile(rf"\b({'|'.join(map(re.escape, names))})\b")
@@ -91,17 +91,14 @@ def _source(name: str) -> str:
     return files.read(Path(__file__).parent / f"{name}.cpp").decode()
 
 
-def _once(what: str, found: int, expected: int) -> None:
-    if found != expected:
-        raise CaptureError(f"Inductor's C++ is not as known: it has {found} times a {what}, not {expected}")
+def _once(what: str, count: int, expected: int) -> None:
+    if count != expected:
+        raise CaptureError(f"Inductor's C++ is not as known: it has {count} times a {what}, not {expected}")
 
 
 def _serial(kernel: str) -> str:
-    """A kernel whose loops that add from many threads into one place, as an embedding's gradient does, run on one
-    thread.
-
-    Else the order of the additions, and so the last bits, would be another in each run.
-    """
+    """Run loops with atomic additions, as of an embedding's gradient, on one thread: else the order of the additions
+    and the last bits differ in each run."""
     if "#pragma omp" not in kernel:
         return kernel
     loops = _LOOP.split(kernel)
