@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from pipeline import sources
 from pipeline.errors import ConfigError, DataError
-from pipeline.sources.csv import read
+from pipeline.sources.formats import read_table
 from pipeline.sources.table import apply
 from tests.strategies import seeds
 
@@ -93,7 +93,7 @@ def test_what_was_fitted_prepares_the_same_rows_alike(folder, body):
         data = sources.table(path, test=path, task="regression")
     except DataError:
         return
-    again = apply(json.loads(json.dumps(data.fitted)), read(path))
+    again = apply(json.loads(json.dumps(data.fitted)), read_table(path))
     for name, t in data.train.tensors.items():
         assert torch.equal(t, again.tensors[name])
         assert torch.equal(t, data.held_out.tensors[name])
