@@ -49,9 +49,10 @@ def arrays(
         data, held_out = split(data, parts=parts)
         return Prepared(data, held_out, task, classes, sizes)
     test_data = _tensors(held, task, classes)
-    unknown = (test_data.tensors["targets"] >= len(classes)).nonzero().flatten() if classes else ()
-    if len(unknown):
-        row, target = int(unknown[0]), int(test_data.tensors["targets"][unknown[0]])
+    unknown = (test_data.tensors["targets"] >= len(classes)).nonzero().flatten()
+    if classes and len(unknown):
+        row = int(unknown[0])
+        target = int(test_data.tensors["targets"][row])
         raise DataError(f"{test}: target {target} in sample {row} is no class that the training data have")
     return Prepared(data, test_data, task, classes, sizes)
 
