@@ -12,7 +12,7 @@ import torch
 from pipeline.errors import DataError, did_you_mean
 from pipeline.sources.formats import read_arrays
 from pipeline.sources.memmap import Mapped
-from pipeline.sources.prepared import Prepared, Task
+from pipeline.sources.prepared import Prepared, Task, check_classes
 from pipeline.sources.split import Split, split
 from pipeline.sources.tensors import Tensors, as_tensor
 
@@ -49,11 +49,8 @@ def arrays(
         data, held_out = split(data, parts=parts)
         return Prepared(data, held_out, task, classes, sizes)
     test_data = _tensors(held, task, classes)
-    unknown = (test_data.tensors["targets"] >= len(classes)).nonzero().flatten()
-    if classes and len(unknown):
-        row = int(unknown[0])
-        target = int(test_data.tensors["targets"][row])
-        raise DataError(f"{test}: target {target} in sample {row} is no class that the training data have")
+    if classes:
+        check_classes(test, test_data.tensors["targets"], len(classes))
     return Prepared(data, test_data, task, classes, sizes)
 
 

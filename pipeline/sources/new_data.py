@@ -13,13 +13,13 @@ from typing import Any
 import torch
 
 from pipeline.errors import DataError, did_you_mean
-from pipeline.sources.formats import read_arrays
+from pipeline.sources.formats import read_arrays, table_blocks
 from pipeline.sources.idx import idx, idx_images
 from pipeline.sources.images import by_class, files_in
 from pipeline.sources.memmap import Mapped
 from pipeline.sources.pixels import decode
-from pipeline.sources.prepared import Rows, Task
-from pipeline.sources.table import stream
+from pipeline.sources.prepared import Rows, Task, check_classes
+from pipeline.sources.table import apply, with_targets
 from pipeline.sources.tensors import Source
 from pipeline.sources.text import Windows, ids_in, ids_of
 from pipeline.text import shown
@@ -31,9 +31,12 @@ PIXELS = 1 << 22
 
 
 def of_table(path: Path, fitted: Mapping[str, Any], *, targets: bool, header: bool | None) -> Iterator[Rows]:
-    """The rows of a table; without `targets`, all of them."""
-    for frame, data in stream(path, fitted, targets=targets, header=header):
-        yield Rows(frame.columns, dict(data.tensors))
+    """The rows of a table; with `targets`, those that have them."""
+    for frame in table_blocks(path, header):
+        if targets:
+            frame = with_targets(frame, fitted["targets"]["names"])
+        if len(frame):
+            yield Rows(frame.columns, dict(apply(fitted, frame, targets=targets).tensors))
 
 
 def of_source(
@@ -59,10 +62,7 @@ def of_source(
         elif task != "language modelling":
             batch["targets"] = batch["targets"].to(torch.int64 if task == "classification" else torch.float32)
         if targets and task == "classification" and classes:
-            unknown = ((batch["targets"] < 0) | (batch["targets"] >= len(classes))).nonzero().flatten()
-            if len(unknown):
-                at = f"target {int(batch['targets'][unknown[0]])} in sample {int(rows[unknown[0]])}"
-                raise DataError(f"{name}: {at} is no class that the training data have")
+            check_classes(name, batch["targets"], len(classes), int(rows[0]))
         yield Rows({"row": rows}, batch)
 
 

@@ -6,7 +6,9 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal, TypeAlias
 
 from attrs import field, frozen
+from torch import Tensor
 
+from pipeline.errors import DataError
 from pipeline.sources.tensors import Source
 from pipeline.state import Batch
 
@@ -33,6 +35,14 @@ class Prepared:
     """What was fitted to the training samples, such as means and category names, as JSON."""
     raw: Callable[[], Any] | None = None
     """Reads the held-out rows of a table again, as they are in the file."""
+
+
+def check_classes(name: Any, targets: Tensor, count: int, first: int = 0) -> None:
+    """Raise DataError for a class (N,) outside of 0..count-1, of samples from number `first` on."""
+    unknown = ((targets < 0) | (targets >= count)).nonzero().flatten()
+    if len(unknown):
+        at = f"target {int(targets[unknown[0]])} in sample {first + int(unknown[0])}"
+        raise DataError(f"{name}: {at} is no class that the training data have")
 
 
 @frozen(eq=False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 
 from pipeline.errors import DataError, did_you_mean
 from pipeline.sources.encode import CATEGORY, DATE, NUMBER, TRUTH, Columns, Fitted, fit, kind_of, numbers, raw
-from pipeline.sources.formats import read_table, table_blocks
+from pipeline.sources.formats import read_table
 from pipeline.sources.frame import Frame, floats, is_present, package
 from pipeline.sources.prepared import Prepared, Task
 from pipeline.sources.split import Split
@@ -64,7 +64,10 @@ def prepare(
     frame = read()
     names = [frame.data.columns[-1]] if target is None else [t.strip() for t in target.split(",")]
     notes = [*frame.notes]
-    frame = _with_targets(frame, names, notes)
+    count = len(frame)
+    frame = _some_with_targets(frame, names)
+    if len(frame) < count:
+        notes.append(f"{count - len(frame):,} rows without {' or '.join(map(repr, names))} are left out")
     learned = _learned(frame, names, task)
     task = learned["task"]
     targets = _targets(frame, learned)
@@ -85,7 +88,7 @@ def prepare(
         sides = data.take(torch.from_numpy(train)), data.take(torch.from_numpy(held))
 
     def held_out() -> Frame:
-        frame = _with_targets((read_test or read)(), names, [])
+        frame = with_targets((read_test or read)(), names)
         return frame if held is None else frame.take(held)
 
     notes = [_about_targets(targets, learned), _about_columns(columns), *notes]
@@ -110,22 +113,8 @@ def apply(fitted: Mapping[str, Any], frame: Frame, *, targets: bool = True) -> T
     """
     learned = fitted["targets"]
     if targets:
-        frame = _with_targets(frame, learned["names"], [])
+        frame = _some_with_targets(frame, learned["names"])
     return _encoded(frame, fitted["columns"], _targets(frame, learned) if targets else None)
-
-
-def stream(
-    path: str | Path, fitted: Mapping[str, Any], *, targets: bool, header: bool | None = None
-) -> Iterator[tuple[Frame, Tensors]]:
-    """New rows in a file of any size, block by block, as they are and encoded; with `targets`, only rows that have
-    them."""
-    for frame in table_blocks(path, header):
-        if targets:
-            rows = _have_targets(frame, fitted["targets"]["names"])
-            if not rows.any():
-                continue
-            frame = frame.take(np.flatnonzero(rows))
-        yield frame, apply(fitted, frame, targets=targets)
 
 
 def _encoded(frame: Frame, fitted: list[Fitted], targets: Any) -> Tensors:
@@ -135,19 +124,17 @@ def _encoded(frame: Frame, fitted: list[Fitted], targets: Any) -> Tensors:
     return Tensors(tensors if targets is None else {**tensors, "targets": torch.from_numpy(targets)})
 
 
-def _with_targets(frame: Frame, names: Sequence[str], notes: list[str]) -> Frame:
+def with_targets(frame: Frame, names: Sequence[str]) -> Frame:
     """The rows that have all their targets."""
-    rows = _have_targets(frame, names)
-    if not rows.any():
+    rows = np.logical_and.reduce([is_present(frame.column(name)).to_numpy() for name in names])
+    return frame if rows.all() else frame.take(np.flatnonzero(rows))
+
+
+def _some_with_targets(frame: Frame, names: Sequence[str]) -> Frame:
+    rows = with_targets(frame, names)
+    if not len(rows):
         raise DataError(f"{frame.path}: column {names[0]!r}, which is to be learned, has no values")
-    if rows.all():
-        return frame
-    notes.append(f"{(~rows).sum():,} rows without {' or '.join(map(repr, names))} are left out")
-    return frame.take(np.flatnonzero(rows))
-
-
-def _have_targets(frame: Frame, names: Sequence[str]) -> Any:
-    return np.logical_and.reduce([is_present(frame.column(name)).to_numpy() for name in names])
+    return rows
 
 
 def _learned(frame: Frame, names: Sequence[str], task: Task | None) -> dict[str, Any]:
