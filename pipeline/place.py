@@ -147,10 +147,10 @@ def on(device: str | torch.device = "auto", *, precision: str = "fp32") -> Place
     """
     if precision not in PRECISIONS:
         raise DeviceError(f"unknown precision {precision!r}{did_you_mean(precision, PRECISIONS)}")
-    found = resolve(device)
-    if precision == "tf32" and found.type == "cpu":
+    resolved = resolve(device)
+    if precision == "tf32" and resolved.type == "cpu":
         raise DeviceError("precision 'tf32' is for GPUs, and the device is the CPU; use fp32 or bf16")
-    return Place("place.on", device=found, precision=precision)
+    return Place("place.on", device=resolved, precision=precision)
 
 
 def mesh(
@@ -189,23 +189,23 @@ def resolve(device: str | torch.device) -> torch.device:
         gpu = torch.accelerator.current_accelerator(check_available=True)
         return torch.device(gpu.type, 0) if gpu is not None and _has_float64(gpu) else torch.device("cpu")
     try:
-        found = torch.device(device)
+        resolved = torch.device(device)
     except RuntimeError:
         word = {"gpu": "cuda"}.get(str(device), str(device))
         raise DeviceError(f"unknown device {device!r}{did_you_mean(word, KNOWN)}") from None
-    if found.type == "cpu":
-        return found
-    count = _count(found.type)
+    if resolved.type == "cpu":
+        return resolved
+    count = _count(resolved.type)
     if not count:
-        if found.type == "cuda":
+        if resolved.type == "cuda":
             raise DeviceError(f"device {str(device)!r}: torch sees no CUDA GPU on this machine; use auto or cpu")
         raise DeviceError(f"device {device!r} is not supported; known: {', '.join(KNOWN)}, cuda:N")
-    found = torch.device(found.type, found.index or 0)
-    if found.index >= count:
+    resolved = torch.device(resolved.type, resolved.index or 0)
+    if resolved.index >= count:
         raise DeviceError(f"device {str(device)!r}: this machine has {count} GPU(s), numbered from 0")
-    if not _has_float64(found):
+    if not _has_float64(resolved):
         raise DeviceError(f"device {str(device)!r} has no float64, in which State keeps its numbers; use cpu")
-    return found
+    return resolved
 
 
 def free_memory(device: torch.device) -> int:

@@ -32,19 +32,19 @@ def arrays(
     Up to 1 GiB, they are read into memory; of larger .npy files, only the rows of a batch. Targets (N,) of whole
     numbers are classes, (N, L) of 0 and 1 several labels, and of the shape of integer inputs tokens; others are values.
     """
-    found, held = _read(path), None if test is None else _read(test)
-    inputs, targets = found["inputs"], found["targets"]
+    by_name, held = _read(path), None if test is None else _read(test)
+    inputs, targets = by_name["inputs"], by_name["targets"]
     if inputs.ndim == 0 or targets.ndim == 0 or len(targets) == 0:
         raise DataError(f"{path} is empty: it has no samples")
     if len(inputs) != len(targets):
         raise DataError(f"{path} has {len(inputs):,} inputs and {len(targets):,} targets; they have to be as many")
     task = task or _task(inputs, targets)
     classes, sizes = _classes(task, targets), _vocabulary(task, inputs, targets)
-    if (size := sum(a.nbytes for a in found.values())) > IN_MEMORY:
-        mapped = Mapped(found)
+    if (size := sum(a.nbytes for a in by_name.values())) > IN_MEMORY:
+        mapped = Mapped(by_name)
         sides = mapped.split(parts or Split()) if held is None else (mapped, Mapped(held))
         return Prepared(sides[0], sides[1], task, classes, sizes, (f"{size / 1e9:.1f} GB, read as it is needed",))
-    data = _tensors(found, task, classes)
+    data = _tensors(by_name, task, classes)
     if held is None:
         data, held_out = split(data, parts=parts)
         return Prepared(data, held_out, task, classes, sizes)
@@ -55,11 +55,11 @@ def arrays(
 
 
 def _read(path: str | Path) -> Mapping[str, Any]:
-    found = read_arrays(Path(path))
+    by_name = read_arrays(Path(path))
     for name in ("inputs", "targets"):
-        if name not in found:
-            raise DataError(f"{path} holds no array {name!r}{did_you_mean(name, found)}")
-    return found
+        if name not in by_name:
+            raise DataError(f"{path} holds no array {name!r}{did_you_mean(name, by_name)}")
+    return by_name
 
 
 def _tensors(arrays: Mapping[str, Any], task: Task, classes: tuple[str, ...]) -> Tensors:

@@ -54,11 +54,11 @@ def images(
     if augment not in AUGMENT:
         raise ConfigError(f"augment={augment!r} is unknown{did_you_mean(augment, AUGMENT)}")
     training, held, notes = _sides(Path(folder), None if test is None else Path(test))
-    found, others = by_class(training)
-    classes = tuple(found)
+    folders, others = by_class(training)
+    classes = tuple(folders)
     if len(classes) < 2:
         raise DataError(f"{training} has images of one class alone, {classes[0]!r}: there is nothing to tell apart")
-    files, targets = _listed(found, classes)
+    files, targets = _listed(folders, classes)
     if held is None:
         rows = (parts or Split()).rows(len(files), labels=targets)
         sides = [([files[i] for i in r.tolist()], targets[r]) for r in rows]
@@ -106,15 +106,15 @@ def prepared(
     return Prepared(train, held_out, task, classes, notes=(count, look, how, *notes), fitted=fitted)
 
 
-def _shape(size: Any, found: Sequence[tuple[int, int]]) -> tuple[int, int]:
+def _shape(size: Any, sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
     if size is not None:
         height, width = size if isinstance(size, tuple | list) and len(size) == 2 else (size, size)
         if not (is_count(height) and is_count(width)):
             raise ConfigError(f"size={size!r} is not a positive whole number of pixels, or two of them")
         return height, width
-    if len(set(found)) == 1 and max(found[0]) <= LARGEST:
-        return found[0]
-    side = min(max(8 * round(float(np.median([min(s) for s in found])) / 8), 8), MEDIAN)
+    if len(set(sizes)) == 1 and max(sizes[0]) <= LARGEST:
+        return sizes[0]
+    side = min(max(8 * round(float(np.median([min(s) for s in sizes])) / 8), 8), MEDIAN)
     return side, side
 
 
@@ -136,21 +136,21 @@ def _visible(folder: Path) -> list[Path]:
 
 def by_class(folder: Path) -> tuple[Mapping[str, list[Path]], int]:
     """The image files under each subfolder that has some, sorted, and the number of other files."""
-    found: dict[str, list[Path]] = {}
+    folders: dict[str, list[Path]] = {}
     loose, others = 0, 0
     for top in _visible(folder):
         inside = _inside(top) if top.is_dir() else [top]
         pictures = [f for f in inside if _is_image(f)]
         others += len(inside) - len(pictures)
         if pictures and top.is_dir():
-            found[shown(top.name)] = pictures
+            folders[shown(top.name)] = pictures
         else:
             loose += len(pictures)
-    if not found and loose:
+    if not folders and loose:
         raise DataError(f"{folder} has images, but not by class: put those of each class in a folder of its own")
-    if not found:
+    if not folders:
         raise DataError(f"{folder} has no images: put those of each class in a folder of its own, as .png or .jpg")
-    return found, others + loose
+    return folders, others + loose
 
 
 def files_in(folder: Path) -> list[Path]:
@@ -160,17 +160,17 @@ def files_in(folder: Path) -> list[Path]:
 
 
 def _inside(folder: Path) -> list[Path]:
-    found: list[Path] = []
+    files: list[Path] = []
     for at, folders, names in os.walk(folder):
         folders[:] = sorted(f for f in folders if not f.startswith("."))
-        found += [Path(at, name) for name in sorted(names) if not name.startswith(".")]
-    return found
+        files += [Path(at, name) for name in sorted(names) if not name.startswith(".")]
+    return files
 
 
 def _is_image(path: Path) -> bool:
     return path.suffix.lower() in SUFFIXES and path.is_file()  # to read a FIFO may wait for ever
 
 
-def _listed(found: Mapping[str, list[Path]], classes: tuple[str, ...]) -> tuple[list[Path], Tensor]:
-    targets = [classes.index(name) for name, files in found.items() for _ in files]
-    return [file for files in found.values() for file in files], torch.tensor(targets)
+def _listed(folders: Mapping[str, list[Path]], classes: tuple[str, ...]) -> tuple[list[Path], Tensor]:
+    targets = [classes.index(name) for name, files in folders.items() for _ in files]
+    return [file for files in folders.values() for file in files], torch.tensor(targets)

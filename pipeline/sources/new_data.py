@@ -52,9 +52,8 @@ def of_source(
             raise DataError(f"{name} has no {wanted}{did_you_mean(wanted, data.names)}")
     for rows in _blocks(len(data)):
         batch = dict(data[rows])
-        found = tuple(batch["inputs"].shape[1:])
-        if found != tuple(shape):
-            raise DataError(f"{name} has inputs of shape {found}, but those that were learned have {tuple(shape)}")
+        if (now := tuple(batch["inputs"].shape[1:])) != tuple(shape):
+            raise DataError(f"{name} has inputs of shape {now}, but those that were learned have {tuple(shape)}")
         if vocabulary is not None and (most := int(batch["inputs"].max())) >= vocabulary:
             raise DataError(f"{name} has the token {most}, but there are {vocabulary} tokens")
         if not targets:
@@ -75,10 +74,10 @@ def of_arrays(
     vocabulary: int | None = None,
 ) -> Iterator[Rows]:  # fmt: skip
     """Arrays in a file."""
-    found = read_arrays(path)
-    wanted = {k: v for k, v in found.items() if k == "inputs" or (targets and k == "targets")}
+    by_name = read_arrays(path)
+    wanted = {k: v for k, v in by_name.items() if k == "inputs" or (targets and k == "targets")}
     if not wanted:
-        raise DataError(f"{path} holds no array 'inputs'{did_you_mean('inputs', found)}")
+        raise DataError(f"{path} holds no array 'inputs'{did_you_mean('inputs', by_name)}")
     yield from of_source(
         path, Mapped(wanted), shape, targets=targets, task=task, classes=classes, vocabulary=vocabulary
     )
@@ -93,11 +92,11 @@ def of_idx(path: Path, shape: Sequence[int], *, targets: bool, classes: Sequence
 def of_images(path: Path, fitted: Mapping[str, Any], *, targets: bool, classes: Sequence[str]) -> Iterator[Rows]:
     """Images in a folder, by their paths in it: with `targets`, by class; else in any folders, or one image file."""
     if targets:
-        found, _ = by_class(path)
-        for name in found:
+        folders, _ = by_class(path)
+        for name in folders:
             if name not in classes:
                 raise DataError(f"{path / name} is of a class that was not learned{did_you_mean(name, classes)}")
-        items = [(file, classes.index(name)) for name, inside in found.items() for file in inside]
+        items = [(file, classes.index(name)) for name, inside in folders.items() for file in inside]
     else:
         items = [(file, -1) for file in ([path] if path.is_file() else files_in(path))]
     if not items:
