@@ -26,7 +26,7 @@ from benchmarks import report
 from cli import build, config
 from pipeline import fit
 from pipeline.sources import Split
-from pipeline.sources.csv import read
+from pipeline.sources.formats import read_table
 
 SPLITS = 5
 NAMES = ("sklearn:wine", "sklearn:breast_cancer", "sklearn:diabetes")
@@ -70,7 +70,7 @@ def frames(source: str, split: int) -> tuple[Any, Any, Any, Any]:
         x, y = raw.data, raw.target.to_numpy()
         labels = None if "diabetes" in source else y
     else:
-        frame = {name: column.to_list() for name, column in read(source).columns.items()}
+        frame = {name: column.to_list() for name, column in read_table(source).columns.items()}
         x = pandas.DataFrame({n: v for n, v in frame.items() if n != "target"}).replace({"": None})
         for name in x.columns:
             x[name] = x[name].astype(float) if name.startswith("x") else x[name].astype("category")

@@ -24,30 +24,28 @@ from pipeline.state import Batch
 
 @frozen(eq=False, repr=False)
 class Load(Part):
-    """What begins a pipeline, before the step: batches by `epoch`. Its values' names are known where the data set has
-    them."""
+    """The first stage of a pipeline: yields the batches of an `epoch`."""
 
     data: Any = None
     size: int = 0
     order: Any = None
-    """The order.Order of a data set that is known."""
+    """The order.Order of a known data set."""
     drop_last: bool = False
     fields: tuple[str, ...] = ()
-    """Names for the parts of a tuple that an iterable yields."""
+    """Names for the values of a tuple that an iterable yields."""
     samples: str | None = None
-    """The value whose first dimension is the number of samples, where not all have the same."""
+    """The value whose first dimension is the number of samples, if they differ."""
     others: tuple[Load, ...] = ()
-    """What else a batch has values of, as many batches in an epoch."""
-
+    """Loads of further values of a batch, with as many batches in an epoch."""
     known: bool = field(init=False)
-    """Whether the data set tells its names and its length before it is read."""
+    """Whether the data set has names and a length before it is read."""
 
     @known.default
     def _known(self) -> bool:
-        return isinstance(self.data, Source)  # of a protocol, it takes as long as a step
+        return isinstance(self.data, Source)  # kept, as it takes as long as a step: Source is a Protocol
 
     def __repr__(self) -> str:
-        """What is loaded: `load.batches(1,437 samples of inputs, targets, size=64)`."""
+        """`load.batches(1,437 samples of inputs, targets, size=64)`."""
         if not self.known:
             return f"{self.name}({type(self.data).__name__} of {', '.join(self.fields)})"
         options = [
@@ -61,17 +59,17 @@ class Load(Part):
 
     @property
     def in_memory(self) -> bool:
-        """Whether the data set is tensors, which a graph can gather from."""
+        """Whether all data are tensors, so that a graph can gather a batch."""
         return all(isinstance(load.data, Tensors) for load in (self, *self.others))
 
     @property
     def tensors(self) -> dict[str, Tensor]:
-        """Those of a data set in memory."""
+        """The tensors of data in memory, by name."""
         return {name: t for load in (self, *self.others) for name, t in load.data.tensors.items()}
 
     @property
     def batches(self) -> int | None:
-        """Batches in an epoch, or None where an iterable does not say."""
+        """Batches in an epoch, or None for an iterable without a length."""
         if self.known:
             return order.count(self.order.n, self.size, self.drop_last)
         try:
@@ -88,7 +86,7 @@ class Load(Part):
                     yield self.batch(item)
             if k < 0:
                 raise DataError(
-                    "the iterable given to load.loader() yielded nothing: an epoch iterates it anew, so pass a "
+                    "the iterable given to load.loader() yielded nothing: each epoch iterates it anew, so pass a "
                     "DataLoader or a list, not an iterator that is used up"
                 )
         elif self.others:
@@ -117,11 +115,11 @@ class Load(Part):
             yield Shard(self._named(batch), waiting.popleft())
 
     def streams(self, seed: int) -> list[tuple[Load, int]]:
-        """What a batch has values of, each with the seed of its order."""
+        """Each Load of a batch's values, with the seed of its order."""
         return [(self, seed), *((load, random.key(seed, i)) for i, load in enumerate(self.others, 1))]
 
     def at(self, indices: Tensor) -> Batch:
-        """The samples at some indices, (B,) int64, of a data set that is known."""
+        """The samples at some indices, (B,) int64, of a known data set."""
         others = [load.at(indices % len(load.data)) for load in self.others]
         return {**self._named(self.data[indices]), **{k: v for batch in others for k, v in batch.items()}}
 
@@ -134,30 +132,30 @@ class Load(Part):
         return batch
 
     def batch(self, item: Any) -> Batch:
-        """What a loader yields as a Batch: a mapping as it is, a sequence under the names of `fields`."""
+        """An item of a loader as a Batch: a mapping as it is, a sequence by the names of `fields`."""
         if isinstance(item, Mapping):
             return item
         if isinstance(item, Tensor):
             item = (item,)
         if not isinstance(item, Sequence) or len(item) != len(self.fields):
             misfit = f"{type(item).__name__}, which does not fit the names {', '.join(self.fields)}"
-            raise DataError(f"the loader yielded {misfit}; pass names=(...) to load.loader(), one for each part")
+            raise DataError(f"the loader yielded {misfit}; pass names=(...) to load.loader(), one for each value")
         return dict(zip(self.fields, item, strict=True))
 
     def over(self, data: Any) -> Load:
-        """A Load of other data in its own order, each sample once: what validation reads.
+        """A Load of other data, such as those to validate on: each sample once, in order.
 
-        In batches of this one's size, as a loss may compare the samples of a batch; another Load keeps its own.
+        Its batches have this one's size, as a loss may compare the samples of a batch; a Load keeps its own.
         """
         if isinstance(data, Load):
             if isinstance(data.order, order.Weighted) and data is not self:
                 raise DataError("evaluation looks at each sample once; leave out the weights of its load.batches()")
             if not data.known:
                 return data
-            cut, parts = data.drop_last and data is not self, (data, *data.others)
-            one, *rest = (batches(load.data, size=load.size, shuffle=False, drop_last=cut) for load in parts)
+            drop_last, loads = data.drop_last and data is not self, (data, *data.others)
+            one, *rest = (batches(load.data, size=load.size, shuffle=False, drop_last=drop_last) for load in loads)
             return together(one, *rest) if rest else one
-        pair = isinstance(data, list) and len(data) == 2 and all(isinstance(part, Tensor) for part in data)
+        pair = isinstance(data, list) and len(data) == 2 and all(isinstance(x, Tensor) for x in data)
         known = isinstance(data, Source | Mapping | tuple | Dataset) and not isinstance(data, IterableDataset)
         if isinstance(data, Iterable) and not known and not pair:
             return loader(data, names=self.fields or ("inputs", "targets"), samples=self.samples)
@@ -170,14 +168,14 @@ def batches(
     balanced: str | None = None, replacement: bool = True, draws: int | None = None,
 ) -> Load:  # fmt: skip
     """Batches of `size` samples from a Source, a mapping of tensors or arrays, a tuple (inputs, targets), or a torch
-    Dataset, which sources.dataset() reads with workers.
+    Dataset (with workers: sources.dataset()).
 
-    Shuffled anew each epoch by a pure function of (seed, epoch, batch); every sample is used once an epoch, the
-    last batch being shorter unless `drop_last`. A `size` above N gives one batch of N.
+    Each epoch is shuffled by a pure function of (seed, epoch, batch) and has every sample once; the last batch is
+    shorter, unless `drop_last`. A `size` above N gives one batch of N.
 
-    - `weights`: (N,) numbers from 0 on: an epoch is N samples drawn by them, as torch's WeightedRandomSampler draws.
-    - `balanced`: the value, of classes (N,), by which each class is drawn equally often: weights of 1 / its count.
-    - `replacement`, `draws`: of these, whether a sample may come again in an epoch, and how many come in place of N.
+    - `weights`: (N,) numbers from 0 on; an epoch is N samples drawn by them, as by torch's WeightedRandomSampler.
+    - `balanced`: the name of classes (N,), each of which is drawn equally often: weights of 1 / its count.
+    - `replacement`, `draws`: whether a sample may be drawn twice in an epoch, and the number of draws instead of N.
 
     Raises ConfigError for a size below 1 and DataError for an empty or uneven data set.
 
@@ -192,29 +190,31 @@ def batches(
         raise ConfigError(f"batch size {size} is not a positive whole number")
     known = source(data)
     n = len(known)
-    how: order.Order = order.Whole(n, shuffle)
+    sampling: order.Order = order.Whole(n, shuffle)
     if weights is not None or balanced is not None:
         if not shuffle or (weights is not None and balanced is not None):
             raise ConfigError("samples are drawn by weights= or balanced=, one of them, and not with shuffle=False")
         numbers = _weights(n, weights if balanced is None else _balance(known, balanced))
-        how = order.Weighted(n if draws is None else draws, numbers, replacement)
+        sampling = order.Weighted(n if draws is None else draws, numbers, replacement)
         possible = np.count_nonzero(numbers)
-        if not is_count(how.n) or (how.n > possible and not replacement):
-            raise ConfigError(f"draws={how.n} is no number of samples from 1 on, without replacement to {possible}")
+        if not is_count(sampling.n) or (sampling.n > possible and not replacement):
+            raise ConfigError(
+                f"draws={sampling.n} is no number of samples from 1 on, without replacement to {possible}"
+            )
     elif draws is not None or not replacement:
-        raise ConfigError("draws= and replacement= are for samples drawn by weights= or balanced=")
-    size = min(operator.index(size), how.n)
-    return Load("load.batches", writes=known.names, data=known, size=size, order=how, drop_last=drop_last)
+        raise ConfigError("draws= and replacement= go with weights= or balanced=")
+    size = min(operator.index(size), sampling.n)
+    return Load("load.batches", writes=known.names, data=known, size=size, order=sampling, drop_last=drop_last)
 
 
 def _balance(known: Source, name: str) -> np.ndarray:
-    """Weights by which classes are drawn equally often."""
+    """Weights 1 / count of each sample's class."""
     classes = known.tensors.get(name) if isinstance(known, Tensors) else None
     if classes is None or classes.ndim != 1 or classes.is_floating_point():
         near = did_you_mean(name, known.names)
         raise ConfigError(f"balanced={name!r} are no classes (N,) in a data set of tensors{near}; or pass weights=")
-    _, which, counts = np.unique(classes.numpy(force=True), return_inverse=True, return_counts=True)
-    return np.asarray(1.0 / counts[which])
+    _, codes, counts = np.unique(classes.numpy(force=True), return_inverse=True, return_counts=True)
+    return np.asarray(1.0 / counts[codes])
 
 
 def _weights(n: int, weights: Any) -> np.ndarray:
@@ -227,10 +227,9 @@ def _weights(n: int, weights: Any) -> np.ndarray:
 def together(first: Load, *others: Load, epoch: str = "first") -> Load:
     """Batches with the values of several data sets, such as labelled and unlabelled ones.
 
-    An epoch is that of the first, or with `epoch="longest"` as many batches as the longest one has. Of the others, and
-    then of a shorter first, each batch is full: pass follows pass, on over epochs and in the middle of a batch. Each
-    is shuffled anew each pass by a pure function of (seed, pass); of data sets in memory the compiled step gathers all.
-    Raises DataError where two have a value of the same name.
+    An epoch has as many batches as the first data set, or with `epoch="longest"` as the longest. The others are read
+    pass after pass, on across epochs and in the middle of a batch, so that all their batches are full; each pass is
+    shuffled by a pure function of (seed, pass). Raises DataError if two values have the same name.
 
     >>> labelled, unlabelled = (torch.randn(6, 4), torch.zeros(6)), {"unlabelled": torch.randn(20, 4)}
     >>> load = together(batches(labelled, size=2), batches(unlabelled, size=8))
@@ -241,7 +240,7 @@ def together(first: Load, *others: Load, epoch: str = "first") -> Load:
     if epoch not in ("first", "longest"):
         raise ConfigError(f"epoch={epoch!r} is unknown; use 'first' or 'longest'")
     if any(not isinstance(load, Load) or not load.known or load.others for load in loads):
-        raise DataError("load.together() takes what load.batches() makes, one for each data set")
+        raise DataError("load.together() takes one load.batches() for each data set")
     names = [name for load in loads for name in load.writes]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise DataError(f"two data sets of load.together() have values called {', '.join(twice)}; give one other names")
@@ -252,12 +251,11 @@ def together(first: Load, *others: Load, epoch: str = "first") -> Load:
 
 
 def loader(data: Iterable[Any], *, names: tuple[str, ...] = ("inputs", "targets"), samples: str | None = None) -> Load:
-    """Batches from a torch DataLoader or any iterable of batches, which is iterated anew each epoch.
+    """Batches from a torch DataLoader or any iterable of batches, iterated anew each epoch, in its own order.
 
-    It yields mappings, or tuples whose parts get `names`: tensors, arrays, numbers, nested dicts and lists of them.
-    What is none of these, such as strings, is there for stages before place only. Its order is its own, so
-    (seed, epoch) does not fix it. `samples` names the value whose first dimension is the number of samples, where the
-    tensors differ in it, and neither `targets` nor `inputs` is the one.
+    It yields mappings, or tuples whose values get `names`, of tensors, arrays, numbers, and nested dicts and lists of
+    them. Other values, such as strings, reach only the stages before place. `samples` names the value whose first
+    dimension is the number of samples, if tensors differ in it; the default is `targets`, then `inputs`.
     """
     if not isinstance(data, Iterable):
         raise DataError(f"load.loader() takes an iterable of batches, not {type(data).__name__}")
@@ -267,7 +265,7 @@ def loader(data: Iterable[Any], *, names: tuple[str, ...] = ("inputs", "targets"
 
 
 def first(load: Load, samples: int) -> Batch:
-    """A small batch to look at: the first `samples` of the data set, or what an iterable yields first."""
+    """A small batch to trace by: the first `samples` of the data set, or the first batch of an iterable."""
     if load.known:
         return load.at(torch.arange(min(samples, len(load.data))))
     return next(iter(load.epoch(0, 0)))

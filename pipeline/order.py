@@ -1,9 +1,9 @@
 """Order: which samples are in batch k of epoch e, as arithmetic on (seed, epoch, position).
 
-A keyed permutation of 0..n-1 that is evaluated where it is asked: nothing is stored, any position of any epoch is
-found at once, and any number of workers agree without talking. The permutation is the swap-or-not shuffle (Hoang,
-Morris, Rogaway: "An enciphering scheme based on a card shuffle", 2012), which is exact for every n: in each round a
-position and its mirror image `key - position` are exchanged or not, by a hash of the pair.
+A keyed permutation of 0..n-1, evaluated at any position: nothing is stored, any batch of any epoch is found at once,
+and workers agree without communication. It is the swap-or-not shuffle (Hoang, Morris, Rogaway: "An enciphering scheme
+based on a card shuffle", 2012), a permutation for every n: in each round, a hash of a position and its mirror image
+`key - position` decides whether they are exchanged.
 """
 
 from __future__ import annotations
@@ -23,25 +23,21 @@ ROUNDS = 24
 """After r rounds, two neighbours have stayed neighbours with probability 2**-r."""
 
 BLOCK = 1 << 15
-"""Positions evaluated at once on the host: the whole memory that an epoch's order takes, whatever N is."""
+"""Positions evaluated at once on the host: the memory of an epoch's order, for any n."""
 
 
 def keys(n: int, seed: Any, epoch: Any) -> Any:
-    """What a shuffle of n samples needs to know: three numbers for each round, int64 of shape (ROUNDS, 3).
-
-    An array of epochs, (E,), gives the keys of each: (E, ROUNDS, 3).
-    """
+    """Keys of a shuffle of n samples: int64 (ROUNDS, 3), or for epochs (E,), (E, ROUNDS, 3)."""
     epoch, rounds = np.asarray(epoch)[..., None], np.arange(ROUNDS)
     k = key(seed, epoch, rounds)
-    # A key has 32 bits, which reach every mirror of a small n only.
+    # A key has 32 bits: a larger n needs two.
     wide = k if n <= 2**32 else (k << 30) ^ key(seed, epoch, rounds, 1)
     return np.stack([wide % n, k, mix(k) >> 1 | 1], -1)
 
 
 def permute(position: Any, n: int, keys: Sequence[Any]) -> Any:
-    """Where `position` goes in a shuffle: integers in [0, n) to integers in [0, n), each hit once.
+    """Positions in [0, n) -> samples in [0, n), one to one: an int64 array or tensor of any shape.
 
-    `position` is an int64 array or tensor of any shape, and so is the result: there is only arithmetic in here.
     `keys` are those of the epoch; with a tensor of positions, each may be a tensor.
 
     >>> permute(np.arange(5), 5, keys(5, seed=0, epoch=0)).tolist()
@@ -56,8 +52,8 @@ def permute(position: Any, n: int, keys: Sequence[Any]) -> Any:
         pair = maximum(position, mirror)
         if n > 2**32:
             pair = (pair ^ (pair >> 32)) & 0xFFFFFFFF
-        # Bit 31 of a * pair + k is a universal hash (Dietzfelbinger et al., 1997) and cheaper than a strong one; the
-        # rounds make up for it. It becomes -1, which keeps the move, or 0, which cancels it.
+        # Bit 31 of a * pair + k is a universal hash (Dietzfelbinger et al., 1997): weak but cheap, and there are many
+        # rounds. It becomes the mask -1, which makes the exchange, or 0.
         pair *= multiplier
         pair += k
         pair <<= 32
@@ -69,7 +65,7 @@ def permute(position: Any, n: int, keys: Sequence[Any]) -> Any:
 
 
 Places: TypeAlias = Callable[[np.ndarray], np.ndarray]
-"""From positions in an epoch, int64 and rising by 1, to the samples there."""
+"""Positions in an epoch, int64 and rising by 1 -> samples."""
 
 
 @frozen
@@ -86,8 +82,8 @@ class Whole:
 
 @frozen(eq=False)
 class Weighted:
-    """Samples drawn by weights (N,), as torch.utils.data.WeightedRandomSampler draws them: with replacement by a
-    function of each position alone, without by an array of N for the epoch."""
+    """n samples drawn by weights (N,), as torch's WeightedRandomSampler does: with replacement as a function of each
+    position alone, without by an array of N for the epoch."""
 
     n: int
     weights: np.ndarray
@@ -97,34 +93,34 @@ class Weighted:
         if self.replacement:
             ends = self.weights.cumsum()
             return lambda at: ends.searchsorted(_uniform(seed, epoch, at) * ends[-1], side="right")
-        # Clocks that ring at the rates of the weights ring in the order of draws (Efraimidis and Spirakis, 2006).
+        # Exponential times at the rates of the weights end in the order of draws (Efraimidis and Spirakis, 2006).
         with np.errstate(divide="ignore", invalid="ignore"):
-            clocks = -np.log1p(-_uniform(seed, epoch, np.arange(len(self.weights)))) / self.weights
-        drawn = clocks.argsort(kind="stable")
+            times = -np.log1p(-_uniform(seed, epoch, np.arange(len(self.weights)))) / self.weights
+        drawn = times.argsort(kind="stable")
         return lambda at: drawn[at]
 
 
 @frozen(eq=False)
 class Cycled:
-    """n samples an epoch, pass after pass of another order, on over epochs."""
+    """n samples an epoch of another order, pass after pass, on across epochs."""
 
     n: int
     passes: Order
 
     def places(self, seed: int, epoch: int) -> Places:
-        of = lru_cache(2)(lambda number: self.passes.places(seed, number))
+        in_pass = lru_cache(2)(lambda number: self.passes.places(seed, number))
 
         def places(at: np.ndarray) -> np.ndarray:
             number, within = np.divmod(at + epoch * self.n, self.passes.n)
             ends = np.flatnonzero(np.diff(number)) + 1
-            parts = zip(number[[0, *ends]].tolist(), np.split(within, ends), strict=True)
-            return np.concatenate([of(k)(part) for k, part in parts])
+            pieces = zip(number[[0, *ends]].tolist(), np.split(within, ends), strict=True)
+            return np.concatenate([in_pass(k)(piece) for k, piece in pieces])
 
         return places
 
 
 Order: TypeAlias = Whole | Weighted | Cycled
-"""How many samples an epoch has, and which, by their positions."""
+"""The samples of an epoch, `n` of them, by their positions."""
 
 
 def _uniform(seed: int, epoch: int, at: np.ndarray) -> np.ndarray:

@@ -21,12 +21,12 @@ from pipeline.state import Batch
 from pipeline.tree import Tree, tree_map
 
 _STAYS = object()
-"""In the place of what stays on the host."""
+"""Stands for a value that stays on the host."""
 
 KNOWN = ("auto", "cpu", "cuda")
 PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
 LOW = {"bf16": torch.bfloat16, "fp16": torch.float16}
-"""What products and convolutions compute in, where that is less than float32."""
+"""dtypes of products and convolutions under autocast."""
 
 
 @frozen(eq=False, repr=False)
@@ -36,7 +36,7 @@ class Place(Part):
     device: torch.device = field(factory=lambda: torch.device("cpu"))
     precision: str = "fp32"
     mesh: Mesh | None = None
-    """The processes of the run, where there are several."""
+    """The processes of a run on several."""
 
     def __repr__(self) -> str:
         words = [str(self.device)]
@@ -46,27 +46,26 @@ class Place(Part):
 
     @property
     def first(self) -> bool:
-        """Whether this process is the one that speaks for all: `if pipe.place.first: print(report)`."""
+        """Whether this is the first process: `if pipe.place.first: print(report)`."""
         return self.mesh is None or self.mesh.rank == 0
 
     def agreed(self, value: Any) -> Any:
-        """The first process's value, where each has one of its own, as of a clock. All have to ask."""
+        """The first process's value, for one that differs, such as a time. A collective."""
         return value if self.mesh is None else self.mesh.agreed(value)
 
     def everyone(self, value: Any) -> list[Any]:
-        """Each process's value. All have to ask."""
+        """Each process's value. A collective."""
         return [value] if self.mesh is None else self.mesh.everyone(value)
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """Within it, what gains from a lower precision computes in it: products and convolutions, on float32
-        weights."""
+        """Within it, products and convolutions of float32 weights compute in bf16 or fp16, if asked for."""
         if self.precision not in LOW:
             return nullcontext()
-        # Its cache of cast weights goes by object, and would outlive the functions that the weights pass through.
+        # The cache of cast weights is keyed by object, and would outlive a transformed function's tensors.
         return torch.autocast(self.device.type, dtype=LOW[self.precision], cache_enabled=False)
 
     def computing(self) -> AbstractContextManager[Any]:
-        """Within it, float32 products are as precise as was asked for, in the backward too."""
+        """Within it, float32 products compute in TF32, if asked for, in the backward too."""
         return _tf32() if self.precision == "tf32" else nullcontext()
 
     def tree(self, tree: Tree) -> Tree:
@@ -74,7 +73,7 @@ class Place(Part):
         return tree_map(lambda t: self._move(t) if isinstance(t, Tensor) else t, tree)
 
     def batch(self, batch: Batch) -> Batch:
-        """A batch on the device: tensors, numbers as 0-d tensors, and nested ones. What else it has stays behind."""
+        """A batch on the device: its tensors, arrays and numbers (as 0-d tensors), nested or not, and nothing else."""
         placed = {name: self._placed(name, value) for name, value in batch.items()}
         return {name: value for name, value in placed.items() if value is not _STAYS}
 
@@ -94,25 +93,25 @@ class Place(Part):
         if isinstance(value, PackedSequence):
             return value.to(self.device)  # type: ignore[arg-type]  # torch's types know dtypes alone
         if isinstance(value, list | tuple):
-            parts = [self._placed(name, part) for part in value]
-            if all(part is _STAYS for part in parts):
+            items = [self._placed(name, item) for item in value]
+            if all(item is _STAYS for item in items):
                 return _STAYS
-            parts = [None if part is _STAYS else part for part in parts]
-            return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
+            items = [None if item is _STAYS else item for item in items]
+            return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
         return _STAYS
 
     def fits(self, tensors: Iterable[Tensor]) -> bool:
-        """Whether tensors may all be on the device at once: on an accelerator, in half of its free memory."""
+        """Whether tensors fit on the device: on an accelerator, in half of its free memory."""
         if self.device.type == "cpu":
             return True
         return 2 * sum(t.nbytes for t in tensors if t.device != self.device) <= free_memory(self.device)
 
     def ahead(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """The batches on the device, each sent while the step before it runs."""
+        """The batches on the device, each sent during the step before."""
         if self.device.type == "cpu":
             for batch in batches:
-                there = all(isinstance(t, Tensor) and t.device == self.device for t in batch.values())
-                yield batch if there else self.batch(batch)
+                placed = all(isinstance(t, Tensor) and t.device == self.device for t in batch.values())
+                yield batch if placed else self.batch(batch)
             return
         waiting: Batch | None = None
         for batch in batches:
@@ -134,103 +133,97 @@ class Place(Part):
 def on(device: str | torch.device = "auto", *, precision: str = "fp32") -> Place:
     """Place State and batches on "auto" (a GPU if there is one), "cpu", "cuda", "cuda:1" or a torch.device.
 
-    - `precision`: "bf16" and "fp16" compute the stages up to a backward, and evaluation, under torch.autocast; weights,
+    - `precision`: "bf16" and "fp16" run the stages up to a backward, and evaluation, under torch.autocast; weights,
       gradients and updates stay float32. "fp16" needs update.finite("scale"), since its range is small. "tf32" computes
-      float32 products of a GPU in 10 bits of mantissa.
+      float32 products on a GPU with 10 bits of mantissa.
 
-    To a GPU, batches go pinned, non-blocking and one ahead. Raises DeviceError for a device that is not here, or that
-    has no float64, in which State keeps its numbers.
+    To a GPU, batches go pinned, non-blocking and one ahead. Raises DeviceError for a device that is missing, or has no
+    float64, in which State keeps its numbers.
 
     >>> on("cpu").device
     device(type='cpu')
     """
     if precision not in PRECISIONS:
         raise DeviceError(f"unknown precision {precision!r}{did_you_mean(precision, PRECISIONS)}")
-    found = resolve(device)
-    if precision == "tf32" and found.type == "cpu":
-        raise DeviceError("precision 'tf32' is of GPUs, and this is placed on the CPU; use fp32 or bf16")
-    return Place("place.on", device=found, precision=precision)
+    resolved = resolve(device)
+    if precision == "tf32" and resolved.type == "cpu":
+        raise DeviceError("precision 'tf32' is for GPUs, and the device is the CPU; use fp32 or bf16")
+    return Place("place.on", device=resolved, precision=precision)
 
 
 def mesh(
-    device: str | torch.device = "auto",
-    *,
-    data: int | None = None,
-    shard: int = 1,
-    precision: str = "fp32",
+    device: str | torch.device = "auto", *, data: int | None = None, shard: int = 1, precision: str = "fp32",
     timeout: float = 600.0,
-) -> Place:
-    """Place the run on all processes that torchrun started: `data * shard` of them, each on a device of its own.
+) -> Place:  # fmt: skip
+    """Place the run on all processes that torchrun started, `data * shard` of them, each with a device.
 
-    Each process has its part of every batch, and the result is that of one process. With `shard` above 1, the
-    parameters, their gradients and what the update rules remember are in so many parts, of which each process keeps
-    one (FSDP, ZeRO-3: Rajbhandari et al., 2020); groups of `shard` processes then have copies of one another's.
+    Each process computes its rows of every batch, and the result is that of one process. `shard` processes share one
+    copy of the parameters, gradients and update rules' memory, each keeping a shard (FSDP, ZeRO-3: Rajbhandari et al.,
+    2020).
 
-    - `data`: as many as there are processes for, by default: the same script runs by torchrun and, whole, alone.
-    - `timeout`: seconds after which a process that waits for another one gives up.
+    - `data`: copies; by default, as many as there are processes for, so that the same script also runs alone.
+    - `timeout`: seconds to wait for another process.
 
-    Raises DeviceError where another number of processes runs, they can't connect, or have other versions of torch.
+    Raises DeviceError for another number of processes, a failed connection, or differing versions of torch.
 
     >>> mesh("cpu").mesh is None  # one process
     True
     """
-    local = int(os.environ.get("LOCAL_RANK", "0"))
-    where = resolve(device)
-    if where.type == "cuda" and processes() > 1:
-        where = resolve(f"cuda:{local}")
-        torch.cuda.set_device(where)
-    made = on(where, precision=precision)
-    return evolve(made, name="place.mesh", mesh=make(data, shard, where, timeout))
+    local = resolve(device)
+    if local.type == "cuda" and processes() > 1:
+        local = resolve(f"cuda:{os.environ.get('LOCAL_RANK', '0')}")
+        torch.cuda.set_device(local)
+    return evolve(on(local, precision=precision), name="place.mesh", mesh=make(data, shard, local, timeout))
 
 
 def host(tree: Tree) -> Tree:
-    """A copy of a pytree of tensors on the host, which shares no storage with it."""
+    """A copy of a pytree of tensors on the host, with storage of its own."""
     return tree_map(lambda t: t.detach().to("cpu", copy=True) if isinstance(t, Tensor) else t, tree)
 
 
 def resolve(device: str | torch.device) -> torch.device:
-    """The device that a name means on this machine."""
+    """The device of a name on this machine."""
     if device == "auto":
-        there = torch.accelerator.current_accelerator(check_available=True)
-        return torch.device(there.type, 0) if there is not None and _has_float64(there) else torch.device("cpu")
+        gpu = torch.accelerator.current_accelerator(check_available=True)
+        return torch.device(gpu.type, 0) if gpu is not None and _has_float64(gpu) else torch.device("cpu")
     try:
-        found = torch.device(device)
+        resolved = torch.device(device)
     except RuntimeError:
         word = {"gpu": "cuda"}.get(str(device), str(device))
         raise DeviceError(f"unknown device {device!r}{did_you_mean(word, KNOWN)}") from None
-    if found.type == "cpu":
-        return found
-    count = _count(found.type)
+    if resolved.type == "cpu":
+        return resolved
+    count = _count(resolved.type)
     if not count:
-        if found.type == "cuda":
+        if resolved.type == "cuda":
             raise DeviceError(f"device {str(device)!r}: torch sees no CUDA GPU on this machine; use auto or cpu")
         raise DeviceError(f"device {device!r} is not supported; known: {', '.join(KNOWN)}, cuda:N")
-    found = torch.device(found.type, found.index or 0)
-    if found.index >= count:
+    resolved = torch.device(resolved.type, resolved.index or 0)
+    if resolved.index >= count:
         raise DeviceError(f"device {str(device)!r}: this machine has {count} GPU(s), numbered from 0")
-    if not _has_float64(found):
+    if not _has_float64(resolved):
         raise DeviceError(f"device {str(device)!r} has no float64, in which State keeps its numbers; use cpu")
-    return found
+    return resolved
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that are free on an accelerator."""
+    """Free bytes on an accelerator."""
     free: int = torch.get_device_module(device).mem_get_info(device)[0]
     return free
 
 
 def _count(kind: str) -> int:
-    """How many devices of a type are here."""
+    """Devices of a type on this machine."""
     try:
         count: int = torch.get_device_module(kind).device_count()
-    except (AttributeError, RuntimeError):  # of a type that has no devices
+    except (AttributeError, RuntimeError):  # a type without devices, such as meta
         return 0
     return count
 
 
 def _has_float64(device: torch.device) -> bool:
     if device.type == "cuda":
-        return True  # without waking it
+        return True  # without initialising it
     try:
         torch.empty((), dtype=torch.float64, device=device)
     except (TypeError, RuntimeError):

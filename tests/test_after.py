@@ -24,7 +24,7 @@ from cli.commands import report
 from cli.folder import accept
 from cli.main import main
 from pipeline import PipeError, load_run, log, sources
-from pipeline.sources import csv as cells
+from pipeline.sources import csv, formats
 from tests import pipes
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
@@ -173,10 +173,10 @@ def test_a_table_in_stretches_is_the_table(tmp_path_factory, size, quoted, ends,
     rows = [f'{i},{"" if i % 5 else "x"}{i},{chr(34) + "a,b" + ends + "c" + chr(34) if quoted and i % 3 == 0 else "d"}'
             for i in range(40)]  # fmt: skip
     path.write_bytes((ends.join(["n,t,q", *rows]) + (ends if last else "")).encode())
-    whole = cells.read(path)
+    whole = formats.read_table(path)
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(cells, "BLOCK", size)
-        parts = [*cells.blocks(path)]
+        patched.setattr(csv, "BLOCK", size)
+        parts = [*formats.table_blocks(path)]
     for name, column in whole.columns.items():
         assert pl.concat([p.columns[name] for p in parts]).to_list() == column.to_list()
     where = [p.where(i) for p in parts for i in range(len(p))]

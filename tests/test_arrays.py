@@ -12,8 +12,9 @@ from safetensors.numpy import save_file
 
 from pipeline import load, sources
 from pipeline.errors import DataError
-from pipeline.sources import memmap as mapped
-from pipeline.sources.prefetch import ahead
+from pipeline.sources import memmap
+from pipeline.sources.prefetch import prefetch
+from pipeline.sources.text import Windows
 from tests.strategies import seeds
 
 
@@ -62,33 +63,33 @@ def test_arrays_come_back(folder, kind, n, dtype, task, seed):
 def test_what_stays_on_disk_is_parted_and_read_as_in_memory(folder, n, share, folds, seed):
     """Any rows are those of the array, in an epoch as alone; parts are a partition, and folds hold each out once."""
     path = save(folder, "folder", np.arange(n * 300, dtype=np.float64).reshape(n, 300), np.arange(n))
-    before = mapped.HELD
-    mapped.HELD = 64  # so that rows are read one by one
+    before = memmap.HELD
+    memmap.HELD = 64  # so that rows are read one by one
     try:
-        data = mapped.Mapped({k: np.load(path / f"{k}.npy", mmap_mode="r") for k in ("inputs", "targets")})
+        data = memmap.Mapped({k: np.load(path / f"{k}.npy", mmap_mode="r") for k in ("inputs", "targets")})
     finally:
-        mapped.HELD = before
+        memmap.HELD = before
     rows = torch.from_numpy(np.random.default_rng(seed).integers(0, n, 20))
     np.testing.assert_array_equal(data[rows]["inputs"], np.load(path / "inputs.npy")[rows].astype(np.float32))
     for split in [sources.Split(share, seed), *(sources.Split(seed=seed, folds=folds, fold=k) for k in range(folds))]:
         if n < folds or (split.folds is None and np.ceil(share * n) == n):
             continue
-        train, held = data.parted(split)
+        train, held = data.split(split)
         assert sorted(torch.cat([p[torch.arange(len(p))]["targets"] for p in (train, held)]).tolist()) == [*range(n)]
         epoch = load.batches(train, size=4)
         for batch, again in zip(epoch.epoch(seed, 1), epoch.epoch(seed, 1), strict=True):
             assert torch.equal(batch["targets"], again["targets"])
             assert torch.equal(batch["inputs"][:, 0], (batch["targets"] * 300).float())
     if n >= folds:
-        held = [data.parted(sources.Split(seed=seed, folds=folds, fold=k))[1] for k in range(folds)]
+        held = [data.split(sources.Split(seed=seed, folds=folds, fold=k))[1] for k in range(folds)]
         assert sorted(torch.cat([p[torch.arange(len(p))]["targets"] for p in held]).tolist()) == [*range(n)]
 
 
 def test_large_arrays_are_not_read_as_a_whole(folder, monkeypatch):
     """Above a size, a source reads what a batch needs; what is cut off later is named."""
     path = save(folder, "folder", np.ones((40, 300), np.float32), np.arange(40) % 2)
-    monkeypatch.setattr(importlib.import_module("pipeline.sources.arrays"), "small", lambda arrays: False)
-    monkeypatch.setattr(mapped, "HELD", 64)
+    monkeypatch.setattr(importlib.import_module("pipeline.sources.arrays"), "IN_MEMORY", 0)
+    monkeypatch.setattr(memmap, "HELD", 64)
     data = sources.arrays(path)
     assert isinstance(data.train, sources.Mapped)
     assert (data.task, len(data.train), len(data.held_out)) == ("classification", 32, 8)
@@ -160,7 +161,7 @@ def test_token_files_are_read_in_memory_or_not(folder, n, dtype, context):
     ids = np.random.default_rng(n).integers(0, 1000, n).astype(dtype)
     ids.astype(ids.dtype.newbyteorder("<")).tofile(folder / "t.bin")
     small = sources.tokens(folder / "t.bin", dtype=dtype, context=context)
-    large = sources.text.__globals__["Windows"](ids, context, 0, len(small.train))
+    large = Windows(ids, context, 0, len(small.train))
     assert small.sizes == {"vocabulary": int(ids.max()) + 1, "context": context}
     rows = torch.arange(len(small.train)).flip(0)
     for name in ("inputs", "targets"):
@@ -196,10 +197,10 @@ def test_what_a_thread_meets_is_raised_in_its_place():
 
     seen = []
     with pytest.raises(DataError, match="the sixth is bad"):
-        seen.extend(iter_all(ahead(items()), seen))
+        seen.extend(iter_all(prefetch(items()), seen))
     assert seen == [0, 1, 2, 3, 4]
     taken = []
-    endless = ahead(taken.append(i) or i for i in range(10**9))
+    endless = prefetch(taken.append(i) or i for i in range(10**9))
     assert [next(endless) for _ in range(3)] == [0, 1, 2]
     endless.close()
     assert len(taken) < 100

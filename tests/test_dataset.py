@@ -19,7 +19,6 @@ from torch.utils.data import Dataset, IterableDataset, Subset, TensorDataset
 
 from pipeline import Pipeline, backward, fit, forward, load, loss, models, order, sources, testing, update
 from pipeline.errors import ConfigError, DataError
-from pipeline.sources import Part
 from tests.strategies import batch_sizes, samples, seeds
 
 
@@ -85,7 +84,7 @@ def test_workers_and_resuming_change_no_bit(pooled, size, seed, epoch, start):
 @given(kept=st.lists(st.integers(0, 49), min_size=1, unique=True), size=batch_sizes, seed=seeds)
 def test_a_part_draws_as_the_whole_does(pooled, kept, size, seed):
     """A sample of a part has the bits that it has in the whole, and comes in the part's own order."""
-    part = load.batches(Part(pooled, torch.tensor(kept)), size=size)
+    part = load.batches(sources.Subset(pooled, torch.tensor(kept)), size=size)
     whole = dict(rows(load.batches(Noisy(50), size=50).epoch(seed, 1)))
     found = rows(part.epoch(seed, 1))
     assert found == [(kept[i], whole[kept[i]]) for b in order.batches(part.order, part.size, seed, 1) for i in b]
@@ -128,7 +127,7 @@ def pipe(data):
 def test_a_run_resumed_in_mid_epoch_is_the_run(pooled):
     """fit(start=...) ends with the bits of the run that was not stopped, however many workers read; so do parts, and
     the validation."""
-    for make in (lambda data: data, lambda data: Part(data, torch.arange(0, 50, 2))):
+    for make in (lambda data: data, lambda data: sources.Subset(data, torch.arange(0, 50, 2))):
         alone, here = pipe(make(sources.dataset(Noisy(50)))), pipe(make(pooled))
         *_, expected = fit(alone, epochs=2, seed=3, validate=alone.load.data, compile=False)
         for stopped in fit(here, epochs=2, seed=3, compile=False, every=1):
@@ -228,7 +227,7 @@ def test_a_sample_that_fails_is_named(workers):
     with pytest.raises(DataError, match=r"can't read sample 3 of Broken: KeyError: 'no such key' \(test_dataset") as e:
         list(load.batches(data, size=2).epoch(0, 0))
     assert "no such key" in str(e.value.__cause__)
-    kept = Part(data, torch.tensor([0, 1, 2, 4]))
+    kept = sources.Subset(data, torch.tensor([0, 1, 2, 4]))
     assert rows(kept.epoch(0, 0, [torch.arange(4)])) == rows(data.epoch(0, 0, [kept.rows]))
 
 
@@ -243,7 +242,7 @@ def test_parts_are_of_the_whole():
     """A part without rows, or with rows beyond the data set, is a DataError."""
     for kept, message in (([], "is empty"), ([-1], "rows -1 to -1 of 3"), ([0, 3], "rows 0 to 3 of 3 samples")):
         with pytest.raises(DataError, match=message):
-            Part(sources.dataset(Noisy(3)), torch.tensor(kept, dtype=torch.int64))
+            sources.Subset(sources.dataset(Noisy(3)), torch.tensor(kept, dtype=torch.int64))
 
 
 # -- processes

@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 
 from pipeline import sources
 from pipeline.errors import ConfigError, DataError
-from pipeline.sources.csv import read
+from pipeline.sources import formats, new_data
+from pipeline.sources.formats import read_table
+from pipeline.sources.frame import Frame
 from pipeline.sources.table import apply
 from tests.strategies import seeds
 
@@ -93,7 +95,7 @@ def test_what_was_fitted_prepares_the_same_rows_alike(folder, body):
         data = sources.table(path, test=path, task="regression")
     except DataError:
         return
-    again = apply(json.loads(json.dumps(data.fitted)), read(path))
+    again = apply(json.loads(json.dumps(data.fitted)), read_table(path))
     for name, t in data.train.tensors.items():
         assert torch.equal(t, again.tensors[name])
         assert torch.equal(t, data.held_out.tensors[name])
@@ -239,6 +241,28 @@ def test_a_damaged_file_says_where(folder):
         sources.table(folder / "cut.parquet")
     with pytest.raises(DataError, match="no column 'prize'; did you mean 'price'"):
         table(folder, "size,price\n1,2\n", target="prize")
+
+
+def test_a_format_is_a_reader_and_a_line(folder, monkeypatch):
+    """A reader in TABLES is read by `table` and, block by block, by `new_data`, as a CSV of the same rows is."""
+
+    def ndjson(path, _header, *, at_once):
+        data = pl.read_ndjson(path)
+        for begin in [0] if at_once else range(0, len(data), 7):
+            part = data if at_once else data[begin : begin + 7]
+            yield Frame(str(path), part, np.arange(begin, begin + len(part)) + 1, "line")
+
+    monkeypatch.setitem(formats.TABLES, ".jsonl", ndjson)
+    frame = pl.DataFrame({"x": [i * 0.5 for i in range(40)], "y": ["no", "yes"] * 20})
+    frame.write_csv(folder / "same.csv")
+    frame.write_ndjson(folder / "same.jsonl")
+    made = [sources.table(folder / name) for name in ("same.csv", "same.jsonl")]
+    for data in made:
+        for name, t in tensors(made[0]).items():
+            assert torch.equal(t, tensors(data)[name])
+    blocks = [*new_data.of_table(folder / "same.jsonl", made[1].fitted, targets=True, header=None)]
+    assert [len(rows.batch["inputs"]) for rows in blocks] == [7, 7, 7, 7, 7, 5]
+    assert [c for rows in blocks for c in rows.batch["targets"].tolist()] == [0, 1] * 20
 
 
 @given(st.binary(max_size=200))

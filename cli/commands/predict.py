@@ -23,7 +23,7 @@ from cli.saved_run import Past
 from pipeline import files
 from pipeline.errors import ConfigError, did_you_mean
 from pipeline.sources import Rows
-from pipeline.sources.csv import package
+from pipeline.sources.frame import package
 from pipeline.stage import first_line
 from pipeline.text import quoted, shown
 

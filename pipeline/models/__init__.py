@@ -1,26 +1,12 @@
 """Plain nn.Modules to start from. Nothing in the library needs them: any module trains."""
 
-from pipeline.models.convnet import ConvNet, convnet
+from pipeline.models.convnet import convnet
 from pipeline.models.generate import generate
 from pipeline.models.huggingface import from_config
 from pipeline.models.mlp import mlp
-from pipeline.models.recurrent import Recurrent, recurrent
-from pipeline.models.resnet import ResNet, resnet
-from pipeline.models.table import Table, table
-from pipeline.models.transformer import Transformer, transformer
+from pipeline.models.recurrent import recurrent
+from pipeline.models.resnet import resnet
+from pipeline.models.table import table
+from pipeline.models.transformer import transformer
 
-__all__ = [
-    "ConvNet",
-    "Recurrent",
-    "ResNet",
-    "Table",
-    "Transformer",
-    "convnet",
-    "from_config",
-    "generate",
-    "mlp",
-    "recurrent",
-    "resnet",
-    "table",
-    "transformer",
-]
+__all__ = ["convnet", "from_config", "generate", "mlp", "recurrent", "resnet", "table", "transformer"]

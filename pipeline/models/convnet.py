@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from torch import Tensor, nn
 
@@ -12,6 +11,10 @@ class ConvNet(nn.Module):
     """Blocks of (3x3 convolution, batch norm, ReLU), halving H and W between blocks, then a linear classifier.
 
     Shapes: (B, channels, H, W) -> (B, classes), for any H and W.
+
+    >>> import torch
+    >>> convnet(1, 10)(torch.zeros(2, 1, 8, 8)).shape
+    torch.Size([2, 10])
     """
 
     def __init__(self, channels: int, classes: int, widths: Sequence[int] = (32, 64), dropout: float = 0.0) -> None:
@@ -29,11 +32,4 @@ class ConvNet(nn.Module):
         return logits
 
 
-def convnet(channels: int, classes: int, **options: Any) -> ConvNet:
-    """`ConvNet(channels, classes, widths=(32, 64), dropout=0.0)`.
-
-    >>> import torch
-    >>> convnet(1, 10)(torch.zeros(2, 1, 8, 8)).shape
-    torch.Size([2, 10])
-    """
-    return ConvNet(channels, classes, **options)
+convnet = ConvNet

@@ -1,4 +1,4 @@
-"""Generate: tokens from a model of the next one."""
+"""Generate tokens by a language model."""
 
 from __future__ import annotations
 
@@ -12,11 +12,10 @@ def generate(
     module: nn.Module, tokens: Tensor, count: int, *, context: int, temperature: float = 1.0, top_k: int | None = None,
     seed: int = 0,
 ) -> Tensor:  # fmt: skip
-    """Token ids (B, T) int64 with `count` more after them, (B, T + count).
+    """Token ids (B, T) int64 -> (B, T + count), with `count` new ones, the same for the same seed.
 
-    The module is called on the last `context` of them, (B, up to context) -> logits (B, ..., vocabulary). A token is
-    drawn from the softmax of the last logits over `temperature`, among the `top_k` likeliest; at temperature 0 it is
-    the likeliest. The same for the same seed.
+    The module maps the last `context` ids, (B, up to context), to logits (B, ..., vocabulary). A token is drawn from
+    the softmax of logits / temperature over the `top_k` largest; at temperature 0, it is the largest.
 
     >>> from pipeline import models
     >>> model = models.transformer(50, context=8, width=16, heads=2, depth=1)
@@ -26,7 +25,7 @@ def generate(
     if temperature < 0 or (top_k is not None and top_k < 1):
         raise ConfigError(f"generate: temperature={temperature} is at least 0, and top_k={top_k} at least 1")
     generator = torch.Generator(tokens.device).manual_seed(seed)
-    before = module.training
+    training = module.training
     module.eval()
     try:
         with torch.no_grad():
@@ -41,5 +40,5 @@ def generate(
                     new = (logits / temperature).softmax(-1).multinomial(1, generator=generator)
                 tokens = torch.cat([tokens, new], 1)
     finally:
-        module.train(before)
+        module.train(training)
     return tokens

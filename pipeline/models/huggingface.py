@@ -13,7 +13,7 @@ from pipeline.stage import first_line
 
 
 class Logits(nn.Module):
-    """A model of the library as a function of its one input to logits."""
+    """A model of the library as a function from its inputs to logits."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -25,11 +25,11 @@ class Logits(nn.Module):
 
 
 def from_config(config: Mapping[str, Any], task: str, *, classes: int, vocabulary: int | None = None) -> Logits:
-    """A model by its config, as a dict with `model_type`: a causal language model for task "language modelling", else
-    a classifier of token ids, where there is a `vocabulary`, or of images, with so many `classes`.
+    """A model by its config, a dict with `model_type`: a causal language model for task "language modelling", else a
+    classifier, with as many `classes`, of token ids of a `vocabulary`, or of images.
 
-    Raises ConfigError where the library is missing, or does not know the model or has none for the task, and where the
-    config names anything that would be fetched, or code that would be run.
+    Raises ConfigError without the library, for a model that it does not have for the task, and for a config that names
+    a file to fetch or code to run.
     """
     try:
         import transformers
@@ -58,12 +58,12 @@ def from_config(config: Mapping[str, Any], task: str, *, classes: int, vocabular
     try:
         with mock.patch.object(constants, "HF_HUB_OFFLINE", True):
             return Logits(auto.from_config(transformers.AutoConfig.for_model(kind, **{**options, **sizes})))
-    except Exception as e:  # of the library, whatever it is
+    except Exception as e:  # the library raises many
         raise ConfigError(f"transformers makes no {kind} for {task}: {first_line(e)}") from None
 
 
 _NAMES = ("auto_map", "_name_or_path", "name_or_path")
-"""Where a config came from, and its code: what is made here is neither."""
+"""The origin of a config, and its code, both ignored."""
 _INERT = ("id2label", "label2id", "task_specific_params", "license", "architectures")
 _PLAIN = ("eager", "sdpa", "grouped_mm", "batched_mm")
 _FETCH = (
@@ -73,7 +73,7 @@ _FETCH = (
 
 
 def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """All that is in a config, by dotted names, but for `_NAMES`."""
+    """The values of a config, by dotted names, without `_NAMES`."""
     items = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else ()
     for key, inner in items:
         if key not in _NAMES:
@@ -82,7 +82,7 @@ def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _reaches(name: str, value: Any) -> bool:
-    """Whether transformers would go to the hub by it, or run other kernels than torch's."""
+    """Whether a setting would make transformers ask the hub, or run other kernels than torch's."""
     if "attn_implementation" in name or "experts_implementation" in name:
         return isinstance(value, str) and value not in _PLAIN
     return bool(value) and (name.rpartition(".")[2] in _FETCH or (isinstance(value, str) and "/" in value))

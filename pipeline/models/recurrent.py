@@ -10,17 +10,23 @@ from pipeline.errors import ConfigError
 
 
 class Recurrent(nn.Module):
-    """Layers of LSTM or GRU, and a linear one of the mean over time.
+    """Layers of LSTM or GRU, and a linear layer of their mean over time.
 
-    Shapes: (B, T, features) float, or (B, T) token ids int64 -> (B, outputs).
+    Shapes: (B, T, features) float, or (B, T) int64 ids of a `vocabulary` -> (B, outputs).
+
+    >>> import torch
+    >>> recurrent(3, vocabulary=50, width=8)(torch.zeros(2, 7, dtype=torch.long)).shape
+    torch.Size([2, 3])
     """
 
     def __init__(
-        self, outputs: int, kind: Literal["lstm", "gru"] = "lstm", features: int | None = None,
+        self, outputs: int, *, kind: Literal["lstm", "gru"] = "lstm", features: int | None = None,
         vocabulary: int | None = None, width: int = 128, depth: int = 1, bidirectional: bool = False,
         dropout: float = 0.0,
     ) -> None:  # fmt: skip
         super().__init__()
+        if (features is None) == (vocabulary is None):
+            raise ConfigError("models.recurrent() takes features= of floats, or the vocabulary= of token ids")
         self.embed = None if vocabulary is None else nn.Embedding(vocabulary, width)
         layers = {"lstm": nn.LSTM, "gru": nn.GRU}[kind]
         self.layers = layers(
@@ -36,16 +42,4 @@ class Recurrent(nn.Module):
         return outputs
 
 
-def recurrent(
-    outputs: int, *, kind: Literal["lstm", "gru"] = "lstm", features: int | None = None, vocabulary: int | None = None,
-    width: int = 128, depth: int = 1, bidirectional: bool = False, dropout: float = 0.0,
-) -> Recurrent:  # fmt: skip
-    """`Recurrent` over `features` numbers, or over ids of a `vocabulary`, at each time.
-
-    >>> import torch
-    >>> recurrent(3, vocabulary=50, width=8)(torch.zeros(2, 7, dtype=torch.long)).shape
-    torch.Size([2, 3])
-    """
-    if (features is None) == (vocabulary is None):
-        raise ConfigError("models.recurrent() takes features= of floats, or the vocabulary= of token ids")
-    return Recurrent(outputs, kind, features, vocabulary, width, depth, bidirectional, dropout)
+recurrent = Recurrent

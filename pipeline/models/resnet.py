@@ -12,7 +12,7 @@ class Residual(nn.Module):
     """Two 3x3 convolutions with batch norm, added to their input; the first may halve H and W.
 
     Shapes: (B, before, H, W) -> (B, width, H / stride, W / stride), rounded up. Source: He et al., Deep residual
-    learning for image recognition (2016), figure 5, with a 1x1 convolution where shapes differ.
+    learning for image recognition (2016), figure 5, with a 1x1 convolution if shapes differ.
     """
 
     def __init__(self, before: int, width: int, stride: int) -> None:
@@ -28,9 +28,14 @@ class Residual(nn.Module):
 
 
 class ResNet(nn.Module):
-    """A 3x3 convolution, then stages of residual blocks that halve H and W between them, then a linear classifier.
+    """A 3x3 convolution, then stages of `depth` residual blocks that halve H and W between them, then a linear
+    classifier.
 
     Shapes: (B, channels, H, W) -> (B, outputs), for any H and W.
+
+    >>> import torch
+    >>> resnet(1, 10, widths=(4, 8))(torch.zeros(2, 1, 8, 8)).shape
+    torch.Size([2, 10])
     """
 
     def __init__(
@@ -53,13 +58,4 @@ class ResNet(nn.Module):
         return logits
 
 
-def resnet(
-    channels: int, outputs: int, *, widths: Sequence[int] = (32, 64, 128), depth: int = 1, dropout: float = 0.0
-) -> ResNet:
-    """`ResNet` with `depth` blocks in each stage.
-
-    >>> import torch
-    >>> resnet(1, 10, widths=(4, 8))(torch.zeros(2, 1, 8, 8)).shape
-    torch.Size([2, 10])
-    """
-    return ResNet(channels, outputs, widths, depth, dropout)
+resnet = ResNet

@@ -11,13 +11,16 @@ from pipeline.models.mlp import mlp
 
 
 class Table(nn.Module):
-    """Numbers and embedded categories, beside each other, through linear layers with ReLU.
+    """Numbers and embedded categories, side by side, through linear layers with ReLU.
 
-    Shapes: inputs (B, features) float, categories (B, C) int64 -> (B, outputs).
+    Shapes: inputs (B, features) float, categories (B, C) int64, of the sizes `categories` -> (B, outputs).
+
+    >>> table(5, 3, categories=(4, 13))(torch.zeros(2, 5), torch.zeros(2, 2, dtype=torch.long)).shape
+    torch.Size([2, 3])
     """
 
     def __init__(
-        self, features: int, outputs: int, categories: Sequence[int] = (), hidden: Sequence[int] = (128,),
+        self, features: int, outputs: int, *, categories: Sequence[int] = (), hidden: Sequence[int] = (128,),
         dropout: float = 0.0,
     ) -> None:  # fmt: skip
         super().__init__()
@@ -26,24 +29,16 @@ class Table(nn.Module):
         self.layers = mlp(width, *hidden, outputs, dropout=dropout)
 
     def forward(self, inputs: Tensor, categories: Tensor | None = None) -> Tensor:
-        parts = [inputs]
+        columns = [inputs]
         if categories is not None:
-            parts += [embed(categories[:, i]) for i, embed in enumerate(self.embeddings)]
-        outputs: Tensor = self.layers(torch.cat(parts, 1))
+            columns += [embed(categories[:, i]) for i, embed in enumerate(self.embeddings)]
+        outputs: Tensor = self.layers(torch.cat(columns, 1))
         return outputs
 
 
 def _width(categories: int) -> int:
-    """Of an embedding. Source: fastai's rule of thumb, fastai.tabular.model.emb_sz_rule, with a lower bound."""
+    """Width of an embedding. Source: fastai's rule of thumb, fastai.tabular.model.emb_sz_rule, with a lower bound."""
     return int(min(16, round(1.6 * categories**0.56)))
 
 
-def table(
-    features: int, outputs: int, *, categories: Sequence[int] = (), hidden: Sequence[int] = (128,), dropout: float = 0.0
-) -> Table:
-    """`Table` with `categories`, how many there are in each column of them.
-
-    >>> table(5, 3, categories=(4, 13))(torch.zeros(2, 5), torch.zeros(2, 2, dtype=torch.long)).shape
-    torch.Size([2, 3])
-    """
-    return Table(features, outputs, categories, hidden, dropout)
+table = Table

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +33,11 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Token ids (B, T) int64 -> logits of the next token (B, T, vocabulary); T up to `context`."""
+    """Token ids (B, T) int64 -> logits of the next token (B, T, vocabulary); T up to `context`.
+
+    >>> transformer(50, width=16, heads=2, depth=1)(torch.zeros(2, 7, dtype=torch.long)).shape
+    torch.Size([2, 7, 50])
+    """
 
     def __init__(self, vocabulary: int, context: int = 256, width: int = 128, heads: int = 4, depth: int = 4,
                  dropout: float = 0.0) -> None:  # fmt: skip
@@ -50,10 +54,4 @@ class Transformer(nn.Module):
         return logits
 
 
-def transformer(vocabulary: int, **options: Any) -> Transformer:
-    """`Transformer(vocabulary, context=256, width=128, heads=4, depth=4, dropout=0.0)`.
-
-    >>> transformer(50, width=16, heads=2, depth=1)(torch.zeros(2, 7, dtype=torch.long)).shape
-    torch.Size([2, 7, 50])
-    """
-    return Transformer(vocabulary, **options)
+transformer: Callable[..., Transformer] = Transformer

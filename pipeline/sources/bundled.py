@@ -1,4 +1,4 @@
-"""Data sets that come with scikit-learn: real data, no download."""
+"""Data sets without a file: those of scikit-learn, which need no download, and random numbers."""
 
 from __future__ import annotations
 
@@ -9,11 +9,21 @@ import numpy as np
 import torch
 
 from pipeline.errors import DataError, did_you_mean
-from pipeline.sources.csv import Cells, package
+from pipeline.sources.frame import Frame, package
 from pipeline.sources.prepared import Prepared
 from pipeline.sources.split import Split, split
 from pipeline.sources.table import prepare
 from pipeline.sources.tensors import Tensors
+
+SKLEARN = ("breast_cancer", "diabetes", "digits", "iris", "wine")
+
+
+def random(samples: int = 1000, features: int = 784, classes: int = 10, seed: int = 0) -> Tensors:
+    """The tutorial's set: normal inputs (samples, features) float32 and random labels (samples,) int64."""
+    generator = torch.Generator().manual_seed(seed)
+    inputs = torch.randn(samples, features, generator=generator)
+    targets = torch.randint(0, classes, (samples,), generator=generator)
+    return Tensors({"inputs": inputs, "targets": targets}, tuple(map(str, range(classes))))
 
 
 def digits(held_out: float = 0.2, seed: int = 0, parts: Split | None = None) -> tuple[Tensors, Tensors]:
@@ -22,23 +32,17 @@ def digits(held_out: float = 0.2, seed: int = 0, parts: Split | None = None) -> 
     Returns (training, held out), the same split for the same seed.
     Source: E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits, UCI (1998), the test part.
     """
-    package = find_spec("sklearn")  # to import it would take longer than to train
-    assert package is not None
-    assert package.submodule_search_locations is not None
-    [folder] = package.submodule_search_locations
-    raw = np.loadtxt(Path(folder) / "datasets" / "data" / "digits.csv.gz", delimiter=",", dtype=np.float32)
-    images = torch.from_numpy(raw[:, :64].reshape(-1, 1, 8, 8) / 16.0)
-    data = Tensors({"inputs": images, "targets": torch.from_numpy(raw[:, 64]).long()}, tuple("0123456789"))
-    return split(data, held_out, seed, parts)
-
-
-SKLEARN = ("breast_cancer", "diabetes", "digits", "iris", "wine")
-"""Data sets that scikit-learn brings."""
+    spec = find_spec("sklearn")  # to import it takes longer than to train
+    assert spec is not None
+    assert spec.origin is not None
+    path = Path(spec.origin).parent / "datasets" / "data" / "digits.csv.gz"
+    raw = torch.from_numpy(np.loadtxt(path, delimiter=",", dtype=np.float32))
+    images, targets = raw[:, :64].reshape(-1, 1, 8, 8) / 16.0, raw[:, 64].long()
+    return split(Tensors({"inputs": images, "targets": targets}, tuple("0123456789")), held_out, seed, parts)
 
 
 def sklearn(name: str, parts: Split | None = None) -> Prepared:
-    """A data set of scikit-learn's by name, one of SKLEARN, as `table` prepares it; digits as images."""
-    parts = parts or Split()
+    """A data set of SKLEARN by name, prepared as a table; digits as images."""
     if name not in SKLEARN:
         raise DataError(f"scikit-learn brings no data {name!r}{did_you_mean(name, SKLEARN)}")
     if name == "digits":
@@ -46,11 +50,9 @@ def sklearn(name: str, parts: Split | None = None) -> Prepared:
         return Prepared(train, held_out, "classification", train.classes)
     from sklearn import datasets
 
-    options = {"scaled": False} if name == "diabetes" else {}
-    raw = getattr(datasets, f"load_{name}")(**options)
-    pl = package()
-    columns = {str(n): pl.Series(str(n), raw.data[:, i]) for i, n in enumerate(raw.feature_names)}
-    names = raw.get("target_names")
-    target = raw.target if names is None else [str(names[t]) for t in raw.target]
-    cells = Cells(f"sklearn:{name}", {**columns, "target": pl.Series("target", target)}, str)
-    return prepare(lambda: cells, "target", parts)
+    raw = getattr(datasets, f"load_{name}")(**({"scaled": False} if name == "diabetes" else {}))
+    classes = raw.get("target_names")
+    target = raw.target if classes is None else [str(classes[t]) for t in raw.target]
+    columns = {**dict(zip(map(str, raw.feature_names), raw.data.T, strict=True)), "target": target}
+    frame = Frame(f"sklearn:{name}", package().DataFrame(columns), np.arange(len(target)) + 1)
+    return prepare(lambda: frame, "target", parts or Split())

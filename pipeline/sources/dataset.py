@@ -1,4 +1,4 @@
-"""Data sets of single samples: any torch Dataset, in our order, with draws that do not depend on who reads them."""
+"""Data sets of single samples: any torch Dataset, in our order, with draws that do not depend on the workers."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ from torch.utils.data import DataLoader, IterableDataset, default_collate
 
 from pipeline.errors import ConfigError, DataError, place_of
 from pipeline.random import key
-from pipeline.sources.tensors import Source, as_tensor, in_epoch
+from pipeline.sources.tensors import EMPTY, Source, as_tensor, in_epoch
 from pipeline.state import Batch
 
-Task: TypeAlias = tuple[int, int, list[int]]
-"""The seed of a run, an epoch, and the indices of a batch of it."""
+Job: TypeAlias = tuple[int, int, list[int]]
+"""The seed of a run, an epoch, and the indices of a batch."""
 
 
 def dataset(data: Any, *, names: Sequence[str] = ("inputs", "targets"), workers: int = 0, seed: int = 0) -> Samples:
-    """A Source over a map-style torch Dataset, or anything with a length and `data[i]` for an int i.
+    """A Source over a map-style torch Dataset, or any object with a length and `data[i]` for an int i.
 
-    A sample is a mapping, whose keys are the names, or a tuple, whose parts get `names`. Its tensors, arrays and
-    numbers become tensors of shape (B, ...), float64 arrays and floats as float32.
+    A sample is a mapping by name, or a tuple whose values get `names`. Its tensors, arrays and numbers become tensors
+    of shape (B, ...), float64 arrays and floats as float32.
 
-    What `data[i]` draws from torch's, Python's and NumPy's global generators is a function of (seed, seed of the run,
-    epoch, i): it is the same for any number of `workers`, processes that read ahead, and where a run is resumed. A
-    generator that the data set keeps for itself, or one without a seed, is not.
+    What `data[i]` draws from the global generators of torch, Python and NumPy is a function of (seed, seed of the run,
+    epoch, i), with any number of `workers` (processes that prefetch) and after a resume. Draws from a generator of the
+    data set's own are not.
 
-    Raises DataError for a data set that is empty, has no length, or has samples that do not fit their names, and for a
-    sample that can't be read: with its index, from the error that it met.
+    Raises DataError for a data set that is empty or has no length, for samples that do not fit the names, and, with its
+    index, for a sample that can't be read.
 
     >>> data = dataset([(torch.rand(2), i % 2) for i in range(5)])
     >>> batch = data[torch.tensor([4, 1])]
@@ -56,27 +56,27 @@ def dataset(data: Any, *, names: Sequence[str] = ("inputs", "targets"), workers:
     except (TypeError, NotImplementedError):
         raise DataError(f"{kind} has no length: give it __len__, or use load.loader(DataLoader(data, ...))") from None
     if empty:
-        raise DataError("the data set is empty: it has no samples")
+        raise DataError(EMPTY)
     reader = Reader(data, tuple(names), seed)
     return Samples(reader, tuple(reader.read((0, 0, [0]))), workers)
 
 
 @frozen(eq=False)
 class Reader:
-    """Reads batches, here or in a worker."""
+    """Reads batches, in this process or in a worker."""
 
     data: Any
     names: tuple[str, ...]
     seed: int
 
-    def read(self, task: Task) -> Batch:
-        """The samples of a batch, each with the global generators at where its key puts them."""
-        seed, epoch, indices = task
+    def read(self, job: Job) -> Batch:
+        """The samples of a batch, each with the global generators seeded by its key."""
+        seed, epoch, indices = job
         samples = []
-        with _generators_kept():
+        with _generators_restored():
             for i in indices:
                 k = key(self.seed, seed, epoch, i)
-                torch.default_generator.manual_seed(k)  # torch.manual_seed would also see to each GPU
+                torch.default_generator.manual_seed(k)  # torch.manual_seed would also seed each GPU
                 random.seed(k)
                 np.random.seed(k)
                 samples.append(self._sample(i))
@@ -100,21 +100,21 @@ class Reader:
         if not isinstance(sample, Mapping) and (not isinstance(sample, tuple | list) or len(sample) != len(self.names)):
             raise DataError(
                 f"sample {i} of {kind} is {type(sample).__name__}, which does not fit the names "
-                f"{', '.join(self.names)}; pass names=(...) to sources.dataset(), one for each part of a tuple"
+                f"{', '.join(self.names)}; pass names=(...) to sources.dataset(), one for each value of a tuple"
             )
         return pytree.tree_map(_tensor, sample)
 
-    def __getitems__(self, task: list[Task]) -> Batch | Failed:
-        """What a DataLoader's worker calls. It can't send every exception, nor keep its message, so text goes."""
+    def __getitems__(self, jobs: list[Job]) -> Batch | Failed:
+        """Called by a DataLoader's worker, which can't send every exception."""
         try:
-            return self.read(*task)
+            return self.read(*jobs)
         except DataError as e:
             return Failed(str(e), "".join(traceback.format_exception(e.__cause__ or e)))
 
 
 @frozen
 class Failed:
-    """What went wrong in a worker."""
+    """An error in a worker."""
 
     message: str
     trace: str
@@ -128,11 +128,11 @@ class Samples:
     names: tuple[str, ...]
     workers: int = 0
     _pools: list[Pool] = field(factory=list, init=False, repr=False)
-    """More than one where epochs were read at the same time."""
+    """More than one if epochs were read at the same time."""
 
     def __attrs_post_init__(self) -> None:
-        # Pools that the collector of cycles finds have lost the threads by which they would tell their workers to end,
-        # and wait for them in vain. So it never does: they are held from outside until nothing reads them.
+        # A pool that the cycle collector finds has lost the threads that tell its workers to end, and waits for them in
+        # vain. The finalizer holds the pools until their Samples is gone.
         weakref.finalize(self, self._pools.clear)
 
     def __len__(self) -> int:
@@ -142,26 +142,26 @@ class Samples:
         return self.reader.read((0, 0, indices.tolist()))
 
     def epoch(self, seed: int, epoch: int, batches: Iterable[Tensor]) -> Iterator[Batch]:
-        """The batches at some indices, each (B,) int64, in their order, as they are drawn in this epoch of a run."""
-        tasks = ((seed, epoch, indices.tolist()) for indices in batches)
+        """The batches at these indices, each (B,) int64, as drawn in this epoch of a run."""
+        jobs = ((seed, epoch, indices.tolist()) for indices in batches)
         if not self.workers:
-            yield from map(self.reader.read, tasks)
+            yield from map(self.reader.read, jobs)
             return
         pool = next((p for p in self._pools if not p.busy), None) or Pool(self.reader, self.workers)
         if pool not in self._pools:
             self._pools.append(pool)
         try:
-            for made in pool.read(tasks):
-                if isinstance(made, Failed):
-                    raise DataError(made.message) from RuntimeError(f"in a worker:\n{made.trace}")
-                yield made
+            for batch in pool.read(jobs):
+                if isinstance(batch, Failed):
+                    raise DataError(batch.message) from RuntimeError(f"in a worker:\n{batch.trace}")
+                yield batch
         except (RuntimeError, KeyboardInterrupt) as e:
             self._pools.remove(pool)
             if isinstance(e, KeyboardInterrupt):
                 raise
             raise DataError(f"a worker that reads {type(self.reader.data).__name__} has ended: {e}") from e
         finally:
-            pool.busy = False  # what it has read ahead is passed over when the next epoch begins
+            pool.busy = False  # the next epoch drops what it has prefetched
 
 
 class Pool:
@@ -169,71 +169,72 @@ class Pool:
 
     def __init__(self, reader: Reader, workers: int) -> None:
         self.busy = False
-        self.tasks = Tasks()
+        self.jobs = Jobs()
         self.loader: DataLoader[Any] = DataLoader(
             reader,  # type: ignore[arg-type]  # a Dataset by what it does
-            batch_sampler=self.tasks,
+            batch_sampler=self.jobs,
             num_workers=workers,
-            collate_fn=_same,
-            worker_init_fn=_end_with_reader,
+            collate_fn=_identity,
+            worker_init_fn=_end_with_parent,
             persistent_workers=True,
             generator=torch.Generator(),  # it would draw from the global one
         )
 
-    def read(self, tasks: Iterable[Task]) -> Iterator[Any]:
-        self.busy, self.tasks.tasks = True, tasks
+    def read(self, jobs: Iterable[Job]) -> Iterator[Any]:
+        self.busy, self.jobs.jobs = True, jobs
         return iter(self.loader)
 
 
-class Tasks:
-    """A batch sampler that yields what it was given last."""
+class Jobs:
+    """A batch sampler that yields the jobs of the current epoch."""
 
-    tasks: Iterable[Task] = ()
+    jobs: Iterable[Job] = ()
 
-    def __iter__(self) -> Iterator[list[Task]]:
-        return ([task] for task in self.tasks)
+    def __iter__(self) -> Iterator[list[Job]]:
+        return ([job] for job in self.jobs)
 
 
-def _same(batch: Any) -> Any:
+def _identity(batch: Any) -> Any:
     return batch
 
 
-def _end_with_reader(_worker: int) -> None:
-    """A worker of torch looks for its reader every few seconds, once it has begun; this one ends at once. A signal to
-    all of a terminal's processes is for the reader, which may need more batches before it can save."""
+def _end_with_parent(_worker: int) -> None:
+    """End the worker as soon as its parent ends; torch's own watch looks every few seconds.
+
+    In a session of its own, it gets no Ctrl-C of the terminal: the parent may need more batches before it saves.
+    """
     os.setsid()
-    reader = parent_process()
-    assert reader is not None
+    parent = parent_process()
+    assert parent is not None
 
     def watch() -> None:
-        reader.join()
+        parent.join()
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
 
 
 def _tensor(value: Any) -> Any:
-    """Arrays and numbers as tensors, of the dtypes that they have in every Source."""
+    """Arrays and numbers as tensors, of the same dtypes as in any Source."""
     return as_tensor("a sample", value) if isinstance(value, np.ndarray | np.generic | float | int) else value
 
 
 @contextmanager
-def _generators_kept() -> Iterator[None]:
-    kept = torch.default_generator.get_state(), random.getstate(), np.random.get_state()
+def _generators_restored() -> Iterator[None]:
+    before = torch.default_generator.get_state(), random.getstate(), np.random.get_state()
     try:
         yield
     finally:
-        torch.default_generator.set_state(kept[0])
-        random.setstate(kept[1])
-        np.random.set_state(kept[2])
+        torch.default_generator.set_state(before[0])
+        random.setstate(before[1])
+        np.random.set_state(before[2])
 
 
 @frozen(eq=False)
-class Part:
-    """Some samples of a Source, which stay there: `rows` (N,) int64 are their indices. Each is drawn as it is in the
-    whole.
+class Subset:
+    """The samples of a Source at the indices `rows`, (N,) int64, each drawn as in the whole Source.
 
-    >>> data = Part(dataset([(0.5, i) for i in range(10)]), torch.tensor([7, 2, 3]))
+    >>> data = Subset(dataset([(0.5, i) for i in range(10)]), torch.tensor([7, 2, 3]))
     >>> len(data), data[torch.tensor([0, 2])]["targets"]
     (3, tensor([7, 3]))
     """
@@ -243,9 +244,9 @@ class Part:
 
     def __attrs_post_init__(self) -> None:
         if len(self.rows) == 0:
-            raise DataError("the data set is empty: it has no samples")
+            raise DataError(EMPTY)
         if not 0 <= int(self.rows.min()) <= int(self.rows.max()) < len(self.source):
-            raise DataError(f"a part has rows {self.rows.min()} to {self.rows.max()} of {len(self.source)} samples")
+            raise DataError(f"a subset has rows {self.rows.min()} to {self.rows.max()} of {len(self.source)} samples")
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -258,5 +259,4 @@ class Part:
         return self.source[self.rows[indices]]
 
     def epoch(self, seed: int, epoch: int, batches: Iterable[Tensor]) -> Iterator[Batch]:
-        """As that of the whole."""
         return in_epoch(self.source, seed, epoch, (self.rows[indices] for indices in batches))

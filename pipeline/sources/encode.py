@@ -1,6 +1,6 @@
-"""Columns: what is learned of each column of the training rows, and what becomes of any rows by it.
+"""Encode: fit the columns of a table to its training rows, and turn any rows into inputs and categories.
 
-All that is learned is JSON, under `columns` of a data set's `fitted`, so that other rows can be prepared as those were.
+All that is fitted is JSON, under `columns` of a data set's `fitted`, so that new rows are encoded as those were.
 """
 
 from __future__ import annotations
@@ -8,26 +8,26 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import reduce
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pipeline.sources.csv import TRUTHS, Cells, floats, package, present, there
+from pipeline.sources.frame import TRUTHS, Frame, floats, is_present, package, present
 
 NUMBER, TRUTH, DATE, CATEGORY = "number", "truth", "date", "category"
 MOSTLY = 0.9
-"""A column of text has a kind where so many of its values are of it; the others are errors."""
+"""Share of a text column's values that have to be of a kind; the others are errors."""
 MANY = 100
-"""So many different texts are no categories, where most rows have one of their own."""
+"""A column of more different texts than this, and more than half as many as rows, is left out."""
 
-Fitted = dict[str, Any]
+Fitted: TypeAlias = dict[str, Any]
 
 
-def fit(cells: Cells, name: str, rows: np.ndarray) -> Fitted | str:
-    """What is learned of a column of the training rows, or why it is left out."""
-    column = cells.columns[name].gather(rows)
+def fit(frame: Frame, name: str, rows: np.ndarray) -> Fitted | str:
+    """A column fitted to the training rows, or the reason why it is left out."""
+    column = frame.data[name].gather(rows)
     seen = present(column)
     if not len(seen):
         return "it has no values"
@@ -39,38 +39,38 @@ def fit(cells: Cells, name: str, rows: np.ndarray) -> Fitted | str:
         if len(names) == 1:
             return f"all its values are {names[0]!r}"
         return {"name": name, "kind": kind, "categories": names}
-    values, found = numbers(cells, name, kind)
-    seen_values = values[rows][found[rows]]
-    if (seen_values == seen_values[0]).all():
+    values = numbers(frame, name, kind)[rows]
+    absent = np.isnan(values)
+    known = values[~absent]
+    if (known == known[0]).all():
         return f"all its values are {seen[0]}"
-    mean, std = float(seen_values.mean()), float(seen_values.std())
-    return {"name": name, "kind": kind, "mean": mean, "std": std, "missing": bool((~found[rows]).any())}
+    mean, std = float(known.mean()), float(known.std())
+    return {"name": name, "kind": kind, "mean": mean, "std": std, "missing": bool(absent.any())}
 
 
 def kind_of(column: Any) -> str:
-    """What the values of a column are."""
+    """NUMBER, TRUTH, DATE or CATEGORY, by the type of a column, or by the texts in it."""
     pl, dtype = package(), column.dtype
+    if dtype == pl.String:
+        seen = present(column)
+        if floats(seen).is_not_null().mean() >= MOSTLY:
+            return NUMBER
+        if seen.str.to_lowercase().is_in(list(TRUTHS)).all():
+            return TRUTH
+        return DATE if _dates(seen).is_not_null().mean() >= MOSTLY else CATEGORY
     if dtype.is_numeric():
         return NUMBER
     if dtype == pl.Boolean:
         return TRUTH
-    if dtype.is_temporal():
-        return DATE
-    if dtype != pl.String:
-        return CATEGORY
-    seen = present(column)
-    if floats(seen).is_not_null().mean() >= MOSTLY:
-        return NUMBER
-    if seen.str.to_lowercase().is_in(list(TRUTHS)).all():
-        return TRUTH
-    return DATE if _dates(seen).is_not_null().mean() >= MOSTLY else CATEGORY
+    return DATE if dtype.is_temporal() else CATEGORY
 
 
-def numbers(cells: Cells, name: str, kind: str) -> tuple[np.ndarray, np.ndarray]:
-    """A column's values as float64, and which of them are there. Raises DataError for a cell that is of another
-    kind."""
-    pl, column = package(), cells.columns[name]
-    found = there(column)
+def numbers(frame: Frame, name: str, kind: str) -> np.ndarray:
+    """A column as float64 (N,), NaN for a missing value; dates as days since 1970.
+
+    Raises DataError for a cell of another kind.
+    """
+    pl, column = package(), frame.data[name]
     if kind == DATE:
         dates = _dates(column) if column.dtype == pl.String else column.cast(pl.Datetime("us"))
         values = dates.dt.epoch("us") / 86_400e6
@@ -78,40 +78,42 @@ def numbers(cells: Cells, name: str, kind: str) -> tuple[np.ndarray, np.ndarray]
         values = column.str.to_lowercase().replace_strict(TRUTHS, default=None, return_dtype=pl.Float64)
     else:
         values = floats(column)
-    wrong = (found & values.is_null()).arg_max() if (found & values.is_null()).any() else None
-    if wrong is not None:
-        raise cells.refuse(wrong, name, f"is not a {kind}")
-    there_ = found.to_numpy()
-    array = np.where(there_, values.fill_null(0.0).to_numpy(), 0.0)
-    infinite = np.flatnonzero(np.isinf(array))
-    if len(infinite):
-        raise cells.refuse(int(infinite[0]), name, "is infinite; remove or bound it first")
-    return array, there_
+    known = is_present(column)
+    wrong, infinite = known & values.is_null(), known & values.is_infinite().fill_null(False)
+    for bad, why in ((wrong, f"is not a {kind}"), (infinite, "is infinite; remove or bound it first")):
+        if bad.any():
+            raise frame.refuse(int(bad.arg_max()), name, why)
+    return np.where(known.to_numpy(), values.fill_null(np.nan).to_numpy(), np.nan)
 
 
-def raw(cells: Cells, fitted: Sequence[Fitted]) -> tuple[Tensor, Tensor]:
-    """Columns as numbers (N, R) float64, NaN where one is missing, dates as days since 1970, and as codes of categories
-    (N, K) int64, from 1, 0 where one is missing or new: what `Columns` makes inputs of."""
-    found: list[np.ndarray] = []
-    codes: list[np.ndarray] = []
+def codes(frame: Frame, name: str, categories: Sequence[str]) -> np.ndarray:
+    """A column as int64 (N,) positions in `categories`, from 1; 0 for a missing or a new value."""
+    pl, column = package(), frame.data[name]
+    known = column.cast(pl.String).cast(pl.Enum(categories), strict=False).to_physical().cast(pl.Int64) + 1
+    return np.where(is_present(column).to_numpy(), known.fill_null(0).to_numpy(), 0)
+
+
+def raw(frame: Frame, fitted: Sequence[Fitted]) -> tuple[Tensor, Tensor]:
+    """What `Columns` takes: numbers (N, R) float64 and codes of categories (N, K) int64, as `numbers` and `codes`
+    give them."""
+    values: list[np.ndarray] = [np.empty((len(frame), 0))]
+    categories: list[np.ndarray] = [np.empty((len(frame), 0), np.int64)]
     for f in fitted:
-        cells.column(f["name"])
+        frame.column(f["name"])
         if f["kind"] == CATEGORY:
-            codes.append(_codes(cells, f["name"], f["categories"]))
+            categories.append(codes(frame, f["name"], f["categories"])[:, None])
         else:
-            values, known = numbers(cells, f["name"], f["kind"])
-            found.append(np.where(known, values, np.nan))
-    none = np.zeros((len(cells), 0))
-    return (
-        torch.from_numpy(np.stack(found, 1) if found else none),
-        torch.from_numpy((np.stack(codes, 1) if codes else none).astype(np.int64)),
-    )
+            values.append(numbers(frame, f["name"], f["kind"])[:, None])
+    return torch.from_numpy(np.concatenate(values, 1)), torch.from_numpy(np.concatenate(categories, 1))
 
 
 class Columns(nn.Module):
-    """Numbers (B, R) float64 and codes (B, K) int64 as `raw` gives them -> inputs (B, D) float32 and categories (B, C)
-    int64: scaled, what is missing being the mean, with a column that says so where training rows had such; and of a
-    date, its month and its day of the week beside it."""
+    """Numbers (B, R) float64 and codes (B, K) int64, as `raw` gives them -> inputs (B, D) float32 and categories (B, C)
+    int64.
+
+    Numbers are scaled; a missing one is the mean, and a column of 0 and 1 marks it, if training rows had missing ones.
+    A date is a number, and the categories month and day of the week.
+    """
 
     mean: Tensor
     std: Tensor
@@ -122,7 +124,7 @@ class Columns(nn.Module):
         self.kinds = [f["kind"] for f in fitted]
         self.missing = [f["missing"] for f in scaled]
         self.counts = [n for f in fitted for n in _counts(f)]
-        """How many categories each column of them has, 0 among them."""
+        """Size of each category, with 0 for missing."""
         for name in ("mean", "std"):
             self.register_buffer(name, torch.tensor([f[name] for f in scaled], dtype=torch.float64))
 
@@ -131,31 +133,31 @@ class Columns(nn.Module):
         scaled = torch.where(absent, 0.0, (numbers - self.mean) / self.std)
         inputs: list[Tensor] = []
         categories: list[Tensor] = []
-        at, code = 0, 0
+        number, code = 0, 0
         for kind in self.kinds:
             if kind == CATEGORY:
                 categories.append(codes[:, code])
                 code += 1
                 continue
-            inputs.append(scaled[:, at])
-            if self.missing[at]:
-                inputs.append(absent[:, at].double())
+            inputs.append(scaled[:, number])
+            if self.missing[number]:
+                inputs.append(absent[:, number].double())
             if kind == DATE:
-                days = torch.where(absent[:, at], 0.0, numbers[:, at]).floor().long()
-                # 1 January 1970 was a Thursday.
-                categories += [torch.where(absent[:, at], 0, x) for x in (_month(days), (days + 3) % 7 + 1)]
-            at += 1
-        return _side_by_side(inputs, numbers).float(), _side_by_side(categories, codes)
+                days = torch.where(absent[:, number], 0.0, numbers[:, number]).floor().long()
+                weekday = (days + 3) % 7 + 1  # 1 January 1970 was a Thursday
+                categories += [torch.where(absent[:, number], 0, x) for x in (_month(days), weekday)]
+            number += 1
+        return _stacked(inputs, numbers).float(), _stacked(categories, codes)
 
 
-def _side_by_side(columns: list[Tensor], rows: Tensor) -> Tensor:
+def _stacked(columns: list[Tensor], rows: Tensor) -> Tensor:
     return torch.stack(columns, 1) if columns else rows[:, :0]
 
 
 def _month(days: Tensor) -> Tensor:
-    """The month, 1 to 12, of days since 1970. Source: H. Hinnant, chrono-compatible low-level date algorithms (2021),
+    """Month, 1 to 12, of days since 1970. Source: H. Hinnant, chrono-compatible low-level date algorithms (2021),
     civil_from_days."""
-    day = (days + 719_468) % 146_097  # of an era of 400 years that begins on a 1 March
+    day = (days + 719_468) % 146_097  # of an era of 400 years from a 1 March
     year = (day - day // 1460 + day // 36_524 - day // 146_096) // 365
     month = (5 * (day - (365 * year + year // 4 - year // 100)) + 2) // 153
     return torch.where(month < 10, month + 3, month - 9)
@@ -167,17 +169,10 @@ def _counts(f: Fitted) -> list[int]:
     return [13, 8] if f["kind"] == DATE else []
 
 
-def _codes(cells: Cells, name: str, categories: list[str]) -> np.ndarray:
-    """A column as numbers of its categories, from 1: 0 for what is missing or was not seen."""
-    pl, column = package(), cells.columns[name]
-    known = column.cast(pl.String).cast(pl.Enum(categories), strict=False).to_physical()
-    return np.where(there(column).to_numpy(), known.cast(pl.Int64).fill_null(-1).to_numpy() + 1, 0)
-
-
 def _dates(column: Any) -> Any:
-    """Dates and times of the forms that people write: null for what is none."""
+    """A text column as dates and times, null for other texts."""
     kind, forms = package().Datetime("us"), ("%Y-%m-%d", "%Y/%m/%d", "%d.%m.%Y", "%m/%d/%Y")
-    found = [column.str.to_date(form, strict=False).cast(kind) for form in forms]
-    with suppress(Exception):  # polars raises one of many where it finds out no form of times
-        found.insert(0, column.str.to_datetime(strict=False, time_unit="us", time_zone=None))
-    return reduce(lambda first, other: first.fill_null(other), found)
+    parsed = [column.str.to_date(form, strict=False).cast(kind) for form in forms]
+    with suppress(Exception):  # polars has several errors for texts in which it infers no format
+        parsed.insert(0, column.str.to_datetime(strict=False, time_unit="us", time_zone=None))
+    return reduce(lambda first, other: first.fill_null(other), parsed)

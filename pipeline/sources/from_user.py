@@ -1,4 +1,4 @@
-"""Given: whatever data a user has, prepared."""
+"""Data of a user's own, prepared."""
 
 from __future__ import annotations
 
@@ -9,17 +9,20 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from pipeline.errors import DataError
-from pipeline.sources.dataset import Part, dataset
+from pipeline.sources.dataset import Subset, dataset
 from pipeline.sources.prepared import Prepared, Task
 from pipeline.sources.split import Split, split
 from pipeline.sources.tensors import Source, Tensors, source
 
+SAMPLES = 1000
+"""Samples on each side that tell the classes and the vocabulary."""
+
 
 def given(data: Any, parts: Split | None = None, task: Task | None = None, *, workers: int = 0) -> Prepared:
-    """A Prepared as it is; a pair of data sets to train on and to hold out; or one, which is parted.
+    """A Prepared, which is returned; a pair (training, held out) of data sets; or one data set, which is split.
 
-    A data set is what `source` takes: a torch Dataset is read by so many `workers`. The task is that of the first
-    targets: whole numbers are classes, as many as there are up to the largest of those looked at.
+    A data set is anything that `source` takes; `workers` processes read a torch Dataset. By default, the targets tell
+    the task: whole numbers are classes, as many as the largest of the first samples says.
 
     >>> prepared = given((torch.zeros(10, 2), torch.arange(10) % 2), Split(0.5))
     >>> prepared.task, len(prepared.train)
@@ -27,18 +30,16 @@ def given(data: Any, parts: Split | None = None, task: Task | None = None, *, wo
     """
     if isinstance(data, Prepared):
         return data
-    pair = isinstance(data, tuple) and len(data) == 2 and not all(isinstance(x, Tensor) for x in data)
-    train, held_out = (_source(x, workers) for x in data) if pair else (_source(data, workers), None)
-    if held_out is None:
-        if isinstance(train, Tensors):
-            train, held_out = split(train, parts=parts)
-        else:
-            rows = (parts or Split()).rows(len(train))
-            train, held_out = (Part(train, r) for r in rows)
+    if isinstance(data, tuple) and len(data) == 2 and not all(isinstance(x, Tensor) for x in data):
+        train, held_out = (_source(x, workers) for x in data)
+    elif isinstance(samples := _source(data, workers), Tensors):
+        train, held_out = split(samples, parts=parts)
+    else:
+        train, held_out = (Subset(samples, rows) for rows in (parts or Split()).rows(len(samples)))
     for name in ("inputs", "targets"):
         if name not in train.names:
-            raise DataError(f"the data set has no {name!r} among {', '.join(train.names)}; name its parts so")
-    seen = [part[torch.linspace(0, len(part) - 1, min(_LOOKED, len(part))).long()] for part in (train, held_out)]
+            raise DataError(f"the data set has no {name!r} among {', '.join(train.names)}; name its values so")
+    seen = [side[torch.linspace(0, len(side) - 1, min(SAMPLES, len(side))).long()] for side in (train, held_out)]
     targets, inputs = seen[0]["targets"], seen[0]["inputs"]
     task = task or _task(inputs, targets)
     if task == "classification":
@@ -48,10 +49,6 @@ def given(data: Any, parts: Split | None = None, task: Task | None = None, *, wo
     if not inputs.is_floating_point():
         sizes = {"vocabulary": max(int(batch[n].max()) for batch in seen for n in ("inputs", "targets")) + 1}
     return Prepared(train, held_out, task, sizes=sizes)
-
-
-_LOOKED = 1000
-"""Samples of each part."""
 
 
 def _source(data: Any, workers: int) -> Source:

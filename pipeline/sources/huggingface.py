@@ -1,10 +1,10 @@
-"""Data sets of Hugging Face's `datasets` that are on this machine: nothing is downloaded, and no code of theirs run."""
+"""Data sets of Hugging Face's `datasets` on this machine: nothing is downloaded, and no code of theirs runs."""
 
 from __future__ import annotations
 
 import glob
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -15,20 +15,18 @@ from attrs import frozen
 from torch import Tensor
 
 from pipeline.errors import ConfigError, DataError, did_you_mean
-from pipeline.sources.files import labelled
+from pipeline.sources.files import reading
 from pipeline.sources.images import HELD_OUT, prepared
 from pipeline.sources.pixels import Item
 from pipeline.sources.prepared import Prepared, Task
 from pipeline.sources.split import Split
-from pipeline.sources.tensors import Tensors, as_tensor
+from pipeline.sources.tensors import EMPTY, Tensors, as_tensor
 
 READERS = {".parquet": "parquet", ".csv": "csv", ".json": "json", ".jsonl": "json"}
-
 NUMBERS = ("int", "uint", "float", "bool")
-"""How dtypes of numbers begin."""
-
+"""Beginnings of the dtypes of numbers."""
 TARGETS = ("targets", "target", "labels", "label", "y")
-"""Columns that are learned, where nobody says which: the first that is there, else one of classes."""
+"""Default names of the column to learn; without them, it is the one of classes."""
 
 
 def huggingface(
@@ -38,14 +36,14 @@ def huggingface(
     """A datasets.Dataset or DatasetDict, or the path of one that save_to_disk() wrote, of a .parquet, .csv, .json or
     .jsonl file, or of a folder of such files, whose names begin with their splits: train-0.parquet, test-0.parquet.
 
-    - `inputs`: a column of images, (N, C, H, W) float32 in [0, 1], or of numbers or arrays of them, (N, ...); by
-      default that of images, else all but the targets, side by side, (N, D) float32.
-    - `targets`: by default one called so, else the one of classes. Classes, words and whole numbers are int64 (N,),
-      other numbers float32.
-    - `parts`: used where there is no `train` with a `validation` or `test` beside it.
+    - `inputs`: a column of images, (N, C, H, W) float32 in [0, 1], or of numbers or arrays, (N, ...); by default that
+      of images, else all but the targets, side by side, (N, D) float32.
+    - `targets`: a column of TARGETS by default, else the one of classes. Classes, words and whole numbers are int64
+      (N,), other numbers float32.
+    - `parts`: used without a `train` and a `validation` or `test` split.
 
-    Needs `datasets`, without which it raises ConfigError. Raises DataError for what is no path here, and for columns
-    that are missing, unknown, or hold what can't be trained on.
+    Raises ConfigError without `datasets`, and DataError for a path that does not exist, and for columns that are
+    missing, unknown, or can't be trained on.
     """
     try:
         datasets: Any = import_module("datasets")  # it has no types
@@ -56,7 +54,7 @@ def huggingface(
         data = _read(datasets, Path(data))
     train, held, notes = _splits(datasets, data)
     columns = train.features
-    target = _target(datasets, columns, targets)
+    target = targets if targets is not None else _target(datasets, columns)
     for name in (inputs, target):
         if name is not None and name not in columns:
             raise DataError(f"the data set has no column {name!r}{did_you_mean(name, columns)}")
@@ -68,25 +66,25 @@ def huggingface(
         whole = train if held is None else datasets.concatenate_datasets([train, held])
     except ValueError as e:
         raise DataError(f"the splits differ in their columns: {e}") from e
-    learned, classes = _targets(whole, target)
+    learned, classes = _learned(whole, target)
     rows = torch.arange(len(train)), torch.arange(len(train), len(whole))
     if held is None:
         rows = (parts or Split()).rows(len(whole), labels=learned if classes else None)
     if used[0] in pictures:
-        raw = whole.cast_column(used[0], datasets.Image(decode=False))
-        both = [(Encoded(raw, used[0], r), learned[r]) for r in rows]
-        return prepared(both, classes, size=None, mode=None, augment="none", workers=workers, notes=notes)
-    x = _side_by_side([_values(whole, name, NUMBERS) for name in used])
-    kept, apart = (Tensors({"inputs": x[r], "targets": learned[r]}, classes) for r in rows)
+        encoded = whole.cast_column(used[0], datasets.Image(decode=False))
+        sides = [(Encoded(encoded, used[0], r), learned[r]) for r in rows]
+        return prepared(sides, classes, size=None, mode=None, augment="none", workers=workers, notes=notes)
+    x = _inputs([_values(whole, name, NUMBERS) for name in used])
+    tensors = Tensors({"inputs": x, "targets": learned}, classes)
     tokens = not classes and not learned.is_floating_point()
     task: Task = "classification" if classes else "language modelling" if tokens else "regression"
     notes = (f"{len(whole):,} rows; {target!r} is learned from {', '.join(used)}", *notes)
-    return Prepared(kept, apart, task, classes, notes=notes)
+    return Prepared(tensors.take(rows[0]), tensors.take(rows[1]), task, classes, notes=notes)
 
 
 @frozen(eq=False)
 class Encoded(Sequence[Item]):
-    """The image files in a column, as they are, each read when it is asked for."""
+    """The encoded images of a column, each read when it is asked for."""
 
     data: Any
     column: str
@@ -101,13 +99,8 @@ class Encoded(Sequence[Item]):
         name = f"row {row}, column {self.column!r}"
         if value is None:
             raise DataError(f"{name} holds no image; remove such rows")
-        if value["bytes"] is not None:
-            return name, value["bytes"]
-        # Hugging Face's own would also open an address.
-        return Path(value["path"])
-
-    def __iter__(self) -> Iterator[Item]:
-        return (self[i] for i in range(len(self)))
+        # Not opened by the library, which would also open an address.
+        return (name, value["bytes"]) if value["bytes"] is not None else Path(value["path"])
 
 
 def _read(datasets: Any, path: Path) -> Any:
@@ -117,33 +110,33 @@ def _read(datasets: Any, path: Path) -> Any:
     bars = not datasets.utils.are_progress_bars_disabled()
     datasets.utils.disable_progress_bars()
     try:
-        if (path / "state.json").exists() or (path / "dataset_dict.json").exists():
-            return datasets.load_from_disk(str(path))
-        # Not by load_dataset(), which asks the network, if only to be counted.
-        found: dict[str, list[Path]] = {}
-        for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
-            if file.suffix in READERS:
-                found.setdefault(re.split(r"[-.]", file.name)[0], []).append(file)
-        kinds = {file.suffix for files in found.values() for file in files}
-        if len(kinds) != 1:
-            raise DataError(
-                f"{path} is no data set: known are what save_to_disk() writes, and files of one kind of "
-                f"{', '.join(READERS)}; a folder of images goes to sources.images()"
-            )
-        read = getattr(datasets.Dataset, f"from_{READERS[kinds.pop()]}")
-        splits = {name: read([glob.escape(str(f.resolve())) for f in files]) for name, files in found.items()}
-        return datasets.DatasetDict(splits)
-    except DataError:
-        raise
-    except Exception as e:  # each reader has errors of its own
-        raise DataError(f"can't read {path}: {type(e).__name__}: {e.__cause__ or e}") from e
+        with reading(path):
+            if (path / "state.json").exists() or (path / "dataset_dict.json").exists():
+                return datasets.load_from_disk(str(path))
+            return datasets.DatasetDict(_files(datasets, path))
     finally:
         if bars:
             datasets.utils.enable_progress_bars()
 
 
+def _files(datasets: Any, path: Path) -> dict[str, Any]:
+    """Data sets by split. load_dataset() would ask the network, if only to be counted."""
+    splits: dict[str, list[Path]] = {}
+    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+        if file.suffix in READERS:
+            splits.setdefault(re.split(r"[-.]", file.name)[0], []).append(file)
+    suffixes = {file.suffix for files in splits.values() for file in files}
+    if len(suffixes) != 1:
+        raise DataError(
+            f"{path} is no data set: known are what save_to_disk() writes, and files of one kind of "
+            f"{', '.join(READERS)}; a folder of images goes to sources.images()"
+        )
+    read = getattr(datasets.Dataset, f"from_{READERS[suffixes.pop()]}")
+    return {name: read([glob.escape(str(f.resolve())) for f in files]) for name, files in splits.items()}
+
+
 def _splits(datasets: Any, data: Any) -> tuple[Any, Any, tuple[str, ...]]:
-    """Rows to train on and, where they are apart, held-out ones."""
+    """Rows to train on, rows that are held out or None, and notes."""
     if isinstance(data, datasets.Dataset):
         return data, None, ()
     if not isinstance(data, datasets.DatasetDict):
@@ -153,13 +146,11 @@ def _splits(datasets: Any, data: Any) -> tuple[Any, Any, tuple[str, ...]]:
     held = next((name for name in HELD_OUT if name in data), None)
     if "train" not in data or held is None:
         raise DataError(f"the splits are {', '.join(data)}; give one of them, or name them train and test")
-    left = [name for name in data if name not in ("train", held)]
-    return data["train"], data[held], (f"split {held!r} is held out", *(f"split {n!r} is not read" for n in left))
+    unread = [name for name in data if name not in ("train", held)]
+    return data["train"], data[held], (f"split {held!r} is held out", *(f"split {n!r} is not read" for n in unread))
 
 
-def _target(datasets: Any, columns: Mapping[str, Any], asked: str | None) -> str:
-    if asked is not None:
-        return asked
+def _target(datasets: Any, columns: Mapping[str, Any]) -> str:
     classes = [name for name, feature in columns.items() if isinstance(feature, datasets.ClassLabel)]
     for name in (*TARGETS, *classes[: len(classes) == 1]):
         if name in columns:
@@ -167,20 +158,32 @@ def _target(datasets: Any, columns: Mapping[str, Any], asked: str | None) -> str
     raise DataError(f"which column is learned? pass targets=, one of {', '.join(columns)}")
 
 
-def _targets(data: Any, column: str) -> tuple[Tensor, tuple[str, ...]]:
-    """The targets of all rows, and the names of the classes that they are of, if any."""
+def _learned(data: Any, column: str) -> tuple[Tensor, tuple[str, ...]]:
+    """The targets of all rows, and the names of their classes, if they are classes."""
     array = _values(data, column, (*NUMBERS, "string", "large_string"))
     names = getattr(data.features[column], "names", None)
-    if names is None:
-        made = labelled(torch.zeros(len(array), 1), array)
-        return made.tensors["targets"], made.classes
-    if array.min() < 0:
-        raise DataError(f"column {column!r} has no class in row {int(array.argmin())}; remove such rows")
-    return torch.from_numpy(array.astype(np.int64)), tuple(names)
+    if names is not None:
+        if array.min() < 0:
+            raise DataError(f"column {column!r} has no class in row {int(array.argmin())}; remove such rows")
+        return torch.from_numpy(array.astype(np.int64)), tuple(names)
+    if array.size == 0:
+        raise DataError(EMPTY)
+    numeric = np.issubdtype(array.dtype, np.number)
+    if numeric and not np.isfinite(array).all():
+        raise DataError("targets hold NaN or infinite values; remove or fill them first")
+    if array.ndim > 1 and array.dtype.kind in "iu":
+        return as_tensor("targets", array), ()
+    if numeric and (array.ndim > 1 or not np.array_equal(array, np.round(array))):
+        return as_tensor("targets", array).float(), ()
+    if numeric and array.min() >= 0 and array.max() < max(len(array), 2):
+        names, codes = range(int(array.max()) + 1), array
+    else:
+        names, codes = np.unique(array, return_inverse=True)
+    return torch.from_numpy(codes.astype(np.int64)), tuple(map(str, names))
 
 
 def _values(data: Any, name: str, dtypes: tuple[str, ...]) -> Any:
-    """A column, (N, ...). Only of plain values: to decode others, such as sound, could open an address."""
+    """A column, (N, ...), of plain values: to decode others, such as sound, could open an address."""
     feature = inner = data.features[name]
     while isinstance(inner, list) or getattr(inner, "feature", None) is not None:
         inner = inner[0] if isinstance(inner, list) else inner.feature
@@ -193,15 +196,15 @@ def _values(data: Any, name: str, dtypes: tuple[str, ...]) -> Any:
     try:
         array = np.asarray(values)
     except ValueError:
-        raise DataError(f"column {name!r} has rows of different lengths; make them alike") from None
+        raise DataError(f"column {name!r} has rows of different lengths; pad or cut them to one length") from None
     if array.dtype == object:
         raise DataError(f"column {name!r} has rows in which a value is missing; remove or fill them")
     return array
 
 
-def _side_by_side(arrays: Sequence[Any]) -> Tensor:
-    """One array of several dimensions as it is; others as (N, D) float32."""
-    found = [as_tensor("inputs", array) for array in arrays]
-    if len(found) == 1 and found[0].ndim > 1:
-        return found[0]
-    return torch.cat([x.float().reshape(len(x), -1) for x in found], 1)
+def _inputs(arrays: Sequence[Any]) -> Tensor:
+    """One array of several dimensions as it is; others side by side, (N, D) float32."""
+    tensors = [as_tensor("inputs", array) for array in arrays]
+    if len(tensors) == 1 and tensors[0].ndim > 1:
+        return tensors[0]
+    return torch.cat([x.float().reshape(len(x), -1) for x in tensors], 1)

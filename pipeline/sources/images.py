@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pipeline.errors import ConfigError, DataError, did_you_mean
 from pipeline.sources.files import reading
-from pipeline.sources.pixels import Images, Item, header, part
+from pipeline.sources.pixels import Images, Item, header
 from pipeline.sources.prepared import Prepared, Task
 from pipeline.sources.split import Split
 from pipeline.sources.tensors import Tensors
@@ -22,120 +22,111 @@ from pipeline.stage import is_count
 from pipeline.text import shown
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff"}
-
 HELD_OUT = ("val", "valid", "validation", "test")
-"""Folders beside `train`, the first of which is held out."""
-
-AUGMENT = {"none": "", "flip": "flip", "crop": "crop", "flip+crop": "flip crop", "auto": "flip crop"}
-
-LOOK = 1000
-"""Images whose sizes are read, of all, before any is decoded."""
+"""Folders beside `train`; the first of them is held out."""
+AUGMENT = {"none": (), "flip": ("flip",), "crop": ("crop",), "flip+crop": ("flip", "crop"), "auto": ("flip", "crop")}
+HEADERS = 1000
+"""Images whose headers tell the size and mode of all."""
+LARGEST, MEDIAN = 512, 224
+"""Largest side, in pixels, of images that keep their size, and of the median that others are scaled to."""
 
 
 def images(
     folder: str | Path, *, size: int | tuple[int, int] | None = None, test: str | Path | None = None,
     parts: Split | None = None, augment: str = "auto", workers: int = 0, mode: str | None = None,
 ) -> Prepared:  # fmt: skip
-    """Images by class, as folder/class/*.png (jpg, bmp, gif, webp, tif; in folders of its own, too): inputs
-    (N, C, H, W) float32 in [0, 1], targets (N,) int64.
+    """Images by class, as folder/class/*.png (jpg, bmp, gif, webp, tif; also in folders below): inputs (N, C, H, W)
+    float32 in [0, 1], targets (N,) int64.
 
-    - `test`: a folder of the held-out ones, by class too; else folder/val or folder/test beside folder/train, else what
-      `parts` says.
-    - `size`: H and W, or both in one; images are scaled to cover it, and their centre is taken. By default their own,
-      where all are alike and no side is above 512, else the median of the short sides, a multiple of 8 up to 224.
-    - `mode`: "L" for grey images, C = 1, or "RGB"; by default grey where all are.
-    - `augment`: "flip" (left and right, half of the time), "crop" (shifted by up to an eighth, reflected at the edges),
-      "flip+crop", or "none": of training samples, anew in each epoch. "auto" is both, but none for grey images or below
-      32 pixels.
+    - `test`: a folder of held-out images by class; by default folder/val or folder/test beside folder/train, else a
+      share by `parts`.
+    - `size`: H and W, or one number for both; images are scaled to cover it and cropped to the centre. By default their
+      own size, if it is one and no side is above 512, else the median short side, a multiple of 8 up to 224.
+    - `mode`: "L" for grey images, C = 1, or "RGB"; by default grey if all are.
+    - `augment`: "flip" (left and right, half of the time), "crop" (a shift by up to an eighth, reflected at the edges),
+      "flip+crop" or "none", of training samples, drawn anew in each epoch. "auto" is both, but none for grey images or
+      below 32 pixels.
     - `workers`: processes that decode and augment ahead.
 
-    Images that take less than 1 GiB are kept in memory. Needs Pillow, without which it raises ConfigError. Raises
-    DataError for a folder without images or classes, and for an image that can't be decoded, with its path.
+    Images of less than 1 GiB are kept in memory. Raises ConfigError without Pillow, and DataError for a folder without
+    images or classes, and for an image that can't be decoded, with its path.
     """
-    folder = Path(folder)
     if augment not in AUGMENT:
         raise ConfigError(f"augment={augment!r} is unknown{did_you_mean(augment, AUGMENT)}")
-    training, held, notes = _parts(folder, None if test is None else Path(test))
-    found, others = by_class(training)
-    classes = tuple(found)
+    training, held, notes = _sides(Path(folder), None if test is None else Path(test))
+    folders, others = by_class(training)
+    classes = tuple(folders)
     if len(classes) < 2:
         raise DataError(f"{training} has images of one class alone, {classes[0]!r}: there is nothing to tell apart")
-    files, targets = _listed(found, classes)
+    files, targets = _listed(folders, classes)
     if held is None:
-        rows = [r.tolist() for r in (parts or Split()).rows(len(files), labels=targets)]
-        both = [([files[i] for i in r], targets[r]) for r in rows]
+        rows = (parts or Split()).rows(len(files), labels=targets)
+        sides = [([files[i] for i in r.tolist()], targets[r]) for r in rows]
     else:
-        apart, more = by_class(held)
+        held_out, more = by_class(held)
         others += more
-        for name in apart:
+        for name in held_out:
             if name not in classes:
-                raise DataError(f"{held / name} is of a class that {training} has no images of"
-                                f"{did_you_mean(name, classes)}")  # fmt: skip
-        both = [(files, targets), _listed(apart, classes)]
+                unknown = f"{held / name} is of a class that {training} has no images of"
+                raise DataError(f"{unknown}{did_you_mean(name, classes)}")
+        sides = [(files, targets), _listed(held_out, classes)]
     if others:
         notes = (*notes, f"{others} other file{'s' * (others > 1)} passed over")
-    return prepared(both, classes, size=size, mode=mode, augment=augment, workers=workers, notes=notes)
+    return prepared(sides, classes, size=size, mode=mode, augment=augment, workers=workers, notes=notes)
 
 
 def prepared(
-    both: Sequence[tuple[Sequence[Item], Tensor]], classes: tuple[str, ...], *, size: int | tuple[int, int] | None,
+    sides: Sequence[tuple[Sequence[Item], Tensor]], classes: tuple[str, ...], *, size: int | tuple[int, int] | None,
     mode: str | None, augment: str, workers: int, notes: tuple[str, ...],
 ) -> Prepared:  # fmt: skip
-    """Training and held-out images with their targets, as they are decoded and augmented."""
+    """Training and held-out images with their targets, decoded and augmented as `images` does."""
     if mode not in (None, "L", "RGB"):
         raise ConfigError(f'mode={mode!r} is unknown: "L" is grey, "RGB" is colours')
-    items, targets = both[0]
-    seen = [header(items[i]) for i in range(0, len(items), -(-len(items) // LOOK))]
+    items, targets = sides[0]
+    seen = [header(items[i]) for i in range(0, len(items), -(-len(items) // HEADERS))]
     mode = mode or ("L" if all(grey for _, grey in seen) else "RGB")
     shape = _shape(size, [s for s, _ in seen])
-    if augment == "auto" and (mode == "L" or min(shape) < 32):
-        augment = "none"
-    kinds = tuple(AUGMENT[augment].split())
-    train, held_out = (
-        part(Images(its, labels, shape, mode, kinds if k == 0 else ()), classes, workers)
-        for k, (its, labels) in enumerate(both)
-    )
-    found = f"{len(items) + len(both[1][0]):,} images"
+    kinds = AUGMENT["none" if augment == "auto" and (mode == "L" or min(shape) < 32) else augment]
+    train = Images(items, targets, shape, mode, kinds).source(classes, workers)
+    held_out = Images(*sides[1], shape, mode).source(classes, workers)
+    count = f"{len(items) + len(sides[1][0]):,} images"
     if classes:
-        counts = [f"{classes[c]} {n:,}" for c, n in sorted(Counter(targets.tolist()).items())]
-        found += f" of {len(classes)} classes; to train on: {', '.join(counts[:10])}{', ...' * (len(counts) > 10)}"
+        each = [f"{classes[c]} {n:,}" for c, n in sorted(Counter(targets.tolist()).items())]
+        count += f" of {len(classes)} classes; to train on: {', '.join(each[:10])}{', ...' * (len(each) > 10)}"
     sizes = sorted({s for s, _ in seen}, key=lambda s: s[0] * s[1])
     least, most, used = ("{}x{}".format(*s) for s in (sizes[0], sizes[-1], shape))
-    were = f"all {least}" if len(sizes) == 1 else f"of {least} to {most}"
-    fit = "" if sizes == [shape] else f", scaled and cropped to {used}"
-    looks = f"{'grey' if mode == 'L' else 'in colours'}, {were} (height x width){fit}"
-    there = isinstance(train, Tensors) or train.reader.data.pixels is not None  # type: ignore[attr-defined]  # else it is Samples
-    kept = "kept in memory" if there else "decoded as they are read"
-    done = f"augmented in training: {' and '.join(kinds) or 'no'}; {kept}"
+    original = f"all {least}" if len(sizes) == 1 else f"of {least} to {most}"
+    scaled = "" if sizes == [shape] else f", scaled and cropped to {used}"
+    look = f"{'grey' if mode == 'L' else 'in colours'}, {original} (height x width){scaled}"
+    in_memory = isinstance(train, Tensors) or train.reader.data.pixels is not None  # type: ignore[attr-defined]  # else it is Samples
+    stored = "kept in memory" if in_memory else "decoded as they are read"
+    how = f"augmented in training: {' and '.join(kinds) or 'no'}; {stored}"
     task: Task = "classification" if classes else "regression"
     fitted = {"size": list(shape), "mode": mode}
-    return Prepared(train, held_out, task, classes, notes=(found, looks, done, *notes), fitted=fitted)
+    return Prepared(train, held_out, task, classes, notes=(count, look, how, *notes), fitted=fitted)
 
 
-def _shape(size: Any, found: Sequence[tuple[int, int]]) -> tuple[int, int]:
+def _shape(size: Any, sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
     if size is not None:
         height, width = size if isinstance(size, tuple | list) and len(size) == 2 else (size, size)
         if not (is_count(height) and is_count(width)):
             raise ConfigError(f"size={size!r} is not a positive whole number of pixels, or two of them")
         return height, width
-    if len(set(found)) == 1 and max(found[0]) <= 512:
-        return found[0]
-    side = min(max(8 * round(float(np.median([min(s) for s in found])) / 8), 8), 224)
+    if len(set(sizes)) == 1 and max(sizes[0]) <= LARGEST:
+        return sizes[0]
+    side = min(max(8 * round(float(np.median([min(s) for s in sizes])) / 8), 8), MEDIAN)
     return side, side
 
 
-# -- what lies in a folder
-
-
-def _parts(folder: Path, test: Path | None) -> tuple[Path, Path | None, tuple[str, ...]]:
+def _sides(folder: Path, test: Path | None) -> tuple[Path, Path | None, tuple[str, ...]]:
     """The folders to train on and to hold out, with notes."""
     names = {f.name for f in _visible(folder) if f.is_dir()}
-    # A class may be called train: then there are others.
+    # With folders of other names beside it, train is a class.
     if "train" not in names or not names <= {"train", *HELD_OUT}:
         return folder, test, ()
-    there = [folder / name for name in HELD_OUT if name in names]
-    held = test or next(iter(there), None)
-    return folder / "train", held, tuple(f"{f} is not read" for f in there if f != held)
+    beside = [folder / name for name in HELD_OUT if name in names]
+    held = test or next(iter(beside), None)
+    return folder / "train", held, tuple(f"{f} is not read" for f in beside if f != held)
 
 
 def _visible(folder: Path) -> list[Path]:
@@ -144,43 +135,42 @@ def _visible(folder: Path) -> list[Path]:
 
 
 def by_class(folder: Path) -> tuple[Mapping[str, list[Path]], int]:
-    """The image files under each subfolder that has some, sorted, and how many other files there are."""
-    found: dict[str, list[Path]] = {}
-    loose, others = [], 0
+    """The image files under each subfolder that has some, sorted, and the number of other files."""
+    folders: dict[str, list[Path]] = {}
+    loose, others = 0, 0
     for top in _visible(folder):
         inside = _inside(top) if top.is_dir() else [top]
         pictures = [f for f in inside if _is_image(f)]
         others += len(inside) - len(pictures)
         if pictures and top.is_dir():
-            found[shown(top.name)] = pictures
+            folders[shown(top.name)] = pictures
         else:
-            loose += pictures
-    if not found and loose:
+            loose += len(pictures)
+    if not folders and loose:
         raise DataError(f"{folder} has images, but not by class: put those of each class in a folder of its own")
-    if not found:
+    if not folders:
         raise DataError(f"{folder} has no images: put those of each class in a folder of its own, as .png or .jpg")
-    return found, others + len(loose)
+    return folders, others + loose
 
 
 def files_in(folder: Path) -> list[Path]:
-    """All image files in a folder and those in it, sorted."""
-    _visible(folder)  # raises where it can't be read
+    """All image files in a folder and below, sorted. Raises DataError if it can't be read."""
+    _visible(folder)
     return [f for f in _inside(folder) if _is_image(f)]
 
 
 def _inside(folder: Path) -> list[Path]:
-    found: list[Path] = []
+    files: list[Path] = []
     for at, folders, names in os.walk(folder):
         folders[:] = sorted(f for f in folders if not f.startswith("."))
-        found += [Path(at, name) for name in sorted(names) if not name.startswith(".")]
-    return found
+        files += [Path(at, name) for name in sorted(names) if not name.startswith(".")]
+    return files
 
 
 def _is_image(path: Path) -> bool:
-    # What is no plain file might be waited for for ever.
-    return path.suffix.lower() in SUFFIXES and path.is_file()
+    return path.suffix.lower() in SUFFIXES and path.is_file()  # to read a FIFO may wait for ever
 
 
-def _listed(found: Mapping[str, list[Path]], classes: tuple[str, ...]) -> tuple[list[Path], Tensor]:
-    targets = [classes.index(name) for name, files in found.items() for _ in files]
-    return [file for files in found.values() for file in files], torch.tensor(targets)
+def _listed(folders: Mapping[str, list[Path]], classes: tuple[str, ...]) -> tuple[list[Path], Tensor]:
+    targets = [classes.index(name) for name, files in folders.items() for _ in files]
+    return [file for files in folders.values() for file in files], torch.tensor(targets)

@@ -1,4 +1,4 @@
-"""Mapped: arrays that stay on disk. Only the rows of a batch are read."""
+"""Mapped: arrays that stay on disk, of which only the rows of a batch are read."""
 
 from __future__ import annotations
 
@@ -15,21 +15,23 @@ from torch import Tensor
 
 from pipeline import files, order
 from pipeline.errors import DataError
-from pipeline.sources.prefetch import ahead
+from pipeline.sources.prefetch import prefetch
 from pipeline.sources.split import Split
 from pipeline.sources.tensors import as_tensor, length
 from pipeline.state import Batch
 
 TOGETHER = 64
-"""Batches whose places in a shuffle are worked out at once."""
+"""Batches that are located in a shuffle at once."""
 HELD = 64 << 20
-"""An array of at most so many bytes is read as a whole."""
+"""Bytes up to which an array is read whole."""
+_SPLIT = (1 << 31) - 1
+"""The epoch whose shuffle is the split's: no run has it."""
 
 
-class Rows:
-    """The rows of an array in a file, each read where it is asked for.
+class FileRows:
+    """The rows of an array in a file, each read when it is asked for.
 
-    A memory map would be as quick, but what it touches counts as this process's memory.
+    A memory map is as quick, but its pages count as this process's memory.
     """
 
     def __init__(self, array: np.memmap) -> None:
@@ -38,35 +40,34 @@ class Rows:
         self.bytes = array.dtype.itemsize * int(np.prod(array.shape[1:]))
         weakref.finalize(self, self.file.close)
 
-    def at(self, rows: np.ndarray) -> np.ndarray:
-        """Some rows. Raises DataError where the file has become shorter."""
-        made = np.empty((len(rows), *self.array.shape[1:]), self.array.dtype)
-        flat = made.view(np.uint8).reshape(len(rows), -1)
+    def __call__(self, rows: np.ndarray) -> np.ndarray:
+        """The rows at these indices. Raises DataError if the file has become shorter."""
+        batch = np.empty((len(rows), *self.array.shape[1:]), self.array.dtype)
+        flat = batch.view(np.uint8).reshape(len(rows), -1)
         for row, offset in zip(flat, (rows * self.bytes + self.array.offset).tolist(), strict=True):
             if os.preadv(self.file.fileno(), [row.data], offset) != self.bytes:
                 raise DataError(f"{self.array.filename} has become shorter than it was: byte {offset:,} is missing")
-        return made
+        return batch
 
 
 def _reader(array: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
     if isinstance(array, np.memmap) and array.nbytes > HELD and array.flags.c_contiguous and array.ndim > 1:
-        return Rows(array).at
+        return FileRows(array)
     return (np.array(array) if array.nbytes <= HELD else array).__getitem__
 
 
 @frozen(eq=False)
 class Mapped:
-    """A Source over arrays on disk, of n rows each; or over a stretch of a shuffle of them, evaluated where it is
-    asked, so that a part takes no memory either.
+    """A Source over arrays on disk, or over a stretch of a shuffle of their rows, which takes no memory.
 
-    Values that are not finite are not looked for: that would read all there is.
+    Non-finite values are not looked for: that would read everything.
     """
 
     arrays: Mapping[str, np.ndarray]
     first: int = 0
     count: int | None = None
     keys: Any = None
-    """Of the shuffle."""
+    """Keys of the shuffle; see `order.permute`."""
     rows: int = field(init=False)
     readers: dict[str, Callable[[np.ndarray], np.ndarray]] = field(init=False)
 
@@ -86,53 +87,37 @@ class Mapped:
         return self.rows if self.count is None else self.count
 
     def __getitem__(self, indices: Tensor) -> Batch:
-        return self._read(self._places(indices.numpy()))
+        return self._read(self._located(indices.numpy()))
 
     def epoch(self, seed: int, epoch: int, batches: Iterable[Tensor]) -> Iterator[Batch]:
-        """The batches at some indices, read ahead."""
+        """The batches at these indices, prefetched."""
 
         def read() -> Iterator[Batch]:
             pending = iter(batches)
             while together := [b.numpy() for b in islice(pending, TOGETHER)]:
-                places = self._places(np.concatenate(together))
-                for part in np.split(places, np.cumsum([len(b) for b in together])[:-1]):
-                    yield self._read(part)
+                rows = self._located(np.concatenate(together))
+                yield from map(self._read, np.split(rows, np.cumsum([len(b) for b in together])[:-1]))
 
-        return ahead(read())
+        return prefetch(read())
 
-    def _places(self, indices: np.ndarray) -> np.ndarray:
-        """Where samples are in the file."""
-        at = (indices + self.first) % self.rows
-        return at if self.keys is None else order.permute(at, self.rows, self.keys)
+    def _located(self, indices: np.ndarray) -> np.ndarray:
+        """Rows in the file."""
+        rows = (indices + self.first) % self.rows
+        return rows if self.keys is None else order.permute(rows, self.rows, self.keys)
 
-    def _read(self, places: np.ndarray) -> Batch:
-        return {name: as_tensor(name, read(places)) for name, read in self.readers.items()}
+    def _read(self, rows: np.ndarray) -> Batch:
+        return {name: as_tensor(name, read(rows)) for name, read in self.readers.items()}
 
-    def parted(self, parts: Split) -> tuple[Mapped, Mapped]:
-        """Two parts (training, held out) of one shuffle by the seed, which holds no index."""
-        share = parts.share if parts.folds is None else 1 / parts.folds
-        held = -int(-share * self.rows // 1)
+    def split(self, parts: Split) -> tuple[Mapped, Mapped]:
+        """(Training, held out): two stretches of one shuffle by the seed, without an array of indices."""
+        held = -int(-parts.held_share * self.rows // 1)
         if not 0 < held < self.rows:
-            raise DataError(f"{self.rows} samples can't be split into two parts with {share:.0%} held out")
+            raise DataError(f"{self.rows} samples can't be split with {parts.held_share:.0%} held out")
         keys = order.keys(self.rows, parts.seed, _SPLIT).tolist()
-        # The shuffle is a ring: a fold is a stretch of it, and what is trained on begins behind that.
+        # The shuffle is a ring: the training samples begin after the held-out stretch.
         first = self.rows - held
         if parts.folds is not None:
             first = parts.fold * self.rows // parts.folds
             held = (parts.fold + 1) * self.rows // parts.folds - first
         train = evolve(self, first=first + held, count=self.rows - held, keys=keys)
         return train, evolve(self, first=first, count=held, keys=keys)
-
-
-_SPLIT = (1 << 31) - 1
-"""No epoch has this number, so that the split's shuffle is no epoch's."""
-
-
-def small(arrays: Mapping[str, np.ndarray], most: int = 1 << 30) -> bool:
-    """Whether arrays fit into memory without a thought."""
-    return sum(a.nbytes for a in arrays.values()) <= most
-
-
-def loaded(arrays: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
-    """Arrays as tensors in memory."""
-    return {name: as_tensor(name, np.array(a)) for name, a in arrays.items()}

@@ -1,6 +1,6 @@
-"""Other data, prepared as those that a run was trained on: in stretches, and in their order.
+"""New data, encoded as those that a run was trained on: in order, and in blocks that fit in memory.
 
-With `targets`, those are read as well, and have to be there.
+With `targets`, those are read too, and have to be there.
 """
 
 from __future__ import annotations
@@ -11,63 +11,62 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from pipeline.errors import DataError, did_you_mean
-from pipeline.sources.arrays import read
-from pipeline.sources.files import idx, idx_images
+from pipeline.sources.formats import read_arrays, table_blocks
+from pipeline.sources.idx import idx, idx_images
 from pipeline.sources.images import by_class, files_in
 from pipeline.sources.memmap import Mapped
 from pipeline.sources.pixels import decode
-from pipeline.sources.prepared import Rows, Task
-from pipeline.sources.table import stream
+from pipeline.sources.prepared import Rows, Task, check_classes
+from pipeline.sources.table import apply, with_targets
 from pipeline.sources.tensors import Source
 from pipeline.sources.text import Windows, ids_in, ids_of
 from pipeline.text import shown
 
-COUNT = 1024
-"""Samples in a stretch, and PIXELS / H / W of images."""
+BLOCK = 1024
+"""Samples of a block."""
 PIXELS = 1 << 22
+"""Pixels of a block of images."""
 
 
 def of_table(path: Path, fitted: Mapping[str, Any], *, targets: bool, header: bool | None) -> Iterator[Rows]:
-    """The rows of a table; without `targets`, all of them."""
-    for cells, data in stream(path, fitted, targets=targets, header=header):
-        yield Rows(cells.columns, dict(data.tensors))
+    """The rows of a table; with `targets`, those that have them."""
+    for frame in table_blocks(path, header):
+        if targets:
+            frame = with_targets(frame, fitted["targets"]["names"])
+        if len(frame):
+            yield Rows(frame.columns, dict(apply(fitted, frame, targets=targets).tensors))
 
 
 def of_source(
     name: Any, data: Source, shape: Sequence[int], *, targets: bool, task: Task, classes: Sequence[str] = (),
     vocabulary: int | None = None,
 ) -> Iterator[Rows]:  # fmt: skip
-    """The samples of any Source, by their number from 0. Raises DataError for inputs of another shape, and for a class
-    or a token that is not known."""
+    """The samples of any Source, with their numbers from 0.
+
+    Raises DataError for inputs of another shape, and for an unknown class or token.
+    """
     for wanted in ("inputs", *(["targets"] if targets else [])):
         if wanted not in data.names:
             raise DataError(f"{name} has no {wanted}{did_you_mean(wanted, data.names)}")
-    for begin in range(0, len(data), COUNT):
-        rows = torch.arange(begin, min(begin + COUNT, len(data)))
+    for rows in _blocks(len(data)):
         batch = dict(data[rows])
-        found = tuple(batch["inputs"].shape[1:])
-        if found != tuple(shape):
-            raise DataError(f"{name} has inputs of shape {found}, but those that were learned have {tuple(shape)}")
-        if vocabulary is not None and int(batch["inputs"].max()) >= vocabulary:
-            raise DataError(f"{name} has the token {int(batch['inputs'].max())}, but there are {vocabulary} tokens")
-        if targets and task == "classification":
-            batch["targets"] = batch["targets"].long()
-            _check_classes(name, batch["targets"], begin, len(classes))
-        elif targets and task in ("regression", "several labels"):
-            batch["targets"] = batch["targets"].float()
-        elif not targets:
+        if (now := tuple(batch["inputs"].shape[1:])) != tuple(shape):
+            raise DataError(f"{name} has inputs of shape {now}, but those that were learned have {tuple(shape)}")
+        if vocabulary is not None and (most := int(batch["inputs"].max())) >= vocabulary:
+            raise DataError(f"{name} has the token {most}, but there are {vocabulary} tokens")
+        if not targets:
             batch.pop("targets", None)
+        elif task != "language modelling":
+            batch["targets"] = batch["targets"].to(torch.int64 if task == "classification" else torch.float32)
+        if targets and task == "classification" and classes:
+            check_classes(name, batch["targets"], len(classes), int(rows[0]))
         yield Rows({"row": rows}, batch)
 
 
-def _check_classes(name: Any, targets: Tensor, begin: int, count: int) -> None:
-    wrong = ((targets < 0) | (targets >= count)).nonzero().flatten()
-    if count and len(wrong):
-        at = f"target {int(targets[wrong[0]])} in sample {begin + int(wrong[0])}"
-        raise DataError(f"{name}: {at} is no class that the training data have")
+def _blocks(count: int) -> Iterator[torch.Tensor]:
+    return (torch.arange(begin, min(begin + BLOCK, count)) for begin in range(0, count, BLOCK))
 
 
 def of_arrays(
@@ -75,28 +74,29 @@ def of_arrays(
     vocabulary: int | None = None,
 ) -> Iterator[Rows]:  # fmt: skip
     """Arrays in a file."""
-    found = read(path)
-    wanted = {k: v for k, v in found.items() if k == "inputs" or (targets and k == "targets")}
+    by_name = read_arrays(path)
+    wanted = {k: v for k, v in by_name.items() if k == "inputs" or (targets and k == "targets")}
     if not wanted:
-        raise DataError(f"{path} holds no array 'inputs'{did_you_mean('inputs', found)}")
-    options = {"targets": targets, "task": task, "classes": classes, "vocabulary": vocabulary}
-    yield from of_source(path, Mapped(wanted), shape, **options)  # type: ignore[arg-type]  # mixed option types
+        raise DataError(f"{path} holds no array 'inputs'{did_you_mean('inputs', by_name)}")
+    yield from of_source(
+        path, Mapped(wanted), shape, targets=targets, task=task, classes=classes, vocabulary=vocabulary
+    )
 
 
 def of_idx(path: Path, shape: Sequence[int], *, targets: bool, classes: Sequence[str]) -> Iterator[Rows]:
-    """A file of images of the MNIST family; its labels, if they are wanted, lie beside it."""
+    """A file of images in MNIST's format, with its labels beside it if they are wanted."""
     data = idx(path) if targets else idx_images(path)
     yield from of_source(path, data, shape, targets=targets, task="classification", classes=classes)
 
 
 def of_images(path: Path, fitted: Mapping[str, Any], *, targets: bool, classes: Sequence[str]) -> Iterator[Rows]:
-    """Images in a folder, by the paths in it: with `targets`, by class; else any, and a file may be one alone."""
+    """Images in a folder, by their paths in it: with `targets`, by class; else in any folders, or one image file."""
     if targets:
-        there, _ = by_class(path)
-        for name in there:
+        folders, _ = by_class(path)
+        for name in folders:
             if name not in classes:
                 raise DataError(f"{path / name} is of a class that was not learned{did_you_mean(name, classes)}")
-        items = [(file, classes.index(name)) for name, found in there.items() for file in found]
+        items = [(file, classes.index(name)) for name, inside in folders.items() for file in inside]
     else:
         items = [(file, -1) for file in ([path] if path.is_file() else files_in(path))]
     if not items:
@@ -104,11 +104,11 @@ def of_images(path: Path, fitted: Mapping[str, Any], *, targets: bool, classes: 
     size, mode = tuple(fitted["size"]), fitted["mode"]
     step = max(PIXELS // (size[0] * size[1]), 1)
     for begin in range(0, len(items), step):
-        part = items[begin : begin + step]
-        batch = {"inputs": torch.stack([decode(file, size, mode) for file, _ in part]).float().div_(255.0)}
+        block = items[begin : begin + step]
+        batch = {"inputs": torch.stack([decode(file, size, mode) for file, _ in block]).float().div_(255.0)}
         if targets:
-            batch["targets"] = torch.tensor([code for _, code in part])
-        names = [shown(os.path.relpath(file, path) if path.is_dir() else str(file)) for file, _ in part]
+            batch["targets"] = torch.tensor([code for _, code in block])
+        names = [shown(os.path.relpath(file, path) if path.is_dir() else str(file)) for file, _ in block]
         yield Rows({"file": names}, batch)
 
 
@@ -120,6 +120,5 @@ def of_text(path: Path, fitted: Mapping[str, Any], *, dtype: str | None = None) 
     if count < 1:
         raise DataError(f"{path} has {len(ids):,} tokens, fewer than a window of {context}")
     windows = Windows(ids, context, 0, count)
-    for begin in range(0, count, COUNT):
-        rows = torch.arange(begin, min(begin + COUNT, count))
+    for rows in _blocks(count):
         yield Rows({"row": rows}, windows[rows])

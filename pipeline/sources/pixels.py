@@ -1,4 +1,4 @@
-"""Images as samples: decoded by Pillow, scaled, and augmented."""
+"""Images as samples: decoded by Pillow, scaled and augmented."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from torch import Tensor
 from pipeline import files, memory
 from pipeline.errors import ConfigError, DataError
 from pipeline.sources.dataset import dataset
+from pipeline.sources.files import reading
 from pipeline.sources.tensors import Source, Tensors
 
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF")
-"""What Pillow may take a file for, whatever its name is: it would run another program for some of the rest."""
-
+"""Formats that Pillow may find in a file, whatever its name: for some others, it would run another program."""
 LARGE = 1 << 24
 """Pixels of an image that may not fit in memory."""
 MEMORY = 1 << 30
-"""Bytes that images in memory may take."""
+"""Bytes of images that are kept in memory."""
 
 Item: TypeAlias = Path | tuple[str, bytes]
-"""An image file, or what is in one, with a name for messages."""
+"""An image file, or its name, for messages, and content."""
 
 
 @frozen(eq=False)
@@ -41,7 +41,7 @@ class Images:
     mode: str
     augment: tuple[str, ...] = ()
     pixels: Tensor | None = None
-    """All of them decoded, (N, C, H, W) uint8, where they are kept."""
+    """All images decoded, (N, C, H, W) uint8, if they are kept in memory."""
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -54,33 +54,29 @@ class Images:
     def nbytes(self) -> int:
         return len(self) * len(self.mode) * self.shape[0] * self.shape[1]
 
-    def decoded(self) -> Images:
-        """The same, with all of them in memory."""
+    def decoded(self) -> Tensor:
+        """All images, (N, C, H, W) uint8."""
         pixels = torch.empty((len(self), len(self.mode), *self.shape), dtype=torch.uint8)
 
         def fill(i: int) -> None:
             pixels[i] = decode(self.items[i], self.shape, self.mode)
 
-        with ThreadPoolExecutor() as pool:  # Pillow decodes without Python's lock
-            for _ in pool.map(fill, range(len(self))):
-                pass
-        return evolve(self, pixels=pixels)
+        with ThreadPoolExecutor() as pool:  # Pillow decodes without the GIL
+            list(pool.map(fill, range(len(self))))
+        return pixels
 
-
-def part(data: Images, classes: tuple[str, ...], workers: int) -> Source:
-    """Images as a Source: in memory where they fit, and decoded and augmented as they are read where not."""
-    if not data.augment and 4 * data.nbytes < MEMORY:
-        pixels = data.decoded().pixels
-        assert pixels is not None
-        return Tensors({"inputs": pixels.float().div_(255.0), "targets": data.targets}, classes)
-    return dataset(data.decoded() if data.nbytes < MEMORY else data, workers=workers)
+    def source(self, classes: tuple[str, ...], workers: int) -> Source:
+        """A Source over the images: in memory if they fit, and augmented as they are read."""
+        if not self.augment and 4 * self.nbytes < MEMORY:
+            return Tensors({"inputs": self.decoded().float().div_(255.0), "targets": self.targets}, classes)
+        return dataset(evolve(self, pixels=self.decoded()) if self.nbytes < MEMORY else self, workers=workers)
 
 
 def augmented(image: Tensor, kinds: Sequence[str]) -> Tensor:
-    """An image (C, H, W) mirrored or shifted at random, by torch's global generator.
+    """An image (C, H, W), mirrored ("flip") or shifted ("crop") at random by torch's global generator.
 
-    To shift is to pad by an eighth, reflected, and crop to the same size (K. He et al., "Deep residual learning for
-    image recognition", 2015, pads with zeros).
+    A shift pads by an eighth, reflected, and crops to the same size (K. He et al., "Deep residual learning for image
+    recognition", 2015, pads with zeros).
     """
     if "flip" in kinds and bool(torch.rand(()) < 0.5):
         image = image.flip(-1)
@@ -106,31 +102,27 @@ def _pillow() -> Any:
 
 @contextmanager
 def _opened(item: Item) -> Iterator[Any]:
-    """An image file that Pillow has open; whatever goes wrong in it is a DataError with its name."""
-    name, pillow = item[0] if isinstance(item, tuple) else item, _pillow()
-    try:
-        with (
-            BytesIO(item[1]) if isinstance(item, tuple) else files.opened(item) as file,
-            pillow.Image.open(file, formats=FORMATS) as image,
-        ):
+    """An image that Pillow has open. Raises DataError with its name for any error within."""
+    pillow = _pillow()
+    name, content = item if isinstance(item, tuple) else (str(item), None)
+    with reading(name), files.opened(Path(name)) if content is None else BytesIO(content) as file:
+        try:
+            image = pillow.Image.open(file, formats=FORMATS)
+        except pillow.UnidentifiedImageError:
+            raise DataError(f"can't read {name}: it is no image of {', '.join(FORMATS)}") from None
+        with image:
             if (pixels := image.size[0] * image.size[1]) > LARGE:
                 memory.check(16 * pixels, f"{name}, an image of {image.size[0]} x {image.size[1]},")
             yield image
-    except (DataError, MemoryError):
-        raise
-    except pillow.UnidentifiedImageError as e:
-        raise DataError(f"can't read {name}: it is no image of {', '.join(FORMATS)}") from e
-    except Exception as e:  # each format has errors of its own
-        raise DataError(f"can't read {name}: {getattr(e, 'strerror', None) or e or type(e).__name__}") from e
 
 
 def decode(item: Item, shape: tuple[int, int], mode: str) -> Tensor:
-    """An image as (C, H, W) uint8: upright, scaled to cover (H, W), and its centre taken."""
+    """An image as (C, H, W) uint8: upright, scaled to cover (H, W), and cropped to its centre."""
     with _opened(item) as image:
         ops = _pillow().ImageOps
-        image.draft(None, (2 * max(shape),) * 2)  # a large JPEG is decoded at an eighth, a quarter or half of its size
+        image.draft(None, (2 * max(shape),) * 2)  # decodes a large JPEG at an eighth, a quarter or half of its size
         upright = ops.exif_transpose(image)
-        if upright.mode.startswith("I"):  # Pillow would cut off what is above 255
+        if upright.mode.startswith("I"):  # Pillow would clip 16 bits at 255
             upright = _pillow().Image.fromarray((np.asarray(upright) / 257).clip(0, 255).astype(np.uint8))
         elif upright.mode == "F":
             raise ValueError("it holds floats; save it with 8 or 16 bits a channel")
@@ -143,5 +135,5 @@ def decode(item: Item, shape: tuple[int, int], mode: str) -> Tensor:
 def header(item: Item) -> tuple[tuple[int, int], bool]:
     """An image's height and width, and whether it is grey, without decoding it."""
     with _opened(item) as image:
-        turned = image.format == "JPEG" and image.getexif().get(0x0112, 1) >= 5  # on its side, says EXIF
+        turned = image.format == "JPEG" and image.getexif().get(0x0112, 1) >= 5  # EXIF: lies on its side
         return image.size[:: 1 if turned else -1], image.mode.startswith(("1", "L", "I", "F"))

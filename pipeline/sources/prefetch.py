@@ -1,61 +1,31 @@
-"""Ahead: batches that a thread keeps ready while the step before them runs."""
+"""Prefetch: a thread reads the next batches while a step runs."""
 
 from __future__ import annotations
 
-import threading
+from collections import deque
 from collections.abc import Iterable, Iterator
-from queue import Empty, Full, Queue
-from typing import TypeVar
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 READY = 3
-"""Batches that are kept ready."""
-_LOOK = 0.05
-"""Seconds after which a thread that waits looks whether it is still wanted."""
+"""Batches to keep ready."""
 
 
-def ahead(items: Iterable[T], ready: int = READY) -> Iterator[T]:
-    """The same items in the same order, read on another thread, a few before they are asked for.
+def prefetch(items: Iterable[T], ready: int = READY) -> Iterator[T]:
+    """The same items in order, a few of them read ahead on a thread, which ends with the iterator.
 
-    What goes wrong there is raised here, in its place. The thread ends with the iterator.
+    An error of `items` is raised in its place.
 
-    >>> list(ahead(range(5)))
+    >>> list(prefetch(range(5)))
     [0, 1, 2, 3, 4]
     """
-    queue: Queue[tuple[bool, T | BaseException]] = Queue(ready)
-    ended, over = threading.Event(), threading.Event()
-
-    def put(entry: tuple[bool, T | BaseException]) -> bool:
-        while not ended.is_set():
-            try:
-                queue.put(entry, timeout=_LOOK)
-            except Full:
-                continue
-            return True
-        return False
-
-    def fill() -> None:
-        try:
-            for item in items:
-                if not put((True, item)):
-                    return
-        except BaseException as e:  # whatever it is, the consumer is to see it
-            put((False, e))
-        finally:
-            over.set()
-
-    threading.Thread(target=fill, name="batches ahead", daemon=True).start()
+    iterator, end = iter(items), object()
+    pool = ThreadPoolExecutor(1, "prefetch")
     try:
-        while True:
-            try:
-                good, item = queue.get(timeout=_LOOK)
-            except Empty:
-                if over.is_set() and queue.empty():
-                    return
-                continue
-            if not good:
-                assert isinstance(item, BaseException)
-                raise item
-            yield item  # type: ignore[misc]  # an item, as it says
+        waiting = deque[Any](pool.submit(next, iterator, end) for _ in range(ready))
+        while (item := waiting.popleft().result()) is not end:
+            waiting.append(pool.submit(next, iterator, end))
+            yield item
     finally:
-        ended.set()
+        pool.shutdown(wait=False, cancel_futures=True)

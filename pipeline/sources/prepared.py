@@ -1,4 +1,4 @@
-"""Prepared: a data set with what it is for, in two parts. What `pipe train` is given by each kind of data."""
+"""Prepared: a data set with its task, split in two, as every kind of data gives it to `pipe train`."""
 
 from __future__ import annotations
 
@@ -6,40 +6,49 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal, TypeAlias
 
 from attrs import field, frozen
+from torch import Tensor
 
+from pipeline.errors import DataError
 from pipeline.sources.tensors import Source
 from pipeline.state import Batch
 
 Task: TypeAlias = Literal["classification", "several labels", "regression", "language modelling"]
-"""What is learned of `targets`: a class (N,) int64; some of several labels (N, L) float32 of 0 and 1; values (N,) or
-(N, M) float32; the next token at each place (N, T) int64."""
+"""Targets are a class (N,) int64; several labels (N, L) float32 of 0 and 1; values (N,) or (N, M) float32; the next
+token at each position (N, T) int64."""
 
 
 @frozen(eq=False)
 class Prepared:
-    """Samples to train on and samples held out, whose parts have the same names, `inputs` and `targets` among them."""
+    """Training and held-out samples with the same names, `inputs` and `targets` among them."""
 
     train: Source
     held_out: Source
     task: Task
     classes: tuple[str, ...] = ()
-    """Names of the classes, or of several labels or values."""
+    """Names of the classes, labels or values."""
     sizes: Mapping[str, Any] = field(factory=dict)
-    """What a model may need to know beyond the shapes, by the name that it asks for: `vocabulary`, or `categories`, how
-    many there are in each column of them."""
+    """Sizes that a model needs beyond the shapes, by the name of its option: `vocabulary`, or `categories`, one for
+    each column."""
     notes: tuple[str, ...] = ()
-    """What was found and done, a line each."""
+    """What was decided about the data, a line each."""
     fitted: Mapping[str, Any] = field(factory=dict)
-    """What was learned of the training samples and is applied to any others, such as means and names of categories: as
-    JSON has it."""
+    """What was fitted to the training samples, such as means and category names, as JSON."""
     raw: Callable[[], Any] | None = None
-    """Reads the held-out samples of a table again, as they are in the file."""
+    """Reads the held-out rows of a table again, as they are in the file."""
+
+
+def check_classes(name: Any, targets: Tensor, count: int, first: int = 0) -> None:
+    """Raise DataError for a class (N,) outside of 0..count-1, of samples from number `first` on."""
+    unknown = ((targets < 0) | (targets >= count)).nonzero().flatten()
+    if len(unknown):
+        at = f"target {int(targets[unknown[0]])} in sample {first + int(unknown[0])}"
+        raise DataError(f"{name}: {at} is no class that the training data have")
 
 
 @frozen(eq=False)
 class Rows:
-    """Some samples of other data, prepared as those of a run were."""
+    """New samples, encoded as those of a run were."""
 
     beside: Mapping[str, Any]
-    """What tells them apart, by name, a column each: cells of a table, file names, or their numbers."""
+    """Columns that identify each: cells of a table, file names, or row numbers."""
     batch: Batch

@@ -1,4 +1,4 @@
-"""Parts: which samples are trained on and which are held out, as a pure function of a seed."""
+"""Split: which samples are trained on and which are held out, as a pure function of a seed."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from attrs import evolve, frozen
+from attrs import frozen
 from torch import Tensor
 
 from pipeline.errors import ConfigError, DataError
@@ -16,7 +16,7 @@ from pipeline.sources.tensors import Tensors
 
 @frozen
 class Split:
-    """How samples are parted: a share held out, or one of some folds; the same for the same seed.
+    """A share to hold out, or one of several folds.
 
     >>> train, held_out = Split(share=0.25).rows(8)
     >>> len(train), len(held_out), len({*train.tolist(), *held_out.tolist()})
@@ -24,75 +24,72 @@ class Split:
     """
 
     share: float = 0.2
-    """Of all samples, held out; with `folds`, 1 / folds of them."""
+    """Of all samples; with `folds`, it is 1 / folds instead."""
     seed: int = 0
     folds: int | None = None
     fold: int = 0
-    """Which of them is held out, from 0."""
+    """The fold to hold out, from 0."""
+
+    @property
+    def held_share(self) -> float:
+        return 1 / self.folds if self.folds is not None else self.share
 
     def rows(self, n: int, *, labels: Any = None, groups: Any = None, time: Any = None) -> tuple[Tensor, Tensor]:
         """Indices of n samples (training, held out), each int64 and rising.
 
-        Classes, `labels` (n,), keep their shares in both. Samples of one of the `groups` (n,) are all in one part. By
-        `time` (n,), the last ones are held out, of what folds leave: fold 0 is the earliest stretch, and each is
-        trained on what lies before it.
-        Raises DataError where a part would be empty, and ConfigError for folds that are none.
+        - `labels` (n,): classes, which keep their shares on both sides.
+        - `groups` (n,): equal values stay on one side.
+        - `time` (n,): the last samples are held out. With folds, fold k is the stretch k + 1 of folds + 1, and is
+          trained on all samples before it.
+
+        Raises DataError if a side would be empty, and ConfigError for a fold that does not exist.
         """
         if self.folds is not None and not (self.folds >= 2 and 0 <= self.fold < self.folds):
             raise ConfigError(f"fold {self.fold} of {self.folds} is none: there are at least 2, counted from 0")
         if time is not None:
-            return self._later(n, np.asarray(time))
+            return self._by_time(n, time)
+        held = np.zeros(n, dtype=bool)
         if groups is not None:
             names, codes = np.unique(np.asarray(groups), return_inverse=True)
-            _, held = self.rows(len(names))
-            return _as_rows(np.isin(codes, held.numpy()))
-        return _as_rows(self._spread(n, labels))
+            held = np.isin(codes, self.rows(len(names))[1].numpy())
+        else:
+            held[self._spread(n, labels)] = True
+        return torch.from_numpy(np.flatnonzero(~held)), torch.from_numpy(np.flatnonzero(held))
 
     def _spread(self, n: int, labels: Any) -> Any:
+        """Held-out samples: evenly spread over a shuffle that is sorted by class, if each class can have some."""
         held = self._count(n)
-        # By classes, where they have a share in both parts, and shuffled in each: the samples to hold out are then
-        # spread evenly over this order. One shuffle where there are no classes.
         order = np.random.default_rng(self.seed).permutation(n)
         if labels is not None:
             labels = np.asarray(labels)
             counts = np.unique(labels, return_counts=True)[1]
             if counts.min() >= 2 and len(counts) <= min(held, n - held):
                 order = order[np.argsort(labels[order], kind="stable")]
-        chosen = np.zeros(n, dtype=bool)
         if self.folds is not None:
-            chosen[order[self.fold :: self.folds]] = True
-        else:
-            chosen[order[(np.arange(held) * n + n // 2) // held]] = True
-        return chosen
+            return order[self.fold :: self.folds]
+        return order[(np.arange(held) * n + n // 2) // held]
 
-    def _later(self, n: int, time: Any) -> tuple[Tensor, Tensor]:
+    def _by_time(self, n: int, time: Any) -> tuple[Tensor, Tensor]:
         order = np.argsort(time, kind="stable")
         first, end = n - self._count(n), n
         if self.folds is not None:
             first, end = ((self.fold + k) * n // (self.folds + 1) for k in (1, 2))
-        train, held = np.sort(order[:first]), np.sort(order[first:end])
-        return torch.from_numpy(train), torch.from_numpy(held)
+        return torch.from_numpy(np.sort(order[:first])), torch.from_numpy(np.sort(order[first:end]))
 
     def _count(self, n: int) -> int:
-        """How many are held out."""
+        """Samples to hold out."""
         if self.folds is not None:
             if n < self.folds:
                 raise DataError(f"{n} samples can't be split into {self.folds} folds; give more samples")
             return n // self.folds
         held = math.ceil(self.share * n)
         if not 0 < held < n:
-            parts = f"two parts with {self.share:.0%} held out"
-            raise DataError(f"{n} samples can't be split into {parts}; give more samples")
+            raise DataError(f"{n} samples can't be split with {self.share:.0%} held out; give more samples")
         return held
 
 
-def _as_rows(chosen: Any) -> tuple[Tensor, Tensor]:
-    train, held = (torch.from_numpy(np.flatnonzero(part)) for part in (~chosen, chosen))
-    return train, held
-
-
 def split(data: Tensors, held_out: float = 0.2, seed: int = 0, parts: Split | None = None) -> tuple[Tensors, Tensors]:
-    """Two disjoint parts (training, held out), shuffled by the seed; integer targets keep their shares in both.
+    """Two disjoint sets (training, held out), shuffled by the seed; integer targets keep their shares in both.
 
     >>> train, test = split(Tensors({"targets": torch.arange(10) % 2}), held_out=0.2)
     >>> len(train), len(test), test.tensors["targets"].sum().item()
@@ -100,6 +97,5 @@ def split(data: Tensors, held_out: float = 0.2, seed: int = 0, parts: Split | No
     """
     targets = data.tensors.get("targets")
     classes = targets is not None and targets.ndim == 1 and not targets.is_floating_point()
-    rows = (parts or Split(held_out, seed)).rows(len(data), labels=targets if classes else None)
-    train, test = (evolve(data, tensors={k: t.index_select(0, i) for k, t in data.tensors.items()}) for i in rows)
-    return train, test
+    train, held = (parts or Split(held_out, seed)).rows(len(data), labels=targets if classes else None)
+    return data.take(train), data.take(held)
