@@ -1,4 +1,4 @@
-"""Others: data that a run did not see."""
+"""Data that a run has not seen."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from pipeline.state import Batch
 
 
 def rows(past: Past, data: str, *, targets: bool) -> Iterator[Rows]:
-    """The samples of other data, prepared as those of the run were. Raises a PipeError for what does not fit."""
-    kept = past.config.tables["data"]
-    own = kind_of(past.config.data.source)
-    if kind_of(data) is None and own in DATA:  # such as an image alone
-        data = f"{own}:{data}"
-    layers = [{"data": kept}, {"data": data}] if not is_code(data) else [{"data": data}]
+    """Chunks of samples, prepared as the run's own data were. Raises a PipeError for data of another form."""
+    trained_on = past.config.tables["data"]
+    kind = kind_of(past.config.data.source)
+    if kind_of(data) is None and kind in DATA:  # such as a single image
+        data = f"{kind}:{data}"
+    layers = [{"data": trained_on}, {"data": data}] if not is_code(data) else [{"data": data}]
     return settings.make(*layers).data.others(past.about, targets=targets)
 
 
 class Batches:
-    """The same as batches, with targets, anew each time that they are iterated."""
+    """Batches of samples with targets, read again for each iteration."""
 
     def __init__(self, past: Past, data: str) -> None:
         self.past, self.data = past, data
 
     def __iter__(self) -> Iterator[Batch]:
-        return (found.batch for found in rows(self.past, self.data, targets=True))
+        return (chunk.batch for chunk in rows(self.past, self.data, targets=True))
