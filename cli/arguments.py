@@ -83,7 +83,10 @@ def assigned_settings(texts: tuple[str, ...]) -> dict[str, Any]:
     >>> assigned_settings(("keep=2", "steps_per_call=2", "optimizer.lr=0.1"))
     {'keep': 2, 'steps_per_call': '2', 'optimizer.lr': 0.1}
     """
-    found = config.assigned(texts)
+    try:
+        found = config.assigned(texts)
+    except ValueError as e:  # a number of thousands of digits
+        raise refusal(f"a value of --set does not fit: {e}") from None
     for text in texts:
         name, _, value = text.partition("=")
         if kind(name.strip()) is str and isinstance(found[name.strip()], int | float):

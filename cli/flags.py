@@ -14,7 +14,7 @@ from cli.recipes import TABLES
 from cli.recipes.setting import flag
 
 SET_ONLY = frozenset({
-    "augment", "bidirectional", "config", "dtype", "fold", "groups", "header", "heads", "inputs", "keep",
+    "augment", "bidirectional", "dtype", "fold", "groups", "header", "heads", "inputs", "keep",
     "on_nonfinite", "pipeline", "rest_lr", "save_minutes", "size", "smoothing", "split_seed", "steps_per_call",
     "telemetry", "time", "timeout", "workers",
 })  # fmt: skip
@@ -37,7 +37,14 @@ class Option(click.Option):
 
 
 class SettingsCommand(click.Command):
-    """A command whose options are settings: its help has sections, and a setting without a flag is named."""
+    """A command whose options are settings: its help has sections, and names the settings without a flag."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        without = ", ".join(sorted(SET_ONLY))
+        more = (
+            f"Settings without a flag, for --set: {without}. pipe init DATA writes a file that explains all settings."
+        )
+        super().__init__(*args, epilog=more, **options)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         sections: dict[str, list[tuple[str, str]]] = {}
@@ -47,13 +54,6 @@ class SettingsCommand(click.Command):
         for name in sorted(sections, key=[*dict.fromkeys(SECTIONS.values()), *sections].index):
             with formatter.section(name):
                 formatter.write_dl(sections[name])
-
-    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        formatter.write_paragraph()
-        formatter.write_text(
-            f"Settings without a flag, for --set: {', '.join(sorted(SET_ONLY))}. pipe init DATA writes a file with all "
-            "settings and what they mean."
-        )
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         try:

@@ -15,6 +15,7 @@ from cli import config as settings
 from cli import folder as run_folder
 from cli import ranking
 from cli import seal as seals
+from cli.arguments import assigned_settings
 from cli.config import TrainConfig
 from cli.progress import plain, tell, warn
 from cli.recipes.setting import refusal
@@ -137,7 +138,7 @@ def _matches(e: Entry, text: str, entries: Sequence[Entry]) -> bool:
         raise refusal(f"--filter {text!r} is no NAME=VALUE, such as optimizer=adamw")
     if name != "state" and not any(name in other.flat for other in entries):
         raise refusal(f"no run has a setting {name!r}", name, {k for other in entries for k in other.flat} | {"state"})
-    wanted = settings.assigned((text,))[name]
+    wanted = assigned_settings((text,))[name]
     own = {**e.flat, "state": e.state}.get(name)
     return own == wanted or str(own) == value or (isinstance(own, tuple) and list(own) == wanted)
 

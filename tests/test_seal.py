@@ -17,7 +17,7 @@ from pipeline import PipeError, files, load_run, log
 from pipeline.errors import ConfigError
 from tests.commands import run
 
-TRAIN = ["train", "--data", "iris.csv", "--epochs", "3", "--keep", "3", "--save-minutes", "0", "--no-compile"]
+TRAIN = ["train", "--data", "iris.csv", "--epochs", "3", "--set", "keep=3", "--set", "save_minutes=0", "--no-compile"]
 
 
 @pytest.fixture(scope="module")
