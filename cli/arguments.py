@@ -27,9 +27,9 @@ weights = click.option(
 )  # fmt: skip
 
 
-def train_config(file: str | None, given: dict[str, Any], trust: bool = False, accept: bool = False) -> Any:
-    """The TrainConfig of a config file, a run or a function, with the given settings in place of its own."""
-    chosen = given_settings(given)
+def train_config(file: str | None, options: dict[str, Any], trust: bool = False, accept: bool = False) -> Any:
+    """The TrainConfig of a config file, a run or a function; options replace its settings."""
+    chosen = settings_of(options)
     if file is None:
         return config.make(chosen)
     if is_code(file):
@@ -59,7 +59,7 @@ def saved_run(run: str, trust: bool, accept: bool) -> Past:
     return Past(Path(run))
 
 
-def check(path: Path, given: dict[str, Any], trust: bool, accept: bool = False, run: bool = True) -> None:
+def check(path: Path, chosen: dict[str, Any], trust: bool, accept: bool = False, run: bool = True) -> None:
     """Check a config file, or the folder of a run or a sweep, before anything of it is used.
 
     Raises ConfigError if it names code that the command line does not name, or was changed and is not accepted.
@@ -70,7 +70,7 @@ def check(path: Path, given: dict[str, Any], trust: bool, accept: bool = False, 
         accepted(path)
     if run:
         config.check_run(path)
-    known = config.code_in(given)
+    known = config.code_in(chosen)
     for file in config.files(path) if run else (path,):
         unknown = [name for name in config.code_in(config.document(file)) if name not in known]
         if unknown and not trust:
@@ -84,20 +84,20 @@ def assigned_settings(texts: tuple[str, ...]) -> dict[str, Any]:
     {'keep': 2, 'steps_per_call': '2', 'optimizer.lr': 0.1}
     """
     try:
-        found = config.assigned(texts)
+        assigned = config.assigned(texts)
     except ValueError as e:  # a number of thousands of digits
         raise refusal(f"a value of --set does not fit: {e}") from None
     for text in texts:
         name, _, value = text.partition("=")
-        if kind(name.strip()) is str and isinstance(found[name.strip()], int | float):
-            found[name.strip()] = value.strip()
-    return found
+        if kind(name.strip()) is str and isinstance(assigned[name.strip()], int | float):
+            assigned[name.strip()] = value.strip()
+    return assigned
 
 
-def given_settings(given: dict[str, Any]) -> dict[str, Any]:
-    """The settings among the options, by whole name: those of --set, and those of flags, which win."""
-    assigned = assigned_settings(given.pop("assigned", ()))
-    chosen = {name: value for name, value in given.items() if value is not None}
+def settings_of(options: dict[str, Any]) -> dict[str, Any]:
+    """Settings of options, by whole name: those of --set, and those of flags, which win."""
+    assigned = assigned_settings(options.pop("assigned", ()))
+    chosen = {name: value for name, value in options.items() if value is not None}
     for name in ("hidden", "widths"):
         if isinstance(chosen.get(name), str):
             try:

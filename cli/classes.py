@@ -57,8 +57,8 @@ def figures(pipe: Pipeline, about: About, state: State, data: Any) -> Figures | 
         return None
     names = about.classes or tuple(map(str, range(about.fixed.outputs)))
     metric = evaluate.confusion(len(names)) if about.task == "classification" else evaluate.labels(len(names))
-    found = pipe.insert(metric, after="evaluate.accuracy").evaluate(state, data)
-    return Figures(names, found["precision"], found["recall"], found["f1"], found.get("confusion"))
+    values = pipe.insert(metric, after="evaluate.accuracy").evaluate(state, data)
+    return Figures(names, values["precision"], values["recall"], values["f1"], values.get("confusion"))
 
 
 def table(job: Job, state: State) -> str:

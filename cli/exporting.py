@@ -30,12 +30,12 @@ CHECKED, SIZES, TOLERANCE = 256, (1, 7, 256), 1e-5
 def export(past: Past, kind: str, out: str | None, *, weights: str) -> None:
     """Write a model, and a JSON beside it that describes inputs and outputs."""
     about = past.about
-    module, inputs, of = past.module(weights)
+    module, inputs, epoch = past.module(weights)
     path = Path(out) if out is not None else past.folder / NAMES[kind]
-    facts: dict[str, Any] = {"format": kind, "run": str(past.folder), "weights": weights, **of, "task": about.task,
+    facts: dict[str, Any] = {"format": kind, "run": str(past.folder), "weights": weights, **epoch, "task": about.task,
                              "classes": list(about.classes)}  # fmt: skip
     if kind == "weights":
-        folders.replace(path, folders.weights_file(module.state_dict(), {"weights": weights, **of}))
+        folders.replace(path, folders.weights_file(module.state_dict(), {"weights": weights, **epoch}))
         facts["model"] = past.document.get("facts", {}).get("model")
         tell(f"{path}: {len(module.state_dict())} tensors, by the module's own names")
     else:

@@ -89,8 +89,8 @@ def settings(
     for name, f in reversed(flags().items()):
         names = [f"{flag(name)}/--no-{name}"] if f.kind is bool else [flag(name)]
         shown = ",".join(map(str, f.default)) if isinstance(f.default, tuple) else f.default
-        told = "[default:" in f.help or f.default in (None, "", False)
-        default = "" if told else f"  [default: {shown}]".replace("True", "on")
+        has_default = "[default:" in f.help or f.default in (None, "", False)
+        default = "" if has_default else f"  [default: {shown}]".replace("True", "on")
         alone: dict[str, Any] = {"is_flag": False, "flag_value": ""} if name in bare else {}
         command = click.option(
             *names,
@@ -108,20 +108,20 @@ def settings(
 
 def flags() -> dict[str, Flag]:
     """Each setting that has a flag, by name. Its help names the recipes that have it, unless all of its table do."""
-    found: dict[str, Flag] = {}
+    known: dict[str, Flag] = {}
     for table, t in TABLES.items():
         section = SECTIONS.get(table, "")
         if t.key and table not in SET_ONLY:
             f = recipes.settings(t.recipes[0])[t.key]
-            found[table] = Flag(section, str, f.default, t.help or f.metadata["help"])
+            known[table] = Flag(section, str, f.default, t.help or f.metadata["help"])
         for recipe in t.recipes:
             for key, f in recipes.settings(recipe).items():
-                if key == t.key or key in found or key in SET_ONLY:
+                if key == t.key or key in known or key in SET_ONLY:
                     continue
                 having = [n for n, r in t.known.items() if n and key in recipes.settings(r)]
-                of = "" if len(having) == len([n for n in t.known if n]) else f"{', '.join(having)}: "
-                found[key] = Flag(SECTIONS.get(key, section), _type(f), f.default, of + f.metadata["help"])
-    return found
+                only = "" if len(having) == len([n for n in t.known if n]) else f"{', '.join(having)}: "
+                known[key] = Flag(SECTIONS.get(key, section), _type(f), f.default, only + f.metadata["help"])
+    return known
 
 
 def kind(name: str) -> type | None:

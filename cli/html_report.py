@@ -58,10 +58,10 @@ def _text(value: object) -> object:
 def command(past: Past) -> str:
     """The command that trains the run again."""
     flat = past.config.flat
-    own = past.config.pipeline.name
-    named = () if own is not None else ("data", "model", "optimizer")
+    function = past.config.pipeline.name
+    named = () if function is not None else ("data", "model", "optimizer")
     defaults = settings.make({k: flat[k] for k in named}).flat
-    arguments = [] if own is None else [own]
+    arguments = [] if function is None else [function]
     for name, value in flat.items():
         if name not in ("out", "pipeline") and value is not None and (value != defaults.get(name) or name in named):
             arguments += words(name, value)

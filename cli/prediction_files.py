@@ -39,7 +39,7 @@ def predict(past: Past, data: str, out: str | None, *, weights: str, raw: bool =
         raise refusal(f"--out {out!r} is none of {', '.join(ENDS)}{did_you_mean(path.suffix, ENDS)}")
     if path is not None and path.exists():
         raise refusal(f"{path} exists already; name another file by --out")
-    module, inputs, of = past.module(weights)
+    module, inputs, about_weights = past.module(weights)
     chunks = predicted(new_data.rows(past, data, targets=False), module, inputs, about)
     if path is None:
         for text, _ in _csv(chunks, raw):
@@ -52,7 +52,7 @@ def predict(past: Past, data: str, out: str | None, *, weights: str, raw: bool =
     }
     with written(path, new=True) as file:
         count = write[path.suffix](file, chunks)
-    epoch = f", weights of epoch {of['epoch']}" if of else ""
+    epoch = f", weights of epoch {about_weights['epoch']}" if about_weights else ""
     tell(f"{path}: {count:,} rows, {about.target} predicted by {past.folder}{epoch}")
 
 

@@ -46,8 +46,8 @@ def built_in() -> Mapping[str, Direction | None]:
 
 def validation(row: Mapping[str, Any]) -> dict[str, Any]:
     """The validation metrics of a row, by their own names."""
-    found = {k.removeprefix("validate/"): v for k, v in row.items() if k.startswith("validate/")}
-    return {k: v for k, v in found.items() if isinstance(v, int | float | None)}  # a damaged row may have lists
+    metrics = {k.removeprefix("validate/"): v for k, v in row.items() if k.startswith("validate/")}
+    return {k: v for k, v in metrics.items() if isinstance(v, int | float | None)}  # a damaged row may have lists
 
 
 def direction_of(metric: str, rows: Iterable[log.Row]) -> Direction:

@@ -36,20 +36,22 @@ def weight_files(
     state = job.pipe.whole(state)
     epoch = report.epoch if report is not None else saved.epoch if saved is not None else 0
     now = {"epoch": epoch, "step": int(state.step)}
-    found = {folders.WEIGHTS: (job.pipe.weights(state), {"weights": "last", **now})}
+    files = {folders.WEIGHTS: (job.pipe.weights(state), {"weights": "last", **now})}
     for name, average in averages.items():
-        found[f"{name}.safetensors"] = job.pipe.weights(average), {"weights": name, **now}
+        files[f"{name}.safetensors"] = job.pipe.weights(average), {"weights": name, **now}
     if best is not None:
         about = {"weights": "best", "epoch": best.epoch, "step": best.step, best.metric: best.value}
         try:
-            kept: Any = state
+            weights: Any = state
             if best.step != now["step"]:
                 [model, *_] = job.pipe.models
-                kept = checkpoint.at(seal.folder / CHECKPOINTS, best.step, seal.fault).kept(model.params, model.buffers)
-            found[folders.BEST] = job.pipe.weights(kept), about
+                weights = checkpoint.at(seal.folder / CHECKPOINTS, best.step, seal.fault).kept(
+                    model.params, model.buffers
+                )
+            files[folders.BEST] = job.pipe.weights(weights), about
         except CheckpointError as e:
             warn(f"{e}, so {folders.BEST} is not written")
-    return {name: folders.weights_file(weights, about) for name, (weights, about) in found.items() if seal.writes}
+    return {name: folders.weights_file(tensors, about) for name, (tensors, about) in files.items() if seal.writes}
 
 
 def print_text(job: Job, state: State, report: Report, say: Console) -> None:

@@ -61,13 +61,13 @@ def resume(
 
 def _newest(seal: Seal) -> Saved | None:
     """The newest good checkpoint, as the first process finds it. Warns of newer ones that are damaged."""
-    found: checkpoint.Found = processes.agreed(folders.newest(seal) if processes.first() else None)
-    saved, folder = found.saved, seal.folder
+    newest: checkpoint.Found = processes.agreed(folders.newest(seal) if processes.first() else None)
+    saved, folder = newest.saved, seal.folder
     if saved is None and checkpoint.steps(folder / CHECKPOINTS):
         raise ConfigError(
-            f"no checkpoint in {folder} can be used ({found.faults[0]}); to begin anew, give another --out"
+            f"no checkpoint in {folder} can be used ({newest.faults[0]}); to begin anew, give another --out"
         )
-    for fault in found.faults:
+    for fault in newest.faults:
         warn(f"{fault}; {f'using {saved.path.name} instead' if saved else 'training from the beginning'}")
     return saved
 

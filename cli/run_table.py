@@ -139,8 +139,8 @@ def _matches(e: Entry, text: str, entries: Sequence[Entry]) -> bool:
     if name != "state" and not any(name in other.flat for other in entries):
         raise refusal(f"no run has a setting {name!r}", name, {k for other in entries for k in other.flat} | {"state"})
     wanted = assigned_settings((text,))[name]
-    own = {**e.flat, "state": e.state}.get(name)
-    return own == wanted or str(own) == value or (isinstance(own, tuple) and list(own) == wanted)
+    actual = {**e.flat, "state": e.state}.get(name)
+    return actual == wanted or str(actual) == value or (isinstance(actual, tuple) and list(actual) == wanted)
 
 
 def _sorted(entries: list[Entry], by: str) -> list[Entry]:

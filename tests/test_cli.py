@@ -89,8 +89,7 @@ def test_a_second_run_starts_from_the_cache(run, tmp_path):
     is even imported."""
     code = """
 import sys
-from cli import config
-from cli import training
+from cli import config, training
 settings = {"hidden": [16], "batch_size": 479, "lr": 0.1, "seed": 3, "epochs": 2, "steps_per_call": "2"}
 training.train(config.make(settings))
 assert "torch._inductor.compile_fx" not in sys.modules

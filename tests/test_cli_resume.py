@@ -207,8 +207,8 @@ def test_a_damaged_checkpoint_is_passed_over(pipe, folder, runs):
     code, _, err = pipe("train", "--resume", folder)
     assert code == 0
     assert err == (
-        f"pipe: {folder}/checkpoints/step-000000012/state.safetensors is damaged: its checksum is another; it is "
-        "passed over for step-000000010\n"
+        f"pipe: {folder}/checkpoints/step-000000012/state.safetensors is damaged: its checksum is another; using "
+        "step-000000010 instead\n"
     )
     assert kills.ended(folder) == kills.ended(runs / "whole")
 

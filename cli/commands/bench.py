@@ -15,7 +15,7 @@ from cli.flags import SettingsCommand, settings
 @settings
 @click.option("--seconds", type=float, metavar="X", default=2.0, help="seconds to measure each way  [default: 2]")
 @click.option("--json", "out_json", metavar="FILE", help="write the figures of each round to a file")
-def command(file: str | None, seconds: float, out_json: str | None, **given: Any) -> None:
+def command(file: str | None, seconds: float, out_json: str | None, **options: Any) -> None:
     """Measure how fast `pipe train` with the same options would step on this machine. Trains nothing.
 
     The ways to step are timed in turns: eager, compiled with one step a call, and fused with many steps a call. The
@@ -24,4 +24,4 @@ def command(file: str | None, seconds: float, out_json: str | None, **given: Any
     """
     from cli.benchmark import run
 
-    run(arguments.train_config(file, given), seconds=seconds, file=out_json)
+    run(arguments.train_config(file, options), seconds=seconds, file=out_json)

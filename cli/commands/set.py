@@ -36,7 +36,7 @@ def change(run: Path, chosen: dict[str, Any]) -> None:
         rest: dict[str, Any] = {k: table[k] for k in ("facts", "versions", "resumed") if k in table}
         before, now = old.flat, new.flat
         changed = {k: [before.get(k), now[k]] for k in now if before.get(k) != now[k]}
-        told = {k: ["default" if v is None else str(v) for v in values] for k, values in changed.items()}
-        seal.accepted.append({"at": datetime.now(UTC).isoformat(timespec="seconds"), "set": told})
+        words = {k: ["default" if v is None else str(v) for v in values] for k, values in changed.items()}
+        seal.accepted.append({"at": datetime.now(UTC).isoformat(timespec="seconds"), "set": words})
         folders.write(seal, {config.CONFIG: folders.config_text(new, rest, seal)})
-    tell(f"{run}: " + (", ".join(f"{k} {a} -> {b}" for k, (a, b) in told.items()) or "nothing changes"))
+    tell(f"{run}: " + (", ".join(f"{k} {a} -> {b}" for k, (a, b) in words.items()) or "nothing changes"))

@@ -24,14 +24,14 @@ WIDTH, HEIGHT = 72, 13
 @click.command("show", cls=SettingsCommand)
 @arguments.source
 @partial(settings, bare={"schedule": "; --schedule alone draws that of the run"})
-def command(file: str | None, **given: Any) -> None:
+def command(file: str | None, **options: Any) -> None:
     """Show what `pipe train` with the same options would train: stages, parameters and wiring.
 
     With --schedule, also draw each hyperparameter that has a schedule.
     """
-    draw = given["schedule"] is not None
-    given["schedule"] = given["schedule"] or None
-    show(arguments.train_config(file, given), draw=draw)
+    draw = options["schedule"] is not None
+    options["schedule"] = options["schedule"] or None
+    show(arguments.train_config(file, options), draw=draw)
 
 
 def show(config: TrainConfig, *, draw: bool) -> None:

@@ -29,7 +29,7 @@ from cli.recipes.setting import refusal
 @arguments.accepted
 def command(
     file: str | None, seeds: int | None, draws: int | None, at_once: int | None, halving: bool, resume: str | None,
-    quiet: bool, trust: bool, accept: bool, **given: Any,
+    quiet: bool, trust: bool, accept: bool, **options: Any,
 ) -> None:  # fmt: skip
     """Train many models at once, one for each setting and seed, as one compiled step.
 
@@ -41,7 +41,7 @@ def command(
     settings, with a folder of its own: pipe train --resume runs/.../best goes on with the best one.
     """
     if resume is not None:
-        others = (file, seeds, draws, at_once, halving or None, *given.values())
+        others = (file, seeds, draws, at_once, halving or None, *options.values())
         if any(v not in (None, ()) for v in others):
             raise refusal("--resume goes on with the settings of its sweep; leave out others")
         arguments.check(Path(resume), {}, trust, accept)
@@ -51,8 +51,8 @@ def command(
         return
     from cli.sweep.grid import split_axes
 
-    assigned = arguments.assigned_settings(given.pop("assigned"))
-    single, axes = split_axes({**assigned, **{name: value for name, value in given.items() if value is not None}})
+    assigned = arguments.assigned_settings(options.pop("assigned"))
+    single, axes = split_axes({**assigned, **{name: value for name, value in options.items() if value is not None}})
     base = arguments.train_config(file, single, trust, accept)
     from cli.sweep import run
 

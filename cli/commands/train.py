@@ -36,7 +36,7 @@ processes_option = partial(click.option, cls=Option, section="Processes")
 @arguments.accepted
 def command(
     file: str | None, resume: str | None, verify: bool, quiet: bool, verbose: bool, trust: bool, accept: bool,
-    processes: int | None, restarts: int, **given: Any,
+    processes: int | None, restarts: int, **options: Any,
 ) -> None:  # fmt: skip
     """Train a model; without arguments, an MLP on handwritten digits.
 
@@ -55,13 +55,13 @@ def command(
     if (begun := begun_before_restart()) is not None and resume is None:
         file, resume = None, begun
     if resume is not None:
-        _resume(Path(resume), file, given, trust, accept, verify=verify, quiet=quiet, verbose=verbose)
+        _resume(Path(resume), file, options, trust, accept, verify=verify, quiet=quiet, verbose=verbose)
         return
     if verify:
         raise refusal("--verify needs --resume RUN, the run to verify")
     if verbose and not (file and is_code(file)):
-        given["assigned"] = ("telemetry=true", *given["assigned"])
-    chosen = arguments.train_config(file, given, trust, accept)
+        options["assigned"] = ("telemetry=true", *options["assigned"])
+    chosen = arguments.train_config(file, options, trust, accept)
     if chosen.run.folds is not None and chosen.run.fold is None:
         from cli.folds import train_folds
 
@@ -72,15 +72,15 @@ def command(
         train(chosen, quiet=quiet, verbose=verbose)
 
 
-def _resume(folder: Path, file: str | None, given: dict[str, Any], trust: bool, accept: bool, **options: bool) -> None:
+def _resume(folder: Path, file: str | None, options: dict[str, Any], trust: bool, accept: bool, **how: bool) -> None:
     if file is not None:
         raise refusal(f"--resume goes on with the config of its run; leave out {file}")
-    chosen = arguments.given_settings(given)
+    chosen = arguments.settings_of(options)
     arguments.check(folder, chosen, trust, accept)
     old, new = config.resumed(folder, chosen)
     from cli.resuming import resume
 
-    resume(folder, old, new, **options)
+    resume(folder, old, new, **how)
 
 
 def launch(count: int, restarts: int) -> None:
@@ -98,10 +98,10 @@ def _without(arguments: list[str], *names: str) -> list[str]:
     >>> _without(["train", "--processes", "2", "--lr=1", "--restarts=3"], "--processes", "--restarts")
     ['train', '--lr=1']
     """
-    kept: list[str] = []
+    rest: list[str] = []
     skip = False
     for argument in arguments:
         if not skip and argument.partition("=")[0] not in names:
-            kept.append(argument)
+            rest.append(argument)
         skip = not skip and argument in names
-    return kept
+    return rest

@@ -65,7 +65,7 @@ class Chunk:
 
 def members(base: TrainConfig, rows: Sequence[Mapping[str, Any]], seeds: int) -> list[Member]:
     """Each setting with each seed. Raises ConfigError for a setting that a sweep does not have."""
-    found: list[Member] = []
+    result: list[Member] = []
     data: dict[str, Any] = {}
     for row in rows:
         config = settings.make(base.tables, row)
@@ -82,8 +82,8 @@ def members(base: TrainConfig, rows: Sequence[Mapping[str, Any]], seeds: int) ->
         split = config.run.seed if config.run.split_seed is None else config.run.split_seed
         for k in range(seeds):
             run = evolve(config.run, seed=config.run.seed + k, split_seed=split, out=None)
-            found.append(Member(f"{len(found):03d}", evolve(config, run=run), row, job, hyper))
-    return found
+            result.append(Member(f"{len(result):03d}", evolve(config, run=run), row, job, hyper))
+    return result
 
 
 def grouped(members: Sequence[Member]) -> list[list[Member]]:
@@ -106,8 +106,8 @@ def width(group: Sequence[Member]) -> int:
 def memory_of(member: Member) -> int:
     """Bytes of a member in training, roughly: its State, gradients, and a batch's activations."""
     state = member.job.pipe.init(0, steps=1)
-    kept: int = sum(t.nbytes for t in pytree.tree_leaves(state.tree))
-    return max(COPIES * kept + int(3 * build.size(member.job, state)[1]), 1)
+    stored: int = sum(t.nbytes for t in pytree.tree_leaves(state.tree))
+    return max(COPIES * stored + int(3 * build.size(member.job, state)[1]), 1)
 
 
 def even(count: int, width: int) -> int:

@@ -52,9 +52,9 @@ class Plan:
     @classmethod
     def read(cls, folder: Path) -> Plan:
         try:
-            found = settings.document(folder / PLAN)
-            axes = tuple(Axis(**{**a, "values": tuple(a["values"])}) for a in found.pop("axes"))
-            return cls(axes, tuple(found.pop("rows")), widths=tuple(found.pop("widths")), **found)
+            plan = settings.document(folder / PLAN)
+            axes = tuple(Axis(**{**a, "values": tuple(a["values"])}) for a in plan.pop("axes"))
+            return cls(axes, tuple(plan.pop("rows")), widths=tuple(plan.pop("widths")), **plan)
         except (TypeError, KeyError, ValueError):
             raise refusal(f"{folder / PLAN} is no plan of a sweep") from None
 
