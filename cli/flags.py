@@ -40,11 +40,9 @@ class SettingsCommand(click.Command):
     """A command whose options are settings: its help has sections, and names the settings without a flag."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
-        without = ", ".join(sorted(SET_ONLY))
-        more = (
-            f"Settings without a flag, for --set: {without}. pipe init DATA writes a file that explains all settings."
-        )
-        super().__init__(*args, epilog=more, **options)
+        super().__init__(*args, **options)
+        names = ", ".join(sorted(SET_ONLY))
+        self.epilog = f"Settings without a flag, for --set: {names}. pipe init DATA writes a file that explains all."
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         sections: dict[str, list[tuple[str, str]]] = {}

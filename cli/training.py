@@ -85,6 +85,11 @@ class Progress:
     """Whether the last epoch is done."""
 
     @property
+    def ending(self) -> bool:
+        """Whether a stopping rule or a signal ends it now."""
+        return bool(self.why or self.signals)
+
+    @property
     def stopped(self) -> bool:
         """Whether a signal ended it early."""
         return bool(self.signals) and self.report is not None and not self.complete
@@ -143,14 +148,13 @@ def _fit(
                 progress.complete = report.complete and report.epoch == run.epochs
                 if report.complete:
                     lines.write(report, **_learning_rate(job, report.state))
-                    if t.verbose or progress.why or progress.signals or due(report.epoch):
+                    if t.verbose or progress.ending or due(report.epoch):
                         try:
                             t.say.print(str(report))
                         except BrokenPipeError:  # nobody reads the output
                             caught.append(signal.SIGPIPE)
-                ending = bool(progress.why or progress.signals)
-                saver.offer(report, now=progress.complete or ending)
-                if ending:
+                saver.offer(report, now=progress.complete or progress.ending)
+                if progress.ending:  # perhaps only since the checkpoint
                     break
     except NonFiniteError as e:
         _save_failed(t, e, results.weight_files(job, e.state, t.seal, None, progress.report, None))

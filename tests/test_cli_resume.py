@@ -142,9 +142,9 @@ def test_a_run_that_went_on_otherwise_says_so(pipe, folder):
     code, _, err = pipe("train", folder, "--out", "last")
     assert (code, err) == (
         0,
-        f"pipe: {folder} was resumed with other options (lr default -> 0.05 at step 12, epochs 4 -> 6 at step 12); "
-        "here the last ones hold from the first step, so the bits may be others: for the same, give the first ones, "
-        "and the others to --resume\n",
+        f"pipe: {folder} was resumed with other options (lr default -> 0.05 at step 12, epochs 4 -> 6 at step 12). "
+        "Here the last ones hold from the first step, so the bits may differ: to train the same run, give the first "
+        "ones here and the others to --resume\n",
     )
     assert (folder / "model.safetensors").read_bytes() != Path("last/model.safetensors").read_bytes()
     assert pipe("train", folder, "--epochs", 4, "--lr", 0.3, "--out", "same")[0] == 0
