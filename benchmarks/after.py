@@ -33,15 +33,12 @@ RULES: dict[str, tuple[int, Any]] = {
 
 READ = """
 import sys, threading, time
-from cli import main
-from cli import new_data as others
-from cli import saved_run as past
-from cli.commands import predict
+from cli import main, new_data, prediction_files
 
 def resident():
     return next(int(line.split()[1]) / 1024 for line in open("/proc/self/status") if line.startswith("VmRSS"))
 
-peak, before, read = [0.0], [0.0], others.rows
+peak, before, read = [0.0], [0.0], new_data.rows
 def watch():
     while True:
         peak[0] = max(peak[0], resident())
@@ -50,7 +47,7 @@ def rows(*args, **options):
     before[0] = resident()
     threading.Thread(target=watch, daemon=True).start()
     return read(*args, **options)
-others.rows = rows
+new_data.rows = rows
 began = time.perf_counter()
 try:
     main.main()

@@ -37,8 +37,7 @@ NEXT = """
 import json, sys, time
 import torch
 start = time.perf_counter()
-from cli import config
-from cli.commands import train
+from cli import config, training
 from pipeline.compile import Compiled
 advance, first = Compiled.advance, []
 def noted(*args, **keywords):
@@ -46,7 +45,7 @@ def noted(*args, **keywords):
     first.append(time.perf_counter() - start)
     return done
 Compiled.advance = noted
-train.run(config.make({**json.loads(sys.argv[1]), "out": sys.argv[2]}), quiet=True)
+training.train(config.make({**json.loads(sys.argv[1]), "out": sys.argv[2]}), quiet=True)
 print(json.dumps({"all": first[0], "compiler imported": "torch._inductor.compile_fx" in sys.modules}))
 """
 

@@ -1,4 +1,4 @@
-"""Classes: how well each class, or each of several labels, is told, and what it is taken for."""
+"""Precision, recall, F1 and confusion matrix of classes or labels."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from cli.recipes.data_card import About
 from pipeline import Ensemble, Pipeline, State, evaluate
 
 SHOWN = 30
-"""Classes of a confusion matrix that a terminal has room for."""
+"""Most classes of a confusion matrix in a terminal."""
 
 
 @frozen
 class Figures:
-    """Of each class, in order."""
+    """Figures of each class, in order."""
 
     names: tuple[str, ...]
     precision: list[float]
     recall: list[float]
     f1: list[float]
     confusion: list[list[int]] | None
-    """Rows true, columns predicted; none of several labels."""
+    """Rows true, columns predicted; None for labels."""
 
     @property
     def json(self) -> dict[str, Any]:
@@ -40,7 +40,7 @@ class Figures:
 
     @property
     def matrix(self) -> str:
-        """The confusion matrix as text, empty where there is none or no room."""
+        """The confusion matrix as text; empty if there is none or no room."""
         if self.confusion is None or len(self.names) > SHOWN:
             return ""
         width = max(8, *(len(name) for name in self.names))
@@ -52,7 +52,7 @@ class Figures:
 
 
 def figures(pipe: Pipeline | Ensemble, about: About, state: State, data: Any) -> Figures | None:
-    """Of a State on some data; None where the task has no classes."""
+    """Figures of a State on some data; None if the task has no classes."""
     if about.task not in ("classification", "several labels"):
         return None
     names = about.classes or tuple(map(str, range(about.fixed.outputs)))
@@ -63,11 +63,11 @@ def figures(pipe: Pipeline | Ensemble, about: About, state: State, data: Any) ->
         wider = evolve(pipe, pipe=pipe.pipe.insert(metric, after="evaluate.accuracy"))
     else:
         wider = pipe.insert(metric, after="evaluate.accuracy")
-    found = wider.evaluate(state, data)
-    return Figures(names, found["precision"], found["recall"], found["f1"], found.get("confusion"))
+    values = wider.evaluate(state, data)
+    return Figures(names, values["precision"], values["recall"], values["f1"], values.get("confusion"))
 
 
-def table(made: Job, state: State) -> str:
-    """Each class's figures on the held-out data."""
-    assert made.about is not None
-    return str(figures(made.pipe, made.about, state, made.held_out))
+def table(job: Job, state: State) -> str:
+    """Figures of each class on the held-out data, as text."""
+    assert job.about is not None
+    return str(figures(job.pipe, job.about, state, job.held_out))

@@ -1,4 +1,4 @@
-"""How long steps take: ways to do them timed in turns, and the matrix products of a step by themselves."""
+"""How long steps take: ways to run them timed in turns, and the matrix products of a step alone."""
 
 from __future__ import annotations
 
@@ -18,23 +18,22 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 
 from cli.config import TrainConfig
 from pipeline import Batch, Ensemble, Pipeline, State, files, fit
-from pipeline.compile import Compiled, key
-from pipeline.compile import cache as storage
+from pipeline.compile import Compiled, cache, key
 from pipeline.programs.program import Runs
 
 Way: TypeAlias = Callable[[int], float]
-"""Does so many steps, and says how many seconds they took."""
+"""Runs a number of steps, and returns the seconds they took."""
 
 ROUNDS = 10
 SECONDS = 0.5
-"""For which training is measured that is thrown away."""
+"""Length of a training that is only measured."""
 MOST = 1 << 20
-"""Bytes of the file of measurements."""
+"""Largest file of measurements, in bytes."""
 
 
 @frozen
 class Timing:
-    """What a step took, in seconds, in each round."""
+    """Seconds of a step in each round."""
 
     rounds: tuple[float, ...]
 
@@ -44,21 +43,21 @@ class Timing:
 
     @property
     def spread(self) -> float:
-        """The slowest round as a multiple of the middle one."""
+        """The slowest round over the median."""
         return max(self.rounds) / self.median
 
 
 def race(ways: Mapping[str, Way], seconds: float) -> dict[str, Timing]:
-    """Each way for about so many seconds, in rounds, so that what else the machine does is met by all of them.
+    """Time each way for about so many seconds, in rounds, so that other load on the machine affects all of them.
 
-    A way is timed three times at least, also where one step takes longer than that.
+    A way has at least three rounds, even if one step takes longer than a round.
     """
     share = seconds / ROUNDS
     steps = {name: _warm(way, share) for name, way in ways.items()}
     rounds: dict[str, list[float]] = {name: [] for name in ways}
     spent = dict.fromkeys(ways, 0.0)
-    while going := [name for name in ways if spent[name] < seconds or len(rounds[name]) < 3]:
-        for name in going:
+    while running := [name for name in ways if spent[name] < seconds or len(rounds[name]) < 3]:
+        for name in running:
             took = ways[name](steps[name])
             spent[name] += took
             rounds[name].append(took / steps[name])
@@ -67,8 +66,8 @@ def race(ways: Mapping[str, Way], seconds: float) -> dict[str, Timing]:
 
 
 def _warm(way: Way, seconds: float) -> int:
-    """How many steps take so long, about."""
-    way(1)  # with what is made at the first call
+    """About how many steps take so long, after a warm-up."""
+    way(1)
     steps = 1
     while (took := way(steps)) < seconds / 2:
         steps = _more(steps, took, seconds)
@@ -76,19 +75,19 @@ def _warm(way: Way, seconds: float) -> int:
 
 
 def _more(steps: int, took: float, seconds: float) -> int:
-    """How many steps would have taken so long; at most ten times as many, as one short time says little."""
+    """How many steps would take so long. At most ten times as many: one short time is a poor estimate."""
     return math.ceil(steps * min(seconds / max(took, 1e-9), 10))
 
 
 def clock(device: torch.device) -> float:
-    """The time when the device has done all that it was given."""
+    """The time when the device has finished its queue."""
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
     return time.perf_counter()
 
 
 def step_seconds(pipe: Runs, program: Compiled, state: State) -> float:
-    """Seconds of a step while a run trains, at best."""
+    """Seconds of a step in a training: the fastest stretch."""
     best, done, before = float("inf"), 0, 0.0
     began = time.perf_counter()
     for r in fit(pipe, epochs=1 << 20, state=state, compile=program, interval=SECONDS / 5):
@@ -100,35 +99,34 @@ def step_seconds(pipe: Runs, program: Compiled, state: State) -> float:
 
 
 def identity(config: TrainConfig) -> str:
-    """What something was measured for: this machine, and the settings that change how long a step takes."""
+    """Key of a measurement: this machine, and the settings that change how long a step takes."""
     about: dict[str, Any] = {"machine": dict(key.machine()), "threads": torch.get_num_threads()}
     tables = {name: config.tables.get(name) for name in ("data", "model", "optimizer", "loss", "evaluate", "pipeline")}
     run = {name: getattr(config.run, name) for name in ("batch_size", "accumulate", "precision", "device", "backend")}
     return files.checksum({**about, **json.loads(json.dumps(tables, default=str)), "run": run})[:32]
 
 
-def known() -> dict[str, int | str]:
+def known() -> dict[str, str]:
     """Measurements stored on this machine."""
     try:
-        path = storage.folder() / storage.MEASURED
-        found = {} if storage.refusal() else json.loads(files.read(path, most=MOST, links=False))
+        path = cache.folder() / cache.MEASURED
+        stored = {} if cache.refusal() else json.loads(files.read(path, most=MOST, links=False))
     except (OSError, ValueError, RecursionError):
         return {}
-    known = found.items() if isinstance(found, dict) else ()
-    return {k: v for k, v in known if isinstance(v, str) or (type(v) is int and 0 < v < 2**31)}
+    return {k: v for k, v in stored.items() if isinstance(v, str)} if isinstance(stored, dict) else {}
 
 
-def keep(name: str, value: int | str) -> None:
+def keep(name: str, value: str) -> None:
     """Store a measurement."""
-    with suppress(OSError):  # it is measured again then
-        if storage.usable():
-            kept = json.dumps({**known(), name: value}, indent=1)
-            files.replace(storage.folder() / storage.MEASURED, kept.encode())
+    with suppress(OSError):  # then it is measured again
+        if cache.usable():
+            text = json.dumps({**known(), name: value}, indent=1)
+            files.replace(cache.folder() / cache.MEASURED, text.encode())
 
 
 @frozen
 class Floor:
-    """A step's matrix products, without the rest of it, ready to be called again."""
+    """The matrix products of a step alone, ready to be called."""
 
     calls: tuple[Callable[[], Any], ...]
     operations: int
@@ -147,9 +145,9 @@ class Floor:
 
 
 def floor(pipe: Pipeline | Ensemble, state: State, batch: Batch) -> Floor:
-    """The products of one eager step: on its own operands, which lie in memory as they do in the step.
+    """The products of one eager step, on its own operands with their layout in memory.
 
-    Matrix products are without bias and into memory that is there; convolutions and attention are as torch calls them.
+    Matrix products have no bias and write into existing memory; convolutions and attention are called as torch does.
     """
     with FlopCounterMode(display=False, custom_mapping=_ATTENTION) as counter, _Products() as seen:
         pipe.step(state, batch)
@@ -164,26 +162,27 @@ def _attention_backward(grad: Any, q: Any, k: Any, v: Any, *_: Any, **__: Any) -
     return sdpa_backward_flop_count(grad, q, k, v)  # type: ignore[no-untyped-call]  # as above
 
 
-_ATTENTION = {  # of a CPU: torch's counter knows only that of a GPU
+_ATTENTION = {  # of a CPU: torch's counter knows only those of a GPU
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
 }
 
 
 class _Products(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch has no types there
-    """Notes each product that is called."""
+    """Records each product that is called."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # as above
         self.calls: list[Callable[[], Any]] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        made, kwargs = func(*args, **(kwargs or {})), kwargs or {}
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
         name = func.overloadpacket.__name__
         if name in ("mm", "addmm"):
-            self.calls.append(partial(torch.mm, *args[-2:], out=torch.empty_like(made)))
+            self.calls.append(partial(torch.mm, *args[-2:], out=torch.empty_like(result)))
         elif name in ("bmm", "baddbmm"):
-            self.calls.append(partial(torch.bmm, *args[-2:], out=torch.empty_like(made)))
+            self.calls.append(partial(torch.bmm, *args[-2:], out=torch.empty_like(result)))
         elif name.startswith(("convolution", "_scaled_dot_product")):
             self.calls.append(partial(func, *args, **kwargs))
-        return made
+        return result

@@ -1,4 +1,4 @@
-"""New data: samples that a run did not see."""
+"""Data that a run has not seen."""
 
 from __future__ import annotations
 
@@ -13,16 +13,17 @@ from pipeline.state import Batch
 
 
 def rows(past: Past, data: str, *, targets: bool) -> Iterator[Rows]:
-    """The samples of new data, prepared as those of the run were. Raises a PipeError for what does not fit."""
+    """Chunks of samples, prepared as the run's own data were. Raises a PipeError for data of another form."""
+    trained_on = past.config.tables["data"]
     kind = kind_of(past.config.data.source)
     if kind_of(data) is None and kind in DATA:  # such as a single image
         data = f"{kind}:{data}"
-    layers = [] if is_code(data) else [{"data": past.config.tables["data"]}]
-    return settings.make(*layers, {"data": data}).data.others(past.about, targets=targets)
+    layers = [{"data": trained_on}, {"data": data}] if not is_code(data) else [{"data": data}]
+    return settings.make(*layers).data.others(past.about, targets=targets)
 
 
 class Batches:
-    """New data with targets, as batches that can be iterated again and again."""
+    """Batches of samples with targets, read again for each iteration."""
 
     def __init__(self, past: Past, data: str) -> None:
         self.past, self.data = past, data

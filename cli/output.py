@@ -1,4 +1,4 @@
-"""Written: a file that a command was asked for."""
+"""A file that a command was asked for."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ from pipeline.errors import ConfigError
 
 @contextmanager
 def written(path: Path, *, new: bool = False) -> Iterator[IO[bytes]]:
-    """A file to be written, which becomes `path` once it is whole. Raises ConfigError if it can't be written, or has to
-    be `new` and is there."""
+    """A file to write, which replaces `path` when it is complete.
+
+    Raises ConfigError if it can't be written, or if it is to be `new` and exists.
+    """
     try:
         files.folder(path.parent)
         if path.is_dir():

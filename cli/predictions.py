@@ -1,20 +1,29 @@
-"""Answers: from what a model gives to what a user asked for."""
+"""From a model's outputs to predictions."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from cli.recipes.data_card import About
 from cli.recipes.loss import TARGET_MEAN, TARGET_STD
+from pipeline.errors import ConfigError
+from pipeline.sources import Rows
+from pipeline.stage import first_line
+
+Columns: TypeAlias = dict[str, Any]
+"""Predictions of some rows by name: names or numbers (N,), and for .npz probabilities (N, C)."""
+Chunks: TypeAlias = Iterator[tuple[Mapping[str, Any], Columns]]
+"""Chunks of rows: their own columns, and their predictions."""
 
 
-class Answers(nn.Module):
-    """Outputs of a model -> probabilities of classes (B, C) or of several labels (B, L); values in their own units (B,)
-    or (B, M); or of a text, the logits of the next token (B, T, V)."""
+class Predictions(nn.Module):
+    """Outputs -> probabilities of classes (B, C) or of several labels (B, L); values in their own units (B,) or (B, M);
+    of a text, the logits of the next token (B, T, V)."""
 
     mean: Tensor | None
     std: Tensor | None
@@ -23,8 +32,8 @@ class Answers(nn.Module):
         super().__init__()
         self.task = about.task
         for name, key in (("mean", TARGET_MEAN), ("std", TARGET_STD)):
-            found = about.fitted.get(key)
-            self.register_buffer(name, None if found is None else torch.tensor(found, dtype=torch.float32))
+            value = about.fitted.get(key)
+            self.register_buffer(name, None if value is None else torch.tensor(value, dtype=torch.float32))
 
     def forward(self, outputs: Tensor) -> Tensor:
         if self.task == "classification":
@@ -37,15 +46,39 @@ class Answers(nn.Module):
         return values.squeeze(1) if values.ndim == 2 and values.shape[1] == 1 else values
 
 
-def called(module: nn.Module, inputs: Any, batch: Mapping[str, Tensor]) -> Tensor:
-    """The outputs of a module that is called on some values of a batch, as forward.model has it."""
+def apply(module: nn.Module, inputs: Any, batch: Mapping[str, Tensor]) -> Any:
+    """Call a module on values of a batch, as forward.model does: `inputs` are their names, or argument -> name."""
     if isinstance(inputs, Mapping):
-        outputs: Tensor = module(**{argument: batch[name] for argument, name in inputs.items()})
-    else:
-        outputs = module(*(batch[name] for name in values_read(inputs)))
-    return outputs
+        return module(**{argument: batch[name] for argument, name in inputs.items()})
+    return module(*(batch[name] for name in input_names(inputs)))
 
 
-def values_read(inputs: Any) -> list[str]:
-    """The names of the values that a model is called on, in order."""
+def input_names(inputs: Any) -> list[str]:
+    """Names of the values that a model is called on, in order."""
     return [inputs] if isinstance(inputs, str) else list(inputs.values() if isinstance(inputs, Mapping) else inputs)
+
+
+def predicted(chunks: Iterator[Rows], module: nn.Module, inputs: Any, about: About) -> Chunks:
+    """Predict chunks of rows."""
+    head = Predictions(about).eval()
+    for rows in chunks:
+        with torch.inference_mode():
+            try:
+                values = head(apply(module, inputs, rows.batch)).numpy()
+            except (RuntimeError, IndexError, TypeError, ValueError, KeyError) as e:
+                raise ConfigError(f"the model can't take these data: {first_line(e)}") from e
+        yield rows.beside, named(about, values)
+
+
+def named(about: About, values: np.ndarray) -> Columns:
+    """Predictions as named columns."""
+    if about.task != "classification" and values.ndim == 1:
+        return {"prediction": values}
+    names = about.classes or [str(i) for i in range(values.shape[1])]
+    if about.task == "classification":
+        best = np.array(names)[values.argmax(1)]
+        return {"prediction": best, "probability": values.max(1), "probabilities": values}
+    if about.task == "several labels":
+        labels = {f"prediction_{n}": values[:, i] > 0.5 for i, n in enumerate(names)}
+        return {**labels, **{f"probability_{n}": values[:, i] for i, n in enumerate(names)}}
+    return {f"prediction_{n}": values[:, i] for i, n in enumerate(names)}

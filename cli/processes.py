@@ -1,7 +1,7 @@
-"""Processes: the same command run by several, which torchrun starts, on one machine or more.
+"""One command in several processes, started by torchrun or --processes, on one machine or more.
 
-The first process speaks and writes for all. Whatever goes wrong is said once, by the process that it went wrong in.
-They end with their launcher, however that ends.
+The first process prints and writes for all. An error is printed once, by the process that has it. All of them end when
+their launcher ends, however that happens.
 """
 
 from __future__ import annotations
@@ -21,30 +21,29 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from cli.recipes.setting import refusal
-
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import TCPStore
+    from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 NOTES, LAUNCHER = "PIPE_NOTES", "PIPE_LAUNCHER"
-"""Variables: the port at which processes, and those restarted after them, leave notes in the launcher's memory, and
-its id."""
+"""Environment variables: the port of the launcher's store, and the launcher's process id. What a process notes in the
+store, processes restarted after it can read."""
 FOLDER, ENDED = "folder", "ended"
-"""Notes: the folder of the run, and the exit code of one that is not to be restarted."""
+"""Notes: the folder of the run, and the exit code of an error that no restart mends."""
 
 
 def count() -> int:
-    """How many processes run this command."""
+    """Number of processes that run this command."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def first() -> bool:
-    """Whether this is the one that speaks and writes."""
+    """Whether this process prints and writes."""
     return int(os.environ.get("RANK", "0")) == 0
 
 
 def agreed(value: Any) -> Any:
-    """The first process's value, in all of them."""
+    """The value of the first process, on all processes."""
     if count() == 1:
         return value
     from pipeline import mesh
@@ -53,17 +52,19 @@ def agreed(value: Any) -> Any:
 
 
 def launch(processes: int, restarts: int, arguments: list[str]) -> None:
-    """Run `pipe` with these arguments in so many processes, by torchrun's agent, which restarts all of them where one
-    dies, and end with their exit code."""
-    if processes < 1 or restarts < 0:
-        raise refusal("--processes takes a number of at least 1, and --restarts one of at least 0")
+    """Run `pipe` with these arguments in several processes, and exit with their exit code.
+
+    torchrun's agent restarts all of them if one dies.
+    """
     if "RANK" in os.environ:
+        from cli.recipes.setting import refusal
+
         raise refusal("--processes starts processes, and torchrun has started this one; leave one of the two out")
     from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs, SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    for name in ("agent.server.api", "multiprocessing.api"):  # the processes speak for themselves
+    for name in ("agent.server.api", "multiprocessing.api"):  # the processes print their errors themselves
         logging.getLogger(f"torch.distributed.elastic.{name}").setLevel(logging.CRITICAL + 1)
     server = socket.create_server(("127.0.0.1", 0))
     notes = _notes(server.getsockname()[1], server.detach())
@@ -74,28 +75,32 @@ def launch(processes: int, restarts: int, arguments: list[str]) -> None:
         logs_specs=DefaultLogsSpecs(os.devnull),
     )  # fmt: skip
     try:
-        with _told(processes, notes.port):
+        with _environment(processes, notes.port):
             elastic_launch(config, sys.executable)("-u", "-m", "cli.main", *arguments)
     except SignalException as e:
         sys.exit(128 + int(e.sigval))
     except ChildFailedError as e:
-        rank, failure = e.get_first_failure()
-        if ended := noted(ENDED, notes):
-            sys.exit(int(ended))
-        if failure.exitcode < 0:
-            name = signal.Signals(-failure.exitcode).name
-            folder = noted(FOLDER, notes)
-            more = f"; go on with: pipe train --resume {folder} --processes {processes}" if folder else ""
-            click.echo(f"pipe: process {rank} was killed ({name}){more}", err=True)
-            sys.exit(1)
-        sys.exit(failure.exitcode)
+        _exit_like(*e.get_first_failure(), notes, processes)
+
+
+def _exit_like(rank: int, failure: ProcessFailure, notes: TCPStore, processes: int) -> NoReturn:
+    """Exit as the first process that failed."""
+    if ended := noted(ENDED, notes):
+        sys.exit(int(ended))
+    if failure.exitcode < 0:
+        name = signal.Signals(-failure.exitcode).name
+        folder = noted(FOLDER, notes)
+        more = f"; go on with: pipe train --resume {folder} --processes {processes}" if folder else ""
+        click.echo(f"pipe: process {rank} was killed ({name}){more}", err=True)
+        sys.exit(1)
+    sys.exit(failure.exitcode)
 
 
 @contextmanager
-def _told(processes: int, port: int) -> Iterator[None]:
-    """Within it, the environment has what processes that are started are to know."""
+def _environment(processes: int, port: int) -> Iterator[None]:
+    """Set the environment variables of processes to start."""
     before = dict(os.environ)
-    # "-m" would look for modules in the current folder first, which may be a stranger's.
+    # PYTHONSAFEPATH: else "-m" would import modules from the current folder first, which may be a stranger's.
     os.environ |= {NOTES: str(port), LAUNCHER: str(os.getpid()), "PYTHONSAFEPATH": "1"}
     os.environ.setdefault("OMP_NUM_THREADS", str(max(len(os.sched_getaffinity(0)) // processes, 1)))
     try:
@@ -106,47 +111,47 @@ def _told(processes: int, port: int) -> Iterator[None]:
 
 
 def watch() -> None:
-    """End, with all that this process has started, once the one that launched it has ended."""
-    launcher = int(os.environ.get(LAUNCHER, os.getppid()))  # torchrun does not say
+    """Kill this process and its children once the launcher has ended."""
+    launcher = int(os.environ.get(LAUNCHER, os.getppid()))  # torchrun does not set it
 
     def wait() -> None:
-        with suppress(OSError, AttributeError):  # on Linux at once, before the others are missed
+        with suppress(OSError, AttributeError):  # Linux: returns at once when the launcher ends
             select.select([os.pidfd_open(launcher)], [], [])
         while os.getppid() == launcher:
             time.sleep(0.2)
-        os.killpg(0, signal.SIGKILL)  # launched as a session of its own
+        os.killpg(0, signal.SIGKILL)  # the launcher gave each process a session of its own
 
     threading.Thread(target=wait, daemon=True).start()
 
 
 def stopping() -> list[int]:
-    """Signals, besides Ctrl-C, that ask a process to stop: SIGHUP not under nohup."""
+    """Signals besides SIGINT that ask a process to stop: SIGTERM, and SIGHUP unless under nohup."""
     return [n for n in (signal.SIGTERM, signal.SIGHUP) if n == signal.SIGTERM or signal.getsignal(n) != signal.SIG_IGN]
 
 
 def interrupted(number: int, _: Any) -> NoReturn:
-    """A handler that ends a command as Ctrl-C does; a second signal ends it at once."""
+    """Signal handler: end a command as Ctrl-C does; a second signal kills it."""
     signal.signal(number, signal.SIG_DFL)
-    let_go()
+    drop_closed_outputs()
     raise KeyboardInterrupt(number)
 
 
-def let_go() -> None:
-    """Write to nowhere from now on what would go to a closed terminal, or to a reader that has gone."""
+def drop_closed_outputs() -> None:
+    """Redirect stdout and stderr to /dev/null if their terminal or reader is gone."""
     for file in (1, 2):
-        (seen := select.poll()).register(file, 0)
-        if seen.poll(0):
+        (poll := select.poll()).register(file, 0)
+        if poll.poll(0):
             os.dup2(os.open(os.devnull, os.O_WRONLY), file)
 
 
 def note(name: str, value: str) -> None:
-    """Leave a note for processes that are started in the place of these."""
+    """Write a note for processes that are restarted after these."""
     if NOTES in os.environ:
         _notes(int(os.environ[NOTES])).set(name, value)
 
 
 def noted(name: str, notes: TCPStore | None = None) -> str | None:
-    """A note of those before."""
+    """The note of processes before these."""
     if notes is None and NOTES in os.environ:
         notes = _notes(int(os.environ[NOTES]))
     return notes.get(name).decode() if notes is not None and notes.check([name]) else None
@@ -159,12 +164,12 @@ def _notes(port: int, server: int | None = None) -> TCPStore:
 
 
 def restarted() -> bool:
-    """Whether processes before these died."""
+    """Whether these processes replace ones that died."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
 
 
 def says(message: str) -> bool:
-    """Whether this process is the one to say what went wrong: the first that has something to say."""
+    """Whether this process is to print an error: the first one that asks."""
     if count() == 1:
         return True
     from pipeline import mesh
@@ -173,10 +178,10 @@ def says(message: str) -> bool:
 
 
 def is_lost(error: BaseException) -> bool:
-    """Whether an error is that another process is gone, or does not answer."""
+    """Whether an error says that another process is gone or does not answer."""
     if count() == 1:
         return False
     words = ("gloo", "NCCL", "onnection", "imed out", "imeout", "TCPStore", "peer")
-    while error.__cause__ is not None:  # a stage may have met it
+    while error.__cause__ is not None:  # a stage may have wrapped it
         error = error.__cause__
     return isinstance(error, RuntimeError) and any(word in str(error) for word in words)

@@ -1,4 +1,4 @@
-"""Progress: what a run says while it goes, and what can interrupt it."""
+"""What a run prints while it trains, and the signals that stop it."""
 
 from __future__ import annotations
 
@@ -20,20 +20,22 @@ from pipeline import Report
 from pipeline.text import shown
 
 LINES, SILENCE = 50, 30.0
-"""About so many epochs are printed of a run that has more than twice as many; and one after so many seconds without."""
+"""Epochs printed of a long run, roughly, and seconds after which the next one is printed anyway."""
 
 
 def plain(quiet: bool) -> Plain:
+    """A console for stdout. It prints only on the first process, and nothing if quiet."""
     quiet = quiet or not processes.first()
     return Plain(quiet=quiet, highlight=False, soft_wrap=True, markup=False, emoji=False)
 
 
 def tell(text: str) -> None:
-    """Print a text as it is, but for its control characters."""
+    """Print a text with its control characters escaped."""
     print(shown(text))
 
 
 def warn(message: str) -> None:
+    """Print a message to stderr, once for all processes."""
     if processes.first():
         say = Plain(stderr=True, soft_wrap=True, highlight=False, markup=False, emoji=False)
         with suppress(BrokenPipeError):
@@ -41,8 +43,7 @@ def warn(message: str) -> None:
 
 
 class Plain(Console):
-    """rich's Console, but control characters are seen, and a reader that has gone, or a terminal, is main's to
-    handle."""
+    """A rich Console that escapes control characters, and raises BrokenPipeError if the terminal or reader is gone."""
 
     def render_str(self, text: str, **options: Any) -> Text:
         return super().render_str(shown(text), **options)
@@ -56,21 +57,21 @@ class Plain(Console):
             self.on_broken_pipe()
 
     def on_broken_pipe(self) -> None:
-        processes.let_go()
+        processes.drop_closed_outputs()
         raise BrokenPipeError
 
 
 @contextmanager
 def waiting(say: Console, doing: Callable[[], str]) -> Iterator[None]:
-    """On a terminal, what is being done and for how long, for as long as it is; in a pipe, that it began."""
+    """Show what is compiled and for how long, on a terminal; in a pipe, print that compiling began."""
     if not say.is_terminal or say.quiet:
-        say.print("compiling the step and the evaluation; --no-compile does without")
+        say.print("compiling the step and the evaluation; --no-compile avoids it")
         yield
         return
     spinner = Spinner("dots")
 
     def line() -> Spinner:
-        spinner.update(text=Text(f"compiling; --no-compile does without: {doing()}"))
+        spinner.update(text=Text(f"compiling; --no-compile avoids it: {doing()}"))
         return spinner
 
     with Live(get_renderable=line, console=say, transient=True, refresh_per_second=8):
@@ -78,29 +79,29 @@ def waiting(say: Console, doing: Callable[[], str]) -> Iterator[None]:
 
 
 def printed(epochs: int) -> Callable[[int], bool]:
-    """Which epochs of a run have a line: all of a short one; of others the first, the last, some round ones, and one
-    where there was none for a while.
+    """Whether to print an epoch: all of a short run; of a long one the first, the last, round ones, and one after a
+    long silence.
 
-    >>> shown = printed(3000)
-    >>> [epoch for epoch in range(1, 3001) if shown(epoch)][:3]
+    >>> due = printed(3000)
+    >>> [epoch for epoch in range(1, 3001) if due(epoch)][:3]
     [1, 100, 200]
     """
     steps = (digit * 10**power for power in range(20) for digit in (1, 2, 5))
     step = 1 if epochs <= 2 * LINES else next(n for n in steps if epochs <= n * LINES)
     last = time.monotonic()
 
-    def shown(epoch: int) -> bool:
+    def due(epoch: int) -> bool:
         nonlocal last
-        due = epoch % step == 0 or epoch in (1, epochs) or time.monotonic() - last > SILENCE
-        last = time.monotonic() if due else last
-        return due
+        now = epoch % step == 0 or epoch in (1, epochs) or time.monotonic() - last > SILENCE
+        last = time.monotonic() if now else last
+        return now
 
-    return shown
+    return due
 
 
 @contextmanager
 def live(say: Console) -> Iterator[Callable[[Report], None]]:
-    """On a terminal, a bar of the run, with the time that it will still take; in a pipe, nothing."""
+    """Show a progress bar with the remaining time, on a terminal; in a pipe, nothing."""
     if not say.is_terminal or say.quiet:
         yield lambda report: None
         return
@@ -120,11 +121,11 @@ def live(say: Console) -> Iterator[Callable[[Report], None]]:
 
 @contextmanager
 def interrupts(caught: list[int]) -> Iterator[None]:
-    """Note the first SIGINT, SIGTERM or SIGHUP, so that the loop ends between two steps; a second one ends at once."""
+    """Catch the first SIGINT, SIGTERM or SIGHUP, so that the loop ends between two steps; a second one kills."""
 
     def note(number: int, _: Any) -> None:
         caught.append(number)
-        processes.let_go()
+        processes.drop_closed_outputs()
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 
     before = {number: signal.signal(number, note) for number in (signal.SIGINT, *processes.stopping())}

@@ -1,4 +1,4 @@
-"""Better: which values of a run's metrics are better, as its rows tell it, and which of two runs is."""
+"""Which of two runs is better, by a metric and the direction that its run declares."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from pipeline.direction import Direction, direction, directions, rank
 
 
 def read(folder: Path) -> list[log.Row]:
-    """The rows of a run. The first one says which values are better, also where it is of before runs did."""
+    """The metrics of a run, an epoch each. Warns if they were changed; the first one declares directions."""
     rows, seal = log.read(folder / METRICS), seals.read(folder)
     fault = None if seal is None or folders.is_busy(folder) else seals.broken(seal, rows)
     if fault is not None:
-        warn(f"{fault}: what it says may be wrong")
+        warn(f"{fault}: its numbers may be wrong")
     rows = [{k: v for k, v in row.items() if k != seals.CHAIN} for row in rows]
     if rows and not log.declared(rows):
         names = dict.fromkeys(name.partition("/")[2] for r in rows for name in r if "/" in name)
@@ -30,36 +30,37 @@ def read(folder: Path) -> list[log.Row]:
 
 @cache
 def built_in() -> Mapping[str, Direction | None]:
-    """What the metrics of evaluate declare, by the names of their results."""
+    """Directions of the metrics of `pipeline.evaluate`, by the names of their results."""
     from torch import nn
 
     from pipeline import Pipeline, backward, evaluate, forward, loss
     from pipeline.programs.evaluate import better
 
-    measured = (
+    metrics = (
         evaluate.accuracy(), evaluate.calibration_error(), *map(evaluate.top_k, range(1, 11)), evaluate.confusion(2),
         evaluate.mean_absolute_error(), evaluate.mean_squared_error(), evaluate.r2(), evaluate.perplexity(),
     )  # fmt: skip
     model = forward.model(lambda: nn.Linear(2, 2))
-    pipe = Pipeline(model, loss.cross_entropy(), *measured, backward.gradients())
+    pipe = Pipeline(model, loss.cross_entropy(), *metrics, backward.gradients())
     return better(pipe.program, pipe.init())
 
 
-def last(r: Mapping[str, Any]) -> dict[str, Any]:
-    """The metrics of a row's validation, by their own names."""
-    found = {k.removeprefix("validate/"): v for k, v in r.items() if k.startswith("validate/")}
-    return {k: v for k, v in found.items() if isinstance(v, int | float | None)}  # a damaged row may have lists
+def validation(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The validation metrics of a row, by their own names."""
+    metrics = {k.removeprefix("validate/"): v for k, v in row.items() if k.startswith("validate/")}
+    return {k: v for k, v in metrics.items() if isinstance(v, int | float | None)}  # a damaged row may have lists
 
 
-def of(metric: str, rows: Iterable[log.Row]) -> Direction:
-    """That of a metric, as some rows say, or else the metrics of evaluate. Raises ConfigError where none does."""
+def direction_of(metric: str, rows: Iterable[log.Row]) -> Direction:
+    """The better direction of a metric: as rows declare it, or else a built-in metric. Raises ConfigError if neither
+    does."""
     return direction(metric, log.declared(rows) or directions(built_in(), [metric]))
 
 
 def ranking(metric: str, rows: Iterable[log.Row]) -> Callable[[Mapping[str, Any]], tuple[float, float]]:
-    """What is lower of the row of a better run, by some rows that say which values are better."""
-    better = of(metric, rows)
-    return lambda r: rank(metric, better, last(r))
+    """A sort key for rows, lower for better runs; `rows` declare the direction."""
+    better = direction_of(metric, rows)
+    return lambda row: rank(metric, better, validation(row))
 
 
 def best_epoch(rows: Sequence[log.Row], metric: str | None) -> tuple[int, str, float] | None:

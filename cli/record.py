@@ -1,5 +1,4 @@
-"""What a run's config records beside its settings: what it was made with, so that it is known when something
-differs."""
+"""Facts and versions that a run's config records, to find later what differs."""
 
 from __future__ import annotations
 
@@ -21,20 +20,20 @@ from pipeline.sources import Source, Tensors
 from pipeline.tree import named
 
 
-def facts(made: Job, state: State) -> dict[str, Any]:
-    """The tables [facts] and [versions]."""
+def facts(job: Job, state: State) -> dict[str, Any]:
+    """The tables [facts] and [versions] of a config."""
     return {
         "facts": {
-            "device": str(made.stages.place.device),
+            "device": str(job.stages.place.device),
             "threads": torch.get_num_threads(),
             "processor": key.machine()["processor"],
-            "model": made.model,
-            "parameters": parameters(whole(made.pipe.program, state).params),
-            "data": digest(_tensors(made.train), _tensors(made.held_out)),
+            "model": job.model,
+            "parameters": parameters(whole(job.pipe.program, state).params),
+            "data": digest(_tensors(job.train), _tensors(job.held_out)),
             **{
-                f"{name}_samples": len(part)
-                for name, part in (("training", made.train), ("held_out", made.held_out))
-                if hasattr(part, "__len__")
+                f"{name}_samples": len(data)
+                for name, data in (("training", job.train), ("held_out", job.held_out))
+                if hasattr(data, "__len__")
             },
             "hyper": {name: value.tolist() for name, value in state.hyper.items()},
         },
@@ -43,46 +42,46 @@ def facts(made: Job, state: State) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """What may change the last bits. A wheel's metadata may leave out what torch's own version says of its build."""
+    """Versions that may change the last bits. torch's metadata may lack its build, so its own version is taken."""
     others = {"pipe-train": own_version(), "numpy": version("numpy")}
     return {"python": platform.python_version(), "torch": torch.__version__, **others}
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
-    """In words, what may change the last bits. Raises ConfigError where the data are others."""
+    """Differences that may change the last bits, in words. Raises ConfigError if the data differ."""
     for table, names in (("facts", ("data", "device", "threads", "processor")), ("versions", tuple(now["versions"]))):
-        then = before.get("run" if table == "facts" and "settings" in before else table)  # as older files have it
+        then = before.get(table)
         then = then if isinstance(then, dict) else {}
         for name in names:
-            was, is_ = then.get(name), now[table][name]
-            if was not in (None, is_):
+            was, is_now = then.get(name), now[table][name]
+            if was not in (None, is_now):
                 if name == "data":
                     raise ConfigError(
                         "the data are no longer those that the run was made with; start a new run, or bring them back"
                     )
-                yield f"the run was made with {name} {was}, and this is {is_}"
+                yield f"the run was made with {name} {was}, and this is {is_now}"
 
 
-LOOKED = 256
-"""Of data that are not in memory, so many samples are looked at."""
+HASHED = 256
+"""Samples to hash of data that are not in memory."""
 
 
-def digest(*parts: Mapping[str, torch.Tensor]) -> str:
-    """A hash of tensors by name."""
-    whole = hashlib.sha256()
-    for part in parts:
-        for name, t in sorted(part.items()):
-            whole.update(f"{name} {tuple(t.shape)} {t.dtype}".encode())
-            whole.update(t.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return whole.hexdigest()
+def digest(*groups: Mapping[str, torch.Tensor]) -> str:
+    """SHA-256 of tensors and their names."""
+    sha = hashlib.sha256()
+    for tensors in groups:
+        for name, t in sorted(tensors.items()):
+            sha.update(f"{name} {tuple(t.shape)} {t.dtype}".encode())
+            sha.update(t.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return sha.hexdigest()
 
 
 def _tensors(data: Any) -> dict[str, torch.Tensor]:
-    """What is looked at of data; of an iterable, nothing."""
+    """Tensors of some data to hash; none of an iterable."""
     if isinstance(data, Tensors):
         return dict(data.tensors)
     if not isinstance(data, Source):
         return {}
-    at = torch.linspace(0, len(data) - 1, min(LOOKED, len(data)), dtype=torch.float64).long()
-    seen = named(data[at])
-    return {"length": torch.tensor(len(data)), **{k: v for k, v in seen.items() if isinstance(v, torch.Tensor)}}
+    at = torch.linspace(0, len(data) - 1, min(HASHED, len(data)), dtype=torch.float64).long()
+    samples = named(data[at])
+    return {"length": torch.tensor(len(data)), **{k: v for k, v in samples.items() if isinstance(v, torch.Tensor)}}

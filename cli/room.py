@@ -1,4 +1,4 @@
-"""Room: whether a model fits in memory, told before any of it is made."""
+"""Whether a model fits in memory, checked before it is created."""
 
 from __future__ import annotations
 
@@ -16,8 +16,10 @@ from pipeline.stage import Stage
 
 
 def check(build: Callable[[], nn.Module], rules: Sequence[Stage] = (), members: int = 1, device: str = "cpu") -> None:
-    """Raise ConfigError if the weights of so many members, with their gradients and what rules remember of them where
-    they are trained, do not fit. A module that can't be made without memory is not looked at."""
+    """Raise ConfigError if a model does not fit in memory; with update rules, its gradients and their memory as well.
+
+    A module that can't be created on the meta device is not checked.
+    """
     try:
         with torch.device("meta"):
             params = dict(build().named_parameters())
@@ -25,24 +27,24 @@ def check(build: Callable[[], nn.Module], rules: Sequence[Stage] = (), members: 
         if rules:
             need += need
             for s in rules:
-                with suppress(KeyError):  # it remembers other values too
+                with suppress(KeyError):  # its memory depends on other values too
                     need += sum(t.nbytes for t in pytree.tree_leaves(first_memory(s, {"params": params})))
     except (RuntimeError, ValueError, OverflowError) as e:
         if "overflow" not in str(e):
             return
         need = 1 << 63
-    except Exception:  # a module of a user's own
+    except Exception:  # of a user's module
         return
-    there = free(device)
-    if members * need > there:
+    available = free(device)
+    if members * need > available:
         what = "its weights, gradients and the optimizer's memory" if rules else "its weights"
-        of = f"{members:,} members of this model need" if members > 1 else "this model needs"
+        model = f"{members:,} members of this model need" if members > 1 else "this model needs"
         raise ConfigError(
-            f"{of} {memory.size(members * need)} for {what}, and {memory.size(there)} are free; make it smaller"
+            f"{model} {memory.size(members * need)} for {what}, and {memory.size(available)} are free; make it smaller"
         )
 
 
 def free(device: str | torch.device) -> int:
-    """Bytes that are free where a model is trained."""
-    where = torch.device(device)
-    return memory.free() if where.type == "cpu" else place.free_memory(where)
+    """Free bytes of a device's memory."""
+    device = torch.device(device)
+    return memory.free() if device.type == "cpu" else place.free_memory(device)

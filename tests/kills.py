@@ -20,11 +20,23 @@ from safetensors.numpy import load_file
 
 PIPE = [sys.executable, "-c", "from cli.main import main; main()"]
 RUN = ["train", "--model", "convnet", "--widths", "4,8", "--dropout", "0.3", "--save-steps", "7"]
-SWEEP = ["sweep", "--hidden", "16", "--lr", "0.03..3:log:3", "--seeds", "3", "--at-once", "4", "--save-minutes", "0"]
+SWEEP = [
+    "sweep",
+    "--hidden",
+    "16",
+    "--lr",
+    "0.03..3:log:3",
+    "--seeds",
+    "3",
+    "--at-once",
+    "4",
+    "--set",
+    "save_minutes=0",
+]
 MODES = {
     "fused": RUN,
-    "single steps": [*RUN, "--steps-per-call", "1"],
-    "an epoch a call": [*RUN, "--steps-per-call", "epoch"],
+    "single steps": [*RUN, "--set", "steps_per_call=1"],
+    "an epoch a call": [*RUN, "--set", "steps_per_call=epoch"],
     "uncompiled": [*RUN, "--no-compile"],
     "sweep": SWEEP,
     "halving": [*SWEEP, "--halving"],

@@ -19,10 +19,11 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 
 import pipeline
+from cli import html_report
 from cli import saved_run as past
-from cli.commands import report
 from cli.folder import accept
 from cli.main import main
+from cli.worst import WORST
 from pipeline import PipeError, load_run, log, sources
 from pipeline.sources import csv, formats
 from tests import pipes
@@ -435,10 +436,10 @@ def test_a_report_is_one_page(pipe, name, tmp_path):
             assert (attrs.get(link) or "data:").startswith(("data:", "#"))
     assert "script" not in [tag for tag, _ in page.seen]
     images = [attrs for tag, attrs in page.seen if tag == "img"]
-    assert len(images) == (report.WORST if name == "digits" else 0)
-    assert f"The worst {report.WORST} of the held-out samples" in text
-    assert ("What is taken for what" in text) == (name != "prices")
-    command = report.command(past.Past(past.Path(name)))
+    assert len(images) == (WORST if name == "digits" else 0)
+    assert f"The worst {WORST} of the held-out samples" in text
+    assert ("Confusion matrix" in text) == (name != "prices")
+    command = html_report.command(past.Past(past.Path(name)))
     assert command.startswith("pipe train --data ")
     if CHROMIUM is not None:
         opened = subprocess.run(
@@ -455,7 +456,7 @@ def test_the_command_in_a_report_makes_the_run_again(pipe, tmp_path):
     """With the same weights, to the last bit."""
     import shlex
 
-    words = shlex.split(report.command(past.Past(past.Path("kinds"))))
+    words = shlex.split(html_report.command(past.Past(past.Path("kinds"))))
     assert pipe(*words[1:], "--out", tmp_path / "again", "-q")[0] == 0
     names = ("model.safetensors", "best.safetensors")
     assert all((tmp_path / "again" / n).read_bytes() == (past.Path("kinds") / n).read_bytes() for n in names)

@@ -243,7 +243,7 @@ def test_metrics_of_an_average_look_like_others(name, text):
 def test_the_command_averages_saves_and_resumes(pipe, tmp_path, monkeypatch):
     """`--ema` reports and saves the average, may tell the best epoch, and is the same after a resume, bit for bit."""
     monkeypatch.chdir(tmp_path)
-    options = "--epochs", "4", "--ema", "0.9", "--best", "ema.accuracy", "--keep", "9", "--out", "whole"
+    options = "--epochs", "4", "--ema", "0.9", "--best", "ema.accuracy", "--set", "keep=9", "--out", "whole"
     code, out, err = pipe(*TINY, *options)
     assert (code, err) == (0, "")
     assert "  ema.loss 2." in out

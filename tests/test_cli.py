@@ -53,7 +53,7 @@ def test_train_says_what_it_does(run):
     assert lines[0] == "data    digits: 1,437 training and 360 held-out samples, inputs 1x8x8, 10 classes"
     assert lines[1] == "model   mlp 64-16-10: 1,210 parameters"
     assert lines[2].startswith("device  cpu, ")
-    assert lines[3] == "compiling the step and the evaluation; --no-compile does without"
+    assert lines[3] == "compiling the step and the evaluation; --no-compile avoids it"
     assert re.fullmatch(r"compiled 2 graphs by native in \d+\.\d s", lines[4])
     number = r"\d+\.\d{4}"
     epoch = rf"epoch \d/4  loss {number}  val loss {number}  accuracy \d+\.\d\d %  [\d,]+ samples/s"
@@ -90,9 +90,9 @@ def test_a_second_run_starts_from_the_cache(run, tmp_path):
     is even imported."""
     code = """
 import sys
-from cli import config
-from cli.commands import train
-train.run(config.make({"hidden": [16], "batch_size": 479, "lr": 0.1, "seed": 3, "epochs": 2, "steps_per_call": "2"}))
+from cli import config, training
+settings = {"hidden": [16], "batch_size": 479, "lr": 0.1, "seed": 3, "epochs": 2, "steps_per_call": "2"}
+training.train(config.make(settings))
 assert "torch._inductor.compile_fx" not in sys.modules
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, env=fresh())
@@ -208,8 +208,8 @@ BAD = {
     ("train", "--seed", "-1"): "--seed -1 is out of range",
     ("train", "--threads", "0"): "--threads 0 is out of range",
     ("train", "--precision", "bf61"): "unknown precision 'bf61'; did you mean 'bf16'?",
-    ("train", "--steps-per-call", "0"): "--steps-per-call '0' is neither a positive whole number",
-    ("train", "--steps-per-call", "9", "--no-compile"): "needs a compiled step; leave out --no-compile",
+    ("train", "--set", "steps_per_call=0"): "--steps-per-call '0' is neither a positive whole number",
+    ("train", "--set", "steps_per_call=9", "--no-compile"): "needs a compiled step; leave out --no-compile",
     ("train", "--data", "x" * 300): "unknown data",
     ("train", "--model", "convnet", "--widths", ","): "needs at least one width",
     ("train", "--momentum", "0.5", "--optimizer", "adam"): "--momentum belongs to --optimizer sgd",

@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from cli import config, measure
+from cli import benchmark, config, measure
 from cli.build import job
-from cli.commands import bench
 from pipeline.compile.backends import torch as generic
 
 TINY = ("--hidden", 16, "--batch-size", 479, "--seconds", 0.05)
@@ -45,7 +44,7 @@ def test_bench_measures_each_way(pipe, monkeypatch, tmp_path):
     for name, way in found["ways"].items():
         assert len(way["rounds"]) >= 3
         assert way["steps_per_second"] == pytest.approx(1 / way["seconds_per_step"])
-        assert (way["samples_per_second"] is None) == (name == bench.PRODUCTS)
+        assert (way["samples_per_second"] is None) == (name == benchmark.PRODUCTS)
     assert found["floor"]["share"] > 0
     assert (found["batch_size"], found["settings"]["hidden"]) == (479, [16])
     assert found["versions"]["torch"] == torch.__version__
@@ -53,7 +52,7 @@ def test_bench_measures_each_way(pipe, monkeypatch, tmp_path):
     assert "graphs  1 loaded from the cache in " in pipe("bench", *TINY)[1]
 
 
-WAYS = [bench.EAGER, bench.SINGLE, bench.FUSED, bench.PRODUCTS]
+WAYS = [benchmark.EAGER, benchmark.SINGLE, benchmark.FUSED, benchmark.PRODUCTS]
 
 
 def test_other_models_and_data(pipe, tmp_path):
@@ -84,7 +83,7 @@ def test_without_a_compiler_it_says_why(pipe, monkeypatch, tmp_path):
     code, out, _ = pipe("bench", *TINY)
     assert code == 0
     assert re.search(r"graphs  none: .*C\+\+ compiler", out)
-    assert bench.FUSED not in out
+    assert benchmark.FUSED not in out
 
 
 def test_ways_do_the_steps_they_say(monkeypatch):
@@ -93,13 +92,13 @@ def test_ways_do_the_steps_they_say(monkeypatch):
     taken = []
     step = type("Step", (), {"pipe": pipe, "__call__": lambda self, state: (taken.append(1) or state, {})})()
     step.advance = lambda state, epoch, at, steps: (taken.append((epoch, at, steps)) or state, {})
-    single, fused = bench._resident(step, pipe.load, pipe.init())
+    single, fused = benchmark._resident(step, pipe.load, pipe.init())
     assert fused(5) > 0
     assert taken == [(0, 0, 2), (0, 2, 1), (1, 0, 2), (1, 2, 1), (2, 0, 1)]
     taken.clear()
     single(3)
     assert len(taken) == 4
-    batches = bench._batches(pipe, pipe.load, pipe.init())
+    batches = benchmark._batches(pipe, pipe.load, pipe.init())
     assert [len(next(batches)["targets"]) for _ in range(5)] == [500] * 5
 
 

@@ -199,7 +199,7 @@ def test_what_is_wrong_with_code_is_said(pipe, tmp_path):
         ("--set", "model.heads=3"): "--heads belongs to --model transformer, not to mlp; leave it out",
         ("--set", "lr"): "--set 'lr' is no NAME=VALUE",
         ("--data", "sklearn:whine"): "no data 'whine'; did you mean 'wine'?",
-        ("--heads", "3", "--model", "transformer", "--data", "a.txt"): "no multiple of --heads 3",
+        ("--set", "heads=3", "--model", "transformer", "--data", "a.txt"): "no multiple of --heads 3",
     }.items():
         (tmp_path / "a.txt").write_text("abc" * 1000)
         code, _, err = pipe("train", *args)

@@ -90,16 +90,16 @@ def test_the_command_trains_by_it():
 def test_the_rates_are_settings(pipe, tmp_path, monkeypatch):
     """Shown by the help and the run's config; for another rule, or where nothing is inside, refused in a line."""
     monkeypatch.chdir(tmp_path)
-    assert "--rest-lr X" in pipe("train", "--help")[1]
+    assert "rest_lr" in pipe("train", "--help")[1]
     run = ["train", "--no-compile", "--epochs", 1, "--hidden", 8, "-q", "--out"]
     assert pipe(*run, "a", "--optimizer", "muon")[::2] == (0, "")
     hyper = tomllib.loads((tmp_path / "a/config.toml").read_text())["facts"]["hyper"]
     assert (hyper["update.muon.matrices.lr"], hyper["update.muon.otherwise.lr"]) == (0.05, 0.02)
-    assert pipe("train", "--resume", "a", "--epochs", 2, "--rest-lr", 0.01)[::2] == (0, "")
-    sweep = ["sweep", "--no-compile", "--epochs", 1, "--hidden", 8, "--optimizer", "muon", "--rest-lr", "0.01,0.02"]
+    assert pipe("train", "--resume", "a", "--epochs", 2, "--set", "rest_lr=0.01")[::2] == (0, "")
+    sweep = ["sweep", "--no-compile", "--epochs", 1, "--hidden", 8, "--optimizer", "muon", "--set", "rest_lr=0.01,0.02"]
     assert "2 settings x 1 seeds, in 1 group\n" in pipe(*sweep)[1]
     for args, message in (
-        (["--rest-lr", 0.1], "--rest-lr belongs to --optimizer muon, not to sgd; leave it out"),
+        (["--set", "rest_lr=0.1"], "--rest-lr belongs to --optimizer muon, not to sgd; leave it out"),
         (
             ["--optimizer", "muon", "--hidden", ""],
             "--optimizer muon has no matrix between this model's inputs and outputs",

@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 from cli import seal
-from cli.flags import _flags
+from cli.flags import flags as settings_with_flags
 from cli.folder import accept
 from cli.main import main
 from cli.recipes.setting import flag
@@ -133,16 +133,16 @@ def test_a_finished_run_has_nothing_to_do(pipe, folder, runs):
 
 def test_a_run_that_went_on_otherwise_says_so(pipe, folder):
     """Training by its settings has the last ones from the beginning; what the line says to do gives the same bits."""
-    assert pipe("train", "--resume", folder, "--keep", 1)[::2] == (0, "")
+    assert pipe("train", "--resume", folder, "--set", "keep=1")[::2] == (0, "")
     assert pipe("train", folder, "--out", "plain")[::2] == (0, "")  # which changes no bit
     assert (folder / "model.safetensors").read_bytes() == Path("plain/model.safetensors").read_bytes()
     assert pipe("train", "--resume", folder, "--epochs", 6, "--lr", 0.05)[::2] == (0, "")
     code, _, err = pipe("train", folder, "--out", "last")
     assert (code, err) == (
         0,
-        f"pipe: {folder} was resumed with other options (lr default -> 0.05 at step 12, epochs 4 -> 6 at step 12); "
-        "here the last ones hold from the first step, so the bits may be others: for the same, give the first ones, "
-        "and the others to --resume\n",
+        f"pipe: {folder} was resumed with other options (lr default -> 0.05 at step 12, epochs 4 -> 6 at step 12). "
+        "Here the last ones hold from the first step, so the bits may differ: to train the same run, give the first "
+        "ones here and the others to --resume\n",
     )
     assert (folder / "model.safetensors").read_bytes() != Path("last/model.safetensors").read_bytes()
     assert pipe("train", folder, "--epochs", 4, "--lr", 0.3, "--out", "same")[0] == 0
@@ -154,7 +154,7 @@ def test_another_schedule_goes_on(pipe, folder):
     """Its numbers are others, and take the place of the old ones; what was changed in between can't be verified as
     one."""
     back_to(folder, 10)
-    code, out, err = pipe("train", "--resume", folder, "--schedule", "constant", "--keep", 1, "--save-steps", 100)
+    code, out, err = pipe("train", "--resume", folder, "--schedule", "constant", "--set", "keep=1", "--save-steps", 100)
     assert (code, err) == (0, "")
     assert "resume  step-000000010" in out
     for path in (folder / "checkpoints").iterdir():
@@ -205,8 +205,8 @@ def test_a_damaged_checkpoint_is_passed_over(pipe, folder, runs):
     code, _, err = pipe("train", "--resume", folder)
     assert code == 0
     assert err == (
-        f"pipe: {folder}/checkpoints/step-000000012/state.safetensors is damaged: its checksum is another; it is "
-        "passed over for step-000000010\n"
+        f"pipe: {folder}/checkpoints/step-000000012/state.safetensors is damaged: its checksum is another; using "
+        "step-000000010 instead\n"
     )
     assert kills.ended(folder) == kills.ended(runs / "whole")
 
@@ -344,7 +344,18 @@ def test_a_terminal_that_is_closed(tmp_path):
             fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
         out = tmp_path / f"run-{code}"
-        args = [*PIPE, "train", "--no-compile", "-v", "--epochs", "1000000", "--save-minutes", "99", "--out", str(out)]
+        args = [
+            *PIPE,
+            "train",
+            "--no-compile",
+            "-v",
+            "--epochs",
+            "1000000",
+            "--set",
+            "save_minutes=99",
+            "--out",
+            str(out),
+        ]
         process = subprocess.Popen(
             args, stdin=slave, stdout=slave, stderr=slave, env=fresh(), start_new_session=True, preexec_fn=at_terminal
         )
@@ -379,11 +390,11 @@ def test_a_signal_before_training(tmp_path, number):
     code = f"""
 import os, signal, sys, time
 signal.signal({number:d}, signal.default_int_handler if {number:d} == signal.SIGINT else signal.SIG_DFL)
-from cli.commands import train
+from cli import training
 def reads(config):
     os.kill(os.getpid(), {number:d})
     time.sleep(60)
-train.begin = reads
+training.begin = reads
 sys.argv = ["pipe", "train", "--out", "run"]
 from cli.main import main
 main()
@@ -416,7 +427,7 @@ def test_a_step_that_is_not_finite(pipe, tmp_path, monkeypatch):
     assert err.startswith("pipe: step 2 (epoch 1, batch 2) is not finite: stage 'forward.model' made 'outputs' has ")
     assert err.endswith("pipe: to go on from the last checkpoint: pipe train --resume a --lr X\n")
     assert checkpoints(tmp_path / "a") == []
-    code, out, _ = pipe(*args, "--lr", 1e30, "--out", "b", "--on-nonfinite", "skip")
+    code, out, _ = pipe(*args, "--lr", 1e30, "--out", "b", "--set", "on_nonfinite=skip")
     assert code == 0
     assert "skipped 15" in out
     assert pipe("train", "--resume", "a", "--lr", 0.1)[0] == 0
@@ -430,7 +441,7 @@ def test_killed_at_any_moment(tmp_path):
     assert same == ended
 
 
-FLAGS = [*_flags()]
+FLAGS = [*settings_with_flags()]
 flags = st.sampled_from(sorted({flag(name) for name in FLAGS} - {"--out", "--compile", "--epochs"}))
 words = st.one_of(
     st.sampled_from([

@@ -7,7 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cli import build, chart, config
+from cli import build, config
+from cli.commands import show
 from cli.recipes.schedule import SCHEDULES
 from pipeline import fit
 
@@ -76,13 +77,14 @@ def test_a_schedule_ends_with_the_run(settings, tmp_path, monkeypatch):
 
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=300))
 def test_a_chart_has_one_size(values):
-    """Whatever the values, it is 60 by 10 characters with numbers at the ends of its axes."""
-    title, *lines = chart.draw("title", range(len(values)), values).splitlines()
-    assert (title, len(lines)) == ("title", chart.HEIGHT + 2)
-    assert {len(line) for line in lines} == {len(lines[0])}
-    drawn = [line.split(" ┤")[1] for line in lines[: chart.HEIGHT]]
-    assert all("⠀" <= c <= "⣿" for line in drawn for c in line)
-    assert all(any(line[i] != "⠀" for line in drawn) for i in range(chart.WIDTH)) or len(values) == 1
+    """Whatever the values, a chart has its size, with the numbers at the ends of its axes."""
+    lines = show.chart("title", range(len(values)), values).splitlines()
+    assert (lines[0].strip(), len(lines)) == ("title", show.HEIGHT)
+    assert max(map(len, lines)) <= show.WIDTH
+    assert any("⠀" < c <= "⣿" for line in lines for c in line)
+    ends = [f"{x:.4g}" for x in sorted({min(values), max(values)}, reverse=True)]
+    assert [line.split("┤")[0].strip() for line in lines if "┤" in line] == ends
+    assert lines[-2].split() == [str(x) for x in sorted({0, len(values) - 1})]
 
 
 def test_show_draws_the_schedules(pipe):
@@ -90,8 +92,8 @@ def test_show_draws_the_schedules(pipe):
     for args, last in ((["--epochs", 3], 68), (["one-cycle", "--epochs", 1, "--warmup", 5], 22)):
         code, out, err = pipe("show", "--schedule", *args)
         assert (code, err) == (0, "")
-        assert re.search(rf"update\.sgd\.lr at each of {last + 1} steps\n *0\.(3|29\d*) ┤", out)
-        assert out.rstrip().endswith(f"{last} steps")
+        assert re.search(rf"update\.sgd\.lr at each of {last + 1} steps\n *┌─+┐\n *0\.(3|29\d*)┤", out)
+        assert out.split()[-2:] == [str(last), "step"]
     assert "no hyperparameter of this run has a schedule" in pipe("show", "--schedule", "constant")[1]
     assert "as long as loss gets better" in pipe("show", "--schedule", "plateau")[1]
     assert "┤" not in pipe("show")[1]
@@ -117,7 +119,7 @@ def test_what_does_not_fit_is_one_line(pipe, args, message):
 def test_a_plateau_goes_on_and_is_verified(pipe, tmp_path, monkeypatch):
     """What it observed is in the checkpoint, with another warm-up too; to or from another schedule is refused."""
     monkeypatch.chdir(tmp_path)
-    run = [*TINY, "--schedule", "plateau", "--lr", "2", "--save-steps", "1", "--keep", "3"]
+    run = [*TINY, "--schedule", "plateau", "--lr", "2", "--save-steps", "1", "--set", "keep=3"]
     assert pipe(*run, "--epochs", 9, "--out", "whole")[0] == 0
     assert pipe(*run, "--epochs", 8, "--out", "parts")[0] == 0
     assert pipe("train", "--resume", "parts", "--epochs", 9)[::2] == (0, "")

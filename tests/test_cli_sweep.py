@@ -18,12 +18,9 @@ from safetensors.torch import load_file
 
 from cli import config as settings
 from cli.main import cli
-from cli.sweep import autotune as width
-from cli.sweep import groups as plan
-from cli.sweep import picture as landscape
-from cli.sweep.grid import Axis, combinations, parted
+from cli.sweep import groups, picture
+from cli.sweep.grid import Axis, combinations, split_axes
 from pipeline import update
-from pipeline.compile import cache as storage
 from pipeline.errors import ConfigError
 from tests import kills, pipes
 
@@ -54,7 +51,7 @@ def test_a_grid_of_settings_and_seeds(here):
     assert chosen["validate/accuracy"] == float(best["validate/accuracy"])
     assert (folder / "sweep.svg").read_text().startswith("<svg")
     row = next(r for r in rows if (r["lr"], r["momentum"], r["seed"]) == ("1.0", "0.9", "1"))
-    alone = ("--lr", "1.0", "--momentum", "0.9", "--seed", "1", "--split-seed", "0", "--out", "alone")
+    alone = ("--lr", "1.0", "--momentum", "0.9", "--seed", "1", "--set", "split_seed=0", "--out", "alone")
     assert pipe("train", *alone, *SMALL).exit_code == 0
     mine, other = (load_file(p / "model.safetensors") for p in (folder / row["run"], here / "alone"))
     for name, weights in mine.items():
@@ -86,14 +83,14 @@ def test_settings_are_drawn(here):
         (("--random", "3"), "nothing to draw"),
         (("--lr", "0.1,-1"), "out of range"),
         (("--optimizer", "sgd,adamm"), "did you mean 'adam"),
-        (("--folds", "3"), "--folds has no say in a sweep; leave it out"),
-        (("--patience", "3"), "--patience has no say"),
+        (("--folds", "3"), "--folds does not apply to a sweep; leave it out"),
+        (("--patience", "3"), "--patience does not apply"),
         (("--best", "acuracy"), "did you mean 'accuracy'"),
         (("--resume", "nowhere"), "holds no run"),
         (("--resume", "nowhere", "--lr", "1"), "leave out others"),
         (("--resume", "nowhere", "--halving"), "leave out others"),
         (("--resume", "nowhere", "--seeds", "2"), "leave out others"),
-        (("--ensemble", "4"), "--ensemble has no say in a sweep"),
+        (("--ensemble", "4"), "--ensemble does not apply to a sweep"),
     ],
 )
 def test_bad_sweeps_are_one_line(here, args, said):
@@ -103,7 +100,7 @@ def test_bad_sweeps_are_one_line(here, args, said):
 
 def test_values_of_options():
     """Lists, ranges and single values, of numbers, whole numbers and names."""
-    single, axes = parted(
+    single, axes = split_axes(
         {"lr": "0.1,0.2", "epochs": "3", "batch_size": "32..128:3", "model": "mlp,convnet", "hidden": "8,8"}
     )
     assert single == {"epochs": 3, "hidden": "8,8"}
@@ -126,13 +123,13 @@ def test_tables_and_pictures_of_few_and_many():
     rows = [({"lr": chance.uniform(0.1, 1), "momentum": m}, [{"epoch": 1, "validate/loss": chance.random()}])
             for m in (0.0, 0.5) for _ in range(100)]  # fmt: skip
     rows.append(({"lr": 9.0, "momentum": 0.0}, [{"epoch": 1, "validate/loss": None}]))
-    made = landscape.table(["lr", "momentum"], rows, "loss")
-    assert made.row_count == landscape.ROWS
+    made = picture.table(["lr", "momentum"], rows, "loss")
+    assert made.row_count == picture.ROWS
     assert "181 more settings" in str(made.caption)
     means = [float(re.sub("[^0-9.]", "", str(c))) for c in made.columns[2]._cells]
     assert means == sorted(means)
     for part in (rows[:3], rows):
-        assert landscape.picture(["lr", "momentum"], part, "loss").axes
+        assert picture.picture(["lr", "momentum"], part, "loss").axes
 
 
 def test_an_ensemble_is_one_run(here):
@@ -160,12 +157,12 @@ def test_an_ensemble_is_one_run(here):
 @given(st.integers(1, 300), st.integers(1, 100))
 def test_rungs_halve_runs_and_double_epochs(count, epochs):
     """Every rung has twice the epochs of the one before, the last one all, and each one runs to drop."""
-    ends = plan.rungs(count, epochs, True)
+    ends = groups.rungs(count, epochs, True)
     assert ends[-1] == epochs
     assert all(a == b // 2 for a, b in itertools.pairwise(ends))
     assert 2 ** (len(ends) - 1) <= count
     assert ends[0] >= 1
-    assert plan.rungs(count, epochs, False) == [epochs]
+    assert groups.rungs(count, epochs, False) == [epochs]
 
 
 @given(st.integers(1, 200), st.integers(1, 40))
@@ -174,11 +171,11 @@ def test_members_are_packed_into_few_widths(count, full):
     alive = [SimpleNamespace(name=str(i), config=SimpleNamespace(run=SimpleNamespace(seed=i)), hyper={})
              for i in range(count)]  # fmt: skip
     made = SimpleNamespace(pipe=pipes.digits(update.sgd(0.1)))
-    found = list(plan.chunks("0-0", made, alive, full, (0, 1), 0))
+    found = list(groups.chunks("0-0", made, alive, full, (0, 1), 0))
     assert [m for chunk in found for m in chunk.members] == alive
     widths = {chunk.runs.members for chunk in found}
     [one] = widths
-    assert one == full or (len(found) == 1 and one < plan.NARROWER * count)
+    assert one == full or (len(found) == 1 and one < groups.NARROWER * count)
 
 
 def test_halving_lets_the_better_half_go_on(here):
@@ -216,44 +213,19 @@ def test_halving_goes_by_what_was_known_then(here):
     assert ((here / "wild" / "sweep.csv").read_text(), os.readlink(here / "wild" / "best")) == first
 
 
-@pytest.fixture
-def many(monkeypatch, tmp_path):
-    """40 members, of which each width takes some time that a test says."""
-    monkeypatch.setenv("PIPE_CACHE", str(tmp_path))
-    config = settings.make({"hidden": [8], "epochs": 100})
-    group = plan.members(config, [{"lr": 0.1 + 0.01 * i} for i in range(40)], 1)
-    monkeypatch.setattr(width, "COLD", 0.0)
-    asked = []
-
-    def choose(each, compiling=0.001, free=1 << 20, count=40):
-        def measured(group, config, members, say):
-            asked.append(members)
-            return None if each[members] is None else width.Measured(each[members], compiling, members)
-
-        monkeypatch.setattr(width, "_measured", measured)
-        monkeypatch.setattr(width.room, "free", lambda device: 2 * free * width.held(group[0]))
-        asked.clear()
-        programs = []
-        found = width.chosen(group[:count], config, programs, None)
-        return found.members, found.why, list(asked), programs
-
-    return choose
+@pytest.mark.parametrize(("copies", "width"), [(1000, 32), (20, 20), (0.5, 1)])
+def test_members_at_once_fit_in_half_of_the_memory(monkeypatch, copies, width):
+    """32 on a CPU, fewer if they do not fit, and always one."""
+    [member] = groups.members(settings.make({"hidden": [8]}), [{}], 1)
+    monkeypatch.setattr(groups.room, "free", lambda device: 2 * copies * groups.memory_of(member))
+    assert groups.width([member]) == width
 
 
-def test_the_fastest_width_is_measured_once(many):
-    """Where training takes long enough; it is kept beside the packages, and goes with them."""
-    members, why, asked, programs = many({8: 1e-5, 32: 2e-5})
-    assert (members, asked, programs) == (8, [32, 8], [8])
-    assert why == "the fastest, a step of each takes with 8: 10 us, 32: 20 us"
-    assert many({})[:3] == (8, "the fastest, measured before", [])
-    assert many({}, count=6)[:3] == (6, "the fastest, measured before", [])
-    storage.clear()
-    assert many({8: 3e-5, 32: 2e-5})[0] == 32
-
-
-def test_a_width_is_not_measured_for_little(many):
-    """Where compiling others takes longer than they could save, where it does not compile, and where not more fit."""
-    assert many({32: 1e-5}, compiling=1e3) == (32, "", [32], [32])
-    assert many({32: None}) == (32, "", [32], [])
-    assert many({}, free=20) == (20, "as fit in memory", [], [])
-    assert many({}, free=0) == (1, "as fit in memory", [], [])
+def test_settings_without_a_flag_have_several_values_too(here):
+    """--set takes lists and ranges as flags do."""
+    args = ("--set", "smoothing=0,0.1", "--set", "optimizer.lr=0.1..0.2:2", *SMALL, "--out", "set")
+    assert pipe("sweep", *args).exit_code == 0
+    rows = list(csv.DictReader((here / "set" / "sweep.csv").open()))
+    assert {(r["smoothing"], r["optimizer.lr"]) for r in rows} == {
+        (s, lr) for s in ("0.0", "0.1") for lr in ("0.1", "0.2")
+    }

@@ -86,7 +86,7 @@ MAY_OPEN = {
     "pipeline/compile/backends/text.py": "sources that are part of the library",
     "cli/folder.py": "the name of a new run is free if its folder can be made",
     "cli/processes.py": "what is written to nowhere, where an output is closed",
-    "cli/commands/predict.py": "a member of an archive, in a file that files opened",
+    "cli/prediction_files.py": "a member of an archive, in a file that files opened",
     "cli/version.py": "a file that is part of the command",
     "cli/ending.py": "what is closed when a command begins",
 }

@@ -213,12 +213,14 @@ def test_a_limit_of_memory_is_one_line(tmp_path):
 def test_the_net_has_the_machine_s_refusals_alone():
     """A full disk, too little memory; a mistake of ours is none of them, whatever it is about."""
     for number in (errno.ENOSPC, errno.EIO, errno.EROFS, errno.EMFILE):
-        assert os.strerror(number) in ending.words(OSError(number, "x", "file"))
-    assert "too little memory" in ending.words(MemoryError())
-    assert "too little memory" in ending.words(RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"))
+        assert os.strerror(number) in ending.machine_error(OSError(number, "x", "file"))
+    assert "too little memory" in ending.machine_error(MemoryError())
+    assert "too little memory" in ending.machine_error(
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried")
+    )
     for error in (KeyError("x"), TypeError("x"), FileNotFoundError(errno.ENOENT, "x"), OSError(errno.EBADF, "x"),
                   RuntimeError("shape"), AssertionError(), RecursionError()):  # fmt: skip
-        assert ending.words(error) is None
+        assert ending.machine_error(error) is None
 
 
 plain = st.recursive(
@@ -267,15 +269,15 @@ drawn_rows = st.fixed_dictionaries(
 @given(st.lists(plain | drawn_rows))
 def test_rows_that_are_none_are_left_out(lines):
     """Whatever a metrics.jsonl holds, its rows are numbers, and can be drawn and ranked."""
-    from cli import ranking as better
+    from cli import ranking
 
     with TemporaryDirectory() as folder:
         (Path(folder) / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-        rows = better.read(Path(folder))
+        rows = ranking.read(Path(folder))
     for r in rows:
         assert sum([r.get("seconds") or 0.0]) < 1e301
-        better.best_epoch(rows, None)
-        better.last(r)
+        ranking.best_epoch(rows, None)
+        ranking.validation(r)
     assert all(type(r["epoch"]) is int for r in log.read("/none/x")) or not rows
 
 
@@ -308,11 +310,11 @@ def test_room_is_not_asked_of_what_can_not_be_made_without_memory():
 def test_csv_is_safe_unless_it_is_asked_raw(cells, raw):
     """No cell is a formula, and none has a control character; `--raw-text` leaves all as it is."""
     pl = pytest.importorskip("polars")
-    from cli.commands import predict
+    from cli import prediction_files
 
     cells = [c.encode(errors="replace").decode() for c in cells]
     frame = pl.DataFrame({"=x": cells})
-    made = frame if raw else predict._safe(frame)
+    made = frame if raw else prediction_files._safe(frame)
     assert made.columns == (["=x"] if raw else ["'=x"])
     for before, after in zip(cells, made.to_series(), strict=True):
         assert after == (before if raw else text.quoted(before))

@@ -17,7 +17,7 @@ from pipeline import PipeError, files, load_run, log
 from pipeline.errors import ConfigError
 from tests.commands import run
 
-TRAIN = ["train", "--data", "iris.csv", "--epochs", "3", "--keep", "3", "--save-minutes", "0", "--no-compile"]
+TRAIN = ["train", "--data", "iris.csv", "--epochs", "3", "--set", "keep=3", "--set", "save_minutes=0", "--no-compile"]
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +101,7 @@ def test_a_checkpoint_of_another_run_is_not_taken(runs):
     assert ended.code == 2
     assert "is of another run" in ended.err
     assert "--weights 4" in ended.err
-    assert "another run; it is passed over for step-000000004" in run("train", "--resume", "a", cwd=runs).err
+    assert "another run; using step-000000004 instead" in run("train", "--resume", "a", cwd=runs).err
 
 
 @pytest.mark.parametrize("harm", [lambda p: (p / "state.safetensors").write_bytes(b"x"), shutil.rmtree],
@@ -118,7 +118,7 @@ def test_no_older_weights_are_given_without_a_word(runs, command, harm):
     assert run(*args, "--weights", "4", cwd=runs).code == 0
     assert "has no checkpoint of step 5; it has 4" in run(*args, "--weights", "5", cwd=runs).err
     assert "did you mean 'last'" in run(*args, "--weights", "lasst", cwd=runs).err
-    assert "passed over for step-000000004" in run("train", "--resume", "a", "-q", cwd=runs).err
+    assert "using step-000000004 instead" in run("train", "--resume", "a", "-q", cwd=runs).err
 
 
 def test_weights_of_before_a_run_went_on_are_not_given(runs):
@@ -271,11 +271,12 @@ def test_all_code_that_something_names_is_found(name):
 
 
 def test_nothing_but_what_is_code_is_loaded(monkeypatch):
-    """Whatever a recipe loads is a name that `code_in` finds: there is one function that loads, and it is asked."""
+    """Whatever a recipe loads is a name that `code_in` finds: there is one function that loads, and it is asked.
+    (main.py imports the commands of its own table.)"""
     sources = {p: p.read_text() for p in (Path(config.__file__).parent).rglob("*.py")}
     for word in ("code.load(", "import_module(", "exec_module(", "__import__(", " eval(", " exec(", "entry_points("):
         where = {p.name for p, text in sources.items() if word in text}
-        assert where <= {"code.py", "custom.py", "pipeline.py", "metric.py", "logger.py"}, (word, where)
+        assert where <= {"code.py", "custom.py", "pipeline.py", "metric.py", "logger.py", "main.py"}, (word, where)
     with pytest.raises(ConfigError, match="is no code"):
         code.load("mlp")
 

@@ -401,15 +401,14 @@ def test_compilers_keep_nothing_where_anybody_could_have_been_first(monkeypatch,
 
 MEASUREMENTS = {
     "none": (b"{}", {}),
-    "sane ones": (b'{"a": 32, "device b": "cpu"}', {"a": 32, "device b": "cpu"}),
-    "of wrong types": (b'{"a": [], "b": null, "c": true, "d": 1.5, "e": {}}', {}),
-    "out of range": (b'{"a": 0, "b": -3, "c": 1e300, "d": 99999999999999999999, "e": 1}', {"e": 1}),
+    "sane ones": (b'{"device a": "cpu"}', {"device a": "cpu"}),
+    "of wrong types": (b'{"a": [], "b": null, "c": true, "d": 1.5, "e": {}, "f": 1}', {}),
     "no JSON": (b"{", {}),
     "no text": (b"\xff\xfe", {}),
     "a list": (b"[1]", {}),
     "too deep": (b"[" * 100_000, {}),
     "too long a number": (b'{"a": ' + b"1" * 5000 + b"}", {}),
-    "too large": (b'{"a": 1}' + b" " * measure.MOST, {}),
+    "too large": (b'{"a": "cpu"}' + b" " * measure.MOST, {}),
 }
 
 
@@ -419,24 +418,24 @@ def test_measurements_are_sane_or_ignored(monkeypatch, tmp_path, content, known)
     monkeypatch.setenv("PIPE_CACHE", str(tmp_path))
     (tmp_path / storage.MEASURED).write_bytes(content)
     assert measure.known() == known
-    measure.keep("new", 8)
-    assert measure.known() == {**known, "new": 8}
+    measure.keep("new", "cpu")
+    assert measure.known() == {**known, "new": "cpu"}
 
 
 def test_measurements_of_others_are_ignored(monkeypatch, tmp_path):
     """Neither a link, nor a FIFO, nor a file in a place that others may write is read, and that is not written."""
     monkeypatch.setenv("PIPE_CACHE", str(tmp_path))
     path = tmp_path / storage.MEASURED
-    (tmp_path / "elsewhere").write_text('{"a": 1}')
+    (tmp_path / "elsewhere").write_text('{"a": "cpu"}')
     path.symlink_to(tmp_path / "elsewhere")
     assert measure.known() == {}
     path.unlink()
     os.mkfifo(path)
     assert measure.known() == {}
-    measure.keep("a", 1)
-    assert measure.known() == {"a": 1}
+    measure.keep("a", "cpu")
+    assert measure.known() == {"a": "cpu"}
     tmp_path.chmod(0o777)
     assert measure.known() == {}
-    measure.keep("a", 2)
+    measure.keep("a", "cuda")
     tmp_path.chmod(0o700)
-    assert measure.known() == {"a": 1}
+    assert measure.known() == {"a": "cpu"}

@@ -1,1 +1,19 @@
-"""Commands: one file each."""
+"""Commands: a file each, with a click command called `command`. They import torch only when they run."""
+
+COMMANDS = {
+    "bench": "Measure how fast a run would train",
+    "cache": "List, verify or clear the compiled programs on disk",
+    "eval": "Measure a run's model",
+    "export": "Write a run's model as a file for other programs",
+    "init": "Write a commented config to start from",
+    "plot": "Draw the curves of runs",
+    "predict": "Predict other data with a run's model",
+    "report": "Write a run as one HTML file",
+    "runs": "List and compare runs",
+    "sample": "Continue a text with a run's language model",
+    "set": "Change settings of a run",
+    "show": "Show what train would train",
+    "sweep": "Train many models at once",
+    "train": "Train a model, or go on with a run",
+}
+"""Command -> what it does. `pipe --help` imports none of them."""

@@ -1,55 +1,70 @@
-"""`pipe init`: a commented file to start from."""
+"""`pipe init`: a commented config to start from."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import tomli_w
+import click
 
 from cli import config
-from cli.build import fixed
-from cli.folder import replace
-from cli.progress import tell
 from cli.recipes import TABLES, settings
 from cli.recipes.setting import refusal
-from pipeline.sources import Prepared, Split
-from pipeline.text import shown
 
-MODELS = {"language modelling": "transformer"}
-"""Task -> the model to start from; for others an MLP, or a resnet for images of some size."""
+if TYPE_CHECKING:
+    from pipeline.sources import Prepared
+
 SMALL = 16
-"""Images of fewer pixels in height or width are rows of numbers as well."""
+"""Images of fewer pixels in height or width go to an MLP."""
 
 
-def run(source: str, file: str) -> None:
-    """Look at the data, and write a file for `pipe train` with all settings, commented."""
-    path = Path(file)
+@click.command("init")
+@click.argument("data")
+@click.option("--out", default="pipe.toml", metavar="FILE", help="the file to write  [default: pipe.toml]")
+def command(data: str, out: str) -> None:
+    """Look at DATA, as --data takes them, and write a commented config to start from: pipe train pipe.toml."""
+    write_config(data, Path(out))
+
+
+def write_config(source: str, path: Path) -> None:
+    """Write a config with all settings: the chosen recipes, and the others as comments."""
+    from cli.folder import replace
+    from cli.progress import tell
+    from pipeline.sources import Split
+    from pipeline.text import shown
+
     if path.exists():
         raise refusal(f"{path} exists already; name another file by --out")
     start = config.make({"data": source})
     data = start.data.prepare(Split(start.data.held_out, start.run.seed))
-    made = config.make({"data": source, "model": _model(source, data), "optimizer": "adamw"})
-    lines = [
-        f"# pipe train {shown(str(path), lines=False)}",
-        *(f"# {shown(note, lines=False)}" for note in data.notes),
-        "",
-    ]
+    chosen = config.make({"data": source, "model": _model(source, data), "optimizer": "adamw"})
+    notes = [f"pipe train {path}", *data.notes]
+    lines = [*(f"# {shown(note, lines=False)}" for note in notes), ""]
     for table in TABLES:
         if table != "pipeline":
-            lines += _table(table, getattr(made, table))
+            lines += _table(table, getattr(chosen, table))
     replace(path, "\n".join(lines).encode())
-    tell(f"{path}: {data.task} of {len(data.train):,} samples by {made.model.name}; pipe train {path}")
+    tell(f"{path}: {data.task} of {len(data.train):,} samples by {chosen.model.name}; pipe train {path}")
 
 
 def _model(source: str, data: Prepared) -> str:
+    """A model to start from."""
+    from cli.build import fixed
+
     what = fixed(source, data)
-    if data.task in MODELS or not what.floats:
-        return MODELS.get(data.task, "lstm")
+    if data.task == "language modelling":
+        return "transformer"
+    if not what.floats:
+        return "lstm"
     return "resnet" if len(what.inputs) == 3 and min(what.inputs[1:]) >= SMALL else "mlp"
 
 
 def _table(table: str, recipe: Any) -> list[str]:
+    """A table of TOML: the name of the recipe, and each of its settings as a comment with its help."""
+    import tomli_w
+
+    from pipeline.text import shown
+
     lines = [f"[{table}]"]
     for name, f in settings(type(recipe)).items():
         value = getattr(recipe, name)
@@ -58,7 +73,7 @@ def _table(table: str, recipe: Any) -> list[str]:
             lines.append(f"# {name} =   # {about}")
         else:
             text = tomli_w.dumps({name: list(value) if isinstance(value, tuple) else value}, multiline_strings=False)
-            chosen = name == TABLES[table].key
             text = text.strip() if isinstance(value, str) else " ".join(text.split())
-            lines.append(f"{'' if chosen else '# '}{shown(text, lines=False)}   # {about}")
+            comment = "" if name == TABLES[table].key else "# "
+            lines.append(f"{comment}{shown(text, lines=False)}   # {about}")
     return [*lines, ""]

@@ -5,32 +5,46 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from cli import config as settings
-from cli import folder as folders
-from cli import ranking as better
-from cli.output import written
-from cli.progress import tell
-from cli.seal import CHECKPOINTS
-from pipeline import log, plot
-from pipeline.checkpoint import newest
-from pipeline.errors import ConfigError
+import click
+
+from cli import config
 
 
-def run(runs: Sequence[Path], metrics: Sequence[str], out: str | None) -> None:
-    """Draw the curves of a run, or of several over each other."""
-    found = {}
+@click.command("plot")
+@click.argument("runs", nargs=-1, required=True, metavar="RUN [RUN ...]")
+@click.option("--metric", "metrics", multiple=True, metavar="NAME", help="to draw, such as loss  [default: all]")
+@click.option("--out", metavar="FILE", help="[default: the run's curves.svg; for several runs curves.png here]")
+def command(runs: tuple[str, ...], metrics: tuple[str, ...], out: str | None) -> None:
+    """Draw the curves of a RUN, or of several in one picture."""
+    draw([Path(run) for run in runs], metrics, out)
+
+
+def draw(runs: Sequence[Path], metrics: Sequence[str], out: str | None) -> None:
+    """Draw the curves of runs, and write the picture."""
+    from cli import folder as folders
+    from cli import ranking
+    from cli.output import written
+    from cli.progress import tell
+    from cli.seal import CHECKPOINTS
+    from pipeline import log, plot
+    from pipeline.checkpoint import newest
+    from pipeline.errors import ConfigError
+
+    rows = {}
     for folder in runs:
-        settings.check_run(folder)
-        found[str(folder)] = better.read(folder)
-        if not found[str(folder)]:
+        config.check_run(folder)
+        rows[folder] = ranking.read(folder)
+        if not rows[folder]:
             raise ConfigError(f"{folder} has no complete epoch yet")
-    best = None
-    if len(runs) == 1 and (saved := newest(runs[0] / CHECKPOINTS).saved) is not None and saved.best:
-        best = saved.best.metric if saved.best.metric in log.declared(found[str(runs[0])]) else None
-    path = Path(out) if out is not None else runs[0] / folders.CURVES if len(runs) == 1 else Path("curves.png")
-    short = len({folder.name for folder in runs}) == len(runs)
-    lines = {folder.name if short else str(folder): found[str(folder)] for folder in runs}
-    figure = plot.curves(found[str(runs[0])] if len(runs) == 1 else lines, metrics=metrics, best=best)
+    first = runs[0]
+    if len(runs) == 1:
+        saved = newest(first / CHECKPOINTS).saved
+        best = saved.best.metric if saved is not None and saved.best else None
+        figure = plot.curves(rows[first], metrics=metrics, best=best if best in log.declared(rows[first]) else None)
+    else:
+        short = len({folder.name for folder in runs}) == len(runs)
+        figure = plot.curves({f.name if short else str(f): rows[f] for f in runs}, metrics=metrics)
+    path = Path(out) if out is not None else first / folders.CURVES if len(runs) == 1 else Path("curves.png")
     try:
         with written(path) as file:
             if path.suffix == ".svg":

@@ -1,29 +1,42 @@
-"""`pipe set`: change a run's settings on purpose, so that its seal fits."""
+"""`pipe set`: change a run's settings, so that its seal fits."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from cli import config as settings
-from cli import folder as folders
-from cli.progress import tell
+import click
 
-PLACES = ("data", "test")
-"""Settings that may be others though they are fixed: the data are known by what they hold, not by where they lie."""
+from cli import arguments, config
+
+MOVED = ("data", "test")
+"""Paths of data: they may change although they are fixed, because data are known by their contents."""
 
 
-def run(folder: Path, chosen: Mapping[str, Any]) -> None:
-    """Write the settings of a run anew, as it would go on with them."""
-    with folders.gone_on(folder) as seal:
-        old, new = settings.resumed(folder, chosen, besides=PLACES)
-        table = settings.document(folder / settings.CONFIG)
+@click.command("set")
+@click.argument("run")
+@click.argument("assigned", nargs=-1, required=True, metavar="NAME=VALUE ...")
+@arguments.trusted
+def command(run: str, assigned: tuple[str, ...], trust: bool) -> None:
+    """Change settings with which a RUN goes on, such as lr=0.01, or data=PATH if its data have moved."""
+    chosen = config.whole(arguments.assigned_settings(assigned))
+    arguments.check(Path(run), chosen, trust)
+    change(Path(run), chosen)
+
+
+def change(run: Path, chosen: dict[str, Any]) -> None:
+    """Rewrite the config of a run, and record the change in its manifest."""
+    from cli import folder as folders
+    from cli.progress import tell
+
+    with folders.gone_on(run) as seal:
+        old, new = config.resumed(run, chosen, besides=MOVED)
+        table = config.document(run / config.CONFIG)
         rest: dict[str, Any] = {k: table[k] for k in ("facts", "versions", "resumed") if k in table}
         before, now = old.flat, new.flat
         changed = {k: [before.get(k), now[k]] for k in now if before.get(k) != now[k]}
-        told = {k: ["default" if v is None else str(v) for v in values] for k, values in changed.items()}
-        seal.accepted.append({"at": datetime.now(UTC).isoformat(timespec="seconds"), "set": told})
-        folders.write(seal, {settings.CONFIG: folders.config_text(new, rest, seal)})
-    tell(f"{folder}: " + (", ".join(f"{k} {a} -> {b}" for k, (a, b) in told.items()) or "nothing is otherwise"))
+        words = {k: ["default" if v is None else str(v) for v in values] for k, values in changed.items()}
+        seal.accepted.append({"at": datetime.now(UTC).isoformat(timespec="seconds"), "set": words})
+        folders.write(seal, {config.CONFIG: folders.config_text(new, rest, seal)})
+    tell(f"{run}: " + (", ".join(f"{k} {a} -> {b}" for k, (a, b) in words.items()) or "nothing changes"))

@@ -2,42 +2,67 @@
 
 from __future__ import annotations
 
-import torch
-from rich.table import Table
+from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
-from cli import chart
-from cli.build import first, job, parameters, steps
-from cli.config import TrainConfig
-from cli.progress import plain
-from pipeline import Schedule, State
-from pipeline.description import Description
-from pipeline.programs.hyper import hyper_values
+import click
+
+from cli import arguments
+from cli.flags import SettingsCommand, settings
+
+if TYPE_CHECKING:
+    from cli.config import TrainConfig
+    from pipeline import State
+    from pipeline.description import Description
 
 POINTS = 20_000
-"""Of a longer run, so many steps are looked at."""
+"""Steps of a long run at which a schedule is evaluated."""
+WIDTH, HEIGHT = 72, 13
+"""Of a chart, in characters."""
 
 
-def run(config: TrainConfig, *, draw: bool = False) -> None:
-    """Print the pipeline's table, the model's parameters and where each value comes from; with `draw`, the schedules
-    too."""
-    made = job(config)
-    state = first(made, config)
-    params = state.params
+@click.command("show", cls=SettingsCommand)
+@arguments.source
+@partial(settings, bare={"schedule": "; --schedule alone draws that of the run"})
+def command(file: str | None, **options: Any) -> None:
+    """Show what `pipe train` with the same options would train: stages, parameters and wiring.
+
+    With --schedule, also draw each hyperparameter that has a schedule.
+    """
+    draw = options["schedule"] is not None
+    options["schedule"] = options["schedule"] or None
+    show(arguments.train_config(file, options), draw=draw)
+
+
+def show(config: TrainConfig, *, draw: bool) -> None:
+    from rich.table import Table
+
+    from cli import build
+    from cli.progress import plain
+
+    job = build.job(config)
+    state = build.first(job, config)
     say = plain(False)
-    say.print(f"{config.source}: {made.data}\n\n{made.stages}\n\n{made.model}")
+    say.print(f"{config.source}: {job.data}\n\n{job.stages}\n\n{job.model}")
     table = Table("parameter", "shape", "numbers", box=None, pad_edge=False, show_footer=True)
     table.columns[2].justify = "right"
-    table.columns[0].footer, table.columns[2].footer = "all", f"{parameters(params):,}"
-    for name, tensor in params.items():
+    table.columns[0].footer, table.columns[2].footer = "all", f"{build.parameters(state.params):,}"
+    for name, tensor in state.params.items():
         table.add_row(name, "x".join(map(str, tensor.shape)), f"{tensor.numel():,}")
     say.print(table)
-    say.print("\n" + wiring(made.stages))
+    say.print("\n" + wiring(job.stages))
     if draw:
-        say.print("\n" + schedules(made.stages, state, steps(made.stages.load, config) or 0))
+        say.print("\n" + schedules(job.stages, state, build.steps(job.stages.load, config) or 0))
 
 
 def schedules(pipe: Description, state: State, steps: int) -> str:
-    """The course of each hyperparameter with a schedule over a run of so many steps, drawn."""
+    """A chart of each hyperparameter with a schedule, over a run of so many steps."""
+    import torch
+
+    from pipeline import Schedule
+    from pipeline.programs.hyper import hyper_values
+
     at = torch.linspace(0, steps - 1, min(steps, POINTS), dtype=torch.float64).round().long()
     values = torch.vmap(lambda step: hyper_values(pipe.graph, {**state.tree, "step": step}))(at.to(state.step))
     charts = []
@@ -46,8 +71,30 @@ def schedules(pipe: Description, state: State, steps: int) -> str:
             if isinstance(schedule, Schedule):
                 until = f", as long as {' and '.join(schedule.watches)} gets better" if schedule.watches else ""
                 title = f"{s.name}.{name} at each of {steps:,} steps{until}"
-                charts.append(chart.draw(title, at.tolist(), values[s.name][name].tolist()))
+                charts.append(chart(title, at.tolist(), values[s.name][name].tolist()))
     return "\n\n".join(charts) or "no hyperparameter of this run has a schedule"
+
+
+def chart(title: str, steps: Sequence[int], values: Sequence[float]) -> str:
+    """A curve in braille characters; the axes have the numbers at their ends.
+
+    >>> chart("lr", [0, 99], [0.1, 0.1]).split()[-3:]
+    ['0', '99', 'step']
+    """
+    import plotext
+
+    plotext.terminal.limit(False, False)  # its size does not depend on the terminal
+    figure = plotext.figure
+    figure.clear()
+    figure.plot_size(WIDTH, HEIGHT)
+    figure.title(title)
+    figure.label("step")
+    for axis, numbers, form in (("x", steps, ","), ("y", values, ".4g")):
+        ends = sorted({min(numbers), max(numbers)})
+        figure.ruler(axis).ticks(ends, [format(n, form) for n in ends])
+    figure.draw(figure.signal([*steps], [*values], marker="braille").lines())
+    lines = figure.build().string(colorless=True).splitlines()
+    return "\n".join(line.rstrip() for line in lines)
 
 
 def wiring(pipe: Description) -> str:

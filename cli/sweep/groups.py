@@ -1,4 +1,4 @@
-"""Plan: which runs a sweep has, which of them share a program, and which are trained side by side."""
+"""Which runs a sweep has, which of them share a program, and which are trained side by side."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from attrs import evolve, frozen
+from torch.utils import _pytree as pytree
 
+from cli import build, room
 from cli import config as settings
-from cli.build import Job, job, prepared, steps
+from cli.build import Job
 from cli.config import TrainConfig
 from cli.ranking import ranking
 from cli.recipes.setting import flag, refusal
@@ -19,13 +21,18 @@ from pipeline.programs.members import gathers
 from pipeline.sweeps import Order
 
 NUMBERS = ("lr", "rest_lr", "momentum", "weight_decay", "clip", "ema")
-"""Settings that a step reads from State: those of one program may differ in them."""
+"""Settings that a step reads from State: members of one program may differ in them."""
 WITHOUT = ("ensemble", "folds", "patience", "minutes", "save_steps", "log")
 """Settings of one run that a sweep does not have."""
 FACTOR = 2
-"""In successive halving, one in so many goes on, for so many times the epochs."""
+"""Successive halving: one member in FACTOR goes on, for FACTOR times the epochs."""
 NARROWER = 4
-"""By how much the next narrower program is narrower."""
+"""How many times narrower the next program for a shrinking group is."""
+ON_CPU, ON_ACCELERATOR = 32, 128
+"""Members side by side: few enough for their State to stay in the cache of a core, many enough to share the fixed cost
+of a step. Measured widths are in benchmarks/LOG.md: 32 takes at most 1.1 times as long as the best of 8 to 128."""
+MEMORY_SHARE, COPIES = 0.5, 4
+"""Share of the free memory for members, and copies of a member's State while its program is compiled and checked."""
 
 
 @frozen(eq=False)
@@ -35,8 +42,8 @@ class Member:
     name: str
     config: TrainConfig
     chosen: Mapping[str, Any]
-    """Its values of the axes."""
-    made: Job
+    """Its value on each axis."""
+    job: Job
     hyper: Mapping[str, float]
 
 
@@ -51,50 +58,73 @@ class Chunk:
     name: str
     members: tuple[Member, ...]
     runs: Sweep
-    """These, and the last of them again, as often as the program is wider."""
-    made: Job
+    """The members; the last one is repeated to fill the width of the program."""
+    job: Job
     begin: int
     end: int
 
 
 def members(base: TrainConfig, rows: Sequence[Mapping[str, Any]], seeds: int) -> list[Member]:
-    """Each setting with each seed. Raises ConfigError for what a sweep does not have."""
-    found: list[Member] = []
+    """Each setting with each seed. Raises ConfigError for a setting that a sweep does not have."""
+    result: list[Member] = []
     data: dict[str, Any] = {}
     for row in rows:
         config = settings.make(base.tables, row)
         for name in WITHOUT:
             if getattr(config.run, name):
-                raise refusal(f"{flag(name)} has no say in a sweep; leave it out")
+                raise refusal(f"{flag(name)} does not apply to a sweep; leave it out")
         if (key := repr((config.data, config.run.split_seed))) not in data and config.pipeline.name is None:
-            data[key] = prepared(config)
-        made = job(config, data.get(key))
-        load = made.stages.load
-        if made.held_out is None or load is None:
+            data[key] = build.prepared(config)
+        job = build.job(config, data.get(key))
+        load = job.stages.load
+        if job.held_out is None or load is None:
             raise refusal("a sweep needs held-out data, on which its runs are compared")
-        hyper = hyper_numbers(made.stages.graph, steps(load, config), load.batches)
+        hyper = hyper_numbers(job.stages.graph, build.steps(load, config), load.batches)
         split = config.run.seed if config.run.split_seed is None else config.run.split_seed
         for k in range(seeds):
-            own = evolve(config.run, seed=config.run.seed + k, split_seed=split, out=None)
-            found.append(Member(f"{len(found):03d}", evolve(config, run=own), row, made, hyper))
-    return found
+            run = evolve(config.run, seed=config.run.seed + k, split_seed=split, out=None)
+            result.append(Member(f"{len(result):03d}", evolve(config, run=run), row, job, hyper))
+    return result
 
 
 def grouped(members: Sequence[Member]) -> list[list[Member]]:
-    """Members whose steps differ in numbers alone."""
+    """Groups of members whose steps differ only in numbers."""
     groups: dict[str, list[Member]] = {}
     for m in members:
         other = {k: v for k, v in m.config.flat.items() if k not in (*NUMBERS, "seed")}
-        names = [s.name for s in m.made.stages.stages]
+        names = [s.name for s in m.job.stages.stages]
         groups.setdefault(repr((sorted(other.items(), key=str), names, sorted(m.hyper))), []).append(m)
     return list(groups.values())
 
 
+def width(group: Sequence[Member]) -> int:
+    """How many members of a group to train at once: no more than fit in half of the free memory."""
+    device = group[0].job.stages.place.device
+    fit = round(MEMORY_SHARE * room.free(device)) // memory_of(group[0])
+    return max(min(fit, ON_CPU if device.type == "cpu" else ON_ACCELERATOR), 1)
+
+
+def memory_of(member: Member) -> int:
+    """Bytes of a member in training, roughly: its State, gradients, and a batch's activations."""
+    state = member.job.pipe.init(0, steps=1)
+    stored: int = sum(t.nbytes for t in pytree.tree_leaves(state.tree))
+    return max(COPIES * stored + int(3 * build.size(member.job, state)[1]), 1)
+
+
+def even(count: int, width: int) -> int:
+    """The size of the fewest chunks of at most `width` that hold `count` members evenly.
+
+    >>> even(40, 32), even(3, 32)
+    (20, 3)
+    """
+    return -(-count // -(-count // width))
+
+
 def rungs(count: int, epochs: int, halving: bool) -> list[int]:
-    """The epochs after which members are compared, the last one last; without halving, that alone.
+    """The epochs after which members are compared, the last one last; without halving, only that.
 
     Source: Jamieson and Talwalkar, Non-stochastic best arm identification and hyperparameter optimization (2016),
-    algorithm 1, with a budget for the last ones of all epochs.
+    algorithm 1, with a budget of all epochs for the last members.
 
     >>> rungs(64, 20, True), rungs(64, 20, False)
     ([1, 2, 5, 10, 20], [20])
@@ -106,7 +136,7 @@ def rungs(count: int, epochs: int, halving: bool) -> list[int]:
 
 
 def better(members: Sequence[Member], results: Results, metric: str) -> list[Member]:
-    """The best of members, one in FACTOR, in their order; a run that was not finite does not go on."""
+    """The best of members, one in FACTOR, in their order. Runs that are not finite are dropped."""
     last = {m.name: results[m.name][-1] for m in members}
     finite = [
         m for m in members if None not in (last[m.name].get(f"validate/{metric}"), last[m.name].get("train/loss"))
@@ -118,27 +148,18 @@ def better(members: Sequence[Member], results: Results, metric: str) -> list[Mem
 
 
 def chunks(
-    name: str, made: Job, alive: Sequence[Member], size: int, epochs: tuple[int, int], seed: int
+    name: str, job: Job, alive: Sequence[Member], size: int, epochs: tuple[int, int], seed: int
 ) -> Iterator[Chunk]:
-    """What is left of a group, in parts of `size`; where it is less, in one of a program a few times narrower.
+    """The remaining members of a group, in chunks of `size`; few of them take one program, a few times narrower.
 
-    `made` is what the group shares, and `seed` of the order that members share, where they have none of their own,
-    however they are parted.
+    `seed` is that of the order of batches which members share, if they have none of their own; so their results do not
+    depend on the chunks.
     """
     while -(-size // NARROWER) >= len(alive) and size > 1:
         size = -(-size // NARROWER)
-    assert isinstance(made.pipe, Pipeline)
-    order: Order = "own" if gathers(made.pipe) else "shared"
+    assert isinstance(job.pipe, Pipeline)
+    order: Order = "own" if gathers(job.pipe) else "shared"
     for k in range(-(-len(alive) // size)):
         members = tuple(alive[k * size : (k + 1) * size])
         rows = [{"seed": m.config.run.seed, **m.hyper} for m in (*members, *members[-1:] * (size - len(members)))]
-        yield Chunk(f"{name}-{k}", members, Sweep(made.pipe, tuple(rows), order, seed), made, *epochs)
-
-
-def parted(count: int, width: int) -> int:
-    """So many members in as few parts of one size as there are with at most `width`.
-
-    >>> parted(40, 32), parted(3, 32)
-    (20, 3)
-    """
-    return -(-count // -(-count // width))
+        yield Chunk(f"{name}-{k}", members, Sweep(job.pipe, tuple(rows), order, seed), job, *epochs)

@@ -1,4 +1,4 @@
-"""Landscape: how a metric depends on the settings of a sweep, as a table and as a picture."""
+"""How a metric depends on the settings of a sweep, as a table and as a picture."""
 
 from __future__ import annotations
 
@@ -9,27 +9,24 @@ import numpy as np
 from attrs import frozen
 from rich.table import Table
 
-from cli import ranking as better
+from cli import ranking
 from pipeline.log import Row
-from pipeline.plot import COLOURS, STYLES
+from pipeline.plot import COLOURS
 from pipeline.state import format_metric
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 Point: TypeAlias = tuple[Mapping[str, Any], Sequence[Row]]
-"""The values of the axes of a run, and its epochs."""
+"""The values of a run on the axes, and its epochs."""
 
 LINES = 8
-"""Settings that a picture tells apart by colour; others are grey."""
-FILLED = "os^Dv<>p"
-"""Marks that may be hollow."""
+"""Lines of a picture with a colour of their own; others are grey."""
+MARKS = "os^Dv<>p"
+"""Marks that can be hollow."""
 ROWS = 20
-"""Of more settings, a table shows the best ones."""
-
-
-def _text(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+"""Settings in a table, the best ones."""
 
 
 def words(chosen: Mapping[str, Any]) -> str:
@@ -37,59 +34,57 @@ def words(chosen: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {_text(value)}" for name, value in chosen.items())
 
 
-def _last(point: Point, metric: str) -> float:
-    """The metric of the last epoch; NaN where it is not finite."""
-    value = point[1][-1].get(f"validate/{metric}") if point[1] else None
-    return float("nan") if value is None else float(value)
+def _text(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 @frozen(eq=False)
 class Setting:
-    """A setting, and what those of its runs ended with that did most epochs."""
+    """A setting, and the last metric of each of its runs that were trained longest."""
 
     chosen: Mapping[str, Any]
     epochs: int
     values: np.ndarray
+    """NaN for a run that is not finite."""
 
 
 def _settings(points: Sequence[Point], metric: str) -> list[Setting]:
-    """Each setting: first what was trained longest, and of as many epochs the best mean."""
-    found: dict[str, list[Point]] = {}
+    """Each setting: the longest trained first, then the best mean."""
+    runs_of: dict[str, list[Point]] = {}
     for p in points:
-        found.setdefault(repr(sorted(p[0].items(), key=str)), []).append(p)
-    sign = -1.0 if _high(points, metric) else 1.0
-    made = []
-    for runs in found.values():
+        runs_of.setdefault(repr(sorted(p[0].items(), key=str)), []).append(p)
+    settings = []
+    for runs in runs_of.values():
         epochs = max(rows[-1]["epoch"] for _, rows in runs)
-        values = [_last(p, metric) for p in runs if p[1][-1]["epoch"] == epochs]
-        made.append(Setting(runs[0][0], epochs, np.asarray(values)))
+        ends = [rows[-1].get(f"validate/{metric}") for _, rows in runs if rows[-1]["epoch"] == epochs]
+        settings.append(Setting(runs[0][0], epochs, np.asarray([float("nan") if v is None else v for v in ends])))
+    sign = -1.0 if _high(points, metric) else 1.0
 
     def rank(s: Setting) -> tuple[int, float]:
         mean = float(np.mean(s.values))
         return -s.epochs, sign * mean if mean == mean else float("inf")
 
-    return sorted(made, key=rank)
-
-
-def table(names: Sequence[str], points: Sequence[Point], metric: str, *, most: int = ROWS, title: str = "") -> Table:
-    """The settings, the best mean over seeds first: mean, standard deviation and best."""
-    rows = _settings(points, metric)
-    more = f"{len(rows) - most} more settings" if len(rows) > most else ""
-    trained = len({s.epochs for s in rows}) > 1  # not all as long
-    heads = [*names, "mean", "+-", "best", "runs", *(["epochs"] if trained else [])]
-    made = Table(*heads, box=None, pad_edge=False, title=title or None, caption=more or None)
-    for s in rows[:most]:
-        values = s.values
-        spread = _number(metric, float(values.std(ddof=1))) if len(values) > 1 else ""
-        best = values.max() if _high(points, metric) else values.min()
-        numbers = _number(metric, float(values.mean())), spread, _number(metric, float(best)), str(len(values))
-        made.add_row(*(_text(s.chosen[n]) for n in names), *numbers, *([str(s.epochs)] if trained else []))
-    made.columns[len(names)].header = f"mean {metric}"
-    return made
+    return sorted(settings, key=rank)
 
 
 def _high(points: Sequence[Point], metric: str) -> bool:
-    return better.of(metric, [r for _, rows in points for r in rows[:1]]) == "high"
+    return ranking.direction_of(metric, [r for _, rows in points for r in rows[:1]]) == "high"
+
+
+def table(names: Sequence[str], points: Sequence[Point], metric: str, *, most: int = ROWS, title: str = "") -> Table:
+    """Mean, standard deviation and best value over the seeds of each setting, the best mean first."""
+    rows = _settings(points, metric)
+    more = f"{len(rows) - most} more settings" if len(rows) > most else ""
+    halved = len({s.epochs for s in rows}) > 1
+    heads = [*names, f"mean {metric}", "+-", "best", "runs", *(["epochs"] if halved else [])]
+    table = Table(*heads, box=None, pad_edge=False, title=title or None, caption=more or None)
+    for s in rows[:most]:
+        values = s.values
+        deviation = _number(metric, float(values.std(ddof=1))) if len(values) > 1 else ""
+        best = values.max() if _high(points, metric) else values.min()
+        numbers = _number(metric, float(values.mean())), deviation, _number(metric, float(best)), str(len(values))
+        table.add_row(*(_text(s.chosen[n]) for n in names), *numbers, *([str(s.epochs)] if halved else []))
+    return table
 
 
 def _number(metric: str, value: float) -> str:
@@ -97,46 +92,30 @@ def _number(metric: str, value: float) -> str:
 
 
 def picture(names: Sequence[str], points: Sequence[Point], metric: str) -> Figure:
-    """The metric over the axis that has most numbers, a line for each setting of the others, with the range over
-    seeds; hollow where a setting was not trained to the end."""
-    from matplotlib.figure import Figure as New
+    """The metric over the axis with most numbers: a line for each setting of the other axes, with the range over seeds.
+
+    Points are hollow if they were not trained to the end. Settings drawn at random are points without lines.
+    """
+    from matplotlib.figure import Figure
 
     rows = [s for s in _settings(points, metric) if np.isfinite(s.values).any()]
     numbers = {n: {s.chosen[n] for s in rows if isinstance(s.chosen[n], int | float)} for n in names}
-    over = max(names, key=lambda n: len(numbers[n]))
-    lines: dict[str, list[Setting]] = {}
-    for s in rows:  # the best lines first
-        lines.setdefault(words({n: s.chosen[n] for n in names if n != over}), []).append(s)
-    whole = max((s.epochs for s in rows), default=0)
-    figure: Figure = New(figsize=(7.2, 4.4), layout="constrained")
+    x_axis = max(names, key=lambda n: len(numbers[n]))
+    lines: dict[str, list[Setting]] = {}  # the best first
+    for s in rows:
+        lines.setdefault(words({n: s.chosen[n] for n in names if n != x_axis}), []).append(s)
+    scattered = len(lines) > max(len(rows) / 2, 1)
+    if scattered:
+        lines = {"": rows}
+    figure = Figure(figsize=(7.2, 4.4), layout="constrained")
     axes = figure.add_subplot()
-    single = len(lines) > max(len(rows) / 2, 1)
-    if single:  # drawn at random, so that there are points and no lines
-        lines = {"": [s for found in lines.values() for s in found]}
-    for k, (name, found) in reversed(list(enumerate(lines.items()))):
-        ordered = sorted(found, key=lambda s: (str(type(s.chosen[over])), s.chosen[over]))
-        at = [s.chosen[over] for s in ordered]
-        mean, low, high = ([float(f(s.values)) for s in ordered] for f in (np.nanmean, np.nanmin, np.nanmax))
-        known = k < LINES
-        style: dict[str, Any] = {
-            "color": COLOURS[k % len(COLOURS)] if known else "#bbbbbb",
-            "marker": FILLED[k % 8],
-            "markersize": 4,
-        }
-        label = (name or None) if known else None
-        axes.plot(
-            at, mean, linestyle="" if single else STYLES[0], linewidth=1.3 if known else 0.6, label=label, **style
-        )
-        short = [(x, y) for x, y, s in zip(at, mean, ordered, strict=True) if s.epochs < whole]
-        if short:
-            axes.plot(*zip(*short, strict=True), linestyle="", markerfacecolor="white", **style)
-        if known and low != high and not single:
-            axes.fill_between(at, low, high, color=style["color"], alpha=0.15, linewidth=0)
-    places = numbers[over]
-    if places and min(places) > 0 and max(places) > 30 * min(places):
+    longest = max((s.epochs for s in rows), default=0)
+    for k, (name, line) in reversed(list(enumerate(lines.items()))):
+        _draw(axes, k, name, line, x_axis, longest, scattered)
+    if numbers[x_axis] and min(numbers[x_axis]) > 0 and max(numbers[x_axis]) > 30 * min(numbers[x_axis]):
         axes.set_xscale("log")
-    axes.set_xlabel(over, fontsize=9)
-    hollow = " (hollow: before the last one)" if any(s.epochs < whole for s in rows) else ""
+    axes.set_xlabel(x_axis, fontsize=9)
+    hollow = " (hollow: stopped earlier)" if any(s.epochs < longest for s in rows) else ""
     axes.set_ylabel(f"held-out {metric}, last epoch{hollow}", fontsize=9)
     axes.tick_params(labelsize=8)
     axes.grid(visible=True, linewidth=0.3)
@@ -146,3 +125,22 @@ def picture(names: Sequence[str], points: Sequence[Point], metric: str) -> Figur
         title = None if len(lines) <= LINES else f"the best {LINES} of {len(lines)}"
         axes.legend(handles[::-1], labels[::-1], fontsize=7, frameon=False, title=title, title_fontsize=7)
     return figure
+
+
+def _draw(axes: Axes, k: int, name: str, line: Sequence[Setting], x_axis: str, longest: int, scattered: bool) -> None:
+    """The k-th best line."""
+    settings = sorted(line, key=lambda s: (str(type(s.chosen[x_axis])), s.chosen[x_axis]))
+    at = [s.chosen[x_axis] for s in settings]
+    mean, low, high = ([float(f(s.values)) for s in settings] for f in (np.nanmean, np.nanmin, np.nanmax))
+    coloured = k < LINES
+    colour = COLOURS[k % len(COLOURS)] if coloured else "#bbbbbb"
+    style: dict[str, Any] = {"color": colour, "marker": MARKS[k % len(MARKS)], "markersize": 4}
+    axes.plot(
+        at, mean, linestyle="" if scattered else "-", linewidth=1.3 if coloured else 0.6,
+        label=(name or None) if coloured else None, **style,
+    )  # fmt: skip
+    short = [(x, y) for x, y, s in zip(at, mean, settings, strict=True) if s.epochs < longest]
+    if short:
+        axes.plot(*zip(*short, strict=True), linestyle="", markerfacecolor="white", **style)
+    if coloured and low != high and not scattered:
+        axes.fill_between(at, low, high, color=colour, alpha=0.15, linewidth=0)

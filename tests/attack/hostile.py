@@ -33,9 +33,9 @@ SETTINGS = (
     " data.augment run.backend model.config run.best run.device run.out data.task"
 )
 FLAGS = (
-    "--epochs --batch-size --hidden --lr --seed --seeds --keep --save-steps --save-minutes --ensemble --folds --fold"
-    " --clip --ema --warmup --threads --minutes --patience --workers --accumulate --held-out --weight-decay"
-    " --steps-per-call --momentum --timeout --split-seed --shard --smoothing --dropout"
+    "--epochs --batch-size --hidden --lr --seed --seeds --set=keep --save-steps --set=save_minutes --ensemble --folds"
+    " --set=fold --clip --ema --warmup --threads --minutes --patience --set=workers --accumulate --held-out"
+    " --weight-decay --set=steps_per_call --momentum --set=timeout --set=split_seed --shard --set=smoothing --dropout"
 )
 
 

@@ -76,7 +76,7 @@ def _try(command: str, place: str, name: str, ground: Ground) -> None:
         writer.writerow([f"{i * 7 % 11}.5", values[i % 2], classes[i // 2 % 2]])
     (ground.here / file).write_text(text.getvalue(), encoding="utf-8", newline="")
     where = file if not file.startswith("-") else f"./{file}"
-    common = ("--data", where, "--hidden", "4", "--epochs", "1", "--no-compile", "-q", "--header")
+    common = ("--data", where, "--hidden", "4", "--epochs", "1", "--no-compile", "-q", "--set", "header=true")
     train = ("train", *common, "-v")[: 10 if command == "train" else 9]
     run: tuple[str, ...] = (*train, "--out", folder)
     if command == "init":

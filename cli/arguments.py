@@ -1,0 +1,107 @@
+"""Arguments that commands share: a config, a run or a function, with settings. Imports no torch."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from cli import config
+from cli.flags import kind
+from cli.recipes.code import is_code
+from cli.recipes.setting import refusal
+
+if TYPE_CHECKING:
+    from cli.saved_run import Past
+
+source = click.argument("file", required=False, metavar="[CONFIG.toml | RUN | FILE.py:FUNCTION]")
+trusted = click.option("--trust", is_flag=True, help="run code that a file names and the command line does not")
+accepted = click.option(
+    "--accept", is_flag=True, help="accept changes that were made in the run's folder, and record that"
+)
+weights = click.option(
+    "--weights", default="best", metavar="NAME",
+    help="best, last, the step of a checkpoint, or the name of an average  [default: best]",
+)  # fmt: skip
+
+
+def train_config(file: str | None, options: dict[str, Any], trust: bool = False, accept: bool = False) -> Any:
+    """The TrainConfig of a config file, a run or a function; options replace its settings."""
+    chosen = settings_of(options)
+    if file is None:
+        return config.make(chosen)
+    if is_code(file):
+        return config.make({**chosen, "pipeline": file})
+    path = Path(file) / config.CONFIG if os.path.isdir(file) else Path(file)
+    check(Path(file), chosen, trust, accept, run=path != Path(file))
+    earlier = config.read(path)
+    if changed := config.changed(path):
+        from cli.progress import warn
+
+        warn(
+            f"{file} was resumed with other options ({changed}). Here the last ones hold from the first step, so the "
+            "bits may differ: to train the same run, give the first ones here and the others to --resume"
+        )
+    earlier.pop("out", None)  # the new run gets a folder of its own
+    run = earlier.get("run")
+    if isinstance(run, dict):
+        earlier["run"] = {name: value for name, value in run.items() if name != "out"}
+    return config.make(earlier, chosen)
+
+
+def saved_run(run: str, trust: bool, accept: bool) -> Past:
+    """A run loaded from its folder."""
+    check(Path(run), {}, trust, accept)
+    from cli.saved_run import Past
+
+    return Past(Path(run))
+
+
+def check(path: Path, chosen: dict[str, Any], trust: bool, accept: bool = False, run: bool = True) -> None:
+    """Check a config file, or the folder of a run or a sweep, before anything of it is used.
+
+    Raises ConfigError if it names code that the command line does not name, or was changed and is not accepted.
+    """
+    if run and accept and os.path.lexists(path / config.CONFIG):
+        from cli.folder import accepted
+
+        accepted(path)
+    if run:
+        config.check_run(path)
+    known = config.code_in(chosen)
+    for file in config.files(path) if run else (path,):
+        unknown = [name for name in config.code_in(config.document(file)) if name not in known]
+        if unknown and not trust:
+            raise refusal(f"{file} names code, {', '.join(unknown)}, which would be run; if you know it, add --trust")
+
+
+def assigned_settings(texts: tuple[str, ...]) -> dict[str, Any]:
+    """The settings of --set. A setting that is text stays text: --set steps_per_call=2.
+
+    >>> assigned_settings(("keep=2", "steps_per_call=2", "optimizer.lr=0.1"))
+    {'keep': 2, 'steps_per_call': '2', 'optimizer.lr': 0.1}
+    """
+    try:
+        assigned = config.assigned(texts)
+    except ValueError as e:  # a number of thousands of digits
+        raise refusal(f"a value of --set does not fit: {e}") from None
+    for text in texts:
+        name, _, value = text.partition("=")
+        if kind(name.strip()) is str and isinstance(assigned[name.strip()], int | float):
+            assigned[name.strip()] = value.strip()
+    return assigned
+
+
+def settings_of(options: dict[str, Any]) -> dict[str, Any]:
+    """Settings of options, by whole name: those of --set, and those of flags, which win."""
+    assigned = assigned_settings(options.pop("assigned", ()))
+    chosen = {name: value for name, value in options.items() if value is not None}
+    for name in ("hidden", "widths"):
+        if isinstance(chosen.get(name), str):
+            try:
+                chosen[name] = [int(width) for width in chosen[name].split(",") if width]
+            except ValueError:
+                raise refusal(f"--{name} {chosen[name]!r} is no list of widths such as 128,64") from None
+    return {**config.whole(assigned), **config.whole(chosen)}

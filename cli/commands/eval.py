@@ -1,0 +1,65 @@
+"""`pipe eval`: measure a run's model."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from cli import arguments
+from cli.recipes.setting import refusal
+
+if TYPE_CHECKING:
+    from cli.saved_run import Past
+
+
+@click.command("eval")
+@click.argument("run")
+@click.option("--data", metavar="DATA", help="other data of the same kind  [default: the run's held-out data]")
+@click.option("--json", "as_json", is_flag=True, help="as JSON")
+@click.option("--weights", default="best", help="best, last, or the step of a checkpoint  [default: best]")
+@arguments.trusted
+@arguments.accepted
+def command(run: str, data: str | None, as_json: bool, weights: str, trust: bool, accept: bool) -> None:
+    """Measure a RUN's model: all metrics, each class, and the confusion matrix.
+
+    On the run's held-out data, the figures are those that training printed for that epoch.
+    """
+    evaluate(arguments.saved_run(run, trust, accept), data, weights=weights, as_json=as_json)
+
+
+def evaluate(past: Past, data: str | None, *, weights: str, as_json: bool) -> None:
+    from cli import classes, record
+    from cli.new_data import Batches
+    from cli.progress import plain, tell, warn
+    from pipeline.loop import validated
+    from pipeline.state import format_metric
+
+    job, state, saved = past.restored(weights)
+    if data is None:
+        for difference in record.differences(past.document, record.facts(job, state)):
+            warn(f"{difference}: the last digits may differ")
+        if job.held_out is None:
+            raise refusal(f"{past.folder} held nothing out; name data by --data")
+    samples: Any = job.held_out if data is None else Batches(past, data)
+    program: Any = job.pipe
+    if past.config.run.compile:
+        program = job.pipe.compile(backend=past.config.run.backend, fallback="eager")
+    metrics = validated(job.pipe, program, state, {"": job.validation if data is None else samples})
+    about = past.about if past.config.pipeline.name is None else None
+    figures = None if about is None else classes.figures(job.pipe, about, state, samples)
+    if as_json:
+        facts = {"run": str(past.folder), "weights": weights, "epoch": saved.epoch, "step": saved.step,
+                 "data": data or past.config.source, "metrics": metrics}  # fmt: skip
+        tell(json.dumps({**facts, **({} if figures is None else figures.json)}, indent=1, ensure_ascii=False))
+        return
+    say = plain(False)
+    say.print(f"run     {past.folder}, weights of epoch {saved.epoch} ({weights})")
+    say.print(f"data    {data or f'{past.config.source}, held-out samples'}")
+    for name, value in metrics.items():
+        if isinstance(value, int | float) and "/" not in name:
+            say.print(f"        {format_metric(name, value)}")
+    if figures is not None:
+        say.print(f"\n{figures}\n")
+        say.print(figures.matrix)

@@ -1,0 +1,124 @@
+"""A run as one HTML file; the page itself is templates/report.html."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from cli import classes, ranking, record
+from cli import config as settings
+from cli.flags import words
+from cli.progress import warn
+from cli.saved_run import Past
+from cli.worst import Sample, worst
+from pipeline import plot
+from pipeline.errors import PipeError
+from pipeline.state import format_metric
+from pipeline.text import shown
+
+
+def page(past: Past) -> str:
+    """The report as HTML. All texts are escaped, their control characters too."""
+    environment = Environment(
+        loader=PackageLoader("cli"), autoescape=True, finalize=_text, undefined=StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True,
+    )  # fmt: skip
+    facts = past.document.get("facts", {})
+    versions = past.document.get("versions", {})
+    best = ranking.best_epoch(past.rows, past.config.run.best)
+    curves = plot.svg(plot.curves(past.rows, best=best[1] if best else None)) if past.rows else None
+    return environment.get_template("report.html").render(
+        title=past.folder.name,
+        summary=_summary(past, facts, best),
+        curves=curves and Markup(curves),
+        metrics=_metrics(past, best) if past.rows else None,
+        command=command(past),
+        settings=[(f"{t}.{k}", str(v)) for t, values in past.config.tables.items() for k, v in values.items()],
+        facts=[
+            *((k, str(v)) for k, v in facts.items() if k != "hyper"),
+            *((f"version of {k}", str(v)) for k, v in versions.items()),
+        ],
+        **_measured(past),
+    )
+
+
+def _text(value: object) -> object:
+    """A value as the page shows it."""
+    if isinstance(value, Markup):
+        return value
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+    return "" if value is None else shown(str(value))
+
+
+def command(past: Past) -> str:
+    """The command that trains the run again."""
+    flat = past.config.flat
+    function = past.config.pipeline.name
+    named = () if function is not None else ("data", "model", "optimizer")
+    defaults = settings.make({k: flat[k] for k in named}).flat
+    arguments = [] if function is None else [function]
+    for name, value in flat.items():
+        if name not in ("out", "pipeline") and value is not None and (value != defaults.get(name) or name in named):
+            arguments += words(name, value)
+    return shlex.join(["pipe", "train", *arguments])
+
+
+def _summary(past: Past, facts: dict[str, Any], best: tuple[int, str, float] | None) -> list[str]:
+    training, held_out = (facts.get(f"{name}_samples", "?") for name in ("training", "held_out"))
+    lines = [f"{past.config.source}: {training} training and {held_out} held-out samples"]
+    if past.config.pipeline.name is None:
+        lines += past.about.notes
+    if "model" in facts:
+        lines.append(f"{facts['model']}: {facts.get('parameters', 0):,} parameters")
+    if best is not None:
+        lines.append(f"best {format_metric(best[1], best[2])} in epoch {best[0]} of {past.rows[-1]['epoch']}")
+    seconds = sum(row.get("seconds") or 0 for row in past.rows)
+    return [*lines, f"{seconds:.1f} s of training on {facts.get('device', '?')}, {facts.get('threads', '?')} threads"]
+
+
+def _metrics(past: Past, best: tuple[int, str, float] | None) -> tuple[list[str], list[list[Any]]]:
+    """Head and rows of a table: each metric in the best epoch and the last one."""
+    last = past.rows[-1]
+    epochs = [next((r for r in past.rows if best is not None and r["epoch"] == best[0]), last), last]
+    names = dict.fromkeys(k.partition("/")[2] for k in last if k.startswith(("train/", "validate/")))
+    head = [f"epoch {r['epoch']}, {split}" for r in epochs for split in ("training", "held out")]
+    rows = [[name, *(_number(r.get(f"{split}/{name}")) for r in epochs for split in ("train", "validate"))]
+            for name in names]  # fmt: skip
+    return ["metric", *head], rows
+
+
+def _number(value: Any) -> Any:
+    return value if isinstance(value, int | float) else None
+
+
+def _measured(past: Past) -> dict[str, Any]:
+    """Classes and the worst samples of the best epoch on the held-out data, or why they are left out."""
+    parts: dict[str, Any] = {"fault": None, "classes": None, "worst": (), "worst_table": None}
+    if past.config.pipeline.name is not None:
+        return parts
+    try:
+        job, state, _ = past.restored("best")
+        [*record.differences(past.document, record.facts(job, state))]  # raises if the data differ
+        about = past.about
+        figures = classes.figures(job.pipe, about, state, job.held_out)
+        if figures is not None:
+            rows = [*zip(figures.names, figures.precision, figures.recall, figures.f1, strict=True)]
+            parts["classes"] = {"names": figures.names, "rows": rows, "confusion": figures.confusion}
+        if about.task != "language modelling":
+            samples = worst(past, job, about)
+            parts |= {"worst": samples, "worst_table": _worst_table(samples, about.target)}
+    except PipeError as e:
+        warn(f"classes and samples are left out: {e}")
+        parts["fault"] = str(e)
+    return parts
+
+
+def _worst_table(samples: Sequence[Sample], target: str) -> tuple[list[str], list[list[Any]]]:
+    names = [n for n in samples[0].cells if n not in target.split(", ")]
+    head = ["held-out sample", f"true {target}", "predicted", "loss", *names]
+    return head, [[s.row, s.true, s.predicted, s.loss, *(s.cells[n] for n in names)] for s in samples]

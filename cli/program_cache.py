@@ -1,0 +1,107 @@
+"""List, verify or clear the compiled programs on disk."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import TypeAlias
+
+from rich.console import Console
+from rich.table import Table
+
+from cli.progress import plain
+from cli.recipes.setting import refusal
+from pipeline.compile import cache
+from pipeline.compile.cache import Package
+
+Packages: TypeAlias = dict[Path, Package | None]
+"""The cache's folders, and the package in each; None if it can't be read."""
+
+
+def run(action: str) -> None:
+    """Do an action on the packages."""
+    actions = {"list": show, "verify": verify, "clear": clear}
+    if action not in actions:
+        raise refusal(f"unknown action {action!r}", action, actions)
+    say = plain(False)
+    packages = read()
+    if action != "clear" and (why := cache.refusal()):
+        say.print(f"programs are neither kept here nor loaded: {why}")
+    if not packages and not size(cache.folder() / cache.INDUCTOR):
+        say.print(f"no packages in {cache.folder()}")
+        return
+    actions[action](say, packages)
+
+
+def read() -> Packages:
+    readable = {p.path: p for p in cache.packages()}
+    return {path: readable.get(path) for path in cache.folders()}
+
+
+def size(path: Path) -> int:
+    """The bytes in a folder."""
+    return 0 if path.is_symlink() else sum(file.lstat().st_size for file in path.rglob("*") if file.is_file())
+
+
+def show(say: Console, packages: Packages) -> None:
+    """Print a table of the packages."""
+    table = Table("program", "operations", "size", "made", "torch", "model", "batch", box=None, pad_edge=False)
+    table.columns[1].justify = table.columns[2].justify = "right"
+    for column in table.columns:
+        column.no_wrap = True
+    for path, p in packages.items():
+        if p is None:
+            continue
+        date = time.strftime("%Y-%m-%d %H:%M", time.localtime((path / cache.FACTS).stat().st_mtime))
+        torch = p.identity.get("torch", "?") if isinstance(p.identity, dict) else "?"
+        table.add_row(str(p.program), str(p.operations), _bytes(size(path)), date, str(torch), p.model, str(p.batch))
+    say.print(f"{cache.folder()}\n")
+    say.width = 1000  # a batch is long
+    say.print(table)
+    inductor = size(cache.folder() / cache.INDUCTOR)
+    beside = f"; {_bytes(inductor)} of Inductor's own" if inductor else ""
+    say.print(f"\n{_count(packages)}, {_bytes(sum(map(size, packages)))}{beside}{_broken(packages)}")
+
+
+def verify(say: Console, packages: Packages) -> None:
+    """Print whether each package is whole; exit with 1 if one is not."""
+    faults = 0
+    finished = [path for path in packages if cache.finished(path)]
+    for path in finished:
+        p = packages[path]
+        fault = p.fault() if p else f"{cache.FACTS} can't be read"
+        faults += fault is not None
+        about = f"ok  {p.program} for {p.batch}" if p else ""
+        say.print(f"{path.name[:8]}  {fault or about}")
+    if faults:
+        say.print(f"{faults} of {len(finished)} at fault; each is rebuilt when it is needed")
+        sys.exit(1)
+    say.print(f"{_count(packages)}, none at fault{_broken(packages)}")
+
+
+def clear(say: Console, packages: Packages) -> None:
+    """Remove all packages, and Inductor's cache."""
+    total = sum(map(size, (*packages, cache.folder() / cache.INDUCTOR)))
+    cache.clear()
+    left = read()
+    if left:
+        raise refusal(f"can't remove {next(iter(left))}; {len(packages) - len(left)} others are removed")
+    say.print(f"removed {len(packages)} packages, {_bytes(total)}, from {cache.folder()}")
+
+
+def _count(packages: Packages) -> str:
+    number = sum(p is not None for p in packages.values())
+    return f"{number} package{'' if number == 1 else 's'}"
+
+
+def _broken(packages: Packages) -> str:
+    number = sum(p is None for p in packages.values())
+    return f"; {number} unfinished or broken: see pipe cache verify" if number else ""
+
+
+def _bytes(number: int) -> str:
+    for unit, power in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if number >= power:
+            return f"{number / power:.1f} {unit}"
+    return f"{number} bytes"

@@ -1,0 +1,133 @@
+"""Go on with a run from its newest checkpoint, or verify it by a replay."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from cli import config as settings
+from cli import folder as folders
+from cli import processes, record
+from cli.build import Job, begin
+from cli.config import TrainConfig
+from cli.progress import plain, warn
+from cli.seal import CHECKPOINTS, Seal
+from cli.training import Training, print_head, train_from
+from pipeline import State, checkpoint, fit, testing
+from pipeline.checkpoint import Saved
+from pipeline.errors import ConfigError
+from pipeline.programs.evaluate import watches
+
+
+def resume(
+    folder: Path, old: TrainConfig, config: TrainConfig, *, verify: bool = False, quiet: bool = False,
+    verbose: bool = False,
+) -> None:  # fmt: skip
+    """Go on with the run in a folder from its newest good checkpoint, or verify what led to it."""
+    with folders.gone_on(folder) as seal:
+        table = settings.document(folder / settings.CONFIG)
+        job, state = begin(config)
+        say = plain(quiet)
+        print_head(say, job, state, config, verbose)
+        facts = record.facts(job, state)
+        for difference in record.differences(table, facts):
+            warn(f"{difference}: its last bits may differ from here on")
+        processes.note(processes.FOLDER, str(folder))
+        saved = _newest(seal)
+        past = table["resumed"] if isinstance(table.get("resumed"), list) else []
+        if verify:
+            if old != config:
+                raise ConfigError("--verify replays the run as it was; leave out other settings")
+            _verify(job, config, seal, state, saved, past, say)
+            return
+        done = None
+        if saved is None:
+            say.print("resume  no checkpoint yet, so from the beginning")
+        else:
+            say.print(f"resume  {saved.path.name}: {_place(job, saved)}")
+            state = saved.restore(job.pipe, state.hyper)  # hyperparameters of the config: lr may have changed
+            done = _done(saved, config)
+        if done:
+            say.print(f"done    {done}")
+        else:
+            entry = {"step": saved.step if saved else 0, **facts["versions"], **_changes(old, config)}
+            text = folders.config_text(config, {**facts, "resumed": [*past, entry]}, seal)
+            folders.write(seal, {settings.CONFIG: text, **folders.data_text(job)})
+        train_from(Training(job, config, seal, say, verbose), state, saved, done=bool(done))
+
+
+def _newest(seal: Seal) -> Saved | None:
+    """The newest good checkpoint, as the first process finds it. Warns of newer ones that are damaged."""
+    newest: checkpoint.Found = processes.agreed(folders.newest(seal) if processes.first() else None)
+    saved, folder = newest.saved, seal.folder
+    if saved is None and checkpoint.steps(folder / CHECKPOINTS):
+        raise ConfigError(
+            f"no checkpoint in {folder} can be used ({newest.faults[0]}); to begin anew, give another --out"
+        )
+    for fault in newest.faults:
+        warn(f"{fault}; {f'using {saved.path.name} instead' if saved else 'training from the beginning'}")
+    return saved
+
+
+def _done(saved: Saved, config: TrainConfig) -> str | None:
+    """Why a saved run has nothing left to do; None if it goes on."""
+    best, patience = saved.best, config.run.patience
+    if saved.epoch >= config.run.epochs:
+        return f"all {saved.epoch} epochs; for more, add --epochs {2 * saved.epoch}"
+    waited = 0 if best is None else saved.epoch - (best.since or best.epoch)
+    if patience is not None and best is not None and saved.batch == 0 and waited >= patience:
+        return f"no better {best.metric} for {waited} epochs; to wait longer, add --patience {2 * waited}"
+    return None
+
+
+def _changes(old: TrainConfig, new: TrainConfig) -> dict[str, list[Any]]:
+    """Settings that differ: [before, now]."""
+    before, now = old.flat, new.flat
+    return {k: ["default" if v is None else v for v in (before.get(k), now[k])] for k in now if before.get(k) != now[k]}
+
+
+def _place(job: Job, saved: Saved) -> str:
+    batch = f", batch {saved.batch} of {job.stages.load.batches}" if saved.batch and job.stages.load else ""
+    return f"after {saved.step:,} steps, {saved.epoch} epochs{batch}"
+
+
+def _verify(
+    job: Job, config: TrainConfig, seal: Seal, first: State, saved: Saved | None, past: Sequence[Any], say: Console
+) -> None:
+    """Replay from the checkpoint before the newest, or from the beginning, and compare every bit."""
+    if saved is None:
+        raise ConfigError(f"{seal.folder} has no checkpoint yet that could be verified")
+    before = checkpoint.newest(seal.folder / CHECKPOINTS, below=saved.step, check=seal.fault).saved
+    done = before.step if before else 0
+    if any(_changed(entry, done, saved.step) for entry in past):
+        raise ConfigError(
+            f"the settings were changed between steps {done:,} and {saved.step:,}, so they can't be replayed as one"
+        )
+    wanted = saved.restore(job.pipe)
+    # No step changes a hyperparameter: those of the newest checkpoint hold since the one before.
+    state = before.restore(job.pipe, wanted.hyper) if before else first.replace(hyper=wanted.hyper)
+    program = job.pipe.compile(backend=config.run.backend, fallback="eager") if config.run.compile else False
+    for report in fit(
+        job.pipe, epochs=saved.epoch + (saved.batch > 0), state=state, compile=program,
+        validate=job.validation if watches(job.pipe.program) else None,
+        every=saved.step, start=before.start if before else (0, 0),
+    ):  # fmt: skip
+        if report.step >= saved.step:
+            break
+    steps = f"steps {done + 1:,} to {saved.step:,}"
+    differ = testing.differences(report.state.tree, wanted.tree)
+    if differ:
+        warn(f"{steps}, replayed, are not those of the run: {len(differ)} tensors differ, the first is {differ[0]}")
+        sys.exit(1)
+    say.print(f"verify  {steps} replayed: every tensor of the State is the same, bit for bit")
+
+
+def _changed(entry: Any, after: int, before: int) -> bool:
+    """Whether an entry of a config's [[resumed]] changed a setting between two steps."""
+    if not isinstance(entry, Mapping) or not after < entry.get("step", 0) < before:
+        return False
+    return bool(set(entry) - {"step", *record.versions()})

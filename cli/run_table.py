@@ -1,0 +1,230 @@
+"""A table of the runs in a folder, or some runs side by side."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from attrs import frozen
+from rich.console import Console
+from rich.table import Table
+
+from cli import config as settings
+from cli import folder as run_folder
+from cli import ranking
+from cli import seal as seals
+from cli.arguments import assigned_settings
+from cli.config import TrainConfig
+from cli.progress import plain, tell, warn
+from cli.recipes.setting import refusal
+from cli.seal import STATUS
+from pipeline import log
+from pipeline.errors import PipeError
+from pipeline.state import format_metric
+
+COLUMNS = 6
+"""Most settings in a list of runs; runs side by side have all."""
+NOT_COMPARED = ("out", "data", "model", "threads", "pipeline", "epochs")
+"""Settings with a column of their own, or without an effect on the result."""
+
+
+@frozen(eq=False)
+class Entry:
+    """A run in the table."""
+
+    name: str
+    folder: Path
+    config: TrainConfig | None
+    """None if it can't be read; `why` is the reason."""
+    rows: Sequence[log.Row]
+    state: str
+    why: str
+
+    @property
+    def flat(self) -> dict[str, Any]:
+        return {} if self.config is None else self.config.flat
+
+    @property
+    def seconds(self) -> float:
+        return sum(row.get("seconds") or 0.0 for row in self.rows)
+
+    @property
+    def epochs(self) -> int:
+        return self.rows[-1]["epoch"] if self.rows else 0
+
+    def best(self, metric: str | None = None) -> tuple[int, str, float] | None:
+        """The epoch, the metric and its value."""
+        return ranking.best_epoch(self.rows, metric or self.flat.get("best"))
+
+    @property
+    def json(self) -> dict[str, Any]:
+        best = self.best()
+        return {
+            "run": str(self.folder), "state": self.state, "why": self.why, "data": self.flat.get("data"),
+            "model": self.flat.get("model"), "epochs": self.epochs, "seconds": self.seconds,
+            "best": None if best is None else dict(zip(("epoch", "metric", "value"), best, strict=True)),
+            "last": self.rows[-1] if self.rows else None, "settings": self.flat,
+        }  # fmt: skip
+
+
+def run(paths: Sequence[str], *, sort: str | None, filters: Sequence[str], as_json: bool) -> None:
+    """Print the runs in folders, or some runs side by side."""
+    folders = [Path(p) for p in paths] or [Path("runs")]
+    are_runs = all((p / settings.CONFIG).exists() for p in folders)
+    if len(folders) == 1 and not are_runs and not folders[0].is_dir():
+        raise refusal(f"{folders[0]} is no folder; the first pipe train makes runs/")
+    entries = [entry(p, str(p)) for p in folders] if are_runs else [e for p in folders for e in entries_in(p)]
+    if not entries:
+        raise refusal(f"there is no run in {', '.join(map(str, folders))}")
+    entries = [e for e in entries if all(_matches(e, text, entries) for text in filters)]
+    if sort is not None:
+        entries = _sorted(entries, sort)
+    if as_json:
+        tell(json.dumps([e.json for e in entries], indent=1, ensure_ascii=False, default=list))
+        return
+    say = plain(False)
+    if are_runs and len(entries) > 1:
+        say.print(side_by_side(entries))
+    else:
+        print_list(say, entries, sort)
+
+
+def entries_in(root: Path) -> list[Entry]:
+    """The runs in a folder, and in the runs in it, such as folds."""
+    paths = sorted({p.parent for pattern in ("", "*/", "*/*/") for p in root.glob(pattern + settings.CONFIG)})
+    return [entry(p, str(p.relative_to(root))) for p in paths]
+
+
+def entry(path: Path, name: str) -> Entry:
+    """A run read from its folder, or why it can't be read."""
+    try:
+        config = settings.make(settings.read(path / settings.CONFIG))
+        rows = ranking.read(path)
+    except PipeError as e:
+        return Entry(name, path, None, [], "failed", str(e))
+    state, why = _state(path, rows, config)
+    return Entry(name, path, config, rows, state, why)
+
+
+def _state(path: Path, rows: Sequence[log.Row], config: TrainConfig) -> tuple[str, str]:
+    """Whether a run is running, done, stopped or failed, and why."""
+    if run_folder.is_busy(path):
+        return "running", ""
+    folds = settings.document(path / settings.CONFIG).get(settings.FOLDS)
+    if isinstance(folds, dict):
+        return "done", _folds(folds["ends"])
+    try:
+        status = json.loads(seals.content(path / STATUS))
+        return str(status["state"]), str(status.get("why", ""))
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError, PipeError) as e:
+        if isinstance(e, PipeError):
+            warn(str(e))
+        # A run that was killed has no status.
+        return ("done" if rows and rows[-1]["epoch"] >= config.run.epochs else "stopped"), ""
+
+
+def _folds(ends: Sequence[Mapping[str, float]]) -> str:
+    """Mean metrics over folds, in words."""
+    means = {name: sum(end[name] for end in ends) / len(ends) for name in ends[0]}
+    return f"{', '.join(format_metric(name, value) for name, value in means.items())} over {len(ends)} folds"
+
+
+def _matches(e: Entry, text: str, entries: Sequence[Entry]) -> bool:
+    """Whether a run matches --filter NAME=VALUE. Raises ConfigError if no run has such a setting."""
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise refusal(f"--filter {text!r} is no NAME=VALUE, such as optimizer=adamw")
+    if name != "state" and not any(name in other.flat for other in entries):
+        raise refusal(f"no run has a setting {name!r}", name, {k for other in entries for k in other.flat} | {"state"})
+    wanted = assigned_settings((text,))[name]
+    actual = {**e.flat, "state": e.state}.get(name)
+    return actual == wanted or str(actual) == value or (isinstance(actual, tuple) and list(actual) == wanted)
+
+
+def _sorted(entries: list[Entry], by: str) -> list[Entry]:
+    """By a metric with the best first, else ascending; runs without a value are last."""
+    metrics = {k.removeprefix("validate/") for e in entries for r in e.rows for k in r if k.startswith("validate/")}
+    if by in metrics:
+        firsts = [r for e in entries for r in e.rows[:1]]
+        key = ranking.ranking(by, sorted(firsts, key=lambda r: by not in r.get("better", {})))
+        ends = {id(e): best[2] for e in entries if (best := e.best(by)) is not None}
+        return sorted(entries, key=lambda e: key({f"validate/{by}": ends.get(id(e))}))
+    if by in ("epochs", "seconds", "state", "name"):
+        return sorted(entries, key=lambda e: getattr(e, by))
+    known = {k for e in entries for k in e.flat}
+    if by not in known:
+        raise refusal(f"no run has {by!r} to sort by", by, known | metrics | {"epochs", "seconds", "state", "name"})
+    return sorted(entries, key=lambda e: (by not in e.flat, e.flat.get(by) is None, _orderable(e.flat.get(by))))
+
+
+def _orderable(value: Any) -> tuple[bool, Any]:
+    return (False, value) if isinstance(value, int | float) else (True, str(value))
+
+
+def differing(entries: Sequence[Entry]) -> list[str]:
+    """The settings in which runs differ."""
+    names = dict.fromkeys(k for e in entries for k in e.flat if k not in NOT_COMPARED)
+    readable = [e for e in entries if e.config is not None]
+    return [n for n in names if len({str(e.flat.get(n)) for e in readable}) > 1]
+
+
+def print_list(say: Console, entries: Sequence[Entry], sort: str | None) -> None:
+    """Print a line for each run."""
+    names = differing(entries)
+    columns = names[:COLUMNS]
+    table = Table("run", "data", "model", *columns, "best", "epochs", "time", "state", box=None, pad_edge=False)
+    metrics = {k for e in entries for r in e.rows for k in r}
+    metric = sort if sort is not None and f"validate/{sort}" in metrics else None
+    for e in entries:
+        epochs = f"{e.epochs}/{e.flat['epochs']}" if e.flat else ""
+        table.add_row(
+            e.name, str(e.flat.get("data") or e.flat.get("pipeline") or ""), str(e.flat.get("model") or ""),
+            *(_text(e.flat.get(n)) for n in columns), _best(e, metric), epochs, _time(e.seconds), _line(e),
+        )  # fmt: skip
+    for column in table.columns:
+        column.no_wrap = True
+    if not say.is_terminal:
+        say.width = 1000
+    say.print(table)
+    if len(names) > COLUMNS:
+        say.print(f"\nthey also differ in {', '.join(names[COLUMNS:])}: pipe runs RUN RUN shows them side by side")
+
+
+def side_by_side(entries: Sequence[Entry]) -> Table:
+    """A column for each run: the settings in which they differ, and their results."""
+    table = Table("", *(e.name for e in entries), box=None, pad_edge=False)
+    names = [n for n in ("data", "model") if len({str(e.flat.get(n)) for e in entries}) > 1] + differing(entries)
+    for name in names:
+        table.add_row(name, *(_text(e.flat.get(name)) for e in entries))
+    if not names:
+        table.add_row("settings", *["the same"] * len(entries))
+    table.add_row("best", *map(_best, entries))
+    table.add_row("epochs", *(f"{e.epochs}/{e.flat.get('epochs', '?')}" for e in entries))
+    table.add_row("time", *(_time(e.seconds) for e in entries))
+    table.add_row("state", *map(_line, entries))
+    return table
+
+
+def _best(e: Entry, metric: str | None = None) -> str:
+    best = e.best(metric)
+    return "" if best is None else f"{format_metric(best[1], best[2])} in {best[0]}"
+
+
+def _line(e: Entry) -> str:
+    return e.state + (f": {e.why.splitlines()[0]}" if e.why else "")
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, tuple):
+        return ",".join(map(str, value))
+    return "" if value is None else str(value)
+
+
+def _time(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"

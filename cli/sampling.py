@@ -1,0 +1,50 @@
+"""Text from a language model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from cli.build import Job
+from cli.progress import tell
+from cli.recipes.setting import refusal
+from cli.saved_run import Past
+from pipeline import State, models, sources
+
+SHOWN, PROMPT = 200, 16
+"""Tokens sampled after a training, and tokens of held-out text before them."""
+TEMPERATURE = 0.8
+
+
+def sample(
+    past: Past, prompt: str, *, weights: str, count: int, temperature: float, top_k: int | None, seed: int
+) -> None:
+    """Print a prompt, continued by the model of a run."""
+    about = past.about
+    if about.task != "language modelling":
+        raise refusal(f"{past.folder} learned {about.task}, not a text")
+    module, _, _ = past.module(weights)
+    tell(continued(module, about.fitted, prompt, count, temperature=temperature, top_k=top_k, seed=seed))
+
+
+def continued(module: nn.Module, fitted: Mapping[str, Any], prompt: str, count: int, **options: Any) -> str:
+    """A prompt and `count` tokens after it."""
+    ids = torch.tensor([sources.encode(fitted, prompt)])
+    if not ids.numel():
+        raise refusal("the prompt is empty; give at least one character")
+    [tokens] = models.generate(module, ids, count, context=fitted["context"], **options)
+    return sources.decode(fitted, tokens.tolist())
+
+
+def sample_held_out(job: Job, state: State) -> str | None:
+    """A continuation of the first held-out tokens; None if tokens are no text."""
+    assert job.prepared is not None
+    fitted = job.prepared.fitted
+    if fitted.get("tokenizer") is None:
+        return None
+    first = job.prepared.held_out[torch.tensor([0])]["inputs"][0, :PROMPT].tolist()
+    prompt = sources.decode(fitted, first)
+    return continued(job.pipe.module(state).cpu(), fitted, prompt, SHOWN, temperature=TEMPERATURE)

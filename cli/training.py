@@ -1,0 +1,237 @@
+"""Train a run: the loop over `fit` that prints, and writes the run's folder."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from attrs import define, frozen
+from rich.console import Console
+
+from cli import classes, processes, record, results
+from cli import config as settings
+from cli import folder as folders
+from cli.build import Job, begin, parameters
+from cli.compilation import compiled
+from cli.config import TrainConfig
+from cli.progress import interrupts, live, plain, printed, warn
+from cli.recipes.logger import logged
+from cli.seal import CHECKPOINTS, STATUS, Seal
+from pipeline import Report, State, fit, place, plot, until
+from pipeline.checkpoint import Best, Saved, Saver
+from pipeline.errors import ConfigError, NonFiniteError
+from pipeline.programs.hyper import hyper_values
+from pipeline.programs.mesh import whole
+from pipeline.state import format_metric
+
+
+def train(config: TrainConfig, *, quiet: bool = False, verbose: bool = False) -> Report | None:
+    """Train a new run, printing a line an epoch, and return its last Report. An interrupted run is saved too."""
+    say, why = plain(quiet), ""
+    if config.run.device == "auto" and place.resolve("auto").type != "cpu":
+        from cli import device  # only if there is a choice
+
+        config, why = device.chosen(config, say)
+    job, state = begin(config)
+    with folders.new(config) as seal:
+        print_head(say, job, state, config, verbose, why)
+        text = folders.config_text(config, record.facts(job, state), seal)
+        folders.write(seal, {settings.CONFIG: text, **folders.data_text(job)})
+        processes.note(processes.FOLDER, str(seal.folder))
+        return train_from(Training(job, config, seal, say, verbose), state)
+
+
+def print_head(say: Console, job: Job, state: State, config: TrainConfig, verbose: bool, why: str = "") -> None:
+    """Print data, model and device of a run, and `why` that device."""
+    say.print(f"data    {config.source}: {job.data}")
+    for note in job.prepared.notes if job.prepared is not None else ():
+        say.print(f"        {note}")
+    say.print(f"model   {job.model}: {parameters(whole(job.pipe.program, state).params):,} parameters")
+    threads, mesh = torch.get_num_threads(), job.stages.place.mesh
+    facts = [str(job.stages.place.device), f"{threads} thread{'s' * (threads > 1)}"]
+    if config.run.precision != "fp32":
+        facts.append(config.run.precision)
+    if mesh is not None:
+        facts.append(f"{mesh.processes} processes")
+        if mesh.shard > 1:
+            facts.append(f"the weights in {mesh.shard} shards")
+    say.print(f"device  {', '.join(facts)}{f' ({why})' if why else ''}")
+    if verbose:
+        say.print(f"\n{job.stages}\n")
+
+
+@frozen(eq=False)
+class Training:
+    """A run to train, its folder, and what to print."""
+
+    job: Job
+    config: TrainConfig
+    seal: Seal
+    say: Console
+    verbose: bool
+
+
+@define
+class Progress:
+    """How far a training came, and why it ended."""
+
+    state: State
+    report: Report | None = None
+    why: str = ""
+    """The reason of the stopping rule that ended it."""
+    signals: Sequence[int] = ()
+    """Signals that asked it to stop, caught by any process."""
+    complete: bool = False
+    """Whether the last epoch is done."""
+
+    @property
+    def ending(self) -> bool:
+        """Whether a stopping rule or a signal ends it now."""
+        return bool(self.why or self.signals)
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a signal ended it early."""
+        return bool(self.signals) and self.report is not None and not self.complete
+
+
+def train_from(t: Training, state: State, saved: Saved | None = None, *, done: bool = False) -> Report | None:
+    """Train from a State, which a checkpoint may have had, and write the results; only write them if it is `done`."""
+    metric = results.best_metric(t.job, t.config, state)
+    progress = Progress(state)
+    run = t.config.run
+    if not done:
+        t.seal.goes_on()
+    with (
+        folders.Log(t.seal, saved.step if saved else 0) as lines,
+        Saver(folders.inside(t.seal, CHECKPOINTS), keep=run.keep, best=metric, steps=run.save_steps,
+              minutes=run.save_minutes, saved=saved, beside=[lines.path], pipe=t.job.pipe, run=t.seal.run,
+              wrote=t.seal.wrote) as saver,
+    ):  # fmt: skip
+        missing = sorted(set(range(1, saved.epoch + 1 if saved else 1)) - set(lines.epochs))
+        if missing:
+            warn(f"{lines.path} has no line for epoch {', '.join(map(str, missing))}; it goes on without")
+        if not done:
+            _fit(t, progress, lines, saver, metric, saved.start if saved else (0, 0))
+        saver.close()
+        best = saver.best
+    ends = results.weight_files(t.job, progress.state, t.seal, best, progress.report, saved)
+    if processes.first() and lines.rows:
+        ends[folders.CURVES] = plot.svg(plot.curves(lines.rows, best=metric)).encode()
+    if not done:
+        finished = not progress.stopped and (progress.complete or progress.why.startswith("no better"))
+        why = "by a signal" if progress.stopped else progress.why
+        ends[STATUS] = folders.status_text("done" if finished else "stopped", why=why)
+    folders.write(t.seal, ends, lines.last)
+    _print_results(t, progress, best)
+    return progress.report
+
+
+def _fit(
+    t: Training, progress: Progress, lines: folders.Log, saver: Saver, metric: str | None, start: tuple[int, int]
+) -> None:
+    """Train until the last epoch, a stopping rule or a signal. A run that fails is saved as far as it came."""
+    job, run = t.job, t.config.run
+    program: Any = False
+    if run.compile:
+        program = compiled(job.pipe, job.validation, t.config, progress.state, t.say, t.verbose)
+    stops, due, caught = _stops(t.config, metric, saver), printed(run.epochs), list[int]()
+    where, progress.signals = job.stages.place, caught
+    try:
+        with live(t.say) as show, interrupts(caught):
+            for report in _reports(t, progress.state, program, start):
+                progress.report, progress.state = report, report.state
+                show(report)
+                progress.why = where.agreed(next((why for why, stop in stops.items() if stop(report)), ""))
+                if where.mesh is not None:
+                    progress.signals = next(filter(None, where.everyone(list(caught))), [])
+                progress.complete = report.complete and report.epoch == run.epochs
+                if report.complete:
+                    lines.write(report, **_learning_rate(job, report.state))
+                    if t.verbose or progress.ending or due(report.epoch):
+                        try:
+                            t.say.print(str(report))
+                        except BrokenPipeError:  # nobody reads the output
+                            caught.append(signal.SIGPIPE)
+                saver.offer(report, now=progress.complete or progress.ending)
+                if progress.ending:  # perhaps only since the checkpoint
+                    break
+    except NonFiniteError as e:
+        _save_failed(t, e, results.weight_files(job, e.state, t.seal, None, progress.report, None))
+        raise ConfigError(
+            f"{e}\npipe: to go on from the last checkpoint: pipe train --resume {t.seal.folder} --lr X"
+        ) from None
+    except BaseException as e:
+        _save_failed(t, e, {})
+        raise
+
+
+def _reports(t: Training, state: State, program: Any, start: tuple[int, int]) -> Iterable[Report]:
+    run, per_call = t.config.run, t.config.run.steps_per_call
+    reports = fit(
+        t.job.pipe, epochs=run.epochs, validate=t.job.validation, state=state, compile=program, interval=0.1,
+        steps_per_call=None if per_call == "auto" else "epoch" if per_call == "epoch" else int(per_call),
+        every=run.save_steps, start=start,
+    )  # fmt: skip
+    return logged(run.log if processes.first() else (), reports, lambda name: folders.inside(t.seal, name))
+
+
+def _stops(config: TrainConfig, metric: str | None, saver: Saver) -> dict[str, until.Stop]:
+    """Stopping rules, by the reason to print."""
+    rules: dict[str, until.Stop] = {}
+    run = config.run
+    if run.patience is not None:
+        if metric is None:
+            raise ConfigError("--patience needs held-out data to find the best epoch")
+        best = None if saver.best is None else (saver.best.value, saver.best.since or saver.best.epoch)
+        rules[f"no better {metric} for {run.patience} epochs"] = until.no_better(metric, epochs=run.patience, best=best)
+    if run.minutes is not None:
+        rules[f"{run.minutes:g} minutes have passed"] = until.minutes(run.minutes)
+    return rules
+
+
+def _learning_rate(job: Job, state: State) -> dict[str, float]:
+    """The learning rate of the last step, if there is one and no stage measures it."""
+    if "evaluate.learning_rate" in [s.name for s in job.stages.metrics]:
+        return {}
+    values = hyper_values(job.stages.graph, {**state.tree, "step": state.step - 1}).values()
+    rates = [v["lr"] for v in values if "lr" in v]
+    return {"train/learning rate": float(rates[0].mean())} if len(rates) == 1 else {}  # equal for all members
+
+
+def _save_failed(t: Training, error: BaseException, weights: dict[str, bytes]) -> None:
+    """Record that a run can't go on."""
+    how = "stopped" if isinstance(error, KeyboardInterrupt) else "failed"
+    status = folders.status_text(how, why=str(error) or type(error).__name__)
+    folders.write(t.seal, {**weights, STATUS: status})
+
+
+def _print_results(t: Training, progress: Progress, best: Best | None) -> None:
+    """Print the results; after a signal, exit with its code."""
+    job, folder, report = t.job, t.seal.folder, progress.report
+    task = None if job.prepared is None or report is None else job.prepared.task
+    if t.verbose and task == "classification":
+        t.say.print(f"\n{classes.table(job, progress.state)}\n")
+    if report is not None and task == "language modelling":
+        results.print_text(job, progress.state, report, t.say)
+    say = plain(False)
+    if best is not None:
+        say.print(f"best    {format_metric(best.metric, best.value)} in epoch {best.epoch}")
+    averages = "".join(f", {name}.safetensors: their average" for name in job.stages.averages)
+    and_best = f"{folders.BEST}: the weights of the best epoch, " if best is not None else ""
+    say.print(f"run     {folder} ({and_best}{folders.WEIGHTS}: the weights as they are now{averages})")
+    if report is None:
+        return
+    if progress.stopped:
+        if progress.signals[0] != signal.SIGPIPE:
+            warn(
+                f"stopped by a signal in epoch {report.epoch}, after step {report.step}; go on with: pipe train "
+                f"--resume {folder}"
+            )
+        sys.exit(128 + progress.signals[0])
+    if progress.why and not progress.complete:
+        epochs = t.config.run.epochs
+        say.print(f"ended   {progress.why}, in epoch {report.epoch} of {epochs}; --resume {folder} goes on")
