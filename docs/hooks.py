@@ -4,7 +4,7 @@ The reference has all names of `pipeline.__all__`. Of a module, it has the names
 public functions and classes. The code is read, not run.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,16 +44,8 @@ def reference() -> Iterator[tuple[str, str]]:
     yield "index", f"# pipeline\n\n{listed}\n\n{entries(pipeline, own)}"
     for name in steps:
         module = pipeline[name]
-        names = [str(k) for k in module.exports or ()] or [k for k, x in module.members.items() if is_own(x, module)]
         options = "{members: false, show_root_heading: false}"
-        yield name, f"# pipeline.{name}\n\n::: pipeline.{name}\n    options: {options}\n\n{entries(module, names)}"
-
-
-def is_own(member: Any, module: Any) -> bool:
-    """Whether a public function or class is defined in a module, or in one of its own files."""
-    if member.name.startswith("_") or (member.is_alias and not member.target_path.startswith(f"{module.path}.")):
-        return False
-    return bool(member.is_function or member.is_class)
+        yield name, f"# pipeline.{name}\n\n::: pipeline.{name}\n    options: {options}\n\n{entries(module)}"
 
 
 def summary(module: Any) -> str:
@@ -62,9 +54,23 @@ def summary(module: Any) -> str:
     return text.split(". ")[0].partition(": ")[2].rstrip(".") or text.split(". ")[0].rstrip(".")
 
 
-def entries(module: Any, names: list[str]) -> str:
+def entries(module: Any, names: Iterable[str] = ()) -> str:
     """An entry for each name, by the path of its definition: `pipeline.update.adam` is a module and a rule."""
-    imported = [module.imports.get(name, f"{module.path}.{name}") for name in sorted(names)]
-    found = module.modules_collection
-    known = [path for path in imported if path.rpartition(".")[2] in found[path.rpartition(".")[0]].members]
-    return "\n\n".join(f"::: {found[path].canonical_path}" for path in known) + "\n"  # griffe misses A, B = 1, 2
+    names = names or [str(name) for name in module.exports or ()]
+    return "\n\n".join(f"::: {path}" for path in sorted(definitions(module, names), key=last)) + "\n"
+
+
+def definitions(module: Any, names: Iterable[str]) -> Iterator[str]:
+    """Paths of the definitions of these names, or of all public functions and classes of a module without `__all__`."""
+    for name in names or module.members:
+        path = module.imports.get(name, f"{module.path}.{name}")
+        own = path.startswith(f"{module.path}.") and not name.startswith("_")
+        if not (names or own) or last(path) not in module.modules_collection[path.rpartition(".")[0]].members:
+            continue  # griffe does not see A and B in `A, B = 1, 2`
+        found = module.modules_collection[path]
+        if names or found.is_function or found.is_class:
+            yield found.canonical_path
+
+
+def last(path: str) -> str:
+    return path.rpartition(".")[2]
