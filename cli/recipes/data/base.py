@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pipeline.sources import Prepared, Rows, Split
 
 
-def _share(_: object, attribute: object, value: float) -> None:
+def share(_: object, attribute: object, value: float) -> None:
     if not 0 < value < 1:
         raise refusal(f"--held-out {value} is out of range: it must be between 0 and 1")
 
@@ -32,7 +32,7 @@ class Data:
     """Endings of its files' names."""
 
     source: str = setting("digits", "", fixed=True)
-    held_out: float = setting(0.2, "share of the samples that is held out", _share, fixed=True)
+    held_out: float = setting(0.2, "share of the samples that is held out", share, fixed=True)
 
     @classmethod
     def is_folder(cls, names: Collection[str]) -> bool:

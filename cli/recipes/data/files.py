@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from attrs import asdict, frozen
 
 from cli.recipes.code import wanted
-from cli.recipes.data.base import Data
+from cli.recipes.data.base import Data, share
 from cli.recipes.data.bundled import SMALL
 from cli.recipes.setting import at_least, one_of, refusal, setting
 from cli.recipes.task import TASKS
@@ -123,26 +123,32 @@ class Images(File):
 
 
 @frozen
-class Text(File):
-    """A text, whose next token is learned."""
+class Windows(File):
+    """Tokens in sequence, in windows whose next tokens are learned."""
+
+    others_reader, fits = "of_text", "context"
+
+    held_out: float = setting(0.1, "share of the samples that is held out", share, fixed=True)
+    context: int = setting(128, "tokens that a model sees at once", at_least(1), fixed=True)
+
+
+@frozen
+class Text(Windows):
+    """A text."""
 
     ends: ClassVar[tuple[str, ...]] = (".txt",)
-    reader, others_reader, fits = "text", "of_text", "context"
+    reader = "text"
 
-    held_out: float = setting(0.1, "share of the samples that is held out", fixed=True)
-    context: int = setting(128, "tokens that a model sees at once", at_least(1), fixed=True)
     tokenizer: str | None = setting(None, "bytes, characters, or a tokenizers' JSON file  [default: bytes]", fixed=True)
 
 
 @frozen
-class Tokens(File):
+class Tokens(Windows):
     """A file of token ids."""
 
     ends: ClassVar[tuple[str, ...]] = (".bin",)
-    reader, others_reader, fits = "tokens", "of_text", "context"
+    reader = "tokens"
 
-    held_out: float = setting(0.1, "share of the samples that is held out", fixed=True)
-    context: int = setting(128, "tokens that a model sees at once", at_least(1), fixed=True)
     dtype: str = setting("uint16", "of token ids: uint16 or uint32", one_of(("uint16", "uint32")), fixed=True)
 
 
