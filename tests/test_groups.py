@@ -176,7 +176,7 @@ def test_a_number_of_many_groups_is_told_apart():
         (lambda: {"1.*": update.sgd(0.1)}, "parameter '3.weight' is in no group; name it, or"),
         (lambda: {"*": update.sgd(0.1), "*.bias": update.sgd(0.1)},
          r"parameter '1.bias' is in two groups, '\*' and '\*.bias'; leave it out of one"),
-        (lambda: {"*": update.sgd(0.1), "head.*": update.sgd(0.1)}, r"'head.\*' matches none of the parameters 1.weight"),
+        (lambda: {"*": update.sgd(0.1), "head.*": update.sgd(0.1)}, r"'head.\*' matches none of the parameters"),
         (lambda: {"*": 0.1}, "is a float, not a stage such as update.adamw"),
         (lambda: {"*": loss.mse()}, "is stage 'loss.mse', which reads .* a group's rule makes params from params"),
         (lambda: {"*": update.ema()}, "is stage 'update.ema', which reads"),

@@ -76,7 +76,7 @@ def groups(members: Mapping[Which, Stage], *, otherwise: Stage | None = None, na
 
 
 def frozen() -> Stage:
-    """A member of groups that leaves parameters unchanged. Their gradients are still taken, and clip_norm counts them."""
+    """A member of groups that leaves parameters unchanged. Their gradients are taken, and clip_norm counts them."""
     return Stage("update.frozen", lambda params: params, writes=("params",), sharded=True)
 
 
