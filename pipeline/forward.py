@@ -1,4 +1,4 @@
-"""Forward: a module's outputs as a pure function of its parameters, its buffers, the batch, the seed and the step."""
+"""Forward: a module's outputs as a pure function of its parameters, buffers, the batch, the seed and the step."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from pipeline.state import State
 from pipeline.tree import tree_map
 
 Names: TypeAlias = str | tuple[str, ...] | Mapping[str, str]
-"""A value; several by position; or several by other names."""
+"""One value; several by position; or several as {argument: value}."""
 
 
 def _picker(stage: str, outputs: Any) -> tuple[tuple[str, ...], Callable[[Any], tuple[Any, ...]]]:
-    """The names that a forward writes, and how to take their values from what a module returned."""
+    """The names that a forward writes, and a function from a module's result to their values."""
     if isinstance(outputs, str):
         return (outputs,), lambda result: (result,)
 
@@ -45,14 +45,13 @@ def _picker(stage: str, outputs: Any) -> tuple[tuple[str, ...], Callable[[Any], 
 
 @frozen(eq=False, repr=False)
 class Model(Stage):
-    """A forward stage; `module` is what it calls."""
+    """A forward stage."""
 
     module: Module = field(kw_only=True)
-    """The module parted from its tensors."""
     params: str = "params"
     buffers: str = "buffers"
     own: str = "params"
-    """The parameters that the module was made with."""
+    """The name of the parameters that the module was created with."""
     inputs: Any = "inputs"
     outputs: Any = "outputs"
 
@@ -62,12 +61,12 @@ class Model(Stage):
     def again(
         self, *, inputs: Names = "inputs", outputs: Names = "outputs", params: str | None = None, name: str = ""
     ) -> Model:
-        """The same module with the same parameters, called on other values: a critic on what is real and what is not.
+        """The same module and parameters, called on other values: a critic on real and on generated samples.
 
-        With `params`, the name under which another stage keeps such parameters, it is called with those, and with their
-        buffers, "<params>.buffers": a teacher that update.ema(writes="teacher") makes. Nothing is differentiated with
-        respect to them unless a backward says so by `wrt`. In training it is in train mode as well, so that BatchNorm
-        takes the batch's own statistics, and what it writes into its buffers is left out: they are the other stage's.
+        `params` names parameters that another stage keeps, used with their buffers "<params>.buffers": the teacher of
+        update.ema(writes="teacher"). They are differentiated only if a backward names them by `wrt`. In training the
+        module is in train mode, so that BatchNorm uses the batch's statistics; its writes into buffers are dropped,
+        because these belong to the other stage.
 
         >>> critic = model(lambda: nn.Linear(2, 1), inputs="real", outputs="score", params="critic")
         >>> critic.again(inputs="fake", outputs="fake_score").reads
@@ -77,17 +76,16 @@ class Model(Stage):
         return _stage(self.module, inputs, outputs, params or self.params, name, own=self.own)
 
     def calling(self, module: Module) -> Model:
-        """The same call of another module, which takes the same tensors."""
+        """The same call of another module with the same tensors."""
         return _stage(module, self.inputs, self.outputs, self.params, self.name, own=self.own)
 
     def under_key(self, values: Mapping[str, Any], given: Mapping[str, Any]) -> AbstractContextManager[Any]:
-        """What the module holds besides parameters and buffers is not to be written into either."""
+        """Also protects tensors that the module holds besides parameters and buffers."""
         skeleton = self.module.skeleton(bool(values.get("training")))
         return super().under_key(values, {**given, "held": skeleton.held})
 
     def state_dict(self, values: Mapping[str, Any] | State) -> dict[str, Tensor]:
-        """The weights in a State, or in its tree, under the module's own names, as `load_state_dict` takes them, tied
-        ones under each name."""
+        """The weights in a State or its tree, for the module's `load_state_dict`; tied ones under each name."""
         tensors = {**values[self.params], **values[self.buffers]}
         skeleton = self.module.skeleton().module
         owners = {id(t): name for name, t in [*skeleton.named_parameters(), *skeleton.named_buffers()]}
@@ -101,23 +99,23 @@ def model(
 ) -> Model:  # fmt: skip
     """`outputs = module(inputs)`, for any nn.Module.
 
-    - `module`: a factory, initialised from the run's seed (two factories of one kind begin alike), or an instance,
-      whose weights are copied and never touched.
-    - `inputs`: the value it is called on; several as positions ("a", "b") or as keywords {"argument": "value"}.
-    - `outputs`: the name of what it returns; of several parts, those of a tuple by position ("outputs", "hidden"), or
-      those of a dict or an object by name {"logits": "outputs"}. A model that returns its own loss writes "loss".
-    - `params`: the name under which State keeps its parameters; its buffers are kept as "buffers" (or
-      "<params>.buffers"), with the parameters that have requires_grad=False.
-    - `frozen`: a module that is only read, in eval mode: a teacher.
-    - `train`: True trains all parts, as module.train() does; False leaves those that came in eval mode in it. By
-      default they stay in it with a warning, unless the module came so as a whole.
-    - `carry`: the buffers, by names or patterns, that evaluation carries from batch to batch as training does, from
-      State's values on; {"h": "epoch"} begins with zeros in each epoch and each evaluation. Others may not change in
-      evaluation, but those that are left as State has them: {"h": None}, or () for all.
+    - `module`: a factory, initialised from the run's seed (equal factories give equal weights), or an instance, whose
+      weights are copied.
+    - `inputs`: the value to call it on; several by position ("a", "b") or by keyword {"argument": "value"}.
+    - `outputs`: the name of the result; several from a tuple by position ("outputs", "hidden"), or from a dict or an
+      object by name {"logits": "outputs"}. A model that returns its own loss writes "loss".
+    - `params`: the name of its parameters in State. Its buffers, with the parameters that have requires_grad=False, are
+      "buffers" (or "<params>.buffers").
+    - `frozen`: never trained, in eval mode: a teacher.
+    - `train`: True puts all submodules into train mode, as module.train() does; False leaves those that came in eval
+      mode in it. By default they stay in it with a warning, unless the whole module came in eval mode.
+    - `carry`: names or patterns of buffers that evaluation carries from batch to batch, as training does, starting from
+      State; {"h": "epoch"} resets to zeros at each epoch and evaluation. Other buffers must not change in evaluation;
+      {"h": None}, or () for all, discards their changes.
 
-    In training, buffers and frozen parameters come back as the module leaves them, written in place or assigned anew;
-    what it draws is a function of (seed, step). Raises WiringError for parameters with hooks, and StageError where it
-    writes into a trained one.
+    In training, State gets buffers and frozen parameters as the module leaves them, changed in place or assigned. Draws
+    are a function of (seed, step). Raises WiringError for parameters with hooks, and StageError for writes into trained
+    parameters.
     """
     if not isinstance(module, nn.Module) and not callable(module):
         raise WiringError(f"forward.model() {NO_MODULE} {type(module).__name__}")
@@ -131,31 +129,30 @@ def model(
     return _stage(Module(module, frozen, train, carry), inputs, outputs, params, name)
 
 
-def _stage(parted: Module, inputs: Any, outputs: Any, params: str, name: str, own: str | None = None) -> Model:
-    """A call of a module; the first one in a pipeline, which is no call with its `own` parameters again, or with
-    others, brings its tensors into State."""
+def _stage(module: Module, inputs: Any, outputs: Any, params: str, name: str, own: str | None = None) -> Model:
+    """A call of a module. Without `own`, it is the first call, which creates the module's tensors in State."""
     first = own is None
-    read_only = (parted.frozen and not any(parted.carry.values())) or own not in (None, params)
+    read_only = (module.frozen and not any(module.carry.values())) or own not in (None, params)
     keywords: dict[str, str] = dict(inputs) if isinstance(inputs, Mapping) else {}
     positions = () if keywords else (inputs,) if isinstance(inputs, str) else tuple(inputs)
     kept = kept_params, kept_buffers = params, buffers_of(params)
-    written, picked = _picker(name, outputs)
+    written, pick = _picker(name, outputs)
 
     def forward(params: Any, buffers: Any, training: bool, **values: Any) -> Any:
-        given = tree_map(copied, values)
-        args, kwargs = [given[p] for p in positions], {argument: given[argument] for argument in keywords}
-        result, after = parted.call(params, buffers, training, args, kwargs)
+        copies = tree_map(copied, values)
+        args, kwargs = [copies[p] for p in positions], {argument: copies[argument] for argument in keywords}
+        result, after = module.call(params, buffers, training, args, kwargs)
         if is_dataclass(kind := type(result)) and kind not in pytree.SUPPORTED_NODES:
-            pytree.register_dataclass(kind)  # so that gradients go through all tensors in it
-        parts = picked(result) if read_only else (*picked(result), after)
-        return parts if len(parts) > 1 else parts[0]
+            pytree.register_dataclass(kind)  # so that gradients flow through all its tensors
+        picked = pick(result) if read_only else (*pick(result), after)
+        return picked if len(picked) > 1 else picked[0]
 
     def create(seed: int, before: Callable[[], Mapping[str, Any]], tree: Mapping[str, Any]) -> dict[str, Any]:
         def example() -> tuple[list[Any], dict[str, Any]]:
             values = before()
             return [values[p] for p in positions], {argument: values[v] for argument, v in keywords.items()}
 
-        return dict(zip(kept, parted.create(seed, example), strict=True))
+        return dict(zip(kept, module.create(seed, example), strict=True))
 
     return Model(
         name,
@@ -165,7 +162,7 @@ def _stage(parted: Module, inputs: Any, outputs: Any, params: str, name: str, ow
         draws=True,
         keeps=kept if first else (),
         names={"params": kept_params, "buffers": kept_buffers, **{p: p for p in positions}, **keywords},
-        module=parted,
+        module=module,
         params=kept_params,
         buffers=kept_buffers,
         own=own or params,

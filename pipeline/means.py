@@ -1,4 +1,4 @@
-"""Means: what each loss of torch divides by. Weighed by it, the losses of parts make that of the whole."""
+"""Means: the count that each loss of torch averages over, as weight for exact means over unequal batches."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 
 
 def _classes(target: Tensor, weight: Tensor | None = None, ignore_index: int = -100, **_: Any) -> Any:
-    """The weights of the classes that are not ignored; of probabilities, the rows."""
+    """Weights of the targets that are not ignored; for probabilities, their number of rows."""
     if target.is_floating_point():
         return target.numel() // target.shape[min(1, target.ndim - 1)]
     counted = target != ignore_index
@@ -39,14 +39,14 @@ LOSSES: dict[Any, Callable[..., Any]] = {
 
 
 def number(count: Any, like: Tensor | None = None) -> Tensor:
-    """A count as a weight, 0-d float64; of a mask or of weights, their sum."""
+    """A weight, 0-d float64: a count, or the sum of a mask or of weights."""
     if isinstance(count, Tensor):
         return count.detach().sum().to(torch.float64)
     return torch.full((), count, dtype=torch.float64, device=None if like is None else like.device)
 
 
 def weight(loss: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-    """What a call of a loss of torch divides by, 0-d float64; None of a sum.
+    """The count that a call of a loss of torch averages over, 0-d float64; None for a sum.
 
     >>> weight(F.cross_entropy, (torch.zeros(3, 2), torch.tensor([0, 1, -100])), {})
     tensor(2., dtype=torch.float64)
@@ -63,7 +63,7 @@ def weight(loss: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str,
 
 
 class Calls(TorchFunctionMode):
-    """Within it, what a loss of torch returns remembers its call, whatever code makes it."""
+    """Within it, results of torch's losses remember their calls, in whatever code."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
@@ -73,7 +73,7 @@ class Calls(TorchFunctionMode):
 
 
 def weighed(written: Mapping[str, Any]) -> dict[str, Any]:
-    """Named values, and beside each that a loss of torch returned its weight, `<name>.weight`."""
+    """Named values, with `<name>.weight` for each that a loss of torch returned."""
     calls = {f"{name}.weight": x.call_of_loss for name, x in written.items() if hasattr(x, "call_of_loss")}
-    found = {name: weight(*call) for name, call in calls.items() if name not in written}
-    return {**written, **{name: x for name, x in found.items() if x is not None}}
+    weights = {name: weight(*call) for name, call in calls.items() if name not in written}
+    return {**written, **{name: x for name, x in weights.items() if x is not None}}

@@ -1,11 +1,10 @@
 """Random numbers as a pure function of a key: the same hash on every device, eager, compiled, fused or mapped.
 
-A counter-based generator: number i under key k is a hash of (k, i). Nothing is stored and nothing advances, so a
-step that draws is still a function of its arguments. `pipeline.draws` makes what modules and stages draw (dropout,
-`torch.rand`) come from here.
+A counter-based generator: number i under key k is a hash of (k, i). It has no state, so a step that draws is still a
+pure function. `pipeline.draws` routes the draws of modules and stages (dropout, `torch.rand`) here.
 
-All integers are int64 that hold 32-bit values, and multipliers are below 2**31, so that no product overflows. The
-mixing is of the xorshift-multiply family: C. Wellons, "Prospecting for hash functions" (2018).
+Integers are int64 with 32-bit values, and multipliers are below 2**31, so that no product overflows. The mixing
+is of the xorshift-multiply family: C. Wellons, "Prospecting for hash functions" (2018).
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from torch import Tensor
 from pipeline import mesh
 
 Key = Callable[[], Tensor]
-"""Gives the key of the next draw."""
+"""Returns the key of the next draw."""
 
 MASK = 0xFFFFFFFF
 
@@ -36,7 +35,7 @@ def mix(x: Any) -> Any:
 
 
 def key(*parts: Any) -> Any:
-    """One 32-bit key from several ints or 0-d int64 tensors of up to 63 bits, order counting.
+    """A 32-bit key from ints or 0-d int64 tensors of up to 63 bits; their order matters.
 
     >>> key(1, 2) == key(1, 2), key(1, 2) == key(2, 1)
     (True, False)
@@ -48,17 +47,17 @@ def key(*parts: Any) -> Any:
 
 
 def settled(k: Any) -> Any:
-    """The same key, as a number in memory where it is a tensor.
+    """The key, materialised if it is a tensor.
 
-    A compiler would work it out anew in each loop that reads it, and follow that the harder the more rounds of mixing
-    lie behind it, each of which names its input twice. A view by strides is of something in memory.
+    Otherwise a compiler would recompute it in each loop that reads it, and its expression doubles with each round of
+    mixing. A strided view needs memory behind it.
     """
     return k.as_strided(k.shape, k.stride()) if isinstance(k, Tensor) else k
 
 
 def bits(k: Tensor, shape: tuple[int, ...]) -> Tensor:
     """Independent 32-bit integers, as int64 of `shape` (up to 2**32 numbers), from a 0-d int64 key."""
-    # The multiplication spreads the counter, so that two keys' streams are not one another's, shifted.
+    # The multiplication spreads the counter: otherwise streams of two keys could be shifted copies.
     first = mesh.draw_offset(shape)
     count = torch.arange(first, first + math.prod(shape), device=k.device) * 0x2C1B3C6D
     numbers: Tensor = mix((count ^ k) & MASK)
@@ -66,7 +65,7 @@ def bits(k: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 
 def uniform(k: Tensor, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
-    """Numbers in [0, 1), multiples of 2**-24 (or of what a narrower dtype can hold), of `shape`.
+    """Numbers in [0, 1), multiples of 2**-24 (or of the dtype's precision), of `shape`.
 
     >>> x = uniform(torch.tensor(7), (2, 3)); x.shape, bool(((x >= 0) & (x < 1)).all())
     (torch.Size([2, 3]), True)

@@ -1,4 +1,4 @@
-"""Per example: a gradient for each sample, by mapping the gradient of a batch of one over the samples."""
+"""Per-example gradients, by vmapping the gradient of a batch of one."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from pipeline.stage import Stage, first_line
 from pipeline.state import Batch
 from pipeline.tree import Tree, parted, paths, tree_map
 
-_INSTEAD = "use nn.GroupNorm in the place of BatchNorm, or leave it in eval mode"
+_INSTEAD = "use nn.GroupNorm instead of BatchNorm, or leave it in eval mode"
 
 _SHARED = "Batch norm got a batched|Expected more than 1 value|vmap: inplace|doesn't match the broadcast shape"
-"""What torch says where a sample needs others, or writes into a tensor of all."""
+"""torch's errors for a sample that depends on others, or writes into a shared tensor."""
 
 
 def check(g: Gradients, stages: Iterable[Stage]) -> None:
-    """Raise WiringError for stages, those before a backward, that go from one batch to the next."""
+    """Raise WiringError for stages before a per-example backward that can't run on a single sample."""
     for s in stages if g.per_example else ():
         each = f"{g.name!r} takes a gradient for each"
         if s.sums and g.of in s.writes:
@@ -42,10 +42,9 @@ def each_sample(
     g: Gradients, stages: Sequence[Stage], one: Callable[[Mapping[str, Any]], Written], values: Mapping[str, Any],
     batch: Batch, size: int, kept: Collection[str],
 ) -> Written:  # fmt: skip
-    """What `one`, the stages with their gradients on a batch of one sample, writes for each of `size` samples, joined.
+    """Map `one`, which runs the stages and their backward on a batch of one, over `size` samples; join the results.
 
-    `kept` are the names of State: values that all samples share, and that none may change on its own. Raises StageError
-    where one does, or where torch can't map what a stage does.
+    Raises StageError if a sample changes State (the names `kept`), which all share, or if torch can't vmap a stage.
     """
     of_samples = {k: v for k, v in values.items() if k in batch or (isinstance(v, Tensor) and k not in kept)}
     leaves, spec = pytree.tree_flatten(of_samples)
@@ -53,17 +52,17 @@ def each_sample(
     back: list[Any] = []
 
     def sample(seed: Tensor, own: list[Tensor]) -> list[Tensor]:
-        alone = {i: x.unsqueeze(0) for i, x in zip(at, own, strict=True)}
-        part = pytree.tree_unflatten([alone.get(i, x) for i, x in enumerate(leaves)], spec)
-        written, _, sums = one({**values, **part, "seed": seed})
+        rows = {i: x.unsqueeze(0) for i, x in zip(at, own, strict=True)}
+        single = pytree.tree_unflatten([rows.get(i, x) for i, x in enumerate(leaves)], spec)
+        written, _, sums = one({**values, **single, "seed": seed})
         for name in written.keys() & kept:
-            _look(name, written[name], stages)
-        tensors, whole = parted((written, sums))
-        back[:] = [whole]
+            _refuse_batched(name, written[name], stages)
+        tensors, unflatten = parted((written, sums))
+        back[:] = [unflatten]
         return tensors
 
     seeds = random.key(values["seed"], torch.arange(size, device=values["seed"].device))
-    # For the fused attention of a CPU torch has no mapped form: it would be called once for each sample.
+    # torch can't vmap the CPU's fused attention: it would loop over samples.
     attention = sdpa_kernel(SDPBackend.MATH) if seeds.device.type == "cpu" else nullcontext()
     try:
         with attention:
@@ -75,16 +74,16 @@ def each_sample(
         raise
     except PipeError:
         raise
-    except Exception as e:  # of what torch.func refuses, or of the backward alone
+    except Exception as e:  # refused by torch.func, or raised in the backward
         raise StageError(g.name, f"can't take a gradient for each sample: {first_line(e)}{place_of(e)}") from e
     written, sums = back[0](tensors)
-    weight = sums[g.name]["weight"]  # of the loss, also where that states none
+    weight = sums[g.name]["weight"]  # of the loss, even if it writes none
     joined = {k: _joined(k, x, written.get(f"{k}.weight", weight), kept) for k, x in written.items() if k != g.grads}
     return {**joined, g.grads: written[g.grads]}, {}, tree_map(lambda x: x.sum(0, dtype=x.dtype), sums)
 
 
-def _look(name: str, value: Tree, stages: Sequence[Stage]) -> None:
-    """Raise StageError where something that State holds is another one for each sample."""
+def _refuse_batched(name: str, value: Tree, stages: Sequence[Stage]) -> None:
+    """Raise StageError for a value of State that differs by sample."""
     level = torch._C._functorch.current_level()
     for path, x in paths({name: value}):
         if isinstance(x, Tensor) and torch._C._functorch.maybe_get_level(x) == level:
@@ -93,7 +92,7 @@ def _look(name: str, value: Tree, stages: Sequence[Stage]) -> None:
 
 
 def _joined(name: str, value: Tree, weight: Tensor, kept: Collection[str]) -> Tree:
-    """What the samples wrote under a name, (B, ...), as the whole batch would have."""
+    """The batch's value from the samples' values (B, ...)."""
 
     def join(x: Any) -> Any:
         if not isinstance(x, Tensor):
@@ -106,7 +105,7 @@ def _joined(name: str, value: Tree, weight: Tensor, kept: Collection[str]) -> Tr
             return x.flatten(0, 1)
         if not x.is_floating_point():
             return x[-1]
-        whole = weight.sum()  # where nothing counted, a mean of zeros stays zero
-        return ((x * weight).sum() / torch.where(whole > 0, whole, 1.0)).to(x.dtype)
+        total = weight.sum()  # if nothing counts, a mean of zeros stays zero
+        return ((x * weight).sum() / torch.where(total > 0, total, 1.0)).to(x.dtype)
 
     return tree_map(join, value)

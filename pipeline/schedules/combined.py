@@ -76,8 +76,8 @@ def warmup(
     """Rise linearly from `start * base` to the base, then start the schedule (or number) at its step 0.
 
     Give its length as `steps`, `epochs`, or a `share` of the run; in the schedule, RUN is the rest of the run. As
-    torch's SequentialLR([LinearLR(start_factor=start, end_factor=1), schedule], [steps]). Source: Goyal et al.,
-    Accurate, Large Minibatch SGD (2017).
+    torch's SequentialLR([LinearLR(start_factor=start, end_factor=1), schedule], [steps]).
+    Source: Goyal et al., Accurate, Large Minibatch SGD (2017).
 
     >>> from pipeline import schedules
     >>> [round(warmup(schedules.cosine(1.0), steps=2).at(s, steps=6), 3) for s in range(7)]

@@ -76,7 +76,7 @@ def groups(members: Mapping[Which, Stage], *, otherwise: Stage | None = None, na
 
 
 def frozen() -> Stage:
-    """A member of groups that leaves parameters unchanged; clip_norm still counts their gradients."""
+    """A member of groups that leaves parameters unchanged. Their gradients are taken, and clip_norm counts them."""
     return Stage("update.frozen", lambda params: params, writes=("params",), sharded=True)
 
 
