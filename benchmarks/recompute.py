@@ -82,12 +82,7 @@ def main() -> None:
         plain = found[name.split(",")[0] + ", plain"]
         same = all(run["bits"] == plain[0]["bits"] and run["loss"] == plain[0]["loss"] for run in runs)
         lines.append(f"| {name} | {peak:.0f} | {ms:.0f} | {'yes' if same else 'no'} |")
-    text = "\n".join(lines)
-    print(text)
-    question = __doc__.splitlines()[0]
-    facts = {"name": "recompute", "question": question, **report.facts(), "runs": found}
-    (report.RESULTS / "recompute.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-    (report.RESULTS / "recompute.md").write_text(f"# {question}\n\n{text}\n", encoding="utf-8")
+    report.save("recompute", __doc__.splitlines()[0], "\n".join(lines), runs=found)
 
 
 if __name__ == "__main__":

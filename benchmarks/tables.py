@@ -8,7 +8,6 @@ are those of fitting, one thread.
 
 from __future__ import annotations
 
-import json
 import os
 import statistics
 import tempfile
@@ -135,16 +134,13 @@ def main() -> None:
             }
             print(source, {w: statistics.mean(x for x, _ in r) for w, r in rows.items()}, flush=True)
     head = ["table", "way", "held out: accuracy or R2, mean (least - most)", "seconds, median (least - most)"]
-    lines = ["# " + (__doc__ or "").splitlines()[0], "", f"| {' | '.join(head)} |", "| --- | --- | ---: | ---: |"]
+    lines = [f"| {' | '.join(head)} |", "| --- | --- | ---: | ---: |"]
     for table, ways in found.items():
         for way, r in ways.items():
             s, t = r["scores"], r["seconds"]
             lines.append(f"| {table} | {way} | {statistics.mean(s):.4f} ({min(s):.4f} - {max(s):.4f}) | "
                          f"{statistics.median(t):.3f} ({min(t):.3f} - {max(t):.3f}) |")  # fmt: skip
-    (report.RESULTS / "tables.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    facts = {"question": (__doc__ or "").splitlines()[0], **report.facts(), "tables": found}
-    (report.RESULTS / "tables.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-    print("\n".join(lines))
+    report.save("tables", (__doc__ or "").splitlines()[0], "\n".join(lines), tables=found)
 
 
 if __name__ == "__main__":

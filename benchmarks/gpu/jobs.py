@@ -116,11 +116,11 @@ IMAGES, TEXTS = (16, 2) if SMALL else (2000, 32)
 JOBS = {
     "digits": Job(
         "Digits: an MLP of 2,410 parameters, batch 64", digits.model, digits.data, digits.SIZE, 3 if SMALL else 460,
-        goals=("<= 20 us a step", ">= 2 x JAX's scan"),
+        goals=("<= 20 µs a step", ">= 2 x JAX's scan"),
     ),
     "members": Job(
         f"{MEMBERS:,} members of it, with the same batches", digits.model, digits.data, digits.SIZE, 3 if SMALL else 46,
-        members=MEMBERS, per_step=MEMBERS, thing="members' steps", goals=("<= 0.1 us a member's step",),
+        members=MEMBERS, per_step=MEMBERS, thing="members' steps", goals=("<= 0.1 µs a member's step",),
     ),
     "gpt": Job(
         f"A GPT of 124 M parameters, {TEXTS} x {CONTEXT:,} tokens, bf16",

@@ -139,7 +139,7 @@ class Bench:
             rows = [row for row in self.rows if row.job == name]
             if rows:
                 goals = [f"Goals: {'; '.join(job.goals)}.", ""] if job.goals else []
-                step = "us a member's step" if job.members > 1 else "us a step"
+                step = "µs a member's step" if job.members > 1 else "µs a step"
                 heads = ["", step, "quartiles", f"{job.thing}/s", "share of peak", "MiB", "first work, s", "again, s"]
                 table = [f"| {' | '.join(heads)} |", f"| --- |{' ---: |' * (len(heads) - 1)}", *map(self.line, rows)]
                 lines += ["", f"## {job.title}", "", *goals, *table]
