@@ -1,9 +1,8 @@
-"""What does it cost that nothing is lost, and does memory stay flat?
+"""What do checkpoints cost, and does memory stay flat?
 
-`python -m benchmarks.durable`. The digits run: `pipe train` as a process, with its checkpoints and without, in turns. A
-GPT of 10.9 M parameters: steps with a checkpoint written beside them and without, in turns; by default one is written
-only where it takes 0.5 % of the time. Memory: 200,000 steps, a step a call and fused, with evaluations, Reports and
-checkpoints between.
+`python -m benchmarks.durable`. Digits: `pipe train` as a process, with and without checkpoints, in turns. A GPT of 10.9
+M parameters: steps with and without a checkpoint written beside them, in turns; by default at most 0.5 % of the time.
+Memory: 200,000 steps, a step a call and fused, with evaluations, Reports and checkpoints in between.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""What does activation checkpointing save of a step's memory, and what does it cost?
+"""How much memory does activation checkpointing save, and what does it cost?
 
 `python -m benchmarks.recompute`. A transformer of 12 blocks with dropout, 16 x 128 tokens, two threads; its blocks are
-checkpointed or not. Memory is how far a process's peak during five steps lies above what it had before the first. A
-compiled step is loaded from the cache, so no compiler is in that process.
+checkpointed or not. Memory is the peak of five steps above the memory before the first. A compiled step comes from the
+cache, so that no compiler is in the process.
 """
 
 from __future__ import annotations

@@ -22,10 +22,6 @@ from pipeline.testing.by_hand import like_by_hand as like_by_hand
 from pipeline.tree import named
 
 
-def _tensors(tree: Any) -> list[Tensor]:
-    return [x for x in pytree.tree_leaves(tree) if isinstance(x, Tensor)]
-
-
 def same(a: Any, b: Any, tolerance: float = 0.0) -> None:
     """Two pytrees have one structure, and their tensors are equal: bit for bit, or within `tolerance`.
 
@@ -59,7 +55,7 @@ def _bits(x: Tensor) -> Tensor:
 
 def pure(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """A call changes no argument and not torch's global generator, and repeats bit for bit. Returns the result."""
-    inputs = _tensors((args, kwargs))
+    inputs = [x for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
     before = [x.clone() for x in inputs]
     versions = [x._version for x in inputs]
     generator = torch.random.get_rng_state()
