@@ -33,13 +33,13 @@ def like_by_hand(pipe: Pipeline, data: Any = None, *, epochs: int = 2, seed: int
     """
     if data is not None:
         known = pipe.load if pipe.load is not None and pipe.load.known else None
-        first = load.loader(data) if known is None else _with_data(known, source(data))
-        pipe = pipe.of([first, *(s for s in pipe.given if s is not pipe.load)])
+        loading = load.loader(data) if known is None else _with_data(known, source(data))
+        pipe = pipe.of([loading, *(s for s in pipe.given if s is not pipe.load)])
     if pipe.place.mesh or pipe.members > 1 or pipe.place.precision == "fp16" or (pipe.on_host and validate is not None):
         raise ByHandError("can't be done by hand: a mesh, members, float16, or metrics on the host")
     options: Any = {"backend": compile, "compile": True} if isinstance(compile, str) else {"compile": compile}
-    if where := _difference(pipe, seed, epochs, validate, tolerance, **options):
-        raise AssertionError(_difference(pipe, seed, epochs, validate, tolerance, compile=False, every=1) or where)
+    if first := _difference(pipe, seed, epochs, validate, tolerance, **options):
+        raise AssertionError(_difference(pipe, seed, epochs, validate, tolerance, compile=False, every=1) or first)
 
 
 def _with_data(stage: load.Load, data: Source) -> load.Load:
