@@ -1,1 +1,1 @@
-"""How fast it is, beside what one would otherwise use: one file a question, run by `python -m benchmarks`."""
+"""Speed, compared with the alternatives: one file a question, run by `python -m benchmarks`."""

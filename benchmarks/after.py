@@ -7,7 +7,6 @@ and that of `pipe train` (64-128-10, SGD), fused, one thread, with each measurem
 
 from __future__ import annotations
 
-import json
 import statistics
 import subprocess
 import sys
@@ -137,16 +136,13 @@ def main() -> None:
     found: dict[str, Any] = {"telemetry": {rule: telemetry(rule) for rule in RULES}}
     with tempfile.TemporaryDirectory() as folder:
         found["predict 2 GB"] = predictions(Path(folder))
-    lines = ["# Telemetry, and predictions for a large file", "", (__doc__ or "").partition("\n\n")[2].strip(), ""]
-    lines += ["| step, fused, one thread | telemetry | us | ratio |", "| --- | --- | --- | --- |"]
+    lines = [(__doc__ or "").partition("\n\n")[2].strip(), ""]
+    lines += ["| step, fused, one thread | telemetry | µs | ratio |", "| --- | --- | --- | --- |"]
     for rule, cases in found["telemetry"].items():
         lines += [f"| {rule} | {name} | {c['microseconds']:.2f} | {c['ratio']:.3f} |" for name, c in cases.items()]
     lines += ["", "| predictions written as | memory grows by, MB | seconds |", "| --- | --- | --- |"]
     lines += [f"| {end} | {c['megabytes']:.0f} | {c['seconds']:.0f} |" for end, c in found["predict 2 GB"].items()]
-    folder_of = Path(__file__).parent / "results"
-    (folder_of / "after.json").write_text(json.dumps({**report.facts(), **found}, indent=1) + "\n")
-    (folder_of / "after.md").write_text("\n".join(lines) + "\n")
-    print("\n".join(lines))
+    report.save("after", (__doc__ or "").splitlines()[0], "\n".join(lines), **found)
 
 
 if __name__ == "__main__":

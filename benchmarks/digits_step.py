@@ -1,7 +1,7 @@
 """How long does one training step of a small classifier take, loading its batch included?
 
-Digits (64-32-10, batch 64), AdamW, gradients clipped to norm 1, a cosine over the run, loss and accuracy of the
-training set measured. One work is a whole run of 20 epochs from the same first weights.
+Digits (64-32-10, batch 64), AdamW, gradients clipped to norm 1, a cosine schedule, training loss and accuracy. One
+work is a run of 20 epochs from the same first weights.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
-"""What does it cost that nothing is lost, and does memory stay flat?
+"""What do checkpoints cost, and does memory stay flat?
 
-`python -m benchmarks.durable`. The digits run: `pipe train` as a process, with its checkpoints and without, in turns. A
-GPT of 10.9 M parameters: steps with a checkpoint written beside them and without, in turns; by default one is written
-only where it takes 0.5 % of the time. Memory: 200,000 steps, a step a call and fused, with evaluations, Reports and
-checkpoints between.
+`python -m benchmarks.durable`. Digits: `pipe train` as a process, with and without checkpoints, in turns. A GPT of 10.9
+M parameters: steps with and without a checkpoint written beside them, in turns; by default at most 0.5 % of the time.
+Memory: 200,000 steps, a step a call and fused, with evaluations, Reports and checkpoints in between.
 """
 
 from __future__ import annotations
@@ -34,17 +33,36 @@ finally:
     print("seconds", time.perf_counter() - began, file=sys.stderr)
 """
 
-GPT = """ import json, statistics, sys, tempfile, time import torch torch.set_num_threads(2) from benchmarks import
-models from pipeline import Pipeline, backward, checkpoint, forward, loss, place, update job = models.JOBS["gpt"] pipe =
-Pipeline(place.on("cpu"), forward.model(lambda: models.model(job)), loss.cross_entropy(dim=-1), backward.gradients(),
-update.finite(), update.clip_norm(1.0), update.adamw(3e-4)) step, state, data = pipe.compile(), pipe.init(0),
-models.batches(job) def steps(state, n): for k in range(n): state, _ = step(state, data[k % 4]) return state state =
-steps(state, 2) plain, saved, took = [], [], [] with tempfile.TemporaryDirectory(dir=sys.argv[1]) as folder,
-checkpoint.Saver(folder) as saver: for _ in range(6): began = time.perf_counter() state = steps(state, 4)
-plain.append(time.perf_counter() - began) began = time.perf_counter() saver.save(state, 0, 0) state = steps(state, 4)
-saver._finish() saved.append(time.perf_counter() - began) took.append(saver._took) size = sum(p.stat().st_size for p in
-saver.folder.rglob("*.safetensors")) / len(list(saver.folder.iterdir())) print(json.dumps({"plain": plain, "saved":
-saved, "took": took, "megabytes": size / 1e6})) """
+GPT = """
+import json, statistics, sys, tempfile, time
+import torch
+torch.set_num_threads(2)
+from benchmarks import models
+from pipeline import Pipeline, backward, checkpoint, forward, loss, place, update
+job = models.JOBS["gpt"]
+pipe = Pipeline(place.on("cpu"), forward.model(lambda: models.model(job)), loss.cross_entropy(dim=-1),
+                backward.gradients(), update.finite(), update.clip_norm(1.0), update.adamw(3e-4))
+step, state, data = pipe.compile(), pipe.init(0), models.batches(job)
+def steps(state, n):
+    for k in range(n):
+        state, _ = step(state, data[k % 4])
+    return state
+state = steps(state, 2)
+plain, saved, took = [], [], []
+with tempfile.TemporaryDirectory(dir=sys.argv[1]) as folder, checkpoint.Saver(folder) as saver:
+    for _ in range(6):
+        began = time.perf_counter()
+        state = steps(state, 4)
+        plain.append(time.perf_counter() - began)
+        began = time.perf_counter()
+        saver.save(state, 0, 0)
+        state = steps(state, 4)
+        saver._finish()
+        saved.append(time.perf_counter() - began)
+        took.append(saver._took)
+    size = sum(p.stat().st_size for p in saver.folder.rglob("*.safetensors")) / len(list(saver.folder.iterdir()))
+print(json.dumps({"plain": plain, "saved": saved, "took": took, "megabytes": size / 1e6}))
+"""
 
 MEMORY = """
 import json, sys, tempfile
@@ -126,12 +144,7 @@ def main() -> None:
             f"| memory, steps {part[0][0]:,} to {part[-1][0]:,}, {words}, MiB: least - most | {min(values):.1f} - "
             f"{max(values):.1f} |"
         )
-    text = "\n".join(lines)
-    print(text)
-    question = __doc__.splitlines()[0]
-    facts = {"name": "durable", "question": question, **report.facts(), "digits": runs, "gpt": gpt, "memory": memory}
-    (report.RESULTS / "durable.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-    (report.RESULTS / "durable.md").write_text(f"# {question}\n\n{text}\n", encoding="utf-8")
+    report.save("durable", __doc__.splitlines()[0], "\n".join(lines), digits=runs, gpt=gpt, memory=memory)
 
 
 if __name__ == "__main__":

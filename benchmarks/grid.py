@@ -1,8 +1,8 @@
 """How long does a grid of 16 learning rates by 4 seeds take, beside the tutorials' loop in a pool of processes?
 
 A classifier of the digits, 64-32-10, by SGD with momentum, batch 64, 20 epochs, the held-out accuracy after each: 64
-runs. The pool has a process for each core, which was started and has its imports and data; ours has its programs. First
-weights and all else of a run are part of the time, which is of one run's step.
+runs. The pool has a started process for each core, with imports and data; ours has compiled programs. The time is of
+one run's step, with initialization.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def digits() -> list[tuple[torch.Tensor, torch.Tensor]]:
 
 
 def run(setting: tuple[float, int]) -> tuple[int, float, float]:
-    """One run as the tutorials have it: its steps, the loss of its last epoch, and its held-out accuracy."""
+    """One run as in torch's tutorials: steps, loss of the last epoch, held-out accuracy."""
     lr, seed = setting
     torch.set_num_threads(1)
     torch.manual_seed(seed)
@@ -94,7 +94,7 @@ def ours() -> Callable[[], Work]:
 
 
 def _best(accuracies: list[float]) -> float:
-    """Of the best learning rate, the mean over seeds."""
+    """The mean over seeds for the best learning rate."""
     means = [sum(accuracies[i : i + SEEDS]) / SEEDS for i in range(0, len(accuracies), SEEDS)]
     return max(means)
 

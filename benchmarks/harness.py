@@ -1,9 +1,8 @@
 """Contenders on the same work, in one interleaved run.
 
-A contender is a function that prepares (imports, compiles) and returns `start`. `start()` makes everything new, which
-is not timed, and returns `work`; `work()` is timed and returns Done. Each contender has a process of its own
-(worker.py), so that none sees another's global state; the processes take turns, A B C A B C ..., one at a time. Ratios
-are taken round by round, so that what disturbs a whole round cancels.
+A contender is a function that prepares (imports, compiles) and returns `start`. `start()` sets up a run, untimed, and
+returns `work`; `work()` is timed and returns Done. Each contender has its own process (worker.py) and global state. The
+processes take turns, A B C A B C ..., one at a time. Ratios are taken within a round, so that slow rounds cancel.
 """
 
 from __future__ import annotations
@@ -21,19 +20,19 @@ from typing import IO, Any, TypeAlias
 from attrs import field, frozen
 
 TIMEOUT = 1800.0
-"""Seconds that a contender may take for one turn, its first, with compiling, included."""
+"""Seconds for one turn of a contender, also the first, which compiles."""
 
 
 @frozen
 class Done:
-    """What a contender did: steps, the training loss of its last epoch, and its own clock where only that is fair."""
+    """The work done: steps, training loss of the last epoch, and its own timing if only that is fair."""
 
     steps: int
     loss: float | None = None
     accuracy: float | None = None
     seconds: float | None = None
     memory: int | None = None
-    """Bytes that it held on an accelerator at most."""
+    """Peak bytes on an accelerator."""
 
 
 Work: TypeAlias = Callable[[], Done]
@@ -41,12 +40,12 @@ Contender: TypeAlias = Callable[[], Callable[[], Work]]
 
 
 class MissingError(Exception):
-    """A contender that is not here, and why."""
+    """Why a contender can't run here."""
 
 
 @frozen
 class Target:
-    """What the suite must show: `contender` is at least `factor` times as fast as `than`."""
+    """A goal: `contender` is at least `factor` times as fast as `than`."""
 
     contender: str
     than: str
@@ -55,7 +54,7 @@ class Target:
 
 @frozen(kw_only=True)
 class Race:
-    """One comparison: names of contenders of a suite, in the order of the table."""
+    """One comparison of contenders of a suite."""
 
     title: str
     contenders: Sequence[str]
@@ -64,16 +63,16 @@ class Race:
     threads: int = 1
     rounds: int = 15
     seconds: float = 0.1
-    """The least time of a turn: short work is repeated."""
+    """Shortest turn: shorter work is repeated."""
     tolerance: float | None = None
-    """How far, relatively, a contender's loss may be from the median of all."""
+    """Largest relative difference of a loss from the median of all."""
     memory: bool = False
     """Whether the table shows the peak memory."""
 
 
 @frozen
 class Result:
-    """A contender's rounds: seconds a step in each; or the reason why there are none."""
+    """A contender's seconds a step in each round; or why there are none."""
 
     name: str
     seconds: list[float] = field(factory=list)
@@ -81,11 +80,11 @@ class Result:
     loss: float | None = None
     accuracy: float | None = None
     prepare: float = 0.0
-    """Seconds until the first work was done: imports, compiling."""
+    """Seconds until the first work was done, with imports and compiling."""
     peak: int = 0
-    """The most memory the process held, compiling included, in bytes."""
+    """Peak memory of the process in bytes, compiling included."""
     peak_steps: int = 0
-    """The same, counted after the warm-up."""
+    """The same after the warm-up."""
     missing: str | None = None
     error: str | None = None
 
@@ -107,7 +106,7 @@ def speedup(result: Result, than: Result) -> float:
 
 
 class Worker:
-    """The process of one contender, which repeats its work for so many seconds a turn."""
+    """The process of one contender, which repeats its work for at least so many seconds a turn."""
 
     def __init__(self, suite: str, name: str, threads: int, seconds: float, env: dict[str, str]) -> None:
         self.name = name
@@ -118,7 +117,7 @@ class Worker:
         )  # fmt: skip
 
     def ask(self, command: str) -> dict[str, Any]:
-        """The answer to a command, or {"error": ...} where the process ended or took too long."""
+        """The answer to a command, or {"error": ...} if the process ended or took too long."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         try:
@@ -151,7 +150,7 @@ class Worker:
 
 
 def environment(threads: int, gpu: bool = False) -> dict[str, str]:
-    """Every library's own way of being told how many threads it may use, and whether it may use a GPU."""
+    """Variables that limit each library's threads, and hide a GPU."""
     counts = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
     xla = f"--xla_cpu_multi_thread_eigen={str(threads > 1).lower()} intra_op_parallelism_threads={threads}"
     host = {"XLA_FLAGS": xla, "JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""}
@@ -166,7 +165,7 @@ def environment(threads: int, gpu: bool = False) -> dict[str, str]:
 
 
 def run(suite: str, race: Race, say: Callable[[str], None] = print) -> list[Result]:
-    """Every contender's rounds, in the order of the race."""
+    """Run all rounds; results in the order of the race."""
     workers: dict[str, Worker] = {}
     facts: dict[str, dict[str, Any]] = {}
     times: dict[str, list[float]] = {name: [] for name in race.contenders}
@@ -201,7 +200,7 @@ def run(suite: str, race: Race, say: Callable[[str], None] = print) -> list[Resu
 
 
 def check(facts: dict[str, dict[str, Any]], tolerance: float | None) -> None:
-    """Raise AssertionError unless all did the same work: as many steps, and a loss in one range."""
+    """Raise AssertionError unless all did equally many steps, with losses within the tolerance."""
     steps = {name: f["steps"] for name, f in facts.items()}
     assert len(set(steps.values())) <= 1, f"not the same number of steps: {steps}"
     losses = {name: f["loss"] for name, f in facts.items() if f["loss"] is not None}
@@ -213,7 +212,7 @@ def check(facts: dict[str, dict[str, Any]], tolerance: float | None) -> None:
 
 
 def why(answer: dict[str, Any]) -> str:
-    """In words, why a contender has no answer."""
+    """Why a contender failed, in words."""
     if "missing" in answer:
         return f"missing: {answer['missing']}"
     return "failed: " + "\n    ".join(answer["error"].strip().splitlines()[-6:])

@@ -1,4 +1,4 @@
-"""The digits job that digits_step compares: one run of 20 epochs of a small classifier, the same for everyone."""
+"""The digits job of digits_step: 20 epochs of a small classifier, the same for all contenders."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def data() -> tuple[Tensor, Tensor]:
 
 
 def model() -> nn.Module:
-    """The network with the first weights that every contender begins with."""
+    """The network, with the same first weights for all."""
     torch.manual_seed(0)
     return models.mlp(64, 32, 10)
 

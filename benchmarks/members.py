@@ -1,4 +1,4 @@
-"""How long does a step of one of many small classifiers take, where they are trained together?
+"""How long does a step of one of many small classifiers take if they are trained together?
 
 The digits job of digits_step, by 32 and by 256 members with seeds and learning rates of their own, on one thread and on
 two. Times are of one member's step. Members see the same batches ("shared"), or each its own order. JAX maps the same
@@ -19,7 +19,7 @@ from pipeline import fit, sweep
 
 SINGLE = "ours, one after the other, fused"
 SLICE = 32
-"""Members at once, where 256 are trained in parts, as `pipe sweep` does."""
+"""Members at once: 256 are trained in groups, as `pipe sweep` does."""
 
 
 def _name(who: str, members: int, order: str) -> str:
@@ -27,7 +27,7 @@ def _name(who: str, members: int, order: str) -> str:
 
 
 def alone(count: int) -> Any:
-    """The runs one after the other, each with an epoch a call."""
+    """One run after the other, each with an epoch a call."""
     one = ours.fused(digits_step.pipeline(), job.EPOCHS)
 
     def start() -> Work:
@@ -43,7 +43,7 @@ def alone(count: int) -> Any:
 
 
 def members(count: int, order: Any, at_once: int) -> Any:
-    """All in one State, or one part after the other."""
+    """All in one State, or one group after the other."""
     pipe = digits_step.pipeline()
     runs = [sweep(pipe, seeds=range(k, k + at_once), order=order) for k in range(0, count, at_once)]
     parts = [r.compile() for r in runs]
@@ -63,7 +63,7 @@ def members(count: int, order: Any, at_once: int) -> Any:
 
 
 def jax_members(count: int, order: str, scan: bool) -> Any:
-    """By vmap over the parameters, the optimizer's state and, of own orders, the batches."""
+    """By vmap over the parameters, the optimizer's state and, with own orders, the batches."""
     import jax
     import jax.numpy as jnp
     import numpy as np
@@ -94,7 +94,7 @@ def jax_members(count: int, order: str, scan: bool) -> Any:
         return np.stack(rows).astype(np.int32) if own else rows[0].astype(np.int32)
 
     def start() -> Work:
-        # Each member has its own copy of the same first weights: what is timed does not depend on them.
+        # Copies of the same first weights: the timing does not depend on them.
         first = jax.block_until_ready(jax.tree.map(lambda x: jnp.stack([x] * count), initial()))
 
         def work() -> Done:

@@ -225,15 +225,13 @@ def main(cases: list[str]) -> None:
     lines += [f"| {k} | {' | '.join(f'{1e3 * x:.2f} ms' for x in v.values())} |" for k, v in collectives.items()]
     print("\n".join(lines[-4:]))
     if not cases:
-        found = {**report.facts(), "processes": PROCESSES, "cases": results, "collectives": collectives}
-        (report.RESULTS / "mesh.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-        heading = "# " + str(__doc__).splitlines()[0]
         about = (
             "Two processes of one machine, gloo, one thread each; `python -m benchmarks.mesh`. Megabytes are beyond "
             "what a process\nhad before: mlp has 9,610 parameters, gpt 0.9 M, large 29.5 M."
         )
-        text = "\n".join([heading, "", about, "", *lines, ""])
-        (report.RESULTS / "mesh.md").write_text(text, encoding="utf-8")
+        text = "\n".join([about, "", *lines])
+        question = str(__doc__).splitlines()[0]
+        report.save("mesh", question, text, processes=PROCESSES, cases=results, collectives=collectives)
 
 
 if __name__ == "__main__":

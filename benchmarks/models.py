@@ -1,8 +1,7 @@
 """Does a step of a larger model cost more time or memory than the best torch.compile idiom?
 
 A ConvNet, a GPT, and transformers' Llama and BERT with small configurations and random weights; AdamW, gradients
-clipped to norm 1. Loading is left out: the same four batches in turn. Peak memory is that of the contender's own
-process.
+clipped to norm 1. Four batches in turn, without loading. Peak memory is of the contender's process.
 """
 
 from __future__ import annotations
@@ -129,7 +128,7 @@ def ours(job: Job) -> Any:
 
 
 def idiom(job: Job, *, fused: bool) -> Any:
-    """The model and its loss compiled; the optimizer compiled with its lr a tensor, or torch's own fused kernel."""
+    """Model and loss compiled; the optimizer compiled with a tensor lr, or torch's fused kernel."""
     net = model(job)
     params = list(net.parameters())
     options: dict[str, Any] = {"fused": True, "lr": LR} if fused else {"lr": torch.tensor(LR)}

@@ -9,7 +9,7 @@ from pipeline import Pipeline, fit
 
 
 def single(pipe: Pipeline, epochs: int) -> Any:
-    """One compiled step a call, its metrics returned, on the pipeline's own data."""
+    """One compiled step a call, with its metrics, on the pipeline's own data."""
     assert pipe.load is not None
     batches = pipe.load.batches or 0
     step = pipe.compile()
@@ -32,7 +32,7 @@ def single(pipe: Pipeline, epochs: int) -> Any:
 
 
 def fused(pipe: Pipeline, epochs: int) -> Any:
-    """A whole epoch a call: the order, the gather and every step in one program."""
+    """An epoch a call: order, gather and all steps in one program."""
     step = pipe.compile()
 
     def start() -> Work:

@@ -1,5 +1,4 @@
-"""The digits job in the training libraries, as their documentation writes it, with loggers, bars and checkpoints
-off."""
+"""The digits job in training libraries, as in their documentation, without loggers, progress bars and checkpoints."""
 
 from __future__ import annotations
 
@@ -25,7 +24,7 @@ def loader() -> Any:
 
 
 def lightning(*, barebones: bool) -> Any:
-    """A LightningModule; barebones is the Trainer's own mode for measuring it, in which log() does nothing."""
+    """A LightningModule; `barebones` is the Trainer's mode for benchmarks, without log()."""
     import lightning
 
     warnings.filterwarnings("ignore")
@@ -57,7 +56,7 @@ def lightning(*, barebones: bool) -> Any:
             return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     class Clock(lightning.Callback):
-        """The training alone: what the Trainer prepares once is not a step's."""
+        """Time of training, without the Trainer's preparation."""
 
         def on_train_start(self, *_: Any) -> None:
             self.begin = time.perf_counter()
@@ -71,19 +70,15 @@ def lightning(*, barebones: bool) -> Any:
     def start() -> Work:
         model, clock = Digits(), Clock()
         options: dict[str, Any] = {"barebones": True} if barebones else off
-        trainer = lightning.Trainer(
-            max_epochs=job.EPOCHS, accelerator="cpu", devices=1, gradient_clip_val=job.CLIP, callbacks=[clock],
-            **options,
-        )  # fmt: skip
+        trainer = lightning.Trainer(max_epochs=job.EPOCHS, accelerator="cpu", devices=1, gradient_clip_val=job.CLIP,
+                                    callbacks=[clock], **options)  # fmt: skip
 
         def work() -> Done:
             trainer.fit(model, batches)
             n = len(batches.dataset)
-            if barebones:
-                measured = (model.total / n).item(), (model.correct / n).item()
-            else:
-                measured = trainer.callback_metrics["loss"].item(), trainer.callback_metrics["accuracy"].item()
-            return Done(trainer.global_step, *measured, seconds=clock.seconds)
+            logged = trainer.callback_metrics
+            measured = (model.total / n, model.correct / n) if barebones else (logged["loss"], logged["accuracy"])
+            return Done(trainer.global_step, *[x.item() for x in measured], seconds=clock.seconds)
 
         return work
 

@@ -1,8 +1,8 @@
-"""What does activation checkpointing save of a step's memory, and what does it cost?
+"""How much memory does activation checkpointing save, and what does it cost?
 
 `python -m benchmarks.recompute`. A transformer of 12 blocks with dropout, 16 x 128 tokens, two threads; its blocks are
-checkpointed or not. Memory is how far a process's peak during five steps lies above what it had before the first. A
-compiled step is loaded from the cache, so no compiler is in that process.
+checkpointed or not. Memory is the peak of five steps above the memory before the first. A compiled step comes from the
+cache, so that no compiler is in the process.
 """
 
 from __future__ import annotations
@@ -82,12 +82,7 @@ def main() -> None:
         plain = found[name.split(",")[0] + ", plain"]
         same = all(run["bits"] == plain[0]["bits"] and run["loss"] == plain[0]["loss"] for run in runs)
         lines.append(f"| {name} | {peak:.0f} | {ms:.0f} | {'yes' if same else 'no'} |")
-    text = "\n".join(lines)
-    print(text)
-    question = __doc__.splitlines()[0]
-    facts = {"name": "recompute", "question": question, **report.facts(), "runs": found}
-    (report.RESULTS / "recompute.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-    (report.RESULTS / "recompute.md").write_text(f"# {question}\n\n{text}\n", encoding="utf-8")
+    report.save("recompute", __doc__.splitlines()[0], "\n".join(lines), runs=found)
 
 
 if __name__ == "__main__":

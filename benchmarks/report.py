@@ -71,6 +71,14 @@ def write(name: str, question: str, races: Sequence[Measured], folder: Path, dra
     picture(name, about, races, folder, draw)
 
 
+def save(name: str, question: str, text: str, **results: Any) -> None:
+    """Write <name>.json and .md of a benchmark that is no race, and print the text."""
+    content = {"name": name, "question": question, **facts(), **results}
+    (RESULTS / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    (RESULTS / f"{name}.md").write_text(f"# {question}\n\n{text}\n", encoding="utf-8")
+    print(text)
+
+
 def redraw(name: str, folder: Path, draw: Draw) -> None:
     """Write <name>.png from <name>.json, without measuring."""
     content = json.loads((folder / f"{name}.json").read_text())

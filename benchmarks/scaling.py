@@ -1,7 +1,7 @@
 """Where does overhead end and arithmetic begin?
 
-Steps a second of a classifier (64-64-64-10, batch 64, AdamW, gradients clipped to norm 1) as one thing grows by 2, 4, 8
-and 16: depth, width, batch, samples, and the number of parameter tensors (the same numbers in more tensors).
+A step of a classifier (64-64-64-10, batch 64, AdamW, gradients clipped to norm 1), as one size grows by 2, 4, 8 and 16:
+depth, width, batch, samples, and the number of parameter tensors (the same numbers in more tensors).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Size:
     batch: int = 64
     samples: int = 1024
     parts: int = 1
-    """Tensors that each weight and bias is parted into."""
+    """Tensors that each weight and bias is split into."""
 
 
 AXES: dict[str, Callable[[int], Size]] = {
@@ -45,8 +45,8 @@ AXES: dict[str, Callable[[int], Size]] = {
 }
 
 
-class Parted(nn.Module):
-    """A linear layer whose weight is several tensors. Shapes: (B, before) -> (B, after)."""
+class Split(nn.Module):
+    """A linear layer with its weight in several tensors. Shapes: (B, before) -> (B, after)."""
 
     def __init__(self, before: int, after: int, parts: int) -> None:
         super().__init__()
@@ -61,7 +61,7 @@ def model(size: Size) -> nn.Module:
     widths = [64, *[size.width] * size.depth]
     if size.parts == 1:
         return models.mlp(*widths, 10)
-    hidden = [m for a, b in itertools.pairwise(widths) for m in (Parted(a, b, size.parts), nn.ReLU())]
+    hidden = [m for a, b in itertools.pairwise(widths) for m in (Split(a, b, size.parts), nn.ReLU())]
     return nn.Sequential(*hidden, nn.Linear(size.width, 10))
 
 

@@ -136,12 +136,7 @@ def main() -> None:
     for words, runs in found.items():
         values = [run["all"] for run in runs]
         lines.append(f"| {words} | {statistics.median(values):.2f} | {min(values):.2f} - {max(values):.2f} |")
-    text = "\n".join(lines)
-    print(text)
-    question = __doc__.splitlines()[0]
-    facts = {"name": name, "question": question, **report.facts(), "starts": found}
-    (report.RESULTS / f"{name}.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-    (report.RESULTS / f"{name}.md").write_text(f"# {question}\n\n{text}\n", encoding="utf-8")
+    report.save(name, __doc__.splitlines()[0], "\n".join(lines), starts=found)
 
 
 if __name__ == "__main__":

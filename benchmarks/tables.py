@@ -1,14 +1,12 @@
-"""How well, and how fast, is a table learned by defaults, beside scikit-learn's?
+"""How well and how fast are tables learned with defaults, compared with scikit-learn?
 
-`python -m benchmarks.tables`. Tables of scikit-learn's, and a made one of 20,000 rows with words and missing values,
-each over five splits, the same for all. Ours is what `pipe train --data` does in 20 epochs, compiled programs from
-the cache; the MLP of scikit-learn is given numbers scaled and words one-hot, the trees the table as it is. Seconds
-are those of fitting, one thread.
+`python -m benchmarks.tables`. Tables of scikit-learn, and a synthetic one of 20,000 rows with words and missing values,
+each over the same five splits. Ours is `pipe train --data` for 20 epochs, with cached programs. scikit-learn's MLP gets
+scaled numbers and one-hot words, its trees the table as it is. Seconds of fitting, one thread.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import statistics
 import tempfile
@@ -33,8 +31,8 @@ NAMES = ("sklearn:wine", "sklearn:breast_cancer", "sklearn:diabetes")
 
 
 def mixed(path: Path, rows: int = 20_000) -> None:
-    """Six columns of numbers, three of words of 5, 20 and 100 kinds, missing values in all, and a class that depends on
-    a product, on a step and on each word, with noise."""
+    """Six columns of numbers, three of words of 5, 20 and 100 kinds, all with missing values, and a noisy class that
+    depends on a product, a threshold and each word."""
     random = np.random.default_rng(0)
     numbers = random.normal(size=(rows, 6)) * [1, 10, 100, 1, 1, 1000]
     kinds = [random.integers(n, size=rows) for n in (5, 20, 100)]
@@ -49,7 +47,7 @@ def mixed(path: Path, rows: int = 20_000) -> None:
 
 
 def ours(source: str, split: int) -> tuple[float, float]:
-    """The held-out score after the last epoch, and the seconds of a run whose programs are in the cache."""
+    """Held-out score after the last epoch, and seconds of a run with cached programs."""
     made = build.job(config.make({"data": source, "run.seed": split, "run.threads": 1}))
     step = made.pipe.compile()
     step.prepare(made.pipe.init(split), made.validation)
@@ -60,7 +58,7 @@ def ours(source: str, split: int) -> tuple[float, float]:
 
 
 def frames(source: str, split: int) -> tuple[Any, Any, Any, Any]:
-    """Training and held-out columns as pandas has them, and their targets, by the split that ours makes."""
+    """Training and held-out columns in pandas, and targets, with our split."""
     import pandas
     from sklearn import datasets
 
@@ -135,16 +133,13 @@ def main() -> None:
             }
             print(source, {w: statistics.mean(x for x, _ in r) for w, r in rows.items()}, flush=True)
     head = ["table", "way", "held out: accuracy or R2, mean (least - most)", "seconds, median (least - most)"]
-    lines = ["# " + (__doc__ or "").splitlines()[0], "", f"| {' | '.join(head)} |", "| --- | --- | ---: | ---: |"]
+    lines = [f"| {' | '.join(head)} |", "| --- | --- | ---: | ---: |"]
     for table, ways in found.items():
         for way, r in ways.items():
             s, t = r["scores"], r["seconds"]
             lines.append(f"| {table} | {way} | {statistics.mean(s):.4f} ({min(s):.4f} - {max(s):.4f}) | "
                          f"{statistics.median(t):.3f} ({min(t):.3f} - {max(t):.3f}) |")  # fmt: skip
-    (report.RESULTS / "tables.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    facts = {"question": (__doc__ or "").splitlines()[0], **report.facts(), "tables": found}
-    (report.RESULTS / "tables.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-    print("\n".join(lines))
+    report.save("tables", (__doc__ or "").splitlines()[0], "\n".join(lines), tables=found)
 
 
 if __name__ == "__main__":

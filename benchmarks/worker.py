@@ -21,7 +21,7 @@ from benchmarks.harness import Done, MissingError, Work
 def main() -> None:
     suite, name, threads, seconds = sys.argv[1:]
     answers = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # what a library prints is not an answer
+    os.dup2(2, 1)  # prints of libraries go to stderr
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: int(threads)])
     start: Callable[[], Work] | None = None
     for line in sys.stdin:
@@ -69,7 +69,7 @@ def timed(start: Callable[[], Work]) -> tuple[float, Done]:
 
 
 def turn(start: Callable[[], Work], least: float) -> tuple[float, Done]:
-    """Seconds a step, over work of at least so many seconds, and its last result."""
+    """Seconds a step, over at least `least` seconds of work, and the last result."""
     total, steps = 0.0, 0
     while not steps or total < least:
         seconds, done = timed(start)
@@ -78,7 +78,7 @@ def turn(start: Callable[[], Work], least: float) -> tuple[float, Done]:
 
 
 def peak_memory() -> int:
-    """The peak of this process alone; getrusage's ru_maxrss would begin with its parent's."""
+    """Peak memory of this process; getrusage's ru_maxrss would start from its parent's."""
     [line] = [s for s in Path("/proc/self/status").read_text().splitlines() if s.startswith("VmHWM:")]
     return int(line.split()[1]) * 1024
 

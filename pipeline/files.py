@@ -60,7 +60,7 @@ def updated(path: Path, mode: int = 0o666) -> IO[bytes]:
     handle = _open(path, os.O_RDWR | os.O_CREAT | os.O_NONBLOCK, False, _allowed(path.parent, mode))
     if os.fstat(handle).st_nlink > 1:
         os.close(handle)
-        raise OSError(None, "has another name as well (a hard link); remove it", str(path))
+        raise OSError(None, "has another name as well, a hard link; remove it", str(path))
     return os.fdopen(handle, "r+b")
 
 
@@ -75,7 +75,7 @@ def _open(path: Path, flags: int, links: bool, mode: int = 0) -> int:
         raise OSError(None, str(e), str(path)) from None
     if not stat.S_ISREG(os.fstat(handle).st_mode):
         os.close(handle)
-        raise OSError(None, "is no plain file", str(path))
+        raise OSError(None, "is not a regular file", str(path))
     return handle
 
 
@@ -145,12 +145,12 @@ def writing(path: Path, *, new: bool = False, mode: int = 0o666) -> Iterator[IO[
         os.fsync(handle)
         if new and path.exists():
             raise FileExistsError(errno.EEXIST, "was made by another process meanwhile", str(path))
-        where = os.open(path.parent, os.O_RDONLY | os.O_CLOEXEC)  # may fail, so before the file is renamed
+        parent = os.open(path.parent, os.O_RDONLY | os.O_CLOEXEC)  # may fail, so before the file is renamed
         try:
             work.replace(path)
-            os.fsync(where)
+            os.fsync(parent)
         finally:
-            os.close(where)
+            os.close(parent)
 
 
 def scratch(folder: Path) -> IO[bytes]:

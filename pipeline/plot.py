@@ -1,9 +1,9 @@
-"""Plot: the curves of a run, or of several, as a matplotlib figure.
+"""Plot: the curves of one run or several, as a matplotlib figure.
 
     figure = plot.curves(fit(pipe, epochs=20, validate=test))
     figure.savefig("curves.svg")
 
-A notebook shows them by itself, of `Reports(fit(...))`.
+A notebook shows the curves of `Reports(fit(...))` by itself.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 POINTS = 500
-"""Of more, a curve is drawn as the mean and the range of so many stretches."""
+"""Most points of a curve; longer ones are drawn as mean and range of so many intervals."""
 FEW = 40
-"""Up to so many epochs, each has a mark, and a row in a notebook."""
+"""Most epochs that are marked, and rows in a notebook."""
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#999999")
-"""Told apart also with colour blindness. Source: Okabe and Ito, Color universal design (2008)."""
+"""Safe for colour blindness. Source: Okabe and Ito, Color universal design (2008)."""
 WIDTH, HEIGHT = 5.2, 3.1
-"""Of a panel, in inches."""
+"""Inches of a panel."""
 STYLES = ("-", "--", "-.", ":")
 MARKS = "oxsv^d+*"
 _SKIPPED = ("epoch", "step", "seconds", "samples_per_second")
@@ -45,7 +45,7 @@ Points: TypeAlias = Sequence[float]
 
 
 class Reports(list[Report]):
-    """A list of Reports that a notebook shows as curves and a table: `Reports(fit(pipe, epochs=20))`."""
+    """A list of Reports, shown in a notebook as curves and a table: `Reports(fit(pipe, epochs=20))`."""
 
     def _repr_html_(self) -> str:
         rows = _rows(self)
@@ -70,53 +70,64 @@ def curves(
     reports: Curve | Mapping[str, Curve], *, metrics: Sequence[str] = (), best: str | None = None,
     better: Direction | None = None,
 ) -> Figure:  # fmt: skip
-    """A panel for each metric, over epochs: of a run, held-out data solid and training dashed.
+    """A panel over epochs for each metric; of one run, held-out data solid and training dashed.
 
-    - `reports`: Reports, or rows as a run's metrics.jsonl has them; of several runs, by name.
-    - `metrics`: those to show; by default all that are one number, the learning rate too, but not their details. Other
-      views of a run's metric, such as "ema.loss", are drawn in its panel.
-    - `best`: the metric whose best epoch is marked; by default the validation's accuracy, or r2, perplexity or loss.
-      `better`: which of its values are, "high" or "low", by default what it declares.
+    - `reports`: Reports, or rows of a metrics.jsonl; of several runs, by name.
+    - `metrics`: metrics to show; by default all that are one number, without details ("update ratio/layers.0"). Views
+      of one run's metric, such as "ema.loss", share its panel.
+    - `best`: the metric whose best epoch is marked; by default the validation's accuracy, r2, perplexity or loss.
+      `better`: "high" or "low"; by default what the metric declares.
 
-    Raises ConfigError where there is nothing to show.
+    Raises ConfigError if there is nothing to show.
     """
-    from matplotlib.figure import Figure as New  # a tenth of a second, for who draws alone
-
     runs = reports if isinstance(reports, Mapping) else {"": reports}
     lines = {name: _rows(run) for name, run in runs.items()}
     if not any(lines.values()):
         raise ConfigError("there is no complete epoch to draw")
-    drawn = [k for rows in lines.values() for r in rows for k, v in r.items() if k not in _SKIPPED and _number(v)]
-    known = list(dict.fromkeys(map(_metric, drawn)))
-    for name in metrics:
-        if name not in known:
-            raise ConfigError(f"there is no metric {name!r}{did_you_mean(name, known)}")
-    shown = list(metrics) or sorted((k for k in known if "/" not in k), key=_order)
-    if not metrics and len(lines) == 1:
-        shown = [k for k in shown if k.rpartition(".")[2] not in known or "." not in k]
-    columns = 1 if len(shown) == 1 else 2
-    height = -(-len(shown) // columns)
-    figure: Figure = New(figsize=(WIDTH * columns, HEIGHT * height))
-    # Margins in inches: to have them worked out takes longer than to draw.
-    left, right, top, bottom = 0.6 / WIDTH, 0.15 / WIDTH, 0.35 / HEIGHT, 0.45 / HEIGHT
+    shown = _panels(lines, metrics)
     rows = next(iter(lines.values()))
     marked = best_epoch(rows, best, better) if len(lines) == 1 else None
-    for i, metric in enumerate(shown):
-        x, y = i % columns, height - 1 - i // columns
-        wide, high = (1 - left - right) / columns, (1 - top - bottom) / height
-        axes = figure.add_axes(((x + left) / columns, (y + bottom) / height, wide, high))
+    figure, panels = _grid(len(shown))
+    for i, (axes, metric) in enumerate(zip(panels, shown, strict=True)):
         if len(lines) == 1:
-            _draw_parts(axes, metric, rows, marked)
+            _draw_run(axes, metric, rows, marked)
         else:
             _draw_runs(axes, metric, lines)
         _finish(axes, metric, legend=i == 0 or len(lines) == 1)
     return figure
 
 
+def _panels(lines: Mapping[str, Sequence[Row]], metrics: Sequence[str]) -> list[str]:
+    """The metrics to show. Raises ConfigError for an unknown one."""
+    names = [k for rows in lines.values() for r in rows for k, v in r.items() if k not in _SKIPPED and _number(v)]
+    known = list(dict.fromkeys(map(_metric, names)))
+    for name in metrics:
+        if name not in known:
+            raise ConfigError(f"there is no metric {name!r}{did_you_mean(name, known)}")
+    if metrics:
+        return list(metrics)
+    shown = sorted((k for k in known if "/" not in k), key=_order)
+    return shown if len(lines) > 1 else [k for k in shown if "." not in k or k.rpartition(".")[2] not in known]
+
+
+def _grid(count: int) -> tuple[Figure, list[Axes]]:
+    """A figure with `count` panels, in two columns."""
+    from matplotlib.figure import Figure as New  # imports for a tenth of a second
+
+    columns = min(count, 2)
+    height = -(-count // columns)
+    figure: Figure = New(figsize=(WIDTH * columns, HEIGHT * height))
+    # Fixed margins: a layout engine takes longer than drawing.
+    left, right, top, bottom = 0.6 / WIDTH, 0.15 / WIDTH, 0.35 / HEIGHT, 0.45 / HEIGHT
+    size = (1 - left - right) / columns, (1 - top - bottom) / height
+    corners = [((i % columns + left) / columns, (height - 1 - i // columns + bottom) / height) for i in range(count)]
+    return figure, [figure.add_axes((*corner, *size)) for corner in corners]
+
+
 def best_epoch(
     rows: Sequence[Row], metric: str | None = None, better: Direction | None = None
 ) -> tuple[int, str, float] | None:
-    """The epoch, metric and value of the best validation; of equal ones that with the lower loss, then the later."""
+    """Epoch, metric and value of the best validation; ties go by the loss, then to the later one."""
     seen = [{_metric(k): v for k, v in r.items() if not k.startswith("train/")} for r in rows]
     usual, known = ("accuracy", "r2", "perplexity", "loss"), declared(rows)
     name = metric or next((n for n in usual if n in known and n in seen[-1]), "")
@@ -127,8 +138,8 @@ def best_epoch(
     return best["epoch"], name, best[name]
 
 
-def _draw_parts(axes: Axes, metric: str, rows: Sequence[Row], found: tuple[int, str, float] | None) -> None:
-    """Training and held-out data of a run, with its best epoch."""
+def _draw_run(axes: Axes, metric: str, rows: Sequence[Row], best: tuple[int, str, float] | None) -> None:
+    """Training and held-out curves of a run, with its best epoch."""
     held_out, training = _points(rows, f"validate/{metric}"), _points(rows, f"train/{metric}")
     color, style, mark = ("#666666", "--", "x") if held_out[1] else ("#000000", "-", ".")
     _draw(axes, *training, label="training", color=color, style=style, marker=mark if len(rows) == 1 else "")
@@ -138,15 +149,15 @@ def _draw_parts(axes: Axes, metric: str, rows: Sequence[Row], found: tuple[int, 
     for name, color in zip(views, cycle(COLOURS), strict=False):
         points = _points(rows, f"validate/{name}")
         _draw(axes, *points, label=name.removesuffix(f".{metric}"), color=color, style="-", marker=marker)
-    if found is not None and len(rows) > 1:
-        epoch, name, value = found
+    if best is not None and len(rows) > 1:
+        epoch, name, value = best
         axes.axvline(epoch, color="#999999", linewidth=0.8, linestyle=":")
         if name == metric or name in views:
             axes.plot([epoch], [value], "*", color="#000000", markersize=10, label=f"best: epoch {epoch}")
 
 
 def _draw_runs(axes: Axes, metric: str, runs: Mapping[str, Sequence[Row]]) -> None:
-    """Several runs: held-out data where a run has them, told apart by colour and by mark."""
+    """A curve for each run, held out if it has one, with its own colour and mark."""
     for k, (name, rows) in enumerate(runs.items()):
         held_out = _points(rows, f"validate/{metric}")
         points = held_out if held_out[1] else _points(rows, f"train/{metric}")
@@ -155,11 +166,11 @@ def _draw_runs(axes: Axes, metric: str, runs: Mapping[str, Sequence[Row]]) -> No
 
 
 def _draw(axes: Axes, epochs: Points, values: Points, *, label: str, color: str, style: str, marker: str) -> None:
-    """A curve, if it has points."""
+    """Draw a curve, unless it is empty."""
     if len(epochs) > POINTS:
-        places, stretches = (np.array_split(np.asarray(x, dtype=float), POINTS) for x in (epochs, values))
-        epochs, values = [x.mean() for x in places], [x.mean() for x in stretches]
-        ends = [x.min() for x in stretches], [x.max() for x in stretches]
+        places, intervals = (np.array_split(np.asarray(x, dtype=float), POINTS) for x in (epochs, values))
+        epochs, values = [x.mean() for x in places], [x.mean() for x in intervals]
+        ends = [x.min() for x in intervals], [x.max() for x in intervals]
         axes.fill_between(epochs, *ends, color=color, alpha=0.2, linewidth=0)
     if len(epochs):
         every = 1 if marker == "." else max(len(epochs) // 10, 1)
@@ -169,8 +180,8 @@ def _draw(axes: Axes, epochs: Points, values: Points, *, label: str, color: str,
 
 def _points(rows: Sequence[Row], name: str) -> tuple[Points, Points]:
     """The epochs that have a number of this name, and the numbers."""
-    found = [(r["epoch"], r[name]) for r in rows if _number(r.get(name))]
-    return [epoch for epoch, _ in found], [value for _, value in found]
+    has = [r for r in rows if _number(r.get(name))]
+    return [r["epoch"] for r in has], [r[name] for r in has]
 
 
 def _finish(axes: Axes, metric: str, legend: bool) -> None:
@@ -199,7 +210,7 @@ def _number(value: Any) -> bool:
 
 
 def _literal(name: str) -> str:
-    """A name that matplotlib does not take for mathematics."""
+    """A name with its $ escaped, which begins mathematics in matplotlib."""
     return shown(name).replace("$", r"\$")
 
 

@@ -220,11 +220,11 @@ class Report:
         """The best member of a sweep, by a metric of the validation, or else of the training; ties go by the loss.
 
         `better`: "high" or "low"; by default what the metric declares. Raises ConfigError if it declares none, or if
-        the metric is no number of each member.
+        a member has no number for it.
         """
         known = {k: v for k, v in {**self.train, **self.validate}.items() if isinstance(v, list)}
         if self.members is None or not all(isinstance(v, int | float) for v in known.get(metric, [None])):
-            raise ConfigError(f"{metric!r} is no number that members of a sweep have{did_you_mean(metric, known)}")
+            raise ConfigError(f"{metric!r} is no numeric metric of a sweep's members{did_you_mean(metric, known)}")
         better = direction(metric, self.better, better)
         each = [{k: v[i] for k, v in known.items()} for i in range(self.members)]
         return min(range(self.members), key=lambda i: rank(metric, better, each[i]))

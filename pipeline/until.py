@@ -49,7 +49,8 @@ def no_better(
         metrics = report.validate or report.train
         new = metrics.get(metric)
         if not isinstance(new, int | float):
-            raise ConfigError(f"until.no_better: {metric!r} is no number of this run{did_you_mean(metric, metrics)}")
+            hint = did_you_mean(metric, metrics)
+            raise ConfigError(f"until.no_better: {metric!r} is no numeric metric of this run{hint}")
         way = direction(metric, report.better, better)
         if value != value or rank(metric, way, {metric: new}) < rank(metric, way, {metric: value}):
             value, at = new, report.epoch

@@ -199,8 +199,8 @@ FAULTS = {
     "a list": (lambda p: (p / checkpoint.FACTS).write_text("[]"), "is damaged"),
     "deep": (lambda p: (p / checkpoint.FACTS).write_text("[" * 10**5), "is damaged"),
     "no text": (lambda p: (p / checkpoint.FACTS).write_bytes(b"\xff\xfe"), "is damaged"),
-    "a folder": (lambda p: folder_for(p / checkpoint.STATE), "no plain file"),
-    "a pipe that nobody writes to": (lambda p: fifo(p / checkpoint.FACTS), "no plain file"),
+    "a folder": (lambda p: folder_for(p / checkpoint.STATE), "not a regular file"),
+    "a pipe that nobody writes to": (lambda p: fifo(p / checkpoint.FACTS), "not a regular file"),
     "a link": (
         lambda p: ((p / checkpoint.FACTS).unlink(), (p / checkpoint.FACTS).symlink_to("/dev/zero")),
         "is a link, which is not followed",

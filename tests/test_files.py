@@ -96,7 +96,7 @@ def test_only_a_plain_file_is_plain(tmp_path):
     os.mkfifo(tmp_path / "fifo")
     (tmp_path / "zero").symlink_to("/dev/zero")
     for other in (tmp_path, tmp_path / "fifo", tmp_path / "zero"):
-        with pytest.raises(OSError, match="is no plain file") as error:
+        with pytest.raises(OSError, match="is not a regular file") as error:
             files.plain(other)
         assert error.value.filename == str(other)
     with pytest.raises(FileNotFoundError):

@@ -102,7 +102,7 @@ def test_tensorboards_own_reader_finds_every_scalar(tmp_path):
 
 def test_what_cannot_be_written_is_one_line(tmp_path):
     """A folder in the place of a file; a file that is none of ours is read as far as it goes."""
-    with pytest.raises(PipeError, match="is no plain file"):
+    with pytest.raises(PipeError, match="is not a regular file"):
         list(log.jsonl(reports([({"loss": 1.0}, {})]), tmp_path))
     (tmp_path / "odd").write_text('{"epoch": 1, "step": 2, "train/loss": 0.5}\n[]\n{"epoch": "x"}\n{"epo')
     assert log.read(tmp_path / "odd") == [{"epoch": 1, "step": 2, "train/loss": 0.5}]

@@ -171,7 +171,7 @@ def test_bombs_are_not_unpacked(tmp_path, name, monkeypatch):
 def test_what_is_no_plain_file_is_not_waited_for(tmp_path, name):
     """A FIFO is refused at once."""
     os.mkfifo(tmp_path / name)
-    with pytest.raises(PipeError, match="is no plain file"):
+    with pytest.raises(PipeError, match="is not a regular file"):
         config.make({"data": str(tmp_path / name)}).data.prepare(sources.Split())
 
 

@@ -1,4 +1,4 @@
-"""What is trained on a GPU, the same for everyone: AdamW, gradients clipped to norm 1, data on the device.
+"""Jobs for a GPU, the same for all contenders: AdamW, gradients clipped to norm 1, data on the device.
 
 N   samples        B   samples a step        T   tokens of a sample
 """
@@ -17,7 +17,7 @@ from benchmarks import job as digits
 from pipeline import models
 
 SMALL = bool(os.environ.get("BENCH_SMALL"))
-"""Whether all is made small, to be tried on a CPU."""
+"""Whether sizes are small, to try it on a CPU."""
 DEVICE = torch.device("cuda", 0) if torch.cuda.is_available() and not SMALL else torch.device("cpu")
 LR, DECAY, CLIP = 1e-3, 0.01, 1.0
 
@@ -30,13 +30,13 @@ class Job:
     size: int
     """B."""
     steps: int
-    """Of a work, which is timed."""
+    """Of one timed work."""
     precision: str = "fp32"
     dim: int = 1
-    """Where the outputs have their classes."""
+    """Dimension of the classes in the outputs."""
     members: int = 1
     per_step: int = 1
-    """Things in a step, of which so many a second are shown."""
+    """Things in a step, for the rate."""
     thing: str = "steps"
     goals: tuple[str, ...] = ()
 
@@ -116,11 +116,11 @@ IMAGES, TEXTS = (16, 2) if SMALL else (2000, 32)
 JOBS = {
     "digits": Job(
         "Digits: an MLP of 2,410 parameters, batch 64", digits.model, digits.data, digits.SIZE, 3 if SMALL else 460,
-        goals=("<= 20 us a step", ">= 2 x JAX's scan"),
+        goals=("<= 20 µs a step", ">= 2 x JAX's scan"),
     ),
     "members": Job(
         f"{MEMBERS:,} members of it, with the same batches", digits.model, digits.data, digits.SIZE, 3 if SMALL else 46,
-        members=MEMBERS, per_step=MEMBERS, thing="members' steps", goals=("<= 0.1 us a member's step",),
+        members=MEMBERS, per_step=MEMBERS, thing="members' steps", goals=("<= 0.1 µs a member's step",),
     ),
     "gpt": Job(
         f"A GPT of 124 M parameters, {TEXTS} x {CONTEXT:,} tokens, bf16",

@@ -1,7 +1,7 @@
-"""`python -m benchmarks gpu`: every contender on every job, each in a process of its own, written after every row.
+"""`python -m benchmarks gpu`: every contender on every job, each in its own process; results after every row.
 
-Each contender starts on empty caches, which times its first work, and is measured at once. Contenders of a small job
-then take turns for more rounds. Then ours and torch.compile begin once more, in a new process, from their caches.
+Each contender starts on empty caches, for the time to its first work, and is measured at once. Contenders of a small
+job then take turns for more rounds. Then ours and torch.compile start again from their caches, in a new process.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from benchmarks.harness import Worker
 
 ROUNDS = 5
 AGAIN = ("ours, many steps a call", "torch.compile")
-"""Contenders whose start from the cache is measured."""
+"""Contenders with a measured start from the cache."""
 ALL = (*WAYS, *(f"JAX, {way}" for way in JAX))
 LATE = ("torch.compile, max-autotune", f"JAX, {JAX[-1]}")
-"""What takes long to compile, or tells least, comes when all else was measured."""
+"""Measured last: slow to compile, or least informative."""
 PEAK = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
 """bfloat16 operations a second without sparsity, by NVIDIA's data sheets."""
 
@@ -42,16 +42,16 @@ class Row:
     """A step, or a member's step, in each round."""
     loss: float | None = None
     memory: int | None = None
-    """Bytes on the device, at most, in steps."""
+    """Peak bytes on the device in steps."""
     first: float | None = None
-    """Seconds of a process until its first work was done, its imports included, on empty caches."""
+    """Seconds of a process until its first work is done, on empty caches."""
     again: float | None = None
     """The same from the caches."""
     problem: str = ""
 
 
 class Bench:
-    """The rows so far, and where they are written."""
+    """The rows so far, and their files."""
 
     def __init__(self, out: Path, small: bool, minutes: float, only: str) -> None:
         self.out, self.small, self.end, self.only = out, small, time.monotonic() + 60 * minutes, only
@@ -97,7 +97,7 @@ class Bench:
             self.write(row)
 
     def begun(self, row: Row, caches: Path, what: str) -> Worker | None:
-        """A contender that has done its first work; None where it can't."""
+        """A contender after its first work; None if it failed."""
         if time.monotonic() > self.end:
             row.problem = row.problem or "left out: the time was over"
             return None
@@ -124,7 +124,7 @@ class Bench:
         row.memory = answer.get("memory")
 
     def write(self, new: Row) -> None:
-        """All rows so far, as JSON and Markdown, and the new one on the screen."""
+        """Write all rows as JSON and Markdown, and print the new one."""
         found = {**self.facts, "operations": self.operations, "rows": [asdict(row) for row in self.rows]}
         (self.out / "gpu.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
         (self.out / "gpu.md").write_text(self.markdown(), encoding="utf-8")
@@ -139,7 +139,7 @@ class Bench:
             rows = [row for row in self.rows if row.job == name]
             if rows:
                 goals = [f"Goals: {'; '.join(job.goals)}.", ""] if job.goals else []
-                step = "us a member's step" if job.members > 1 else "us a step"
+                step = "µs a member's step" if job.members > 1 else "µs a step"
                 heads = ["", step, "quartiles", f"{job.thing}/s", "share of peak", "MiB", "first work, s", "again, s"]
                 table = [f"| {' | '.join(heads)} |", f"| --- |{' ---: |' * (len(heads) - 1)}", *map(self.line, rows)]
                 lines += ["", f"## {job.title}", "", *goals, *table]

@@ -11,8 +11,7 @@ checksums of both. It is written atomically, and verified before it is read. Not
     reports = fit(pipe, epochs=20, validate=test, state=saved.restore(pipe), start=saved.start)
 """
 
-from pipeline.checkpoint.saved import FACTS, FORMAT, STATE, Best, Found, Saved, at, best, newest, read, steps
+from pipeline.checkpoint.saved import FACTS, FORMAT, STATE, Best, Found, Saved, at, newest, read, steps
 from pipeline.checkpoint.saver import SHARE, Saver
 
-__all__ = ["FACTS", "FORMAT", "SHARE", "STATE", "Best", "Found", "Saved", "Saver", "at", "best", "newest", "read",
-           "steps"]  # fmt: skip
+__all__ = ["FACTS", "FORMAT", "SHARE", "STATE", "Best", "Found", "Saved", "Saver", "at", "newest", "read", "steps"]

@@ -154,18 +154,6 @@ def newest(folder: str | Path, below: int | None = None, check: Check | None = N
     return Found(None, tuple(faults))
 
 
-def best(folder: str | Path, check: Check | None = None) -> Found:
-    """The checkpoint of the best epoch, or the newest if none is known to be the best.
-
-    Raises CheckpointError if it is damaged.
-    """
-    found = newest(folder, check=check)
-    known = found.saved and found.saved.best
-    if found.saved is None or known is None or known.step == found.saved.step:
-        return found
-    return Found(at(folder, known.step, check), found.faults)
-
-
 def at(folder: str | Path, step: int, check: Check | None = None) -> Saved:
     """The checkpoint after `step` steps. Raises CheckpointError if it is damaged or missing."""
     return read(path_of(Path(folder), step), check)

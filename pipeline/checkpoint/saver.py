@@ -165,9 +165,8 @@ class Saver:
             return None
         value = report.validate.get(self.metric)
         if not isinstance(value, int | float):
-            raise ConfigError(
-                f"best={self.metric!r} is no number of the validation{did_you_mean(self.metric, report.validate)}"
-            )
+            hint = did_you_mean(self.metric, report.validate)
+            raise ConfigError(f"best={self.metric!r} is no numeric metric of the validation{hint}")
         better, old = direction(self.metric, report.better, self.better), self.best
         new = rank(self.metric, better, report.validate)
         before = None if old is None else rank(self.metric, better, {"loss": old.loss, self.metric: old.value})

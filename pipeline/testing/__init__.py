@@ -1,4 +1,4 @@
-"""Laws that a stage or a pipeline keeps, as functions that raise AssertionError, to run on stages of your own.
+"""Laws of stages and pipelines, as functions that raise AssertionError, for stages of your own.
 
 from pipeline import testing
 
@@ -24,10 +24,6 @@ from pipeline.testing.by_hand import like_by_hand as like_by_hand
 from pipeline.tree import named
 
 
-def _tensors(tree: Any) -> list[Tensor]:
-    return [x for x in pytree.tree_leaves(tree) if isinstance(x, Tensor)]
-
-
 def same(a: Any, b: Any, tolerance: float = 0.0) -> None:
     """Two pytrees have one structure, and their tensors are equal: bit for bit, or within `tolerance`.
 
@@ -44,7 +40,7 @@ def same(a: Any, b: Any, tolerance: float = 0.0) -> None:
 
 
 def differences(a: Any, b: Any) -> list[str]:
-    """The names of the tensors that are not the same, bit for bit, in two trees. NaNs of the same bits are the same.
+    """The names of tensors that differ in any bit between two trees. NaNs with equal bits are equal.
 
     >>> differences({"x": torch.zeros(2), "y": torch.ones(1)}, {"x": torch.zeros(2), "y": torch.ones(1) + 1e-7})
     ['y']
@@ -60,11 +56,8 @@ def _bits(x: Tensor) -> Tensor:
 
 
 def pure(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """A call changes none of its arguments, leaves torch's global generator alone, and gives the same bits again.
-
-    Returns the result.
-    """
-    inputs = _tensors((args, kwargs))
+    """A call changes no argument and not torch's global generator, and repeats bit for bit. Returns the result."""
+    inputs = [x for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
     before = [x.clone() for x in inputs]
     versions = [x._version for x in inputs]
     generator = torch.random.get_rng_state()
@@ -77,7 +70,7 @@ def pure(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
 
 
 def keeps_shapes(pipe: Pipeline, state: State, batch: Batch) -> None:
-    """A step gives a State of the structure, shapes and dtypes that it was given, and 0-d or fixed-size metrics."""
+    """A step keeps the State's structure, shapes, dtypes and devices."""
     after, _ = pipe.step(state, batch)
     old, spec = pytree.tree_flatten(state.tree)
     new, new_spec = pytree.tree_flatten(after.tree)
@@ -87,12 +80,12 @@ def keeps_shapes(pipe: Pipeline, state: State, batch: Batch) -> None:
 
 
 def evaluation_changes_nothing(pipe: Pipeline, state: State, batch: Batch) -> None:
-    """Measuring is pure, and the same in the middle of training as before it."""
+    """Measuring is pure."""
     pure(pipe.program.measure, state.tree, pipe.program.zeros(), data.placed(pipe, batch))
 
 
 def vmaps(pipe: Pipeline, state: State, batch: Batch, tolerance: float = 1e-5) -> None:
-    """A step mapped over two stacked States does to each what a step alone does."""
+    """A step mapped over two stacked States equals a step on each."""
     other = state.replace(seed=state["seed"] + 1)
     stacked = State(pytree.tree_map(lambda *xs: torch.stack(xs), state.tree, other.tree))
     mapped, _ = torch.func.vmap(lambda s: pipe.step(s, batch))(stacked)
@@ -101,7 +94,7 @@ def vmaps(pipe: Pipeline, state: State, batch: Batch, tolerance: float = 1e-5) -
 
 
 def compiled_equals_eager(compiled: Compiled, state: State, batches: Iterable[Batch], tolerance: float = 1e-5) -> None:
-    """Steps of the compiled graph give the metrics and the State, running sums included, of the plain functions."""
+    """Compiled steps give the metrics and the State, running sums included, of the plain functions."""
     donated, plain = state.clone(), state
     for batch in batches:
         plain, expected = run.step(compiled.program, plain, batch)
@@ -111,7 +104,7 @@ def compiled_equals_eager(compiled: Compiled, state: State, batches: Iterable[Ba
 
 
 def lawful(pipe: Pipeline, state: State, batch: Batch) -> None:
-    """All laws but compiling, which takes seconds: purity, shapes, evaluation, vmap."""
+    """All laws except compiling, which takes seconds: purity, shapes, evaluation, vmap."""
     batch = pipe.place.batch(batch)
     pure(pipe.step, state, batch)
     keeps_shapes(pipe, state, batch)

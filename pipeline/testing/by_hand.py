@@ -1,4 +1,4 @@
-"""By hand: a pipeline beside the loop in torch that it stands for, and where the two part."""
+"""By hand: compare a pipeline with the plain torch loop that it stands for."""
 
 from __future__ import annotations
 
@@ -19,53 +19,58 @@ from pipeline.tree import named
 
 def like_by_hand(pipe: Pipeline, data: Any = None, *, epochs: int = 2, seed: int = 0, validate: Any = None,
                  tolerance: float = 1e-5, compile: Any = False) -> None:  # fmt: skip
-    """`fit` trains what a plain loop in torch does: parameters, buffers and metrics agree after each epoch.
+    """`fit` equals a plain torch loop: parameters, buffers and metrics agree after each epoch.
 
-    - `data`: in the place of the pipeline's own; batches, as for load.loader(), where it has none.
-    - `compile`: False, the name of a backend, or what `pipe.compile()` made.
+    - `data`: replaces the pipeline's own; batches, as for load.loader(), if it has none.
+    - `compile`: False, a backend's name, or the result of `pipe.compile()`.
 
-    Raises AssertionError that says where they part first: epoch, batch, what, and how far. Raises ByHandError where a
-    plain loop can't do what the pipeline does, so that nothing was compared.
+    Raises AssertionError with the first difference: epoch, batch, name and size. Raises ByHandError if no plain loop
+    does what the pipeline does, so nothing was compared.
 
     >>> from pipeline import backward, forward, loss, models, update
     >>> stages = forward.model(lambda: models.mlp(4, 2)), loss.cross_entropy(), backward.gradients(), update.adamw(0.1)
     >>> like_by_hand(Pipeline(*stages), [{"inputs": torch.ones(3, 4), "targets": torch.tensor([0, 1, 1])}])
     """
     if data is not None:
-        own = pipe.load if pipe.load is not None and pipe.load.known else None
-        first = load.loader(data) if own is None else _of(own, source(data))
-        pipe = pipe.of([first, *(s for s in pipe.given if s is not pipe.load)])
+        known = pipe.load if pipe.load is not None and pipe.load.known else None
+        loading = load.loader(data) if known is None else _with_data(known, source(data))
+        pipe = pipe.of([loading, *(s for s in pipe.given if s is not pipe.load)])
     if pipe.place.mesh or pipe.place.precision == "fp16" or (pipe.host_metrics and validate is not None):
         raise ByHandError("can't be done by hand: a mesh, members, float16, or metrics on the host")
     options: Any = {"backend": compile, "compile": True} if isinstance(compile, str) else {"compile": compile}
-    if where := _parting(pipe, seed, epochs, validate, tolerance, **options):
-        raise AssertionError(_parting(pipe, seed, epochs, validate, tolerance, compile=False, every=1) or where)
+    if first := _difference(pipe, seed, epochs, validate, tolerance, **options):
+        raise AssertionError(_difference(pipe, seed, epochs, validate, tolerance, compile=False, every=1) or first)
 
 
-def _of(own: load.Load, data: Source) -> load.Load:
-    if own.others or not isinstance(own.order, order.Whole):
-        raise ByHandError("data= can't be in the place of what draws by weights or joins others; replace that itself")
-    return evolve(own, data=data, size=min(own.size, len(data)), order=evolve(own.order, n=len(data)))
+def _with_data(stage: load.Load, data: Source) -> load.Load:
+    if stage.others or not isinstance(stage.order, order.Whole):
+        raise ByHandError("data= can't replace a load that draws by weights or joins others; replace that stage")
+    return evolve(stage, data=data, size=min(stage.size, len(data)), order=evolve(stage.order, n=len(data)))
 
 
-def _parting(pipe: Pipeline, seed: int, epochs: int, validate: Any, tolerance: float, **options: Any) -> str:
-    """Where they part first, as far as Reports tell; empty where they do not."""
+def _difference(pipe: Pipeline, seed: int, epochs: int, validate: Any, tolerance: float, **options: Any) -> str:
+    """The first difference at a Report; empty if there is none."""
     hand = PlainLoop(pipe, seed, epochs)
     for report in fit(pipe, epochs=epochs, seed=seed, validate=validate, **options):
-        while int(hand.given["step"]) < report.step:
+        while int(hand.counters["step"]) < report.step:
             hand.step()
-        results = hand.validated(validate) if report.validate else {}
+        results = hand.validate(validate) if report.validate else {}
         state = {k: x for k, x in report.state.tree.items() if k not in LASTS}
-        pairs = {"": (state, hand.kept()), "train ": (report.train, hand.results()), "val ": (report.validate, results)}
-        for of, (got, expected) in pairs.items():
-            if apart := _apart(named(dict(got)), named(expected), tolerance):
-                return f"epoch {report.epoch}, batch {report.batch}: {of}{apart}"
+        pairs = {
+            "": (state, hand.state()),
+            "train ": (report.train, hand.results()),
+            "val ": (report.validate, results),
+        }
+        for kind, (got, expected) in pairs.items():
+            if difference := _largest(named(dict(got)), named(expected), tolerance):
+                return f"epoch {report.epoch}, batch {report.batch}: {kind}{difference}"
         if report.complete:
             hand.observe({**hand.results(), **results})
     return ""
 
 
-def _apart(got: dict[str, Any], expected: dict[str, Any], tolerance: float) -> str:
+def _largest(got: dict[str, Any], expected: dict[str, Any], tolerance: float) -> str:
+    """The largest difference, in words; empty if all are within the tolerance."""
     if got.keys() != expected.keys():
         return f"only one of the two has {', '.join(sorted(got.keys() ^ expected.keys()))}"
     pairs = {k: (torch.as_tensor(x).detach(), torch.as_tensor(expected[k]).detach()) for k, x in got.items()}

@@ -1,4 +1,4 @@
-"""What torch has for rules, clips and schedules: found by the function of the library that made one."""
+"""Torch's counterparts of rules, clips and schedules, by the library function that made these."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ SCHEDULES: dict[str, Any] = {
     "cosine": lambda o, b, steps, warmup, floor: None if warmup else lrs.CosineAnnealingLR(o, steps, floor * b),
     "reduce_on_plateau": lambda o, b, floor, eps, **of: lrs.ReduceLROnPlateau(o, min_lr=floor * b, eps=eps * b, **of),
 }
-"""Torch's own, of an optimizer and the base; None where torch has none like it."""
+"""Torch's scheduler for an optimizer and a base value; None if torch has none."""
 
 
 def rules(
     s: Stage, params: Mapping[str, Tensor], number: Callable[[str, Any], float], memory: Any, key: str, at: str = ""
 ) -> Iterator[Any]:
-    """The rules of groups, or a rule alone: with its parameters, and an optimizer where torch has one like it."""
+    """Each rule of groups, or a single rule: with its parameters, and torch's optimizer if it has one."""
     closed = closed_over(s.function)
     homes = [home(f) for f in (s.function, *closed.values())]
     if "groups" in homes:
@@ -51,34 +51,34 @@ def _group(keys: Mapping[str, Any], name: str, p: Tensor) -> str:
 
 
 def scheduler(full: str, schedule: Schedule, steps: int | None, batches: int | None) -> Any:
-    """Torch's own, on an optimizer of its own; None where it has none like it in a run of so many steps."""
-    kind, numbers, made = home(schedule.factor), schedule.filled(steps, batches), None
+    """Torch's scheduler with its own optimizer; None if torch has none for a run of so many steps."""
+    kind, numbers, result = home(schedule.factor), schedule.filled(steps, batches), None
     if kind in SCHEDULES and numbers.get("steps", torch.inf) >= (steps or 0):
         flags = options(lrs.ReduceLROnPlateau, {}, schedule.observe)
-        made = SCHEDULES[kind](optim.SGD([torch.zeros(1)], lr=schedule.base), schedule.base, **numbers, **flags)
-    if schedule.memory and made is None:
+        result = SCHEDULES[kind](optim.SGD([torch.zeros(1)], lr=schedule.base), schedule.base, **numbers, **flags)
+    if schedule.memory and result is None:
         raise ByHandError(f"can't be done by hand: the schedule of {full}, which watches a metric")
-    return made
+    return result
 
 
 def home(f: Any) -> str:
-    """The function of the library that made another one."""
+    """The name of the library function that made a closure."""
     ours = isinstance(f, FunctionType) and f.__module__.startswith("pipeline.")
     return f.__qualname__.split(".")[0] if ours else ""
 
 
-def closed_over(f: Any, found: dict[str, Any] | None = None) -> dict[str, Any]:
-    """What a function closes over, at any depth."""
-    found = {} if found is None else found
+def closed_over(f: Any, values: dict[str, Any] | None = None) -> dict[str, Any]:
+    """The variables that a function closes over, at any depth."""
+    values = {} if values is None else values
     for name, value in inspect.getclosurevars(f).nonlocals.items() if isinstance(f, FunctionType) else ():
-        if name not in found:
-            found[name] = value
-            closed_over(value, found)
-    return found
+        if name not in values:
+            values[name] = value
+            closed_over(value, values)
+    return values
 
 
 def options(takes: Any, numbers: Mapping[str, Any], function: Any = None) -> dict[str, Any]:
-    """What something of torch takes of some numbers, and of what a function closes over."""
+    """The arguments that something of torch takes, from numbers and the variables of a function."""
     pairs = {k: (numbers[a], numbers[b]) for k, (a, b) in PAIRS.items() if a in numbers}
     given = {**closed_over(function), **numbers, **pairs}
     return {k: x for k, x in given.items() if k in inspect.signature(takes).parameters}
