@@ -275,8 +275,10 @@ def test_an_epoch_may_be_left_in_a_cycle(monkeypatch):
     assert time.monotonic() - began < 30
 
 
+# A shell's background commands, and so tests that run there, ignore Ctrl-C.
 RUN = """
-import sys, time, torch
+import signal, sys, time, torch
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from multiprocessing import active_children
 from pipeline import load
 from tests.test_dataset import Noisy
