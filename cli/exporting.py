@@ -18,9 +18,8 @@ from cli.predictions import Predictions, apply, input_names
 from cli.progress import tell
 from cli.recipes.data_card import About
 from cli.saved_run import Past
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, first_line
 from pipeline.sources.encode import CATEGORY, DATE, Columns, raw
-from pipeline.stage import first_line
 
 NAMES = {"torch": "model.pt2", "onnx": "model.onnx", "weights": "weights.safetensors"}
 CHECKED, SIZES, TOLERANCE = 256, (1, 7, 256), 1e-5

@@ -11,9 +11,8 @@ from torch import Tensor, nn
 
 from cli.recipes.data_card import About
 from cli.recipes.loss import TARGET_MEAN, TARGET_STD
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, first_line
 from pipeline.sources import Rows
-from pipeline.stage import first_line
 
 Columns: TypeAlias = dict[str, Any]
 """Predictions of some rows by name: names or numbers (N,), and for .npz probabilities (N, C)."""

@@ -25,8 +25,7 @@ from cli.seal import CHECKPOINTS, Seal
 from pipeline import Ensemble, Pipeline, State, checkpoint, forward, log
 from pipeline.checkpoint import Saved
 from pipeline.ensembles import Joined
-from pipeline.errors import CheckpointError, ConfigError
-from pipeline.stage import first_line
+from pipeline.errors import CheckpointError, ConfigError, first_line
 
 WEIGHTS = ("best", "last")
 """Beside the step of a checkpoint, and the names of averages."""

@@ -14,13 +14,14 @@ from torch import nn
 
 from pipeline import html, place
 from pipeline.backward import Gradients
+from pipeline.element import Element
 from pipeline.errors import WiringError, did_you_mean
 from pipeline.evaluate import HostMetric
 from pipeline.forward import Model
 from pipeline.load import Load
 from pipeline.names import check_names
 from pipeline.place import Place
-from pipeline.stage import Part, Stage
+from pipeline.stage import Stage
 from pipeline.update import Finite
 from pipeline.wiring import check_trained, check_wiring, needed_to_measure, resolved
 
@@ -31,9 +32,9 @@ _HEAD = ("stage", "reads", "writes", "keeps")
 class Description:
     """An immutable sequence of stages. Raises WiringError if two do not fit."""
 
-    given: tuple[Part, ...]
+    given: tuple[Element, ...]
     """The stages as the user passed them."""
-    stages: tuple[Part, ...]
+    stages: tuple[Element, ...]
     """The same, with the models of each backward filled in."""
     load: Load | None
     place: Place
@@ -44,7 +45,7 @@ class Description:
     evaluation: tuple[Stage, ...]
     """Stages of the evaluation program."""
 
-    def __init__(self, *given: Part) -> None:
+    def __init__(self, *given: Element) -> None:
         check_names(given)
         stages = resolved(given)
         loads = [s for s in stages if isinstance(s, Load)]
@@ -92,7 +93,7 @@ class Description:
         """Averages of weights, by the last part of their names: "ema"."""
         averages: dict[str, Stage] = {}
         for s in self.graph:
-            if s.view is not None:
+            if s.average is not None:
                 short = s.name.rpartition(".")[2]
                 averages[s.name if short in averages else short] = s
         return averages
@@ -104,16 +105,16 @@ class Description:
 
     # -- other descriptions
 
-    def of(self, stages: Sequence[Part]) -> Self:
+    def of(self, stages: Sequence[Element]) -> Self:
         """The same kind of description of other stages."""
         return type(self)(*stages)
 
-    def replace(self, name: str, stage: Part) -> Self:
+    def replace(self, name: str, stage: Element) -> Self:
         """A Pipeline with another stage in the place of `name`."""
         i = self._index(name)
         return self.of([*self.given[:i], stage, *self.given[i + 1 :]])
 
-    def insert(self, stage: Part, *, before: str | None = None, after: str | None = None) -> Self:
+    def insert(self, stage: Element, *, before: str | None = None, after: str | None = None) -> Self:
         """A Pipeline with one more stage, before or after the named one."""
         if (before is None) == (after is None):
             raise WiringError(f"insert({stage.name!r}) needs either before= or after= the name of a stage")

@@ -79,10 +79,10 @@ class Model(Stage):
         """The same call of another module with the same tensors."""
         return _stage(module, self.inputs, self.outputs, self.params, self.name, own=self.own)
 
-    def under_key(self, values: Mapping[str, Any], given: Mapping[str, Any]) -> AbstractContextManager[Any]:
+    def _keyed(self, values: Mapping[str, Any], given: Mapping[str, Any]) -> AbstractContextManager[Any]:
         """Also protects tensors that the module holds besides parameters and buffers."""
         skeleton = self.module.skeleton(bool(values.get("training")))
-        return super().under_key(values, {**given, "held": skeleton.held})
+        return super()._keyed(values, {**given, "held": skeleton.held})
 
     def state_dict(self, values: Mapping[str, Any] | State) -> dict[str, Tensor]:
         """The weights in a State or its tree, for the module's `load_state_dict`; tied ones under each name."""

@@ -77,6 +77,6 @@ def jointly(stage: Stage, models: Sequence[str]) -> Stage:
         function=around(stage.function, results),
         writes=writes,
         init=stage.init and around(stage.init, lambda made, _: made),
-        view=stage.view and around(stage.view, seen),
+        average=stage.average and evolve(stage.average, view=around(stage.average.view, seen)),
         names={**{k: v for k, v in stage.names.items() if k != "params"}, **names},
     )

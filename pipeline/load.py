@@ -14,16 +14,16 @@ from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
 from pipeline import order, random
+from pipeline.element import Element, is_count
 from pipeline.errors import ConfigError, DataError, did_you_mean
 from pipeline.mesh import Rows, Shard
 from pipeline.sources import Source, Tensors, source
 from pipeline.sources.tensors import in_epoch
-from pipeline.stage import Part, is_count
 from pipeline.state import Batch
 
 
 @frozen(eq=False, repr=False)
-class Load(Part):
+class Load(Element):
     """The first stage of a pipeline: yields the batches of an `epoch`."""
 
     data: Any = None

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from pipeline.compile import Backend, Compiled, Fallback, Steps
 from pipeline.direction import directions
+from pipeline.element import is_count
 from pipeline.errors import ConfigError, StateError, WiringError
 from pipeline.load import Load
 from pipeline.programs import check
@@ -24,7 +25,6 @@ from pipeline.programs.program import Program, Runs
 from pipeline.programs.selfcheck import check_mesh
 from pipeline.programs.stepping import Clock, Epoch, fused, next_step, one_by_one, stacked
 from pipeline.sources import Source
-from pipeline.stage import is_count
 from pipeline.state import Report, State
 
 

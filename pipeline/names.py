@@ -9,23 +9,24 @@ import torch
 from torch import nn
 
 from pipeline import update
+from pipeline.element import GIVEN, Element
 from pipeline.errors import WiringError, did_you_mean
 from pipeline.forward import Model
 from pipeline.load import Load
 from pipeline.place import Place
 from pipeline.sources import Source
-from pipeline.stage import GIVEN, Part, Stage
+from pipeline.stage import Stage
 
 LASTS = ("memory", "hyper", "step", "seed")
 """Names in State besides the values of stages."""
 
 
-def check_names(stages: Sequence[Part]) -> None:
+def check_names(stages: Sequence[Element]) -> None:
     if not stages:
         raise WiringError("a Pipeline needs at least one stage")
     seen: set[str] = set()
     for s in stages:
-        if not isinstance(s, Part):
+        if not isinstance(s, Element):
             raise WiringError(f"a Pipeline is made of stages, not {type(s).__name__}{_instead(s)}")
         if s.name in seen:
             raise WiringError(f"two stages are named {s.name!r}; give one another name: .named({s.name + '.2'!r})")
@@ -46,20 +47,20 @@ def check_names(stages: Sequence[Part]) -> None:
     _check_calls(stages)
 
 
-def _check_calls(stages: Sequence[Part]) -> None:
+def _check_calls(stages: Sequence[Element]) -> None:
     """Raise WiringError if a call of a model reads the parameters of another one, or an average is not of a model's
     parameters."""
     kept = {name: s for s in stages for name in s.keeps}
 
-    def source(name: str) -> Part | None:
+    def source(name: str) -> Element | None:
         """The stage that keeps a value, behind any averages of it."""
         owner = kept.get(name)
         for _ in stages:
-            owner = kept.get(owner.average_of) if isinstance(owner, Stage) and owner.view else owner
+            owner = kept.get(owner.average_of) if isinstance(owner, Stage) and owner.average else owner
         return owner
 
     for s in stages:
-        if isinstance(s, Stage) and s.view and not isinstance(source(s.average_of), Model):
+        if isinstance(s, Stage) and s.average and not isinstance(source(s.average_of), Model):
             near = did_you_mean(
                 s.average_of, [t.params for t in stages if isinstance(t, Model) and t.create is not None]
             )

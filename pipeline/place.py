@@ -13,10 +13,10 @@ from attrs import evolve, field, frozen
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
+from pipeline.element import Element
 from pipeline.errors import DeviceError, did_you_mean
 from pipeline.mesh import Mesh, make, processes
 from pipeline.sources.tensors import as_tensor
-from pipeline.stage import Part
 from pipeline.state import Batch
 from pipeline.tree import Tree, tree_map
 
@@ -30,7 +30,7 @@ LOW = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @frozen(eq=False, repr=False)
-class Place(Part):
+class Place(Element):
     """The border of the step: stages before it run on the host, those after it are one graph on `device`."""
 
     device: torch.device = field(factory=lambda: torch.device("cpu"))

@@ -19,11 +19,10 @@ after its outputs.
 from __future__ import annotations
 
 import inspect
-import operator
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, Self, SupportsIndex
+from typing import Any, Self
 
 import torch
 from attrs import evolve, field, frozen
@@ -31,78 +30,25 @@ from torch import Tensor
 
 from pipeline.direction import Better, direction
 from pipeline.draws import Watched, keyed
-from pipeline.errors import ImpureError, PipeError, StageError, WiringError, did_you_mean, place_of
+from pipeline.element import GIVEN, Element, Number, is_number
+from pipeline.errors import ImpureError, PipeError, StageError, WiringError, did_you_mean, first_line, place_of
 from pipeline.means import Calls, weighed
-from pipeline.schedules import Schedule
 from pipeline.tree import Tree, describe
 
-Number = int | float | Schedule
 
-OF_A_STEP = ("hyper", "before")
-"""Names given in the train step alone."""
-GIVEN = ("step", "seed", "training", *OF_A_STEP)
+@frozen(eq=False)
+class Average:
+    """Makes a stage an average: weights to evaluate and to save in the place of the trained ones."""
 
-
-def is_count(value: object) -> bool:
-    """Whether a value is a positive whole number."""
-    return isinstance(value, SupportsIndex) and not isinstance(value, bool) and operator.index(value) > 0
-
-
-def is_number(value: object) -> bool:
-    """Whether a value is a hyperparameter."""
-    return isinstance(value, int | float | Schedule) and not isinstance(value, bool)
+    view: Callable[..., dict[str, Tree]]
+    """Returns the weights, `{"params": ...}` and, if they differ too, "buffers". It reads State, memory and
+    hyperparameters."""
+    refresh: bool = False
+    """Whether BatchNorm statistics have to be recomputed for them."""
 
 
 @frozen(eq=False, repr=False)
-class Part:
-    """An element of a Pipeline, with its wiring: a Stage, or Load or Place, which work before the step."""
-
-    name: str
-    writes: tuple[str, ...] = field(default=(), kw_only=True)
-    init: Callable[..., Tree] | None = field(default=None, kw_only=True)
-    """Makes the first memory from values in State, which it reads by its parameter names."""
-    create: Callable[[int, Callable[[], Mapping[str, Any]], Mapping[str, Tree]], dict[str, Tree]] | None = field(
-        default=None, kw_only=True
-    )
-    """Makes the values that this element brings into State, named by `keeps`, from the seed, a function that gives
-    example values of earlier stages on the host, and the values that State has so far."""
-    keeps: tuple[str, ...] = field(default=(), kw_only=True)
-    finish: Callable[[Tree], dict[str, Any]] | None = field(default=None, kw_only=True)
-    """Makes a stage a metric: its function returns sums, memory adds them up, and this divides at the end."""
-    hyper: Mapping[str, Number] = field(factory=dict, kw_only=True)
-    reads: tuple[str, ...] = field(default=(), init=False)
-    optional: tuple[str, ...] = field(default=(), init=False)
-
-    @property
-    def values_read(self) -> tuple[str, ...]:
-        """Names read from earlier stages, the batch and State, without those that the pipeline gives to all."""
-        return tuple(name for name in self.reads if name not in GIVEN)
-
-    @property
-    def values_written(self) -> tuple[str, ...]:
-        return self.writes
-
-    @property
-    def remembers(self) -> bool:
-        return self.init is not None
-
-    def __repr__(self) -> str:
-        """Name, wiring and hyperparameters.
-
-        >>> stage(writes="loss")(lambda outputs, scale=2.0: scale * outputs.mean()).named("mean")
-        mean(outputs -> loss, scale=2.0)
-        """
-        wiring = " -> ".join(filter(None, (", ".join(self.values_read), ", ".join(self.values_written))))
-        numbers = [f"{name}={v if isinstance(v, int | float) else 'scheduled'}" for name, v in self.hyper.items()]
-        return f"{self.name}({', '.join(filter(None, (wiring, *numbers)))})"
-
-    def named(self, name: str) -> Self:
-        """The same under another name; no two stages of a pipeline have one name."""
-        return evolve(self, name=name)
-
-
-@frozen(eq=False, repr=False)
-class Stage(Part):
+class Stage(Element):
     """A pure function with its wiring. Build one with `@stage`, or with the functions of the step modules."""
 
     function: Callable[..., Any]
@@ -114,15 +60,11 @@ class Stage(Part):
     """Program that runs it, "train" or "evaluation"; both by default, or by "always"."""
     names: Mapping[str, str] = field(factory=dict, kw_only=True)
     """Parameter -> value that it reads, if the names differ. Names of no parameter go to the function's **kwargs."""
-    view: Callable[..., dict[str, Tree]] | None = field(default=None, kw_only=True)
-    """Makes a stage an average of weights: returns the weights to evaluate and to save, `{"params": ...}` and, if they
-    differ too, "buffers". It reads State, memory and hyperparameters."""
+    average: Average | None = field(default=None, kw_only=True)
     sharded: bool = field(default=False, kw_only=True)
     """Whether it may take shards on a mesh: rows of a tensor give the same as they do in the whole tensor."""
     better: Better = field(default=None, kw_only=True)
     """Direction of a metric: of all its results, or by their names."""
-    anew: bool = field(default=False, kw_only=True)
-    """Whether BatchNorm statistics have to be recomputed for the weights of `view`."""
     sums: bool = field(default=False, kw_only=True)
     """Whether its loss is a sum over samples, and not a mean."""
     parameters: tuple[tuple[str, str], ...] = field(default=(), init=False, repr=False)
@@ -191,10 +133,10 @@ class Stage(Part):
 
     def averaged(self, tree: Mapping[str, Tree], hyper: Mapping[str, Tensor]) -> dict[str, Tree]:
         """Averaged weights, under their names in State. `hyper` are the stage's hyperparameters at this step."""
-        assert self.view is not None
+        assert self.average is not None
         own = {"memory": tree["memory"].get(self.name), **hyper}
-        read = inspect.signature(self.view).parameters
-        seen = self.view(**{p: own[p] if p in own else tree[self.names.get(p, p)] for p in read})
+        read = inspect.signature(self.average.view).parameters
+        seen = self.average.view(**{p: own[p] if p in own else tree[self.names.get(p, p)] for p in read})
         return {self.names.get(name, name): value for name, value in seen.items()}
 
     def run(self, values: Mapping[str, Any], hyper: Mapping[str, Any], memory: Tree) -> tuple[dict[str, Any], Tree]:
@@ -210,7 +152,7 @@ class Stage(Part):
         kwargs = {**self.arguments(values), **hyper}
         if self.remembers and self.finish is None:
             kwargs["memory"] = memory
-        with self.blamed(kwargs), self.under_key(values, kwargs) as key, Calls() if self.draws else nullcontext():
+        with self.blamed(kwargs), self._keyed(values, kwargs) as key, Calls() if self.draws else nullcontext():
             result = self.function(**kwargs)
         said = self.when is not None or self.finish is not None or "training" in kwargs
         if key is not None and key.drew and not said and values.get("training") is False:
@@ -231,7 +173,7 @@ class Stage(Part):
                 raise StageError(self.name, f"reads {name!r}, which the batch does not have{hint}")
         return {p: values[v] for p, v in self.parameters if v in values}
 
-    def failed(self, error: Exception, given: Mapping[str, Any]) -> StageError:
+    def _failed(self, error: Exception, given: Mapping[str, Any]) -> StageError:
         """An error of its function, with its line, and with a hint if a value was no tensor."""
         shown = {k: v for k, v in given.items() if k not in ("params", "buffers", "grads")}
         said = f"failed on {describe(shown)}: {first_line(error)}{place_of(error)}"
@@ -257,9 +199,9 @@ class Stage(Part):
         except (PipeError, torch.OutOfMemoryError):
             raise
         except Exception as e:
-            raise self.failed(e, given) from e
+            raise self._failed(e, given) from e
 
-    def under_key(self, values: Mapping[str, Any], given: Mapping[str, Any]) -> AbstractContextManager[Any]:
+    def _keyed(self, values: Mapping[str, Any], given: Mapping[str, Any]) -> AbstractContextManager[Any]:
         """Context in which draws are a function of (seed, step), and writes into inputs are errors, if the function may
         draw. Stages on the host have neither seed nor step."""
         if not self.draws or "seed" not in values:
@@ -324,36 +266,3 @@ def parts_of(value: Any) -> str:
     if isinstance(value, Mapping):
         return f"a {type(value).__name__} of {', '.join(map(str, value))}"
     return f"a {type(value).__name__}" + (f" of {len(value)}" if isinstance(value, tuple | list) else "")
-
-
-def fitted(stage: str, outputs: Tensor, targets: Tensor) -> Tensor:
-    """Outputs in the shape of the targets: equal, or (B, 1) for (B,). Others would broadcast silently."""
-    if outputs.ndim == targets.ndim + 1 and outputs.shape[-1] == 1:
-        outputs = outputs.squeeze(-1)
-    if outputs.shape != targets.shape:
-        raise StageError(stage, f"takes one shape, not {describe({'outputs': outputs, 'targets': targets})}")
-    return outputs
-
-
-def classes_at(stage: str, outputs: Tensor, targets: Tensor, dim: int | None, hint: str = "") -> int:
-    """Dimension of the classes in outputs: `dim`, or 1 or -1, by the shape of the targets."""
-    shape, of = tuple(outputs.shape), tuple(targets.shape)
-    if dim is not None or len(shape) < 3:
-        return 1 if dim is None else dim
-    # But for the number of samples: targets that are looked at may be of all.
-    first, last = of[1:] in (shape[1:], shape[2:]), of[1:] in (shape[1:], shape[1:-1])
-    if first and last and shape[1] * shape[-1] > 1:
-        told = describe({"outputs": outputs, "targets": targets})
-        raise StageError(stage, f"can't tell where the classes are in {told}: pass dim=1, or dim=-1 if last{hint}")
-    return -1 if last and not first else 1
-
-
-def by_class(stage: str, outputs: Tensor, targets: Tensor, dim: int | None) -> tuple[Tensor, Tensor]:
-    """Logits (B, C, ...), and classes (B, ...) as they are or probabilities (B, C, ...)."""
-    at = classes_at(stage, outputs, targets, dim)
-    soft = targets.shape == outputs.shape
-    return outputs.movedim(at, 1), targets.movedim(at, 1).to(outputs.dtype) if soft else targets
-
-
-def first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

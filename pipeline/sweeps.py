@@ -13,12 +13,12 @@ from attrs import evolve, frozen
 from torch import Tensor
 
 from pipeline.compile import Compiled
+from pipeline.element import is_count
 from pipeline.errors import ConfigError
 from pipeline.pipe import Pipeline
 from pipeline.programs import evaluate as run
 from pipeline.programs.hyper import hyper_names
 from pipeline.programs.members import Members, Setting, members
-from pipeline.stage import is_count
 from pipeline.state import Batch, State, find
 from pipeline.tree import tree_map
 

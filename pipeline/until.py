@@ -15,8 +15,8 @@ from collections.abc import Callable
 from typing import TypeAlias
 
 from pipeline.direction import Direction, direction, rank
+from pipeline.element import is_count
 from pipeline.errors import ConfigError, did_you_mean
-from pipeline.stage import is_count
 from pipeline.state import Report
 
 Stop: TypeAlias = Callable[[Report], bool]

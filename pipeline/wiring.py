@@ -8,13 +8,14 @@ from attrs import evolve
 
 from pipeline.backward import Gradients
 from pipeline.backward.per_example import check
+from pipeline.element import GIVEN, OF_A_STEP, Element
 from pipeline.errors import WiringError, did_you_mean
 from pipeline.evaluate import HostMetric
 from pipeline.forward import Model
 from pipeline.joint import jointly
 from pipeline.load import Load
 from pipeline.place import Place
-from pipeline.stage import GIVEN, OF_A_STEP, Part, Stage
+from pipeline.stage import Stage
 from pipeline.update import Finite
 
 HINTS = {
@@ -25,11 +26,11 @@ HINTS = {
 }
 
 
-def resolved(stages: Sequence[Part]) -> tuple[Part, ...]:
+def resolved(stages: Sequence[Element]) -> tuple[Element, ...]:
     """The stages, with the models of each backward filled in, and its updates on the parameters of all of them."""
     models = {s.params: s for s in stages if isinstance(s, Model) and s.create is not None}
     trained = [name for name, s in models.items() if not s.module.frozen]
-    made: list[Part] = []
+    made: list[Element] = []
     begun: list[Stage] = []
     of: dict[str, Gradients] = {}
     for s in stages:
@@ -95,7 +96,7 @@ def _check_once(name: str, stages: Sequence[Stage]) -> None:
         unread = s.name if name in s.writes else unread
 
 
-def check_trained(stages: Sequence[Part], parameters: Callable[[Model], bool]) -> None:
+def check_trained(stages: Sequence[Element], parameters: Callable[[Model], bool]) -> None:
     """Raise WiringError for a model with `parameters` that is neither trained nor frozen, if anything trains."""
     backwards = [s for s in stages if isinstance(s, Gradients)]
     changed = {name for s in stages if not isinstance(s, Model) for name in s.writes}
@@ -110,7 +111,7 @@ def check_trained(stages: Sequence[Part], parameters: Callable[[Model], bool]) -
             raise WiringError(f"{never}; train it, or write forward.model(..., frozen=True)")
 
 
-def check_changed(stages: Sequence[Part], parameters: Callable[[Model], bool]) -> None:
+def check_changed(stages: Sequence[Element], parameters: Callable[[Model], bool]) -> None:
     """Raise WiringError if no stage changes the `parameters` of any model in a step."""
     changed = {
         name for s in stages if isinstance(s, Stage) and not isinstance(s, Model) and s.runs(True) for name in s.writes
@@ -125,7 +126,7 @@ def check_changed(stages: Sequence[Part], parameters: Callable[[Model], bool]) -
         )
 
 
-def check_wiring(stages: Sequence[Part], source: Load | None, host: Sequence[Stage], graph: Sequence[Stage]) -> None:
+def check_wiring(stages: Sequence[Element], source: Load | None, host: Sequence[Stage], graph: Sequence[Stage]) -> None:
     first = next((s for s in stages if not isinstance(s, Place)), None)
     if source is not None and first is not None and first is not source:
         raise WiringError(f"stage {first.name!r} stands before {source.name!r}, where batches begin; put that first")
@@ -191,7 +192,7 @@ def _explain_apart(s: Stage, name: str, stages: Sequence[Stage], training: bool)
 
 
 def _explain_unread(
-    s: Stage, name: str, stages: Sequence[Part], available: set[str], known: Sequence[str] | None
+    s: Stage, name: str, stages: Sequence[Element], available: set[str], known: Sequence[str] | None
 ) -> None:
     reads = f"stage {s.name!r} reads {name!r}, which"
     later = [f"{t.name!r}, which does," for t in stages if t is not s and name in t.values_written]

@@ -15,7 +15,7 @@ from torch.optim import swa_utils
 
 from pipeline import Pipeline, backward, fit, forward, load, loss, models, testing, update
 from pipeline.errors import ConfigError, WiringError
-from pipeline.stage import Stage
+from pipeline.stage import Average, Stage
 from pipeline.state import format_metric
 from tests import by_hand, kills, pipes, strategies
 from tests.test_cli_resume import TINY, back_to
@@ -166,7 +166,7 @@ def test_a_rule_may_be_an_average_of_its_own():
     def view(params, memory, lr):
         return {"params": {k: memory[k] + lr * (p - memory[k]) for k, p in params.items()}}
 
-    rule = Stage("free", toward, view=view, writes=("critic",), hyper={"lr": 0.25},
+    rule = Stage("free", toward, average=Average(view), writes=("critic",), hyper={"lr": 0.25},
                           names={"params": "critic"}, init=lambda params: copy.deepcopy(params))  # fmt: skip
     stages = forward.model(pipes.Linear, params="critic"), loss.cross_entropy(), backward.gradients(wrt="critic")
     pipe = Pipeline(*stages, rule)

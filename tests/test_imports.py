@@ -13,7 +13,7 @@ STEPS = ["load", "place", "forward", "loss", "backward", "update", "evaluate"]
 BANDS = {
     "values": ["errors", "files", "ids", "text", "means", "memory", "html", "mesh", "random", "tree",
                "schedules", "direction", "draws", "module", "order", "pace", "state"],
-    "stages": ["stage", "joint", *STEPS, "models", "sources", "log", "plot", "until"],
+    "stages": ["element", "stage", "shapes", "joint", *STEPS, "models", "sources", "log", "plot", "until"],
     "pipeline": ["names", "wiring", "description"],
     "programs": ["programs", "resident", "compile"],
     "runs": ["pipe", "loop", "sweeps", "ensembles", "checkpoint", "runs", "testing", "__init__"],

@@ -14,9 +14,10 @@ from torch.utils import _pytree as pytree
 
 from pipeline import random
 from pipeline.backward.gradients import Gradients
-from pipeline.errors import PipeError, StageError, place_of
+from pipeline.element import GIVEN, OF_A_STEP
+from pipeline.errors import PipeError, StageError, first_line, place_of
 from pipeline.joint import joined
-from pipeline.stage import GIVEN, OF_A_STEP, Stage, first_line
+from pipeline.stage import Stage
 from pipeline.state import Batch, lists_samples
 from pipeline.tree import Tree, parted, tree_map
 

@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.func import grad_and_value
 
 from pipeline.direction import Better
-from pipeline.errors import ConfigError, PipeError, StageError, WiringError, place_of
-from pipeline.stage import Stage, first_line
+from pipeline.errors import ConfigError, PipeError, StageError, WiringError, first_line, place_of
+from pipeline.stage import Stage
 from pipeline.tree import Tree, tree_map
 
 Objective: TypeAlias = Callable[[Tree], tuple[Tensor, Tree]]

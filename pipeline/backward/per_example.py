@@ -16,8 +16,8 @@ from torch.utils import _pytree as pytree
 from pipeline import random
 from pipeline.backward.accumulate import Written
 from pipeline.backward.gradients import Gradients
-from pipeline.errors import PipeError, StageError, WiringError, place_of
-from pipeline.stage import Stage, first_line
+from pipeline.errors import PipeError, StageError, WiringError, first_line, place_of
+from pipeline.stage import Stage
 from pipeline.state import Batch
 from pipeline.tree import Tree, parted, paths, tree_map
 

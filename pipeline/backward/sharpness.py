@@ -10,9 +10,9 @@ from attrs import field, frozen
 from torch import Tensor
 
 from pipeline.backward.gradients import Gradients, Objective, Route, gradients
+from pipeline.element import Number
 from pipeline.errors import ConfigError
 from pipeline.schedules import Schedule
-from pipeline.stage import Number
 from pipeline.tree import Tree
 
 _ETA = 0.01

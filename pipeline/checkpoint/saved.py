@@ -14,11 +14,10 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from pipeline import files
-from pipeline.errors import CheckpointError
+from pipeline.errors import CheckpointError, first_line
 from pipeline.mesh.collectives import pad
 from pipeline.programs.mesh import Sharding, sharding_of
 from pipeline.programs.program import Runs
-from pipeline.stage import first_line
 from pipeline.state import State
 from pipeline.tree import named
 

@@ -15,10 +15,10 @@ from pipeline import files, mesh, place
 from pipeline.checkpoint.saved import Best, Saved, steps
 from pipeline.checkpoint.write import Content, unwritable, write, write_shards
 from pipeline.direction import Direction, direction, rank
+from pipeline.element import is_count
 from pipeline.errors import CheckpointError, ConfigError, did_you_mean
 from pipeline.programs.mesh import sharding_of
 from pipeline.programs.program import Runs
-from pipeline.stage import is_count
 from pipeline.state import Report, State
 
 SHARE = 0.005

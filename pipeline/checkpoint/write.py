@@ -14,10 +14,9 @@ from torch import Tensor
 
 from pipeline import files
 from pipeline.checkpoint.saved import FACTS, FORMAT, STATE, Best, path_of
-from pipeline.errors import CheckpointError
+from pipeline.errors import CheckpointError, first_line
 from pipeline.mesh import Mesh
 from pipeline.programs.mesh import Sharding
-from pipeline.stage import first_line
 from pipeline.tree import named
 
 

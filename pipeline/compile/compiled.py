@@ -23,6 +23,7 @@ from pipeline.compile.id_checks import Checked
 from pipeline.compile.programs import Backend, Fallback, Programs
 from pipeline.compile.report import CompileReport
 from pipeline.description import Description
+from pipeline.element import is_count
 from pipeline.errors import CaptureError, ConfigError, StageError
 from pipeline.mesh import Shard
 from pipeline.programs import data
@@ -31,7 +32,6 @@ from pipeline.programs.mesh import total
 from pipeline.programs.program import Program
 from pipeline.programs.single import build_modules
 from pipeline.resident import Resident
-from pipeline.stage import is_count
 from pipeline.state import Batch, State
 
 Steps: TypeAlias = int | Literal["epoch"]

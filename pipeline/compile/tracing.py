@@ -27,9 +27,9 @@ from pipeline.compile.id_checks import IdCheck, add_id_checks
 from pipeline.compile.passes import nodes, stage_of
 from pipeline.compile.recurrent import kept_whole
 from pipeline.draws import drops_nothing
-from pipeline.errors import CaptureError, StageError, place_of
+from pipeline.errors import CaptureError, StageError, first_line, place_of
 from pipeline.programs.program import Program
-from pipeline.stage import Stage, first_line
+from pipeline.stage import Stage
 
 if TYPE_CHECKING:
     from pipeline.compile.symbolic import Sizes

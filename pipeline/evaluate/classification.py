@@ -14,7 +14,8 @@ from pipeline import means
 from pipeline.direction import Direction
 from pipeline.errors import ConfigError, DataError
 from pipeline.evaluate.metric import FLOAT, INT, metric, ratio
-from pipeline.stage import Stage, by_class, classes_at
+from pipeline.shapes import by_class, classes_at
+from pipeline.stage import Stage
 from pipeline.tree import Tree
 
 _SCORES: Mapping[str, Direction] = {"precision": "high", "recall": "high", "f1": "high"}

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from pipeline.evaluate.metric import FLOAT, INT, count_of, metric, ratio
-from pipeline.stage import Stage, fitted
+from pipeline.shapes import fitted
+from pipeline.stage import Stage
 from pipeline.tree import Tree
 
 

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from pipeline import means
 from pipeline.errors import DataError
 from pipeline.loss.joint import WRITES, Loss, mean_probabilities, votes
-from pipeline.stage import by_class
+from pipeline.shapes import by_class
 
 
 def cross_entropy(

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from pipeline import means
 from pipeline.loss.joint import WRITES, Loss, mean_chances, mean_outputs
-from pipeline.stage import fitted
+from pipeline.shapes import fitted
 
 
 def mse() -> Loss:

@@ -8,8 +8,7 @@ from unittest import mock
 
 from torch import Tensor, nn
 
-from pipeline.errors import ConfigError, did_you_mean
-from pipeline.stage import first_line
+from pipeline.errors import ConfigError, did_you_mean, first_line
 
 
 class Logits(nn.Module):

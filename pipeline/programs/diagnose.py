@@ -15,12 +15,13 @@ import torch
 from torch import Tensor
 
 from pipeline.backward import Gradients
+from pipeline.element import Element
 from pipeline.errors import NonFiniteError, PipeError
 from pipeline.mesh import Shard
 from pipeline.programs import data
 from pipeline.programs.evaluate import results
 from pipeline.programs.program import Program
-from pipeline.stage import Part, Stage
+from pipeline.stage import Stage
 from pipeline.state import State
 from pipeline.tree import named
 
@@ -50,7 +51,7 @@ Fault: TypeAlias = tuple[bool, str]
 """Whether it is certain (minus infinity may be meant: it masks attention), and its words."""
 
 
-def _watched(program: Program, found: list[Fault]) -> list[Part]:
+def _watched(program: Program, found: list[Fault]) -> list[Element]:
     """The stages, each followed by one that looks at its outputs and notes faults."""
 
     def behind(s: Stage) -> Stage:

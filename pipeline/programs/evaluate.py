@@ -138,7 +138,7 @@ def averaged(program: Program, state: State) -> dict[str, State]:
 
         def view(single: Single, own: State, s: Any = s) -> State:
             seen = own.replace(**s.averaged(own.tree, hyper_values(pipe.graph, own.tree)[s.name]))
-            return refreshed(single, seen) if s.anew and pipe.load is not None else seen
+            return refreshed(single, seen) if s.average.refresh and pipe.load is not None else seen
 
         states[name] = _each(program, state, view)
     return states

@@ -7,9 +7,10 @@ from typing import Any
 
 from torch import Tensor
 
+from pipeline.element import Number
 from pipeline.errors import ConfigError, WiringError, did_you_mean
 from pipeline.schedules import Schedule
-from pipeline.stage import Number, Stage
+from pipeline.stage import Stage
 from pipeline.tree import Tree
 
 

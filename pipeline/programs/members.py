@@ -15,11 +15,11 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from pipeline.description import Description
+from pipeline.element import Element
 from pipeline.errors import ConfigError, StageError, StateError
 from pipeline.mesh import Shard
 from pipeline.programs.program import Program, Seed, Sums
 from pipeline.programs.single import Single, build_modules
-from pipeline.stage import Part
 from pipeline.state import Batch, State
 from pipeline.tree import Tree, tree_map
 
@@ -54,7 +54,7 @@ class Members:
     def orders(self) -> int | None:
         return self.members if self.own_order else None
 
-    def of(self, stages: Sequence[Part]) -> Self:
+    def of(self, stages: Sequence[Element]) -> Self:
         return evolve(self, single=self.single.of(stages))
 
     def same(self, other: Program) -> bool:

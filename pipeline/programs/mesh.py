@@ -16,6 +16,7 @@ from pipeline import mesh
 from pipeline.backward import Gradients
 from pipeline.backward.accumulate import Written
 from pipeline.description import Description
+from pipeline.element import Element
 from pipeline.errors import WiringError
 from pipeline.forward import Model
 from pipeline.joint import joined
@@ -24,7 +25,7 @@ from pipeline.programs.loss_check import Difference
 from pipeline.programs.program import Program, Sums
 from pipeline.programs.segments import Hyper, Segment, run_stage, run_stages
 from pipeline.programs.single import Single
-from pipeline.stage import Part, Stage
+from pipeline.stage import Stage
 from pipeline.state import State
 from pipeline.tree import Tree, paths, tree_map
 
@@ -169,10 +170,10 @@ class OnMesh(Single):
 
     sharding: Sharding = field(kw_only=True)
 
-    def of(self, stages: Sequence[Part]) -> OnMesh:
+    def of(self, stages: Sequence[Element]) -> OnMesh:
         return on_mesh(Single(Description(*stages)), self.sharding.mesh)
 
-    def local(self, s: Stage | None, tree: dict[str, Tree]) -> dict[str, Tree]:
+    def _local(self, s: Stage | None, tree: dict[str, Tree]) -> dict[str, Tree]:
         return self.sharding.part(tree) if s is None or s.sharded else tree
 
     def train(self, tree: dict[str, Tree], shard: Shard) -> tuple[dict[str, Tree], dict[str, Tensor]]:
@@ -205,12 +206,12 @@ class OnMesh(Single):
     def compare_parts(self, *_: Any, **__: Any) -> Difference | None:
         return None  # a process has a part of a batch itself; selfcheck compares the whole step
 
-    def evaluated(
+    def _evaluate(
         self, stages: Sequence[Stage], values: dict[str, Any], tree: dict[str, Tree], shard: Shard
     ) -> tuple[Sums, dict[str, Any]]:
         given = {**self.sharding.given(None, values)}
         self.sharding.forget()
-        added, written = super().evaluated(stages, given, tree, shard)
+        added, written = super()._evaluate(stages, given, tree, shard)
         if shard.rows is not None and not shard.rows.count:  # an empty rank computes sample 0 with weight 0
             added = tree_map(lambda x: x * 0, added)
         return added, written
@@ -243,7 +244,7 @@ def build(pipe: Description) -> Single:
     return single if pipe.place.mesh is None else on_mesh(single, pipe.place.mesh)
 
 
-def sharding(mesh: Mesh, parts: Sequence[Part], graph: Sequence[Stage]) -> Sharding:
+def sharding(mesh: Mesh, parts: Sequence[Element], graph: Sequence[Stage]) -> Sharding:
     """Shards of a pipeline's State. Raises WiringError for stages that can't run on a mesh."""
     models = {s.params: s for s in parts if isinstance(s, Model) and s.create is not None}
     trained = [g for g in graph if isinstance(g, Gradients)]
@@ -259,13 +260,13 @@ def sharding(mesh: Mesh, parts: Sequence[Part], graph: Sequence[Stage]) -> Shard
             raise WiringError(f"stage {s.name!r} {why}")
     held = {name: models[name] for g in trained for name in g.wrt if name in models}
     for s in graph:
-        if s.view is not None and s.create is not None and s.average_of in held and s.sharded:
+        if s.average is not None and s.create is not None and s.average_of in held and s.sharded:
             held[s.writes[0]] = held[s.average_of]
     of = {g.grads: g.wrt for g in trained if {*g.wrt} <= {*held}}
     return Sharding(mesh, tuple(graph), held, of, _local(parts, graph, trained))
 
 
-def _local(parts: Sequence[Part], graph: Sequence[Stage], trained: Sequence[Gradients]) -> frozenset[str]:
+def _local(parts: Sequence[Element], graph: Sequence[Stage], trained: Sequence[Gradients]) -> frozenset[str]:
     """Metrics after the last backward that depend on per-sample values."""
     if not trained:
         return frozenset(s.name for s in graph if s.finish is not None)

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 from torch import Tensor
 
 from pipeline.description import Description
+from pipeline.element import Element
 from pipeline.mesh import Shard
-from pipeline.stage import Part
 from pipeline.state import Batch, State
 from pipeline.tree import Tree
 
@@ -72,7 +72,7 @@ class Program(Protocol):
     def stacked(self, states: Iterable[State]) -> State:
         """State of all runs; the inverse of `member`."""
 
-    def of(self, stages: Sequence[Part]) -> Program:
+    def of(self, stages: Sequence[Element]) -> Program:
         """The same program of other stages."""
 
     def same(self, other: Program) -> bool:

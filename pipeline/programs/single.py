@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 from pipeline import load, place
 from pipeline.backward import Gradients
 from pipeline.description import Description
+from pipeline.element import Element
 from pipeline.errors import StageError, WiringError
 from pipeline.forward import Model
 from pipeline.joint import by_model
@@ -24,7 +25,7 @@ from pipeline.programs.hyper import hyper_numbers, hyper_values, remembering
 from pipeline.programs.loss_check import Difference, computed, differs
 from pipeline.programs.program import Program, Sums
 from pipeline.programs.segments import Hyper, Segment, batch_weight, first_memory, run_stages, segments
-from pipeline.stage import Part, Stage
+from pipeline.stage import Stage
 from pipeline.state import Batch, State, samples
 from pipeline.tree import Tree, paths, tree_map
 from pipeline.wiring import check_trained
@@ -49,7 +50,7 @@ class Single:
     def segments(self) -> tuple[Segment, ...]:
         return segments(s for s in self.pipe.graph if s.runs(True))
 
-    def of(self, stages: Sequence[Part]) -> Self:
+    def of(self, stages: Sequence[Element]) -> Self:
         return evolve(self, pipe=Description(*stages))
 
     def same(self, other: Program) -> bool:
@@ -80,21 +81,21 @@ class Single:
         waiting = [s for s in pipe.stages if s.create is not None]
         while waiting:
             # An average stands late, but is created as soon as its weights: models before it may be called with it.
-            averages = [s for s in waiting if isinstance(s, Stage) and s.view and s.average_of in tree]
-            s = averages[0] if averages else next(s for s in waiting if not isinstance(s, Stage) or not s.view)
+            averages = [s for s in waiting if isinstance(s, Stage) and s.average and s.average_of in tree]
+            s = averages[0] if averages else next(s for s in waiting if not isinstance(s, Stage) or not s.average)
             waiting.remove(s)
             assert s.create is not None
             earlier = partial(self._before, s, {**tree, "memory": schedules, **numbers}, batch)
             tree.update(s.create(seed, earlier, tree))
         check_trained(pipe.stages, lambda m: bool(tree[m.params]))
-        memory = {s.name: first_memory(s, {**self.local(s, tree), **numbers}) for s in pipe.graph if s.remembers}
-        return State(pipe.place.tree({**self.local(None, tree), "memory": {**memory, **schedules}, **numbers}))
+        memory = {s.name: first_memory(s, {**self._local(s, tree), **numbers}) for s in pipe.graph if s.remembers}
+        return State(pipe.place.tree({**self._local(None, tree), "memory": {**memory, **schedules}, **numbers}))
 
-    def local(self, s: Stage | None, tree: dict[str, Tree]) -> dict[str, Tree]:
+    def _local(self, s: Stage | None, tree: dict[str, Tree]) -> dict[str, Tree]:
         """What State keeps of a new tree in this process, and what a stage makes its first memory of."""
         return tree
 
-    def _before(self, stage: Part, tree: dict[str, Tree], batch: Batch | None) -> dict[str, Any]:
+    def _before(self, stage: Element, tree: dict[str, Tree], batch: Batch | None) -> dict[str, Any]:
         """Values before a stage, on the host, for the first samples of the data."""
         pipe = self.pipe
         if batch is None and pipe.load is None:
@@ -184,12 +185,12 @@ class Single:
         values = {**kept(tree), "training": False, **shard.values}
         # No stage needs gradients here but those that ask for one: a derivative may be part of a model's outputs.
         with torch.enable_grad(), self.pipe.place.autocast(), self.pipe.place.computing():
-            added, written = self.evaluated(stages, values, tree, shard)
+            added, written = self._evaluate(stages, values, tree, shard)
         if carried := {(name, k): written[name][k].detach() for name, k in carried_buffers(stages)}:
             added[CARRIED] = {"begun": torch.ones_like(tree["step"]), **carried}
         return added, written
 
-    def evaluated(
+    def _evaluate(
         self, stages: Sequence[Stage], values: dict[str, Any], tree: dict[str, Tree], shard: Shard
     ) -> tuple[Sums, dict[str, Any]]:
         """The stages on values that are complete."""

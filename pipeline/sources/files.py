@@ -13,8 +13,7 @@ from zipfile import ZipFile, ZipInfo
 import numpy as np
 
 from pipeline import files, memory
-from pipeline.errors import DataError
-from pipeline.stage import first_line
+from pipeline.errors import DataError, first_line
 
 BLOCK = 1 << 20
 

@@ -12,13 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline.element import is_count
 from pipeline.errors import ConfigError, DataError, did_you_mean
 from pipeline.sources.files import reading
 from pipeline.sources.pixels import Images, Item, header
 from pipeline.sources.prepared import Prepared, Task
 from pipeline.sources.split import Split
 from pipeline.sources.tensors import Tensors
-from pipeline.stage import is_count
 from pipeline.text import shown
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff"}

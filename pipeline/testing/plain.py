@@ -18,7 +18,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from pipeline.backward import Gradients, SharpnessAware
 from pipeline.draws import keyed
-from pipeline.errors import ByHandError
+from pipeline.errors import ByHandError, first_line
 from pipeline.forward import Model
 from pipeline.joint import joined
 from pipeline.means import Calls, weighed
@@ -26,7 +26,7 @@ from pipeline.names import LASTS
 from pipeline.pipe import Pipeline
 from pipeline.programs import data as batches_of
 from pipeline.schedules import Schedule
-from pipeline.stage import Stage, first_line
+from pipeline.stage import Stage
 from pipeline.state import Batch, State, samples
 from pipeline.testing.counterparts import CLIPS, home, options, rules, scheduler
 from pipeline.tree import tree_map
@@ -113,7 +113,12 @@ class PlainLoop:
         for m in self.modules.values():
             m.eval()
         for name, s in {"": None, **self.pipe.averages}.items():
-            if s is not None and s.anew and any(isinstance(part, _NormBase) for part, _ in modes):
+            if (
+                s is not None
+                and s.average
+                and s.average.refresh
+                and any(isinstance(part, _NormBase) for part, _ in modes)
+            ):
                 raise ByHandError(f"can't be done by hand: statistics made anew for {s.name!r}")
             _write(self.state(), s.averaged({**before, "memory": self.memory}, {}) if s is not None else {})
             self.sums = {}

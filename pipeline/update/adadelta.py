@@ -6,9 +6,10 @@ from typing import Any
 
 from torch import Tensor
 
+from pipeline.element import Number
 from pipeline.errors import ConfigError
 from pipeline.schedules import Schedule
-from pipeline.stage import Number, Stage
+from pipeline.stage import Stage
 from pipeline.update.rule import mapped, number, root, zeros
 
 

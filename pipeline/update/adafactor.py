@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pipeline.element import Number
 from pipeline.errors import ConfigError
 from pipeline.schedules import Schedule
-from pipeline.stage import Number, Stage
+from pipeline.stage import Stage
 from pipeline.update.rule import mapped, number, positive, root
 
 

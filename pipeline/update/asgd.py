@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.stage import Number, Stage
+from pipeline.element import Number
+from pipeline.stage import Stage
 from pipeline.update.rule import mapped, zeros
 
 

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pipeline.element import Number, is_count
 from pipeline.errors import ConfigError
-from pipeline.stage import Number, Stage, buffers_of, is_count
+from pipeline.stage import Average, Stage, buffers_of
 from pipeline.tree import Tree
 from pipeline.update.rule import Params, below_one, copies, count
 
@@ -80,6 +81,6 @@ def _average(name: str, function: Callable[..., Any], of: str, writes: str, **fi
         keeps=average,
         names={"params": of, "buffers": buffers_of(of), "average": writes, "average_buffers": average[1]},
         sharded=True,
-        view=lambda average, average_buffers: {"params": average, "buffers": average_buffers},
+        average=Average(lambda average, average_buffers: {"params": average, "buffers": average_buffers}),
         **fields,
     )

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from pipeline import mesh
-from pipeline.stage import Number, Stage
+from pipeline.element import Number
+from pipeline.stage import Stage
 from pipeline.update.rule import Params, positive
 from pipeline.update.select import Which, holds
 

@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 
+from pipeline.element import Number
 from pipeline.errors import ConfigError
-from pipeline.stage import Number, Stage
+from pipeline.stage import Average, Stage
 from pipeline.tree import Tree, tree_map
 from pipeline.update.rule import Params, Update, positive
 from pipeline.update.select import Which, holds
@@ -68,7 +69,7 @@ def groups(members: Mapping[Which, Stage], *, otherwise: Stage | None = None, na
     def view(params: Params, memory: Any) -> Params:
         averages = dict(params)
         for label, names in _assigned(name, keys, OTHERWISE in stages, params).items():
-            if stages[label].view is not None:
+            if stages[label].average is not None:
                 averages |= _averages(stages[label], _pick(params, names), memory[label])
         return averages
 
@@ -201,6 +202,8 @@ def _wrapper(
     def function(params: Params, grads: Params, step: Any, memory: Any, **hyper: Any) -> tuple[Params, Tree]:
         return call({"params": params, "grads": grads, "step": step}, hyper, memory)
 
+    averages = [s.average for s in members if s.average is not None]
+    refresh = any(average.refresh for average in averages)
     return Stage(
         name,
         function,
@@ -210,6 +213,5 @@ def _wrapper(
         names={k: k for k in ("params", "grads", "step")},
         draws=any(s.draws for s in members),
         sharded=all(s.sharded for s in members),
-        view=(lambda params, memory: {"params": view(params, memory)}) if any(s.view for s in members) else None,
-        anew=any(s.anew for s in members),
+        average=Average(lambda params, memory: {"params": view(params, memory)}, refresh) if averages else None,
     )

@@ -6,7 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
-from pipeline.stage import Number, Stage
+from pipeline.element import Number
+from pipeline.stage import Stage
 from pipeline.update.rule import below_one, mapped, zeros
 
 

@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pipeline.element import Number, is_count
 from pipeline.errors import ConfigError
-from pipeline.stage import Number, Stage, is_count
+from pipeline.stage import Stage
 from pipeline.update.rule import Params, copies, count, positive
 
 

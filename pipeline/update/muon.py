@@ -8,8 +8,9 @@ import torch
 from attrs import evolve
 from torch import Tensor
 
+from pipeline.element import Number
 from pipeline.errors import ConfigError
-from pipeline.stage import Number, Stage
+from pipeline.stage import Stage
 from pipeline.update.adam import adamw
 from pipeline.update.groups import groups
 from pipeline.update.rule import Params, mapped, zeros

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pipeline.stage import Number, Stage
+from pipeline.element import Number
+from pipeline.stage import Stage
 from pipeline.update.rule import Params, positive
 
 

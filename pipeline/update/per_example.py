@@ -8,8 +8,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from pipeline.element import Number
 from pipeline.errors import StageError
-from pipeline.stage import Number, Stage
+from pipeline.stage import Stage
 from pipeline.update.rule import Params, positive
 
 

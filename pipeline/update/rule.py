@@ -16,9 +16,10 @@ import torch
 from attrs import frozen
 from torch import Tensor
 
+from pipeline.element import Number, is_number
 from pipeline.errors import ConfigError, did_you_mean
 from pipeline.schedules import Schedule
-from pipeline.stage import Number, Stage, is_number
+from pipeline.stage import Stage
 
 Params: TypeAlias = dict[str, Tensor]
 """Tensors by parameter name: parameters, their gradients, or one field of a rule's memory."""

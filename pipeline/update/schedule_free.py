@@ -8,7 +8,8 @@ import torch
 from attrs import evolve
 from torch import Tensor
 
-from pipeline.stage import Number, Stage
+from pipeline.element import Number
+from pipeline.stage import Average, Stage
 from pipeline.update.adam import Betas, hyperparameters
 from pipeline.update.rule import Params, mapped, root, zeros
 
@@ -45,4 +46,4 @@ def schedule_free_adamw(lr: Number = 2.5e-3, *, betas: Betas = (0.9, 0.999), eps
 
     name = "update.schedule_free_adamw"
     stage = mapped(name, rule, hyperparameters(name, lr, betas, eps, weight_decay), memory=memory, maximize=maximize)
-    return evolve(stage, view=view, anew=True)
+    return evolve(stage, average=Average(view, refresh=True))

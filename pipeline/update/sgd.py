@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pipeline.element import Number
 from pipeline.errors import ConfigError
-from pipeline.stage import Number, Stage
+from pipeline.stage import Stage
 from pipeline.update.rule import mapped, positive, zeros
 
 

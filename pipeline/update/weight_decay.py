@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from pipeline.stage import Number, Stage
+from pipeline.element import Number
+from pipeline.stage import Stage
 from pipeline.update.rule import Params, positive
 from pipeline.update.select import Which, holds
 

@@ -14,8 +14,7 @@ from torch.fx import GraphModule
 
 from pipeline.compile.backends.backend import Backend, Context, Output
 from pipeline.compile.tracing import Traced
-from pipeline.errors import CaptureError
-from pipeline.stage import first_line
+from pipeline.errors import CaptureError, first_line
 
 LAUNCHES = 4096
 """Kernels that one recorded graph launches, about."""
