@@ -263,7 +263,7 @@ def test_a_page(name, monkeypatch, tmp_path, capsys):
         (lambda: pipes.digits().replace("backward.gradients", backward.sharpness_aware()), "more than one gradient"),
         (lambda: pipes.digits(model=lambda: models.mlp(64, 16, 10, dropout=0.5), accumulate=2), "parts that draw"),
         (lambda: pipes.digits(model=Normed, accumulate=2), "BatchNorm"),
-        (lambda: pipes.digits(update.sgd(0.1), update.swa(2), model=Normed), "statistics made anew"),
+        (lambda: pipes.digits(update.sgd(0.1), update.swa(2), model=Normed), "BatchNorm statistics for the average"),
         (lambda: pipes.digits(update.sgd(WATCHES)), "watches a metric"),
         (
             lambda: pipes.digits().insert(evaluate.on_host("n", lambda targets: 1, lambda s: {}), after="place.on"),

@@ -22,7 +22,6 @@ from pipeline.compile.flatten import EVALUATION, Subject, flat_tensors
 from pipeline.compile.id_checks import Checked
 from pipeline.compile.programs import Backend, Fallback, Programs
 from pipeline.compile.report import CompileReport
-from pipeline.description import Description
 from pipeline.element import is_count
 from pipeline.errors import CaptureError, ConfigError, StageError
 from pipeline.mesh import Shard
@@ -69,7 +68,8 @@ class Compiled:
     ) -> None:
         if steps != "epoch" and not is_count(steps):
             raise ConfigError(f"steps={steps!r} is neither a positive whole number nor 'epoch'")
-        self.program, self.steps, pipe = program, steps, program.pipe
+        self.program, self.pipe, self.steps = program, program.pipe, steps
+        pipe = program.pipe
         self._places = pipe.place.mesh is not None or pipe.place.device.type != "cpu"
         build_modules(pipe)
         self._programs = Programs(program, backend, fallback)
@@ -86,10 +86,6 @@ class Compiled:
         by = f" by {' and '.join(sorted({g.backend for g in graphs}))}" if graphs else ""
         how = "runs uncompiled" if self.report.fallback else f"{len(graphs)} graph{'s' * (len(graphs) != 1)}{by}"
         return f"Compiled({how}, of {self.pipe!r})"
-
-    @property
-    def pipe(self) -> Description:
-        return self.program.pipe
 
     @property
     def resident(self) -> bool:

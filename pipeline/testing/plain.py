@@ -113,13 +113,9 @@ class PlainLoop:
         for m in self.modules.values():
             m.eval()
         for name, s in {"": None, **self.pipe.averages}.items():
-            if (
-                s is not None
-                and s.average
-                and s.average.refresh
-                and any(isinstance(part, _NormBase) for part, _ in modes)
-            ):
-                raise ByHandError(f"can't be done by hand: statistics made anew for {s.name!r}")
+            average = None if s is None else s.average
+            if average and average.refresh and any(isinstance(part, _NormBase) for part, _ in modes):
+                raise ByHandError(f"can't be done by hand: BatchNorm statistics for the average {name!r}")
             _write(self.state(), s.averaged({**before, "memory": self.memory}, {}) if s is not None else {})
             self.sums = {}
             self.reset_carried()

@@ -62,11 +62,16 @@ def swa(start: int, *, every: int = 1, of: str = "params", writes: str = "swa") 
         means = {k: mean(p, average[k]) for k, p in params.items()}
         return means, copies(buffers), {"count": averaged + due}
 
-    options = {"hyper": {"start": start, "every": every}, "anew": True}
-    return _average("update.swa", function, of, writes, init=lambda params: {"count": count(params)}, **options)
+    options: dict[str, Any] = {
+        "init": lambda params: {"count": count(params)},
+        "hyper": {"start": start, "every": every},
+    }
+    return _average("update.swa", function, of, writes, refresh=True, **options)
 
 
-def _average(name: str, function: Callable[..., Any], of: str, writes: str, **fields: Any) -> Stage:
+def _average(
+    name: str, function: Callable[..., Any], of: str, writes: str, refresh: bool = False, **fields: Any
+) -> Stage:  # fmt: skip
     """A stage with an average that State keeps beside the weights."""
     model, average = (of, buffers_of(of)), (writes, f"{writes}.buffers")
 
@@ -81,6 +86,6 @@ def _average(name: str, function: Callable[..., Any], of: str, writes: str, **fi
         keeps=average,
         names={"params": of, "buffers": buffers_of(of), "average": writes, "average_buffers": average[1]},
         sharded=True,
-        average=Average(lambda average, average_buffers: {"params": average, "buffers": average_buffers}),
+        average=Average(lambda average, average_buffers: {"params": average, "buffers": average_buffers}, refresh),
         **fields,
     )
