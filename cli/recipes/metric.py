@@ -22,8 +22,9 @@ class Metric:
     """A metric that the command knows."""
 
     home: str
-    """Its function, `module:function`, called with its options, and with what it has parameters for of: `classes` or
-    `count` (their number), `task`, `dim` of tokens, and whether there are `several` labels."""
+    """Its function, `module:function`. It gets its options, and those of these that it has a parameter for: `classes`
+    or `count`, the number of outputs; `task`; `dim`, the class dimension, only for tokens; otherwise `several`, whether
+    targets are several labels."""
     tasks: tuple[str, ...]
     """The tasks it is for."""
     options: Mapping[str, Any] = field(factory=dict)

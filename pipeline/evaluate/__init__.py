@@ -2,7 +2,7 @@
 
 A metric stage returns the sums of one batch, State adds them up, and `finish` turns them into named numbers. The same
 stage serves training and evaluation. Counts are int64, other sums float64. To add a metric, add a function to a file
-here, or a file, and a line below.
+here, or a file, and for Python users a line below; the command finds it by a line in `cli/recipes/metric.py`.
 
 Shapes: for classes, outputs (B, C, ...) or (B, ..., C) logits and targets (B, ...) int64, or floats like the outputs
 (`dim` is the class dimension, if shapes are ambiguous); for values, outputs and targets of one shape, or (B, 1), (B,).

@@ -1,4 +1,5 @@
-"""File formats by suffix. To add one, write a file with its reader, and a line in TABLES or in ARRAYS."""
+"""File formats by suffix. To add one, write a file with its reader, and a line in TABLES or in ARRAYS; for the command,
+also its ending in `Table.ends` or `Arrays.ends` of `cli/recipes/data/files.py`."""
 
 from __future__ import annotations
 
@@ -19,6 +20,7 @@ from pipeline.sources.frame import Frame, floats
 class TableReader(Protocol):
     """Yields a table as one Frame, if `at_once`, or in blocks, so that a file of any size fits in memory.
 
+    All blocks have the same columns, of text, numbers, booleans, dates or times, no lists; an empty file gives none.
     `header` says whether the first row has the names, in a format that does not.
     """
 
