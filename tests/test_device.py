@@ -359,7 +359,7 @@ def test_float16_is_scaled():
     assert skipped.memory["update.finite"]["scale"] == 2.0**126
     with pytest.raises(WiringError, match=r"'loss' in float16.*update.finite\(\"scale\"\)"):
         Pipeline(load.batches(data, size=8), place.on(DEVICE, precision="fp16"), *stages[:3], stages[4])
-    with pytest.raises(DeviceError, match="'tf32' is of GPUs"):
+    with pytest.raises(DeviceError, match="'tf32' is for GPUs"):
         place.on("cpu", precision="tf32")
 
 

@@ -769,7 +769,7 @@ RETURNS = {
     "dict": (lambda logits, hidden: {"logits": logits, "hidden": hidden}, logits, {}),
     "named tuple": (Pair, logits_of, {}),
     "dataclass": (Output, logits_of, {}),
-    "model output": (model_output, logits, {"needs": "transformers"}),
+    "model output": (model_output, logits, {"needs": "transformers.modeling_outputs"}),
 }
 
 
