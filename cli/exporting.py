@@ -87,7 +87,7 @@ def _held_out(past: Past, about: About, program: Program) -> tuple[list[Tensor],
 
 
 def _write_torch(path: Path, program: Program, samples: Sequence[Tensor], expected: Tensor) -> float:
-    """Write a program of torch.export; its error."""
+    """Write a torch.export program; returns its relative error."""
     exported = _exported(program, samples)
     error = _check(lambda *values: exported.module()(*values), samples, expected)
     with written(path) as file:
@@ -111,7 +111,7 @@ def _exported(program: Program, samples: Sequence[Tensor]) -> Any:
 
 
 def _write_onnx(path: Path, program: Program, samples: Sequence[Tensor], expected: Tensor) -> float:
-    """Write an ONNX model; its error."""
+    """Write an ONNX model; returns its relative error."""
     try:
         import onnxruntime
         import onnxscript  # noqa: F401  # torch's exporter needs it

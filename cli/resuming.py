@@ -27,7 +27,7 @@ def resume(
     folder: Path, old: TrainConfig, config: TrainConfig, *, verify: bool = False, quiet: bool = False,
     verbose: bool = False,
 ) -> None:  # fmt: skip
-    """Go on with the run in a folder from its newest good checkpoint, or verify what led to it."""
+    """Resume the run in a folder from its newest good checkpoint, or verify the steps up to it."""
     with folders.gone_on(folder) as seal:
         table = settings.document(folder / settings.CONFIG)
         job, state = begin(config)

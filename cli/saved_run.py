@@ -29,7 +29,7 @@ from pipeline.errors import CheckpointError, ConfigError
 from pipeline.stage import first_line
 
 WEIGHTS = ("best", "last")
-"""Beside the step of a checkpoint, and the names of averages."""
+"""Names of weights, besides the steps of checkpoints and the names of averages."""
 
 
 @define(eq=False, slots=False)

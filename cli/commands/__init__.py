@@ -16,4 +16,4 @@ COMMANDS = {
     "sweep": "Train many models at once",
     "train": "Train a model, or go on with a run",
 }
-"""Command -> what it does. `pipe --help` imports none of them."""
+"""Command -> its description. `pipe --help` imports none of them."""

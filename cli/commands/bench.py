@@ -19,8 +19,8 @@ def command(file: str | None, seconds: float, out_json: str | None, **options: A
     """Measure how fast `pipe train` with the same options would step on this machine. Trains nothing.
 
     The ways to step are timed in turns: eager, compiled with one step a call, and fused with many steps a call. The
-    floor is a step's matrix products, convolutions and attention alone: called from Python one by one, as one eager
-    step has them, without bias, activations, loss, update or batch. Small ones can be quicker inside a fused step.
+    floor is an eager step's matrix products, convolutions and attention alone, called from Python one by one, without
+    bias, activations, loss, update or batch. Small ones can be quicker inside a fused step.
     """
     from cli.benchmark import run
 

@@ -117,7 +117,7 @@ def _imported(name: str, load: Callable[[], Any]) -> Any:
 
 
 def _last_line(error: Exception, name: str) -> int | None:
-    """The last line of the file that is in an error's traceback."""
+    """The file's innermost line in an error's traceback."""
     line, trace = None, error.__traceback__
     while trace is not None:
         if trace.tb_frame.f_code.co_filename.endswith(Path(name).name):

@@ -22,8 +22,8 @@ class Metric:
     """A metric that the command knows."""
 
     home: str
-    """Its function, `module:function`, called with its options, and with what it has parameters for of: `classes` or
-    `count` (their number), `task`, `dim` of tokens, and whether there are `several` labels."""
+    """Its function, `module:function`, called with its options, and, if it has such parameters, with `classes` or
+    `count` (their number), `task`, `dim` of tokens, and `several` (whether there are several labels)."""
     tasks: tuple[str, ...]
     """The tasks it is for."""
     options: Mapping[str, Any] = field(factory=dict)
@@ -46,7 +46,7 @@ ALWAYS = {CLASSES: ("accuracy",), LABELS: ("accuracy",), VALUES: ("mae", "r2"), 
 
 @frozen
 class Metrics:
-    """What is measured beside the loss."""
+    """Metrics besides the loss."""
 
     metric: tuple[str, ...] = setting(
         (), f"also measure: {', '.join(METRICS)}, or FILE.py:FUNCTION that makes a metric", code.each_in(METRICS),
@@ -54,7 +54,7 @@ class Metrics:
     )  # fmt: skip
 
     def stages(self, fixed: Fixed) -> list[Stage]:
-        """The metrics of a task, then those that were asked for."""
+        """The metrics of a task, then the requested ones."""
         always = ALWAYS[fixed.task]
         known: dict[str, Any] = {"classes": fixed.outputs, "count": fixed.outputs, "task": fixed.task}
         known |= {"dim": -1} if fixed.task == TOKENS else {"several": fixed.task == LABELS}

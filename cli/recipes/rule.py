@@ -47,7 +47,7 @@ OPTIMIZERS: dict[str, Optimizer] = {
     "adagrad": Optimizer("pipeline.update:adagrad", 0.03),
     "lamb": Optimizer("pipeline.update:lamb", 0.01),
     "lion": Optimizer("pipeline.update:lion", 0.001),
-    "muon": Optimizer("pipeline.update:muon", 0.05),  # of its matrices; REST is that of the others
+    "muon": Optimizer("pipeline.update:muon", 0.05),  # for its matrices; REST is for all other parameters
     "rmsprop": Optimizer("pipeline.update:rmsprop", 0.003, momentum=0.0),
     "rprop": Optimizer("pipeline.update:rprop", 0.001, decays=False),
     "schedule-free-adamw": Optimizer("pipeline.update:schedule_free_adamw", 0.01, schedule_free=True),
@@ -58,7 +58,7 @@ REST = 0.02
 
 @frozen
 class Rule:
-    """How parameters change."""
+    """The update of the parameters."""
 
     name: str = setting(
         "sgd",

@@ -1,4 +1,4 @@
-"""Run: how long, how fast, how safely, and where to."""
+"""Run: its length, speed, checkpoints and output."""
 
 from __future__ import annotations
 

@@ -64,7 +64,7 @@ def _warmup(_: object, attribute: object, value: float) -> None:
 
 @frozen
 class Course:
-    """How the learning rate goes over a run."""
+    """The learning rate over a run."""
 
     name: str = setting(
         "auto",

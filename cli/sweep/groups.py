@@ -1,4 +1,4 @@
-"""Which runs a sweep has, which of them share a program, and which are trained side by side."""
+"""The runs of a sweep, their groups that share a program, and their chunks that train side by side."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ WITHOUT = ("ensemble", "folds", "patience", "minutes", "save_steps", "log")
 FACTOR = 2
 """Successive halving: one member in FACTOR goes on, for FACTOR times the epochs."""
 NARROWER = 4
-"""How many times narrower the next program for a shrinking group is."""
+"""Ratio of the widths of successive programs for a shrinking group."""
 ON_CPU, ON_ACCELERATOR = 32, 128
 """Members side by side: few enough for their State to stay in the cache of a core, many enough to share the fixed cost
 of a step. Measured widths are in benchmarks/LOG.md: 32 takes at most 1.1 times as long as the best of 8 to 128."""
@@ -121,7 +121,7 @@ def even(count: int, width: int) -> int:
 
 
 def rungs(count: int, epochs: int, halving: bool) -> list[int]:
-    """The epochs after which members are compared, the last one last; without halving, only that.
+    """The epochs after which members are compared, in order; without halving, only the last epoch.
 
     Source: Jamieson and Talwalkar, Non-stochastic best arm identification and hyperparameter optimization (2016),
     algorithm 1, with a budget of all epochs for the last members.
@@ -150,10 +150,10 @@ def better(members: Sequence[Member], results: Results, metric: str) -> list[Mem
 def chunks(
     name: str, job: Job, alive: Sequence[Member], size: int, epochs: tuple[int, int], seed: int
 ) -> Iterator[Chunk]:
-    """The remaining members of a group, in chunks of `size`; few of them take one program, a few times narrower.
+    """The remaining members of a group, in chunks of `size`; a small remainder takes one program, narrower by a fixed
+    ratio.
 
-    `seed` is that of the order of batches which members share, if they have none of their own; so their results do not
-    depend on the chunks.
+    `seed`: of the order of batches, if members share one, so that results do not depend on the chunks.
     """
     while -(-size // NARROWER) >= len(alive) and size > 1:
         size = -(-size // NARROWER)

@@ -21,15 +21,15 @@ if TYPE_CHECKING:
 
 @frozen
 class File(Data):
-    """A file or folder that functions of `pipeline.sources` read: they get its path, and the settings that they have
-    parameters for."""
+    """A file or folder, read by functions of `pipeline.sources`, which get its path and the settings named like their
+    parameters."""
 
     reader: ClassVar[str]
     """The function of `sources` that gives a Prepared."""
     others_reader: ClassVar[str]
     """The function of `sources.new_data` that gives Rows."""
     fits: ClassVar[str] = ""
-    """The key of `fitted` that tells that a run's data were of this kind."""
+    """The key of `fitted` that identifies this kind of data."""
 
     def arguments(self) -> dict[str, Any]:
         return asdict(self, recurse=False)
