@@ -22,9 +22,9 @@ from pipeline.sweeps import Order, Sweep, sweep
 class Ensemble(Sweep):
     """Members that differ in their seeds, as one model: made by `pipeline.ensemble`.
 
-    It is trained as a Sweep. Its metrics are those of one run: in an evaluation, those of the joined outputs, with
-    "members.loss" and the like, the mean of the members' own ("members.loss/0" is that of one), and "votes.accuracy",
-    of the class that most members tell. In training, each metric is the mean of the members'.
+    It is trained as a Sweep. An evaluation measures the joined outputs under the names of one run, with "members.loss"
+    and the like, means over members ("members.loss/0" is of the first member), and "votes.accuracy", of the majority
+    vote. In training, each metric is the mean over members.
     """
 
     join: Join | None = field(default=None, kw_only=True)
@@ -52,7 +52,7 @@ class Ensemble(Sweep):
 
 
 class Joined(nn.Module):
-    """Modules as one: what they return, joined.
+    """Modules as one, with joined outputs.
 
     >>> Joined([nn.Identity(), nn.Flatten(0)], lambda outputs: outputs.sum(0))(torch.ones(3))
     tensor([2., 2., 2.])
@@ -72,10 +72,10 @@ def ensemble(pipe: Pipeline, *, seeds: int | Sequence[int], order: Order = "own"
 
     - `seeds`: how many, from 0, or which.
     - `order`: as in `sweep`.
-    - `join`: how outputs (M, B, ...) become those of one model, (B, ...). By default what the loss says: the mean of
-      the probabilities of loss.cross_entropy() and binary_cross_entropy(), of values their mean.
+    - `join`: how outputs (M, B, ...) become those of one model, (B, ...). By default chosen by the loss: mean
+      probabilities for loss.cross_entropy() and binary_cross_entropy(), the mean for losses of values.
 
-    `module(state)` is the whole as an nn.Module. Raises ConfigError where the loss does not tell how to join.
+    `module(state)` is the whole as an nn.Module. Raises ConfigError if the loss declares no way to join.
 
     Source: Lakshminarayanan, Pritzel and Blundell, Simple and scalable predictive uncertainty estimation using deep
     ensembles (2017).

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import IO, Any
 
 MAKING = ".making-"
-"""Prefix of temporary names. Their writer holds a lock on them; what a killed process left is not locked."""
+"""Prefix of temporary names. Their writer holds a lock on them; leftovers of a killed process are unlocked."""
 MOST = 256 << 20
 """Largest size of a file read at once, such as a config or a log, in bytes."""
 
@@ -195,7 +195,7 @@ def remove(path: Path) -> None:
 
 
 def tidy(folder: Path) -> None:
-    """Remove what killed processes left in a folder."""
+    """Remove leftovers of killed processes from a folder."""
     with suppress(OSError), os.scandir(folder) as entries:
         for entry in [e for e in entries if e.name.startswith(MAKING)]:
             with suppress(OSError):

@@ -1,4 +1,4 @@
-"""Ids: the operations that read integers as indices of rows, and which integers are out of range."""
+"""Ids: operations that read integers as indices of rows, and the check of their range."""
 
 from __future__ import annotations
 

@@ -143,7 +143,7 @@ class Load(Part):
         return dict(zip(self.fields, item, strict=True))
 
     def over(self, data: Any) -> Load:
-        """A Load of other data, such as those to validate on: each sample once, in order.
+        """A Load of other data, such as validation data: each sample once, in order.
 
         Its batches have this one's size, as a loss may compare the samples of a batch; a Load keeps its own.
         """
@@ -227,8 +227,8 @@ def _weights(n: int, weights: Any) -> np.ndarray:
 def together(first: Load, *others: Load, epoch: str = "first") -> Load:
     """Batches with the values of several data sets, such as labelled and unlabelled ones.
 
-    An epoch has as many batches as the first data set, or with `epoch="longest"` as the longest. The others are read
-    pass after pass, on across epochs and in the middle of a batch, so that all their batches are full; each pass is
+    An epoch has as many batches as the first data set, or with `epoch="longest"` as the longest. The others are read in
+    repeated passes, which continue across epochs and within batches, so that all their batches are full; each pass is
     shuffled by a pure function of (seed, pass). Raises DataError if two values have the same name.
 
     >>> labelled, unlabelled = (torch.randn(6, 4), torch.zeros(6)), {"unlabelled": torch.randn(20, 4)}
@@ -251,7 +251,7 @@ def together(first: Load, *others: Load, epoch: str = "first") -> Load:
 
 
 def loader(data: Iterable[Any], *, names: tuple[str, ...] = ("inputs", "targets"), samples: str | None = None) -> Load:
-    """Batches from a torch DataLoader or any iterable of batches, iterated anew each epoch, in its own order.
+    """Batches from a torch DataLoader or any iterable of batches, iterated again in each epoch, in its own order.
 
     It yields mappings, or tuples whose values get `names`, of tensors, arrays, numbers, and nested dicts and lists of
     them. Other values, such as strings, reach only the stages before place. `samples` names the value whose first

@@ -90,7 +90,7 @@ def tensorboard(reports: Iterable[Report], folder: str | Path, *, inside: bool =
 
 
 def _logged(reports: Iterable[Report], begin: Open, inside: bool) -> Reports:
-    """The Reports, each after it was written."""
+    """Yield each Report after writing it."""
     source = iter(reports)
     sent: State | None = None
     write: Callable[[Report], None] | None = None
@@ -135,7 +135,7 @@ def _csv(path: Path, first: Report) -> Iterator[Callable[[Report], None]]:
             new = {k: v for k, v in row(report).items() if v is None or isinstance(v, int | float)}
             rows.append(new)
             if writer is None or file is None or not {*new} <= {*writer.fieldnames}:
-                # More columns, such as a validation after Reports without one: write the file again.
+                # New columns, such as those of the first validation: rewrite the file.
                 file = stack.enter_context(_appending(path, ""))
                 writer = table.DictWriter(file, [*dict.fromkeys(name for r in rows for name in r)])
                 writer.writeheader()
@@ -167,8 +167,8 @@ def _text(path: Path) -> str:
 
 
 def read(path: str | Path) -> list[Row]:
-    """The rows of a file of `jsonl` or `pipe train`, in order, of each step the last. Truncated and invalid lines are
-    skipped. Raises ConfigError if the file can't be read."""
+    """The rows of a file of `jsonl` or `pipe train`, in order; the last row of each step. Truncated and invalid lines
+    are skipped. Raises ConfigError if the file can't be read."""
     rows: dict[tuple[int, int], Row] = {}
     for text in _text(Path(path)).splitlines():
         try:

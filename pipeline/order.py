@@ -1,9 +1,9 @@
-"""Order: which samples are in batch k of epoch e, as arithmetic on (seed, epoch, position).
+"""Order: the samples of batch k of epoch e, as arithmetic on (seed, epoch, position).
 
-A keyed permutation of 0..n-1, evaluated at any position: nothing is stored, any batch of any epoch is found at once,
-and workers agree without communication. It is the swap-or-not shuffle (Hoang, Morris, Rogaway: "An enciphering scheme
-based on a card shuffle", 2012), a permutation for every n: in each round, a hash of a position and its mirror image
-`key - position` decides whether they are exchanged.
+A keyed permutation of 0..n-1, evaluated at any position: nothing is stored, any batch of any epoch is computed
+directly, and workers agree without communication. It is the swap-or-not shuffle (Hoang, Morris, Rogaway: "An
+enciphering scheme based on a card shuffle", 2012), a permutation for every n: in each round, a hash of a position and
+its mirror image `key - position` decides whether they are exchanged.
 """
 
 from __future__ import annotations

@@ -69,7 +69,7 @@ class Pipeline(Description):
     # -- other views of a State
 
     def whole(self, state: State) -> State:
-        """The State with whole tensors, if a mesh keeps them in shards; all processes have to call it."""
+        """The State with whole tensors, gathered from the shards of a mesh; all processes have to call it."""
         return whole(self.program, state)
 
     def averaged(self, state: State) -> dict[str, State]:
@@ -81,7 +81,7 @@ class Pipeline(Description):
         return run.averaged(self.program, state)
 
     def refreshed(self, state: State, data: Any = None) -> State:
-        """The same State with BatchNorm's running statistics computed anew over `data`, or the pipeline's own.
+        """The same State with BatchNorm's running statistics recomputed over `data`, or the pipeline's own data.
 
         As torch.optim.swa_utils.update_bn: in train mode, and each batch has equal weight. A State of models without
         BatchNorm comes back as it is.

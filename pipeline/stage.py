@@ -64,8 +64,8 @@ class Part:
     create: Callable[[int, Callable[[], Mapping[str, Any]], Mapping[str, Tree]], dict[str, Tree]] | None = field(
         default=None, kw_only=True
     )
-    """Makes the values that this element brings into State, named by `keeps`, from the seed, a function that gives
-    example values of earlier stages on the host, and the values that State has so far."""
+    """Makes the State values named by `keeps`, from the seed, a function that returns example values of earlier stages
+    on the host, and the State values so far."""
     keeps: tuple[str, ...] = field(default=(), kw_only=True)
     finish: Callable[[Tree], dict[str, Any]] | None = field(default=None, kw_only=True)
     """Makes a stage a metric: its function returns sums, memory adds them up, and this divides at the end."""
@@ -165,7 +165,7 @@ class Stage(Part):
             if old not in known:
                 raise WiringError(f"stage {self.name!r} neither reads nor writes {old!r}{did_you_mean(old, known)}")
         weights = {f"{old}.weight": f"{new}.weight" for old, new in names.items() if f"{old}.weight" in self.writes}
-        names = {**weights, **names}  # that of a loss goes by its name
+        names = {**weights, **names}  # a loss's weight follows its name
         new = {p: names.get(value, value) for p, value in self.parameters}
         return evolve(self, names={**self.names, **new}, writes=tuple(names.get(w, w) for w in self.writes))
 
@@ -232,7 +232,7 @@ class Stage(Part):
         return {p: values[v] for p, v in self.parameters if v in values}
 
     def failed(self, error: Exception, given: Mapping[str, Any]) -> StageError:
-        """An error of its function, with its line, and with a hint if a value was no tensor."""
+        """The error to raise if its function fails: its line, and a hint if a value was no tensor."""
         shown = {k: v for k, v in given.items() if k not in ("params", "buffers", "grads")}
         said = f"failed on {describe(shown)}: {first_line(error)}{place_of(error)}"
         values = dict(self.parameters)
@@ -340,7 +340,7 @@ def classes_at(stage: str, outputs: Tensor, targets: Tensor, dim: int | None, hi
     shape, of = tuple(outputs.shape), tuple(targets.shape)
     if dim is not None or len(shape) < 3:
         return 1 if dim is None else dim
-    # But for the number of samples: targets that are looked at may be of all.
+    # The number of samples is ignored: checked targets may be those of the whole data set.
     first, last = of[1:] in (shape[1:], shape[2:]), of[1:] in (shape[1:], shape[1:-1])
     if first and last and shape[1] * shape[-1] > 1:
         told = describe({"outputs": outputs, "targets": targets})

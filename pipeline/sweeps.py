@@ -116,16 +116,16 @@ def sweep(
     hyper: Mapping[str, Sequence[float]] | Sequence[Setting] = ({},),
     order: Order = "own",
 ) -> Sweep:
-    """Many runs of a pipeline as one: each of the settings with each of the seeds.
+    """Many runs of a pipeline as one: each setting with each seed.
 
     - `seeds`: how many, from 0, or which: of the first weights, dropout and, in order="own", the order.
     - `hyper`: numbers by their names in State, or short ones, as in `State.with_hyper`: {"lr": [0.1, 0.01]} are all
-      combinations, a list of mappings, [{"lr": 0.1, "momentum": 0.9}, ...], is each of them. A schedule goes on from
-      what is given here.
+      combinations, a list of mappings, [{"lr": 0.1, "momentum": 0.9}, ...], is each of them. If a hyperparameter has a
+      schedule, the number is its base.
     - `order`: "own", each member's batches come by its own seed, so that a member is the run alone; "shared", all see
       the same batches, in the order of the first seed, which is faster: the first layer's products are one.
 
-    The data set is there once. Raises ConfigError for an unknown name and where there is nothing to sweep.
+    All members share one copy of the data set. Raises ConfigError for an unknown name and if there is nothing to sweep.
 
     >>> from pipeline import Pipeline, backward, fit, forward, load, loss, models, update
     >>> data = {"inputs": torch.randn(8, 4), "targets": torch.arange(8) % 2}

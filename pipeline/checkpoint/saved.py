@@ -129,7 +129,7 @@ class Saved:
 
 @frozen
 class Found:
-    """The newest usable checkpoint of a folder, and what is wrong with newer ones."""
+    """The newest usable checkpoint of a folder, and the faults of newer ones."""
 
     saved: Saved | None
     faults: tuple[str, ...] = ()

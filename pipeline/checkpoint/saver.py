@@ -1,4 +1,4 @@
-"""Saver: when a run writes checkpoints, and which of them stay."""
+"""Saver: schedule and retention of a run's checkpoints."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from pipeline.stage import is_count
 from pipeline.state import Report, State
 
 SHARE = 0.005
-"""Largest share of the time for checkpoints that are not asked for by `steps`."""
+"""Largest share of the time for checkpoints other than those of `steps`."""
 _START, _RATE = 5e-3, 2e8
 """Estimated cost of the first checkpoint: seconds, and bytes a second."""
 _ASIDE = "aside-"
@@ -83,7 +83,7 @@ class Saver:
             raise unwritable(self.folder, e) from None
 
     def offer(self, report: Report, *, now: bool = False) -> bool:
-        """Write a checkpoint of a Report's State if one is due, or `now`; whether it did.
+        """Write a checkpoint of a Report's State if one is due, or `now`; returns whether it did.
 
         Raises CheckpointError if this one, or the one before it, can't be written. Earlier ones stay.
         """
@@ -122,7 +122,7 @@ class Saver:
             self._writing = self._writer.submit(lambda: copied + self._write(contents))
 
     def close(self) -> None:
-        """Write what is left, and wait until it is on disk."""
+        """Write pending checkpoints, and wait until they are on disk."""
         try:
             self._finish()
             if self._unwritten is not None:

@@ -88,7 +88,7 @@ def write_shards(
 def _write_rows(
     path: Path, mesh: Mesh, tensors: Mapping[str, Tensor], full: Mapping[str, tuple[int, ...]], at: Mapping[str, int]
 ) -> None:
-    """Write this process's rows of tensors in shards; of the others, the first process all."""
+    """Write this process's rows of sharded tensors; the first process also writes all other tensors."""
     with files.updated(path) as file:
         for name, t in tensors.items():
             offset = at[name]
@@ -138,7 +138,8 @@ _DTYPES = {
 
 
 def layout(tensors: Mapping[str, tuple[tuple[int, ...], torch.dtype]]) -> tuple[bytes, dict[str, tuple[int, int]]]:
-    """The header of a safetensors file for tensors of these shapes, and each one's offset after it and size, in bytes.
+    """The header of a safetensors file for tensors of these shapes, and each tensor's size and offset after the header,
+    in bytes.
 
     Source: the format's description, github.com/huggingface/safetensors.
     """

@@ -1,4 +1,4 @@
-"""Batches: inputs of a graph that stay in place, such as a data set on the device, or that come with each call."""
+"""Batches: inputs of a graph, either static, such as a data set on the device, or given with each call."""
 
 from __future__ import annotations
 
@@ -168,7 +168,7 @@ class DataSets:
         return self._sets[key], key
 
     def epoch(self, source: Load, training: bool) -> Iterator[tuple[BatchInputs, int | None]]:
-        """An epoch of a data set in its own order: inputs, and how many steps each serves (None: one)."""
+        """An epoch of a data set in its own order: inputs, and the number of steps on each (None: one)."""
         if self._can_stay(source):
             data = self.place(source)
             for size, steps in data.walk(0, 0, 0, data.batches):

@@ -40,7 +40,7 @@ def uncollected() -> Iterator[None]:
 
 @define(eq=False)
 class Build:
-    """A program, and how far it is compiled."""
+    """A program, and the progress of its compilation."""
 
     name: str
     inputs: BatchInputs
@@ -59,7 +59,7 @@ class Build:
     wait: Callable[[], Program] | None = None
     """Waits for the backend at work."""
     refused: list[str] = field(factory=list)
-    """The backends before this one, and why they can't."""
+    """Earlier backends, and their reasons for refusal."""
     program: Program | None = None
     loaded: bool = False
     seconds: float = 0.0
@@ -82,11 +82,11 @@ class Builder:
         self.backends = candidates(backend, self.pipe.place.device.type)
         cache.keep_compiler_caches()
         self.unkept = cache.refusal() if any(b.cached for b in self.backends) else None
-        """Why programs are neither kept nor loaded."""
+        """The reason if programs are neither kept nor loaded."""
         self.built: list[Build] = []
         """Compiled and loaded programs, in order."""
         self.doing = ""
-        """The work at hand, in words."""
+        """The current work, in words."""
 
     @uncollected()
     def begin(
@@ -155,7 +155,7 @@ class Builder:
         return build.loaded
 
     def _wait(self, build: Build, wait: Callable[[], Program]) -> None:
-        """Wait for the backend at work; a program that it can't compile, or compiles to something else, is refused."""
+        """Wait for the backend at work; refuse its program if compilation or the check fails."""
         assert build.backend is not None
         self.doing, build.wait = f"the {build.name} by {build.backend.name}", None
         try:
@@ -177,7 +177,7 @@ class Builder:
         self.built.append(build)
 
     def _check(self, build: Build, program: Program) -> None:
-        """Raise CaptureError unless a program computes what the plain functions do."""
+        """Raise CaptureError unless a program agrees with the plain functions."""
         subject, inputs, traced = build.subject, build.inputs, build.traced
         assert subject is not None
         end = len(subject.tensors) + len(inputs.static)

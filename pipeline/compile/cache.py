@@ -30,7 +30,7 @@ from pipeline.compile.backends.library import Library, loaded
 
 FACTS = "package.json"
 MEASURED = "measured.json"
-"""Beside the packages: the command's measurements of which device and how many members at once are fastest."""
+"""Beside the packages: the command's measurements of the fastest device and the fastest number of members at once."""
 INDUCTOR = "inductor"
 """Beside the packages: the caches of Inductor and Triton."""
 _LIBRARY = "step.so"
@@ -93,7 +93,8 @@ def folder() -> Path:
 
 
 def refusal() -> str | None:
-    """Why the cache can't be trusted, and what to do: other users could have written into it, or made its folder."""
+    """The reason not to trust the cache, and a remedy: other users could have written into it, or created its
+    folder."""
     path = folder() / INDUCTOR
     for part in (*reversed(path.parents), path):
         try:
@@ -109,7 +110,7 @@ def refusal() -> str | None:
 
 
 def usable(name: str = "") -> bool:
-    """Whether the cache, or a folder in it, may be written into; it is made if need be."""
+    """Whether the cache, or a folder in it, may be written into; created if missing."""
     with suppress(OSError):
         return not refusal() and files.folder(folder() / name, 0o700).is_dir() and not refusal()
     return False
@@ -177,7 +178,7 @@ def folders() -> list[Path]:
 
 
 def finished(path: Path) -> bool:
-    """Whether a folder of the cache is a package, not one that was begun and left."""
+    """Whether a folder of the cache is a package, and not an unfinished one."""
     return not path.name.startswith(files.MAKING)
 
 

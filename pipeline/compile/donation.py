@@ -30,7 +30,7 @@ class Held:
         self._seed: Any = None
 
     def take(self, state: State) -> bool:
-        """Hold a State; True if its leaves are not in the storage of those before."""
+        """Hold a State; True if its leaves have other storage than the previous ones."""
         tree = state.tree  # raises if the State is spent
         if state is self._current:
             return False
@@ -58,7 +58,8 @@ class Held:
 
     @contextmanager
     def restored(self, copy: bool) -> Iterator[None]:
-        """Restore the State if a step fails. A failed step changes nothing, but after other steps that takes a copy."""
+        """Restore the State if a step fails. A failed step changes nothing; undoing the steps before it takes a
+        `copy`."""
         before = [t.clone() for t in self.leaves] if copy and self.donate else []
         try:
             yield
@@ -69,7 +70,7 @@ class Held:
             raise
 
     def failed(self) -> None:
-        """After a failed step: without donation, the State that was passed in remains its owner's."""
+        """After a failed step: without donation, the caller keeps the State."""
         if not self.donate:
             self._current, self.leaves = None, ()
 

@@ -91,7 +91,8 @@ def flat_program(
 
 
 def _read_early(value: Tensor, storages: set[int], step: Tensor) -> Tensor:
-    """Read a value that is another old leaf, as of a target network that copies weights, before that is written.
+    """Read a new value that is an old leaf of another name, such as a target network's copy of weights, before that
+    leaf is overwritten.
 
     A clone would not do: Inductor removes it, and reads the new leaf.
     """

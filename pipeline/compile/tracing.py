@@ -1,4 +1,4 @@
-"""Tracing: a program as one flat graph of tensor operations, or the stage and the reason why it can't be.
+"""Tracing: a program as one flat graph of tensor operations, or an error with the stage and the reason.
 
 A graph is a function of its inputs alone: tensors that a stage or a module holds, and those made from numbers, become
 inputs too, bound once.
@@ -52,7 +52,7 @@ class Traced:
     sizes: Sizes | None
     """The symbolic sizes of its arguments."""
     id_checks: tuple[IdCheck, ...] = ()
-    """Checks to do before it runs."""
+    """Checks of ids before it runs."""
     checks: bool = False
     """Whether its last output says that all other ids were in range."""
 
@@ -166,8 +166,8 @@ def watched(program: Program) -> Program:
 
 @contextmanager
 def _tracing() -> Iterator[None]:
-    """Let torch.compiler.is_compiling() say so, which models ask before they read values, and distributions not
-    validate theirs."""
+    """Set torch.compiler.is_compiling(), so that models do not read values, and turn off validation in
+    distributions."""
     before, validates = torch.compiler._is_compiling_flag, Distribution._validate_args
     torch.compiler._is_compiling_flag, Distribution._validate_args = True, False
     try:

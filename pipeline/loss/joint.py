@@ -1,4 +1,4 @@
-"""Loss: a stage that writes a loss, and how the outputs of several models are combined for it."""
+"""Loss: a stage that writes a loss, and ways to combine the outputs of several models for it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Context: what code that runs on some rows of a batch, or on shards, can know of the whole. One process has it all."""
+"""Context: sums and values of the whole batch, for code that runs on some of its rows or on shards. One process has it
+all."""
 
 from __future__ import annotations
 
@@ -21,7 +22,7 @@ _HERE: ContextVar[tuple[Mesh, Rows | None] | None] = ContextVar("mesh", default=
 
 @contextmanager
 def at(mesh: Mesh | None, rows: Rows | None) -> Iterator[None]:
-    """Within it, code runs on these rows of a batch; without rows, on values that all processes share."""
+    """Context in which code runs on these rows of a batch; without rows, on values that all processes share."""
     token = _HERE.set(None if mesh is None else (mesh, rows))
     try:
         if mesh is None or rows is None:

@@ -76,9 +76,9 @@ class Mesh:
     all: str = field(repr=False)
     """Name of the group of all processes."""
     shards: str = field(repr=False)
-    """Of the group that together has the weights."""
+    """Name of the group of ranks whose shards make up the weights."""
     copies: str = field(repr=False)
-    """Of the group of ranks with the same shard."""
+    """Name of the group of ranks with the same shard."""
 
     @property
     def processes(self) -> int:
@@ -149,7 +149,7 @@ class Mesh:
         return collectives.unpack(collectives.all_reduce(flat, self.all), tensors)
 
     def _shape(self, t: Tensor) -> tuple[int, ...]:
-        """Of a shard of a full tensor."""
+        """Shape of a shard of a full tensor."""
         return (-(-t.shape[0] // self.shard), *t.shape[1:]) if t.ndim else ()
 
     def _sharded(self, t: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Leftovers: what a call leaves on its module besides tensors in State, and whether later calls depend on it."""
+"""Leftovers: attributes that a call leaves on its module, besides tensors in State, and their effect on later calls."""
 
 from __future__ import annotations
 

@@ -32,14 +32,14 @@ Example = Callable[[], tuple[Sequence[Any], Mapping[str, Any]]]
 
 @frozen(eq=False)
 class Module:
-    """A module, or a function that makes one. Three fields remember what was worked out: skeletons and checks."""
+    """A module, or a function that makes one. Three fields cache skeletons and checks."""
 
     build: Build | nn.Module
     frozen: bool
     train: bool | None = None
     """Train mode for submodules that came in eval mode: True, False, or None, to leave them in it with a warning."""
     carry: Mapping[str, str | None] = field(factory=dict)
-    """Pattern of buffers -> what evaluation carries them through: a "run", an "epoch", or None."""
+    """Pattern of buffers -> span over which evaluation carries them: a "run", an "epoch", or None."""
     _skeletons: dict[bool, Skeleton] = field(factory=dict, init=False, repr=False)
     """By train mode; made on first use."""
     _unannounced: list[str] = field(factory=list, init=False, repr=False)

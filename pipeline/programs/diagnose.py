@@ -1,4 +1,4 @@
-"""Diagnose: find the first non-finite number of a step, by running it again, uncompiled, with a look at each stage.
+"""Diagnose: find the first non-finite number of a step, by running it again, uncompiled, with a check after each stage.
 
 A step is a pure function of State and batch, so a failure of a compiled step can be reproduced.
 """
@@ -92,7 +92,7 @@ def stopped(program: Program, state: State) -> tuple[Program, State, int] | None
 
 
 def warn_nonfinite(program: Program, metrics: Mapping[str, Any], step: int) -> bool:
-    """Warn that a loss is not finite, unless a stage looks at that."""
+    """Warn that a loss is not finite, unless a stage checks it."""
     if any(s.stops for s in program.pipe.finite):
         return False
     for s in program.pipe.backwards:
@@ -117,7 +117,7 @@ def results_so_far(program: Program, state: State, epoch: int, done: int) -> dic
     if load.known:
         seed = program.seed(state.tree)
         shard = next(data.epoch(single, load, seed[i] if isinstance(seed, tuple) else seed, epoch - 1, k))
-        with suppress(PipeError, RuntimeError):  # as without the memory for an uncompiled step
+        with suppress(PipeError, RuntimeError):  # such as too little memory for an uncompiled step
             why = first_nonfinite(single, own, shard)
         why = next(filter(None, program.pipe.place.everyone(why)), None)
     where = f"step {step + 1} (epoch {epoch}, batch {k + 1}{'' if single is program else f', member {i}'})"

@@ -21,7 +21,7 @@ from pipeline.state import Batch
 from pipeline.tree import Tree, tree_map
 
 OUTPUTS = "outputs"
-"""The value that members have one each of, and an ensemble one."""
+"""The value joined over the members of an ensemble."""
 JOINED, VOTED = "joined", "voted"
 """Names in the sums of the evaluation of joined outputs, and of votes."""
 VOTING = "evaluate.accuracy"
@@ -33,7 +33,7 @@ Join: TypeAlias = Callable[[Tensor], Tensor]
 
 @frozen(eq=False)
 class Joint(Members):
-    """Members as one model: its metrics are those of the joined outputs, with means of the members' beside them."""
+    """Members as one model, with metrics of the joined outputs, and means of the members' metrics."""
 
     join: Join
     vote: Join | None

@@ -33,7 +33,7 @@ class Difference:
     """Name of the stage that writes the loss."""
     said: str
     instead: str
-    """What to write; empty if no weight makes them equal."""
+    """Suggested code; empty if no weight makes them equal."""
 
 
 def computed() -> bool:

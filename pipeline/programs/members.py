@@ -1,7 +1,7 @@
 """Members: the program of many runs side by side, as that of one run under torch.vmap.
 
-The State holds those of M members, stacked: every tensor but the step has M first. It compiles as one graph, and the
-result of a member is that of a run alone.
+The State holds those of M members, stacked: every tensor but the step has M first. It compiles as one graph, and each
+member's result equals a run alone.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pipeline.state import Batch, State
 from pipeline.tree import Tree, tree_map
 
 Setting = Mapping[str, float]
-"""What a member has of its own: "seed", and hyperparameters by their names in State, "update.sgd.lr"."""
+"""Values of one member: "seed", and hyperparameters by their names in State, "update.sgd.lr"."""
 
 
 @frozen(eq=False)
@@ -138,7 +138,7 @@ class Members:
 
 
 def without_step(tree: Mapping[str, Tree]) -> dict[str, Tree]:
-    """The values of a State's tree that each member has its own of."""
+    """The per-member values of a State's tree."""
     return {k: v for k, v in tree.items() if k != "step"}
 
 

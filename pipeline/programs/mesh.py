@@ -1,5 +1,5 @@
-"""On a mesh: the program of one of several processes. Which names of State are in shards, how a stage sees them, and
-the sums over processes after a backward."""
+"""On a mesh: the program of one of several processes. The sharded names of State, their form in each stage, and the
+sums over processes after a backward."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Sharding:
     models: Mapping[str, Model]
     """Models by the names of sharded weights: trained ones, and averages of them."""
     of: Mapping[str, tuple[str, ...]]
-    """Sharded gradients -> the weights that they are of."""
+    """Sharded gradients -> their weights."""
     local: frozenset[str]
     """Metrics that depend on per-sample values, after the last backward."""
     _seen: dict[str, tuple[Any, Tree]] = field(factory=dict, init=False)
@@ -109,7 +109,7 @@ class Sharding:
         return given
 
     def kept(self, s: Stage, written: dict[str, Any]) -> dict[str, Any]:
-        """Outputs of a stage, sharded as State has them."""
+        """Outputs of a stage, sharded like State."""
         if self.mesh.shard == 1 or s.sharded:
             return written
         return {k: {n: self.mesh.part(t) for n, t in v.items()} if self._parted(k) else v for k, v in written.items()}
@@ -203,7 +203,7 @@ class OnMesh(Single):
         return self.sharding.kept(s, new), kept
 
     def compare_parts(self, *_: Any, **__: Any) -> Difference | None:
-        return None  # a process has a part of a batch itself; selfcheck compares the whole step
+        return None  # a process has only a part of a batch; selfcheck compares the whole step
 
     def evaluated(
         self, stages: Sequence[Stage], values: dict[str, Any], tree: dict[str, Tree], shard: Shard
@@ -233,7 +233,7 @@ def total(program: Program, sums: Sums) -> Sums:
 
 
 def whole(program: Program, state: State) -> State:
-    """A State with gathered tensors, if a mesh keeps them in shards; all processes have to call it."""
+    """A State with full tensors, gathered from the shards of a mesh; all processes have to call it."""
     return State(program.sharding.whole(state.tree), state.lease) if isinstance(program, OnMesh) else state
 
 

@@ -30,7 +30,7 @@ from pipeline.tree import Tree, paths, tree_map
 from pipeline.wiring import check_trained
 
 CARRIED = "buffers carried"
-"""Name beside the sums of an evaluation: the buffers that it carries from batch to batch, and whether it has begun."""
+"""Key among the sums of an evaluation: its carried buffers, and whether it has begun."""
 
 
 @frozen(eq=False, slots=False)
@@ -91,7 +91,7 @@ class Single:
         return State(pipe.place.tree({**self.local(None, tree), "memory": {**memory, **schedules}, **numbers}))
 
     def local(self, s: Stage | None, tree: dict[str, Tree]) -> dict[str, Tree]:
-        """What State keeps of a new tree in this process, and what a stage makes its first memory of."""
+        """A new tree as this process's State keeps it, and as stage `s` reads it for its first memory."""
         return tree
 
     def _before(self, stage: Part, tree: dict[str, Tree], batch: Batch | None) -> dict[str, Any]:
@@ -192,7 +192,7 @@ class Single:
     def evaluated(
         self, stages: Sequence[Stage], values: dict[str, Any], tree: dict[str, Tree], shard: Shard
     ) -> tuple[Sums, dict[str, Any]]:
-        """The stages on values that are complete."""
+        """Sums and outputs of the stages on complete values."""
         weight = batch_weight(shard.values, self.pipe.samples, tree["step"])
         written, _, added = run_stages(stages, values, hyper_values(self.pipe.graph, tree), tree["memory"], weight)
         return added, written
@@ -201,7 +201,7 @@ class Single:
         done: dict[str, Any] = {}
         for s in self.pipe.graph:
             if s.name in sums and s.finish is not None:
-                # Of two metrics with one name, as of two heads, the second is told apart by its stage.
+                # If two metrics have one name, as with two heads, the second gets its stage's name in front.
                 done.update({f"{s.name}.{k}" if k in done else k: v for k, v in s.finish(sums[s.name]).items()})
         return done
 
@@ -266,7 +266,7 @@ def summed(sums: Sums, added: Sums) -> Sums:
 
 
 def build_modules(pipe: Description) -> None:
-    """Build the modules before anything is keyed, transformed or traced: that draws and writes."""
+    """Build the modules before keying, transforming or tracing, because building draws and writes."""
     for m in pipe.models:
         m.module.skeleton()
 
@@ -278,7 +278,7 @@ def carried_buffers(stages: Iterable[Stage]) -> dict[tuple[str, str], tuple[str,
 
 
 def _with_carried(tree: dict[str, Tree], sums: Sums, buffers: Mapping[tuple[str, str], Any]) -> dict[str, Tree]:
-    """A tree with the carried buffers as the batch before left them."""
+    """A tree with the carried buffers after the previous batch."""
     new = dict(tree)
     for (name, k), (how, _) in buffers.items():
         begun, now = sums[CARRIED]["begun"], sums[CARRIED][name, k]

@@ -121,7 +121,7 @@ def _names(path: Path, first: list[str], named: bool) -> list[str]:
 
 
 def _is_header(data: Any) -> bool:
-    """Whether the first row has a word above a column of numbers, or no column is of numbers."""
+    """Whether the first row has a word above a column of numbers, or no column has numbers."""
     pl = package()
     below = [present(column) for column in data.slice(1, HEADER_ROWS)]
     numeric = [j for j, column in enumerate(below) if len(column) and floats(column).is_not_null().mean() > 0.5]

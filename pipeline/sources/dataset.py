@@ -34,7 +34,7 @@ def dataset(data: Any, *, names: Sequence[str] = ("inputs", "targets"), workers:
     A sample is a mapping by name, or a tuple whose values get `names`. Its tensors, arrays and numbers become tensors
     of shape (B, ...), float64 arrays and floats as float32.
 
-    What `data[i]` draws from the global generators of torch, Python and NumPy is a function of (seed, seed of the run,
+    Draws of `data[i]` from the global generators of torch, Python and NumPy are a function of (seed, seed of the run,
     epoch, i), with any number of `workers` (processes that prefetch) and after a resume. Draws from a generator of the
     data set's own are not.
 

@@ -1,6 +1,6 @@
 """Encode: fit the columns of a table to its training rows, and turn any rows into inputs and categories.
 
-All that is fitted is JSON, under `columns` of a data set's `fitted`, so that new rows are encoded as those were.
+The fit is JSON, under `columns` of a data set's `fitted`, and encodes new rows like the training rows.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def codes(frame: Frame, name: str, categories: Sequence[str]) -> np.ndarray:
 
 
 def raw(frame: Frame, fitted: Sequence[Fitted]) -> tuple[Tensor, Tensor]:
-    """What `Columns` takes: numbers (N, R) float64 and codes of categories (N, K) int64, as `numbers` and `codes`
+    """The input of `Columns`: numbers (N, R) float64 and codes of categories (N, K) int64, as `numbers` and `codes`
     give them."""
     values: list[np.ndarray] = [np.empty((len(frame), 0))]
     categories: list[np.ndarray] = [np.empty((len(frame), 0), np.int64)]
@@ -112,7 +112,7 @@ class Columns(nn.Module):
     int64.
 
     Numbers are scaled; a missing one is the mean, and a column of 0 and 1 marks it, if training rows had missing ones.
-    A date is a number, and the categories month and day of the week.
+    A date becomes a number and two categories, month and day of the week.
     """
 
     mean: Tensor

@@ -19,7 +19,7 @@ from pipeline.sources.frame import Frame, floats
 class TableReader(Protocol):
     """Yields a table as one Frame, if `at_once`, or in blocks, so that a file of any size fits in memory.
 
-    `header` says whether the first row has the names, in a format that does not.
+    `header`: whether the first row has the names, for formats that do not tell.
     """
 
     def __call__(self, path: Path, header: bool | None, /, *, at_once: bool) -> Iterator[Frame]: ...

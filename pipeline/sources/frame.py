@@ -85,5 +85,5 @@ def present(column: Any) -> Any:
 
 
 def floats(column: Any) -> Any:
-    """A column as float64, null where a text is no number."""
+    """A column as float64, null for texts that are no numbers."""
     return column.cast(package().Float64, strict=False)

@@ -41,10 +41,10 @@ def images(
     - `test`: a folder of held-out images by class; by default folder/val or folder/test beside folder/train, else a
       share by `parts`.
     - `size`: H and W, or one number for both; images are scaled to cover it and cropped to the centre. By default their
-      own size, if it is one and no side is above 512, else the median short side, a multiple of 8 up to 224.
+      own size, if all have the same and no side is above 512, else the median short side, a multiple of 8 up to 224.
     - `mode`: "L" for grey images, C = 1, or "RGB"; by default grey if all are.
     - `augment`: "flip" (left and right, half of the time), "crop" (a shift by up to an eighth, reflected at the edges),
-      "flip+crop" or "none", of training samples, drawn anew in each epoch. "auto" is both, but none for grey images or
+      "flip+crop" or "none", of training samples, drawn again in each epoch. "auto" is both, but none for grey images or
       below 32 pixels.
     - `workers`: processes that decode and augment ahead.
 

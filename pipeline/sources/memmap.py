@@ -60,7 +60,7 @@ def _reader(array: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
 class Mapped:
     """A Source over arrays on disk, or over a stretch of a shuffle of their rows, which takes no memory.
 
-    Non-finite values are not looked for: that would read everything.
+    Non-finite values are not checked for: that would read the whole file.
     """
 
     arrays: Mapping[str, np.ndarray]

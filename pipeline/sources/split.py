@@ -1,4 +1,4 @@
-"""Split: which samples are trained on and which are held out, as a pure function of a seed."""
+"""Split: indices of training and held-out samples, as a pure function of a seed."""
 
 from __future__ import annotations
 

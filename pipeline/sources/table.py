@@ -38,8 +38,8 @@ def table(
     several columns of 0 and 1 are labels. `task` overrules that.
 
     - `test`: a file of the held-out rows, instead of a split.
-    - `groups`: a column whose equal values stay on one side of the split, and no input; `time`: a column by which the
-      last rows are held out.
+    - `groups`: a column that is no input, whose equal values stay on one side of the split; `time`: a column by which
+      the last rows are held out.
     - `ignore`: columns to leave out.
 
     Raises DataError, with the line, for a cell, column or row that does not fit.
@@ -107,7 +107,7 @@ def _split(frame: Frame, parts: Split, labels: Any, groups: str | None, time: st
 
 
 def apply(fitted: Mapping[str, Any], frame: Frame, *, targets: bool = True) -> Tensors:
-    """New rows, encoded as the rows that `fitted` comes from; without `targets`, inputs alone.
+    """New rows, encoded like the rows that were fitted; without `targets`, inputs alone.
 
     Raises DataError for a missing column, a cell of another kind, and an unknown class.
     """

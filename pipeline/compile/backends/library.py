@@ -71,9 +71,9 @@ def loaded(code: bytes, name: str) -> ctypes.CDLL:
 
 
 def _memory(name: str) -> int:
-    """The descriptor of this process's newest file in memory of a name, which may be a new one.
+    """The descriptor of this process's newest memory file of this name; created if there is none.
 
-    It stays open: for a path that it knows, the loader returns the library that it loaded from there before.
+    It stays open, because the loader returns an earlier library for a known path.
     """
     for descriptor in reversed(os.listdir("/proc/self/fd")):
         with suppress(OSError):  # it was closed meanwhile
@@ -125,8 +125,8 @@ class LibraryRun:
         weakref.finalize(self, _release, program.delete, list(kept.values()))
 
     def run(self, given: Sequence[Tensor] = (), steps: int | None = None, results: bool = True) -> list[Tensor]:
-        """Do `steps` steps on the tensors of a batch, and return each output stacked, (steps, ...); for None, one step,
-        and its outputs as they are. Raises RuntimeError if an operation fails."""
+        """Do `steps` steps on the tensors of a batch, and return each output stacked, (steps, ...); for None, one step
+        with unstacked outputs. Raises RuntimeError if an operation fails."""
         if given:
             read = [(at, t) for at, t in zip(self._given, given, strict=True) if at is not None]
             for (at, _), handle in zip(read, handles([t for _, t in read]), strict=True):
@@ -153,7 +153,8 @@ def _release(delete: Any, kept: list[int]) -> None:
 
 
 class Call:
-    """A library as the function that Inductor's wrapper calls: it takes over capsules of handles, and returns some."""
+    """A library as the function that Inductor's wrapper calls: it takes ownership of capsules of handles, and returns
+    new ones."""
 
     def __init__(self, path: Path, entry: str, outputs: int) -> None:
         self._call = ctypes.CDLL(str(path))[entry]

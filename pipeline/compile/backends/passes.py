@@ -39,7 +39,7 @@ def store(graph: GraphModule) -> None:
 
 
 def _scales(node: Node) -> bool:
-    """Whether a number computed from float64 ones, which all hyperparameters are, meets a whole tensor."""
+    """Whether a number computed from float64 numbers, such as hyperparameters, is combined with a whole tensor."""
     if node.op != "call_function":
         return False
     values = [n.meta.get("example_value") for n in (node, *node.all_input_nodes)]

@@ -81,8 +81,8 @@ class Function:
 
 
 class FunctionRun:
-    """A function bound to tensors. On an accelerator its kernel launches are recorded and replayed: one step a graph,
-    and many.
+    """A function bound to tensors. On an accelerator its kernel launches are recorded and replayed, as graphs of one
+    step and of many.
 
     The first call records nothing: compilers and libraries initialize lazily.
     """
