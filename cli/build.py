@@ -117,7 +117,7 @@ def _of_code(config: TrainConfig, name: str) -> Job:
 
 
 def _of_settings(config: TrainConfig, data: Prepared | None) -> Job:
-    """The job of a pipeline made of settings."""
+    """The job of a pipeline built from settings."""
     device = placed(config)
     data = prepared(config) if data is None else data
     what = fixed(config.data.source, data)
@@ -244,7 +244,7 @@ def _length(data: Any) -> str:
 SMALL = 2e8
 """Floating-point operations of a step below which threads cost more than they gain."""
 TIGHT = 4
-"""Estimated activations may be so many times the free memory, as the estimate is rough."""
+"""Largest estimate of activations, as a multiple of the free memory: the estimate is rough."""
 MANY = 4
 """Members side by side that keep all cores busy, even if one alone is too small for that."""
 

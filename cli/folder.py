@@ -60,7 +60,7 @@ def _next(root: Path, name: str) -> Path:
         folder = root / f"{name}-{n}"
         try:
             folder.mkdir()
-        except FileExistsError:  # of an earlier run, or of one that another process begins now
+        except FileExistsError:  # of an earlier run, or of another process's new run
             continue
         return folder
     raise AssertionError

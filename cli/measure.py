@@ -162,7 +162,7 @@ def _attention_backward(grad: Any, q: Any, k: Any, v: Any, *_: Any, **__: Any) -
     return sdpa_backward_flop_count(grad, q, k, v)  # type: ignore[no-untyped-call]  # as above
 
 
-_ATTENTION = {  # of a CPU: torch's counter knows only those of a GPU
+_ATTENTION = {  # attention on a CPU: torch's counter knows only the GPU's
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
 }

@@ -61,7 +61,7 @@ def resume(
 
 
 def _newest(seal: Seal) -> Saved | None:
-    """The newest good checkpoint, as the first process finds it. Warns of newer ones that are damaged."""
+    """The newest good checkpoint, as the first process finds it. Warns of damaged newer ones."""
     newest: checkpoint.Found = processes.agreed(folders.newest(seal) if processes.first() else None)
     saved, folder = newest.saved, seal.folder
     if saved is None and checkpoint.steps(folder / CHECKPOINTS):
@@ -108,7 +108,8 @@ def _verify(
             f"the settings were changed between steps {done:,} and {saved.step:,}, so they can't be replayed as one"
         )
     wanted = saved.restore(job.pipe)
-    # No step changes a hyperparameter: those of the newest checkpoint hold since the one before.
+    # No step changes a hyperparameter, so the newest checkpoint has the hyperparameters of all steps since the one
+    # before.
     state = before.restore(job.pipe, wanted.hyper) if before else first.replace(hyper=wanted.hyper)
     program = job.pipe.compile(backend=config.run.backend, fallback="eager") if config.run.compile else False
     for report in fit(

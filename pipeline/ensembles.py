@@ -36,7 +36,7 @@ class Ensemble(Sweep):
         return joint(own, self.join)
 
     def module(self, state: State, params: str = "params") -> nn.Module:
-        """The members as one nn.Module, whose outputs are the joined ones.
+        """The members as one nn.Module, with joined outputs.
 
         Raises ConfigError for a model that returns several parts.
         """
@@ -70,10 +70,10 @@ class Joined(nn.Module):
 def ensemble(pipe: Pipeline, *, seeds: int | Sequence[int], order: Order = "own", join: Join | None = None) -> Ensemble:
     """Runs of a pipeline with several seeds that answer as one model: a deep ensemble.
 
-    - `seeds`: how many, from 0, or which.
+    - `seeds`: a number of seeds, from 0 on, or the seeds.
     - `order`: as in `sweep`.
-    - `join`: how outputs (M, B, ...) become those of one model, (B, ...). By default chosen by the loss: mean
-      probabilities for loss.cross_entropy() and binary_cross_entropy(), the mean for losses of values.
+    - `join`: a function from the members' outputs (M, B, ...) to one model's, (B, ...). By default chosen by the loss:
+      mean probabilities for loss.cross_entropy() and binary_cross_entropy(), the mean for losses of values.
 
     `module(state)` is the whole as an nn.Module. Raises ConfigError if the loss declares no way to join.
 

@@ -1,4 +1,4 @@
-"""Load: where batches come from. The only step that knows about data sets, epochs and positions."""
+"""Load: the source of batches. The only step that knows about data sets, epochs and positions."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ class Load(Part):
             yield Shard(self._named(batch), waiting.popleft())
 
     def streams(self, seed: int) -> list[tuple[Load, int]]:
-        """Each Load of a batch's values, with the seed of its order."""
+        """The Loads of a batch, each with the seed of its order."""
         return [(self, seed), *((load, random.key(seed, i)) for i, load in enumerate(self.others, 1))]
 
     def at(self, indices: Tensor) -> Batch:
@@ -253,9 +253,9 @@ def together(first: Load, *others: Load, epoch: str = "first") -> Load:
 def loader(data: Iterable[Any], *, names: tuple[str, ...] = ("inputs", "targets"), samples: str | None = None) -> Load:
     """Batches from a torch DataLoader or any iterable of batches, iterated again in each epoch, in its own order.
 
-    It yields mappings, or tuples whose values get `names`, of tensors, arrays, numbers, and nested dicts and lists of
-    them. Other values, such as strings, reach only the stages before place. `samples` names the value whose first
-    dimension is the number of samples, if tensors differ in it; the default is `targets`, then `inputs`.
+    It yields mappings, or tuples named by `names`, of tensors, arrays, numbers, and nested dicts and lists of them.
+    Other values, such as strings, reach only the stages before place. `samples` names the value whose first dimension
+    is the number of samples, if tensors differ in it; the default is `targets`, then `inputs`.
     """
     if not isinstance(data, Iterable):
         raise DataError(f"load.loader() takes an iterable of batches, not {type(data).__name__}")

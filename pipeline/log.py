@@ -4,8 +4,8 @@
     for report in reports:
         print(report)
 
-Each writes the Reports of complete epochs and those with a validation; with `inside`, all. `send` reaches `fit`. A
-resumed run keeps the rows of a file from earlier epochs. For any other service, log `row(report)`.
+Each writes the Reports of complete epochs and of validations; with `inside`, all. `send` reaches `fit`. A resumed run
+keeps the rows of a file from earlier epochs. For any other service, log `row(report)`.
 """
 
 from __future__ import annotations

@@ -59,9 +59,10 @@ def fit(
 
     - `max_steps`: end after so many steps, with validation, also inside an epoch; then `epochs` may be left out.
     - `validate`: data to evaluate on after each epoch; averages of weights in the pipeline, such as update.ema(), are
-      evaluated as well, as "ema.loss" and the like. Batches have the training's size, those of a `load.batches(test,
-      size=512)` its own; they are not shuffled. Several data sets by name, {"test": (x, y), "shifted": source}, give
-      "test.loss", "shifted.loss", "test.ema.loss": the names by which Saver(best=...) and schedules know them.
+      evaluated as well, as "ema.loss" and the like. Batches have the training's size, unless given as
+      `load.batches(test, size=512)`; they are not shuffled. Several data sets by name, {"test": (x, y), "shifted":
+      source}, give "test.loss", "shifted.loss", "test.ema.loss": the names by which Saver(best=...) and schedules know
+      them.
     - `validate_every`: also validate if `State.step` is a multiple of this, and yield a Report; schedules that read
       metrics, such as reduce_on_plateau, see these too.
     - `seed`: of the first weights, the order and dropout; a run is a function of it.
@@ -85,8 +86,8 @@ def fit(
                 reports.send(report.state.with_hyper(lr=0.01))
 
     All checks run when `fit` is called, before the first step. If the pipeline has `update.finite()`, raises
-    NonFiniteError, before the next Report, after a step whose loss or gradients are not finite; else warns once if a
-    loss is not.
+    NonFiniteError, before the next Report, after a step with a loss or gradients that are not finite; else warns once
+    of such a loss.
     """
     program, own = pipe.program, pipe.program.pipe
     ends = _ends(program, epochs, max_steps, validate, validate_every, every)
@@ -229,8 +230,8 @@ def _sets(program: Program, validate: Any) -> dict[str, Any]:
 
 
 def validated(pipe: Runs, compiled: Compiled | None, state: State, sets: Mapping[str, Any]) -> dict[str, Any]:
-    """Results of a State on data sets by their names, "test.loss", and those of its averages of weights,
-    "test.ema.loss", by the same program. The name may be empty."""
+    """Results of a State on data sets by name, "test.loss", and of its averages of weights, "test.ema.loss", by the
+    same program. The name may be empty."""
     return _validated(pipe.program, compiled, state, sets)
 
 
@@ -245,7 +246,7 @@ def _validated(program: Program, compiled: Compiled | None, state: State, sets: 
 
 
 def _reported(program: Program, report: Report) -> Generator[Report, State | None, State]:
-    """Yield a Report, and go on with its State, or with the one that is sent for it."""
+    """Yield a Report, and go on with its State, or with a sent one."""
     state = report.state
     while (sent := (yield report)) is not None:
         run.check_state(program, sent)

@@ -20,7 +20,7 @@ from torch import Tensor
 from pipeline.random import key, mix
 
 ROUNDS = 24
-"""After r rounds, two neighbours have stayed neighbours with probability 2**-r."""
+"""Two neighbours are still neighbours after r rounds with probability 2**-r."""
 
 BLOCK = 1 << 15
 """Positions evaluated at once on the host: the memory of an epoch's order, for any n."""
@@ -38,7 +38,7 @@ def keys(n: int, seed: Any, epoch: Any) -> Any:
 def permute(position: Any, n: int, keys: Sequence[Any]) -> Any:
     """Positions in [0, n) -> samples in [0, n), one to one: an int64 array or tensor of any shape.
 
-    `keys` are those of the epoch; with a tensor of positions, each may be a tensor.
+    `keys`: of the epoch; with a tensor of positions, each may be a tensor.
 
     >>> permute(np.arange(5), 5, keys(5, seed=0, epoch=0)).tolist()
     [3, 2, 4, 0, 1]

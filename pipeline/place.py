@@ -31,7 +31,7 @@ LOW = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 @frozen(eq=False, repr=False)
 class Place(Part):
-    """The border of the step: stages before it run on the host, those after it are one graph on `device`."""
+    """The border of the step: stages before it run on the host; later stages are one graph on `device`."""
 
     device: torch.device = field(factory=lambda: torch.device("cpu"))
     precision: str = "fp32"
@@ -50,7 +50,7 @@ class Place(Part):
         return self.mesh is None or self.mesh.rank == 0
 
     def agreed(self, value: Any) -> Any:
-        """The first process's value, for one that differs, such as a time. A collective."""
+        """The first process's value, for values that differ between processes, such as a time. A collective."""
         return value if self.mesh is None else self.mesh.agreed(value)
 
     def everyone(self, value: Any) -> list[Any]:
@@ -157,11 +157,11 @@ def mesh(
 ) -> Place:  # fmt: skip
     """Place the run on all processes that torchrun started, `data * shard` of them, each with a device.
 
-    Each process computes its rows of every batch, and the result is that of one process. `shard` processes share one
-    copy of the parameters, gradients and update rules' memory, each keeping a shard (FSDP, ZeRO-3: Rajbhandari et al.,
+    Each process computes its rows of every batch, and the result equals one process's. `shard` processes share one copy
+    of the parameters, gradients and update rules' memory, each keeping a shard (FSDP, ZeRO-3: Rajbhandari et al.,
     2020).
 
-    - `data`: copies; by default, as many as there are processes for, so that the same script also runs alone.
+    - `data`: number of copies; by default as many as fit the processes, so that the same script also runs alone.
     - `timeout`: seconds to wait for another process.
 
     Raises DeviceError for another number of processes, a failed connection, or differing versions of torch.

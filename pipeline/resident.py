@@ -14,10 +14,10 @@ from pipeline import order as orders
 from pipeline.load import Load
 
 WINDOW, BATCHES = 2048, 64
-"""Least samples, and batches, whose order is computed at once."""
+"""Minimum number of samples, and of batches, in one computation of the order."""
 
 AHEAD = 64
-"""Epochs whose shuffle keys are computed together."""
+"""Number of epochs in one computation of shuffle keys."""
 
 Permute: TypeAlias = Callable[[Tensor, int, int, Tensor], None]
 """Writes (count,) int64: the samples at positions `first` to `first + count` of a shuffle of n samples, by its keys."""
@@ -35,7 +35,7 @@ class Resident:
         self.batches = load.batches or 0
         """Batches of an epoch."""
         self.window = max(min(max(WINDOW // load.size, BATCHES), self.batches), 1)
-        """Batches whose indices are loaded."""
+        """Number of batches with loaded indices."""
         width = self.window * sum(part.size for part in (load, *load.others))
         shape = (width,) if orders is None else (orders, width)
         self.order: Tensor = place(torch.zeros(shape, dtype=torch.int64))

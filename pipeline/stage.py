@@ -75,7 +75,7 @@ class Part:
 
     @property
     def values_read(self) -> tuple[str, ...]:
-        """Names read from earlier stages, the batch and State, without those that the pipeline gives to all."""
+        """Names read from earlier stages, the batch and State, except the names given by the pipeline."""
         return tuple(name for name in self.reads if name not in GIVEN)
 
     @property

@@ -210,7 +210,7 @@ class Report:
     """Wall time of training steps, without compiling and validation."""
     samples: int = 0
     state: State = field(default=None, repr=False)
-    """The State now. It is donated when `fit` continues: clone() what you keep."""
+    """The State now. It is donated when `fit` continues: use clone() to keep it."""
     members: int | None = None
     """Members of a sweep: each metric is then a list with a value for each."""
     better: Mapping[str, Direction] = field(factory=dict)

@@ -1,4 +1,4 @@
-"""`pipe show`: what `pipe train` would train."""
+"""`pipe show`: the pipeline of a run, without training."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ WIDTH, HEIGHT = 72, 13
 @arguments.source
 @partial(settings, bare={"schedule": "; --schedule alone draws that of the run"})
 def command(file: str | None, **options: Any) -> None:
-    """Show what `pipe train` with the same options would train: stages, parameters and wiring.
+    """Show the stages, parameters and wiring of `pipe train` with the same options.
 
     With --schedule, also draw each hyperparameter that has a schedule.
     """

@@ -74,7 +74,7 @@ def settings(recipe: type) -> dict[str, Any]:
 
 
 def home(name: str) -> tuple[str, str] | None:
-    """The table and the key of a setting, by its full name `optimizer.lr`, or by that of its flag, `lr` or `data`."""
+    """The table and the key of a setting, by its full name, `optimizer.lr`, or its flag's name, `lr` or `data`."""
     table, dot, key = name.partition(".")
     if dot:
         return (table, key) if table in TABLES else None

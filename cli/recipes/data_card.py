@@ -39,7 +39,7 @@ def _is_column(c: Any) -> bool:
 
 @frozen(eq=False)
 class About:
-    """The task, the shapes, the names of classes, and what was fitted to the training samples."""
+    """The task, the shapes, the names of classes, and the values fitted to the training samples."""
 
     fixed: Fixed
     classes: tuple[str, ...]

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pipeline.stage import Stage
 
 Rate: TypeAlias = Callable[[float], "Schedule | float"]
-"""From a base learning rate to the one that a rule takes."""
+"""Base learning rate -> learning rate of a rule."""
 
 
 @frozen

@@ -92,7 +92,8 @@ def _number(metric: str, value: float) -> str:
 
 
 def picture(names: Sequence[str], points: Sequence[Point], metric: str) -> Figure:
-    """The metric over the axis with most numbers: a line for each setting of the other axes, with the range over seeds.
+    """The metric over the axis with the most numbers: one line per setting of the other axes, with its range over
+    seeds.
 
     Points are hollow if they were not trained to the end. Settings drawn at random are points without lines.
     """

@@ -72,7 +72,7 @@ class Trainer:
         return True
 
     def _program(self, chunk: Chunk, state: State) -> Compiled:
-        """The compiled step of a chunk, or that of an earlier chunk of the same graph."""
+        """The compiled step of a chunk; chunks with the same graph share it."""
         for program in self.programs:
             if chunk.runs.program.same(program.program):
                 return program

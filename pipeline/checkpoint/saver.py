@@ -31,16 +31,17 @@ _ASIDE = "aside-"
 class Saver:
     """Writes checkpoints of a run into a folder, on its own thread, and removes old ones.
 
-    - `keep`: number of the newest that stay.
-    - `best`: the metric whose best validation stays as well; ties go by the validation loss, then to the later one.
-      `better`: "high" or "low"; by default what the metric declares.
-    - `steps`: also write at multiples of so many steps, if `fit(every=steps)` reports them.
-    - `minutes`: also write about every so many minutes inside an epoch, if `fit(interval=...)` reports.
+    - `keep`: number of newest checkpoints to keep.
+    - `best`: a metric, whose best validation's checkpoint is kept as well; ties go by the validation loss, then to the
+      later one. `better`: "high" or "low"; by default what the metric declares.
+    - `steps`: also write at multiples of so many steps, if `fit(every=steps)` yields Reports there.
+    - `minutes`: also write about every so many minutes inside an epoch, if `fit(interval=...)` yields Reports there.
     - `saved`: the checkpoint that the run resumes from.
     - `beside`: files, such as a log, to fsync before each checkpoint.
-    - `run`: the name of the run, for its checkpoints. `wrote`: called after each with its folder's name, its checksum
-      and the names of those that stay, before others are removed.
-    - `pipe`: the pipeline, needed on a mesh. All processes offer; the first writes, or each its own shards.
+    - `run`: the name of the run, for its checkpoints. `wrote`: called after each checkpoint with its folder's name, its
+      checksum and the names of all kept ones, before others are removed.
+    - `pipe`: the pipeline, needed on a mesh. All processes call `offer`; the first writes, or with shards, each process
+      its own.
 
     Epochs and minutes are skipped if checkpoints would take more than 0.5 % of the time. Use it as a context, or call
     close().
@@ -176,7 +177,7 @@ class Saver:
         return Best(self.metric, float(value), report.epoch, report.step, since, new[1] if new[1] < math.inf else None)
 
     def _write(self, contents: list[Content]) -> float:
-        """Write checkpoints; the seconds it took."""
+        """Write checkpoints; returns the seconds."""
         began = time.monotonic()
         for content in contents:
             self._tidy(content, *write(self.folder, content, self.beside, self.run))

@@ -111,7 +111,7 @@ def _gathered(t: Tensor, samples: Tensor) -> Tensor:
 
 
 class DataSets:
-    """The data sets of a pipeline's programs: its own, and those of evaluations."""
+    """The data sets of a pipeline's programs: the training's, and the evaluations'."""
 
     def __init__(self, program: Program) -> None:
         self.program, self.pipe = program, program.pipe

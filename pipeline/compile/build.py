@@ -163,7 +163,7 @@ class Builder:
             self._check(build, program)
         except StageError:
             raise
-        except Exception as e:  # whatever a compiler raises
+        except Exception as e:  # any error of a compiler
             build.refused.append(f"{build.backend.name}: {reason(e)}")
             return
         if isinstance(program, Library) and build.identity is not None:

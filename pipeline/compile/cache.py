@@ -117,8 +117,8 @@ def usable(name: str = "") -> bool:
 
 
 def keep_compiler_caches() -> None:
-    """Set the folder in which Inductor and Triton keep their programs, unless the user named one: they run what they
-    find there, and torch's default is a name in /tmp that any user can take first."""
+    """Set the folder in which Inductor and Triton keep their programs, unless the user named one: they run programs
+    found there, and torch's default is a name in /tmp that any user can take first."""
     named, default = os.environ.get("TORCHINDUCTOR_CACHE_DIR"), os.path.join(tempfile.gettempdir(), "torchinductor_")
     if named is not None and not named.startswith(default):  # torch sets its default when it imports its compilers
         return

@@ -1,7 +1,7 @@
 """Compiled: a pipeline's step and its evaluation as compiled graphs.
 
 A pipeline can't change, so no call is guarded; the shapes and dtypes of a batch are looked up here. State is donated:
-its tensors stay where the programs read and write them, so K steps are one call.
+programs read and write its tensors in place, so K steps are one call.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ class Compiled:
     def step(self, state: State, batch: Batch | Shard | None = None) -> tuple[State, Metrics]:
         """The new State and the batch's metrics, 0-d tensors on the device; the batch is placed there if need be.
 
-        Without a batch: on that of the pipeline's own data at `state.step`.
+        Without a batch: on the batch of the pipeline's own data at `state.step`.
         """
         if batch is None:
             state, metrics = self._own_steps(state, 1)
@@ -157,7 +157,8 @@ class Compiled:
     def advance(
         self, state: State, epoch: int, start: int, count: int, *, results: bool = False
     ) -> tuple[State, Metrics]:
-        """`count` steps on the pipeline's own data, from batch `start` of an epoch on, which must have as many.
+        """`count` steps on the pipeline's own data, from batch `start` of an epoch on; the epoch must have that many
+        more batches.
 
         Returns the new State and, if `results`, each metric stacked: (count, ...).
         """

@@ -1,4 +1,4 @@
-"""Donation: programs read and write a State's tensors in place, and the State that was passed in is spent."""
+"""Donation: programs read and write a State's tensors in place, and the State passed in is spent."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ class Held:
         return self._seed
 
     def tensors(self, state: State) -> list[Tensor]:
-        """The tensors of a State, whose shapes must be those of the first one."""
+        """The tensors of a State, with the shapes of the first State."""
         leaves, spec = pytree.tree_flatten(state.tree)
         if any(not t.is_contiguous() and t.clone().stride() != t.stride() for t in leaves):
             raise StateError("a tensor of the State has gaps in its storage; make the State with state.clone() first")

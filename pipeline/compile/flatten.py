@@ -1,7 +1,7 @@
 """Flatten: a pipeline's two programs as functions of a flat list of tensors, into which they write their results.
 
-The list is: State's leaves, for an evaluation its sums, the tensors of a batch that stay, and those given with each
-call. Writing into the arguments donates State: there is one copy of it, and the same call can be repeated.
+The list is: State's leaves, the sums of an evaluation, and the tensors of a batch: static ones, then those given with
+each call. Writing into the arguments donates State: there is one copy of it, and the same call can be repeated.
 
 No tensor in it is 0-d: torch guards on the value of a 0-d float64 input, and drops writes into it.
 """

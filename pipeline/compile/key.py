@@ -1,6 +1,6 @@
 """Keys: all that a compiled program depends on: the graph, its constants, the machine and the settings.
 
-Each step is traced before its key is known, so a program from disk is that of the same graph.
+Each step is traced before its key is known, so a program from disk has the same graph.
 """
 
 from __future__ import annotations

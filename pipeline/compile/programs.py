@@ -134,7 +134,7 @@ class Programs:
         return build
 
     def _varying(self, program: str, inputs: BatchInputs) -> list[Collection[int]]:
-        """The dimensions of a batch to make symbolic, by tensor: the first, and those that differed so far."""
+        """The dimensions of a batch to make symbolic, by tensor: the first, and all that have varied so far."""
         symbolic = any(b.symbolic for b in self.builder.backends)
         if not symbolic or program in self._rigid or self.pipe.place.mesh is not None:
             return []

@@ -1,6 +1,6 @@
 """Tracing: a program as one flat graph of tensor operations, or an error with the stage and the reason.
 
-A graph is a function of its inputs alone: tensors that a stage or a module holds, and those made from numbers, become
+A graph is a function of its inputs alone: tensors held by a stage or a module, and tensors created from numbers, become
 inputs too, bound once.
 """
 
@@ -120,7 +120,7 @@ def trace(
 
 
 def _uncaptured(error: StageError) -> CaptureError:
-    """The error of a stage that no graph can express: operation, line, and what to write instead."""
+    """The error of a stage that no graph can express: operation, line, and a replacement to write."""
     cause = error.__cause__
     assert cause is not None
     operator = re.search(r"(?:aten|prims|c10d)\.(\w+)", str(cause))
@@ -145,7 +145,7 @@ _INSTEAD = {
         "queue[(at + torch.arange(n)) % size] for queue[int(at) : int(at) + n]",
     ),
 }
-"""By operators that no graph can have: their effect, and what to write instead."""
+"""Operators that no graph can have -> their effect, and a replacement to write."""
 
 
 def watched(program: Program) -> Program:

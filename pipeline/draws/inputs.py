@@ -17,7 +17,7 @@ _INSTEAD = {
     "params": "do so in a stage after the update",
     "held": "a tensor that a module holds is State's only as a buffer: use register_buffer()",
 }
-"""What to write instead of an in-place write, by the name of the value."""
+"""The replacement of an in-place write, by the name of the value."""
 
 
 class Inputs:

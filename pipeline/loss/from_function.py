@@ -112,5 +112,5 @@ def _weighed(f: Callable[..., Any], weight: Any) -> Callable[..., Any]:
         value, count = (g(**{k: given[k] for k in of if k in given}) for g, of in ((f, own), (weight, others)))
         return value, means.number(count, value)
 
-    both.__signature__ = whole  # type: ignore[attr-defined]  # what inspect.signature() gives
+    both.__signature__ = whole  # type: ignore[attr-defined]  # the result of inspect.signature()
     return both

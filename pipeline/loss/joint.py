@@ -18,7 +18,7 @@ WRITES = ("loss", "loss.weight")
 
 @frozen(eq=False, repr=False)
 class Loss(Stage):
-    """A loss stage. `join` combines the outputs of M models, (M, B, ...) -> (B, ...), by what they mean."""
+    """A loss stage. `join` combines the outputs of M models, (M, B, ...) -> (B, ...), by their meaning for the loss."""
 
     join: Callable[[Tensor], Tensor] = field(kw_only=True)
     vote: Callable[[Tensor], Tensor] | None = field(default=None, kw_only=True)

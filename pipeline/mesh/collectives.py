@@ -55,7 +55,8 @@ def pad(t: Tensor, rows: int) -> Tensor:
 
 
 def buckets(tensors: Mapping[str, Tensor], shards: int = 1) -> list[list[str]]:
-    """Names of tensors for one collective each, by dtype and in order. Each tensor is one of so many shards."""
+    """Names of tensors in groups for one collective each, by dtype and in order. Each tensor is one of so many
+    shards."""
     result: list[list[str]] = []
     current: dict[torch.dtype, tuple[list[str], int]] = {}
     for k, t in tensors.items():

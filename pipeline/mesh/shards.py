@@ -91,7 +91,7 @@ class Mesh:
     # -- weights in shards
 
     def part(self, t: Tensor) -> Tensor:
-        """The own shard of a full tensor: (d, ...) to (ceil(d / M), ...), padded with zeros. A 0-d tensor is not
+        """The process's shard of a full tensor: (d, ...) to (ceil(d / M), ...), padded with zeros. A 0-d tensor is not
         sharded."""
         if self.shard == 1 or t.ndim == 0:
             return t
@@ -99,7 +99,7 @@ class Mesh:
         return collectives.pad(t[begin:end], rows) if end - begin < rows else t[begin:end].clone()
 
     def span(self, count: int) -> tuple[int, int, int]:
-        """The own shard of `count` rows: begin, end, and the number of rows with padding."""
+        """The process's shard of `count` rows: begin, end, and the number of rows with padding."""
         rows = -(-count // self.shard)
         begin = min(self.rank % self.shard * rows, count)
         return begin, min(begin + rows, count), rows

@@ -28,7 +28,7 @@ def leaves_nothing(
 ) -> bool:
     """Raise ImpureError if attributes that a call left on its submodules `called` would change later calls.
 
-    Makes the next call, on other numbers, with and without them. False if that can't be told.
+    Compares a next call, on other numbers, with and without them. False if that is impossible.
     """
     levels = torch._C._functorch.get_interpreter_stack() or []
     if any(level.key() == torch._C._functorch.TransformType.Vmap for level in levels):
@@ -82,7 +82,7 @@ def _changed(before: nn.Module, after: nn.Module) -> Iterator[tuple[Callable[[nn
 
 
 def same(a: Any, b: Any, depth: int = 3) -> bool:
-    """Whether two values are equal, as far as can be seen to this depth."""
+    """Whether two values are equal, compared to this depth."""
     if a is b or not depth:
         return True
     if type(a) is not type(b):

@@ -155,7 +155,8 @@ class Module:
     def call(
         self, params: Tensors, buffers: Tensors, training: bool, args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> tuple[Any, Tensors]:
-        """The module's result on these tensors, and its buffers after the call: in evaluation, those that it carries.
+        """The module's result on these tensors, and its buffers after the call; in evaluation, only carried ones
+        change.
 
         Raises ImpureError if the call leaves anything that State can't hold, or that evaluation doesn't carry.
         """

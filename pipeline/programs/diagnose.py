@@ -51,7 +51,7 @@ Fault: TypeAlias = tuple[bool, str]
 
 
 def _watched(program: Program, found: list[Fault]) -> list[Part]:
-    """The stages, each followed by one that looks at its outputs and notes faults."""
+    """The stages, each followed by a stage that checks its outputs and records faults."""
 
     def behind(s: Stage) -> Stage:
         def look(**written: Any) -> None:

@@ -1,4 +1,4 @@
-"""Joint: the program of an ensemble, members whose outputs are joined into those of one model."""
+"""Joint: the program of an ensemble: members with outputs joined into one model's."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ VOTING = "evaluate.accuracy"
 """The only metric of votes, which are no probabilities."""
 
 Join: TypeAlias = Callable[[Tensor], Tensor]
-"""The outputs of M members as those of one model: (M, B, ...) -> (B, ...)."""
+"""The outputs of M members joined into one model's: (M, B, ...) -> (B, ...)."""
 
 
 @frozen(eq=False)
@@ -85,7 +85,7 @@ class Joint(Members):
 
 
 def joint(program: Members, join: Join | None) -> Joint:
-    """The program of an ensemble, from that of its members. Raises ConfigError if their outputs can't be joined."""
+    """The program of an ensemble, from its members' program. Raises ConfigError if their outputs can't be joined."""
     pipe = program.pipe
     rest, losses = _joined_stages(pipe), [s for s in _joined_stages(pipe) if isinstance(s, Loss)]
     if join is None and not losses:
@@ -98,7 +98,7 @@ def joint(program: Members, join: Join | None) -> Joint:
 
 
 def _joined_stages(pipe: Description) -> tuple[Stage, ...]:
-    """Stages of the evaluation behind the outputs."""
+    """Stages of the evaluation that depend on the outputs."""
     last = max((i for i, s in enumerate(pipe.evaluation) if OUTPUTS in s.writes), default=None)
     if last is None:
         why = f"joins the {OUTPUTS!r} of its members, which no stage writes"

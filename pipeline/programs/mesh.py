@@ -101,7 +101,7 @@ class Sharding:
         if self.mesh.shard == 1 or (s is not None and s.sharded):
             return values
         read = {*values} if s is None else {*s.reads, *s.optional}
-        # In the order of values, which is that of all processes; a set's is not.
+        # In the order of values, which is equal in all processes, unlike the order of a set.
         given = {k: self._whole(k, v) if k in read and self._parted(k) else v for k, v in values.items()}
         if "before" in read and "before" in values:
             before = values["before"]
@@ -132,7 +132,7 @@ class Sharding:
     # -- sums over the processes
 
     def reduced(self, g: Gradients, rows: Rows, done: Written) -> Written:
-        """Outputs of a segment for the whole batch, from those of each process's part."""
+        """Outputs of a segment for the whole batch, from its outputs on each process's part."""
         written, remembered, sums = done
         numbers, spec = pytree.tree_flatten(sums)
         weight = sums[g.name]["weight"]
@@ -217,7 +217,7 @@ class OnMesh(Single):
 
 
 def on_mesh(program: Single, mesh: Mesh) -> OnMesh:
-    """The program of a process on a mesh, from that of a process alone."""
+    """The program of a process on a mesh, from the program of a process alone."""
     pipe = program.pipe
     return OnMesh(pipe, sharding=sharding(mesh, pipe.stages, pipe.graph))
 

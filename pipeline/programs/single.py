@@ -39,7 +39,7 @@ class Single:
 
     pipe: Description
     tried: set[Gradients] = field(factory=set, init=False)
-    """Backwards whose loss was compared with that of its parts: once, before the first step."""
+    """Backwards with a loss already compared with its parts: once, before the first step."""
 
     single = property(lambda self: self)
     members = 1
@@ -173,7 +173,7 @@ class Single:
         return self.measured(tree, sums, shard)[0]
 
     def measured(self, tree: dict[str, Tree], sums: Sums, shard: Shard) -> tuple[Sums, dict[str, Any]]:
-        """The sums with those of one more batch, and the outputs of the stages."""
+        """The sums after one more batch, and the outputs of the stages."""
         tree = _with_carried(tree, sums, carried_buffers(self.pipe.evaluation))
         added, written = self.batch_sums(tree, shard, self.pipe.evaluation)
         return summed(sums, added), written
@@ -182,7 +182,7 @@ class Single:
         """Sums of one batch by stages of the evaluation, and their outputs. A loss keeps its gradient."""
         build_modules(self.pipe)
         values = {**kept(tree), "training": False, **shard.values}
-        # No stage needs gradients here but those that ask for one: a derivative may be part of a model's outputs.
+        # No stage needs gradients here unless it computes one itself: a derivative may be part of a model's outputs.
         with torch.enable_grad(), self.pipe.place.autocast(), self.pipe.place.computing():
             added, written = self.evaluated(stages, values, tree, shard)
         if carried := {(name, k): written[name][k].detach() for name, k in carried_buffers(stages)}:
@@ -208,14 +208,14 @@ class Single:
     # -- checks while a step runs
 
     def untried(self, g: Gradients) -> bool:
-        """Whether the loss is still to be compared with that of its parts, and can be."""
+        """Whether the loss can and must still be compared with its parts."""
         return g not in self.tried and computed()
 
     def compare_parts(
         self, segment: Segment, values: Mapping[str, Any], hyper: Hyper, memory: Mapping[str, Tree], batch: Batch,
         parts: int = 0,
     ) -> Difference | None:  # fmt: skip
-        """Compare a loss with that of its parts, once. Raises StageError if its backward accumulates and they
+        """Compare a loss with the loss of its parts, once. Raises StageError if its backward accumulates and they
         differ."""
         g = segment.gradients
         if g is None or max(parts, g.accumulate) == 1 or not self.untried(g):
@@ -260,7 +260,7 @@ def kept(tree: Mapping[str, Tree]) -> dict[str, Any]:
 
 
 def summed(sums: Sums, added: Sums) -> Sums:
-    """Sums with those of one more batch."""
+    """Sums after one more batch."""
     with torch.no_grad():
         return {k: s if k == CARRIED else tree_map(torch.add, sums[k], s) for k, s in added.items()}
 
@@ -272,7 +272,7 @@ def build_modules(pipe: Description) -> None:
 
 
 def carried_buffers(stages: Iterable[Stage]) -> dict[tuple[str, str], tuple[str, Tensor]]:
-    """Buffers that go from batch to batch, by their names in State: for how long, and one of the same shape."""
+    """Buffers carried from batch to batch, by their names in State: the span, and a tensor of the same shape."""
     calls = (s for s in stages if isinstance(s, Model) and s.buffers in s.writes)
     return {(s.buffers, k): x for s in calls for k, x in s.module.carried.items()}
 

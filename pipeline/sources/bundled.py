@@ -1,4 +1,4 @@
-"""Data sets without a file: those of scikit-learn, which need no download, and random numbers."""
+"""Data sets without a file: scikit-learn's, which need no download, and random numbers."""
 
 from __future__ import annotations
 

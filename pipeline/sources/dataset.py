@@ -31,8 +31,8 @@ Job: TypeAlias = tuple[int, int, list[int]]
 def dataset(data: Any, *, names: Sequence[str] = ("inputs", "targets"), workers: int = 0, seed: int = 0) -> Samples:
     """A Source over a map-style torch Dataset, or any object with a length and `data[i]` for an int i.
 
-    A sample is a mapping by name, or a tuple whose values get `names`. Its tensors, arrays and numbers become tensors
-    of shape (B, ...), float64 arrays and floats as float32.
+    A sample is a mapping by name, or a tuple named by `names`. Its tensors, arrays and numbers become tensors of shape
+    (B, ...), float64 arrays and floats as float32.
 
     Draws of `data[i]` from the global generators of torch, Python and NumPy are a function of (seed, seed of the run,
     epoch, i), with any number of `workers` (processes that prefetch) and after a resume. Draws from a generator of the
@@ -128,7 +128,7 @@ class Samples:
     names: tuple[str, ...]
     workers: int = 0
     _pools: list[Pool] = field(factory=list, init=False, repr=False)
-    """More than one if epochs were read at the same time."""
+    """Several, if epochs were read at the same time."""
 
     def __attrs_post_init__(self) -> None:
         # A pool that the cycle collector finds has lost the threads that tell its workers to end, and waits for them in
@@ -161,7 +161,7 @@ class Samples:
                 raise
             raise DataError(f"a worker that reads {type(self.reader.data).__name__} has ended: {e}") from e
         finally:
-            pool.busy = False  # the next epoch drops what it has prefetched
+            pool.busy = False  # the next epoch drops its prefetched batches
 
 
 class Pool:
@@ -171,7 +171,7 @@ class Pool:
         self.busy = False
         self.jobs = Jobs()
         self.loader: DataLoader[Any] = DataLoader(
-            reader,  # type: ignore[arg-type]  # a Dataset by what it does
+            reader,  # type: ignore[arg-type]  # a Dataset by its methods
             batch_sampler=self.jobs,
             num_workers=workers,
             collate_fn=_identity,

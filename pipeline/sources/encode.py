@@ -18,7 +18,7 @@ from pipeline.sources.frame import TRUTHS, Frame, floats, is_present, package, p
 
 NUMBER, TRUTH, DATE, CATEGORY = "number", "truth", "date", "category"
 MOSTLY = 0.9
-"""Share of a text column's values that have to be of a kind; the others are errors."""
+"""Minimum share of a text column's values of one kind; all other values are errors."""
 MANY = 100
 """A column of more different texts than this, and more than half as many as rows, is left out."""
 

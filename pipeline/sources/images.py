@@ -26,7 +26,7 @@ HELD_OUT = ("val", "valid", "validation", "test")
 """Folders beside `train`; the first of them is held out."""
 AUGMENT = {"none": (), "flip": ("flip",), "crop": ("crop",), "flip+crop": ("flip", "crop"), "auto": ("flip", "crop")}
 HEADERS = 1000
-"""Images whose headers tell the size and mode of all."""
+"""Number of images to read headers of, for the size and mode of all."""
 LARGEST, MEDIAN = 512, 224
 """Largest side, in pixels, of images that keep their size, and of the median that others are scaled to."""
 

@@ -1,4 +1,4 @@
-"""Texts and token files: windows of a sequence, whose next token is learned."""
+"""Texts and token files: windows of a sequence, for next-token prediction."""
 
 from __future__ import annotations
 

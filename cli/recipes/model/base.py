@@ -1,4 +1,4 @@
-"""A model: its settings, and what the data determine of it."""
+"""A model: its settings, and its sizes, determined by the data."""
 
 from __future__ import annotations
 

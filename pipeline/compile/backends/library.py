@@ -1,7 +1,7 @@
 """Library: a program in a shared library, which runs any number of steps a call.
 
-It is called through ctypes with handles of tensors: those of State and of the data set are made once. Loading one needs
-no compiler.
+It is called through ctypes with handles of tensors; handles of State and of the data set are created once. Loading one
+needs no compiler.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def _keep_memory() -> None:
 def loaded(code: bytes, name: str) -> ctypes.CDLL:
     """A shared library of exactly these bytes, which nobody can change meanwhile: a sealed file in memory, shown as
     `name` by debuggers, or else a private copy. Raises OSError if the system runs neither."""
-    with suppress(AttributeError, OSError):  # not Linux, or one that runs nothing from memory
+    with suppress(AttributeError, OSError):  # not Linux, or a system that runs no code from memory files
         descriptor = _memory(name)
         if not fcntl.fcntl(descriptor, fcntl.F_GET_SEALS):
             os.posix_fallocate(descriptor, 0, len(code))  # raises OSError if memory is short
