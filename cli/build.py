@@ -178,7 +178,7 @@ def begin(config: TrainConfig) -> tuple[Job, State]:
 
 
 def _check_best(best: str, job: Job, state: State) -> None:
-    """Raise ConfigError for a metric that can't tell the best epoch."""
+    """Raise ConfigError if the metric of the best epoch is unknown or declares no direction."""
     program = job.pipe.program
     metrics = [*program.finish(program.zeros())]
     metrics += [f"{name}.{metric}" for name in job.stages.averages for metric in metrics]

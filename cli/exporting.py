@@ -72,7 +72,7 @@ class Program(nn.Module):
 
 
 def _held_out(past: Past, about: About, program: Program) -> tuple[list[Tensor], Tensor]:
-    """Raw held-out samples, as the program takes them, and the model's predictions for the prepared ones."""
+    """Raw held-out samples, in the program's format, and the model's predictions for the prepared samples."""
     held_out = past.made[0].held_out
     batch = held_out[torch.arange(min(CHECKED, len(held_out)))]
     with torch.no_grad():

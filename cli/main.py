@@ -74,7 +74,7 @@ def _main() -> None:
     except BaseException as e:
         if (
             type(e).__name__ == "PanicException" and (why := ending.machine_error(e)) is not None
-        ):  # Rust's, no Exception
+        ):  # a panic of Rust code is no Exception
             _end(why, 2)
         raise
 

@@ -161,7 +161,7 @@ def _is_step(weights: str) -> bool:
 
 
 def _example(about: About) -> dict[str, Any]:
-    """A batch of zeros in the shapes of the data, to initialize lazy modules."""
+    """A batch of zeros with the shapes of the data, to initialize lazy modules."""
     fixed = about.fixed
     inputs = torch.zeros(2, *fixed.inputs, dtype=torch.float32 if fixed.floats else torch.int64)
     columns = fixed.sizes.get("categories", ())

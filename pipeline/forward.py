@@ -108,7 +108,7 @@ def model(
       "buffers" (or "<params>.buffers").
     - `frozen`: never trained, in eval mode: a teacher.
     - `train`: True puts all submodules into train mode, as module.train() does; False keeps eval mode for submodules
-      given in it. The default does too, with a warning unless the whole module was given in eval mode.
+      given in it. The default keeps it too, with a warning, but trains a module that was given in eval mode as a whole.
     - `carry`: names or patterns of buffers that evaluation carries from batch to batch, as training does, starting from
       State; {"h": "epoch"} resets to zeros at each epoch and evaluation. Other buffers must not change in evaluation;
       {"h": None}, or () for all, discards their changes.

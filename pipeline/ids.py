@@ -63,7 +63,7 @@ def id_arguments(
     if name in _LISTS:
         dim = 0
         for ids in given["indices"]:
-            mask = ids is not None and value(ids).dtype.itemsize == 1  # bool, or uint8 as one
+            mask = ids is not None and value(ids).dtype.itemsize == 1  # bool, or uint8 as a mask
             if ids is not None and not mask:
                 yield Ids(name, ids, shape[dim], True, rows=(x, dim))
             dim += value(ids).ndim if mask else 1

@@ -42,7 +42,7 @@ class Load(Part):
 
     @known.default
     def _known(self) -> bool:
-        return isinstance(self.data, Source)  # kept, as it takes as long as a step: Source is a Protocol
+        return isinstance(self.data, Source)  # cached, because isinstance of a Protocol takes as long as a step
 
     def __repr__(self) -> str:
         """`load.batches(1,437 samples of inputs, targets, size=64)`."""
@@ -98,7 +98,7 @@ class Load(Part):
             yield from map(self._named, in_epoch(self.data, seed, epoch, indices))
 
     def shards(self, seed: int, epoch: int, start: int, rows: Callable[[int], Rows]) -> Iterator[Shard]:
-        """The same on a mesh: of each batch, the samples of this process. `rows` says which, by the batch's size."""
+        """The same on a mesh: this process's samples of each batch. `rows`: size of a batch -> rows of this process."""
         if not self.known:
             own = f"{self.name}() has an order of its own, which processes do not share"
             raise DataError(f"{own}; on a mesh use load.batches(), which takes a torch Dataset too")

@@ -52,7 +52,7 @@ def _check_calls(stages: Sequence[Part]) -> None:
     kept = {name: s for s in stages for name in s.keeps}
 
     def source(name: str) -> Part | None:
-        """The stage that keeps a value, behind any averages of it."""
+        """The stage that keeps a value; for an average, the stage of the averaged value."""
         owner = kept.get(name)
         for _ in stages:
             owner = kept.get(owner.average_of) if isinstance(owner, Stage) and owner.view else owner

@@ -82,8 +82,8 @@ class Whole:
 
 @frozen(eq=False)
 class Weighted:
-    """n samples drawn by weights (N,), as torch's WeightedRandomSampler does: with replacement as a function of each
-    position alone, without by an array of N for the epoch."""
+    """n samples drawn by weights (N,), as torch's WeightedRandomSampler: with replacement, by a function of each
+    position; without, by an array of N for the epoch."""
 
     n: int
     weights: np.ndarray

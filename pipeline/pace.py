@@ -14,7 +14,7 @@ AHEAD = 4
 
 
 class Pace:
-    """Runs calls of many steps, and estimates how many `steps` take about `seconds`.
+    """Runs calls of many steps, and estimates the number of `steps` in about `seconds`.
 
     On an accelerator, events tell when each call ended, without waiting for it; the host sleeps only while it is too
     far ahead.

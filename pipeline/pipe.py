@@ -106,7 +106,7 @@ class Pipeline(Description):
         return m.module.whole({k: t.clone() for k, t in {**state[m.params], **state[m.buffers]}.items()})
 
     def weights(self, state: State | Mapping[str, Any]) -> dict[str, Tensor]:
-        """The weights of the first model in a State, or in its tree, as its `load_state_dict` takes them."""
+        """The weights of the first model in a State, or in its tree, for its `load_state_dict`."""
         return self.models[0].state_dict(state)
 
     def hyper(self, tree: Mapping[str, Tree]) -> dict[str, dict[str, Tensor]]:
@@ -139,7 +139,7 @@ class Pipeline(Description):
 
         It can be differentiated and mapped, by torch.func or the tape, with respect to hyperparameters and first
         weights: `pipe.unroll(state.with_hyper(lr=lr).replace(params=params), batches)`. Raises ConfigError without
-        batches, and StageError if a backward of it goes by the tape, through which there is no second gradient.
+        batches, and StageError if one of its backwards uses the tape, which has no second gradient.
 
         >>> from pipeline import Pipeline, backward, forward, loss, models, update
         >>> pipe = Pipeline(forward.model(lambda: models.mlp(2, 1)), loss.mse(), backward.gradients(), update.sgd(0.1))

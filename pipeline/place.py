@@ -21,7 +21,7 @@ from pipeline.state import Batch
 from pipeline.tree import Tree, tree_map
 
 _STAYS = object()
-"""Stands for a value that stays on the host."""
+"""Marker of a value that stays on the host."""
 
 KNOWN = ("auto", "cpu", "cuda")
 PRECISIONS = ("fp32", "tf32", "bf16", "fp16")

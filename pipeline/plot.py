@@ -157,7 +157,7 @@ def _draw_run(axes: Axes, metric: str, rows: Sequence[Row], best: tuple[int, str
 
 
 def _draw_runs(axes: Axes, metric: str, runs: Mapping[str, Sequence[Row]]) -> None:
-    """A curve for each run, held out if it has one, with its own colour and mark."""
+    """A curve for each run, of held-out data if it has any, with its own colour and mark."""
     for k, (name, rows) in enumerate(runs.items()):
         held_out = _points(rows, f"validate/{metric}")
         points = held_out if held_out[1] else _points(rows, f"train/{metric}")

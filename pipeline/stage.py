@@ -118,7 +118,7 @@ class Stage(Part):
     """Makes a stage an average of weights: returns the weights to evaluate and to save, `{"params": ...}` and, if they
     differ too, "buffers". It reads State, memory and hyperparameters."""
     sharded: bool = field(default=False, kw_only=True)
-    """Whether it may take shards on a mesh: rows of a tensor give the same as they do in the whole tensor."""
+    """Whether it may run on shards on a mesh: the result of a row does not depend on other rows."""
     better: Better = field(default=None, kw_only=True)
     """Direction of a metric: of all its results, or by their names."""
     anew: bool = field(default=False, kw_only=True)

@@ -63,7 +63,7 @@ def lists_samples(value: Any) -> bool:
 
 
 class Lease:
-    """Shared by States that share tensors: whether these were donated to a compiled step."""
+    """Flag of States that share tensors: whether these were donated to a compiled step."""
 
     __slots__ = ("donated",)
 

@@ -30,8 +30,8 @@ class Sweep:
     """Members of one pipeline, which differ in their seeds and in numbers: made by `pipeline.sweep`.
 
     `init`, `step`, `evaluate`, `compile` and `fit` are as a pipeline's, on a State with leading dimension M, and each
-    metric has one number per member, (M,). `settings` tells the members apart, and `member(state, i)` is the State of
-    one, as the pipeline itself has it.
+    metric has one number per member, (M,). `settings` lists each member's settings, and `member(state, i)` is one
+    member's State, in the pipeline's own form.
     """
 
     pipe: Pipeline

@@ -48,7 +48,7 @@ class Table:
         return getattr(fields(self.recipe), self.key).default if self.key else None
 
     def chosen(self, name: str) -> type | None:
-        """From a name to its recipe."""
+        """The recipe of a name; None if unknown."""
         if self.own is not None and is_code(name):
             return self.own
         return self.known.get(data.kind_of(name) or name) if self.recipe is data.Data else self.known.get(name)

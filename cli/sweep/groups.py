@@ -98,7 +98,7 @@ def grouped(members: Sequence[Member]) -> list[list[Member]]:
 
 
 def width(group: Sequence[Member]) -> int:
-    """How many members of a group to train at once: no more than fit in half of the free memory."""
+    """Number of members of a group to train at once, at most as many as fit in half of the free memory."""
     device = group[0].job.stages.place.device
     fit = round(MEMORY_SHARE * room.free(device)) // memory_of(group[0])
     return max(min(fit, ON_CPU if device.type == "cpu" else ON_ACCELERATOR), 1)
@@ -112,7 +112,7 @@ def memory_of(member: Member) -> int:
 
 
 def even(count: int, width: int) -> int:
-    """The size of the fewest chunks of at most `width` that hold `count` members evenly.
+    """The size of even chunks of `count` members, in as few chunks as `width` allows.
 
     >>> even(40, 32), even(3, 32)
     (20, 3)

@@ -62,7 +62,7 @@ def passed_batch(names: tuple[str, ...], shard: Shard) -> BatchInputs:
 
 
 def passed_tensors(names: Sequence[str], shard: Shard) -> tuple[tuple[Tensor, ...], Signature]:
-    """The tensors of a placed batch, and its signature. Raises CaptureError for one that is not strided."""
+    """The tensors of a placed batch, and its signature. Raises CaptureError for a tensor that is not strided."""
     try:
         values = [shard.values[name] for name in names]
     except KeyError as e:

@@ -93,7 +93,7 @@ class Builder:
         self, subject: Subject, inputs: BatchInputs, args: tuple[Tensor, ...], varying: Sequence[Collection[int]]
     ) -> Build:
         """Trace a program, then load it or start to compile it. `varying` dimensions of the batch are symbolic, if none
-        of them is needed as a number. Raises CaptureError or StageError."""
+        of them is specialized to a number. Raises CaptureError or StageError."""
         self.doing = f"tracing the {subject.program}"
         began, names = time.perf_counter(), list[str]()
         function = flat_program(watched(self.program), subject, inputs, args, names)

@@ -109,7 +109,7 @@ def trace(
     id_checks, checks = add_id_checks(graph, fixed, stage_of, guard=all(t.device.type == "cpu" for t in args))
     collectives.schedule(graph)
     for node in nodes(graph):
-        # An operation with a dropout of its own has the tag, but a probability of 0: pipeline.draws did it already.
+        # An operation with built-in dropout has the tag, but a probability of 0: pipeline.draws has done the dropout.
         tagged = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
         if tagged and not drops_nothing(node.target, node.args, node.kwargs):
             raise CaptureError(

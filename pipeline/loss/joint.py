@@ -40,7 +40,7 @@ def mean_chances(outputs: Tensor) -> Tensor:
 
 
 def mean_outputs(outputs: Tensor) -> Tensor:
-    """Values (M, B, ...) -> (B, ...), their mean."""
+    """Values (M, B, ...) -> their mean (B, ...)."""
     return outputs.mean(0)
 
 

@@ -33,7 +33,7 @@ class Skeleton:
 
     @classmethod
     def of(cls, real: nn.Module) -> Skeleton:
-        """A copy of a module, which is not changed."""
+        """A copy of a module, which stays unchanged."""
         meta: dict[int, Tensor] = {id(b): torch.empty_like(b, device="meta") for b in real.buffers()}
         for p in real.parameters():
             meta[id(p)] = nn.Parameter(torch.empty_like(p, device="meta"), requires_grad=p.requires_grad)

@@ -99,8 +99,8 @@ def _try(
 def check_watched(program: Program, state: State, sets: Collection[str]) -> None:
     """Raise ConfigError if a schedule reads a metric that no epoch has, unless the names of metrics are unknown.
 
-    `sets` are the names of the validation sets, "" if there is one alone. With several, a validation metric has its
-    full name only, because the short name is the training metric's.
+    `sets`: names of the validation sets, "" for a single one. With several, a validation metric has its full name only,
+    because the short name is the training metric's.
     """
     schedules, pipe = scheduled(program.pipe.graph), program.pipe
     if not any(s.watches for s in schedules.values()) or ("" in sets and pipe.host_metrics):

@@ -79,7 +79,7 @@ def _bad(whose: str, values: Any) -> Iterator[Fault]:
 def stopped(program: Program, state: State) -> tuple[Program, State, int] | None:
     """The run that update.finite() stopped: its program, its State, and its number.
 
-    Of a sweep, stopped members stay as they are with NaN as their metrics, and the others go on.
+    In a sweep, stopped members keep their State and have NaN as metrics; the other members go on.
     """
     names = [s.name for s in program.pipe.finite if s.stops]
     if program.runs is not None or not names:
@@ -105,7 +105,7 @@ def warn_nonfinite(program: Program, metrics: Mapping[str, Any], step: int) -> b
 
 
 def results_so_far(program: Program, state: State, epoch: int, done: int) -> dict[str, Any]:
-    """The metrics so far. Raises NonFiniteError if State was stopped, with the reason found in that step."""
+    """The metrics so far. Raises NonFiniteError if State was stopped, with the cause in that step."""
     found = stopped(program, state)
     if found is None:
         return results(program, state)

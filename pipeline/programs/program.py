@@ -76,7 +76,7 @@ class Program(Protocol):
         """The same program of other stages."""
 
     def same(self, other: Program) -> bool:
-        """Whether graphs compiled for the other serve this one."""
+        """Whether graphs compiled for the other program are valid for this one."""
 
 
 class Runs(Protocol):

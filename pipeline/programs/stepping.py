@@ -22,8 +22,8 @@ CALL = 0.1
 """Approximate seconds of a call of many steps, unless the user sets their number."""
 
 Progress: TypeAlias = Generator[tuple[State, int, int], State, None]
-"""Yields the State after some steps, the number of batches in the epoch so far, and the number of samples in these
-steps. Takes the State to go on with."""
+"""Yields the State after some steps, the number of batches in the epoch so far, and the number of samples since batch
+`start`. Takes the State to go on with."""
 
 
 @frozen

@@ -1,7 +1,7 @@
 """Combined schedules: products, sequences, warm-ups and piecewise values.
 
-The base is the children's base of largest magnitude; each child is scaled to it. Numbers and memory of a child keep
-their names behind its own: "0.steps".
+The base is the children's base of largest magnitude; each child is scaled to it. Numbers and memory of a child have its
+index in front: "0.steps".
 """
 
 from __future__ import annotations

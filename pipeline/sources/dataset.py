@@ -177,7 +177,7 @@ class Pool:
             collate_fn=_identity,
             worker_init_fn=_end_with_parent,
             persistent_workers=True,
-            generator=torch.Generator(),  # it would draw from the global one
+            generator=torch.Generator(),  # by default it would draw from the global generator
         )
 
     def read(self, jobs: Iterable[Job]) -> Iterator[Any]:

@@ -157,7 +157,7 @@ def _stacked(columns: list[Tensor], rows: Tensor) -> Tensor:
 def _month(days: Tensor) -> Tensor:
     """Month, 1 to 12, of days since 1970. Source: H. Hinnant, chrono-compatible low-level date algorithms (2021),
     civil_from_days."""
-    day = (days + 719_468) % 146_097  # of an era of 400 years from a 1 March
+    day = (days + 719_468) % 146_097  # day of a 400-year era, which begins on 1 March
     year = (day - day // 1460 + day // 36_524 - day // 146_096) // 365
     month = (5 * (day - (365 * year + year // 4 - year // 100)) + 2) // 153
     return torch.where(month < 10, month + 3, month - 9)

@@ -21,11 +21,11 @@ from pipeline.sources.tensors import as_tensor, length
 from pipeline.state import Batch
 
 TOGETHER = 64
-"""Batches that are located in a shuffle at once."""
+"""Number of batches in one computation of the shuffle."""
 HELD = 64 << 20
 """Bytes up to which an array is read whole."""
 _SPLIT = (1 << 31) - 1
-"""The epoch whose shuffle is the split's: no run has it."""
+"""Epoch number of the split's shuffle, which no run uses."""
 
 
 class FileRows:

@@ -66,7 +66,7 @@ class Images:
         return pixels
 
     def source(self, classes: tuple[str, ...], workers: int) -> Source:
-        """A Source over the images: in memory if they fit, and augmented as they are read."""
+        """A Source over the images: in memory if they fit, and augmented when read."""
         if not self.augment and 4 * self.nbytes < MEMORY:
             return Tensors({"inputs": self.decoded().float().div_(255.0), "targets": self.targets}, classes)
         return dataset(evolve(self, pixels=self.decoded()) if self.nbytes < MEMORY else self, workers=workers)

@@ -1,4 +1,4 @@
-"""Prepared: a data set with its task, split in two, as every kind of data gives it to `pipe train`."""
+"""Prepared: a data set with its task, split in two: the form in which `pipe train` gets all kinds of data."""
 
 from __future__ import annotations
 

@@ -18,8 +18,8 @@ NARROW = 16
 
 
 def store(graph: GraphModule) -> None:
-    """Store small values that are costly or read by many loops, once a step: powers and cosines of numbers, as of a
-    schedule; numbers that scale whole tensors, as a learning rate; the indices of a gather.
+    """Store small values that are costly or read by many loops, once a step: powers and cosines of numbers, such as a
+    schedule's; numbers that scale whole tensors, such as a learning rate; the indices of a gather.
 
     Inductor would compute them again in each loop, for each vector. as_strided needs a place in memory, which prevents
     it.

@@ -95,7 +95,7 @@ class FunctionRun:
         self._records = self._device.type != "cpu" and program.together > 0 and program.note is None
         self._batch: list[Tensor] = []
         self._recorded: dict[int, tuple[Any, list[Tensor]]] = {}
-        """By numbers of steps, a graph of launches and the rows of outputs that a replay writes."""
+        """Number of steps -> a graph of launches, and the rows of outputs that a replay writes."""
 
     def run(self, given: Sequence[Tensor] = (), steps: int | None = None, results: bool = True) -> list[Tensor]:
         """As LibraryRun.run, but without waiting for the device."""
