@@ -24,7 +24,7 @@ WIDTH, HEIGHT = 72, 13
 
 @click.command("show", cls=SettingsCommand)
 @arguments.source
-@partial(settings, bare={"schedule": "; --schedule alone draws that of the run"})
+@partial(settings, bare={"schedule": "; --schedule alone draws the run's"})
 def command(file: str | None, **options: Any) -> None:
     """Show the stages, parameters and wiring of `pipe train` with the same options.
 

@@ -71,7 +71,7 @@ class Rule:
         at_least(0, True),
     )
     rest_lr: float | None = setting(
-        None, "learning rate of what muon leaves to adamw: embeddings, the last layer, vectors  [default: 0.02]",
+        None, "learning rate for muon's other parameters: embeddings, the last layer, vectors  [default: 0.02]",
         at_least(0, True),
     )  # fmt: skip
     momentum: float | None = setting(None, "of sgd and rmsprop  [default: 0.9 for sgd]", at_least(0))

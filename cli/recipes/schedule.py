@@ -71,7 +71,10 @@ class Course:
         "of the learning rate: " + "; ".join(f"{n} ({s.help})" if s.help else n for n, s in SCHEDULES.items()),
     )
     warmup: float = setting(
-        0.0, "before any schedule, up from 0: a share of the run if below 1, else steps", at_least(0), _warmup
+        0.0,
+        "linear warm-up from 0 before the schedule: a share of the run if below 1, else steps",
+        at_least(0),
+        _warmup,
     )
 
     def learning_rate(self, lr: float, steps: int, *, free: bool = False) -> Schedule | float:

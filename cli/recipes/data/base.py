@@ -32,7 +32,7 @@ class Data:
     """Endings of its files' names."""
 
     source: str = setting("digits", "", fixed=True)
-    held_out: float = setting(0.2, "share of the samples that is held out", share, fixed=True)
+    held_out: float = setting(0.2, "held-out share of the samples", share, fixed=True)
 
     @classmethod
     def is_folder(cls, names: Collection[str]) -> bool:
