@@ -95,7 +95,7 @@ def make(*layers: Mapping[str, Any]) -> TrainConfig:
     for layer in layers:
         for table, new in _by_table(layer).items():
             if TABLES[table].key in new and values[table]:
-                # Another recipe: drop the settings that only the one before it had.
+                # Another recipe: drop settings that only the previous one had.
                 known = settings(_recipe(table, {**values[table], **new}))
                 values[table] = {k: v for k, v in values[table].items() if k in known}
             values[table] |= new

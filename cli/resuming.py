@@ -74,7 +74,7 @@ def _newest(seal: Seal) -> Saved | None:
 
 
 def _done(saved: Saved, config: TrainConfig) -> str | None:
-    """Why a saved run has nothing left to do; None if it goes on."""
+    """Why a saved run is complete; None if it goes on."""
     best, patience = saved.best, config.run.patience
     if saved.epoch >= config.run.epochs:
         return f"all {saved.epoch} epochs; for more, add --epochs {2 * saved.epoch}"
@@ -85,7 +85,7 @@ def _done(saved: Saved, config: TrainConfig) -> str | None:
 
 
 def _changes(old: TrainConfig, new: TrainConfig) -> dict[str, list[Any]]:
-    """Settings that differ: [before, now]."""
+    """Changed settings -> [before, now]."""
     before, now = old.flat, new.flat
     return {k: ["default" if v is None else v for v in (before.get(k), now[k])] for k in now if before.get(k) != now[k]}
 

@@ -145,7 +145,8 @@ class Load(Part):
     def over(self, data: Any) -> Load:
         """A Load of other data, such as validation data: each sample once, in order.
 
-        Its batches have this one's size, as a loss may compare the samples of a batch; a Load keeps its own.
+        Its batches have this Load's size, because a loss may compare the samples of a batch; a Load given as data keeps
+        its own size.
         """
         if isinstance(data, Load):
             if isinstance(data.order, order.Weighted) and data is not self:

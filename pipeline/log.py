@@ -27,7 +27,7 @@ from pipeline.state import Report, State
 Reports: TypeAlias = Generator[Report, State | None, None]
 Row: TypeAlias = dict[str, Any]
 Open: TypeAlias = Callable[[Report], AbstractContextManager[Callable[[Report], None]]]
-"""From the first Report, a function that writes Reports."""
+"""First Report -> function that writes Reports."""
 
 
 def row(report: Report) -> Row:

@@ -1,5 +1,5 @@
-"""fit: the only training loop. A generator of Reports: it prints nothing, and whoever wants to log, plot or stop does
-so in the `for` loop over it."""
+"""fit: the only training loop. A generator of Reports: it prints nothing; log, plot and stop in the `for` loop over
+it."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def fit(
 ) -> Generator[Report, State | None, None]:
     """Train for `epochs` passes over the pipeline's data, yielding a Report after each.
 
-    - `max_steps`: end after so many steps, with validation, also inside an epoch; then `epochs` may be left out.
+    - `max_steps`: end after this number of steps, with validation, also inside an epoch; then `epochs` may be left out.
     - `validate`: data to evaluate on after each epoch; averages of weights in the pipeline, such as update.ema(), are
       evaluated as well, as "ema.loss" and the like. Batches have the training's size, unless given as
       `load.batches(test, size=512)`; they are not shuffled. Several data sets by name, {"test": (x, y), "shifted":

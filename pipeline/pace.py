@@ -1,4 +1,4 @@
-"""Pace: how many steps to do a call, so that a signal is handled soon."""
+"""Pace: the number of steps in a call, so that a signal is handled soon."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 AHEAD = 4
-"""Calls that the host may be ahead of an accelerator."""
+"""Maximum number of calls that the host is ahead of an accelerator."""
 
 
 class Pace:

@@ -75,8 +75,8 @@ class Pipeline(Description):
     def averaged(self, state: State) -> dict[str, State]:
         """For each average of weights in the pipeline ("ema", "swa"), the State to evaluate and to save.
 
-        It has the average in the place of the weights, and shares its tensors with `state`. If no BatchNorm statistics
-        belong to an average, they are computed over the pipeline's own data, which takes an epoch's forwards.
+        It has the average in the place of the weights, and shares its tensors with `state`. If an average has no
+        BatchNorm statistics, they are computed over the pipeline's own data, by the forwards of one epoch.
         """
         return run.averaged(self.program, state)
 

@@ -58,14 +58,14 @@ class Place(Part):
         return [value] if self.mesh is None else self.mesh.everyone(value)
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """Within it, products and convolutions of float32 weights compute in bf16 or fp16, if asked for."""
+        """Context in which products and convolutions of float32 weights compute in bf16 or fp16, if requested."""
         if self.precision not in LOW:
             return nullcontext()
         # The cache of cast weights is keyed by object, and would outlive a transformed function's tensors.
         return torch.autocast(self.device.type, dtype=LOW[self.precision], cache_enabled=False)
 
     def computing(self) -> AbstractContextManager[Any]:
-        """Within it, float32 products compute in TF32, if asked for, in the backward too."""
+        """Context in which float32 products compute in TF32, if requested, in the backward too."""
         return _tf32() if self.precision == "tf32" else nullcontext()
 
     def tree(self, tree: Tree) -> Tree:

@@ -178,7 +178,7 @@ class Stage(Part):
         return self.when in (None, "always", "train" if training else "evaluation")
 
     def with_hyper(self, **hyper: Number) -> Stage:
-        """The same stage with other first values for its hyperparameters."""
+        """The same stage with other initial values for its hyperparameters."""
         for key in hyper:
             if key not in self.hyper:
                 raise WiringError(f"stage {self.name!r} has no hyperparameter {key!r}{did_you_mean(key, self.hyper)}")

@@ -195,7 +195,7 @@ class Report:
     epoch: int
     """From 1."""
     epochs: int | None
-    """Of the run, if known before it ends."""
+    """Number of epochs of the run, if known before it ends."""
     step: int
     """Steps since the State was new."""
     batch: int

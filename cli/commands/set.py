@@ -1,4 +1,4 @@
-"""`pipe set`: change a run's settings, so that its seal fits."""
+"""`pipe set`: change a run's settings, and record that in its seal."""
 
 from __future__ import annotations
 

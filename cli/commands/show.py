@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 POINTS = 20_000
 """Steps of a long run at which a schedule is evaluated."""
 WIDTH, HEIGHT = 72, 13
-"""Of a chart, in characters."""
+"""Width and height of a chart, in characters."""
 
 
 @click.command("show", cls=SettingsCommand)

@@ -48,7 +48,7 @@ def load(name: str) -> Callable[..., Any]:
 
 
 def wanted(function: Callable[..., Any], known: Mapping[str, Any]) -> dict[str, Any]:
-    """The known values that a function has a parameter for.
+    """The known values named like a function's parameters.
 
     >>> wanted(lambda dim, classes=2: ..., {"dim": 1, "task": "regression"})
     {'dim': 1}

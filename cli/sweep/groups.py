@@ -32,7 +32,7 @@ ON_CPU, ON_ACCELERATOR = 32, 128
 """Members side by side: few enough for their State to stay in the cache of a core, many enough to share the fixed cost
 of a step. Measured widths are in benchmarks/LOG.md: 32 takes at most 1.1 times as long as the best of 8 to 128."""
 MEMORY_SHARE, COPIES = 0.5, 4
-"""Share of the free memory for members, and copies of a member's State while its program is compiled and checked."""
+"""Share of the free memory for members, and number of copies of a member's State during compilation and its check."""
 
 
 @frozen(eq=False)

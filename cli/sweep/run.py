@@ -78,7 +78,7 @@ def run(
 
 
 def resume(folder: Path, *, quiet: bool) -> None:
-    """Go on with a sweep. Finished members stay as they are."""
+    """Go on with a sweep. Finished members stay unchanged."""
     settings.check_run(folder)
     layer = settings.read(folder / settings.CONFIG)
     plan = Plan.read(folder)

@@ -34,8 +34,8 @@ class Saver:
     - `keep`: number of newest checkpoints to keep.
     - `best`: a metric, whose best validation's checkpoint is kept as well; ties go by the validation loss, then to the
       later one. `better`: "high" or "low"; by default what the metric declares.
-    - `steps`: also write at multiples of so many steps, if `fit(every=steps)` yields Reports there.
-    - `minutes`: also write about every so many minutes inside an epoch, if `fit(interval=...)` yields Reports there.
+    - `steps`: also write at multiples of this number of steps, if `fit(every=steps)` yields Reports there.
+    - `minutes`: also write at about this interval inside an epoch, if `fit(interval=...)` yields Reports there.
     - `saved`: the checkpoint that the run resumes from.
     - `beside`: files, such as a log, to fsync before each checkpoint.
     - `run`: the name of the run, for its checkpoints. `wrote`: called after each checkpoint with its folder's name, its
@@ -71,7 +71,7 @@ class Saver:
         self._took: float | None = None
         """Seconds of the last checkpoint."""
         self._at = time.monotonic()
-        """When it was done."""
+        """Time of its end."""
         on = sharding_of(pipe.program) if pipe is not None else None
         self._on = on if on is not None and on.mesh.shard > 1 else None
         self._silent = on is not None and on.mesh.rank > 0

@@ -85,7 +85,7 @@ def merge_numbers(graph: GraphModule) -> None:
 
 
 def lift_constants(graph: GraphModule) -> tuple[Tensor, ...]:
-    """Make the tensors that a graph holds its last inputs, and return them."""
+    """Move the tensors held by a graph to its last inputs, and return them."""
     for node in graph.graph.find_nodes(op="call_function", target=scan_op):
         _lift_from_loop(graph, node)
     places: dict[int, Node] = {}

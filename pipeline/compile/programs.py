@@ -41,7 +41,7 @@ class Programs:
         self._rigid: set[str] = set()
         """Programs that can't be compiled with symbolic sizes."""
         self._checked_ids: Any = WeakTensorKeyDictionary()
-        """By tensor, its version and the checks of ids that it passed."""
+        """Tensor -> its version, and the checks of ids that it passed."""
 
     @property
     def seconds(self) -> float:

@@ -102,7 +102,7 @@ def _of_outputs(name: str, f: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 def _weighed(f: Callable[..., Any], weight: Any) -> Callable[..., Any]:
-    """A loss and its weight as one function, of the values that either reads."""
+    """A loss and its weight as one function of the values that they read."""
     own, others = (dict(inspect.signature(g).parameters) for g in (f, weight))
     parameters = sorted({**own, **others, **own}.values(), key=lambda p: (p.kind, p.default is not p.empty))
     whole = inspect.Signature(parameters)

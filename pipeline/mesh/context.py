@@ -90,8 +90,9 @@ def norm_over_shards(norm: Tensor, order: float) -> Tensor:
 
 
 def draw_offset(shape: Sequence[int]) -> int:
-    """How many numbers of a draw of this shape belong to the samples of earlier processes, so that a sample draws the
-    same numbers on any process. 0 unless the first dimension is a multiple of the number of samples.
+    """Offset into a draw of this shape: the count of its numbers for samples of earlier processes, so that a sample's
+    draw does
+    not depend on its process. 0 unless the first dimension is a multiple of the number of samples.
     """
     current = _here_with_rows()
     if current is None or not shape:
@@ -139,7 +140,7 @@ class _AllGather(torch.autograd.Function):
 
 
 class _SyncBatchNorm(TorchFunctionMode):
-    """Within it, BatchNorm in training normalizes by the whole batch."""
+    """Mode in which BatchNorm in training normalizes by the whole batch."""
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None

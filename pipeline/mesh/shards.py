@@ -85,7 +85,7 @@ class Mesh:
         return self.data * self.shard
 
     def rows(self, whole: int) -> Rows:
-        """Its part of a batch of so many samples."""
+        """The process's part of a batch of `whole` samples."""
         return Rows(self.rank, self.processes, whole)
 
     # -- weights in shards

@@ -20,7 +20,7 @@ NUMBER, TRUTH, DATE, CATEGORY = "number", "truth", "date", "category"
 MOSTLY = 0.9
 """Minimum share of a text column's values of one kind; all other values are errors."""
 MANY = 100
-"""A column of more different texts than this, and more than half as many as rows, is left out."""
+"""A column is left out if its different texts are more than this, and more than half its rows."""
 
 Fitted: TypeAlias = dict[str, Any]
 

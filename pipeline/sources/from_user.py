@@ -15,7 +15,7 @@ from pipeline.sources.split import Split, split
 from pipeline.sources.tensors import Source, Tensors, source
 
 SAMPLES = 1000
-"""Samples on each side that tell the classes and the vocabulary."""
+"""Number of samples on each side to find the classes and the vocabulary in."""
 
 
 def given(data: Any, parts: Split | None = None, task: Task | None = None, *, workers: int = 0) -> Prepared:

@@ -99,7 +99,7 @@ class Encoded(Sequence[Item]):
         name = f"row {row}, column {self.column!r}"
         if value is None:
             raise DataError(f"{name} holds no image; remove such rows")
-        # Not opened by the library, which would also open an address.
+        # Opened here, because the library would also open an address.
         return (name, value["bytes"]) if value["bytes"] is not None else Path(value["path"])
 
 

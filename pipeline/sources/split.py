@@ -24,7 +24,7 @@ class Split:
     """
 
     share: float = 0.2
-    """Of all samples; with `folds`, it is 1 / folds instead."""
+    """Held-out share of all samples; with `folds`, 1 / folds instead."""
     seed: int = 0
     folds: int | None = None
     fold: int = 0

@@ -107,7 +107,7 @@ def _split(frame: Frame, parts: Split, labels: Any, groups: str | None, time: st
 
 
 def apply(fitted: Mapping[str, Any], frame: Frame, *, targets: bool = True) -> Tensors:
-    """New rows, encoded like the rows that were fitted; without `targets`, inputs alone.
+    """New rows, encoded like the training rows; without `targets`, inputs alone.
 
     Raises DataError for a missing column, a cell of another kind, and an unknown class.
     """

@@ -64,7 +64,7 @@ class Backend:
         return None
 
     def refusal(self, traced: Traced, device: str) -> str | None:
-        """Why it can't compile a graph."""
+        """Why it can't compile a graph; None if it can."""
         if traced.talks and not self.collectives:
             return "takes no collectives"
         if self.devices is not None and device not in self.devices:

@@ -18,7 +18,7 @@ from pipeline.errors import CaptureError
 from pipeline.stage import first_line
 
 LAUNCHES = 4096
-"""Kernels that one recorded graph launches, about."""
+"""Approximate number of kernels in one recorded graph."""
 
 
 def make(graph: GraphModule, backend: str | Callable[..., Any], dynamic: bool = False) -> Callable[..., Any]:
@@ -123,7 +123,7 @@ class FunctionRun:
         return made
 
     def _record(self, given: Sequence[Tensor], left: int) -> int:
-        """Record `together` steps, or one if fewer are left; returns how many, 0 if a step can't be recorded."""
+        """Record `together` steps, or one if fewer are left; returns their number, 0 if a step can't be recorded."""
         steps = self._program.together if left >= self._program.together else 1
         if not self._recorded:
             self._batch = [t.clone() for t in given]
