@@ -83,7 +83,7 @@ def assigned_settings(texts: tuple[str, ...]) -> dict[str, Any]:
     """
     try:
         assigned = config.assigned(texts)
-    except ValueError as e:  # a number of thousands of digits
+    except ValueError as e:  # such as a number of thousands of digits
         raise refusal(f"a value of --set does not fit: {e}") from None
     for text in texts:
         name, _, value = text.partition("=")

@@ -282,7 +282,7 @@ def size(job: Job, state: State) -> tuple[float, float]:
             return
         nbytes += output.nbytes
         for weight in module.parameters(recurse=False) if not isinstance(module, nn.Embedding) else ():
-            if weight.ndim > 1:  # each output channel is a product with a row of it
+            if weight.ndim > 1:  # an output channel is a product with one of its rows
                 operations += 2 * weight.numel() * output.numel() // len(weight)
 
     skeletons = [m.module.skeleton().module for m in job.stages.models]
@@ -292,7 +292,7 @@ def size(job: Job, state: State) -> tuple[float, float]:
     finally:
         for hook in hooks:
             hook.remove()
-    scale = load.size / min(2, len(job.train)) if load.known else 1  # an iterable was tried on a whole batch
+    scale = load.size / min(2, len(job.train)) if load.known else 1  # for an iterable, the trial took a whole batch
     return 3 * operations * scale, nbytes * scale
 
 

@@ -104,7 +104,7 @@ def _exported(program: Program, samples: Sequence[Tensor]) -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return torch.export.export(program, example, dynamic_shapes=shapes)
-    except Exception as e:  # torch.export raises many types
+    except Exception as e:  # torch.export raises many types of errors
         raise ConfigError(
             f"the model can't be exported with batches of any size: {first_line(e)}; --format weights has its weights"
         ) from None
@@ -132,7 +132,7 @@ def _write_onnx(path: Path, program: Program, samples: Sequence[Tensor], expecte
                 file.write(onnx.model_proto.SerializeToString())
     except ConfigError:
         raise
-    except Exception as e:  # the exporter raises many types
+    except Exception as e:  # the exporter raises many types of errors
         raise ConfigError(f"the model can't be exported to ONNX: {first_line(e)}; --format torch may do") from None
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     try:

@@ -184,7 +184,7 @@ def _json(facts: Mapping[str, Any]) -> bytes:
 
 def weights_file(weights: Mapping[str, Tensor], about: Mapping[str, Any]) -> bytes:
     """Weights by the module's own names, with their epoch and checksum as metadata."""
-    from safetensors.torch import save  # not before the first step
+    from safetensors.torch import save  # not imported before the first step
 
     plain = {k: t.clone(memory_format=torch.contiguous_format) for k, t in weights.items()}
     # One key of metadata: the order of several would vary.

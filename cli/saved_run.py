@@ -151,7 +151,7 @@ class Past:
             module.load_state_dict(tensors)
         except ConfigError:
             raise
-        except Exception as e:  # safetensors and torch raise several
+        except Exception as e:  # safetensors and torch raise several types of errors
             raise ConfigError(f"can't read {path}: {first_line(e)}") from None
         return module.eval(), inputs, {k: about[k] for k in ("epoch", "step") if k in about}
 

@@ -157,7 +157,7 @@ def _fit(
                         except BrokenPipeError:  # nobody reads the output
                             caught.append(signal.SIGPIPE)
                 saver.offer(report, now=progress.complete or progress.ending)
-                if progress.ending:  # perhaps only since the checkpoint
+                if progress.ending:  # perhaps true only since the checkpoint
                     break
     except NonFiniteError as e:
         _save_failed(t, e, results.weight_files(job, e.state, t.seal, None, progress.report, None))

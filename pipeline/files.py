@@ -145,7 +145,7 @@ def writing(path: Path, *, new: bool = False, mode: int = 0o666) -> Iterator[IO[
         os.fsync(handle)
         if new and path.exists():
             raise FileExistsError(errno.EEXIST, "was made by another process meanwhile", str(path))
-        parent = os.open(path.parent, os.O_RDONLY | os.O_CLOEXEC)  # may fail, so before the file is renamed
+        parent = os.open(path.parent, os.O_RDONLY | os.O_CLOEXEC)  # it may fail, so it comes before the file's rename
         try:
             work.replace(path)
             os.fsync(parent)

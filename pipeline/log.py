@@ -102,7 +102,7 @@ def _logged(reports: Iterable[Report], begin: Open, inside: bool) -> Reports:
                 report = next(source) if sent is None else source.send(sent)  # type: ignore[attr-defined]  # fit's has it
             except StopIteration:
                 return
-            # `send` gives the same Report again.
+            # `send` returns the same Report again.
             if sent is None and (report.complete or report.validate or inside):
                 write = write or stack.enter_context(begin(report))
                 write(report)

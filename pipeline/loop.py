@@ -98,7 +98,7 @@ def fit(
         if not compile:
             raise ConfigError(f"steps_per_call={steps_per_call!r} needs a compiled step; leave out compile=False")
         if own.load is None or not (own.load.known and is_count(steps_per_call)):
-            Compiled(program, steps=steps_per_call)  # raises if that can't be
+            Compiled(program, steps=steps_per_call)  # raises for these steps
     sets = _sets(program, validate)
     if state is None:
         batches = own.load.batches if own.load is not None else None
@@ -191,7 +191,7 @@ def _epochs(
             warned = warned or warn_nonfinite(program, metrics, done + k)
             seconds += time.perf_counter() - began - (_compile_seconds(compiled) - compiling)
             results = _validated(program, compiled, state, sets) if over or validates else {}
-            if whole or validates:  # a run that ends inside an epoch can then go on as if it had not
+            if whole or validates:  # after an end inside an epoch, the run can go on as if uninterrupted
                 state = run.observed(program, state, {**metrics, **results})
             said = directions(better, {**metrics, **results})
             report = Report(

@@ -53,7 +53,7 @@ def permute(position: Any, n: int, keys: Sequence[Any]) -> Any:
         if n > 2**32:
             pair = (pair ^ (pair >> 32)) & 0xFFFFFFFF
         # Bit 31 of a * pair + k is a universal hash (Dietzfelbinger et al., 1997): weak but cheap, and there are many
-        # rounds. It becomes the mask -1, which makes the exchange, or 0.
+        # rounds. It becomes a mask: -1 exchanges, 0 does not.
         pair *= multiplier
         pair += k
         pair <<= 32
@@ -93,7 +93,7 @@ class Weighted:
         if self.replacement:
             ends = self.weights.cumsum()
             return lambda at: ends.searchsorted(_uniform(seed, epoch, at) * ends[-1], side="right")
-        # Exponential times at the rates of the weights end in the order of draws (Efraimidis and Spirakis, 2006).
+        # Exponential times with the weights as rates, sorted, give the order of draws (Efraimidis and Spirakis, 2006).
         with np.errstate(divide="ignore", invalid="ignore"):
             times = -np.log1p(-_uniform(seed, epoch, np.arange(len(self.weights)))) / self.weights
         drawn = times.argsort(kind="stable")

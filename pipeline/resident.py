@@ -81,7 +81,7 @@ class Resident:
     def _fill(self, seed: Any, epoch: int, batch: int, permute: Permute | None) -> None:
         rows, first = self.order.view(-1, self.order.shape[-1]), dict[int, int]()
         for i, own in enumerate(seed if isinstance(seed, tuple) else (seed,) * len(rows)):
-            if first.setdefault(own, i) < i:  # members of one seed have one order
+            if first.setdefault(own, i) < i:  # members with equal seeds share an order
                 rows[i] = rows[first[own]]
             else:
                 self._fill_one(rows[i], own, epoch, batch, permute)

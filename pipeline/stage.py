@@ -12,8 +12,8 @@ The pipeline gives some names itself: `step` (0-d int64, steps done so far), `se
 constant within a program); and in a train step, for telemetry, `hyper`, every hyperparameter at this step by its name
 in State, and `before`, the values of State before the step, such as before["params"].
 
-A stage with a memory has an `init` that makes the first one; it reads the memory as `memory`, and returns the new one
-after its outputs.
+A stage with a memory has an `init` for the first memory; its function reads `memory`, and returns the new memory after
+its outputs.
 """
 
 from __future__ import annotations
@@ -202,7 +202,7 @@ class Stage(Part):
         try:
             return self._run(values, hyper, memory)
         except StageError:
-            if not self.draws and "seed" in values:  # the watch for draws also says which id is out of range
+            if not self.draws and "seed" in values:  # the mode that finds draws also names an id out of range
                 evolve(self, draws=True)._run(values, hyper, memory)
             raise
 

@@ -101,7 +101,7 @@ def _from_file(path: Path) -> ModuleType:
 
 
 def _from_package(name: str) -> ModuleType:
-    if "" not in sys.path:  # as `python -m` has it
+    if "" not in sys.path:  # as with `python -m`
         sys.path.insert(0, "")
     module: ModuleType = _imported(name, lambda: importlib.import_module(name))
     return module

@@ -87,7 +87,7 @@ class Course:
             return rate
         from pipeline import schedules
 
-        # A plateau always has a warmup, of 0 steps if need be: a resumed run may get one, and State keeps its names.
+        # A plateau always has a warmup, perhaps of 0 steps, so that State has the same names if a resumed run adds one.
         return schedules.warmup(rate, steps=warmup)
 
     def _after_warmup(self, lr: float, steps: int, free: bool) -> Schedule | float:

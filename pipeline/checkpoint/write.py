@@ -77,7 +77,7 @@ def write_shards(
                     new.truncate(len(header) + sum(size for _, size in places.values()))
         work = Path(mesh.agreed(str(work)))
         with _together(mesh, path):
-            if mesh.rank < mesh.shard:  # others have copies of the same shards
+            if mesh.rank < mesh.shard:  # other processes have copies of the same shards
                 _write_rows(work / STATE, mesh, tensors, full, {k: len(header) + at for k, (at, _) in places.items()})
         with _together(mesh, path):
             if mesh.rank == 0:
@@ -126,7 +126,7 @@ def _finish(work: Path, path: Path, content: Content, run: str | None) -> str:
     }  # fmt: skip
     checksum = files.checksum(facts)
     files.replace(work / FACTS, json.dumps({**facts, "checksum": checksum}, indent=1).encode() + b"\n")
-    files.put(work, path)  # may replace a damaged one, or one of an abandoned continuation
+    files.put(work, path)  # may replace a damaged checkpoint, or one of an abandoned continuation
     return checksum
 
 

@@ -1,8 +1,8 @@
 """Cache: compiled programs on disk, so that the next process need not compile.
 
 A package is a folder `<key>/` with a library and `package.json`: the program's identity (its graph, settings and
-machine), of which the key is a hash, and a checksum of both files. A package that does not match, is damaged, or could
-have been written by another user is never loaded, and exactly the bytes that were checked are loaded.
+machine), of which the key is a hash, and a checksum of both files. A package is never loaded if it does not match, is
+damaged, or could have been written by another user; exactly the checked bytes are loaded.
 """
 
 from __future__ import annotations

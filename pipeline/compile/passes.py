@@ -43,7 +43,7 @@ def repair(graph: GraphModule) -> None:
     """
     for node in list(graph.graph.nodes):
         if "_record_function" in str(node.target):
-            node.replace_all_uses_with(None)  # the end of a mark takes its beginning
+            node.replace_all_uses_with(None)  # the end of a mark has its beginning as argument
             graph.graph.erase_node(node)
         elif node.target is torch.ops.aten.cat.default:
             parts = [t for t in node.args[0] if t.meta["val"].shape != (0,)]

@@ -100,10 +100,10 @@ class Programs:
         except CaptureError as e:
             if build.traced.sizes is None:
                 return self.fall_back(e)
-            self._rigid.add(build.name)  # backends can do more with sizes that are numbers
+            self._rigid.add(build.name)  # backends optimize more with constant sizes
             self._forget(build)
             return self.request(subject, inputs) and self.finish(subject, inputs)
-        except StageError as e:  # of this batch; the next may do
+        except StageError as e:  # an error of this batch; the next may succeed
             self._forget(build)
             return self.fall_back(e)
         return True

@@ -159,7 +159,7 @@ def watched(program: Program) -> Program:
 
         return evolve(s, function=function)
 
-    # Not of a backward: it remembers its route.
+    # Not for a backward, which remembers its route.
     stages = program.pipe.stages
     return program.of([watch(s) if isinstance(s, Stage) and not isinstance(s, Gradients) else s for s in stages])
 

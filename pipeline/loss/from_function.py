@@ -43,7 +43,7 @@ def function(
     if not (weight is None or callable(weight) or weight in ("samples", "sum")):
         raise WiringError(f"loss.function(weight={weight!r}): write a function of named values, 'samples' or 'sum'")
     if isinstance(f, nn.Module) and any(p.requires_grad for p in f.parameters()):
-        from pipeline.forward import model  # the one step that imports another: such a loss is a model
+        from pipeline.forward import model  # the only step that imports another: a loss with parameters is a model
 
         name = name or f"loss.{type(f).__name__}"
         return model(f, inputs=("outputs", "targets"), outputs="loss", params=name, name=name)
@@ -64,8 +64,8 @@ def function(
 
 
 def weight(f: Callable[..., Any], of: str = "loss") -> Stage:
-    """The weight of the loss `of`, if a model or a stage of your own writes that loss: a function of named values that
-    returns the count averaged over, as a number or a mask.
+    """The weight of the loss `of`, written by a model or by your own stage: a function of named values that returns the
+    count averaged over, as a number or a mask.
 
     >>> import torch
     >>> weight(lambda labels: labels != -100)(torch.tensor([3, 1, -100]))

@@ -58,7 +58,7 @@ def leaves_nothing(
     try:
         after, result = call_again(True, args, kwargs)
         equal = all(map(torch.equal, result, expected))
-        # A count goes on from its last value, whether or not anything reads it yet.
+        # A counter depends on its last value, even if nothing reads it yet.
         counts = [(i, key) for i, attributes, key in left if isinstance(v := attributes(after[i]).get(key), int | float)
                   and not same(attributes(without[i]).get(key), v)]  # fmt: skip
     except Exception:  # it can't be called twice

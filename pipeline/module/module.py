@@ -1,7 +1,7 @@
 """Module: an nn.Module without its tensors; each call gets an instance of its own.
 
-So a call is a pure function: attributes that a module sets on itself, such as an activation, end with the call, and
-recomputation in a backward finds the tensors of its forward.
+So a call is a pure function: attributes set by a module on itself, such as an activation, last until the end of the
+call, and recomputation in a backward uses the tensors of its forward.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class Module:
             trained.module.train(not self.frozen)  # its submodules too, by train(), which users may override
             still = [k for k, m in in_eval.items() if m.training and not self.train]
             still = [] if self.train is None and "" in still else still
-            for k in still:  # probably on purpose, as frozen BatchNorms
+            for k in still:  # probably on purpose, such as frozen BatchNorms
                 in_eval[k].training = False
             self._skeletons.update({False: evaluated, True: trained})
             self._unannounced.extend(k for k in still if self.train is None and k.rpartition(".")[0] not in still)

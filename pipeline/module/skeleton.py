@@ -46,7 +46,7 @@ class Skeleton:
             if id(held) in memo or isinstance(held, FunctionType | np.ndarray):  # each instance copies its arrays
                 continue
             if not isinstance(held, (*_GENERATORS, torch.Generator, Tensor)):
-                with suppress(Exception):  # objects that can't be copied raise anything
+                with suppress(Exception):  # objects that can't be copied raise any type of error
                     copy.deepcopy(held, memo)
                     continue
             memo[id(held)] = held.detach().clone() if isinstance(held, Tensor) else held

@@ -97,7 +97,7 @@ def warn_nonfinite(program: Program, metrics: Mapping[str, Any], step: int) -> b
         return False
     for s in program.pipe.backwards:
         means = np.atleast_1d(metrics.get(s.of, 0.0))
-        if not np.isfinite(means).any():  # one member may fail and others go on
+        if not np.isfinite(means).any():  # if one member fails, the others go on
             instead = f"put update.finite() after {s.name!r}, which says the step and the tensor that it came from"
             warnings.warn(f"the mean of {s.of!r} is {means[0]} up to step {step}; {instead}", stacklevel=3)
             return True

@@ -78,7 +78,7 @@ class Sharding:
                 if not shape or not isinstance(leaf, Tensor):
                     continue
                 own = (-(-shape[0] // self.mesh.shard), *shape[1:])
-                if tuple(leaf.shape[: len(own)]) == own:  # a complex number is two
+                if tuple(leaf.shape[: len(own)]) == own:  # a complex number counts as two
                     found[f"memory/{s.name}/{path}"] = (shape[0], *leaf.shape[1:])
         return found
 

@@ -79,7 +79,8 @@ class Single:
         tree: dict[str, Tree] = {}
         waiting = [s for s in pipe.stages if s.create is not None]
         while waiting:
-            # An average stands late, but is created as soon as its weights: models before it may be called with it.
+            # An average stands late in the pipeline, but is created with its weights, because earlier models may be
+            # called with it.
             averages = [s for s in waiting if isinstance(s, Stage) and s.view and s.average_of in tree]
             s = averages[0] if averages else next(s for s in waiting if not isinstance(s, Stage) or not s.view)
             waiting.remove(s)
@@ -224,7 +225,7 @@ class Single:
         final, parts = not parts or g.accumulate == 1, max(parts, g.accumulate)
         with self.pipe.place.computing(), self.pipe.place.autocast():
             found = differs(g, segment.stages, values, hyper, memory, batch, size, parts, low)
-        if final and found is None:  # a look at a few samples does not replace the first step's own batch
+        if final and found is None:  # a check of a few samples does not replace the check of the first step's batch
             self.tried.add(g)
         if found is not None and g.accumulate > 1:
             instead = f"{found.instead}, or " if found.instead else ""

@@ -131,8 +131,8 @@ class Samples:
     """Several, if epochs were read at the same time."""
 
     def __attrs_post_init__(self) -> None:
-        # A pool that the cycle collector finds has lost the threads that tell its workers to end, and waits for them in
-        # vain. The finalizer holds the pools until their Samples is gone.
+        # If the cycle collector finds a pool, its threads that end the workers are gone, and it waits for the workers
+        # in vain. The finalizer holds the pools until their Samples is gone.
         weakref.finalize(self, self._pools.clear)
 
     def __len__(self) -> int:

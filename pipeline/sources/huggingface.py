@@ -46,7 +46,7 @@ def huggingface(
     missing, unknown, or can't be trained on.
     """
     try:
-        datasets: Any = import_module("datasets")  # it has no types
+        datasets: Any = import_module("datasets")  # the library has no types
     except ImportError:
         raise ConfigError("this needs Hugging Face's datasets, which is not here: pip install datasets") from None
     data = path_or_dataset

@@ -121,7 +121,7 @@ def _shape(size: Any, sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
 def _sides(folder: Path, test: Path | None) -> tuple[Path, Path | None, tuple[str, ...]]:
     """The folders to train on and to hold out, with notes."""
     names = {f.name for f in _visible(folder) if f.is_dir()}
-    # With folders of other names beside it, train is a class.
+    # If other folders are beside it, train is a class.
     if "train" not in names or not names <= {"train", *HELD_OUT}:
         return folder, test, ()
     beside = [folder / name for name in HELD_OUT if name in names]
@@ -168,7 +168,7 @@ def _inside(folder: Path) -> list[Path]:
 
 
 def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in SUFFIXES and path.is_file()  # to read a FIFO may wait for ever
+    return path.suffix.lower() in SUFFIXES and path.is_file()  # reading a FIFO may wait for ever
 
 
 def _listed(folders: Mapping[str, list[Path]], classes: tuple[str, ...]) -> tuple[list[Path], Tensor]:

@@ -32,10 +32,10 @@ def table(
     learned from the others.
 
     Batches have `inputs` (B, D) float32, `targets`, and, if there are columns of text or dates, `categories` (B, C)
-    int64. Numbers have mean 0 and deviation 1 over the training rows; a missing one is the mean, marked by a column of
-    0 and 1; a category that is missing or new is 0. Text, true and false, and whole numbers of few values are classes;
-    other numbers are values in their own units, with `target_mean` and `target_std` of the training rows in `fitted`;
-    several columns of 0 and 1 are labels. `task` overrules that.
+    int64. Numbers have mean 0 and deviation 1 over the training rows; a missing number becomes the mean, marked by a
+    column of 0 and 1; a missing or new category becomes 0. Text, true and false, and whole numbers of few values are
+    classes; other numbers are values in their own units, with `target_mean` and `target_std` of the training rows in
+    `fitted`; several columns of 0 and 1 are labels. `task` overrules that.
 
     - `test`: a file of the held-out rows, instead of a split.
     - `groups`: a column that is no input, whose equal values stay on one side of the split; `time`: a column by which

@@ -63,7 +63,7 @@ def loaded(code: bytes, name: str) -> ctypes.CDLL:
             os.pwrite(descriptor, code, 0)
             fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, 0b1111)  # against seals, shrinking, growing and writing
         library = ctypes.CDLL(f"/proc/self/fd/{descriptor}")
-        if f"/memfd:{name} ".encode() in files.read(Path("/proc/self/maps")):  # not an earlier library of this path
+        if f"/memfd:{name} ".encode() in files.read(Path("/proc/self/maps")):  # avoids an earlier library of this path
             return library
     with tempfile.TemporaryDirectory(prefix="pipe-train-") as folder:
         files.replace(path := Path(folder, f"{name}.so"), code, 0o600)

@@ -32,7 +32,7 @@ from pipeline.errors import CaptureError
 
 _CPU: dict[str, Any] = {
     "cpp_wrapper": True,  # the calls of the kernels in C++ too
-    "cpp.vec_isa_ok": True,  # saves seconds of probing the compiler; one too old for the processor fails later
+    "cpp.vec_isa_ok": True,  # saves seconds of probing the compiler; a compiler too old for the processor fails later
     "cpp_wrapper_build_separate": True,  # the kernels in a file of their own, compiled beside the calls
     "fx_graph_cache": False,
     "size_asserts": False,  # the caller checks shapes

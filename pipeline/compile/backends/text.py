@@ -97,8 +97,8 @@ def _once(what: str, count: int, expected: int) -> None:
 
 
 def _serial(kernel: str) -> str:
-    """Run loops with atomic additions, as of an embedding's gradient, on one thread: else the order of the additions
-    and the last bits differ in each run."""
+    """Run loops with atomic additions, such as an embedding's gradient, on one thread: otherwise the order of
+    additions, and so the last bits, differ in each run."""
     if "#pragma omp" not in kernel:
         return kernel
     loops = _LOOP.split(kernel)
