@@ -107,7 +107,7 @@ class Place(Part):
         return 2 * sum(t.nbytes for t in tensors if t.device != self.device) <= free_memory(self.device)
 
     def ahead(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """The batches on the device, each sent during the step before."""
+        """The batches on the device, each sent during the previous step."""
         if self.device.type == "cpu":
             for batch in batches:
                 placed = all(isinstance(t, Tensor) and t.device == self.device for t in batch.values())

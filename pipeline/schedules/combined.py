@@ -40,7 +40,7 @@ def product(*parts: Schedule | float) -> Schedule:
 
 
 def sequence(parts: Sequence[Schedule | float], milestones: Sequence[float]) -> Schedule:
-    """Schedules or numbers one after the other; each starts at its step 0 at its milestone, as torch's SequentialLR.
+    """Schedules or numbers one after the other, as torch's SequentialLR: each counts its steps from its milestone.
 
     One milestone fewer than parts. In a part, RUN is the part's length: up to the next milestone or the end of the run.
 
