@@ -22,9 +22,9 @@ from pipeline.sweeps import Order, Sweep, sweep
 class Ensemble(Sweep):
     """Members that differ in their seeds, as one model: made by `pipeline.ensemble`.
 
-    It is trained as a Sweep. An evaluation reports the metrics of the joined outputs ("loss"), their means over members
-    ("members.loss"), those of each member ("members.loss/0"), and the accuracy of the majority vote ("votes.accuracy").
-    In training, each metric is the mean over members.
+    It is trained as a Sweep. An evaluation reports the metrics of the joined outputs ("loss"), the means of the
+    members' metrics ("members.loss"), each member's ("members.loss/0"), and the accuracy of the majority vote
+    ("votes.accuracy"). In training, each metric is the mean over members.
     """
 
     join: Join | None = field(default=None, kw_only=True)
