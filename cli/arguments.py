@@ -17,10 +17,8 @@ if TYPE_CHECKING:
     from cli.saved_run import Past
 
 source = click.argument("file", required=False, metavar="[CONFIG.toml | RUN | FILE.py:FUNCTION]")
-trusted = click.option("--trust", is_flag=True, help="run code that a file names and the command line does not")
-accepted = click.option(
-    "--accept", is_flag=True, help="accept changes that were made in the run's folder, and record that"
-)
+trusted = click.option("--trust", is_flag=True, help="run code named in a file but not on the command line")
+accepted = click.option("--accept", is_flag=True, help="accept and record changes to the run's folder")
 weights = click.option(
     "--weights", default="best", metavar="NAME",
     help="best, last, the step of a checkpoint, or the name of an average  [default: best]",
@@ -60,9 +58,9 @@ def saved_run(run: str, trust: bool, accept: bool) -> Past:
 
 
 def check(path: Path, chosen: dict[str, Any], trust: bool, accept: bool = False, run: bool = True) -> None:
-    """Check a config file, or the folder of a run or a sweep, before anything of it is used.
+    """Check a config file, or the folder of a run or a sweep, before use.
 
-    Raises ConfigError if it names code that the command line does not name, or was changed and is not accepted.
+    Raises ConfigError for code not named on the command line, and for changes that are not accepted.
     """
     if run and accept and os.path.lexists(path / config.CONFIG):
         from cli.folder import accepted
@@ -85,7 +83,7 @@ def assigned_settings(texts: tuple[str, ...]) -> dict[str, Any]:
     """
     try:
         assigned = config.assigned(texts)
-    except ValueError as e:  # a number of thousands of digits
+    except ValueError as e:  # such as a number of thousands of digits
         raise refusal(f"a value of --set does not fit: {e}") from None
     for text in texts:
         name, _, value = text.partition("=")
@@ -95,7 +93,7 @@ def assigned_settings(texts: tuple[str, ...]) -> dict[str, Any]:
 
 
 def settings_of(options: dict[str, Any]) -> dict[str, Any]:
-    """Settings of options, by whole name: those of --set, and those of flags, which win."""
+    """Settings from --set and from flags, by full name; flags win."""
     assigned = assigned_settings(options.pop("assigned", ()))
     chosen = {name: value for name, value in options.items() if value is not None}
     for name in ("hidden", "widths"):

@@ -1,4 +1,4 @@
-"""Measure how fast a run steps, and which share of that its matrix products take."""
+"""Measure the speed of a run's steps, and the share of matrix products in their time."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from pipeline.programs.program import Program
 EAGER, SINGLE, FUSED, PRODUCTS = "eager", "compiled, one step a call", "compiled, fused", "its matrix products alone"
 
 WIDE = 1.5
-"""A slowest round of this many medians makes a figure doubtful."""
+"""A figure is doubtful above this ratio of the slowest round to the median."""
 
 
 @frozen
@@ -47,11 +47,11 @@ class Figures:
     memory: dict[str, int]
     compiled: CompileReport | None = None
     seconds: float = 0.0
-    """To compile, or to load from the cache."""
+    """Seconds to compile, or to load from the cache."""
 
     @property
     def best(self) -> str:
-        """The way of `pipe train`."""
+        """Name of the way that `pipe train` takes."""
         return [name for name in self.ways if name != PRODUCTS][-1]
 
     @property
@@ -146,7 +146,7 @@ def _by_batch(step: Callable[..., Any], device: torch.device, state: State, batc
 
 
 def _resident(program: Compiled, load: Load, state: State) -> tuple[Way, Way]:
-    """One step a call, and many, on the same State, to whose memory the graphs are bound."""
+    """One step a call, and many; both bound to the memory of one State."""
     batches, full, done = load.batches or 0, len(load.data) // load.size, 0
 
     def single(epoch: int, at: int, steps: int) -> State:

@@ -33,14 +33,14 @@ from pipeline.state import Batch, State
 
 @frozen(eq=False)
 class Job:
-    """What a run trains, and on what."""
+    """The pipeline and the data of a run."""
 
     pipe: Pipeline | Ensemble
     held_out: Any
     model: str
     """The model in words: `mlp 64-128-10`."""
     best: str | None
-    """The held-out metric that tells the best epoch, if the settings name none."""
+    """The held-out metric of the best epoch, if the settings name none."""
     prepared: Prepared | None = None
     """The data; None with a pipeline of the user's own."""
     fixed: Fixed | None = None
@@ -53,7 +53,7 @@ class Job:
 
     @property
     def about(self) -> About | None:
-        """What has to be known of the data to use the model on others."""
+        """Facts about the data, for predictions on other data."""
         return None if self.prepared is None or self.fixed is None else About.of(self.fixed, self.prepared)
 
     @property
@@ -64,8 +64,8 @@ class Job:
 
     @property
     def validation(self) -> Any:
-        """The held-out data; of the command's own pipelines, in large batches of nearly one size: without gradients
-        they need no more memory than a step, and they need few graphs."""
+        """The held-out data; for the command's own pipelines in large batches of nearly equal size, for few graphs.
+        Without gradients, these need no more memory than a step."""
         if self.prepared is None:
             return self.held_out
         assert self.stages.load is not None
@@ -85,7 +85,8 @@ class Job:
 
 
 def job(config: TrainConfig, data: Prepared | None = None) -> Job:
-    """The job of a run; `data` if they are prepared already. Raises a PipeError for what does not fit together."""
+    """The job of a run; `data` if they are prepared already. Raises a PipeError if settings, data and pipeline do not
+    fit together."""
     own = config.pipeline.name
     single = _of_settings(config, data) if own is None else _of_code(config, own)
     return single if config.run.ensemble is None else _ensemble(single, config.run.ensemble)
@@ -116,14 +117,14 @@ def _of_code(config: TrainConfig, name: str) -> Job:
 
 
 def _of_settings(config: TrainConfig, data: Prepared | None) -> Job:
-    """The job of a pipeline made of settings."""
+    """The job of a pipeline built from settings."""
     device = placed(config)
     data = prepared(config) if data is None else data
     what = fixed(config.data.source, data)
     build, words, inputs = config.model.make(what)
     measured = standardized(data, config.loss.stage(data.task), config.evaluate.stages(what))
     run = config.run
-    # A shorter last batch of a text would cost another graph for little.
+    # A text's shorter last batch is not worth a graph of its own.
     batches = load.batches(data.train, size=run.batch_size, drop_last=data.task == TOKENS)
     free = config.optimizer.schedule_free
     rate = partial(config.schedule.learning_rate, steps=steps(batches, config) or 0, free=free)
@@ -177,7 +178,7 @@ def begin(config: TrainConfig) -> tuple[Job, State]:
 
 
 def _check_best(best: str, job: Job, state: State) -> None:
-    """Raise ConfigError for a metric that can't tell the best epoch."""
+    """Raise ConfigError if the metric of the best epoch is unknown or declares no direction."""
     program = job.pipe.program
     metrics = [*program.finish(program.zeros())]
     metrics += [f"{name}.{metric}" for name in job.stages.averages for metric in metrics]
@@ -192,7 +193,7 @@ def _check_best(best: str, job: Job, state: State) -> None:
 
 
 def steps(load: Load | None, config: TrainConfig) -> int | None:
-    """The number of steps of a run; None if its data do not tell."""
+    """The number of steps of a run; None if the data have no length."""
     return None if load is None or load.batches is None else load.batches * config.run.epochs
 
 
@@ -202,7 +203,7 @@ def first(job: Job, config: TrainConfig) -> State:
 
 
 def fixed(source: str, data: Prepared) -> Fixed:
-    """What the data determine of a model."""
+    """A model's sizes, determined by the data."""
     batch = _sample(data.train)
     inputs, targets = batch["inputs"], batch["targets"]
     if data.task in (CLASSES, TOKENS):
@@ -243,13 +244,13 @@ def _length(data: Any) -> str:
 SMALL = 2e8
 """Floating-point operations of a step below which threads cost more than they gain."""
 TIGHT = 4
-"""Estimated activations may be so many times the free memory, as the estimate is rough."""
+"""Largest estimate of activations, as a multiple of the free memory: the estimate is rough."""
 MANY = 4
 """Members side by side that keep all cores busy, even if one alone is too small for that."""
 
 
 def threads(job: Job, state: State, wanted: int | None) -> int:
-    """The number of CPU threads: `wanted`, or by the size of a step alone, so that it is always the same.
+    """The number of CPU threads: `wanted`, or a function of the step's size alone, and so reproducible.
 
     The size is measured by trying the pipeline on its data. Raises a PipeError if they do not fit each other.
     """
@@ -281,7 +282,7 @@ def size(job: Job, state: State) -> tuple[float, float]:
             return
         nbytes += output.nbytes
         for weight in module.parameters(recurse=False) if not isinstance(module, nn.Embedding) else ():
-            if weight.ndim > 1:  # each output channel is a product with a row of it
+            if weight.ndim > 1:  # an output channel is a product with one of its rows
                 operations += 2 * weight.numel() * output.numel() // len(weight)
 
     skeletons = [m.module.skeleton().module for m in job.stages.models]
@@ -291,7 +292,7 @@ def size(job: Job, state: State) -> tuple[float, float]:
     finally:
         for hook in hooks:
             hook.remove()
-    scale = load.size / min(2, len(job.train)) if load.known else 1  # an iterable was tried on a whole batch
+    scale = load.size / min(2, len(job.train)) if load.known else 1  # for an iterable, the trial took a whole batch
     return 3 * operations * scale, nbytes * scale
 
 

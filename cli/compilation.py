@@ -1,4 +1,4 @@
-"""Compile the step of a run, and print how it went."""
+"""Compile the step of a run, and print the result."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pipeline.compile import Compiled
 def compiled(
     pipe: Pipeline | Sweep, held_out: Any, config: TrainConfig, state: State, say: Console, verbose: bool = False
 ) -> Compiled:
-    """The compiled step with all its graphs, or one that runs eagerly after the reason was printed."""
+    """The compiled step with all its graphs; if compiling fails, prints the reason and returns an eager step."""
     program = pipe.compile(backend=config.run.backend, fallback="eager")
     start = time.perf_counter()
     with warnings.catch_warnings(), waiting(say, lambda: f"{program.doing}, {time.perf_counter() - start:.0f} s"):

@@ -29,12 +29,12 @@ from cli.version import own_version
 
 CONFIG, PLAN, FOLDS = "config.toml", "sweep.json", "folds"
 RECORDS = ("facts", "versions", "resumed")
-"""Tables of a run's config beside its settings."""
+"""Tables of a run's config that hold no settings."""
 
 
 @frozen
 class TrainConfig:
-    """What `pipe train` does. A setting of None is chosen from the others."""
+    """Settings of `pipe train`. None stands for a choice by the other settings."""
 
     data: Data
     model: Model
@@ -58,7 +58,7 @@ class TrainConfig:
 
     @property
     def tables(self) -> dict[str, dict[str, Any]]:
-        """All settings that are not None, as TOML has them."""
+        """All settings except None, as TOML values."""
         own = self.pipeline.name is not None
         tables = {}
         for name in ("pipeline", "run") if own else TABLES:
@@ -89,13 +89,13 @@ class TrainConfig:
 def make(*layers: Mapping[str, Any]) -> TrainConfig:
     """A TrainConfig from plain values by name, `lr` or `optimizer.lr`; a later layer wins.
 
-    Raises ConfigError for what is unknown or does not fit.
+    Raises ConfigError for unknown names and invalid values.
     """
     values: dict[str, dict[str, Any]] = {table: {} for table in TABLES}
     for layer in layers:
         for table, new in _by_table(layer).items():
             if TABLES[table].key in new and values[table]:
-                # Another recipe: drop the settings that only the one before it had.
+                # Another recipe: drop settings that only the previous one had.
                 known = settings(_recipe(table, {**values[table], **new}))
                 values[table] = {k: v for k, v in values[table].items() if k in known}
             values[table] |= new
@@ -198,8 +198,8 @@ def assigned(texts: tuple[str, ...]) -> dict[str, Any]:
 
 
 def code_in(values: Any) -> list[str]:
-    """All functions of the user's that a config, a layer of settings or the rows of a sweep name, however deep: each
-    text that reads as one.
+    """The user's functions named in a config, a layer of settings or the rows of a sweep, at any depth: every text in
+    the form of a function's name.
 
     >>> code_in({"model": {"name": "net.py:make"}, "rows": [{"data": "own.data:digits"}]})
     ['net.py:make', 'own.data:digits']
@@ -218,12 +218,12 @@ def code_in(values: Any) -> list[str]:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The settings in a config file, as plain values; of a run's config, with its number of threads."""
+    """The settings in a config file, as plain values; for a run's config, with its number of threads."""
     table = document(path)
     facts = table.get("facts")
-    # The number of threads decides how sums are rounded: the same run again takes as many.
+    # The number of threads affects the rounding of sums, so a repeated run keeps it.
     threads = {"run.threads": facts["threads"]} if isinstance(facts, dict) and "threads" in facts else {}
-    if isinstance(table.get(FOLDS), dict):  # how the folds ended; a setting has the same name
+    if isinstance(table.get(FOLDS), dict):  # results of the folds, named like a setting
         del table[FOLDS]
     values = {name: value for name, value in table.items() if name not in RECORDS}
     _by_table(values)  # raises for unknown settings
@@ -231,11 +231,11 @@ def read(path: Path) -> dict[str, Any]:
 
 
 BESIDE = ("save_steps", "save_minutes", "keep", "patience", "minutes", "log", "best", "steps_per_call")
-"""Settings that change no bit of a step."""
+"""Settings without effect on the bits of a step."""
 
 
 def changed(path: Path) -> str:
-    """The settings of the steps that a resumed run changed: `lr 0.3 -> 0.1 at step 12`."""
+    """Settings that resuming changed: `lr 0.3 -> 0.1 at step 12`."""
     past = document(path).get("resumed")
     entries = [r for r in past if isinstance(r, dict)] if isinstance(past, list) else []
     changes = [(name, r.get("step"), v) for r in entries for name, v in r.items() if isinstance(v, list) and v]
@@ -248,7 +248,7 @@ def files(folder: Path) -> list[Path]:
 
 
 def document(path: Path) -> dict[str, Any]:
-    """All that a config.toml, or the plan of a sweep, holds."""
+    """The content of a config.toml or of a sweep's plan."""
     try:
         text = seal.content(path).decode("utf-8")
         table = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
@@ -277,8 +277,8 @@ def check_run(folder: Path) -> None:
 
 
 def resumed(folder: Path, *given: Mapping[str, Any], besides: Collection[str] = ()) -> tuple[TrainConfig, TrainConfig]:
-    """The settings of a resumed run: as they were, and with the layers of `given`. Raises ConfigError for a fixed
-    setting that differs, but for those in `besides`."""
+    """The settings of a resumed run: the recorded ones, overridden by the layers of `given`. Raises ConfigError for a
+    changed fixed setting, except those in `besides`."""
     check_run(folder)
     earlier = read(folder / CONFIG)
     old, new = make(earlier), make(earlier, *given)

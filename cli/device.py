@@ -15,7 +15,7 @@ from pipeline import place
 from pipeline.errors import PipeError
 
 MEMBERS = 8
-"""From this many members side by side, an accelerator has enough to do."""
+"""Members side by side that keep an accelerator busy."""
 
 
 def chosen(config: TrainConfig, say: Console) -> tuple[TrainConfig, str]:

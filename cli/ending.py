@@ -64,14 +64,14 @@ def shown(text: str) -> str:
 
 
 def say(message: str) -> None:
-    """Print why a command ends, if stderr is open."""
+    """Print the reason for the end of a command, if stderr is open."""
     with suppress(OSError, ValueError):
         sys.stderr.write(f"pipe: {shown(message)}\n")
         sys.stderr.flush()
 
 
 def with_outputs(command: Callable[[], None]) -> None:
-    """Run a command and exit with its code, or with that of an output that could not be written."""
+    """Run a command and exit with its code, or with an error's code if its output can't be written."""
     _open_outputs()
     code: Any = 0
     try:

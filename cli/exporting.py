@@ -71,7 +71,7 @@ class Program(nn.Module):
 
 
 def _held_out(past: Past, about: About, program: Program) -> tuple[list[Tensor], Tensor]:
-    """Raw held-out samples, as the program takes them, and the model's predictions for the prepared ones."""
+    """Raw held-out samples, in the program's format, and the model's predictions for the prepared samples."""
     held_out = past.made[0].held_out
     batch = held_out[torch.arange(min(CHECKED, len(held_out)))]
     with torch.no_grad():
@@ -86,7 +86,7 @@ def _held_out(past: Past, about: About, program: Program) -> tuple[list[Tensor],
 
 
 def _write_torch(path: Path, program: Program, samples: Sequence[Tensor], expected: Tensor) -> float:
-    """Write a program of torch.export; its error."""
+    """Write a torch.export program; returns its relative error."""
     exported = _exported(program, samples)
     error = _check(lambda *values: exported.module()(*values), samples, expected)
     with written(path) as file:
@@ -103,14 +103,14 @@ def _exported(program: Program, samples: Sequence[Tensor]) -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return torch.export.export(program, example, dynamic_shapes=shapes)
-    except Exception as e:  # torch.export raises many types
+    except Exception as e:  # torch.export raises many types of errors
         raise ConfigError(
             f"the model can't be exported with batches of any size: {first_line(e)}; --format weights has its weights"
         ) from None
 
 
 def _write_onnx(path: Path, program: Program, samples: Sequence[Tensor], expected: Tensor) -> float:
-    """Write an ONNX model; its error."""
+    """Write an ONNX model; returns its relative error."""
     try:
         import onnxruntime
         import onnxscript  # noqa: F401  # torch's exporter needs it
@@ -131,7 +131,7 @@ def _write_onnx(path: Path, program: Program, samples: Sequence[Tensor], expecte
                 file.write(onnx.model_proto.SerializeToString())
     except ConfigError:
         raise
-    except Exception as e:  # the exporter raises many types
+    except Exception as e:  # the exporter raises many types of errors
         raise ConfigError(f"the model can't be exported to ONNX: {first_line(e)}; --format torch may do") from None
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     try:

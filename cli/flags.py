@@ -79,9 +79,9 @@ class Flag:
 def settings(
     command: Callable[..., Any], bare: Mapping[str, str] = MappingProxyType({}), several: bool = False
 ) -> Callable[..., Any]:
-    """Add an option for each setting that has a flag. One that is not given is None, so that a config file decides.
+    """Add an option for each setting that has a flag. A missing option is None, so that a config file decides.
 
-    - `bare`: flags that may stand without a value, which is "" then, and what to add to their help.
+    - `bare`: flags with an optional value, "" if missing -> addition to their help.
     - `several`: take numbers as text, which may hold several values.
     """
     for name, f in reversed(flags().items()):

@@ -1,4 +1,4 @@
-"""A run's folder: made, locked, and its metrics.jsonl continued without gaps or duplicates."""
+"""A run's folder: create and lock it, and continue its metrics.jsonl without gaps or duplicates."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def _next(root: Path, name: str) -> Path:
         folder = root / f"{name}-{n}"
         try:
             folder.mkdir()
-        except FileExistsError:  # of an earlier run, or of one that another process begins now
+        except FileExistsError:  # of an earlier run, or of another process's new run
             continue
         return folder
     raise AssertionError
@@ -109,7 +109,7 @@ def gone_on(folder: Path) -> Iterator[Seal]:
 
 
 def accept(folder: Path) -> list[str]:
-    """Accept the current files of a run, and of a sweep's members; the names of those that differ."""
+    """Accept the current files of a run, and of a sweep's members; returns the names of changed ones."""
     saved: list[checkpoint.Saved] = []
     try:
         while (
@@ -124,7 +124,7 @@ def accept(folder: Path) -> list[str]:
 
 
 def accepted(folder: Path) -> None:
-    """Accept the current files of a run, with a warning that names those that differ."""
+    """Accept the current files of a run, with a warning that names changed ones."""
     with locked(folder):
         differ = accept(folder)
     if differ:
@@ -134,7 +134,7 @@ def accepted(folder: Path) -> None:
 
 
 def newest(seal: Seal, below: int | None = None) -> checkpoint.Found:
-    """The newest undamaged checkpoint of a run, and what is wrong with newer ones, if only that they are gone."""
+    """The newest undamaged checkpoint of a run, and the faults of newer ones, including missing ones."""
     found = checkpoint.newest(seal.folder / CHECKPOINTS, below, seal.fault)
     lost = seal.lost(found.saved.step if found.saved else -1)
     return checkpoint.Found(found.saved, (*found.faults, *(f"{path} is gone" for path in lost)))
@@ -183,8 +183,8 @@ def _json(facts: Mapping[str, Any]) -> bytes:
 
 
 def weights_file(weights: Mapping[str, Tensor], about: Mapping[str, Any]) -> bytes:
-    """Weights by the module's own names; the metadata say of which epoch they are, and their checksum."""
-    from safetensors.torch import save  # not before the first step
+    """Weights by the module's own names, with their epoch and checksum as metadata."""
+    from safetensors.torch import save  # not imported before the first step
 
     plain = {k: t.clone(memory_format=torch.contiguous_format) for k, t in weights.items()}
     # One key of metadata: the order of several would vary.

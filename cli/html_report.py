@@ -47,7 +47,7 @@ def page(past: Past) -> str:
 
 
 def _text(value: object) -> object:
-    """A value as the page shows it."""
+    """A value as text on the page."""
     if isinstance(value, Markup):
         return value
     if isinstance(value, int | float) and not isinstance(value, bool):
@@ -97,7 +97,7 @@ def _number(value: Any) -> Any:
 
 
 def _measured(past: Past) -> dict[str, Any]:
-    """Classes and the worst samples of the best epoch on the held-out data, or why they are left out."""
+    """Classes and the worst samples of the best epoch on the held-out data, or the reason for leaving them out."""
     parts: dict[str, Any] = {"fault": None, "classes": None, "worst": (), "worst_table": None}
     if past.config.pipeline.name is not None:
         return parts

@@ -13,8 +13,8 @@ from cli.predictions import apply
 
 
 def inside(build: Callable[[], nn.Module], inputs: Any, batch: Mapping[str, Any]) -> set[str]:
-    """Names of the parameters that multiply, found in the autograd graph of a forward, without embeddings, filters of
-    the inputs themselves, and the last layer.
+    """Names of the weight matrices in the autograd graph of a forward, except embeddings, filters of the inputs, and
+    the last layer.
 
     >>> from pipeline import models
     >>> sorted(inside(lambda: models.mlp(4, 3, 3, 2), "inputs", {"inputs": torch.zeros(2, 4)}))
@@ -45,7 +45,7 @@ def inside(build: Callable[[], nn.Module], inputs: Any, batch: Mapping[str, Any]
 
 
 def _parameter(node: Any) -> Any:
-    """The parameter that a node of the graph yields, or a view of it."""
+    """The parameter at a node of the graph, directly or behind a view."""
     while node is not None and len(node.next_functions) == 1:
         node = node.next_functions[0][0]
     return getattr(node, "variable", None)

@@ -52,7 +52,7 @@ def _main() -> None:
     for number in processes.stopping():
         signal.signal(number, processes.interrupted)
     try:
-        if (ended := processes.noted(processes.ENDED)) is not None:  # an error that no restart mends
+        if (ended := processes.noted(processes.ENDED)) is not None:  # an error that a restart can't fix
             sys.exit(int(ended))
         sys.exit(cli.main(prog_name="pipe", standalone_mode=False) or 0)
     except click.exceptions.NoArgsIsHelpError as e:
@@ -74,13 +74,13 @@ def _main() -> None:
     except BaseException as e:
         if (
             type(e).__name__ == "PanicException" and (why := ending.machine_error(e)) is not None
-        ):  # Rust's, no Exception
+        ):  # a panic of Rust code is no Exception
             _end(why, 2)
         raise
 
 
 def _end_by(error: Exception) -> None:
-    """End by an error that a user can cause; return if it is a bug."""
+    """Exit with an error that a user can cause; return if it is a bug."""
     if type(error).__name__ == "OutOfMemoryError":
         _end(
             f"{str(error).strip().splitlines()[0]}; the device has too little memory: use a smaller --batch-size, "

@@ -1,4 +1,4 @@
-"""How long steps take: ways to run them timed in turns, and the matrix products of a step alone."""
+"""Timing of steps: several ways to run them, in turns, and a step's matrix products alone."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Way: TypeAlias = Callable[[int], float]
 
 ROUNDS = 10
 SECONDS = 0.5
-"""Length of a training that is only measured."""
+"""Length of a training for measurement alone."""
 MOST = 1 << 20
 """Largest file of measurements, in bytes."""
 
@@ -66,7 +66,7 @@ def race(ways: Mapping[str, Way], seconds: float) -> dict[str, Timing]:
 
 
 def _warm(way: Way, seconds: float) -> int:
-    """About how many steps take so long, after a warm-up."""
+    """Approximate number of steps in `seconds`, after a warm-up."""
     way(1)
     steps = 1
     while (took := way(steps)) < seconds / 2:
@@ -75,7 +75,7 @@ def _warm(way: Way, seconds: float) -> int:
 
 
 def _more(steps: int, took: float, seconds: float) -> int:
-    """How many steps would take so long. At most ten times as many: one short time is a poor estimate."""
+    """Number of steps in `seconds`, at most ten times `steps`: one short time is a poor estimate."""
     return math.ceil(steps * min(seconds / max(took, 1e-9), 10))
 
 
@@ -99,7 +99,7 @@ def step_seconds(pipe: Runs, program: Compiled, state: State) -> float:
 
 
 def identity(config: TrainConfig) -> str:
-    """Key of a measurement: this machine, and the settings that change how long a step takes."""
+    """Key of a measurement: this machine, and the settings that affect the time of a step."""
     about: dict[str, Any] = {"machine": dict(key.machine()), "threads": torch.get_num_threads()}
     tables = {name: config.tables.get(name) for name in ("data", "model", "optimizer", "loss", "evaluate", "pipeline")}
     run = {name: getattr(config.run, name) for name in ("batch_size", "accumulate", "precision", "device", "backend")}
@@ -162,7 +162,7 @@ def _attention_backward(grad: Any, q: Any, k: Any, v: Any, *_: Any, **__: Any) -
     return sdpa_backward_flop_count(grad, q, k, v)  # type: ignore[no-untyped-call]  # as above
 
 
-_ATTENTION = {  # of a CPU: torch's counter knows only those of a GPU
+_ATTENTION = {  # attention on a CPU: torch's counter knows only the GPU's
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
 }

@@ -1,4 +1,4 @@
-"""A file that a command was asked for."""
+"""The output file of a command."""
 
 from __future__ import annotations
 

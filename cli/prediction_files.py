@@ -57,7 +57,7 @@ def predict(past: Past, data: str, out: str | None, *, weights: str, raw: bool =
 
 
 def _frames(chunks: Chunks) -> Iterator[Any]:
-    """Rows and predictions as data frames. A prediction whose name a column has gets a _ behind it."""
+    """Rows and predictions as data frames. A prediction named like a column gets a trailing _."""
     pl = package()
     for beside, columns in chunks:
         frame = dict(beside)

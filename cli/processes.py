@@ -26,10 +26,10 @@ if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 NOTES, LAUNCHER = "PIPE_NOTES", "PIPE_LAUNCHER"
-"""Environment variables: the port of the launcher's store, and the launcher's process id. What a process notes in the
-store, processes restarted after it can read."""
+"""Environment variables: the port of the launcher's store, and the launcher's process id. Notes in the store stay
+readable for restarted processes."""
 FOLDER, ENDED = "folder", "ended"
-"""Notes: the folder of the run, and the exit code of an error that no restart mends."""
+"""Notes: the folder of the run, and the exit code of an error that a restart can't fix."""
 
 
 def count() -> int:
@@ -145,13 +145,13 @@ def drop_closed_outputs() -> None:
 
 
 def note(name: str, value: str) -> None:
-    """Write a note for processes that are restarted after these."""
+    """Write a note for later restarts of these processes."""
     if NOTES in os.environ:
         _notes(int(os.environ[NOTES])).set(name, value)
 
 
 def noted(name: str, notes: TCPStore | None = None) -> str | None:
-    """The note of processes before these."""
+    """The note of these processes' earlier start."""
     if notes is None and NOTES in os.environ:
         notes = _notes(int(os.environ[NOTES]))
     return notes.get(name).decode() if notes is not None and notes.check([name]) else None

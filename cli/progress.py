@@ -1,4 +1,4 @@
-"""What a run prints while it trains, and the signals that stop it."""
+"""Output of a run during training, and the signals that stop it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from pipeline import Report
 from pipeline.text import shown
 
 LINES, SILENCE = 50, 30.0
-"""Epochs printed of a long run, roughly, and seconds after which the next one is printed anyway."""
+"""Approximate number of epochs printed in a long run, and the longest silence, in seconds."""
 
 
 def plain(quiet: bool) -> Plain:
@@ -63,7 +63,7 @@ class Plain(Console):
 
 @contextmanager
 def waiting(say: Console, doing: Callable[[], str]) -> Iterator[None]:
-    """Show what is compiled and for how long, on a terminal; in a pipe, print that compiling began."""
+    """On a terminal, show the program being compiled and the seconds so far; in a pipe, print a line at the start."""
     if not say.is_terminal or say.quiet:
         say.print("compiling the step and the evaluation; --no-compile avoids it")
         yield

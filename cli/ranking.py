@@ -1,4 +1,4 @@
-"""Which of two runs is better, by a metric and the direction that its run declares."""
+"""Ranking of runs by a metric, in the direction that its run declares."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def validation(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def direction_of(metric: str, rows: Iterable[log.Row]) -> Direction:
-    """The better direction of a metric: as rows declare it, or else a built-in metric. Raises ConfigError if neither
+    """The better direction of a metric: declared by rows, or else by a built-in metric. Raises ConfigError if neither
     does."""
     return direction(metric, log.declared(rows) or directions(built_in(), [metric]))
 

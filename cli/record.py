@@ -1,4 +1,4 @@
-"""Facts and versions that a run's config records, to find later what differs."""
+"""Facts and versions in a run's config, to detect later differences."""
 
 from __future__ import annotations
 

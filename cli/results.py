@@ -22,7 +22,7 @@ from pipeline.programs.mesh import whole
 
 
 def best_metric(job: Job, config: TrainConfig, state: State) -> str | None:
-    """The metric of the best epoch: --best, or that of the task, or the last one that a user's pipeline measures."""
+    """The metric of the best epoch: --best, the task's metric, or the last metric of a user's pipeline."""
     if config.run.best or job.best:
         return config.run.best or job.best
     scalars = [k for k, v in job.pipe.program.finish(job.pipe.program.zeros()).items() if v.ndim == 0 and "/" not in k]
@@ -33,7 +33,7 @@ def best_metric(job: Job, config: TrainConfig, state: State) -> str | None:
 def weight_files(
     job: Job, state: State, seal: Seal, best: Best | None, report: Report | None, saved: Saved | None
 ) -> dict[str, bytes]:
-    """Contents of the files of weights by name: the last, each average, and those of the best epoch."""
+    """Contents of the files of weights by name: of the last epoch, of each average, and of the best epoch."""
     averages = {name: whole(job.pipe.program, average) for name, average in job.pipe.averaged(state).items()}
     state = whole(job.pipe.program, state)
     epoch = report.epoch if report is not None else saved.epoch if saved is not None else 0

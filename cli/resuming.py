@@ -27,7 +27,7 @@ def resume(
     folder: Path, old: TrainConfig, config: TrainConfig, *, verify: bool = False, quiet: bool = False,
     verbose: bool = False,
 ) -> None:  # fmt: skip
-    """Go on with the run in a folder from its newest good checkpoint, or verify what led to it."""
+    """Resume the run in a folder from its newest good checkpoint, or verify the steps up to it."""
     with folders.gone_on(folder) as seal:
         table = settings.document(folder / settings.CONFIG)
         job, state = begin(config)
@@ -61,7 +61,7 @@ def resume(
 
 
 def _newest(seal: Seal) -> Saved | None:
-    """The newest good checkpoint, as the first process finds it. Warns of newer ones that are damaged."""
+    """The newest good checkpoint, as the first process finds it. Warns of damaged newer ones."""
     newest: checkpoint.Found = processes.agreed(folders.newest(seal) if processes.first() else None)
     saved, folder = newest.saved, seal.folder
     if saved is None and checkpoint.steps(folder / CHECKPOINTS):
@@ -74,7 +74,7 @@ def _newest(seal: Seal) -> Saved | None:
 
 
 def _done(saved: Saved, config: TrainConfig) -> str | None:
-    """Why a saved run has nothing left to do; None if it goes on."""
+    """Why a saved run is complete; None if it goes on."""
     best, patience = saved.best, config.run.patience
     if saved.epoch >= config.run.epochs:
         return f"all {saved.epoch} epochs; for more, add --epochs {2 * saved.epoch}"
@@ -85,7 +85,7 @@ def _done(saved: Saved, config: TrainConfig) -> str | None:
 
 
 def _changes(old: TrainConfig, new: TrainConfig) -> dict[str, list[Any]]:
-    """Settings that differ: [before, now]."""
+    """Changed settings -> [before, now]."""
     before, now = old.flat, new.flat
     return {k: ["default" if v is None else v for v in (before.get(k), now[k])] for k in now if before.get(k) != now[k]}
 
@@ -108,7 +108,8 @@ def _verify(
             f"the settings were changed between steps {done:,} and {saved.step:,}, so they can't be replayed as one"
         )
     wanted = saved.restore(job.pipe)
-    # No step changes a hyperparameter: those of the newest checkpoint hold since the one before.
+    # No step changes a hyperparameter, so the newest checkpoint has the hyperparameters of all steps since the one
+    # before.
     state = before.restore(job.pipe, wanted.hyper) if before else first.replace(hyper=wanted.hyper)
     program = job.pipe.compile(backend=config.run.backend, fallback="eager") if config.run.compile else False
     for report in fit(

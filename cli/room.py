@@ -33,7 +33,7 @@ def check(build: Callable[[], nn.Module], rules: Sequence[Stage] = (), members: 
         if "overflow" not in str(e):
             return
         need = 1 << 63
-    except Exception:  # of a user's module
+    except Exception:  # an error of a user's module
         return
     available = free(device)
     if members * need > available:

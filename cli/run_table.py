@@ -37,7 +37,7 @@ class Entry:
     name: str
     folder: Path
     config: TrainConfig | None
-    """None if it can't be read; `why` is the reason."""
+    """None if it can't be read; then `why` is the reason."""
     rows: Sequence[log.Row]
     state: str
     why: str

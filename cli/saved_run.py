@@ -28,7 +28,7 @@ from pipeline.ensembles import Joined
 from pipeline.errors import CheckpointError, ConfigError, first_line
 
 WEIGHTS = ("best", "last")
-"""Beside the step of a checkpoint, and the names of averages."""
+"""Names of weights, besides the steps of checkpoints and the names of averages."""
 
 
 @define(eq=False, slots=False)
@@ -150,7 +150,7 @@ class Past:
             module.load_state_dict(tensors)
         except ConfigError:
             raise
-        except Exception as e:  # safetensors and torch raise several
+        except Exception as e:  # safetensors and torch raise several types of errors
             raise ConfigError(f"can't read {path}: {first_line(e)}") from None
         return module.eval(), inputs, {k: about[k] for k in ("epoch", "step") if k in about}
 
@@ -160,7 +160,7 @@ def _is_step(weights: str) -> bool:
 
 
 def _example(about: About) -> dict[str, Any]:
-    """A batch of zeros in the shapes of the data, to initialize lazy modules."""
+    """A batch of zeros with the shapes of the data, to initialize lazy modules."""
     fixed = about.fixed
     inputs = torch.zeros(2, *fixed.inputs, dtype=torch.float32 if fixed.floats else torch.int64)
     columns = fixed.sizes.get("categories", ())

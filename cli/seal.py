@@ -37,7 +37,7 @@ class Seal:
     folder: Path
     run: str = field(factory=lambda: secrets.token_hex(8))
     files: dict[str, list[str]] = field(factory=dict)
-    """File -> the checksums that it may have."""
+    """File -> its valid checksums."""
     checkpoints: dict[str, str] = field(factory=dict)
     """Checkpoint on disk -> the checksum of its facts."""
     accepted: list[dict[str, Any]] = field(factory=list)
@@ -136,7 +136,7 @@ def of(folder: Path) -> Seal:
 
 
 def content(path: Path) -> bytes:
-    """A file's content, which in a run's folder has to be as the run wrote it. Raises ConfigError or OSError."""
+    """A file's content; in a run's folder, verified by its seal. Raises ConfigError or OSError."""
     from pipeline import files
 
     seal = read(path.parent)
@@ -147,7 +147,7 @@ def content(path: Path) -> bytes:
 
 
 def checked(path: Path) -> Path:
-    """The path of a large file, checked likewise, for a library that reads it."""
+    """The path of a large file, verified likewise, for a library to read."""
     from pipeline import files
 
     seal = read(path.parent)
@@ -199,7 +199,7 @@ def whole(rows: Sequence[Mapping[str, Any]], run: str) -> int:
 
 
 def broken(seal: Seal, rows: Sequence[Mapping[str, Any]]) -> str | None:
-    """Why the rows of a run's metrics are not as it wrote them; None if they are."""
+    """The fault of a run's rows of metrics; None if they are unchanged."""
     path, count = seal.folder / METRICS, whole(rows, seal.run)
     if count < len(rows):
         return f"{path} is not as the run wrote it, from line {count + 1} on"
@@ -208,7 +208,7 @@ def broken(seal: Seal, rows: Sequence[Mapping[str, Any]]) -> str | None:
 
 
 def accept(folder: Path, rows: Sequence[Mapping[str, Any]], saved: Sequence[Any]) -> list[str]:
-    """Accept a run's files as they are now, and record it; the names of those that differ.
+    """Accept and record a run's current files; returns the names of changed ones.
 
     `rows` are its metrics, `saved` its undamaged checkpoints.
     """

@@ -45,7 +45,7 @@ def train(config: TrainConfig, *, quiet: bool = False, verbose: bool = False) ->
 
 
 def print_head(say: Console, job: Job, state: State, config: TrainConfig, verbose: bool, why: str = "") -> None:
-    """Print data, model and device of a run, and `why` that device."""
+    """Print data, model and device of a run, and `why` it got that device."""
     say.print(f"data    {config.source}: {job.data}")
     for note in job.prepared.notes if job.prepared is not None else ():
         say.print(f"        {note}")
@@ -65,7 +65,7 @@ def print_head(say: Console, job: Job, state: State, config: TrainConfig, verbos
 
 @frozen(eq=False)
 class Training:
-    """A run to train, its folder, and what to print."""
+    """A run to train, its folder, and its console."""
 
     job: Job
     config: TrainConfig
@@ -76,7 +76,7 @@ class Training:
 
 @define
 class Progress:
-    """How far a training came, and why it ended."""
+    """Progress of a training, and the reason for its end."""
 
     state: State
     report: Report | None = None
@@ -99,7 +99,7 @@ class Progress:
 
 
 def train_from(t: Training, state: State, saved: Saved | None = None, *, done: bool = False) -> Report | None:
-    """Train from a State, which a checkpoint may have had, and write the results; only write them if it is `done`."""
+    """Train from a State, new or from a checkpoint, and write the results; if it is `done`, only write them."""
     metric = results.best_metric(t.job, t.config, state)
     progress = Progress(state)
     run = t.config.run
@@ -133,7 +133,7 @@ def train_from(t: Training, state: State, saved: Saved | None = None, *, done: b
 def _fit(
     t: Training, progress: Progress, lines: folders.Log, saver: Saver, metric: str | None, start: tuple[int, int]
 ) -> None:
-    """Train until the last epoch, a stopping rule or a signal. A run that fails is saved as far as it came."""
+    """Train until the last epoch, a stopping rule or a signal. A failing run is saved up to its last step."""
     job, run = t.job, t.config.run
     program: Any = False
     if run.compile:
@@ -157,7 +157,7 @@ def _fit(
                         except BrokenPipeError:  # nobody reads the output
                             caught.append(signal.SIGPIPE)
                 saver.offer(report, now=progress.complete or progress.ending)
-                if progress.ending:  # perhaps only since the checkpoint
+                if progress.ending:  # perhaps true only since the checkpoint
                     break
     except NonFiniteError as e:
         _save_failed(t, e, results.weight_files(job, e.state, t.seal, None, progress.report, None))

@@ -33,7 +33,7 @@ class Sample:
     true: str
     predicted: str
     cells: dict[str, Any]
-    """Its row of a table's file."""
+    """Its row in a table's file."""
 
 
 def worst(past: Past, job: Job, about: About) -> list[Sample]:

@@ -1,6 +1,6 @@
 """Training composed from pure step functions.
 
-The modules are the steps of the training loop, in its order; a Pipeline is made of their stages.
+The modules are the steps of the training loop, in its order; a Pipeline is a sequence of their stages.
 """
 
 from pipeline import (

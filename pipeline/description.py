@@ -85,7 +85,7 @@ class Description:
 
     @cached_property
     def finite(self) -> tuple[Finite, ...]:
-        """Stages that leave out or stop at steps with non-finite numbers."""
+        """Stages that skip, or stop at, steps with non-finite numbers."""
         return tuple(s for s in self.graph if isinstance(s, Finite))
 
     @cached_property

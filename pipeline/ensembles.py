@@ -22,9 +22,9 @@ from pipeline.sweeps import Order, Sweep, sweep
 class Ensemble(Sweep):
     """Members that differ in their seeds, as one model: made by `pipeline.ensemble`.
 
-    It is trained as a Sweep. Its metrics are those of one run: in an evaluation, those of the joined outputs, with
-    "members.loss" and the like, the mean of the members' own ("members.loss/0" is that of one), and "votes.accuracy",
-    of the class that most members tell. In training, each metric is the mean of the members'.
+    It is trained as a Sweep. An evaluation reports the metrics of the joined outputs ("loss"), the means of the
+    members' metrics ("members.loss"), each member's ("members.loss/0"), and the accuracy of the majority vote
+    ("votes.accuracy"). In training, each metric is the mean over members.
     """
 
     join: Join | None = field(default=None, kw_only=True)
@@ -36,7 +36,7 @@ class Ensemble(Sweep):
         return joint(own, self.join)
 
     def module(self, state: State, params: str = "params") -> nn.Module:
-        """The members as one nn.Module, whose outputs are the joined ones.
+        """The members as one nn.Module, with joined outputs.
 
         Raises ConfigError for a model that returns several parts.
         """
@@ -52,7 +52,7 @@ class Ensemble(Sweep):
 
 
 class Joined(nn.Module):
-    """Modules as one: what they return, joined.
+    """Modules as one, with joined outputs.
 
     >>> Joined([nn.Identity(), nn.Flatten(0)], lambda outputs: outputs.sum(0))(torch.ones(3))
     tensor([2., 2., 2.])
@@ -70,12 +70,12 @@ class Joined(nn.Module):
 def ensemble(pipe: Pipeline, *, seeds: int | Sequence[int], order: Order = "own", join: Join | None = None) -> Ensemble:
     """Runs of a pipeline with several seeds that answer as one model: a deep ensemble.
 
-    - `seeds`: how many, from 0, or which.
+    - `seeds`: a number of seeds, from 0 on, or the seeds.
     - `order`: as in `sweep`.
-    - `join`: how outputs (M, B, ...) become those of one model, (B, ...). By default what the loss says: the mean of
-      the probabilities of loss.cross_entropy() and binary_cross_entropy(), of values their mean.
+    - `join`: a function from the members' outputs (M, B, ...) to one model's, (B, ...). By default chosen by the loss:
+      mean probabilities for loss.cross_entropy() and binary_cross_entropy(), the mean for losses of values.
 
-    `module(state)` is the whole as an nn.Module. Raises ConfigError where the loss does not tell how to join.
+    `module(state)` is the whole as an nn.Module. Raises ConfigError if the loss declares no way to join.
 
     Source: Lakshminarayanan, Pritzel and Blundell, Simple and scalable predictive uncertainty estimation using deep
     ensembles (2017).

@@ -1,4 +1,4 @@
-"""Every error for a user: what failed, where, and what to do next. Each class has the command's exit code."""
+"""All errors for users; messages have the cause, the place and a remedy. Each class has the command's exit code."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class WiringError(PipeError):
 
 
 class StageError(PipeError):
-    """A stage failed, or returned something other than it declares."""
+    """A stage failed, or its outputs differ from its declaration."""
 
     def __init__(self, stage: str, message: str) -> None:
         super().__init__(stage, message)
@@ -58,7 +58,7 @@ class NonFiniteError(PipeError):
 
 
 class ByHandError(PipeError):
-    """No plain torch loop does what the pipeline does, so the two can't be compared."""
+    """The pipeline has no equivalent plain torch loop to compare with."""
 
 
 class DataError(PipeError):

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import IO, Any
 
 MAKING = ".making-"
-"""Prefix of temporary names. Their writer holds a lock on them; what a killed process left is not locked."""
+"""Prefix of temporary names. Their writer holds a lock on them; leftovers of a killed process are unlocked."""
 MOST = 256 << 20
 """Largest size of a file read at once, such as a config or a log, in bytes."""
 
@@ -145,7 +145,7 @@ def writing(path: Path, *, new: bool = False, mode: int = 0o666) -> Iterator[IO[
         os.fsync(handle)
         if new and path.exists():
             raise FileExistsError(errno.EEXIST, "was made by another process meanwhile", str(path))
-        parent = os.open(path.parent, os.O_RDONLY | os.O_CLOEXEC)  # may fail, so before the file is renamed
+        parent = os.open(path.parent, os.O_RDONLY | os.O_CLOEXEC)  # it may fail, so it comes before the file's rename
         try:
             work.replace(path)
             os.fsync(parent)
@@ -195,7 +195,7 @@ def remove(path: Path) -> None:
 
 
 def tidy(folder: Path) -> None:
-    """Remove what killed processes left in a folder."""
+    """Remove leftovers of killed processes from a folder."""
     with suppress(OSError), os.scandir(folder) as entries:
         for entry in [e for e in entries if e.name.startswith(MAKING)]:
             with suppress(OSError):

@@ -107,8 +107,8 @@ def model(
     - `params`: the name of its parameters in State. Its buffers, with the parameters that have requires_grad=False, are
       "buffers" (or "<params>.buffers").
     - `frozen`: never trained, in eval mode: a teacher.
-    - `train`: True puts all submodules into train mode, as module.train() does; False leaves those that came in eval
-      mode in it. By default they stay in it with a warning, unless the whole module came in eval mode.
+    - `train`: True puts all submodules into train mode, as module.train() does; False keeps eval mode for submodules
+      given in it. The default keeps it too, with a warning, but trains a module that was given in eval mode as a whole.
     - `carry`: names or patterns of buffers that evaluation carries from batch to batch, as training does, starting from
       State; {"h": "epoch"} resets to zeros at each epoch and evaluation. Other buffers must not change in evaluation;
       {"h": None}, or () for all, discards their changes.

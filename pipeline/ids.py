@@ -1,4 +1,4 @@
-"""Ids: the operations that read integers as indices of rows, and which integers are out of range."""
+"""Ids: operations that read integers as indices of rows, and the check of their range."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def id_arguments(
     if name in _LISTS:
         dim = 0
         for ids in given["indices"]:
-            mask = ids is not None and value(ids).dtype.itemsize == 1  # bool, or uint8 as one
+            mask = ids is not None and value(ids).dtype.itemsize == 1  # bool, or uint8 as a mask
             if ids is not None and not mask:
                 yield Ids(name, ids, shape[dim], True, rows=(x, dim))
             dim += value(ids).ndim if mask else 1

@@ -1,6 +1,6 @@
 """Joint: the parameters of several models as one dict, for a backward and the updates after it.
 
-Names of a single model, and of the model "params", stay; those of others get the model's name in front:
+Names of a single model, and of the model "params", stay; names of other models get the model's name in front:
 {"weight": ..., "head.weight": ...}.
 """
 

@@ -1,4 +1,4 @@
-"""Load: where batches come from. The only step that knows about data sets, epochs and positions."""
+"""Load: the source of batches. The only step that knows about data sets, epochs and positions."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Load(Element):
 
     @known.default
     def _known(self) -> bool:
-        return isinstance(self.data, Source)  # kept, as it takes as long as a step: Source is a Protocol
+        return isinstance(self.data, Source)  # cached, because isinstance of a Protocol takes as long as a step
 
     def __repr__(self) -> str:
         """`load.batches(1,437 samples of inputs, targets, size=64)`."""
@@ -98,7 +98,7 @@ class Load(Element):
             yield from map(self._named, in_epoch(self.data, seed, epoch, indices))
 
     def shards(self, seed: int, epoch: int, start: int, rows: Callable[[int], Rows]) -> Iterator[Shard]:
-        """The same on a mesh: of each batch, the samples of this process. `rows` says which, by the batch's size."""
+        """The same on a mesh: this process's samples of each batch. `rows`: size of a batch -> rows of this process."""
         if not self.known:
             own = f"{self.name}() has an order of its own, which processes do not share"
             raise DataError(f"{own}; on a mesh use load.batches(), which takes a torch Dataset too")
@@ -115,7 +115,7 @@ class Load(Element):
             yield Shard(self._named(batch), waiting.popleft())
 
     def streams(self, seed: int) -> list[tuple[Load, int]]:
-        """Each Load of a batch's values, with the seed of its order."""
+        """The Loads of a batch, each with the seed of its order."""
         return [(self, seed), *((load, random.key(seed, i)) for i, load in enumerate(self.others, 1))]
 
     def at(self, indices: Tensor) -> Batch:
@@ -143,9 +143,10 @@ class Load(Element):
         return dict(zip(self.fields, item, strict=True))
 
     def over(self, data: Any) -> Load:
-        """A Load of other data, such as those to validate on: each sample once, in order.
+        """A Load of other data, such as validation data: each sample once, in order.
 
-        Its batches have this one's size, as a loss may compare the samples of a batch; a Load keeps its own.
+        Its batches have this Load's size, because a loss may compare the samples of a batch; a Load given as data keeps
+        its own size.
         """
         if isinstance(data, Load):
             if isinstance(data.order, order.Weighted) and data is not self:
@@ -227,8 +228,8 @@ def _weights(n: int, weights: Any) -> np.ndarray:
 def together(first: Load, *others: Load, epoch: str = "first") -> Load:
     """Batches with the values of several data sets, such as labelled and unlabelled ones.
 
-    An epoch has as many batches as the first data set, or with `epoch="longest"` as the longest. The others are read
-    pass after pass, on across epochs and in the middle of a batch, so that all their batches are full; each pass is
+    An epoch has as many batches as the first data set, or with `epoch="longest"` as the longest. The others are read in
+    repeated passes, which continue across epochs and within batches, so that all their batches are full; each pass is
     shuffled by a pure function of (seed, pass). Raises DataError if two values have the same name.
 
     >>> labelled, unlabelled = (torch.randn(6, 4), torch.zeros(6)), {"unlabelled": torch.randn(20, 4)}
@@ -251,11 +252,11 @@ def together(first: Load, *others: Load, epoch: str = "first") -> Load:
 
 
 def loader(data: Iterable[Any], *, names: tuple[str, ...] = ("inputs", "targets"), samples: str | None = None) -> Load:
-    """Batches from a torch DataLoader or any iterable of batches, iterated anew each epoch, in its own order.
+    """Batches from a torch DataLoader or any iterable of batches, iterated again in each epoch, in its own order.
 
-    It yields mappings, or tuples whose values get `names`, of tensors, arrays, numbers, and nested dicts and lists of
-    them. Other values, such as strings, reach only the stages before place. `samples` names the value whose first
-    dimension is the number of samples, if tensors differ in it; the default is `targets`, then `inputs`.
+    It yields mappings, or tuples named by `names`, of tensors, arrays, numbers, and nested dicts and lists of them.
+    Other values, such as strings, reach only the stages before place. `samples` names the value whose first dimension
+    is the number of samples, if tensors differ in it; the default is `targets`, then `inputs`.
     """
     if not isinstance(data, Iterable):
         raise DataError(f"load.loader() takes an iterable of batches, not {type(data).__name__}")

@@ -4,8 +4,8 @@
     for report in reports:
         print(report)
 
-Each writes the Reports of complete epochs and those with a validation; with `inside`, all. `send` reaches `fit`. A
-resumed run keeps the rows of a file from earlier epochs. For any other service, log `row(report)`.
+Each writes the Reports of complete epochs and of validations; with `inside`, all. `send` reaches `fit`. A resumed run
+keeps the rows of a file from earlier epochs. For any other service, log `row(report)`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from pipeline.state import Report, State
 Reports: TypeAlias = Generator[Report, State | None, None]
 Row: TypeAlias = dict[str, Any]
 Open: TypeAlias = Callable[[Report], AbstractContextManager[Callable[[Report], None]]]
-"""From the first Report, a function that writes Reports."""
+"""First Report -> function that writes Reports."""
 
 
 def row(report: Report) -> Row:
@@ -90,7 +90,7 @@ def tensorboard(reports: Iterable[Report], folder: str | Path, *, inside: bool =
 
 
 def _logged(reports: Iterable[Report], begin: Open, inside: bool) -> Reports:
-    """The Reports, each after it was written."""
+    """Yield each Report after writing it."""
     source = iter(reports)
     sent: State | None = None
     write: Callable[[Report], None] | None = None
@@ -102,7 +102,7 @@ def _logged(reports: Iterable[Report], begin: Open, inside: bool) -> Reports:
                 report = next(source) if sent is None else source.send(sent)  # type: ignore[attr-defined]  # fit's has it
             except StopIteration:
                 return
-            # `send` gives the same Report again.
+            # `send` returns the same Report again.
             if sent is None and (report.complete or report.validate or inside):
                 write = write or stack.enter_context(begin(report))
                 write(report)
@@ -135,7 +135,7 @@ def _csv(path: Path, first: Report) -> Iterator[Callable[[Report], None]]:
             new = {k: v for k, v in row(report).items() if v is None or isinstance(v, int | float)}
             rows.append(new)
             if writer is None or file is None or not {*new} <= {*writer.fieldnames}:
-                # More columns, such as a validation after Reports without one: write the file again.
+                # New columns, such as those of the first validation: rewrite the file.
                 file = stack.enter_context(_appending(path, ""))
                 writer = table.DictWriter(file, [*dict.fromkeys(name for r in rows for name in r)])
                 writer.writeheader()
@@ -167,8 +167,8 @@ def _text(path: Path) -> str:
 
 
 def read(path: str | Path) -> list[Row]:
-    """The rows of a file of `jsonl` or `pipe train`, in order, of each step the last. Truncated and invalid lines are
-    skipped. Raises ConfigError if the file can't be read."""
+    """The rows of a file of `jsonl` or `pipe train`, in order; the last row of each step. Truncated and invalid lines
+    are skipped. Raises ConfigError if the file can't be read."""
     rows: dict[tuple[int, int], Row] = {}
     for text in _text(Path(path)).splitlines():
         try:

@@ -1,5 +1,5 @@
-"""fit: the only training loop. A generator of Reports: it prints nothing, and whoever wants to log, plot or stop does
-so in the `for` loop over it."""
+"""fit: the only training loop. A generator of Reports: it prints nothing; log, plot and stop in the `for` loop over
+it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from pipeline.state import Report, State
 
 @frozen(kw_only=True)
 class _Ends:
-    """Where a run ends, and where it stops for a Report. Absent numbers are sys.maxsize."""
+    """Steps at which a run ends or yields a Report. Absent numbers are sys.maxsize."""
 
     epochs: int | None
     max_steps: int
@@ -57,36 +57,37 @@ def fit(
 ) -> Generator[Report, State | None, None]:
     """Train for `epochs` passes over the pipeline's data, yielding a Report after each.
 
-    - `max_steps`: end after so many steps, with validation, also inside an epoch; then `epochs` may be left out.
+    - `max_steps`: end after this number of steps, with validation, also inside an epoch; then `epochs` may be left out.
     - `validate`: data to evaluate on after each epoch; averages of weights in the pipeline, such as update.ema(), are
-      evaluated as well, as "ema.loss" and the like. Batches have the training's size, those of a `load.batches(test,
-      size=512)` its own; they are not shuffled. Several data sets by name, {"test": (x, y), "shifted": source}, give
-      "test.loss", "shifted.loss", "test.ema.loss": the names by which Saver(best=...) and schedules know them.
-    - `validate_every`: also validate where `State.step` is a multiple of this, and yield a Report; schedules that read
+      evaluated as well, as "ema.loss" and the like. Batches have the training's size, unless given as
+      `load.batches(test, size=512)`; they are not shuffled. Several data sets by name, {"test": (x, y), "shifted":
+      source}, give "test.loss", "shifted.loss", "test.ema.loss": the names by which Saver(best=...) and schedules know
+      them.
+    - `validate_every`: also validate if `State.step` is a multiple of this, and yield a Report; schedules that read
       metrics, such as reduce_on_plateau, see these too.
     - `seed`: of the first weights, the order and dropout; a run is a function of it.
     - `state`: go on from this State (it is copied, and keeps its own seed) instead of a new one.
     - `compile`: True, False, or a step that `pipe.compile()` made, to use its graphs again.
-    - `steps_per_call`: how many steps the compiled program does at once: a number or "epoch". By default as many as
-      take about a tenth of a second, where the data set is in memory and fits on the device, else one; with a number,
-      so many batches of any other Source are stacked for a call. The result is the same.
+    - `steps_per_call`: steps in one call of the compiled program: a number or "epoch". By default as many as take about
+      a tenth of a second, if the data set is in memory and fits on the device, else one; with a number, that many
+      batches of any other Source are stacked for a call. The result is the same.
     - `backend`, `fallback`: as in `Pipeline.compile`.
     - `interval`: also yield a Report about every so many seconds inside an epoch; it has no validation.
-    - `every`: also yield one where `State.step` is a multiple of this.
-    - `start`: with `state`, where that is in the order: epochs done, and batches of the next one. The run then goes on
+    - `every`: also yield one if `State.step` is a multiple of this.
+    - `start`: with `state`, its position in the order: epochs done, and batches of the next one. The run then goes on
       as if it had not been stopped, and these count among `max_steps`.
 
     A Report's State is spent as soon as `fit` goes on: keep `report.state.clone()`, such as of the best epoch. To go on
-    from another one, send it; what comes back is the same Report again, and the loop goes on with the next:
+    from another State, send it; `send` returns the same Report again, and the loop continues with the next:
 
         reports = fit(pipe, epochs=20)
         for report in reports:
             if report.epoch == 10:
                 reports.send(report.state.with_hyper(lr=0.01))
 
-    Everything that can be checked is checked when `fit` is called, before the first step. If the pipeline has
-    `update.finite()`, raises NonFiniteError, before the next Report, after a step whose loss or gradients are not
-    finite; else warns once if a loss is not.
+    All checks run when `fit` is called, before the first step. If the pipeline has `update.finite()`, raises
+    NonFiniteError, before the next Report, after a step with a loss or gradients that are not finite; else warns once
+    of such a loss.
     """
     program, own = pipe.program, pipe.program.pipe
     ends = _ends(program, epochs, max_steps, validate, validate_every, every)
@@ -97,7 +98,7 @@ def fit(
         if not compile:
             raise ConfigError(f"steps_per_call={steps_per_call!r} needs a compiled step; leave out compile=False")
         if own.load is None or not (own.load.known and is_count(steps_per_call)):
-            Compiled(program, steps=steps_per_call)  # raises if that can't be
+            Compiled(program, steps=steps_per_call)  # raises for these steps
     sets = _sets(program, validate)
     if state is None:
         batches = own.load.batches if own.load is not None else None
@@ -112,7 +113,7 @@ def fit(
     check.check_watched(program, state, sets)
     compiled = compile if isinstance(compile, Compiled) else None
     if compile and compiled is None:
-        compiled = Compiled(program, backend=backend, fallback=fallback)
+        compiled = pipe.compile(backend=backend, fallback=fallback)
     if compiled is not None:
         compiled.prepare(state, *sets.values())
     return _epochs(program, compiled, state, sets, steps_per_call, interval, ends, start)
@@ -190,7 +191,7 @@ def _epochs(
             warned = warned or warn_nonfinite(program, metrics, done + k)
             seconds += time.perf_counter() - began - (_compile_seconds(compiled) - compiling)
             results = _validated(program, compiled, state, sets) if over or validates else {}
-            if whole or validates:  # a run that ends inside an epoch can then go on as if it had not
+            if whole or validates:  # after an end inside an epoch, the run can go on as if uninterrupted
                 state = run.observed(program, state, {**metrics, **results})
             said = directions(better, {**metrics, **results})
             report = Report(
@@ -218,7 +219,7 @@ def _steps(program: Program, compiled: Compiled | None, state: State, epoch: Epo
 
 
 def _sets(program: Program, validate: Any) -> dict[str, Any]:
-    """Validation sets by names: "" for one alone."""
+    """Validation sets by name; a single one is named ""."""
     pipe = program.pipe
     assert pipe.load is not None
     values = {*pipe.load.writes, *pipe.load.fields, *(v for s in (*pipe.host, *pipe.graph) for v in s.values_read)}
@@ -229,8 +230,8 @@ def _sets(program: Program, validate: Any) -> dict[str, Any]:
 
 
 def validated(pipe: Runs, compiled: Compiled | None, state: State, sets: Mapping[str, Any]) -> dict[str, Any]:
-    """Results of a State on data sets by their names, "test.loss", and those of its averages of weights,
-    "test.ema.loss", by the same program. The name may be empty."""
+    """Results of a State on data sets by name, "test.loss", and of its averages of weights, "test.ema.loss", by the
+    same program. The name may be empty."""
     return _validated(pipe.program, compiled, state, sets)
 
 
@@ -245,7 +246,7 @@ def _validated(program: Program, compiled: Compiled | None, state: State, sets: 
 
 
 def _reported(program: Program, report: Report) -> Generator[Report, State | None, State]:
-    """Yield a Report, and go on with its State, or with the one that is sent for it."""
+    """Yield a Report, and go on with its State, or with a sent one."""
     state = report.state
     while (sent := (yield report)) is not None:
         run.check_state(program, sent)
@@ -258,5 +259,5 @@ def _reported(program: Program, report: Report) -> Generator[Report, State | Non
 
 
 def _compile_seconds(compiled: Compiled | None) -> float:
-    """Loaders do not tell their shapes before they are read: their graphs are compiled inside the first epoch."""
+    """The shapes of loaders are unknown before reading, so their graphs are compiled inside the first epoch."""
     return compiled.seconds if compiled is not None else 0.0

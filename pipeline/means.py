@@ -63,7 +63,7 @@ def weight(loss: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str,
 
 
 class Calls(TorchFunctionMode):
-    """Within it, results of torch's losses remember their calls, in whatever code."""
+    """Mode in which results of torch's losses record their calls, in any code."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))

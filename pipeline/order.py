@@ -1,9 +1,9 @@
-"""Order: which samples are in batch k of epoch e, as arithmetic on (seed, epoch, position).
+"""Order: the samples of batch k of epoch e, as arithmetic on (seed, epoch, position).
 
-A keyed permutation of 0..n-1, evaluated at any position: nothing is stored, any batch of any epoch is found at once,
-and workers agree without communication. It is the swap-or-not shuffle (Hoang, Morris, Rogaway: "An enciphering scheme
-based on a card shuffle", 2012), a permutation for every n: in each round, a hash of a position and its mirror image
-`key - position` decides whether they are exchanged.
+A keyed permutation of 0..n-1, evaluated at any position: nothing is stored, any batch of any epoch is computed
+directly, and workers agree without communication. It is the swap-or-not shuffle (Hoang, Morris, Rogaway: "An
+enciphering scheme based on a card shuffle", 2012), a permutation for every n: in each round, a hash of a position and
+its mirror image `key - position` decides whether they are exchanged.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor
 from pipeline.random import key, mix
 
 ROUNDS = 24
-"""After r rounds, two neighbours have stayed neighbours with probability 2**-r."""
+"""Two neighbours are still neighbours after r rounds with probability 2**-r."""
 
 BLOCK = 1 << 15
 """Positions evaluated at once on the host: the memory of an epoch's order, for any n."""
@@ -38,7 +38,7 @@ def keys(n: int, seed: Any, epoch: Any) -> Any:
 def permute(position: Any, n: int, keys: Sequence[Any]) -> Any:
     """Positions in [0, n) -> samples in [0, n), one to one: an int64 array or tensor of any shape.
 
-    `keys` are those of the epoch; with a tensor of positions, each may be a tensor.
+    `keys`: of the epoch; with a tensor of positions, each may be a tensor.
 
     >>> permute(np.arange(5), 5, keys(5, seed=0, epoch=0)).tolist()
     [3, 2, 4, 0, 1]
@@ -53,7 +53,7 @@ def permute(position: Any, n: int, keys: Sequence[Any]) -> Any:
         if n > 2**32:
             pair = (pair ^ (pair >> 32)) & 0xFFFFFFFF
         # Bit 31 of a * pair + k is a universal hash (Dietzfelbinger et al., 1997): weak but cheap, and there are many
-        # rounds. It becomes the mask -1, which makes the exchange, or 0.
+        # rounds. It becomes a mask: -1 exchanges, 0 does not.
         pair *= multiplier
         pair += k
         pair <<= 32
@@ -82,8 +82,8 @@ class Whole:
 
 @frozen(eq=False)
 class Weighted:
-    """n samples drawn by weights (N,), as torch's WeightedRandomSampler does: with replacement as a function of each
-    position alone, without by an array of N for the epoch."""
+    """n samples drawn by weights (N,), as torch's WeightedRandomSampler: with replacement, by a function of each
+    position; without, by an array of N for the epoch."""
 
     n: int
     weights: np.ndarray
@@ -93,7 +93,7 @@ class Weighted:
         if self.replacement:
             ends = self.weights.cumsum()
             return lambda at: ends.searchsorted(_uniform(seed, epoch, at) * ends[-1], side="right")
-        # Exponential times at the rates of the weights end in the order of draws (Efraimidis and Spirakis, 2006).
+        # Exponential times with the weights as rates, sorted, give the order of draws (Efraimidis and Spirakis, 2006).
         with np.errstate(divide="ignore", invalid="ignore"):
             times = -np.log1p(-_uniform(seed, epoch, np.arange(len(self.weights)))) / self.weights
         drawn = times.argsort(kind="stable")

@@ -1,4 +1,4 @@
-"""Pace: how many steps to do a call, so that a signal is handled soon."""
+"""Pace: the number of steps in a call, so that a signal is handled soon."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any
 import torch
 
 AHEAD = 4
-"""Calls that the host may be ahead of an accelerator."""
+"""Maximum number of calls that the host is ahead of an accelerator."""
 
 
 class Pace:
-    """Runs calls of many steps, and estimates how many `steps` take about `seconds`.
+    """Runs calls of many steps, and estimates the number of `steps` in about `seconds`.
 
     On an accelerator, events tell when each call ended, without waiting for it; the host sleeps only while it is too
     far ahead.

@@ -69,19 +69,19 @@ class Pipeline(Description):
     # -- other views of a State
 
     def whole(self, state: State) -> State:
-        """The State with whole tensors, if a mesh keeps them in shards; all processes have to call it."""
+        """The State with whole tensors, gathered from the shards of a mesh; all processes have to call it."""
         return whole(self.program, state)
 
     def averaged(self, state: State) -> dict[str, State]:
         """For each average of weights in the pipeline ("ema", "swa"), the State to evaluate and to save.
 
-        It has the average in the place of the weights, and shares its tensors with `state`. If no BatchNorm statistics
-        belong to an average, they are computed over the pipeline's own data, which takes an epoch's forwards.
+        It has the average in the place of the weights, and shares its tensors with `state`. If an average has no
+        BatchNorm statistics, they are computed over the pipeline's own data, by the forwards of one epoch.
         """
         return run.averaged(self.program, state)
 
     def refreshed(self, state: State, data: Any = None) -> State:
-        """The same State with BatchNorm's running statistics computed anew over `data`, or the pipeline's own.
+        """The same State with BatchNorm's running statistics recomputed over `data`, or the pipeline's own data.
 
         As torch.optim.swa_utils.update_bn: in train mode, and each batch has equal weight. A State of models without
         BatchNorm comes back as it is.
@@ -106,7 +106,7 @@ class Pipeline(Description):
         return m.module.whole({k: t.clone() for k, t in {**state[m.params], **state[m.buffers]}.items()})
 
     def weights(self, state: State | Mapping[str, Any]) -> dict[str, Tensor]:
-        """The weights of the first model in a State, or in its tree, as its `load_state_dict` takes them."""
+        """The weights of the first model in a State, or in its tree, for its `load_state_dict`."""
         return self.models[0].state_dict(state)
 
     def hyper(self, tree: Mapping[str, Tree]) -> dict[str, dict[str, Tensor]]:
@@ -139,7 +139,7 @@ class Pipeline(Description):
 
         It can be differentiated and mapped, by torch.func or the tape, with respect to hyperparameters and first
         weights: `pipe.unroll(state.with_hyper(lr=lr).replace(params=params), batches)`. Raises ConfigError without
-        batches, and StageError if a backward of it goes by the tape, through which there is no second gradient.
+        batches, and StageError if one of its backwards uses the tape, which has no second gradient.
 
         >>> from pipeline import Pipeline, backward, forward, loss, models, update
         >>> pipe = Pipeline(forward.model(lambda: models.mlp(2, 1)), loss.mse(), backward.gradients(), update.sgd(0.1))

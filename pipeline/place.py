@@ -21,7 +21,7 @@ from pipeline.state import Batch
 from pipeline.tree import Tree, tree_map
 
 _STAYS = object()
-"""Stands for a value that stays on the host."""
+"""Marker of a value that stays on the host."""
 
 KNOWN = ("auto", "cpu", "cuda")
 PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
@@ -50,7 +50,7 @@ class Place(Element):
         return self.mesh is None or self.mesh.rank == 0
 
     def agreed(self, value: Any) -> Any:
-        """The first process's value, for one that differs, such as a time. A collective."""
+        """The first process's value, for values that differ between processes, such as a time. A collective."""
         return value if self.mesh is None else self.mesh.agreed(value)
 
     def everyone(self, value: Any) -> list[Any]:
@@ -58,14 +58,14 @@ class Place(Element):
         return [value] if self.mesh is None else self.mesh.everyone(value)
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """Within it, products and convolutions of float32 weights compute in bf16 or fp16, if asked for."""
+        """Context in which products and convolutions of float32 weights compute in bf16 or fp16, if requested."""
         if self.precision not in LOW:
             return nullcontext()
         # The cache of cast weights is keyed by object, and would outlive a transformed function's tensors.
         return torch.autocast(self.device.type, dtype=LOW[self.precision], cache_enabled=False)
 
     def computing(self) -> AbstractContextManager[Any]:
-        """Within it, float32 products compute in TF32, if asked for, in the backward too."""
+        """Context in which float32 products compute in TF32, if requested, in the backward too."""
         return _tf32() if self.precision == "tf32" else nullcontext()
 
     def tree(self, tree: Tree) -> Tree:
@@ -107,7 +107,7 @@ class Place(Element):
         return 2 * sum(t.nbytes for t in tensors if t.device != self.device) <= free_memory(self.device)
 
     def ahead(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """The batches on the device, each sent during the step before."""
+        """The batches on the device, each sent during the previous step."""
         if self.device.type == "cpu":
             for batch in batches:
                 placed = all(isinstance(t, Tensor) and t.device == self.device for t in batch.values())
@@ -157,11 +157,11 @@ def mesh(
 ) -> Place:  # fmt: skip
     """Place the run on all processes that torchrun started, `data * shard` of them, each with a device.
 
-    Each process computes its rows of every batch, and the result is that of one process. `shard` processes share one
-    copy of the parameters, gradients and update rules' memory, each keeping a shard (FSDP, ZeRO-3: Rajbhandari et al.,
+    Each process computes its rows of every batch, and the result equals one process's. `shard` processes share one copy
+    of the parameters, gradients and update rules' memory, each keeping a shard (FSDP, ZeRO-3: Rajbhandari et al.,
     2020).
 
-    - `data`: copies; by default, as many as there are processes for, so that the same script also runs alone.
+    - `data`: number of copies; by default as many as fit the processes, so that the same script also runs alone.
     - `timeout`: seconds to wait for another process.
 
     Raises DeviceError for another number of processes, a failed connection, or differing versions of torch.

@@ -75,8 +75,8 @@ def curves(
     - `reports`: Reports, or rows of a metrics.jsonl; of several runs, by name.
     - `metrics`: metrics to show; by default all that are one number, without details ("update ratio/layers.0"). Views
       of one run's metric, such as "ema.loss", share its panel.
-    - `best`: the metric whose best epoch is marked; by default the validation's accuracy, r2, perplexity or loss.
-      `better`: "high" or "low"; by default what the metric declares.
+    - `best`: a metric, to mark its best epoch; by default the validation's accuracy, r2, perplexity or loss. `better`:
+      "high" or "low"; by default what the metric declares.
 
     Raises ConfigError if there is nothing to show.
     """
@@ -157,7 +157,7 @@ def _draw_run(axes: Axes, metric: str, rows: Sequence[Row], best: tuple[int, str
 
 
 def _draw_runs(axes: Axes, metric: str, runs: Mapping[str, Sequence[Row]]) -> None:
-    """A curve for each run, held out if it has one, with its own colour and mark."""
+    """A curve for each run, of held-out data if it has any, with its own colour and mark."""
     for k, (name, rows) in enumerate(runs.items()):
         held_out = _points(rows, f"validate/{metric}")
         points = held_out if held_out[1] else _points(rows, f"train/{metric}")
@@ -179,7 +179,7 @@ def _draw(axes: Axes, epochs: Points, values: Points, *, label: str, color: str,
 
 
 def _points(rows: Sequence[Row], name: str) -> tuple[Points, Points]:
-    """The epochs that have a number of this name, and the numbers."""
+    """The epochs with a number of this name, and the numbers."""
     has = [r for r in rows if _number(r.get(name))]
     return [r["epoch"] for r in has], [r[name] for r in has]
 

@@ -4,7 +4,7 @@ A counter-based generator: number i under key k is a hash of (k, i). It has no s
 pure function. `pipeline.draws` routes the draws of modules and stages (dropout, `torch.rand`) here.
 
 Integers are int64 with 32-bit values, and multipliers are below 2**31, so that no product overflows. The mixing
-is of the xorshift-multiply family: C. Wellons, "Prospecting for hash functions" (2018).
+function belongs to the xorshift-multiply family: C. Wellons, "Prospecting for hash functions" (2018).
 """
 
 from __future__ import annotations

@@ -14,10 +14,10 @@ from pipeline import order as orders
 from pipeline.load import Load
 
 WINDOW, BATCHES = 2048, 64
-"""Least samples, and batches, whose order is computed at once."""
+"""Minimum number of samples, and of batches, in one computation of the order."""
 
 AHEAD = 64
-"""Epochs whose shuffle keys are computed together."""
+"""Number of epochs in one computation of shuffle keys."""
 
 Permute: TypeAlias = Callable[[Tensor, int, int, Tensor], None]
 """Writes (count,) int64: the samples at positions `first` to `first + count` of a shuffle of n samples, by its keys."""
@@ -35,7 +35,7 @@ class Resident:
         self.batches = load.batches or 0
         """Batches of an epoch."""
         self.window = max(min(max(WINDOW // load.size, BATCHES), self.batches), 1)
-        """Batches whose indices are loaded."""
+        """Number of batches with loaded indices."""
         width = self.window * sum(part.size for part in (load, *load.others))
         shape = (width,) if orders is None else (orders, width)
         self.order: Tensor = place(torch.zeros(shape, dtype=torch.int64))
@@ -81,7 +81,7 @@ class Resident:
     def _fill(self, seed: Any, epoch: int, batch: int, permute: Permute | None) -> None:
         rows, first = self.order.view(-1, self.order.shape[-1]), dict[int, int]()
         for i, own in enumerate(seed if isinstance(seed, tuple) else (seed,) * len(rows)):
-            if first.setdefault(own, i) < i:  # members of one seed have one order
+            if first.setdefault(own, i) < i:  # members with equal seeds share an order
                 rows[i] = rows[first[own]]
             else:
                 self._fill_one(rows[i], own, epoch, batch, permute)

@@ -1,4 +1,4 @@
-"""Runs: what `pipe train` made, back in Python."""
+"""Runs: results of `pipe train`, loaded in Python."""
 
 from __future__ import annotations
 

@@ -12,8 +12,8 @@ The pipeline gives some names itself: `step` (0-d int64, steps done so far), `se
 constant within a program); and in a train step, for telemetry, `hyper`, every hyperparameter at this step by its name
 in State, and `before`, the values of State before the step, such as before["params"].
 
-A stage with a memory has an `init` that makes the first one; it reads the memory as `memory`, and returns the new one
-after its outputs.
+A stage with a memory has an `init` for the first memory; its function reads `memory`, and returns the new memory after
+its outputs.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Stage(Element):
     """Parameter -> value that it reads, if the names differ. Names of no parameter go to the function's **kwargs."""
     average: Average | None = field(default=None, kw_only=True)
     sharded: bool = field(default=False, kw_only=True)
-    """Whether it may take shards on a mesh: rows of a tensor give the same as they do in the whole tensor."""
+    """Whether it may run on shards on a mesh: the result of a row does not depend on other rows."""
     better: Better = field(default=None, kw_only=True)
     """Direction of a metric: of all its results, or by their names."""
     sums: bool = field(default=False, kw_only=True)
@@ -107,7 +107,7 @@ class Stage(Element):
             if old not in known:
                 raise WiringError(f"stage {self.name!r} neither reads nor writes {old!r}{did_you_mean(old, known)}")
         weights = {f"{old}.weight": f"{new}.weight" for old, new in names.items() if f"{old}.weight" in self.writes}
-        names = {**weights, **names}  # that of a loss goes by its name
+        names = {**weights, **names}  # a loss's weight follows its name
         new = {p: names.get(value, value) for p, value in self.parameters}
         return evolve(self, names={**self.names, **new}, writes=tuple(names.get(w, w) for w in self.writes))
 
@@ -120,7 +120,7 @@ class Stage(Element):
         return self.when in (None, "always", "train" if training else "evaluation")
 
     def with_hyper(self, **hyper: Number) -> Stage:
-        """The same stage with other first values for its hyperparameters."""
+        """The same stage with other initial values for its hyperparameters."""
         for key in hyper:
             if key not in self.hyper:
                 raise WiringError(f"stage {self.name!r} has no hyperparameter {key!r}{did_you_mean(key, self.hyper)}")
@@ -144,7 +144,7 @@ class Stage(Element):
         try:
             return self._run(values, hyper, memory)
         except StageError:
-            if not self.draws and "seed" in values:  # the watch for draws also says which id is out of range
+            if not self.draws and "seed" in values:  # the mode that finds draws also names an id out of range
                 evolve(self, draws=True)._run(values, hyper, memory)
             raise
 

@@ -63,7 +63,7 @@ def lists_samples(value: Any) -> bool:
 
 
 class Lease:
-    """Shared by States that share tensors: whether these were donated to a compiled step."""
+    """Flag of States that share tensors: whether these were donated to a compiled step."""
 
     __slots__ = ("donated",)
 
@@ -195,7 +195,7 @@ class Report:
     epoch: int
     """From 1."""
     epochs: int | None
-    """Of the run, if known before it ends."""
+    """Number of epochs of the run, if known before it ends."""
     step: int
     """Steps since the State was new."""
     batch: int
@@ -210,7 +210,7 @@ class Report:
     """Wall time of training steps, without compiling and validation."""
     samples: int = 0
     state: State = field(default=None, repr=False)
-    """The State now. It is donated when `fit` continues: clone() what you keep."""
+    """The State now. It is donated when `fit` continues: use clone() to keep it."""
     members: int | None = None
     """Members of a sweep: each metric is then a list with a value for each."""
     better: Mapping[str, Direction] = field(factory=dict)

@@ -29,9 +29,9 @@ Order: TypeAlias = Literal["shared", "own"]
 class Sweep:
     """Members of one pipeline, which differ in their seeds and in numbers: made by `pipeline.sweep`.
 
-    `init`, `step`, `evaluate`, `compile` and `fit` are as a pipeline's, on a State whose tensors have M first, and with
-    one number for each member in the place of each metric, (M,). `settings` tells the members apart, and
-    `member(state, i)` is the State of one, as the pipeline itself has it.
+    `init`, `step`, `evaluate`, `compile` and `fit` are as a pipeline's, on a State with leading dimension M, and each
+    metric has one number per member, (M,). `settings` lists each member's settings, and `member(state, i)` is one
+    member's State, in the pipeline's own form.
     """
 
     pipe: Pipeline
@@ -39,7 +39,7 @@ class Sweep:
     settings: tuple[Setting, ...]
     order: Order
     first: int
-    """Seed of the order that members share."""
+    """Seed of the order shared by the members."""
 
     def __attrs_post_init__(self) -> None:
         self.program  # noqa: B018  # raises if the pipeline can't be mapped
@@ -88,7 +88,7 @@ class Sweep:
     def member(self, state: State, i: int) -> State:
         """The State of one member, which shares nothing with the stacked one.
 
-        If update.finite() stopped it, `step` is that of the stop.
+        If update.finite() stopped it, `step` is the step of the stop.
         """
         return self.program.member(state, i)
 
@@ -116,16 +116,17 @@ def sweep(
     hyper: Mapping[str, Sequence[float]] | Sequence[Setting] = ({},),
     order: Order = "own",
 ) -> Sweep:
-    """Many runs of a pipeline as one: each of the settings with each of the seeds.
+    """Many runs of a pipeline as one: each setting with each seed.
 
-    - `seeds`: how many, from 0, or which: of the first weights, dropout and, in order="own", the order.
-    - `hyper`: numbers by their names in State, or short ones, as in `State.with_hyper`: {"lr": [0.1, 0.01]} are all
-      combinations, a list of mappings, [{"lr": 0.1, "momentum": 0.9}, ...], is each of them. A schedule goes on from
-      what is given here.
-    - `order`: "own", each member's batches come by its own seed, so that a member is the run alone; "shared", all see
-      the same batches, in the order of the first seed, which is faster: the first layer's products are one.
+    - `seeds`: a number of seeds, from 0 on, or the seeds, of the first weights, dropout and, with order="own", the
+      order.
+    - `hyper`: numbers by their names in State, or short ones, as in `State.with_hyper`: {"lr": [0.1, 0.01]} for all
+      combinations, or a list of mappings, [{"lr": 0.1, "momentum": 0.9}, ...]. If a hyperparameter has a schedule, the
+      number is its base.
+    - `order`: "own": each member has its own seed's batches and equals a run alone; "shared": all have the batches of
+      the first seed, which is faster, because the first layer is one product.
 
-    The data set is there once. Raises ConfigError for an unknown name and where there is nothing to sweep.
+    All members share one copy of the data set. Raises ConfigError for an unknown name and if there is nothing to sweep.
 
     >>> from pipeline import Pipeline, backward, fit, forward, load, loss, models, update
     >>> data = {"inputs": torch.randn(8, 4), "targets": torch.arange(8) % 2}

@@ -74,7 +74,7 @@ def _behind(name: str, stages: Sequence[Stage]) -> set[str]:
 
 
 def _check_wrt(g: Gradients, reached: Collection[str], models: Collection[str]) -> None:
-    """Raise WiringError if a loss does not depend on a model that it is differentiated by."""
+    """Raise WiringError if a loss does not depend on a model that it is differentiated with respect to."""
     for name in g.wrt or ("any model that trains",):
         if name not in reached:
             hint = did_you_mean(name, models) if g.wrt and name not in models else ""
@@ -202,7 +202,7 @@ def _explain_unread(
         near = did_you_mean(name, available - {*GIVEN, *(k for t in stages for k in t.keeps)})
         way = f"forward.model(..., inputs={known[0]!r})" if isinstance(s, Model) else f".rename({name}={known[-1]!r})"
         raise WiringError(f"{reads} neither the data nor an earlier stage has{near}; to read another value write {way}")
-    # Without a data set of known names, what no stage writes must come with the batch.
+    # Without a data set of known names, values that no stage writes must come with the batch.
     available.add(name)
 
 

@@ -181,7 +181,7 @@ def test_examples_run_as_one_graph_learn_and_are_pure(name, monkeypatch):
     made = []
 
     def recorded(pipe, **options):
-        made.append(Compiled(pipe, **{**options, "backend": backend}))
+        made.append(Compiled(pipe.program, **{**options, "backend": backend}))
         return made[-1]
 
     monkeypatch.setattr(Pipeline, "compile", recorded)

@@ -12,8 +12,8 @@ COMMANDS = {
     "runs": "List and compare runs",
     "sample": "Continue a text with a run's language model",
     "set": "Change settings of a run",
-    "show": "Show what train would train",
+    "show": "Show a run's pipeline before training",
     "sweep": "Train many models at once",
     "train": "Train a model, or go on with a run",
 }
-"""Command -> what it does. `pipe --help` imports none of them."""
+"""Command -> its description. `pipe --help` imports none of them."""

@@ -16,11 +16,11 @@ from cli.flags import SettingsCommand, settings
 @click.option("--seconds", type=float, metavar="X", default=2.0, help="seconds to measure each way  [default: 2]")
 @click.option("--json", "out_json", metavar="FILE", help="write the figures of each round to a file")
 def command(file: str | None, seconds: float, out_json: str | None, **options: Any) -> None:
-    """Measure how fast `pipe train` with the same options would step on this machine. Trains nothing.
+    """Measure the speed of `pipe train` with the same options on this machine. Trains nothing.
 
     The ways to step are timed in turns: eager, compiled with one step a call, and fused with many steps a call. The
-    floor is a step's matrix products, convolutions and attention alone: called from Python one by one, as one eager
-    step has them, without bias, activations, loss, update or batch. Small ones can be quicker inside a fused step.
+    floor is an eager step's matrix products, convolutions and attention alone, called from Python one by one, without
+    bias, activations, loss, update or batch. Small ones can be quicker inside a fused step.
     """
     from cli.benchmark import run
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 def command(run: str, data: str | None, as_json: bool, weights: str, trust: bool, accept: bool) -> None:
     """Measure a RUN's model: all metrics, each class, and the confusion matrix.
 
-    On the run's held-out data, the figures are those that training printed for that epoch.
+    On the run's held-out data, the figures equal the training's output for that epoch.
     """
     evaluate(arguments.saved_run(run, trust, accept), data, weights=weights, as_json=as_json)
 

@@ -22,7 +22,7 @@ SMALL = 16
 @click.argument("data")
 @click.option("--out", default="pipe.toml", metavar="FILE", help="the file to write  [default: pipe.toml]")
 def command(data: str, out: str) -> None:
-    """Look at DATA, as --data takes them, and write a commented config to start from: pipe train pipe.toml."""
+    """Inspect DATA, a value of --data, and write a commented config to start from: pipe train pipe.toml."""
     write_config(data, Path(out))
 
 

@@ -12,7 +12,7 @@ from cli import config
 
 @click.command("plot")
 @click.argument("runs", nargs=-1, required=True, metavar="RUN [RUN ...]")
-@click.option("--metric", "metrics", multiple=True, metavar="NAME", help="to draw, such as loss  [default: all]")
+@click.option("--metric", "metrics", multiple=True, metavar="NAME", help="metric to draw, such as loss [default: all]")
 @click.option("--out", metavar="FILE", help="[default: the run's curves.svg; for several runs curves.png here]")
 def command(runs: tuple[str, ...], metrics: tuple[str, ...], out: str | None) -> None:
     """Draw the curves of a RUN, or of several in one picture."""

@@ -1,4 +1,4 @@
-"""`pipe set`: change a run's settings, so that its seal fits."""
+"""`pipe set`: change a run's settings, and record that in its seal."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import click
 from cli import arguments, config
 
 MOVED = ("data", "test")
-"""Paths of data: they may change although they are fixed, because data are known by their contents."""
+"""Paths of data: fixed settings that may change, because data are identified by their contents."""
 
 
 @click.command("set")
@@ -19,7 +19,7 @@ MOVED = ("data", "test")
 @click.argument("assigned", nargs=-1, required=True, metavar="NAME=VALUE ...")
 @arguments.trusted
 def command(run: str, assigned: tuple[str, ...], trust: bool) -> None:
-    """Change settings with which a RUN goes on, such as lr=0.01, or data=PATH if its data have moved."""
+    """Change settings of a RUN before resuming it, such as lr=0.01, or data=PATH if its data have moved."""
     chosen = config.whole(arguments.assigned_settings(assigned))
     arguments.check(Path(run), chosen, trust)
     change(Path(run), chosen)

@@ -1,4 +1,4 @@
-"""`pipe show`: what `pipe train` would train."""
+"""`pipe show`: the pipeline of a run, without training."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 POINTS = 20_000
 """Steps of a long run at which a schedule is evaluated."""
 WIDTH, HEIGHT = 72, 13
-"""Of a chart, in characters."""
+"""Width and height of a chart, in characters."""
 
 
 @click.command("show", cls=SettingsCommand)
 @arguments.source
-@partial(settings, bare={"schedule": "; --schedule alone draws that of the run"})
+@partial(settings, bare={"schedule": "; --schedule alone draws the run's"})
 def command(file: str | None, **options: Any) -> None:
-    """Show what `pipe train` with the same options would train: stages, parameters and wiring.
+    """Show the stages, parameters and wiring of `pipe train` with the same options.
 
     With --schedule, also draw each hyperparameter that has a schedule.
     """

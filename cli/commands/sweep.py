@@ -37,8 +37,8 @@ def command(
     --lr 0.001..1:log:16. All combinations are trained; --random N draws N of them from ranges: --lr 0.001..1:log.
 
     Numbers that a step reads as data (lr, momentum, weight_decay, clip, ema) share one program. Other settings form
-    groups, which are compiled and trained one after the other. Each member is the run that pipe train makes of its
-    settings, with a folder of its own: pipe train --resume runs/.../best goes on with the best one.
+    groups, which are compiled and trained one after the other. Each member equals pipe train with its settings, and has
+    its own folder: pipe train --resume runs/.../best goes on with the best one.
     """
     if resume is not None:
         others = (file, seeds, draws, at_once, halving or None, *options.values())

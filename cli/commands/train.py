@@ -41,8 +41,8 @@ def command(
     """Train a model; without arguments, an MLP on handwritten digits.
 
     CONFIG.toml, or the folder of a RUN, is trained again; options replace its settings. FILE.py:FUNCTION returns a
-    Pipeline. With --resume, more --epochs or another --lr, --schedule and the like may be given, and are recorded; a
-    setting that would make it another run is refused.
+    Pipeline. With --resume, changes such as more --epochs or another --lr or --schedule are recorded; fixed settings
+    are refused.
 
     --processes, or torchrun -m cli.main, trains the same run on several processes; it may go on with another number
     of them.
@@ -88,7 +88,7 @@ def launch(count: int, restarts: int) -> None:
 
 
 def begun_before_restart() -> str | None:
-    """The folder of the run that these processes were restarted to go on with."""
+    """Folder of the run that these restarted processes resume."""
     return processes.noted(processes.FOLDER) if processes.restarted() else None
 
 

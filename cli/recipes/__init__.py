@@ -1,4 +1,4 @@
-"""Recipes: what a run is made of, by name, each with its settings. The one home of their defaults."""
+"""Recipes: the parts of a run by name, each with its settings. The one home of their defaults."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Table:
     recipe: type
     """The recipe of each name, or the base of those in `names`."""
     names: Mapping[str, Any]
-    """What may be named; a class is the recipe of its name."""
+    """Known names -> an entry for `recipe`, or a recipe of its own (a class)."""
     key: str = ""
     """The setting that names the recipe; its flag is the table's name."""
     own: type | None = None
@@ -44,11 +44,11 @@ class Table:
 
     @property
     def default(self) -> Any:
-        """What is named by default."""
+        """The default name or names."""
         return getattr(fields(self.recipe), self.key).default if self.key else None
 
     def chosen(self, name: str) -> type | None:
-        """From a name to its recipe."""
+        """The recipe of a name; None if unknown."""
         if self.own is not None and is_code(name):
             return self.own
         return self.known.get(data.kind_of(name) or name) if self.recipe is data.Data else self.known.get(name)
@@ -69,12 +69,12 @@ TABLES: dict[str, Table] = {
 
 
 def settings(recipe: type) -> dict[str, Any]:
-    """The settings of a recipe by name, as attrs has them."""
+    """The settings of a recipe by name, as attrs fields."""
     return {f.name: f for f in fields(recipe) if f.name != "options"}
 
 
 def home(name: str) -> tuple[str, str] | None:
-    """The table and the key of a setting, by its full name `optimizer.lr`, or by that of its flag, `lr` or `data`."""
+    """The table and the key of a setting, by its full name, `optimizer.lr`, or its flag's name, `lr` or `data`."""
     table, dot, key = name.partition(".")
     if dot:
         return (table, key) if table in TABLES else None

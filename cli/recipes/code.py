@@ -48,7 +48,7 @@ def load(name: str) -> Callable[..., Any]:
 
 
 def wanted(function: Callable[..., Any], known: Mapping[str, Any]) -> dict[str, Any]:
-    """The known values that a function has a parameter for.
+    """The known values named like a function's parameters.
 
     >>> wanted(lambda dim, classes=2: ..., {"dim": 1, "task": "regression"})
     {'dim': 1}
@@ -101,7 +101,7 @@ def _from_file(path: Path) -> ModuleType:
 
 
 def _from_package(name: str) -> ModuleType:
-    if "" not in sys.path:  # as `python -m` has it
+    if "" not in sys.path:  # as with `python -m`
         sys.path.insert(0, "")
     module: ModuleType = _imported(name, lambda: importlib.import_module(name))
     return module
@@ -117,7 +117,7 @@ def _imported(name: str, load: Callable[[], Any]) -> Any:
 
 
 def _last_line(error: Exception, name: str) -> int | None:
-    """The last line of the file that is in an error's traceback."""
+    """The file's innermost line in an error's traceback."""
     line, trace = None, error.__traceback__
     while trace is not None:
         if trace.tb_frame.f_code.co_filename.endswith(Path(name).name):

@@ -1,4 +1,4 @@
-"""About: a run's data as its model needs to know them to be used on others."""
+"""About: facts about a run's data, for predictions on other data."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def _is_column(c: Any) -> bool:
 
 @frozen(eq=False)
 class About:
-    """The task, the shapes, the names of classes, and what was fitted to the training samples."""
+    """The task, the shapes, the names of classes, and the values fitted to the training samples."""
 
     fixed: Fixed
     classes: tuple[str, ...]
@@ -70,7 +70,7 @@ class About:
             raise refusal(f"{path} is not what a run writes; is it damaged?") from None
 
     def _fits(self) -> bool:
-        """Whether all values have the types that a run writes, with what each kind of data needs."""
+        """Whether all values have the types that a run writes, and none is missing for its kind of data."""
         f, fitted = self.fixed, self.fitted
         good = _texts((*self.classes, *self.notes, *f.values, f.source)) and f.task in TASKS.values()
         good &= type(f.floats) is bool and _counts((*f.inputs, f.outputs)) and isinstance(f.inputs, tuple)

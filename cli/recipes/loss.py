@@ -45,7 +45,9 @@ class Loss:
     name: str = setting(
         "auto", "to minimize: " + "; ".join(f"{name} ({known.help})" for name, known in LOSSES.items()), fixed=True
     )
-    smoothing: float = setting(0.0, "share of a class's target that all classes have", below_one, fixed=True)
+    smoothing: float = setting(
+        0.0, "label smoothing: share of the target spread over all classes", below_one, fixed=True
+    )
 
     def stage(self, task: str) -> loss.Loss:
         """The loss of a task."""

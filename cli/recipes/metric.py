@@ -47,7 +47,7 @@ ALWAYS = {CLASSES: ("accuracy",), LABELS: ("accuracy",), VALUES: ("mae", "r2"), 
 
 @frozen
 class Metrics:
-    """What is measured beside the loss."""
+    """Metrics besides the loss."""
 
     metric: tuple[str, ...] = setting(
         (), f"also measure: {', '.join(METRICS)}, or FILE.py:FUNCTION that makes a metric", code.each_in(METRICS),
@@ -55,7 +55,7 @@ class Metrics:
     )  # fmt: skip
 
     def stages(self, fixed: Fixed) -> list[Stage]:
-        """The metrics of a task, then those that were asked for."""
+        """The metrics of a task, then the requested ones."""
         always = ALWAYS[fixed.task]
         known: dict[str, Any] = {"classes": fixed.outputs, "count": fixed.outputs, "task": fixed.task}
         known |= {"dim": -1} if fixed.task == TOKENS else {"several": fixed.task == LABELS}

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pipeline.stage import Stage
 
 Rate: TypeAlias = Callable[[float], "Schedule | float"]
-"""From a base learning rate to the one that a rule takes."""
+"""Base learning rate -> learning rate of a rule."""
 
 
 @frozen
@@ -47,7 +47,7 @@ OPTIMIZERS: dict[str, Optimizer] = {
     "adagrad": Optimizer("pipeline.update:adagrad", 0.03),
     "lamb": Optimizer("pipeline.update:lamb", 0.01),
     "lion": Optimizer("pipeline.update:lion", 0.001),
-    "muon": Optimizer("pipeline.update:muon", 0.05),  # of its matrices; REST is that of the others
+    "muon": Optimizer("pipeline.update:muon", 0.05),  # for its matrices; REST is for all other parameters
     "rmsprop": Optimizer("pipeline.update:rmsprop", 0.003, momentum=0.0),
     "rprop": Optimizer("pipeline.update:rprop", 0.001, decays=False),
     "schedule-free-adamw": Optimizer("pipeline.update:schedule_free_adamw", 0.01, schedule_free=True),
@@ -58,7 +58,7 @@ REST = 0.02
 
 @frozen
 class Rule:
-    """How parameters change."""
+    """The update of the parameters."""
 
     name: str = setting(
         "sgd",
@@ -71,7 +71,7 @@ class Rule:
         at_least(0, True),
     )
     rest_lr: float | None = setting(
-        None, "learning rate of what muon leaves to adamw: embeddings, the last layer, vectors  [default: 0.02]",
+        None, "learning rate for muon's other parameters: embeddings, the last layer, vectors  [default: 0.02]",
         at_least(0, True),
     )  # fmt: skip
     momentum: float | None = setting(None, "of sgd and rmsprop  [default: 0.9 for sgd]", at_least(0))

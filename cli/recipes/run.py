@@ -1,4 +1,4 @@
-"""Run: how long, how fast, how safely, and where to."""
+"""Run: its length, speed, checkpoints and output."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Run:
 
     epochs: int = setting(20, "passes over the training data", at_least(1))
     batch_size: int = setting(64, "samples a step", at_least(1), fixed=True)
-    accumulate: int = setting(1, "microbatches of a batch, to need the memory of one", at_least(1))
+    accumulate: int = setting(1, "gradient accumulation: microbatches of a batch", at_least(1))
     clip: float = setting(1.0, "largest gradient norm; 0 for no clipping", at_least(0))
     ema: float | None = setting(
         None,
@@ -36,11 +36,11 @@ class Run:
         None, "hold out one of so many folds, instead of a share", at_least(2, most=1000), fixed=True
     )
     fold: int | None = setting(
-        None, "with --folds: which one, from 0  [default: each in turn]", at_least(0), fixed=True
+        None, "with --folds: index of the fold  [default: each in turn]", at_least(0), fixed=True
     )
     ensemble: int | None = setting(
         None,
-        "members with their own seeds, trained side by side as one model, whose answer is their mean  [default: none]",
+        "ensemble: members with their own seeds, trained side by side, with averaged predictions  [default: none]",
         at_least(2),
         fixed=True,
     )
@@ -55,7 +55,7 @@ class Run:
         at_least(1),
     )
     timeout: float = setting(
-        600.0, "seconds that a process waits for another one", at_least(0, above=True, most=1e8)
+        600.0, "seconds to wait for another process", at_least(0, above=True, most=1e8)
     )  # fmt: skip
     precision: str = setting(
         "fp32",
@@ -67,7 +67,7 @@ class Run:
         "auto", "steps in one call of the compiled program: a number, epoch, or auto: about 0.1 s of them", _steps
     )
     compile: bool = setting(True, "run the step as one compiled graph")
-    backend: str = setting("auto", "of torch.compile: auto, native (for a CPU), inductor, or another that torch has")
+    backend: str = setting("auto", "of torch.compile: auto, native (for a CPU), inductor, or another of torch's")
     on_nonfinite: str = setting(
         "stop",
         "if a loss or gradient is NaN or infinite: stop, or skip that step",
@@ -80,12 +80,12 @@ class Run:
         "minutes between checkpoints inside an epoch; each epoch ends with one, unless it costs over 0.5 % of the time",
         at_least(0, most=1e8),
     )
-    keep: int = setting(2, "how many of the newest checkpoints stay, beside the best", at_least(1))
+    keep: int = setting(2, "number of newest checkpoints to keep, besides the best", at_least(1))
     telemetry: bool = setting(
         False, "measure gradient norm, update ratio and learning rate in each step; --verbose does too", fixed=True
     )
     patience: int | None = setting(
-        None, "stop after so many epochs without a better one  [default: never]", at_least(1)
+        None, "stop after so many epochs without improvement  [default: never]", at_least(1)
     )  # fmt: skip
     minutes: float | None = setting(None, "stop after so many minutes  [default: never]", at_least(0, True, most=1e8))
     log: tuple[str, ...] = setting(
@@ -94,7 +94,7 @@ class Run:
         each_in(LOGGERS),
     )
     best: str | None = setting(
-        None, "held-out metric that tells the best epoch  [default: accuracy; r2 for values, perplexity for tokens]"
+        None, "held-out metric for the best epoch  [default: accuracy; r2 for values, perplexity for tokens]"
     )
     out: str | None = setting(None, "folder of the run  [default: the next free runs/DATA-MODEL-N]", fixed=True)
 

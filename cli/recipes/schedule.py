@@ -64,14 +64,17 @@ def _warmup(_: object, attribute: object, value: float) -> None:
 
 @frozen
 class Course:
-    """How the learning rate goes over a run."""
+    """The learning rate over a run."""
 
     name: str = setting(
         "auto",
         "of the learning rate: " + "; ".join(f"{n} ({s.help})" if s.help else n for n, s in SCHEDULES.items()),
     )
     warmup: float = setting(
-        0.0, "before any schedule, up from 0: a share of the run if below 1, else steps", at_least(0), _warmup
+        0.0,
+        "linear warm-up from 0 before the schedule: a share of the run if below 1, else steps",
+        at_least(0),
+        _warmup,
     )
 
     def learning_rate(self, lr: float, steps: int, *, free: bool = False) -> Schedule | float:
@@ -84,7 +87,7 @@ class Course:
             return rate
         from pipeline import schedules
 
-        # A plateau always has a warmup, of 0 steps if need be: a resumed run may get one, and State keeps its names.
+        # A plateau always has a warmup, perhaps of 0 steps, so that State has the same names if a resumed run adds one.
         return schedules.warmup(rate, steps=warmup)
 
     def _after_warmup(self, lr: float, steps: int, free: bool) -> Schedule | float:

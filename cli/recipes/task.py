@@ -1,7 +1,7 @@
-"""Tasks: what a model learns of its targets."""
+"""Tasks, such as classification or regression."""
 
 from typing import Any
 
 CLASSES, LABELS, VALUES, TOKENS = "classification", "several labels", "regression", "language modelling"
 TASKS: dict[str, Any] = {"classification": CLASSES, "regression": VALUES, "labels": LABELS, "language": TOKENS}
-"""What --task takes -> the task."""
+"""Value of --task -> task."""

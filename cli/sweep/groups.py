@@ -1,4 +1,4 @@
-"""Which runs a sweep has, which of them share a program, and which are trained side by side."""
+"""The runs of a sweep, their groups that share a program, and their chunks that train side by side."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ WITHOUT = ("ensemble", "folds", "patience", "minutes", "save_steps", "log")
 FACTOR = 2
 """Successive halving: one member in FACTOR goes on, for FACTOR times the epochs."""
 NARROWER = 4
-"""How many times narrower the next program for a shrinking group is."""
+"""Ratio of the widths of successive programs for a shrinking group."""
 ON_CPU, ON_ACCELERATOR = 32, 128
 """Members side by side: few enough for their State to stay in the cache of a core, many enough to share the fixed cost
 of a step. Measured widths are in benchmarks/LOG.md: 32 takes at most 1.1 times as long as the best of 8 to 128."""
 MEMORY_SHARE, COPIES = 0.5, 4
-"""Share of the free memory for members, and copies of a member's State while its program is compiled and checked."""
+"""Share of the free memory for members, and number of copies of a member's State during compilation and its check."""
 
 
 @frozen(eq=False)
@@ -98,7 +98,7 @@ def grouped(members: Sequence[Member]) -> list[list[Member]]:
 
 
 def width(group: Sequence[Member]) -> int:
-    """How many members of a group to train at once: no more than fit in half of the free memory."""
+    """Number of members of a group to train at once, at most as many as fit in half of the free memory."""
     device = group[0].job.stages.place.device
     fit = round(MEMORY_SHARE * room.free(device)) // memory_of(group[0])
     return max(min(fit, ON_CPU if device.type == "cpu" else ON_ACCELERATOR), 1)
@@ -112,7 +112,7 @@ def memory_of(member: Member) -> int:
 
 
 def even(count: int, width: int) -> int:
-    """The size of the fewest chunks of at most `width` that hold `count` members evenly.
+    """The size of even chunks of `count` members, in as few chunks as `width` allows.
 
     >>> even(40, 32), even(3, 32)
     (20, 3)
@@ -121,7 +121,7 @@ def even(count: int, width: int) -> int:
 
 
 def rungs(count: int, epochs: int, halving: bool) -> list[int]:
-    """The epochs after which members are compared, the last one last; without halving, only that.
+    """The epochs after which members are compared, in order; without halving, only the last epoch.
 
     Source: Jamieson and Talwalkar, Non-stochastic best arm identification and hyperparameter optimization (2016),
     algorithm 1, with a budget of all epochs for the last members.
@@ -150,10 +150,10 @@ def better(members: Sequence[Member], results: Results, metric: str) -> list[Mem
 def chunks(
     name: str, job: Job, alive: Sequence[Member], size: int, epochs: tuple[int, int], seed: int
 ) -> Iterator[Chunk]:
-    """The remaining members of a group, in chunks of `size`; few of them take one program, a few times narrower.
+    """The remaining members of a group, in chunks of `size`; a small remainder takes one program, narrower by a fixed
+    ratio.
 
-    `seed` is that of the order of batches which members share, if they have none of their own; so their results do not
-    depend on the chunks.
+    `seed`: of the order of batches, if members share one, so that results do not depend on the chunks.
     """
     while -(-size // NARROWER) >= len(alive) and size > 1:
         size = -(-size // NARROWER)

@@ -1,4 +1,4 @@
-"""What a sweep shows while it trains."""
+"""Output of a sweep during training."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a metric depends on the settings of a sweep, as a table and as a picture."""
+"""A metric by the settings of a sweep, as a table and as a picture."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def _text(value: Any) -> str:
 
 @frozen(eq=False)
 class Setting:
-    """A setting, and the last metric of each of its runs that were trained longest."""
+    """A setting, and the last metric of each of its longest runs."""
 
     chosen: Mapping[str, Any]
     epochs: int
@@ -49,7 +49,7 @@ class Setting:
 
 
 def _settings(points: Sequence[Point], metric: str) -> list[Setting]:
-    """Each setting: the longest trained first, then the best mean."""
+    """Each setting, sorted by epochs, then by mean, the best first."""
     runs_of: dict[str, list[Point]] = {}
     for p in points:
         runs_of.setdefault(repr(sorted(p[0].items(), key=str)), []).append(p)
@@ -92,7 +92,8 @@ def _number(metric: str, value: float) -> str:
 
 
 def picture(names: Sequence[str], points: Sequence[Point], metric: str) -> Figure:
-    """The metric over the axis with most numbers: a line for each setting of the other axes, with the range over seeds.
+    """The metric over the axis with the most numbers: one line per setting of the other axes, with its range over
+    seeds.
 
     Points are hollow if they were not trained to the end. Settings drawn at random are points without lines.
     """

@@ -39,7 +39,7 @@ CSV, PICTURE, BEST = "sweep.csv", "sweep.svg", "best"
 
 @frozen
 class Plan:
-    """A sweep, besides its config."""
+    """The plan of a sweep, apart from its config."""
 
     axes: tuple[Axis, ...]
     rows: tuple[Mapping[str, Any], ...]
@@ -78,7 +78,7 @@ def run(
 
 
 def resume(folder: Path, *, quiet: bool) -> None:
-    """Go on with a sweep. Finished members stay as they are."""
+    """Go on with a sweep. Finished members stay unchanged."""
     settings.check_run(folder)
     layer = settings.read(folder / settings.CONFIG)
     plan = Plan.read(folder)
@@ -135,7 +135,7 @@ def _with_widths(plan: Plan, grouped: Sequence[Sequence[Member]], seal: Seal, sa
 def _chunks(
     plan: Plan, grouped: Sequence[Sequence[Member]], ends: Sequence[int], results: Results, metric: str, seed: int
 ) -> Iterator[Chunk]:
-    """The chunks to train, one after the other; those after a rung depend on the `results` so far."""
+    """The chunks to train, one after the other; chunks after a rung depend on the `results` so far."""
     alive = [m for group in grouped for m in group]
     for rung, end in enumerate(ends):
         begin = ends[rung - 1] if rung else 0
@@ -188,7 +188,7 @@ def _print_results(
 
 
 def _best(members: Sequence[Member], results: Mapping[str, Sequence[log.Row]], metric: str) -> Member:
-    """The member with the best last epoch, of those trained longest."""
+    """The member with the best last epoch, among the longest runs."""
     longest = max(rows[-1]["epoch"] for rows in results.values())
     ends = {m.name: results[m.name][-1] for m in members if results[m.name][-1]["epoch"] == longest}
     finite = [m for m in members if ends.get(m.name, {}).get(f"validate/{metric}") is not None]

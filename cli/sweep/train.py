@@ -1,4 +1,4 @@
-"""Train a chunk of members together, and write each of them as the run that it is."""
+"""Train a chunk of members together, and write each as a run of its own."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Trainer:
     caught: list[int]
     """Signals."""
     threads: int
-    """Threads that each member takes as a run alone, which its config records."""
+    """Threads of each member as a run alone, recorded in its config."""
     programs: list[Compiled]
 
     def train(self, chunk: Chunk, show: Callable[[Sequence[log.Row]], None]) -> bool:
@@ -72,7 +72,7 @@ class Trainer:
         return True
 
     def _program(self, chunk: Chunk, state: State) -> Compiled:
-        """The compiled step of a chunk, or that of an earlier chunk of the same graph."""
+        """The compiled step of a chunk; chunks with the same graph share it."""
         for program in self.programs:
             if chunk.runs.program.same(program.program):
                 return program
@@ -104,7 +104,7 @@ class Trainer:
     def _write_member(
         self, chunk: Chunk, member: Member, state: State, saved: Saved, rows: Sequence[log.Row], facts: dict[str, Any]
     ) -> None:
-        """Write the folder of a member, as `pipe train` would have left it."""
+        """Write the folder of a member, like that of `pipe train`."""
         seal = self._seal(member)
         earlier = rows_of(self.sweep.folder, member, chunk.begin) if chunk.begin else []
         if earlier:  # only the first line of a run tells which values are better
@@ -138,7 +138,7 @@ def _saved(seal: Seal) -> Saved:
 def rows_of(sweep: Path, member: Member, end: int) -> list[log.Row]:
     """The metrics of a member up to an epoch; a resumed sweep may have later ones already.
 
-    Raises ConfigError if they are not as they were written: members are compared by them.
+    Raises ConfigError if they were changed, because members are compared by them.
     """
     path = sweep / MEMBERS / member.name
     rows, seal = log.read(path / METRICS), seals.read(path)

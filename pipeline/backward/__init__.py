@@ -1,7 +1,7 @@
 """Backward: gradients of a loss.
 
-Shapes: gradients are a dict of tensors by parameter name, each in its parameter's shape; with `per_example=True` with a
-sample dimension in front, (B, ...).
+Shapes: gradients are a dict of tensors by parameter name, each in its parameter's shape, or with `per_example=True` (B,
+*shape).
 """
 
 from pipeline.backward.gradients import Gradients, gradients

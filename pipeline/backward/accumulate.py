@@ -176,7 +176,7 @@ def _in_a_loop(g: Gradients, chunk: Chunk, carry: Any, xs: list[Tensor], shared:
         raise StageError(g.name, f"can't take the batch in parts: {first_line(e)}{place_of(e)}") from e
     mode: Any = get_proxy_mode()
     for graph in mode.tracer.root.children():  # graphs of loops
-        # The tracer looks for known tensors in all buffers, including those that it can't name.
+        # The tracer looks for known tensors in all buffers, including unnamed ones.
         graph.__dict__.update(graph._buffers)
         graph._buffers.clear()
     to_new, to_written = back

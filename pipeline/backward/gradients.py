@@ -65,7 +65,7 @@ class Gradients(Stage):
         except Exception as e:
             if self.per_example:  # vmap needs torch.func; per_example.py explains the error
                 raise
-            # Under a transformation of the user's own, such as vmap, the tape can't help either.
+            # Under a user's transformation, such as vmap, the tape fails too.
             if self.route == "functional" or torch._C._functorch.peek_interpreter_stack() is not None:
                 if re.search(r"torch\.func|functorch|doesn't have storage", str(e)):
                     raise StageError(self.name, f'by route="functional": {e}; route="tape" takes such code') from e
@@ -87,7 +87,7 @@ class Gradients(Stage):
                 grads = torch.autograd.grad(loss, [*leaves.values()], allow_unused=True) if loss.requires_grad else ()
             except (PipeError, torch.OutOfMemoryError):
                 raise
-            except Exception as e:  # of code that runs only in the backward
+            except Exception as e:  # an error of code that runs only in the backward
                 raise StageError(self.name, f"failed: {first_line(e)}{place_of(e)}") from e
         detached = tree_map(lambda x: x.detach() if isinstance(x, Tensor) else x, aux)
         return {k: g for k, g in zip(params, grads, strict=False) if g is not None}, detached

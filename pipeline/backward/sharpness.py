@@ -59,7 +59,7 @@ def sharpness_aware(
     """Sharpness-aware minimisation: the gradient of `of` at the parameters moved by rho * g / |g|, with g the gradient
     at the parameters themselves and |g| its norm over all of them. A step takes two forwards and two backwards.
 
-    The loss, outputs, metrics and buffers are those of the first pass; both passes draw the same numbers. `route` as in
+    The loss, outputs, metrics and buffers come from the first pass; both passes draw the same numbers. `route` as in
     `gradients`. Raises ConfigError for a negative or infinite `rho`.
 
     - `adaptive`: move by rho * T^2 g / |T g| with T = |w| + 0.01 for parameters with "weight" in their names, else 1:

@@ -58,13 +58,13 @@ class Saved:
     torch: str
     """Version that wrote it."""
     checksum: str
-    """Of the facts, which hold the hash of the tensors."""
+    """Checksum of the facts, which hold the hash of the tensors."""
     run: str | None = None
     """Name of the run that wrote it, if it has one."""
 
     @property
     def start(self) -> tuple[int, int]:
-        """Where to continue, for `fit(start=...)`."""
+        """Position to continue from, for `fit(start=...)`."""
         return self.epoch, self.batch
 
     def tensors(self) -> dict[str, Tensor]:
@@ -128,7 +128,7 @@ class Saved:
 
 @frozen
 class Found:
-    """The newest usable checkpoint of a folder, and what is wrong with newer ones."""
+    """The newest usable checkpoint of a folder, and the faults of newer ones."""
 
     saved: Saved | None
     faults: tuple[str, ...] = ()

@@ -1,4 +1,4 @@
-"""Saver: when a run writes checkpoints, and which of them stay."""
+"""Saver: schedule and retention of a run's checkpoints."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from pipeline.programs.program import Runs
 from pipeline.state import Report, State
 
 SHARE = 0.005
-"""Largest share of the time for checkpoints that are not asked for by `steps`."""
+"""Largest share of the time for checkpoints other than those of `steps`."""
 _START, _RATE = 5e-3, 2e8
 """Estimated cost of the first checkpoint: seconds, and bytes a second."""
 _ASIDE = "aside-"
@@ -31,16 +31,17 @@ _ASIDE = "aside-"
 class Saver:
     """Writes checkpoints of a run into a folder, on its own thread, and removes old ones.
 
-    - `keep`: number of the newest that stay.
-    - `best`: the metric whose best validation stays as well; ties go by the validation loss, then to the later one.
-      `better`: "high" or "low"; by default what the metric declares.
-    - `steps`: also write at multiples of so many steps, if `fit(every=steps)` reports them.
-    - `minutes`: also write about every so many minutes inside an epoch, if `fit(interval=...)` reports.
+    - `keep`: number of newest checkpoints to keep.
+    - `best`: a metric, whose best validation's checkpoint is kept as well; ties go by the validation loss, then to the
+      later one. `better`: "high" or "low"; by default what the metric declares.
+    - `steps`: also write at multiples of this number of steps, if `fit(every=steps)` yields Reports there.
+    - `minutes`: also write at about this interval inside an epoch, if `fit(interval=...)` yields Reports there.
     - `saved`: the checkpoint that the run resumes from.
     - `beside`: files, such as a log, to fsync before each checkpoint.
-    - `run`: the name of the run, for its checkpoints. `wrote`: called after each with its folder's name, its checksum
-      and the names of those that stay, before others are removed.
-    - `pipe`: the pipeline, needed on a mesh. All processes offer; the first writes, or each its own shards.
+    - `run`: the name of the run, for its checkpoints. `wrote`: called after each checkpoint with its folder's name, its
+      checksum and the names of all kept ones, before others are removed.
+    - `pipe`: the pipeline, needed on a mesh. All processes call `offer`; the first writes, or with shards, each process
+      its own.
 
     Epochs and minutes are skipped if checkpoints would take more than 0.5 % of the time. Use it as a context, or call
     close().
@@ -70,7 +71,7 @@ class Saver:
         self._took: float | None = None
         """Seconds of the last checkpoint."""
         self._at = time.monotonic()
-        """When it was done."""
+        """Time of its end."""
         on = sharding_of(pipe.program) if pipe is not None else None
         self._on = on if on is not None and on.mesh.shard > 1 else None
         self._silent = on is not None and on.mesh.rank > 0
@@ -83,7 +84,7 @@ class Saver:
             raise unwritable(self.folder, e) from None
 
     def offer(self, report: Report, *, now: bool = False) -> bool:
-        """Write a checkpoint of a Report's State if one is due, or `now`; whether it did.
+        """Write a checkpoint of a Report's State if one is due, or `now`; returns whether it did.
 
         Raises CheckpointError if this one, or the one before it, can't be written. Earlier ones stay.
         """
@@ -122,7 +123,7 @@ class Saver:
             self._writing = self._writer.submit(lambda: copied + self._write(contents))
 
     def close(self) -> None:
-        """Write what is left, and wait until it is on disk."""
+        """Write pending checkpoints, and wait until they are on disk."""
         try:
             self._finish()
             if self._unwritten is not None:
@@ -176,7 +177,7 @@ class Saver:
         return Best(self.metric, float(value), report.epoch, report.step, since, new[1] if new[1] < math.inf else None)
 
     def _write(self, contents: list[Content]) -> float:
-        """Write checkpoints; the seconds it took."""
+        """Write checkpoints; returns the seconds."""
         began = time.monotonic()
         for content in contents:
             self._tidy(content, *write(self.folder, content, self.beside, self.run))

@@ -76,7 +76,7 @@ def write_shards(
                     new.truncate(len(header) + sum(size for _, size in places.values()))
         work = Path(mesh.agreed(str(work)))
         with _together(mesh, path):
-            if mesh.rank < mesh.shard:  # others have copies of the same shards
+            if mesh.rank < mesh.shard:  # other processes have copies of the same shards
                 _write_rows(work / STATE, mesh, tensors, full, {k: len(header) + at for k, (at, _) in places.items()})
         with _together(mesh, path):
             if mesh.rank == 0:
@@ -87,7 +87,7 @@ def write_shards(
 def _write_rows(
     path: Path, mesh: Mesh, tensors: Mapping[str, Tensor], full: Mapping[str, tuple[int, ...]], at: Mapping[str, int]
 ) -> None:
-    """Write this process's rows of tensors in shards; of the others, the first process all."""
+    """Write this process's rows of sharded tensors; the first process also writes all other tensors."""
     with files.updated(path) as file:
         for name, t in tensors.items():
             offset = at[name]
@@ -125,7 +125,7 @@ def _finish(work: Path, path: Path, content: Content, run: str | None) -> str:
     }  # fmt: skip
     checksum = files.checksum(facts)
     files.replace(work / FACTS, json.dumps({**facts, "checksum": checksum}, indent=1).encode() + b"\n")
-    files.put(work, path)  # may replace a damaged one, or one of an abandoned continuation
+    files.put(work, path)  # may replace a damaged checkpoint, or one of an abandoned continuation
     return checksum
 
 
@@ -137,7 +137,8 @@ _DTYPES = {
 
 
 def layout(tensors: Mapping[str, tuple[tuple[int, ...], torch.dtype]]) -> tuple[bytes, dict[str, tuple[int, int]]]:
-    """The header of a safetensors file for tensors of these shapes, and each one's offset after it and size, in bytes.
+    """The header of a safetensors file for tensors of these shapes, and each tensor's size and offset after the header,
+    in bytes.
 
     Source: the format's description, github.com/huggingface/safetensors.
     """

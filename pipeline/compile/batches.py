@@ -1,4 +1,4 @@
-"""Batches: inputs of a graph that stay in place, such as a data set on the device, or that come with each call."""
+"""Batches: inputs of a graph, either static, such as a data set on the device, or given with each call."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def passed_batch(names: tuple[str, ...], shard: Shard) -> BatchInputs:
 
 
 def passed_tensors(names: Sequence[str], shard: Shard) -> tuple[tuple[Tensor, ...], Signature]:
-    """The tensors of a placed batch, and its signature. Raises CaptureError for one that is not strided."""
+    """The tensors of a placed batch, and its signature. Raises CaptureError for a tensor that is not strided."""
     try:
         values = [shard.values[name] for name in names]
     except KeyError as e:
@@ -111,7 +111,7 @@ def _gathered(t: Tensor, samples: Tensor) -> Tensor:
 
 
 class DataSets:
-    """The data sets of a pipeline's programs: its own, and those of evaluations."""
+    """The data sets of a pipeline's programs: the training's, and the evaluations'."""
 
     def __init__(self, program: Program) -> None:
         self.program, self.pipe = program, program.pipe
@@ -168,7 +168,7 @@ class DataSets:
         return self._sets[key], key
 
     def epoch(self, source: Load, training: bool) -> Iterator[tuple[BatchInputs, int | None]]:
-        """An epoch of a data set in its own order: inputs, and how many steps each serves (None: one)."""
+        """An epoch of a data set in its own order: inputs, and the number of steps on each (None: one)."""
         if self._can_stay(source):
             data = self.place(source)
             for size, steps in data.walk(0, 0, 0, data.batches):

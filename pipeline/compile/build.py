@@ -40,7 +40,7 @@ def uncollected() -> Iterator[None]:
 
 @define(eq=False)
 class Build:
-    """A program, and how far it is compiled."""
+    """A program, and the progress of its compilation."""
 
     name: str
     inputs: BatchInputs
@@ -59,7 +59,7 @@ class Build:
     wait: Callable[[], Program] | None = None
     """Waits for the backend at work."""
     refused: list[str] = field(factory=list)
-    """The backends before this one, and why they can't."""
+    """Earlier backends, and their reasons for refusal."""
     program: Program | None = None
     loaded: bool = False
     seconds: float = 0.0
@@ -82,18 +82,18 @@ class Builder:
         self.backends = candidates(backend, self.pipe.place.device.type)
         cache.keep_compiler_caches()
         self.unkept = cache.refusal() if any(b.cached for b in self.backends) else None
-        """Why programs are neither kept nor loaded."""
+        """The reason if programs are neither kept nor loaded."""
         self.built: list[Build] = []
         """Compiled and loaded programs, in order."""
         self.doing = ""
-        """The work at hand, in words."""
+        """The current work, in words."""
 
     @uncollected()
     def begin(
         self, subject: Subject, inputs: BatchInputs, args: tuple[Tensor, ...], varying: Sequence[Collection[int]]
     ) -> Build:
         """Trace a program, then load it or start to compile it. `varying` dimensions of the batch are symbolic, if none
-        of them is needed as a number. Raises CaptureError or StageError."""
+        of them is specialized to a number. Raises CaptureError or StageError."""
         self.doing = f"tracing the {subject.program}"
         began, names = time.perf_counter(), list[str]()
         function = flat_program(watched(self.program), subject, inputs, args, names)
@@ -155,7 +155,7 @@ class Builder:
         return build.loaded
 
     def _wait(self, build: Build, wait: Callable[[], Program]) -> None:
-        """Wait for the backend at work; a program that it can't compile, or compiles to something else, is refused."""
+        """Wait for the backend at work; refuse its program if compilation or the check fails."""
         assert build.backend is not None
         self.doing, build.wait = f"the {build.name} by {build.backend.name}", None
         try:
@@ -163,7 +163,7 @@ class Builder:
             self._check(build, program)
         except StageError:
             raise
-        except Exception as e:  # whatever a compiler raises
+        except Exception as e:  # any error of a compiler
             build.refused.append(f"{build.backend.name}: {reason(e)}")
             return
         if isinstance(program, Library) and build.identity is not None:
@@ -177,7 +177,7 @@ class Builder:
         self.built.append(build)
 
     def _check(self, build: Build, program: Program) -> None:
-        """Raise CaptureError unless a program computes what the plain functions do."""
+        """Raise CaptureError unless a program agrees with the plain functions."""
         subject, inputs, traced = build.subject, build.inputs, build.traced
         assert subject is not None
         end = len(subject.tensors) + len(inputs.static)

@@ -1,8 +1,8 @@
 """Cache: compiled programs on disk, so that the next process need not compile.
 
 A package is a folder `<key>/` with a library and `package.json`: the program's identity (its graph, settings and
-machine), of which the key is a hash, and a checksum of both files. A package that does not match, is damaged, or could
-have been written by another user is never loaded, and exactly the bytes that were checked are loaded.
+machine), of which the key is a hash, and a checksum of both files. A package is never loaded if it does not match, is
+damaged, or could have been written by another user; exactly the checked bytes are loaded.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from pipeline.compile.backends.library import Library, loaded
 
 FACTS = "package.json"
 MEASURED = "measured.json"
-"""Beside the packages: the command's measurements of which device and how many members at once are fastest."""
+"""Beside the packages: the command's measurements of the fastest device and the fastest number of members at once."""
 INDUCTOR = "inductor"
 """Beside the packages: the caches of Inductor and Triton."""
 _LIBRARY = "step.so"
@@ -93,7 +93,8 @@ def folder() -> Path:
 
 
 def refusal() -> str | None:
-    """Why the cache can't be trusted, and what to do: other users could have written into it, or made its folder."""
+    """The reason not to trust the cache, and a remedy: other users could have written into it, or created its
+    folder."""
     path = folder() / INDUCTOR
     for part in (*reversed(path.parents), path):
         try:
@@ -109,15 +110,15 @@ def refusal() -> str | None:
 
 
 def usable(name: str = "") -> bool:
-    """Whether the cache, or a folder in it, may be written into; it is made if need be."""
+    """Whether the cache, or a folder in it, may be written into; created if missing."""
     with suppress(OSError):
         return not refusal() and files.folder(folder() / name, 0o700).is_dir() and not refusal()
     return False
 
 
 def keep_compiler_caches() -> None:
-    """Set the folder in which Inductor and Triton keep their programs, unless the user named one: they run what they
-    find there, and torch's default is a name in /tmp that any user can take first."""
+    """Set the folder in which Inductor and Triton keep their programs, unless the user named one: they run programs
+    found there, and torch's default is a name in /tmp that any user can take first."""
     named, default = os.environ.get("TORCHINDUCTOR_CACHE_DIR"), os.path.join(tempfile.gettempdir(), "torchinductor_")
     if named is not None and not named.startswith(default):  # torch sets its default when it imports its compilers
         return
@@ -177,7 +178,7 @@ def folders() -> list[Path]:
 
 
 def finished(path: Path) -> bool:
-    """Whether a folder of the cache is a package, not one that was begun and left."""
+    """Whether a folder of the cache is a package, and not an unfinished one."""
     return not path.name.startswith(files.MAKING)
 
 

@@ -1,6 +1,6 @@
 """Collectives: schedule the communication of a mesh within a graph. Sharded weights are gathered just before they are
-used, and again for the backward; gradients are reduced as soon as they are there. So few of both are in memory at once,
-and a backend can compute meanwhile."""
+used, and again for the backward; gradients are reduced as soon as they are computed. So few of both are in memory at
+once, and communication overlaps with computation."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def _gather_late(graph: GraphModule) -> None:
 
 
 def _buckets(nodes: Iterable[Node]) -> dict[Node, Node]:
-    """The gathers of weights by their nodes: each gather, what it is computed from (inputs alone), and the views of its
+    """The gathers of weights by their nodes: each gather, its ancestors (from inputs alone), and the views of its
     result."""
     bucket: dict[Node, Node] = {}
     placeholders: set[Node] = set()
@@ -93,7 +93,7 @@ def _is_view(node: Node) -> bool:
 
 
 def _copy(graph: GraphModule, node: Node, before: Node, bucket: dict[Node, Node], copies: dict[Node, Node]) -> Node:
-    """A copy of a node of a bucket, and of all that it is computed from, in front of another node."""
+    """A copy of a bucket's node, and of all its ancestors, in front of another node."""
     if node not in bucket:
         return node
     if node not in copies:

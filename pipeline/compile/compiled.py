@@ -1,7 +1,7 @@
 """Compiled: a pipeline's step and its evaluation as compiled graphs.
 
 A pipeline can't change, so no call is guarded; the shapes and dtypes of a batch are looked up here. State is donated:
-its tensors stay where the programs read and write them, so K steps are one call.
+programs read and write its tensors in place, so K steps are one call.
 """
 
 from __future__ import annotations
@@ -44,10 +44,10 @@ class Compiled:
     """A pipeline's step as one graph: `state, metrics = compiled(state, batch)`.
 
     - `steps`: steps a call, on the pipeline's own data: a number or "epoch". Then `compiled(state)` takes no batch,
-      goes on where `state.step` says, and returns each metric stacked, (steps, ...).
+      continues at `state.step`, and returns each metric stacked, (steps, ...).
     - `donate`: the State passed in is used up, and raises an error when it is used again.
     - `backend`: how to compile: "native", our engine for a CPU; "inductor"; or a name or callable that torch.compile
-      takes. "auto" is native on a CPU, and inductor elsewhere and for what native can't do.
+      takes. "auto" is native on a CPU; inductor elsewhere, and for programs that native refuses.
     - `fallback`: if no backend can, "error" raises CaptureError, and "eager" runs the same functions uncompiled, with
       one warning.
 
@@ -94,7 +94,7 @@ class Compiled:
 
     @property
     def doing(self) -> str:
-        """What is being compiled, in words."""
+        """The current compilation, in words."""
         return self._programs.builder.doing
 
     @property
@@ -104,7 +104,7 @@ class Compiled:
 
     @property
     def report(self) -> CompileReport:
-        """What was compiled so far."""
+        """The graphs compiled so far."""
         return self._programs.report
 
     def __call__(self, state: State, batch: Batch | None = None) -> tuple[State, Metrics]:
@@ -117,7 +117,7 @@ class Compiled:
     def step(self, state: State, batch: Batch | Shard | None = None) -> tuple[State, Metrics]:
         """The new State and the batch's metrics, 0-d tensors on the device; the batch is placed there if need be.
 
-        Without a batch: on that of the pipeline's own data at `state.step`.
+        Without a batch: on the batch of the pipeline's own data at `state.step`.
         """
         if batch is None:
             state, metrics = self._own_steps(state, 1)
@@ -153,7 +153,8 @@ class Compiled:
     def advance(
         self, state: State, epoch: int, start: int, count: int, *, results: bool = False
     ) -> tuple[State, Metrics]:
-        """`count` steps on the pipeline's own data, from batch `start` of an epoch on, which must have as many.
+        """`count` steps on the pipeline's own data, from batch `start` of an epoch on; the epoch must have that many
+        more batches.
 
         Returns the new State and, if `results`, each metric stacked: (count, ...).
         """
@@ -215,7 +216,8 @@ class Compiled:
         return self._held.give(0)
 
     def prepare(self, state: State, *validate: Any) -> CompileReport:
-        """Compile now what a run will need, if its data tell their shapes: full and last batches, and validation."""
+        """Compile the graphs of a run in advance, if the shapes of its data are known: full and last batches, and
+        validation."""
         self._take(state)
         wanted: list[tuple[Subject, BatchInputs]] = []
         if self.pipe.load is not None and self.pipe.load.known:
@@ -254,7 +256,7 @@ class Compiled:
 
     def _bound(self, subject: Subject, inputs: BatchInputs, signature: Signature) -> Run | None:
         """A program bound to its tensors; None if steps run uncompiled."""
-        # An evaluation may be of another State than the one held.
+        # The State to evaluate may differ from the held one.
         leaves = self._held.leaves
         held = bool(leaves) and all(a is b for a, b in zip(subject.leaves, leaves, strict=True))
         bound = self._runs.get(signature) if held else None

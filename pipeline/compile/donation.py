@@ -1,4 +1,4 @@
-"""Donation: programs read and write a State's tensors in place, and the State that was passed in is spent."""
+"""Donation: programs read and write a State's tensors in place, and the State passed in is spent."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Held:
         self._seed: Any = None
 
     def take(self, state: State) -> bool:
-        """Hold a State; True if its leaves are not in the storage of those before."""
+        """Hold a State; True if its leaves have other storage than the previous ones."""
         tree = state.tree  # raises if the State is spent
         if state is self._current:
             return False
@@ -58,7 +58,8 @@ class Held:
 
     @contextmanager
     def restored(self, copy: bool) -> Iterator[None]:
-        """Restore the State if a step fails. A failed step changes nothing, but after other steps that takes a copy."""
+        """Restore the State if a step fails. A failed step changes nothing; undoing the steps before it takes a
+        `copy`."""
         before = [t.clone() for t in self.leaves] if copy and self.donate else []
         try:
             yield
@@ -69,7 +70,7 @@ class Held:
             raise
 
     def failed(self) -> None:
-        """After a failed step: without donation, the State that was passed in remains its owner's."""
+        """After a failed step: without donation, the caller keeps the State."""
         if not self.donate:
             self._current, self.leaves = None, ()
 
@@ -99,7 +100,7 @@ class Held:
         return self._seed
 
     def tensors(self, state: State) -> list[Tensor]:
-        """The tensors of a State, whose shapes must be those of the first one."""
+        """The tensors of a State, with the shapes of the first State."""
         leaves, spec = pytree.tree_flatten(state.tree)
         if any(not t.is_contiguous() and t.clone().stride() != t.stride() for t in leaves):
             raise StateError("a tensor of the State has gaps in its storage; make the State with state.clone() first")

@@ -1,7 +1,7 @@
 """Flatten: a pipeline's two programs as functions of a flat list of tensors, into which they write their results.
 
-The list is: State's leaves, for an evaluation its sums, the tensors of a batch that stay, and those given with each
-call. Writing into the arguments donates State: there is one copy of it, and the same call can be repeated.
+The list is: State's leaves, the sums of an evaluation, and the tensors of a batch: static ones, then those given with
+each call. Writing into the arguments donates State: there is one copy of it, and the same call can be repeated.
 
 No tensor in it is 0-d: torch guards on the value of a 0-d float64 input, and drops writes into it.
 """
@@ -91,7 +91,8 @@ def flat_program(
 
 
 def _read_early(value: Tensor, storages: set[int], step: Tensor) -> Tensor:
-    """Read a value that is another old leaf, as of a target network that copies weights, before that is written.
+    """Read a new value that is an old leaf of another name, such as a target network's copy of weights, before that
+    leaf is overwritten.
 
     A clone would not do: Inductor removes it, and reads the new leaf.
     """

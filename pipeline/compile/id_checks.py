@@ -1,7 +1,7 @@
 """Id checks: a graph finds ids out of range, and then its step changes nothing.
 
-Ids that stay in place cost no step anything: those of a data set on the device are checked once, before the first step,
-and those that code holds while tracing.
+Ids that stay in place cost nothing per step: those of a data set on the device are checked once, before the first step,
+and constants during tracing.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 _ATEN = torch.ops.aten
 _VIEWS = ("view", "_unsafe_view", "reshape", "unsqueeze", "squeeze", "transpose", "permute", "t", "expand", "detach")
 _SAME = frozenset((*_VIEWS, "clone", "alias", "lift_fresh_copy", "_to_copy", "index_select"))
-"""Operations whose result has no integers but those of their first argument."""
+"""Operations that only rearrange the integers of their first argument."""
 
 
 @frozen
@@ -92,7 +92,7 @@ def add_id_checks(
 
 
 def _check_loop(graph: GraphModule, loop: Any, guards: _Guards) -> list[Node]:
-    """Let the body of a scan return whether its ids are in range, as one more stacked output of the loop."""
+    """Add an output to the body of a scan, stacked by the loop: whether its ids are in range."""
     body = getattr(graph, loop.args[0].target)
     inner = [*body.graph.find_nodes(op="placeholder")][len(loop.args[1]) :]
     guards.sources |= zip(inner, (*loop.args[2], *loop.args[3]), strict=True)
@@ -117,17 +117,17 @@ class _Guards:
     def __init__(self, arguments: Mapping[Node, int], stage: Callable[[Node], str], guard: bool) -> None:
         self.arguments, self.stage, self.guard = arguments, stage, guard
         self.sources: dict[Node, Node] = {}
-        """By inputs of the bodies of loops, the nodes passed to them."""
+        """Input of a loop's body -> the node passed to it."""
         self.checks: dict[Any, IdCheck] = {}
 
     def add(self, graph: GraphModule) -> list[Node]:
-        """Let each operation read ids that are in range; return flags of whether all were."""
+        """Replace ids out of range by 0 in each operation; return flags, each true if all its ids were in range."""
         changed = {n for node in graph.graph.nodes for x in _written(node) for n in _origins(x, {})}
         known: dict[Any, Node] = {}
         flags: list[Node] = []
         in_stages = False
         for node in list(graph.graph.nodes):
-            in_stages = in_stages or bool(node.meta.get("custom"))  # the batch is gathered before them
+            in_stages = in_stages or bool(node.meta.get("custom"))  # nodes before the stages gather the batch
             if not in_stages or not hasattr(node.target, "overloadpacket"):
                 continue
             for argument in id_arguments(node.target, node.args, node.kwargs, lambda n: n.meta["val"]):
@@ -142,7 +142,7 @@ class _Guards:
         return flags
 
     def _in_place(self, argument: Ids, node: Node, changed: Collection[Node]) -> bool:
-        """Whether ids need no guard: they stand in an argument, which gets a check, or code holds them, in range."""
+        """Whether ids need no guard: they come from an argument, which gets a check, or are constants in range."""
         origins = _origins(argument.ids, self.sources)
         if not isinstance(argument.size, int) or any(n in changed for n in origins):
             return False
@@ -156,7 +156,7 @@ class _Guards:
 
 
 def _guard(graph: GraphModule, argument: Ids) -> tuple[Node, Node]:
-    """Whether ids are in range, and the ids with 0 for those out of range."""
+    """Whether ids are in range, and the ids, with 0 in place of those out of range."""
     ids, size = argument.ids, argument.size
     if isinstance(size, torch.SymInt):
         x, dim = argument.rows
@@ -195,7 +195,8 @@ def _written(node: Any) -> list[Node]:
 
 
 def _origins(node: Any, sources: Mapping[Node, Node]) -> list[Any]:
-    """A node, and the ones that it has all its integers from, the source last. `sources` are those of loop inputs."""
+    """A node, followed by the successive sources of all its integers. `sources`: input of a loop's body -> node
+    outside."""
     chain = [node]
     while True:
         node = chain[-1]
@@ -210,7 +211,7 @@ def _origins(node: Any, sources: Mapping[Node, Node]) -> list[Any]:
 
 
 def _held(node: Any) -> Tensor | None:
-    """The integers that code holds, or a range of numbers."""
+    """Constant integers, or a range of numbers."""
     if node.op == "get_attr":
         value = getattr(node.graph.owning_module, str(node.target))
         return value if isinstance(value, Tensor) else None

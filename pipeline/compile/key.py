@@ -1,6 +1,6 @@
 """Keys: all that a compiled program depends on: the graph, its constants, the machine and the settings.
 
-Each step is traced before its key is known, so a program from disk is that of the same graph.
+Each step is traced before its key is known, so a program from disk has the same graph.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def _known(target: Any) -> bool:
     return builtin or target is scan_op or target.__class__.__module__ == "builtins"
 
 
-@cache  # constants of this process: its code is that of the files as they were when it began
+@cache  # constants of this process, from the files at its start
 def machine() -> Mapping[str, Any]:
     """Versions, the code of the compile layer, and the processor."""
     try:

@@ -17,7 +17,7 @@ MEMBERS = 4096
 
 
 def graphs(graph: GraphModule) -> list[GraphModule]:
-    """A graph, and those of its loops."""
+    """A graph, and the graphs of its loops."""
     return [module for module in graph.modules() if isinstance(module, GraphModule)]
 
 
@@ -38,14 +38,12 @@ def is_number(value: Any) -> bool:
 
 
 def repair(graph: GraphModule) -> None:
-    """Remove what compilers refuse or get wrong.
-
-    Those are marks of profilers, and torch.cat of one tensor and empty ones: Inductor's clone keeps the tensor's
-    strides, but torch's is contiguous, and later views rely on it.
+    """Remove operations that compilers refuse or get wrong: marks of profilers, and torch.cat of one tensor and empty
+    ones. Inductor's clone keeps the tensor's strides, but torch's is contiguous, and later views rely on it.
     """
     for node in list(graph.graph.nodes):
         if "_record_function" in str(node.target):
-            node.replace_all_uses_with(None)  # the end of a mark takes its beginning
+            node.replace_all_uses_with(None)  # the end of a mark has its beginning as argument
             graph.graph.erase_node(node)
         elif node.target is torch.ops.aten.cat.default:
             parts = [t for t in node.args[0] if t.meta["val"].shape != (0,)]
@@ -87,7 +85,7 @@ def merge_numbers(graph: GraphModule) -> None:
 
 
 def lift_constants(graph: GraphModule) -> tuple[Tensor, ...]:
-    """Make the tensors that a graph holds its last inputs, and return them."""
+    """Move the tensors held by a graph to its last inputs, and return them."""
     for node in graph.graph.find_nodes(op="call_function", target=scan_op):
         _lift_from_loop(graph, node)
     places: dict[int, Node] = {}
@@ -117,7 +115,7 @@ def lift_constants(graph: GraphModule) -> tuple[Tensor, ...]:
 
 
 def _lift_from_loop(graph: GraphModule, loop: Node) -> None:
-    """Let a graph hold the tensors that the body of a loop holds, and pass them to the loop."""
+    """Move the tensors held by a loop's body to the graph, and pass them to the loop."""
     body = getattr(graph, str(loop.args[0].target))  # type: ignore[union-attr]  # the body is an attribute
     last = list(body.graph.find_nodes(op="placeholder"))[-1]
     places: dict[str, Node] = {}

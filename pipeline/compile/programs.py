@@ -41,7 +41,7 @@ class Programs:
         self._rigid: set[str] = set()
         """Programs that can't be compiled with symbolic sizes."""
         self._checked_ids: Any = WeakTensorKeyDictionary()
-        """By tensor, its version and the checks of ids that it passed."""
+        """Tensor -> its version, and the checks of ids that it passed."""
 
     @property
     def seconds(self) -> float:
@@ -100,10 +100,10 @@ class Programs:
         except CaptureError as e:
             if build.traced.sizes is None:
                 return self.fall_back(e)
-            self._rigid.add(build.name)  # backends can do more with sizes that are numbers
+            self._rigid.add(build.name)  # backends optimize more with constant sizes
             self._forget(build)
             return self.request(subject, inputs) and self.finish(subject, inputs)
-        except StageError as e:  # of this batch; the next may do
+        except StageError as e:  # an error of this batch; the next may succeed
             self._forget(build)
             return self.fall_back(e)
         return True
@@ -134,7 +134,7 @@ class Programs:
         return build
 
     def _varying(self, program: str, inputs: BatchInputs) -> list[Collection[int]]:
-        """The dimensions of a batch to make symbolic, by tensor: the first, and those that differed so far."""
+        """The dimensions of a batch to make symbolic, by tensor: the first, and all that have varied so far."""
         symbolic = any(b.symbolic for b in self.builder.backends)
         if not symbolic or program in self._rigid or self.pipe.place.mesh is not None:
             return []

@@ -96,7 +96,7 @@ def _one_by_one(function: Any, info: Any, in_dims: tuple[Any, ...], args: tuple[
 
 
 class _Layer(torch.autograd.Function):
-    """The operation with its gradients, as torch.func takes it."""
+    """The operation with its gradients, for torch.func."""
 
     @staticmethod
     def forward(name: str, flags: list[int], states: int, *tensors: Tensor) -> tuple[Tensor, ...]:

@@ -1,4 +1,4 @@
-"""The report of compiled graphs: by which backend, and why not by the one before it."""
+"""The report of compiled graphs: their backends, and why earlier backends refused them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Graph:
     loaded: bool = False
     """Whether an earlier process compiled it, and this one loaded it from disk."""
     refused: tuple[str, ...] = ()
-    """Why each backend before this one can't, or what this one can't do."""
+    """Why each earlier backend refused, or the limits of this one."""
 
     def __str__(self) -> str:
         how = "from the cache" if self.loaded else f"by {self.backend}"
@@ -27,7 +27,7 @@ class Graph:
 
 @frozen
 class CompileReport:
-    """What was compiled so far."""
+    """The graphs compiled so far."""
 
     graphs: tuple[Graph, ...] = ()
     fallback: str | None = None
@@ -35,7 +35,7 @@ class CompileReport:
     by_tape: tuple[str, ...] = ()
     """Backward stages that torch.func refuses."""
     unkept: str | None = None
-    """Why programs are neither kept on disk nor loaded, and what to do, if so."""
+    """The reason if programs are neither kept on disk nor loaded, with a remedy."""
 
     @property
     def seconds(self) -> float:

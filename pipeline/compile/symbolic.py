@@ -34,18 +34,19 @@ class Sizes:
 
     @contextmanager
     def tracing(self) -> Iterator[None]:
-        """A context in which symbols stay symbols."""
+        """A context in which symbolic sizes are not specialized."""
         with enable_python_dispatcher(), _Flattened():
             yield
 
     @property
     def free(self) -> bool:
-        """Whether no symbolic size was needed as a number."""
+        """Whether no symbolic size was specialized to a number."""
         sizes = [t.shape[d] for t, dims in zip(self.fakes, self.varying, strict=True) for d in dims]
         return all(isinstance(n, torch.SymInt) and n.node.maybe_as_int() is None for n in sizes)
 
     def fit(self, args: Sequence[Tensor]) -> bool:
-        """Whether the graph holds for other arguments too: they differ in symbolic sizes alone, and fit the guards."""
+        """Whether the graph is valid for other arguments: they differ in symbolic sizes alone, and satisfy the
+        guards."""
         similar = len(args) == len(self.fakes) and all(
             (t.dtype, t.device, t.ndim) == (f.dtype, f.device, f.ndim)
             and all(isinstance(n, torch.SymInt) or m == n for m, n in zip(t.shape, f.shape, strict=True))

@@ -1,6 +1,6 @@
-"""Tracing: a program as one flat graph of tensor operations, or the stage and the reason why it can't be.
+"""Tracing: a program as one flat graph of tensor operations, or an error with the stage and the reason.
 
-A graph is a function of its inputs alone: tensors that a stage or a module holds, and those made from numbers, become
+A graph is a function of its inputs alone: tensors held by a stage or a module, and tensors created from numbers, become
 inputs too, bound once.
 """
 
@@ -52,7 +52,7 @@ class Traced:
     sizes: Sizes | None
     """The symbolic sizes of its arguments."""
     id_checks: tuple[IdCheck, ...] = ()
-    """Checks to do before it runs."""
+    """Checks of ids before it runs."""
     checks: bool = False
     """Whether its last output says that all other ids were in range."""
 
@@ -109,7 +109,7 @@ def trace(
     id_checks, checks = add_id_checks(graph, fixed, stage_of, guard=all(t.device.type == "cpu" for t in args))
     collectives.schedule(graph)
     for node in nodes(graph):
-        # An operation with a dropout of its own has the tag, but a probability of 0: pipeline.draws did it already.
+        # An operation with built-in dropout has the tag, but a probability of 0: pipeline.draws has done the dropout.
         tagged = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
         if tagged and not drops_nothing(node.target, node.args, node.kwargs):
             raise CaptureError(
@@ -120,7 +120,7 @@ def trace(
 
 
 def _uncaptured(error: StageError) -> CaptureError:
-    """The error of a stage that no graph can express: operation, line, and what to write instead."""
+    """The error of a stage that no graph can express: operation, line, and a replacement to write."""
     cause = error.__cause__
     assert cause is not None
     operator = re.search(r"(?:aten|prims|c10d)\.(\w+)", str(cause))
@@ -145,7 +145,7 @@ _INSTEAD = {
         "queue[(at + torch.arange(n)) % size] for queue[int(at) : int(at) + n]",
     ),
 }
-"""By operators that no graph can have: their effect, and what to write instead."""
+"""Operators that no graph can have -> their effect, and a replacement to write."""
 
 
 def watched(program: Program) -> Program:
@@ -159,15 +159,15 @@ def watched(program: Program) -> Program:
 
         return evolve(s, function=function)
 
-    # Not of a backward: it remembers its route.
+    # Not for a backward, which remembers its route.
     stages = program.pipe.stages
     return program.of([watch(s) if isinstance(s, Stage) and not isinstance(s, Gradients) else s for s in stages])
 
 
 @contextmanager
 def _tracing() -> Iterator[None]:
-    """Let torch.compiler.is_compiling() say so, which models ask before they read values, and distributions not
-    validate theirs."""
+    """Set torch.compiler.is_compiling(), so that models do not read values, and turn off validation in
+    distributions."""
     before, validates = torch.compiler._is_compiling_flag, Distribution._validate_args
     torch.compiler._is_compiling_flag, Distribution._validate_args = True, False
     try:

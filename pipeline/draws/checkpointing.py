@@ -20,7 +20,7 @@ class _NotReentrant:
 
 
 class Recomputed:
-    """While entered, recomputation in a backward draws what the forward drew.
+    """While entered, recomputation in a backward repeats the forward's draws.
 
     Reentrant checkpointing becomes non-reentrant: the same results, and torch.autograd.grad accepts it. `again` gives
     the draws that follow, as a context manager with the same method.

@@ -83,7 +83,7 @@ def recurrent(layer: Callable[..., Any], states: int) -> Callable[..., Any]:
     """Run recurrent layers one by one, with keyed dropout between them."""
 
     def draw(k: Key, *args: Any) -> Any:
-        packed = not isinstance(args[3], bool)  # sizes of its batches follow the data
+        packed = not isinstance(args[3], bool)  # PackedSequence: its batch sizes follow its data
         x, *sizes = args[:2] if packed else args[:1]
         hx, weights, biases, layers, p, train, both, *batch_first = args[1 + packed :]
         if not p or not train or layers == 1:

@@ -17,7 +17,7 @@ _INSTEAD = {
     "params": "do so in a stage after the update",
     "held": "a tensor that a module holds is State's only as a buffer: use register_buffer()",
 }
-"""What to write instead of an in-place write, by the name of the value."""
+"""The replacement of an in-place write, by the name of the value."""
 
 
 class Inputs:
@@ -31,7 +31,7 @@ class Inputs:
         return {_storage(t): path for path, t in reversed(paths(dict(self.values))) if _strided(t)}
 
     def name(self, tensors: list[Any]) -> str | None:
-        """The name of the value that one of the tensors is, or is a view of."""
+        """The name of a value that shares storage with one of the tensors."""
         names = (self._storages.get(_storage(t)) for t in tensors if _strided(t))
         name = next(filter(None, names), None)
         return name and name.replace("/", ".")

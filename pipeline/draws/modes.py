@@ -29,7 +29,7 @@ from pipeline.random import MASK, Key, key, mix, settled
 
 
 class keyed:  # noqa: N801 - used as a word of its own: `with keyed(...)`
-    """Within it, the i-th draw is a function of (seed, step, salt, i).
+    """Context in which the i-th draw is a function of (seed, step, salt, i).
 
     Raises ImpureError for a draw without a key, and for a write into the named values `given`.
 

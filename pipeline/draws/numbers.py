@@ -48,7 +48,7 @@ def cast(draw: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 def refused(name: str, instead: str) -> Callable[..., Tensor]:
-    """A draw that raises ImpureError, which says what to write instead."""
+    """A draw that raises ImpureError, with a replacement to write."""
 
     def refuse(k: Key, *args: Any, **names: Any) -> Tensor:
         raise ImpureError(f"draws by {name}, which is no function of (seed, step); write {instead} instead")

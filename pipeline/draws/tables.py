@@ -1,4 +1,4 @@
-"""Tables: the keyed draw for each random operator and function of torch, or what to write instead of it."""
+"""Tables: the keyed draw for each random operator and function of torch, or a replacement to write."""
 
 from __future__ import annotations
 

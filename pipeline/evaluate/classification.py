@@ -187,7 +187,8 @@ def _by_class_or_label(
 
 
 def _hits(outputs: Tensor, targets: Tensor, at: int | None, ignore_index: int) -> tuple[Tensor, Tensor]:
-    """Which targets are predicted, by the largest logit in dimension `at` or by the side of 0; and which count."""
+    """Masks: targets predicted by the largest logit in dimension `at`, or by the logit's sign; and targets not
+    ignored."""
     guess = (outputs > 0).to(targets.dtype) if at is None else outputs.argmax(at)
     counted = targets != ignore_index
     return (guess == targets) & counted, counted

@@ -43,7 +43,7 @@ def function(
     if not (weight is None or callable(weight) or weight in ("samples", "sum")):
         raise WiringError(f"loss.function(weight={weight!r}): write a function of named values, 'samples' or 'sum'")
     if isinstance(f, nn.Module) and any(p.requires_grad for p in f.parameters()):
-        from pipeline.forward import model  # the one step that imports another: such a loss is a model
+        from pipeline.forward import model  # the only step that imports another: a loss with parameters is a model
 
         name = name or f"loss.{type(f).__name__}"
         return model(f, inputs=("outputs", "targets"), outputs="loss", params=name, name=name)
@@ -64,8 +64,8 @@ def function(
 
 
 def weight(f: Callable[..., Any], of: str = "loss") -> Stage:
-    """The weight of the loss `of`, if a model or a stage of your own writes that loss: a function of named values that
-    returns the count averaged over, as a number or a mask.
+    """The weight of the loss `of`, written by a model or by your own stage: a function of named values that returns the
+    count averaged over, as a number or a mask.
 
     >>> import torch
     >>> weight(lambda labels: labels != -100)(torch.tensor([3, 1, -100]))
@@ -102,7 +102,7 @@ def _of_outputs(name: str, f: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 def _weighed(f: Callable[..., Any], weight: Any) -> Callable[..., Any]:
-    """A loss and its weight as one function, of the values that either reads."""
+    """A loss and its weight as one function of the values that they read."""
     own, others = (dict(inspect.signature(g).parameters) for g in (f, weight))
     parameters = sorted({**own, **others, **own}.values(), key=lambda p: (p.kind, p.default is not p.empty))
     whole = inspect.Signature(parameters)
@@ -112,5 +112,5 @@ def _weighed(f: Callable[..., Any], weight: Any) -> Callable[..., Any]:
         value, count = (g(**{k: given[k] for k in of if k in given}) for g, of in ((f, own), (weight, others)))
         return value, means.number(count, value)
 
-    both.__signature__ = whole  # type: ignore[attr-defined]  # what inspect.signature() gives
+    both.__signature__ = whole  # type: ignore[attr-defined]  # the result of inspect.signature()
     return both

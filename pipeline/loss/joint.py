@@ -1,4 +1,4 @@
-"""Loss: a stage that writes a loss, and how the outputs of several models are combined for it."""
+"""Loss: a stage that writes a loss, and ways to combine the outputs of several models for it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ WRITES = ("loss", "loss.weight")
 
 @frozen(eq=False, repr=False)
 class Loss(Stage):
-    """A loss stage. `join` combines the outputs of M models, (M, B, ...) -> (B, ...), by what they mean."""
+    """A loss stage. `join` combines the outputs of M models, (M, B, ...) -> (B, ...), by their meaning for the loss."""
 
     join: Callable[[Tensor], Tensor] = field(kw_only=True)
     vote: Callable[[Tensor], Tensor] | None = field(default=None, kw_only=True)
@@ -40,7 +40,7 @@ def mean_chances(outputs: Tensor) -> Tensor:
 
 
 def mean_outputs(outputs: Tensor) -> Tensor:
-    """Values (M, B, ...) -> (B, ...), their mean."""
+    """Values (M, B, ...) -> their mean (B, ...)."""
     return outputs.mean(0)
 
 

@@ -50,12 +50,13 @@ def unshard(shards: Tensor, like: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 
 def pad(t: Tensor, rows: int) -> Tensor:
-    """A tensor filled up with rows of zeros to so many."""
+    """A tensor padded with rows of zeros."""
     return torch.cat([t, t.new_zeros((rows - len(t), *t.shape[1:]))]) if len(t) < rows else t
 
 
 def buckets(tensors: Mapping[str, Tensor], shards: int = 1) -> list[list[str]]:
-    """Names of tensors for one collective each, by dtype and in order. Each tensor is one of so many shards."""
+    """Names of tensors in groups for one collective each, by dtype and in order. Each tensor is one of so many
+    shards."""
     result: list[list[str]] = []
     current: dict[torch.dtype, tuple[list[str], int]] = {}
     for k, t in tensors.items():
@@ -70,7 +71,7 @@ def buckets(tensors: Mapping[str, Tensor], shards: int = 1) -> list[list[str]]:
 
 
 def split_float64(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """float64 numbers as two float32 each, whose sum they are, to travel with the gradients."""
+    """Each float64 number as the sum of two float32 numbers, to travel with the gradients."""
     flat = torch.cat([t.reshape(-1).to(torch.float64) for t in tensors])
     high = flat.to(torch.float32)
     return [high.view(1, -1), (flat - high).to(torch.float32).view(1, -1)]

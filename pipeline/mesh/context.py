@@ -1,4 +1,5 @@
-"""Context: what code that runs on some rows of a batch, or on shards, can know of the whole. One process has it all."""
+"""Context: sums and values of the whole batch, for code that runs on some of its rows or on shards. One process has it
+all."""
 
 from __future__ import annotations
 
@@ -21,7 +22,7 @@ _HERE: ContextVar[tuple[Mesh, Rows | None] | None] = ContextVar("mesh", default=
 
 @contextmanager
 def at(mesh: Mesh | None, rows: Rows | None) -> Iterator[None]:
-    """Within it, code runs on these rows of a batch; without rows, on values that all processes share."""
+    """Context in which code runs on these rows of a batch; without rows, on values that all processes share."""
     token = _HERE.set(None if mesh is None else (mesh, rows))
     try:
         if mesh is None or rows is None:
@@ -89,8 +90,9 @@ def norm_over_shards(norm: Tensor, order: float) -> Tensor:
 
 
 def draw_offset(shape: Sequence[int]) -> int:
-    """How many numbers of a draw of this shape belong to the samples of earlier processes, so that a sample draws the
-    same numbers on any process. 0 unless the first dimension is a multiple of the number of samples.
+    """Offset into a draw of this shape: the count of its numbers for samples of earlier processes, so that a sample's
+    draw does
+    not depend on its process. 0 unless the first dimension is a multiple of the number of samples.
     """
     current = _here_with_rows()
     if current is None or not shape:
@@ -138,7 +140,7 @@ class _AllGather(torch.autograd.Function):
 
 
 class _SyncBatchNorm(TorchFunctionMode):
-    """Within it, BatchNorm in training normalizes by the whole batch."""
+    """Mode in which BatchNorm in training normalizes by the whole batch."""
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None

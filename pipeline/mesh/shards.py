@@ -76,22 +76,22 @@ class Mesh:
     all: str = field(repr=False)
     """Name of the group of all processes."""
     shards: str = field(repr=False)
-    """Of the group that together has the weights."""
+    """Name of the group of ranks whose shards make up the weights."""
     copies: str = field(repr=False)
-    """Of the group of ranks with the same shard."""
+    """Name of the group of ranks with the same shard."""
 
     @property
     def processes(self) -> int:
         return self.data * self.shard
 
     def rows(self, whole: int) -> Rows:
-        """Its part of a batch of so many samples."""
+        """The process's part of a batch of `whole` samples."""
         return Rows(self.rank, self.processes, whole)
 
     # -- weights in shards
 
     def part(self, t: Tensor) -> Tensor:
-        """The own shard of a full tensor: (d, ...) to (ceil(d / M), ...), padded with zeros. A 0-d tensor is not
+        """The process's shard of a full tensor: (d, ...) to (ceil(d / M), ...), padded with zeros. A 0-d tensor is not
         sharded."""
         if self.shard == 1 or t.ndim == 0:
             return t
@@ -99,7 +99,7 @@ class Mesh:
         return collectives.pad(t[begin:end], rows) if end - begin < rows else t[begin:end].clone()
 
     def span(self, count: int) -> tuple[int, int, int]:
-        """The own shard of `count` rows: begin, end, and the number of rows with padding."""
+        """The process's shard of `count` rows: begin, end, and the number of rows with padding."""
         rows = -(-count // self.shard)
         begin = min(self.rank % self.shard * rows, count)
         return begin, min(begin + rows, count), rows
@@ -149,7 +149,7 @@ class Mesh:
         return collectives.unpack(collectives.all_reduce(flat, self.all), tensors)
 
     def _shape(self, t: Tensor) -> tuple[int, ...]:
-        """Of a shard of a full tensor."""
+        """Shape of a shard of a full tensor."""
         return (-(-t.shape[0] // self.shard), *t.shape[1:]) if t.ndim else ()
 
     def _sharded(self, t: Tensor) -> Tensor:

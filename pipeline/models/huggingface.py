@@ -25,7 +25,7 @@ class Logits(nn.Module):
 
 def from_config(config: Mapping[str, Any], task: str, *, classes: int, vocabulary: int | None = None) -> Logits:
     """A model by its config, a dict with `model_type`: a causal language model for task "language modelling", else a
-    classifier, with as many `classes`, of token ids of a `vocabulary`, or of images.
+    classifier with `classes` outputs, of token ids below `vocabulary`, or of images.
 
     Raises ConfigError without the library, for a model that it does not have for the task, and for a config that names
     a file to fetch or code to run.
@@ -57,7 +57,7 @@ def from_config(config: Mapping[str, Any], task: str, *, classes: int, vocabular
     try:
         with mock.patch.object(constants, "HF_HUB_OFFLINE", True):
             return Logits(auto.from_config(transformers.AutoConfig.for_model(kind, **{**options, **sizes})))
-    except Exception as e:  # the library raises many
+    except Exception as e:  # the library raises many types of errors
         raise ConfigError(f"transformers makes no {kind} for {task}: {first_line(e)}") from None
 
 

@@ -1,4 +1,4 @@
-"""Leftovers: what a call leaves on its module besides tensors in State, and whether later calls depend on it."""
+"""Leftovers: attributes that a call leaves on its module, besides tensors in State, and their effect on later calls."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def leaves_nothing(
 ) -> bool:
     """Raise ImpureError if attributes that a call left on its submodules `called` would change later calls.
 
-    Makes the next call, on other numbers, with and without them. False if that can't be told.
+    Compares a next call, on other numbers, with and without them. False if that is impossible.
     """
     levels = torch._C._functorch.get_interpreter_stack() or []
     if any(level.key() == torch._C._functorch.TransformType.Vmap for level in levels):
@@ -58,7 +58,7 @@ def leaves_nothing(
     try:
         after, result = call_again(True, args, kwargs)
         equal = all(map(torch.equal, result, expected))
-        # A count goes on from its last value, whether or not anything reads it yet.
+        # A counter depends on its last value, even if nothing reads it yet.
         counts = [(i, key) for i, attributes, key in left if isinstance(v := attributes(after[i]).get(key), int | float)
                   and not same(attributes(without[i]).get(key), v)]  # fmt: skip
     except Exception:  # it can't be called twice
@@ -82,7 +82,7 @@ def _changed(before: nn.Module, after: nn.Module) -> Iterator[tuple[Callable[[nn
 
 
 def same(a: Any, b: Any, depth: int = 3) -> bool:
-    """Whether two values are equal, as far as can be seen to this depth."""
+    """Whether two values are equal, compared to this depth."""
     if a is b or not depth:
         return True
     if type(a) is not type(b):

@@ -1,7 +1,7 @@
 """Module: an nn.Module without its tensors; each call gets an instance of its own.
 
-So a call is a pure function: attributes that a module sets on itself, such as an activation, end with the call, and
-recomputation in a backward finds the tensors of its forward.
+So a call is a pure function: attributes set by a module on itself, such as an activation, last until the end of the
+call, and recomputation in a backward uses the tensors of its forward.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ Example = Callable[[], tuple[Sequence[Any], Mapping[str, Any]]]
 
 @frozen(eq=False)
 class Module:
-    """A module, or a function that makes one. Three fields remember what was worked out: skeletons and checks."""
+    """A module, or a function that makes one. Three fields cache skeletons and checks."""
 
     build: Build | nn.Module
     frozen: bool
     train: bool | None = None
     """Train mode for submodules that came in eval mode: True, False, or None, to leave them in it with a warning."""
     carry: Mapping[str, str | None] = field(factory=dict)
-    """Pattern of buffers -> what evaluation carries them through: a "run", an "epoch", or None."""
+    """Pattern of buffers -> span over which evaluation carries them: a "run", an "epoch", or None."""
     _skeletons: dict[bool, Skeleton] = field(factory=dict, init=False, repr=False)
     """By train mode; made on first use."""
     _unannounced: list[str] = field(factory=list, init=False, repr=False)
@@ -80,7 +80,7 @@ class Module:
             trained.module.train(not self.frozen)  # its submodules too, by train(), which users may override
             still = [k for k, m in in_eval.items() if m.training and not self.train]
             still = [] if self.train is None and "" in still else still
-            for k in still:  # probably on purpose, as frozen BatchNorms
+            for k in still:  # probably on purpose, such as frozen BatchNorms
                 in_eval[k].training = False
             self._skeletons.update({False: evaluated, True: trained})
             self._unannounced.extend(k for k in still if self.train is None and k.rpartition(".")[0] not in still)
@@ -155,7 +155,8 @@ class Module:
     def call(
         self, params: Tensors, buffers: Tensors, training: bool, args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> tuple[Any, Tensors]:
-        """The module's result on these tensors, and its buffers after the call: in evaluation, those that it carries.
+        """The module's result on these tensors, and its buffers after the call; in evaluation, only carried ones
+        change.
 
         Raises ImpureError if the call leaves anything that State can't hold, or that evaluation doesn't carry.
         """

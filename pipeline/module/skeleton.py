@@ -33,7 +33,7 @@ class Skeleton:
 
     @classmethod
     def of(cls, real: nn.Module) -> Skeleton:
-        """A copy of a module, which is not changed."""
+        """A copy of a module, which stays unchanged."""
         meta: dict[int, Tensor] = {id(b): torch.empty_like(b, device="meta") for b in real.buffers()}
         for p in real.parameters():
             meta[id(p)] = nn.Parameter(torch.empty_like(p, device="meta"), requires_grad=p.requires_grad)
@@ -46,7 +46,7 @@ class Skeleton:
             if id(held) in memo or isinstance(held, FunctionType | np.ndarray):  # each instance copies its arrays
                 continue
             if not isinstance(held, (*_GENERATORS, torch.Generator, Tensor)):
-                with suppress(Exception):  # objects that can't be copied raise anything
+                with suppress(Exception):  # objects that can't be copied raise any type of error
                     copy.deepcopy(held, memo)
                     continue
             memo[id(held)] = held.detach().clone() if isinstance(held, Tensor) else held

@@ -1,1 +1,1 @@
-"""Programs: init, train, measure and finish, as functions of a pipeline's stages; and programs made of programs."""
+"""Programs: init, train, measure and finish, as functions of a pipeline's stages; and programs composed of programs."""

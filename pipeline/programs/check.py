@@ -1,4 +1,4 @@
-"""Check: try the stages on the user's data before training, so that what can fail fails at once."""
+"""Check: try the stages on the user's data before training, so that errors appear at once."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ from pipeline.wiring import check_changed, without_gradients
 def check(program: Program, state: State, of: Any = None) -> None:
     """Try the stages on a batch, and let each look at the data.
 
-    On the pipeline's own data in training mode, as far as stages need no gradients; on others as an evaluation. Raises
-    StageError if the model can't take the inputs, and DataError for labels that do not fit. Warns of a loss that is
-    not a mean over samples, as its mean over batches is not that of all.
+    On the pipeline's own data, the stages of training that need no gradients; on other data, the evaluation. Raises
+    StageError if the model can't take the inputs, and DataError for labels that do not fit. Warns of a loss that is no
+    mean over samples, because its mean over batches is not the mean over all samples.
     """
     single, state = program.single, program.member(state, 0)
     assert isinstance(single, Single)
@@ -76,13 +76,13 @@ def _try(
     single: Single, s: Stage, values: Mapping[str, Any], state: State, batch: Batch, source: Load,
     labels: Mapping[str, Any],
 ) -> dict[str, Any]:  # fmt: skip
-    """Outputs of a stage, after its look at the data. `labels` are the values of the whole data set."""
+    """Outputs of a stage, after its check of the data. `labels` are the values of the whole data set."""
     pipe = single.pipe
     with torch.enable_grad(), pipe.place.autocast():
         if s.check is not None:
             given = {p: values[v] for p, v in s.parameters if v in values and v not in labels}
             all_labels = {p: labels[v] for p, v in s.parameters if v in labels}
-            if all_labels:  # beside as many outputs, of which a check reads the shape alone
+            if all_labels:  # with as many outputs, of which a check reads the shape alone
                 count = len(source.data)
                 given = {
                     p: x[:1].expand(count, *x.shape[1:]) if isinstance(x, Tensor) and x.ndim else x
@@ -97,10 +97,10 @@ def _try(
 
 
 def check_watched(program: Program, state: State, sets: Collection[str]) -> None:
-    """Raise ConfigError if a schedule reads a metric that an epoch will not have, as far as that is known.
+    """Raise ConfigError if a schedule reads a metric that no epoch has, unless the names of metrics are unknown.
 
-    `sets` are the names of the validation sets, "" if there is one alone. Of several, a metric is known by its full
-    name only, as the training's metric has the short one.
+    `sets`: names of the validation sets, "" for a single one. With several, a validation metric has its full name only,
+    because the short name is the training metric's.
     """
     schedules, pipe = scheduled(program.pipe.graph), program.pipe
     if not any(s.watches for s in schedules.values()) or ("" in sets and pipe.host_metrics):

@@ -58,7 +58,7 @@ def placed(pipe: Description, batch: Batch) -> Shard:
 
 
 def ahead(pipe: Description, shards: Iterator[Shard]) -> Iterator[Shard]:
-    """Shards on the device, each sent while the step before it runs."""
+    """Shards on the device, each sent during the previous step."""
     rows: list[Any] = []
 
     def values() -> Iterator[Batch]:

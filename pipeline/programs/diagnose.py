@@ -1,4 +1,4 @@
-"""Diagnose: find the first non-finite number of a step, by running it again, uncompiled, with a look at each stage.
+"""Diagnose: find the first non-finite number of a step, by running it again, uncompiled, with a check after each stage.
 
 A step is a pure function of State and batch, so a failure of a compiled step can be reproduced.
 """
@@ -80,7 +80,7 @@ def _bad(whose: str, values: Any) -> Iterator[Fault]:
 def stopped(program: Program, state: State) -> tuple[Program, State, int] | None:
     """The run that update.finite() stopped: its program, its State, and its number.
 
-    Of a sweep, stopped members stay as they are with NaN as their metrics, and the others go on.
+    In a sweep, stopped members keep their State and have NaN as metrics; the other members go on.
     """
     names = [s.name for s in program.pipe.finite if s.stops]
     if program.runs is not None or not names:
@@ -93,12 +93,12 @@ def stopped(program: Program, state: State) -> tuple[Program, State, int] | None
 
 
 def warn_nonfinite(program: Program, metrics: Mapping[str, Any], step: int) -> bool:
-    """Warn that a loss is not finite, unless a stage looks at that."""
+    """Warn that a loss is not finite, unless a stage checks it."""
     if any(s.stops for s in program.pipe.finite):
         return False
     for s in program.pipe.backwards:
         means = np.atleast_1d(metrics.get(s.of, 0.0))
-        if not np.isfinite(means).any():  # one member may fail and others go on
+        if not np.isfinite(means).any():  # if one member fails, the others go on
             instead = f"put update.finite() after {s.name!r}, which says the step and the tensor that it came from"
             warnings.warn(f"the mean of {s.of!r} is {means[0]} up to step {step}; {instead}", stacklevel=3)
             return True
@@ -106,7 +106,7 @@ def warn_nonfinite(program: Program, metrics: Mapping[str, Any], step: int) -> b
 
 
 def results_so_far(program: Program, state: State, epoch: int, done: int) -> dict[str, Any]:
-    """The metrics so far. Raises NonFiniteError if State was stopped, with the reason found in that step."""
+    """The metrics so far. Raises NonFiniteError if State was stopped, with the cause in that step."""
     found = stopped(program, state)
     if found is None:
         return results(program, state)
@@ -118,7 +118,7 @@ def results_so_far(program: Program, state: State, epoch: int, done: int) -> dic
     if load.known:
         seed = program.seed(state.tree)
         shard = next(data.epoch(single, load, seed[i] if isinstance(seed, tuple) else seed, epoch - 1, k))
-        with suppress(PipeError, RuntimeError):  # as without the memory for an uncompiled step
+        with suppress(PipeError, RuntimeError):  # such as too little memory for an uncompiled step
             why = first_nonfinite(single, own, shard)
         why = next(filter(None, program.pipe.place.everyone(why)), None)
     where = f"step {step + 1} (epoch {epoch}, batch {k + 1}{'' if single is program else f', member {i}'})"

@@ -85,8 +85,8 @@ def of_an_epoch(program: Program, tree: Mapping[str, Tree]) -> list[Tensor]:
 
 
 def better(program: Program, state: State) -> dict[str, Direction | None]:
-    """Declared directions of metrics, by the names of `finish`; under "" that of host metrics, whose results get names
-    when they are computed."""
+    """Declared directions of metrics, by the names of `finish`; under "", the direction of host metrics, whose results
+    have no names before they are computed."""
     pipe, declared = program.pipe, dict[str, Direction | None]()
     for sums in ({s.name: state.memory[s.name] for s in pipe.metrics}, program.zeros()):
         names: dict[str, Direction | None] = {}
@@ -145,7 +145,7 @@ def averaged(program: Program, state: State) -> dict[str, State]:
 
 
 def refreshed(program: Program, state: State, of: Any = None) -> State:
-    """The same State with BatchNorm statistics computed anew over `of`, or the pipeline's own data."""
+    """The same State with BatchNorm statistics recomputed over `of`, or the pipeline's own data."""
 
     def one(single: Single, own: State) -> State:
         pipe = single.pipe

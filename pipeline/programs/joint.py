@@ -1,4 +1,4 @@
-"""Joint: the program of an ensemble, members whose outputs are joined into those of one model."""
+"""Joint: the program of an ensemble: members with outputs joined into one model's."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from pipeline.state import Batch
 from pipeline.tree import Tree, tree_map
 
 OUTPUTS = "outputs"
-"""The value that members have one each of, and an ensemble one."""
+"""The value joined over the members of an ensemble."""
 JOINED, VOTED = "joined", "voted"
 """Names in the sums of the evaluation of joined outputs, and of votes."""
 VOTING = "evaluate.accuracy"
 """The only metric of votes, which are no probabilities."""
 
 Join: TypeAlias = Callable[[Tensor], Tensor]
-"""The outputs of M members as those of one model: (M, B, ...) -> (B, ...)."""
+"""The outputs of M members joined into one model's: (M, B, ...) -> (B, ...)."""
 
 
 @frozen(eq=False)
 class Joint(Members):
-    """Members as one model: its metrics are those of the joined outputs, with means of the members' beside them."""
+    """Members as one model, with metrics of the joined outputs, and means of the members' metrics."""
 
     join: Join
     vote: Join | None
@@ -85,7 +85,7 @@ class Joint(Members):
 
 
 def joint(program: Members, join: Join | None) -> Joint:
-    """The program of an ensemble, from that of its members. Raises ConfigError if their outputs can't be joined."""
+    """The program of an ensemble, from its members' program. Raises ConfigError if their outputs can't be joined."""
     pipe = program.pipe
     rest, losses = _joined_stages(pipe), [s for s in _joined_stages(pipe) if isinstance(s, Loss)]
     if join is None and not losses:
@@ -98,7 +98,7 @@ def joint(program: Members, join: Join | None) -> Joint:
 
 
 def _joined_stages(pipe: Description) -> tuple[Stage, ...]:
-    """Stages of the evaluation behind the outputs."""
+    """Stages of the evaluation that depend on the outputs."""
     last = max((i for i, s in enumerate(pipe.evaluation) if OUTPUTS in s.writes), default=None)
     if last is None:
         why = f"joins the {OUTPUTS!r} of its members, which no stage writes"

@@ -33,7 +33,7 @@ class Difference:
     """Name of the stage that writes the loss."""
     said: str
     instead: str
-    """What to write; empty if no weight makes them equal."""
+    """Suggested code; empty if no weight makes them equal."""
 
 
 def computed() -> bool:
@@ -45,7 +45,7 @@ def differs(
     g: Gradients, stages: Sequence[Stage], values: Mapping[str, Any], hyper: Mapping[str, Any],
     memory: Mapping[str, Tree], batch: Batch, size: int, parts: int, low: bool,
 ) -> Difference | None:  # fmt: skip
-    """Difference between the loss of `size` samples and that of their parts, if any.
+    """Difference between the loss of `size` samples and the mean loss of their parts, if any.
 
     Only stages after the models are computed in parts: dropout and BatchNorm differ in parts by hand too. A model that
     computes its own loss is called in eval mode.

@@ -1,7 +1,7 @@
-"""Members: the program of many runs side by side, as that of one run under torch.vmap.
+"""Members: the program of many runs side by side: one run's program under torch.vmap.
 
-The State holds those of M members, stacked: every tensor but the step has M first. It compiles as one graph, and the
-result of a member is that of a run alone.
+The State stacks the States of M members: every tensor but the step has M first. It compiles as one graph, and each
+member's result equals a run alone.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pipeline.state import Batch, State
 from pipeline.tree import Tree, tree_map
 
 Setting = Mapping[str, float]
-"""What a member has of its own: "seed", and hyperparameters by their names in State, "update.sgd.lr"."""
+"""Values of one member: "seed", and hyperparameters by their names in State, "update.sgd.lr"."""
 
 
 @frozen(eq=False)
@@ -36,7 +36,7 @@ class Members:
     own_order: bool
     """Whether each member has an order of samples of its own."""
     first: int
-    """Seed of the order that members share."""
+    """Seed of the order shared by the members."""
 
     @property
     def pipe(self) -> Description:
@@ -68,7 +68,7 @@ class Members:
 
     def member(self, state: State, i: int) -> State:
         """The State of one member, which shares no tensor with the stacked one. If update.finite() stopped it, `step`
-        is that of the stop."""
+        is the step of the stop."""
         tree = {k: v.clone() if k == "step" else tree_map(lambda x: x[i].clone(), v) for k, v in state.tree.items()}
         for s in self.pipe.finite:
             if s.stops:
@@ -138,7 +138,7 @@ class Members:
 
 
 def without_step(tree: Mapping[str, Tree]) -> dict[str, Tree]:
-    """The values of a State's tree that each member has its own of."""
+    """The per-member values of a State's tree."""
     return {k: v for k, v in tree.items() if k != "step"}
 
 
@@ -148,7 +148,7 @@ def gathers(pipe: Description) -> bool:
 
 
 def members(program: Single, settings: Sequence[Setting], *, own_order: bool, first: int) -> Members:
-    """The program of many runs, from that of one. Raises ConfigError if the program can't be mapped."""
+    """The program of many runs, from one run's program. Raises ConfigError if the program can't be mapped."""
     if program.pipe.place.mesh is not None:
         raise ConfigError("a sweep is for one process; place the pipeline by place.on()")
     if own_order and not gathers(program.pipe):

@@ -1,5 +1,5 @@
-"""On a mesh: the program of one of several processes. Which names of State are in shards, how a stage sees them, and
-the sums over processes after a backward."""
+"""On a mesh: the program of one of several processes. The sharded names of State, their form in each stage, and the
+sums over processes after a backward."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Sharding:
     models: Mapping[str, Model]
     """Models by the names of sharded weights: trained ones, and averages of them."""
     of: Mapping[str, tuple[str, ...]]
-    """Sharded gradients -> the weights that they are of."""
+    """Sharded gradients -> their weights."""
     local: frozenset[str]
     """Metrics that depend on per-sample values, after the last backward."""
     _seen: dict[str, tuple[Any, Tree]] = field(factory=dict, init=False)
@@ -79,7 +79,7 @@ class Sharding:
                 if not shape or not isinstance(leaf, Tensor):
                     continue
                 own = (-(-shape[0] // self.mesh.shard), *shape[1:])
-                if tuple(leaf.shape[: len(own)]) == own:  # a complex number is two
+                if tuple(leaf.shape[: len(own)]) == own:  # a complex number counts as two
                     found[f"memory/{s.name}/{path}"] = (shape[0], *leaf.shape[1:])
         return found
 
@@ -102,7 +102,7 @@ class Sharding:
         if self.mesh.shard == 1 or (s is not None and s.sharded):
             return values
         read = {*values} if s is None else {*s.reads, *s.optional}
-        # In the order of values, which is that of all processes; a set's is not.
+        # In the order of values, which is equal in all processes, unlike the order of a set.
         given = {k: self._whole(k, v) if k in read and self._parted(k) else v for k, v in values.items()}
         if "before" in read and "before" in values:
             before = values["before"]
@@ -110,7 +110,7 @@ class Sharding:
         return given
 
     def kept(self, s: Stage, written: dict[str, Any]) -> dict[str, Any]:
-        """Outputs of a stage, sharded as State has them."""
+        """Outputs of a stage, sharded like State."""
         if self.mesh.shard == 1 or s.sharded:
             return written
         return {k: {n: self.mesh.part(t) for n, t in v.items()} if self._parted(k) else v for k, v in written.items()}
@@ -133,7 +133,7 @@ class Sharding:
     # -- sums over the processes
 
     def reduced(self, g: Gradients, rows: Rows, done: Written) -> Written:
-        """Outputs of a segment for the whole batch, from those of each process's part."""
+        """Outputs of a segment for the whole batch, from its outputs on each process's part."""
         written, remembered, sums = done
         numbers, spec = pytree.tree_flatten(sums)
         weight = sums[g.name]["weight"]
@@ -204,7 +204,7 @@ class OnMesh(Single):
         return self.sharding.kept(s, new), kept
 
     def compare_parts(self, *_: Any, **__: Any) -> Difference | None:
-        return None  # a process has a part of a batch itself; selfcheck compares the whole step
+        return None  # a process has only a part of a batch; selfcheck compares the whole step
 
     def _evaluate(
         self, stages: Sequence[Stage], values: dict[str, Any], tree: dict[str, Tree], shard: Shard
@@ -218,7 +218,7 @@ class OnMesh(Single):
 
 
 def on_mesh(program: Single, mesh: Mesh) -> OnMesh:
-    """The program of a process on a mesh, from that of a process alone."""
+    """The program of a process on a mesh, from the program of a process alone."""
     pipe = program.pipe
     return OnMesh(pipe, sharding=sharding(mesh, pipe.stages, pipe.graph))
 
@@ -234,7 +234,7 @@ def total(program: Program, sums: Sums) -> Sums:
 
 
 def whole(program: Program, state: State) -> State:
-    """A State with gathered tensors, if a mesh keeps them in shards; all processes have to call it."""
+    """A State with full tensors, gathered from the shards of a mesh; all processes have to call it."""
     return State(program.sharding.whole(state.tree), state.lease) if isinstance(program, OnMesh) else state
 
 

@@ -4,8 +4,8 @@
     measure  tree, sums, shard -> sums          one batch of an evaluation
     finish   sums -> results                    its metrics
 
-`Single` is the program of a pipeline, `on_mesh` that of one of several processes, `members` that of many runs,
-`joint` that of an ensemble: each takes a program and gives one. `compile` takes any, and so does `fit`.
+`Single` is the program of a pipeline. `on_mesh` makes it the program of one of several processes, `members` of many
+runs, `joint` of an ensemble: each takes a program and returns one. `compile` takes any, and so does `fit`.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ if TYPE_CHECKING:
 Sums = dict[str, Tree]
 """Sums of metrics by the names of their stages."""
 Seed = int | tuple[int, ...]
-"""Seed of the order of samples; of members with orders of their own, one each."""
+"""Seed of the order of samples; one per member, if members have orders of their own."""
 
 
 class Program(Protocol):
-    """What `fit` and `compile` need. Trees are those of a State; all functions are pure."""
+    """The interface used by `fit` and `compile`. Trees are those of a State; all functions are pure."""
 
     @property
     def pipe(self) -> Description:
@@ -76,7 +76,7 @@ class Program(Protocol):
         """The same program of other stages."""
 
     def same(self, other: Program) -> bool:
-        """Whether graphs compiled for the other serve this one."""
+        """Whether graphs compiled for the other program are valid for this one."""
 
 
 class Runs(Protocol):
@@ -84,3 +84,6 @@ class Runs(Protocol):
 
     @property
     def program(self) -> Program: ...
+
+    def compile(self, **options: Any) -> Any:
+        """A pipeline.compile.Compiled of the program."""

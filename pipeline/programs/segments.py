@@ -65,7 +65,7 @@ class Segment:
     gradients: Gradients | None = None
     """None after the last backward."""
     kept: frozenset[str] = frozenset()
-    """Names in State that the stages of the whole pipeline bring in."""
+    """Names in State created by the stages of the whole pipeline."""
     wanted: frozenset[str] = frozenset()
     """Names that later stages read."""
 
@@ -94,7 +94,7 @@ class Segment:
 
 
 def segments(stages: Iterable[Stage]) -> tuple[Segment, ...]:
-    """Split stages after each backward, and after the updates of the parameters that the next backward is of."""
+    """Split stages after each backward, and after updates of the parameters that the next backward differentiates."""
     stages, begin = tuple(stages), 0
     kept = frozenset(name for s in stages for name in s.keeps)
     split: list[Segment] = []
@@ -111,7 +111,7 @@ def segments(stages: Iterable[Stage]) -> tuple[Segment, ...]:
 
 
 def _settled(stages: Sequence[Stage], g: Gradients) -> int:
-    """Index behind the last update of the parameters that the loss depends on.
+    """Index after the last update of parameters that the loss depends on.
 
     The differentiated stages begin there, so that no gradient goes through that update.
     """
@@ -126,7 +126,7 @@ def _settled(stages: Sequence[Stage], g: Gradients) -> int:
 
 
 def _updated(stages: Sequence[Stage], g: Gradients, grads: Collection[str]) -> int:
-    """Index behind the updates of the backward before, if the models come later: they run once, and not for each
+    """Index after the updates by earlier gradients, if they precede the models, so that they run once, and not for each
     part of a batch."""
     models = [i for i, s in enumerate(stages) if {*s.reads} & {*g.wrt}]
     return max((i + 1 for i, s in enumerate(stages) if {*s.reads} & {*grads} and i < min(models, default=0)), default=0)

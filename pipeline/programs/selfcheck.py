@@ -28,14 +28,14 @@ from pipeline.state import Batch, State
 from pipeline.tree import paths
 
 LIMIT = 2**30
-"""Bytes of a sharded State from which on it is not gathered for a check."""
+"""Bytes of a sharded State above which it is not gathered for a check."""
 
 
 def check_mesh(program: Program, state: State) -> None:
     """Raise StageError if a step on a mesh differs from the same step on one process by more than rounding, as when a
     stage reads all samples of a batch at once; DataError if the processes have other data.
 
-    A few samples of the data are enough. A State that is sharded because it is large is not checked.
+    A few samples of the data are enough. A large sharded State is not checked.
     """
     pipe = program.pipe
     if not isinstance(program, OnMesh) or pipe.load is None or not pipe.backwards:

@@ -31,7 +31,7 @@ from pipeline.tree import Tree, paths, tree_map
 from pipeline.wiring import check_trained
 
 CARRIED = "buffers carried"
-"""Name beside the sums of an evaluation: the buffers that it carries from batch to batch, and whether it has begun."""
+"""Key among the sums of an evaluation: its carried buffers, and whether it has begun."""
 
 
 @frozen(eq=False, slots=False)
@@ -40,7 +40,7 @@ class Single:
 
     pipe: Description
     tried: set[Gradients] = field(factory=set, init=False)
-    """Backwards whose loss was compared with that of its parts: once, before the first step."""
+    """Backwards with a loss already compared with its parts: once, before the first step."""
 
     single = property(lambda self: self)
     members = 1
@@ -174,7 +174,7 @@ class Single:
         return self.measured(tree, sums, shard)[0]
 
     def measured(self, tree: dict[str, Tree], sums: Sums, shard: Shard) -> tuple[Sums, dict[str, Any]]:
-        """The sums with those of one more batch, and the outputs of the stages."""
+        """The sums after one more batch, and the outputs of the stages."""
         tree = _with_carried(tree, sums, carried_buffers(self.pipe.evaluation))
         added, written = self.batch_sums(tree, shard, self.pipe.evaluation)
         return summed(sums, added), written
@@ -183,7 +183,7 @@ class Single:
         """Sums of one batch by stages of the evaluation, and their outputs. A loss keeps its gradient."""
         build_modules(self.pipe)
         values = {**kept(tree), "training": False, **shard.values}
-        # No stage needs gradients here but those that ask for one: a derivative may be part of a model's outputs.
+        # No stage needs gradients here unless it computes one itself: a derivative may be part of a model's outputs.
         with torch.enable_grad(), self.pipe.place.autocast(), self.pipe.place.computing():
             added, written = self._evaluate(stages, values, tree, shard)
         if carried := {(name, k): written[name][k].detach() for name, k in carried_buffers(stages)}:
@@ -193,7 +193,7 @@ class Single:
     def _evaluate(
         self, stages: Sequence[Stage], values: dict[str, Any], tree: dict[str, Tree], shard: Shard
     ) -> tuple[Sums, dict[str, Any]]:
-        """The stages on values that are complete."""
+        """Sums and outputs of the stages on complete values."""
         weight = batch_weight(shard.values, self.pipe.samples, tree["step"])
         written, _, added = run_stages(stages, values, hyper_values(self.pipe.graph, tree), tree["memory"], weight)
         return added, written
@@ -202,21 +202,21 @@ class Single:
         done: dict[str, Any] = {}
         for s in self.pipe.graph:
             if s.name in sums and s.finish is not None:
-                # Of two metrics with one name, as of two heads, the second is told apart by its stage.
+                # If two metrics have one name, as with two heads, the second gets its stage's name in front.
                 done.update({f"{s.name}.{k}" if k in done else k: v for k, v in s.finish(sums[s.name]).items()})
         return done
 
     # -- checks while a step runs
 
     def untried(self, g: Gradients) -> bool:
-        """Whether the loss is still to be compared with that of its parts, and can be."""
+        """Whether the loss can and must still be compared with its parts."""
         return g not in self.tried and computed()
 
     def compare_parts(
         self, segment: Segment, values: Mapping[str, Any], hyper: Hyper, memory: Mapping[str, Tree], batch: Batch,
         parts: int = 0,
     ) -> Difference | None:  # fmt: skip
-        """Compare a loss with that of its parts, once. Raises StageError if its backward accumulates and they
+        """Compare a loss with the loss of its parts, once. Raises StageError if its backward accumulates and they
         differ."""
         g = segment.gradients
         if g is None or max(parts, g.accumulate) == 1 or not self.untried(g):
@@ -225,7 +225,7 @@ class Single:
         final, parts = not parts or g.accumulate == 1, max(parts, g.accumulate)
         with self.pipe.place.computing(), self.pipe.place.autocast():
             found = differs(g, segment.stages, values, hyper, memory, batch, size, parts, low)
-        if final and found is None:  # a look at a few samples does not replace the first step's own batch
+        if final and found is None:  # a check of a few samples does not replace the check of the first step's batch
             self.tried.add(g)
         if found is not None and g.accumulate > 1:
             instead = f"{found.instead}, or " if found.instead else ""
@@ -261,25 +261,25 @@ def kept(tree: Mapping[str, Tree]) -> dict[str, Any]:
 
 
 def summed(sums: Sums, added: Sums) -> Sums:
-    """Sums with those of one more batch."""
+    """Sums after one more batch."""
     with torch.no_grad():
         return {k: s if k == CARRIED else tree_map(torch.add, sums[k], s) for k, s in added.items()}
 
 
 def build_modules(pipe: Description) -> None:
-    """Build the modules before anything is keyed, transformed or traced: that draws and writes."""
+    """Build the modules before keying, transforming or tracing, because building draws and writes."""
     for m in pipe.models:
         m.module.skeleton()
 
 
 def carried_buffers(stages: Iterable[Stage]) -> dict[tuple[str, str], tuple[str, Tensor]]:
-    """Buffers that go from batch to batch, by their names in State: for how long, and one of the same shape."""
+    """Buffers carried from batch to batch, by their names in State: the span, and a tensor of the same shape."""
     calls = (s for s in stages if isinstance(s, Model) and s.buffers in s.writes)
     return {(s.buffers, k): x for s in calls for k, x in s.module.carried.items()}
 
 
 def _with_carried(tree: dict[str, Tree], sums: Sums, buffers: Mapping[tuple[str, str], Any]) -> dict[str, Tree]:
-    """A tree with the carried buffers as the batch before left them."""
+    """A tree with the carried buffers after the previous batch."""
     new = dict(tree)
     for (name, k), (how, _) in buffers.items():
         begun, now = sums[CARRIED]["begun"], sums[CARRIED][name, k]

@@ -19,11 +19,11 @@ from pipeline.programs.program import Program, Seed
 from pipeline.state import State, samples
 
 CALL = 0.1
-"""Seconds of a call of many steps, about, unless the user says how many."""
+"""Approximate seconds of a call of many steps, unless the user sets their number."""
 
 Progress: TypeAlias = Generator[tuple[State, int, int], State, None]
-"""Yields the State after some steps, the number of batches of the epoch so far, and of samples since the first of
-them. Takes the State to go on with."""
+"""Yields the State after some steps, the number of batches in the epoch so far, and the number of samples since batch
+`start`. Takes the State to go on with."""
 
 
 @frozen
@@ -35,11 +35,11 @@ class Epoch:
     start: int
     per_call: Steps | None
     left: Callable[[int], int]
-    """Steps that a call may do at most, from a batch of the epoch on."""
+    """Maximum number of steps in a call, from a batch of the epoch on."""
 
 
 class Clock:
-    """When a Report inside an epoch is due. On a mesh the first process says so, a few times in an interval."""
+    """Decides if a Report inside an epoch is due. On a mesh the first process decides, a few times in an interval."""
 
     def __init__(self, place: Place, interval: float | None) -> None:
         self.place, self.interval, self.next, self.asked = place, interval, 0, (0, 0.0)

@@ -1,7 +1,7 @@
 """Combined schedules: products, sequences, warm-ups and piecewise values.
 
-The base is the children's base of largest magnitude; each child is scaled to it. Numbers and memory of a child keep
-their names behind its own: "0.steps".
+The base is the children's base of largest magnitude; each child is scaled to it. Numbers and memory of a child have its
+index in front: "0.steps".
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def product(*parts: Schedule | float) -> Schedule:
 
 
 def sequence(parts: Sequence[Schedule | float], milestones: Sequence[float]) -> Schedule:
-    """Schedules or numbers one after the other; each starts at its step 0 at its milestone, as torch's SequentialLR.
+    """Schedules or numbers one after the other, as torch's SequentialLR: each counts its steps from its milestone.
 
     One milestone fewer than parts. In a part, RUN is the part's length: up to the next milestone or the end of the run.
 

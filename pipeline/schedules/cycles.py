@@ -17,7 +17,7 @@ STRATEGIES = ("cos", "linear")
 
 
 def cosine_restarts(base: float, period: float, mult: float = 1, floor: float = 0.0) -> Schedule:
-    """Repeat half a cosine from the base to `floor * base`; each is `mult` times as long as the one before.
+    """Repeat half a cosine from the base to `floor * base`; each cycle is `mult` times as long as the previous one.
 
     torch's CosineAnnealingWarmRestarts(T_0=period, T_mult=mult, eta_min=floor * base); restarts are at whole steps.
     Source: Loshchilov and Hutter, SGDR (2017), equation 5.

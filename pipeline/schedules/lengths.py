@@ -62,7 +62,7 @@ def fill(number: float, run: Known, epoch: Known) -> float:
 
 
 def within(number: float, length: float) -> float:
-    """A number inside a segment of the run, where RUN means this length (at least 1)."""
+    """A number inside a segment of the run: there, RUN means this length (at least 1)."""
     if not isinstance(number, Length):
         return number
     return Length(lambda run, epoch: number.of(lambda: max(fill(length, run, epoch), 1.0), epoch))

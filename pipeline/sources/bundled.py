@@ -1,4 +1,4 @@
-"""Data sets without a file: those of scikit-learn, which need no download, and random numbers."""
+"""Data sets without a file: scikit-learn's, which need no download, and random numbers."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def digits(held_out: float = 0.2, seed: int = 0, parts: Split | None = None) -> 
     Returns (training, held out), the same split for the same seed.
     Source: E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits, UCI (1998), the test part.
     """
-    spec = find_spec("sklearn")  # to import it takes longer than to train
+    spec = find_spec("sklearn")  # its import takes longer than training
     assert spec is not None
     assert spec.origin is not None
     path = Path(spec.origin).parent / "datasets" / "data" / "digits.csv.gz"

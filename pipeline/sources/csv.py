@@ -113,7 +113,7 @@ def _refuse_ragged(path: Path, lines: np.ndarray, widths: np.ndarray, width: int
 def _names(path: Path, first: list[str], named: bool) -> list[str]:
     names = [(named and name) or f"column_{i}" for i, name in enumerate(first, 1)]
     if named and first[0] == "":
-        names[0] = ""  # an index, as pandas writes it
+        names[0] = ""  # an index, as written by pandas
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise DataError(f"{path} has two columns {twice!r}; give them different names")
@@ -121,7 +121,7 @@ def _names(path: Path, first: list[str], named: bool) -> list[str]:
 
 
 def _is_header(data: Any) -> bool:
-    """Whether the first row has a word above a column of numbers, or no column is of numbers."""
+    """Whether the first row has a word above a column of numbers, or no column has numbers."""
     pl = package()
     below = [present(column) for column in data.slice(1, HEADER_ROWS)]
     numeric = [j for j, column in enumerate(below) if len(column) and floats(column).is_not_null().mean() > 0.5]

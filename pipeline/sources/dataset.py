@@ -31,10 +31,10 @@ Job: TypeAlias = tuple[int, int, list[int]]
 def dataset(data: Any, *, names: Sequence[str] = ("inputs", "targets"), workers: int = 0, seed: int = 0) -> Samples:
     """A Source over a map-style torch Dataset, or any object with a length and `data[i]` for an int i.
 
-    A sample is a mapping by name, or a tuple whose values get `names`. Its tensors, arrays and numbers become tensors
-    of shape (B, ...), float64 arrays and floats as float32.
+    A sample is a mapping by name, or a tuple named by `names`. Its tensors, arrays and numbers become tensors of shape
+    (B, ...), float64 arrays and floats as float32.
 
-    What `data[i]` draws from the global generators of torch, Python and NumPy is a function of (seed, seed of the run,
+    Draws of `data[i]` from the global generators of torch, Python and NumPy are a function of (seed, seed of the run,
     epoch, i), with any number of `workers` (processes that prefetch) and after a resume. Draws from a generator of the
     data set's own are not.
 
@@ -128,11 +128,11 @@ class Samples:
     names: tuple[str, ...]
     workers: int = 0
     _pools: list[Pool] = field(factory=list, init=False, repr=False)
-    """More than one if epochs were read at the same time."""
+    """Several, if epochs were read at the same time."""
 
     def __attrs_post_init__(self) -> None:
-        # A pool that the cycle collector finds has lost the threads that tell its workers to end, and waits for them in
-        # vain. The finalizer holds the pools until their Samples is gone.
+        # If the cycle collector finds a pool, its threads that end the workers are gone, and it waits for the workers
+        # in vain. The finalizer holds the pools until their Samples is gone.
         weakref.finalize(self, self._pools.clear)
 
     def __len__(self) -> int:
@@ -161,7 +161,7 @@ class Samples:
                 raise
             raise DataError(f"a worker that reads {type(self.reader.data).__name__} has ended: {e}") from e
         finally:
-            pool.busy = False  # the next epoch drops what it has prefetched
+            pool.busy = False  # the next epoch drops its prefetched batches
 
 
 class Pool:
@@ -171,13 +171,13 @@ class Pool:
         self.busy = False
         self.jobs = Jobs()
         self.loader: DataLoader[Any] = DataLoader(
-            reader,  # type: ignore[arg-type]  # a Dataset by what it does
+            reader,  # type: ignore[arg-type]  # a Dataset by its methods
             batch_sampler=self.jobs,
             num_workers=workers,
             collate_fn=_identity,
             worker_init_fn=_end_with_parent,
             persistent_workers=True,
-            generator=torch.Generator(),  # it would draw from the global one
+            generator=torch.Generator(),  # by default it would draw from the global generator
         )
 
     def read(self, jobs: Iterable[Job]) -> Iterator[Any]:

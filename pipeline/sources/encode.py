@@ -1,6 +1,6 @@
 """Encode: fit the columns of a table to its training rows, and turn any rows into inputs and categories.
 
-All that is fitted is JSON, under `columns` of a data set's `fitted`, so that new rows are encoded as those were.
+The fit is JSON, under `columns` of a data set's `fitted`, and encodes new rows like the training rows.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from pipeline.sources.frame import TRUTHS, Frame, floats, is_present, package, p
 
 NUMBER, TRUTH, DATE, CATEGORY = "number", "truth", "date", "category"
 MOSTLY = 0.9
-"""Share of a text column's values that have to be of a kind; the others are errors."""
+"""Minimum share of a text column's values of one kind; all other values are errors."""
 MANY = 100
-"""A column of more different texts than this, and more than half as many as rows, is left out."""
+"""A column is left out if its different texts are more than this, and more than half its rows."""
 
 Fitted: TypeAlias = dict[str, Any]
 
@@ -94,7 +94,7 @@ def codes(frame: Frame, name: str, categories: Sequence[str]) -> np.ndarray:
 
 
 def raw(frame: Frame, fitted: Sequence[Fitted]) -> tuple[Tensor, Tensor]:
-    """What `Columns` takes: numbers (N, R) float64 and codes of categories (N, K) int64, as `numbers` and `codes`
+    """The input of `Columns`: numbers (N, R) float64 and codes of categories (N, K) int64, as `numbers` and `codes`
     give them."""
     values: list[np.ndarray] = [np.empty((len(frame), 0))]
     categories: list[np.ndarray] = [np.empty((len(frame), 0), np.int64)]
@@ -112,7 +112,7 @@ class Columns(nn.Module):
     int64.
 
     Numbers are scaled; a missing one is the mean, and a column of 0 and 1 marks it, if training rows had missing ones.
-    A date is a number, and the categories month and day of the week.
+    A date becomes a number and two categories, month and day of the week.
     """
 
     mean: Tensor
@@ -157,7 +157,7 @@ def _stacked(columns: list[Tensor], rows: Tensor) -> Tensor:
 def _month(days: Tensor) -> Tensor:
     """Month, 1 to 12, of days since 1970. Source: H. Hinnant, chrono-compatible low-level date algorithms (2021),
     civil_from_days."""
-    day = (days + 719_468) % 146_097  # of an era of 400 years from a 1 March
+    day = (days + 719_468) % 146_097  # day of a 400-year era, which begins on 1 March
     year = (day - day // 1460 + day // 36_524 - day // 146_096) // 365
     month = (5 * (day - (365 * year + year // 4 - year // 100)) + 2) // 153
     return torch.where(month < 10, month + 3, month - 9)

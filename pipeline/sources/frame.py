@@ -1,4 +1,4 @@
-"""Frame: a table as its file has it, before its columns are interpreted."""
+"""Frame: a table as read from its file, before its columns are interpreted."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Frame:
     lines: np.ndarray
     """(N,) numbers of the rows' lines, or of the rows, from 1."""
     unit: str = "row"
-    """What `lines` counts: "line" or "row"."""
+    """Unit of `lines`: "line" or "row"."""
     notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
@@ -85,5 +85,5 @@ def present(column: Any) -> Any:
 
 
 def floats(column: Any) -> Any:
-    """A column as float64, null where a text is no number."""
+    """A column as float64, null for texts that are no numbers."""
     return column.cast(package().Float64, strict=False)

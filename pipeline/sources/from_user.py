@@ -15,14 +15,14 @@ from pipeline.sources.split import Split, split
 from pipeline.sources.tensors import Source, Tensors, source
 
 SAMPLES = 1000
-"""Samples on each side that tell the classes and the vocabulary."""
+"""Number of samples on each side to find the classes and the vocabulary in."""
 
 
 def given(data: Any, parts: Split | None = None, task: Task | None = None, *, workers: int = 0) -> Prepared:
     """A Prepared, which is returned; a pair (training, held out) of data sets; or one data set, which is split.
 
-    A data set is anything that `source` takes; `workers` processes read a torch Dataset. By default, the targets tell
-    the task: whole numbers are classes, as many as the largest of the first samples says.
+    A data set is anything that `source` takes; `workers` processes read a torch Dataset. By default, the targets
+    determine the task: whole numbers are classes, their number 1 + the largest in the first samples.
 
     >>> prepared = given((torch.zeros(10, 2), torch.arange(10) % 2), Split(0.5))
     >>> prepared.task, len(prepared.train)

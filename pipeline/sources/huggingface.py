@@ -26,7 +26,7 @@ READERS = {".parquet": "parquet", ".csv": "csv", ".json": "json", ".jsonl": "jso
 NUMBERS = ("int", "uint", "float", "bool")
 """Beginnings of the dtypes of numbers."""
 TARGETS = ("targets", "target", "labels", "label", "y")
-"""Default names of the column to learn; without them, it is the one of classes."""
+"""Default names of the column to learn; without them, the column of classes."""
 
 
 def huggingface(
@@ -36,9 +36,9 @@ def huggingface(
     """A datasets.Dataset or DatasetDict, or the path of one that save_to_disk() wrote, of a .parquet, .csv, .json or
     .jsonl file, or of a folder of such files, whose names begin with their splits: train-0.parquet, test-0.parquet.
 
-    - `inputs`: a column of images, (N, C, H, W) float32 in [0, 1], or of numbers or arrays, (N, ...); by default that
-      of images, else all but the targets, side by side, (N, D) float32.
-    - `targets`: a column of TARGETS by default, else the one of classes. Classes, words and whole numbers are int64
+    - `inputs`: a column of images, (N, C, H, W) float32 in [0, 1], or of numbers or arrays, (N, ...); by default the
+      column of images, else all columns except the targets, side by side, (N, D) float32.
+    - `targets`: by default a column of TARGETS, else the column of classes. Classes, words and whole numbers are int64
       (N,), other numbers float32.
     - `parts`: used without a `train` and a `validation` or `test` split.
 
@@ -46,7 +46,7 @@ def huggingface(
     missing, unknown, or can't be trained on.
     """
     try:
-        datasets: Any = import_module("datasets")  # it has no types
+        datasets: Any = import_module("datasets")  # the library has no types
     except ImportError:
         raise ConfigError("this needs Hugging Face's datasets, which is not here: pip install datasets") from None
     data = path_or_dataset
@@ -99,7 +99,7 @@ class Encoded(Sequence[Item]):
         name = f"row {row}, column {self.column!r}"
         if value is None:
             raise DataError(f"{name} holds no image; remove such rows")
-        # Not opened by the library, which would also open an address.
+        # Opened here, because the library would also open an address.
         return (name, value["bytes"]) if value["bytes"] is not None else Path(value["path"])
 
 
@@ -136,7 +136,7 @@ def _files(datasets: Any, path: Path) -> dict[str, Any]:
 
 
 def _splits(datasets: Any, data: Any) -> tuple[Any, Any, tuple[str, ...]]:
-    """Rows to train on, rows that are held out or None, and notes."""
+    """Training rows, held-out rows or None, and notes."""
     if isinstance(data, datasets.Dataset):
         return data, None, ()
     if not isinstance(data, datasets.DatasetDict):

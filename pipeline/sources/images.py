@@ -26,7 +26,7 @@ HELD_OUT = ("val", "valid", "validation", "test")
 """Folders beside `train`; the first of them is held out."""
 AUGMENT = {"none": (), "flip": ("flip",), "crop": ("crop",), "flip+crop": ("flip", "crop"), "auto": ("flip", "crop")}
 HEADERS = 1000
-"""Images whose headers tell the size and mode of all."""
+"""Number of images to read headers of, for the size and mode of all."""
 LARGEST, MEDIAN = 512, 224
 """Largest side, in pixels, of images that keep their size, and of the median that others are scaled to."""
 
@@ -41,10 +41,10 @@ def images(
     - `test`: a folder of held-out images by class; by default folder/val or folder/test beside folder/train, else a
       share by `parts`.
     - `size`: H and W, or one number for both; images are scaled to cover it and cropped to the centre. By default their
-      own size, if it is one and no side is above 512, else the median short side, a multiple of 8 up to 224.
+      own size, if all have the same and no side is above 512, else the median short side, a multiple of 8 up to 224.
     - `mode`: "L" for grey images, C = 1, or "RGB"; by default grey if all are.
     - `augment`: "flip" (left and right, half of the time), "crop" (a shift by up to an eighth, reflected at the edges),
-      "flip+crop" or "none", of training samples, drawn anew in each epoch. "auto" is both, but none for grey images or
+      "flip+crop" or "none", of training samples, drawn again in each epoch. "auto" is both, but none for grey images or
       below 32 pixels.
     - `workers`: processes that decode and augment ahead.
 
@@ -121,7 +121,7 @@ def _shape(size: Any, sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
 def _sides(folder: Path, test: Path | None) -> tuple[Path, Path | None, tuple[str, ...]]:
     """The folders to train on and to hold out, with notes."""
     names = {f.name for f in _visible(folder) if f.is_dir()}
-    # With folders of other names beside it, train is a class.
+    # If other folders are beside it, train is a class.
     if "train" not in names or not names <= {"train", *HELD_OUT}:
         return folder, test, ()
     beside = [folder / name for name in HELD_OUT if name in names]
@@ -168,7 +168,7 @@ def _inside(folder: Path) -> list[Path]:
 
 
 def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in SUFFIXES and path.is_file()  # to read a FIFO may wait for ever
+    return path.suffix.lower() in SUFFIXES and path.is_file()  # reading a FIFO may wait for ever
 
 
 def _listed(folders: Mapping[str, list[Path]], classes: tuple[str, ...]) -> tuple[list[Path], Tensor]:

@@ -21,11 +21,11 @@ from pipeline.sources.tensors import as_tensor, length
 from pipeline.state import Batch
 
 TOGETHER = 64
-"""Batches that are located in a shuffle at once."""
+"""Number of batches in one computation of the shuffle."""
 HELD = 64 << 20
 """Bytes up to which an array is read whole."""
 _SPLIT = (1 << 31) - 1
-"""The epoch whose shuffle is the split's: no run has it."""
+"""Epoch number of the split's shuffle, which no run uses."""
 
 
 class FileRows:
@@ -60,7 +60,7 @@ def _reader(array: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
 class Mapped:
     """A Source over arrays on disk, or over a stretch of a shuffle of their rows, which takes no memory.
 
-    Non-finite values are not looked for: that would read everything.
+    Non-finite values are not checked for: that would read the whole file.
     """
 
     arrays: Mapping[str, np.ndarray]

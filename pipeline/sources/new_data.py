@@ -1,6 +1,6 @@
-"""New data, encoded as those that a run was trained on: in order, and in blocks that fit in memory.
+"""New data, encoded like a run's training data, in order, and in blocks that fit in memory.
 
-With `targets`, those are read too, and have to be there.
+With `targets`, these are read too, and must be present.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ PIXELS = 1 << 22
 
 
 def of_table(path: Path, fitted: Mapping[str, Any], *, targets: bool, header: bool | None) -> Iterator[Rows]:
-    """The rows of a table; with `targets`, those that have them."""
+    """The rows of a table; with `targets`, only rows that have them."""
     for frame in table_blocks(path, header):
         if targets:
             frame = with_targets(frame, fitted["targets"]["names"])

@@ -21,14 +21,14 @@ from pipeline.sources.files import reading
 from pipeline.sources.tensors import Source, Tensors
 
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF")
-"""Formats that Pillow may find in a file, whatever its name: for some others, it would run another program."""
+"""Formats that Pillow may detect, for any file name: for some other formats, it would run another program."""
 LARGE = 1 << 24
 """Pixels of an image that may not fit in memory."""
 MEMORY = 1 << 30
 """Bytes of images that are kept in memory."""
 
 Item: TypeAlias = Path | tuple[str, bytes]
-"""An image file, or its name, for messages, and content."""
+"""An image: its file, or its name for messages and its content."""
 
 
 @frozen(eq=False)
@@ -66,7 +66,7 @@ class Images:
         return pixels
 
     def source(self, classes: tuple[str, ...], workers: int) -> Source:
-        """A Source over the images: in memory if they fit, and augmented as they are read."""
+        """A Source over the images: in memory if they fit, and augmented when read."""
         if not self.augment and 4 * self.nbytes < MEMORY:
             return Tensors({"inputs": self.decoded().float().div_(255.0), "targets": self.targets}, classes)
         return dataset(evolve(self, pixels=self.decoded()) if self.nbytes < MEMORY else self, workers=workers)

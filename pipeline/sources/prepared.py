@@ -1,4 +1,4 @@
-"""Prepared: a data set with its task, split in two, as every kind of data gives it to `pipe train`."""
+"""Prepared: a data set with its task, split in two: the form in which `pipe train` gets all kinds of data."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ class Prepared:
     """Sizes that a model needs beyond the shapes, by the name of its option: `vocabulary`, or `categories`, one for
     each column."""
     notes: tuple[str, ...] = ()
-    """What was decided about the data, a line each."""
+    """Decisions about the data, a line each."""
     fitted: Mapping[str, Any] = field(factory=dict)
-    """What was fitted to the training samples, such as means and category names, as JSON."""
+    """Values fitted to the training samples, such as means and category names, as JSON."""
     raw: Callable[[], Any] | None = None
     """Reads the held-out rows of a table again, as they are in the file."""
 
@@ -47,7 +47,7 @@ def check_classes(name: Any, targets: Tensor, count: int, first: int = 0) -> Non
 
 @frozen(eq=False)
 class Rows:
-    """New samples, encoded as those of a run were."""
+    """New samples, encoded like a run's."""
 
     beside: Mapping[str, Any]
     """Columns that identify each: cells of a table, file names, or row numbers."""

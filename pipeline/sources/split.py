@@ -1,4 +1,4 @@
-"""Split: which samples are trained on and which are held out, as a pure function of a seed."""
+"""Split: indices of training and held-out samples, as a pure function of a seed."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Split:
     """
 
     share: float = 0.2
-    """Of all samples; with `folds`, it is 1 / folds instead."""
+    """Held-out share of all samples; with `folds`, 1 / folds instead."""
     seed: int = 0
     folds: int | None = None
     fold: int = 0

@@ -32,14 +32,14 @@ def table(
     learned from the others.
 
     Batches have `inputs` (B, D) float32, `targets`, and, if there are columns of text or dates, `categories` (B, C)
-    int64. Numbers have mean 0 and deviation 1 over the training rows; a missing one is the mean, marked by a column of
-    0 and 1; a category that is missing or new is 0. Text, true and false, and whole numbers of few values are classes;
-    other numbers are values in their own units, with `target_mean` and `target_std` of the training rows in `fitted`;
-    several columns of 0 and 1 are labels. `task` overrules that.
+    int64. Numbers have mean 0 and deviation 1 over the training rows; a missing number becomes the mean, marked by a
+    column of 0 and 1; a missing or new category becomes 0. Text, true and false, and whole numbers of few values are
+    classes; other numbers are values in their own units, with `target_mean` and `target_std` of the training rows in
+    `fitted`; several columns of 0 and 1 are labels. `task` overrules that.
 
     - `test`: a file of the held-out rows, instead of a split.
-    - `groups`: a column whose equal values stay on one side of the split, and no input; `time`: a column by which the
-      last rows are held out.
+    - `groups`: a column that is no input, whose equal values stay on one side of the split; `time`: a column by which
+      the last rows are held out.
     - `ignore`: columns to leave out.
 
     Raises DataError, with the line, for a cell, column or row that does not fit.
@@ -107,7 +107,7 @@ def _split(frame: Frame, parts: Split, labels: Any, groups: str | None, time: st
 
 
 def apply(fitted: Mapping[str, Any], frame: Frame, *, targets: bool = True) -> Tensors:
-    """New rows, encoded as the rows that `fitted` comes from; without `targets`, inputs alone.
+    """New rows, encoded like the training rows; without `targets`, inputs alone.
 
     Raises DataError for a missing column, a cell of another kind, and an unknown class.
     """

@@ -34,7 +34,7 @@ class Source(Protocol):
 
 @runtime_checkable
 class Drawn(Source, Protocol):
-    """A Source that reads the batches of an epoch itself: to draw its samples anew, or to prefetch."""
+    """A Source that reads the batches of an epoch itself, for new draws in each epoch or to prefetch."""
 
     def epoch(self, seed: int, epoch: int, batches: Iterable[Tensor]) -> Iterator[Batch]:
         """The batches at these indices, each (B,) int64; `source[indices]` is a batch of epoch (0, 0)."""

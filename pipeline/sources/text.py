@@ -1,4 +1,4 @@
-"""Texts and token files: windows of a sequence, whose next token is learned."""
+"""Texts and token files: windows of a sequence, for next-token prediction."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Windows:
 def text(path: str | Path, *, context: int = 128, tokenizer: str | None = None, parts: Split | None = None) -> Prepared:
     """A text as tokens: "bytes" (the default), "characters", or by a JSON file of the tokenizers library.
 
-    The last windows are held out. `fitted` has what `encode` and `decode` need, and the bytes per token.
+    The last windows are held out. `fitted` has the arguments of `encode` and `decode`, and the bytes per token.
     """
     path = Path(path)
     raw, tokenizer = whole(path, COPIES), tokenizer or BYTES
@@ -125,7 +125,7 @@ def _largest(ids: np.ndarray) -> int:
 def _prepared(
     path: Path, ids: np.ndarray, context: int, vocabulary: int, parts: Split | None, fitted: Mapping[str, Any]
 ) -> Prepared:
-    """Windows before the held-out ones, and of a fold in the middle those after it too, to train on."""
+    """Training windows: those before the held-out ones and, for a fold in the middle, those after it."""
     parts = parts or Split(0.1)
     count = (len(ids) - 1) // context
     held = max(math.ceil(parts.held_share * count), 1)

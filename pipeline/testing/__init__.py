@@ -94,7 +94,7 @@ def vmaps(pipe: Pipeline, state: State, batch: Batch, tolerance: float = 1e-5) -
 
 
 def compiled_equals_eager(compiled: Compiled, state: State, batches: Iterable[Batch], tolerance: float = 1e-5) -> None:
-    """Compiled steps give the metrics and the State, running sums included, of the plain functions."""
+    """Compiled steps return the metrics and State of the plain functions, including running sums."""
     donated, plain = state.clone(), state
     for batch in batches:
         plain, expected = run.step(compiled.program, plain, batch)

@@ -1,4 +1,4 @@
-"""By hand: compare a pipeline with the plain torch loop that it stands for."""
+"""By hand: compare a pipeline with its equivalent plain torch loop."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def like_by_hand(pipe: Pipeline, data: Any = None, *, epochs: int = 2, seed: int
     - `data`: replaces the pipeline's own; batches, as for load.loader(), if it has none.
     - `compile`: False, a backend's name, or the result of `pipe.compile()`.
 
-    Raises AssertionError with the first difference: epoch, batch, name and size. Raises ByHandError if no plain loop
-    does what the pipeline does, so nothing was compared.
+    Raises AssertionError with the first difference: epoch, batch, name and size. Raises ByHandError if the pipeline has
+    no equivalent plain loop, so nothing was compared.
 
     >>> from pipeline import backward, forward, loss, models, update
     >>> stages = forward.model(lambda: models.mlp(4, 2)), loss.cross_entropy(), backward.gradients(), update.adamw(0.1)

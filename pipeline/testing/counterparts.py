@@ -78,7 +78,7 @@ def closed_over(f: Any, values: dict[str, Any] | None = None) -> dict[str, Any]:
 
 
 def options(takes: Any, numbers: Mapping[str, Any], function: Any = None) -> dict[str, Any]:
-    """The arguments that something of torch takes, from numbers and the variables of a function."""
+    """Arguments for a torch class or function, from numbers and the variables of a closure."""
     pairs = {k: (numbers[a], numbers[b]) for k, (a, b) in PAIRS.items() if a in numbers}
     given = {**closed_over(function), **numbers, **pairs}
     return {k: x for k, x in given.items() if k in inspect.signature(takes).parameters}

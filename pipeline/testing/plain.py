@@ -220,7 +220,7 @@ class PlainLoop:
         self.sums[s.name] = tree_map(torch.add, self.sums[s.name], sums) if s.name in self.sums else sums
 
     def with_draws(self, s: Stage, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
-        """Call with the draws that the stage has in a pipeline."""
+        """Call with the stage's draws in a pipeline."""
         with (key := keyed(self.counters["seed"], self.counters["step"], zlib.crc32(s.name.encode()))), Calls():
             result = function(*args, **kwargs)
         self.has_drawn = self.has_drawn or key._draws > 0

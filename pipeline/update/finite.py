@@ -48,7 +48,7 @@ def finite(otherwise: str = "stop", *, loss: str = "loss", grads: str = "grads")
     Put it after the backward. `otherwise`:
 
     - "stop": keep State as it was before the first non-finite step; `fit` then raises NonFiniteError, with the cause.
-    - "skip": leave State unchanged but for the step count; the metric "skipped" counts these steps.
+    - "skip": leave State unchanged except the step count; the metric "skipped" counts these steps.
     - "scale": skip, and scale the loss of float16 models by a power of two before differentiation, and the gradients
       back, as torch.amp.GradScaler: 2**16 at first, halved after a skipped step, doubled after 2,000 finite ones.
 

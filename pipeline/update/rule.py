@@ -95,7 +95,7 @@ def mapped(
     counts = "t" in reads
 
     def update_one(p: Tensor, g: Tensor, fields: dict[str, Tensor], hyper: dict[str, Any]) -> tuple[Tensor, Any]:
-        if p.is_complex():  # as torch.optim, a complex number is updated as two real ones
+        if p.is_complex():  # as in torch.optim, a complex number is updated as two real numbers
             fields = {f: _as_real(x) for f, x in fields.items()}
             q, fields = update_one(torch.view_as_real(p), torch.view_as_real(g), fields, hyper)
             return torch.view_as_complex(q.contiguous()), fields

@@ -30,7 +30,7 @@ FOLDER = "images"
 
 
 def kind_of(source: str) -> str | None:
-    """The kind of a source: by its name, by a kind before it (`text:FILE`), or by the file; None if nothing tells."""
+    """The kind of a source: by its name, by a kind before it (`text:FILE`), or by the file; None if unknown."""
     if source in DATA and DATA[source].bundled:
         return source
     if is_code(source):

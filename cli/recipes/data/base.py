@@ -1,4 +1,4 @@
-"""A kind of data: its settings, how its files are told, and how they are read."""
+"""A kind of data: its settings, the recognition of its files, and their reader."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def share(_: object, attribute: object, value: float) -> None:
 
 @frozen
 class Data:
-    """What to train on."""
+    """The data to train on."""
 
     prefers: ClassVar[Mapping[str, Any]] = {}
     """Settings of the optimizer, if none is chosen and the model prefers none."""
@@ -32,7 +32,7 @@ class Data:
     """Endings of its files' names."""
 
     source: str = setting("digits", "", fixed=True)
-    held_out: float = setting(0.2, "share of the samples that is held out", share, fixed=True)
+    held_out: float = setting(0.2, "held-out share of the samples", share, fixed=True)
 
     @classmethod
     def is_folder(cls, names: Collection[str]) -> bool:
@@ -50,13 +50,13 @@ class Data:
         return self.path.stem or "data"
 
     def prepare(self, split: Split) -> Prepared:
-        """The training and the held-out data. Raises DataError for what can't be read."""
+        """The training and the held-out data. Raises DataError for unreadable data."""
         raise NotImplementedError
 
     def others(self, about: About, *, targets: bool) -> Iterator[Rows]:
         """All samples in order, prepared as the data of a run were.
 
-        Raises DataError for what can't be read, and ConfigError for another kind of data.
+        Raises DataError for unreadable data, and ConfigError for another kind of data.
         """
         raise refusal(f"{self.source} is no other data: give a file or a folder of the kind that was learned")
 

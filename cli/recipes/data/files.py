@@ -21,15 +21,15 @@ if TYPE_CHECKING:
 
 @frozen
 class File(Data):
-    """A file or folder that functions of `pipeline.sources` read: they get its path, and the settings that they have
-    parameters for."""
+    """A file or folder, read by functions of `pipeline.sources`, which get its path and the settings named like their
+    parameters."""
 
     reader: ClassVar[str]
     """The function of `sources` that gives a Prepared."""
     others_reader: ClassVar[str]
     """The function of `sources.new_data` that gives Rows."""
     fits: ClassVar[str] = ""
-    """The key of `fitted` that tells that a run's data were of this kind."""
+    """The key of `fitted` that identifies this kind of data."""
 
     def arguments(self) -> dict[str, Any]:
         return asdict(self, recurse=False)
@@ -76,7 +76,7 @@ class Table(Tested):
 
     target: str | None = setting(None, "column, or columns a,b, to learn  [default: the last]", fixed=True)
     ignore: str | None = setting(None, "columns to leave out, a,b", fixed=True)
-    groups: str | None = setting(None, "column: rows of equal value are held out together, or not", fixed=True)
+    groups: str | None = setting(None, "column: rows with equal values stay on one side of the split", fixed=True)
     time: str | None = setting(None, "column of time: the last samples are held out", fixed=True)
     header: bool | None = setting(None, "whether the first row has the names  [default: by its look]", fixed=True)
 
@@ -128,8 +128,8 @@ class Windows(File):
 
     others_reader, fits = "of_text", "context"
 
-    held_out: float = setting(0.1, "share of the samples that is held out", share, fixed=True)
-    context: int = setting(128, "tokens that a model sees at once", at_least(1), fixed=True)
+    held_out: float = setting(0.1, "held-out share of the samples", share, fixed=True)
+    context: int = setting(128, "context length in tokens", at_least(1), fixed=True)
 
 
 @frozen

@@ -1,4 +1,4 @@
-"""A model: its settings, and what the data determine of it."""
+"""A model: its settings, and its sizes, determined by the data."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @frozen(eq=False)
 class Fixed:
-    """What the data determine of a model."""
+    """A model's sizes, determined by the data."""
 
     source: str
     """The data, as the user named them."""
@@ -36,7 +36,7 @@ class Fixed:
 
     @property
     def names(self) -> dict[str, Any]:
-        """What a user's own function may ask for by name."""
+        """Values that a user's own function gets by parameter name."""
         one = self.inputs[0] if len(self.inputs) == 1 else self.inputs
         names = {"inputs": one, "features": prod(self.inputs), "outputs": self.outputs, **self.sizes}
         if len(self.inputs) == 3 and self.floats:

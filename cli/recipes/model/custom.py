@@ -14,7 +14,8 @@ from cli.recipes.setting import refusal
 
 @frozen
 class Custom(Model):
-    """A function of the user's, called with its settings, and with what it asks for by name of `Fixed.names`."""
+    """A function of the user's, called with its settings, and with the values of `Fixed.names` named like its
+    parameters."""
 
     options: Mapping[str, Any] = field(factory=dict, metadata={"fixed": True})
 
@@ -37,7 +38,7 @@ class Custom(Model):
             return module
 
         with torch.random.fork_rng(devices=[]):
-            module = build()  # once, to see what it is
+            module = build()  # once, to find its type
         first, *others = inspect.signature(module.forward).parameters
         more = {n: n for n in fixed.values if n in others and n != "targets"}
         return build, f"{self.name}: {type(module).__name__}", {first: "inputs", **more} if more else "inputs"

@@ -1,4 +1,4 @@
-"""What a backend is: it compiles a graph to a program, which is bound to tensors and run."""
+"""Backend: compiles a graph to a program, which is bound to tensors and run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Context: TypeAlias = Callable[[], AbstractContextManager[Any]]
 
 @frozen
 class Output:
-    """What a program returns each step: a contiguous tensor of known shape."""
+    """An output of each step: a contiguous tensor of known shape."""
 
     name: str
     shape: tuple[int, ...]
@@ -57,14 +57,14 @@ class Backend:
     collectives: bool = True
     """Whether it takes graphs in which the processes of a mesh communicate."""
     cached: bool = False
-    """Whether its programs are kept on disk, here or by itself."""
+    """Whether its programs are kept on disk, in our cache or its own."""
 
     def settings(self) -> str | None:
-        """What its programs depend on besides the graph; None if they are not kept in our cache."""
+        """Key of its programs in our cache besides the graph; None if they are not kept there."""
         return None
 
     def refusal(self, traced: Traced, device: str) -> str | None:
-        """Why it can't compile a graph."""
+        """Why it can't compile a graph; None if it can."""
         if traced.talks and not self.collectives:
             return "takes no collectives"
         if self.devices is not None and device not in self.devices:

@@ -1,7 +1,7 @@
 """Library: a program in a shared library, which runs any number of steps a call.
 
-It is called through ctypes with handles of tensors: those of State and of the data set are made once. Loading one needs
-no compiler.
+It is called through ctypes with handles of tensors; handles of State and of the data set are created once. Loading one
+needs no compiler.
 """
 
 from __future__ import annotations
@@ -56,14 +56,14 @@ def _keep_memory() -> None:
 def loaded(code: bytes, name: str) -> ctypes.CDLL:
     """A shared library of exactly these bytes, which nobody can change meanwhile: a sealed file in memory, shown as
     `name` by debuggers, or else a private copy. Raises OSError if the system runs neither."""
-    with suppress(AttributeError, OSError):  # not Linux, or one that runs nothing from memory
+    with suppress(AttributeError, OSError):  # not Linux, or a system that runs no code from memory files
         descriptor = _memory(name)
         if not fcntl.fcntl(descriptor, fcntl.F_GET_SEALS):
             os.posix_fallocate(descriptor, 0, len(code))  # raises OSError if memory is short
             os.pwrite(descriptor, code, 0)
             fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, 0b1111)  # against seals, shrinking, growing and writing
         library = ctypes.CDLL(f"/proc/self/fd/{descriptor}")
-        if f"/memfd:{name} ".encode() in files.read(Path("/proc/self/maps")):  # not an earlier library of this path
+        if f"/memfd:{name} ".encode() in files.read(Path("/proc/self/maps")):  # avoids an earlier library of this path
             return library
     with tempfile.TemporaryDirectory(prefix="pipe-train-") as folder:
         files.replace(path := Path(folder, f"{name}.so"), code, 0o600)
@@ -71,9 +71,9 @@ def loaded(code: bytes, name: str) -> ctypes.CDLL:
 
 
 def _memory(name: str) -> int:
-    """The descriptor of this process's newest file in memory of a name, which may be a new one.
+    """The descriptor of this process's newest memory file of this name; created if there is none.
 
-    It stays open: for a path that it knows, the loader returns the library that it loaded from there before.
+    It stays open, because the loader returns an earlier library for a known path.
     """
     for descriptor in reversed(os.listdir("/proc/self/fd")):
         with suppress(OSError):  # it was closed meanwhile
@@ -125,8 +125,8 @@ class LibraryRun:
         weakref.finalize(self, _release, program.delete, list(kept.values()))
 
     def run(self, given: Sequence[Tensor] = (), steps: int | None = None, results: bool = True) -> list[Tensor]:
-        """Do `steps` steps on the tensors of a batch, and return each output stacked, (steps, ...); for None, one step,
-        and its outputs as they are. Raises RuntimeError if an operation fails."""
+        """Do `steps` steps on the tensors of a batch, and return each output stacked, (steps, ...); for None, one step
+        with unstacked outputs. Raises RuntimeError if an operation fails."""
         if given:
             read = [(at, t) for at, t in zip(self._given, given, strict=True) if at is not None]
             for (at, _), handle in zip(read, handles([t for _, t in read]), strict=True):
@@ -153,7 +153,8 @@ def _release(delete: Any, kept: list[int]) -> None:
 
 
 class Call:
-    """A library as the function that Inductor's wrapper calls: it takes over capsules of handles, and returns some."""
+    """A library as the function that Inductor's wrapper calls: it takes ownership of capsules of handles, and returns
+    new ones."""
 
     def __init__(self, path: Path, entry: str, outputs: int) -> None:
         self._call = ctypes.CDLL(str(path))[entry]

@@ -1,8 +1,8 @@
 """The native backend: Inductor's C++ for a CPU, in a library with a loop over steps. The only file that imports
 Inductor.
 
-`Native` compiles a pipeline's programs: each is lowered to C++ by itself, and all that wait are built together.
-`compile` is the same for anybody, as the backend "pipe" of torch.compile.
+`Native` compiles a pipeline's programs: each is lowered to C++ by itself, and all waiting ones are built together.
+`compile` does the same for any function, as the backend "pipe" of torch.compile.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from pipeline.errors import CaptureError
 
 _CPU: dict[str, Any] = {
     "cpp_wrapper": True,  # the calls of the kernels in C++ too
-    "cpp.vec_isa_ok": True,  # saves seconds of probing the compiler; one too old for the processor fails later
+    "cpp.vec_isa_ok": True,  # saves seconds of probing the compiler; a compiler too old for the processor fails later
     "cpp_wrapper_build_separate": True,  # the kernels in a file of their own, compiled beside the calls
     "fx_graph_cache": False,
     "size_asserts": False,  # the caller checks shapes
@@ -40,7 +40,7 @@ _CPU: dict[str, Any] = {
 }
 _PLANNED = 32 << 20
 """Bytes of intermediate results up to which they share one allocation; above, Inductor's plan needs more memory than
-malloc does."""
+malloc."""
 
 _LARGE = 1000
 """Operations above which `_BOUNDED` applies."""
@@ -48,8 +48,8 @@ _BOUNDED: dict[str, Any] = {
     "max_fusion_buffer_group_pairwise_attempts": 8,  # not 64: all updates read lr, so all pairs of them are tried
 }
 _LONG = 100_000
-"""Characters of calls above which the C++ compiler's -O3 takes minutes, and giving memory back takes little beside
-it."""
+"""Characters of calls above which the C++ compiler's -O3 takes minutes, so that returning memory to the system costs
+little in comparison."""
 
 
 @define(eq=False)
@@ -83,11 +83,11 @@ class Native(Backend):
     def begin(
         self, traced: Traced, args: Sequence[Tensor], outputs: tuple[Output, ...], context: Context
     ) -> Callable[[], Library]:
-        """Lower a graph to C++. Raises CaptureError if Inductor refuses it, or writes C++ that is not as known."""
+        """Lower a graph to C++. Raises CaptureError if Inductor refuses it, or writes C++ of an unknown form."""
         for node in nodes(traced.graph):
             if isinstance(node.target, torch._ops.OpOverload) and node.target.namespace not in ("aten", "prims"):
                 raise CaptureError(f"it calls {node.target}, which is no operation of torch's C++")
-        # Memory of their own, which is never touched.
+        # Distinct tensors; their values are never read.
         examples = [torch.empty_strided(t.shape, t.stride(), dtype=t.dtype) for t in args]
         programs: list[Lowered] = []
 
@@ -96,7 +96,7 @@ class Native(Backend):
 
             def collect(code: text.Code) -> Callable[[Sequence[Any]], list[Any]]:
                 programs.append(Lowered(code, tuple(places[id(t)] for t in inputs), outputs))
-                # Only this call returns it; later ones go to the library.
+                # The result of this call only; later calls go to the library.
                 return lambda _: capsules([torch.empty(o.shape, dtype=o.dtype) for o in outputs])
 
             return _lower(module, inputs, collect)

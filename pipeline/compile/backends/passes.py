@@ -18,8 +18,8 @@ NARROW = 16
 
 
 def store(graph: GraphModule) -> None:
-    """Store small values that are costly or read by many loops, once a step: powers and cosines of numbers, as of a
-    schedule; numbers that scale whole tensors, as a learning rate; the indices of a gather.
+    """Store small values that are costly or read by many loops, once a step: powers and cosines of numbers, such as a
+    schedule's; numbers that scale whole tensors, such as a learning rate; the indices of a gather.
 
     Inductor would compute them again in each loop, for each vector. as_strided needs a place in memory, which prevents
     it.
@@ -39,7 +39,7 @@ def store(graph: GraphModule) -> None:
 
 
 def _scales(node: Node) -> bool:
-    """Whether a number computed from float64 ones, which all hyperparameters are, meets a whole tensor."""
+    """Whether a number computed from float64 numbers, such as hyperparameters, is combined with a whole tensor."""
     if node.op != "call_function":
         return False
     values = [n.meta.get("example_value") for n in (node, *node.all_input_nodes)]

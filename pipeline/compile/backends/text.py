@@ -1,7 +1,7 @@
 """Text: Inductor's C++ of several programs, joined to one file of calls and one of kernels.
 
-Each replacement says how often it must apply; if it does not, this file does not know that version of Inductor, and
-raises an error instead of compiling a wrong step.
+Each replacement has an expected count; another count means an unknown version of Inductor, and raises an error instead
+of compiling a wrong step.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ class Code:
 
     @classmethod
     def read(cls, calls: str, kernels: str, outputs: int) -> Code:
-        """Adapt what Inductor wrote. Raises CaptureError if it is not as known."""
+        """Adapt Inductor's output. Raises CaptureError if its form is unknown."""
         _once("header", calls.count(_HEADER), 1)
         _once("place that takes the inputs", calls.count(_INPUTS), 1)  # see buffers.cpp
         # ctypes released the interpreter's lock before the loop over steps.
         calls, count = _RELEASE.subn("", calls)
-        # A loop's next round reads this buffer, so it can't be the one kept for its place in the code: in brackets,
-        # the name is not that of the macro in buffers.cpp.
+        # A loop's next iteration reads this buffer, so it can't be the one kept for its place in the code: brackets
+        # prevent expansion of the macro in buffers.cpp.
         calls = _LOOPED.sub(lambda name: f"({name.group()})", calls)
         _once("release of the interpreter's lock", count, 1)
         _once("kernel", len(_KERNEL.findall(kernels)), len(_DEFINED.findall(kernels)))
@@ -97,8 +97,8 @@ def _once(what: str, count: int, expected: int) -> None:
 
 
 def _serial(kernel: str) -> str:
-    """Run loops with atomic additions, as of an embedding's gradient, on one thread: else the order of the additions
-    and the last bits differ in each run."""
+    """Run loops with atomic additions, such as an embedding's gradient, on one thread: otherwise the order of
+    additions, and so the last bits, differ in each run."""
     if "#pragma omp" not in kernel:
         return kernel
     loops = _LOOP.split(kernel)

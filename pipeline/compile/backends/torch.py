@@ -17,7 +17,7 @@ from pipeline.compile.tracing import Traced
 from pipeline.errors import CaptureError, first_line
 
 LAUNCHES = 4096
-"""Kernels that one recorded graph launches, about."""
+"""Approximate number of kernels in one recorded graph."""
 
 
 def make(graph: GraphModule, backend: str | Callable[..., Any], dynamic: bool = False) -> Callable[..., Any]:
@@ -80,8 +80,8 @@ class Function:
 
 
 class FunctionRun:
-    """A function bound to tensors. On an accelerator its kernel launches are recorded and replayed: one step a graph,
-    and many.
+    """A function bound to tensors. On an accelerator its kernel launches are recorded and replayed, as graphs of one
+    step and of many.
 
     The first call records nothing: compilers and libraries initialize lazily.
     """
@@ -94,7 +94,7 @@ class FunctionRun:
         self._records = self._device.type != "cpu" and program.together > 0 and program.note is None
         self._batch: list[Tensor] = []
         self._recorded: dict[int, tuple[Any, list[Tensor]]] = {}
-        """By numbers of steps, a graph of launches and the rows of outputs that a replay writes."""
+        """Number of steps -> a graph of launches, and the rows of outputs that a replay writes."""
 
     def run(self, given: Sequence[Tensor] = (), steps: int | None = None, results: bool = True) -> list[Tensor]:
         """As LibraryRun.run, but without waiting for the device."""
@@ -122,7 +122,7 @@ class FunctionRun:
         return made
 
     def _record(self, given: Sequence[Tensor], left: int) -> int:
-        """Record `together` steps, or one if fewer are left; returns how many, 0 if a step can't be recorded."""
+        """Record `together` steps, or one if fewer are left; returns their number, 0 if a step can't be recorded."""
         steps = self._program.together if left >= self._program.together else 1
         if not self._recorded:
             self._batch = [t.clone() for t in given]
