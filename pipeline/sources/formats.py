@@ -20,12 +20,8 @@ from pipeline.sources.frame import Frame, floats
 class TableReader(Protocol):
     """Yields a table as one Frame, if `at_once`, or in blocks, so that a file of any size fits in memory.
 
-    <<<<<<< HEAD
-        All blocks have the same columns, of text, numbers, booleans, dates or times, no lists; an empty file gives none.
-        `header` says whether the first row has the names, in a format that does not.
-    =======
-        `header`: whether the first row has the names, for formats that do not tell.
-    >>>>>>> w-words
+    All blocks have the same columns, of text, numbers, booleans, dates or times, no lists; an empty file gives none.
+    `header` says whether the first row has the names, in a format that does not.
     """
 
     def __call__(self, path: Path, header: bool | None, /, *, at_once: bool) -> Iterator[Frame]: ...
