@@ -215,7 +215,7 @@ BAD = {
     ("train", "--momentum", "0.5", "--optimizer", "adam"): "--momentum belongs to --optimizer sgd",
     ("train", "--optimizer", "rprop", "--weight-decay", "0.1"): "--optimizer rprop has no weight decay",
     ("train", "--no-decay", "*.bias"): "--no-decay has nothing to leave out: sgd has no --weight-decay here",
-    ("train", "--optimizer", "adamw", "--no-decay", "norm.*"): "the group 'norm.*' holds none of the parameters",
+    ("train", "--optimizer", "adamw", "--no-decay", "norm.*"): "the group 'norm.*' matches none of the parameters",
     ("train", "--accumulate", "0"): "--accumulate 0 is out of range",
     ("train", "--device", "gpu"): "unknown device 'gpu'",
     ("train", "--device", "cuda:99"): "device 'cuda:99'",
