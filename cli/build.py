@@ -285,8 +285,8 @@ def size(job: Job, state: State) -> tuple[float, float]:
             if weight.ndim > 1:  # an output channel is a product with one of its rows
                 operations += 2 * weight.numel() * output.numel() // len(weight)
 
-    skeletons = [m.module.skeleton().module for m in job.stages.models]
-    hooks = [part.register_forward_hook(count) for skeleton in skeletons for part in skeleton.modules()]
+    parts = [part for m in job.stages.models for part in m.module.skeleton().module.modules()]
+    hooks = [part.register_forward_hook(count) for part in parts]
     try:
         check(job.pipe.program, state)  # a forward of a few samples; a backward costs twice as much
     finally:
@@ -297,5 +297,4 @@ def size(job: Job, state: State) -> tuple[float, float]:
 
 
 def parameters(module_params: dict[str, Tensor]) -> int:
-    """The number of trained weights."""
     return sum(p.numel() for p in module_params.values())

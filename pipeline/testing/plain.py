@@ -1,6 +1,6 @@
 """A pipeline as a plain torch loop: nn.Modules, torch.optim and the stages' functions.
 
-It shares data and order, first weights and memories, and `keyed` draws with the library, but no code that runs a step.
+It shares data and order, first weights and memories, and `keyed` draws with the library, but no code of a step.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import copy
 import zlib
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ from pipeline.joint import joined
 from pipeline.means import Calls, weighed
 from pipeline.names import LASTS
 from pipeline.pipe import Pipeline
-from pipeline.programs import data as batches_of
+from pipeline.programs.data import source
 from pipeline.schedules import Schedule
 from pipeline.stage import Stage
 from pipeline.state import Batch, State, samples
@@ -119,7 +120,7 @@ class PlainLoop:
             _write(self.state(), s.averaged({**before, "memory": self.memory}, {}) if s is not None else {})
             self.sums = {}
             self.reset_carried()
-            for batch in batches_of.source(self.pipe, data).epoch(0, 0):
+            for batch in source(self.pipe, data).epoch(0, 0):
                 first = tree_map(torch.clone, self.state())
                 self.run_batch(batch, False)
                 for call in self.forwards.values():
@@ -283,9 +284,9 @@ def _module(s: Model, state: State, seed: int) -> nn.Module:
 
 def _write(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
     """Copy new values into old tensors of the same names, in place."""
-    names = old.keys() & new.keys()
     with torch.no_grad():
-        tree_map(lambda x, y: x.copy_(y), {k: old[k] for k in names}, {k: new[k] for k in names})
+        for k in old.keys() & new.keys():
+            tree_map(lambda x, y: x.copy_(y), old[k], new[k])
 
 
 def _give(params: Mapping[str, Tensor], grads: Mapping[str, Tensor]) -> None:
@@ -297,5 +298,4 @@ def _detached(x: Any) -> Any:
     return x.detach() if isinstance(x, Tensor) else x
 
 
-def _tensor(x: Any) -> Tensor:
-    return torch.as_tensor(x, dtype=torch.float64)
+_tensor = partial(torch.as_tensor, dtype=torch.float64)
