@@ -218,8 +218,8 @@ def test_evaluation_looks_at_each_sample_once():
         ({"balanced": "inputs"}, "are no classes"),
         ({"weights": WEIGHTS, "draws": 0}, "draws=0"),
         ({"weights": WEIGHTS, "draws": N + 1, "replacement": False}, "without replacement to 50"),
-        ({"draws": 8}, "drawn by weights= or balanced="),
-        ({"replacement": False}, "drawn by weights= or balanced="),
+        ({"draws": 8}, "go with weights= or balanced="),
+        ({"replacement": False}, "go with weights= or balanced="),
     ],
 )
 def test_what_can_not_be_drawn_is_refused(options, said):
@@ -231,14 +231,14 @@ def test_what_can_not_be_joined_is_refused():
     one = load.batches(DATA, size=8)
     with pytest.raises(DataError, match="values called inputs, targets; give one other names"):
         load.together(one, one)
-    with pytest.raises(DataError, match=r"takes what load\.batches\(\) makes"):
+    with pytest.raises(DataError, match=r"takes one load\.batches\(\) for each data set"):
         load.together(one, load.loader([EXTRA]))
-    with pytest.raises(DataError, match=r"takes what load\.batches\(\) makes"):
+    with pytest.raises(DataError, match=r"takes one load\.batches\(\) for each data set"):
         load.together(one, EXTRA)
     with pytest.raises(ConfigError, match="use 'first' or 'longest'"):
         load.together(one, load.batches(EXTRA, size=8), epoch="shortest")
     with pytest.raises(DataError, match="for one process"):
-        next(two().epoch(0, 0, part=lambda n: None))
+        next(two().shards(0, 0, 0, lambda n: None))
     assert repr(two()) == (
         "load.together(load.batches(50 samples of inputs, targets, size=8), load.batches(137 samples of unlabelled, "
         "size=12))"
