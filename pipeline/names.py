@@ -100,5 +100,5 @@ def _instead(thing: Any) -> str:
         return ": pass them one by one, Pipeline(*stages)"
     home, called = str(getattr(thing, "__module__", "")), getattr(thing, "__qualname__", "")
     if home.startswith("pipeline.") and called:
-        return f": call it, {home.removeprefix('pipeline.')}.{called}(...)"
+        return f": call it, {home.split('.')[1]}.{called}(...)"
     return ": make one with @stage" if callable(thing) or isinstance(thing, torch.optim.Optimizer) else ""

@@ -23,6 +23,7 @@ from pipeline import (
     update,
 )
 from pipeline.errors import ByHandError, PipeError
+from pipeline.programs.single import Single
 from pipeline.testing import like_by_hand
 from tests import pipes
 from tests.test_modules import KINDS, piped
@@ -259,8 +260,8 @@ def test_a_page(name, monkeypatch, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("of", "said"),
     [
-        (lambda: pipes.digits(update.mean_gradients(), update.sgd(0.1), per_example=True), "more than one gradient"),
-        (lambda: pipes.digits().replace("backward.gradients", backward.sharpness_aware()), "more than one gradient"),
+        (lambda: pipes.digits(update.mean_gradients(), update.sgd(0.1), per_example=True), "which takes several gradients"),
+        (lambda: pipes.digits().replace("backward.gradients", backward.sharpness_aware()), "which takes several gradients"),
         (lambda: pipes.digits(model=lambda: models.mlp(64, 16, 10, dropout=0.5), accumulate=2), "parts that draw"),
         (lambda: pipes.digits(model=Normed, accumulate=2), "BatchNorm"),
         (lambda: pipes.digits(update.sgd(0.1), update.swa(2), model=Normed), "BatchNorm statistics for the average"),
@@ -301,7 +302,7 @@ def test_where_they_part_is_said(monkeypatch):
 def test_a_metric_that_is_off_is_said(monkeypatch):
     """So is a mean that is not that of the samples."""
     monkeypatch.setattr(
-        Pipeline, "finish", lambda self, sums, of=Pipeline.finish: {**of(self, sums), "loss": torch.ones(())}
+        Single, "finish", lambda self, sums, of=Single.finish: {**of(self, sums), "loss": torch.ones(())}
     )
     with pytest.raises(AssertionError, match=r"epoch 1, batch 1: train loss is \S+ off"):
         held(pipes.digits(update.sgd(0.1)))

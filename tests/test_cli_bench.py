@@ -98,7 +98,7 @@ def test_ways_do_the_steps_they_say(monkeypatch):
     taken.clear()
     single(3)
     assert len(taken) == 4
-    batches = benchmark._batches(pipe, pipe.load, pipe.init())
+    batches = benchmark._batches(pipe.program, pipe.load, pipe.init())
     assert [len(next(batches)["targets"]) for _ in range(5)] == [500] * 5
 
 

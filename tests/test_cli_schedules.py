@@ -11,6 +11,7 @@ from cli import build, config
 from cli.commands import show
 from cli.recipes.schedule import SCHEDULES
 from pipeline import fit
+from pipeline.programs.hyper import hyper_values
 
 TINY = ["train", "--no-compile", "--hidden", "4", "--batch-size", "479", "-q"]
 
@@ -67,9 +68,9 @@ def test_a_schedule_ends_with_the_run(settings, tmp_path, monkeypatch):
     settings = config.make({"epochs": 2, **settings})
     made, state = build.begin(settings)
     *_, report = fit(made.pipe, epochs=2, state=state, compile=False)
-    assert report.step == 2 * made.pipe.load.batches
+    assert report.step == 2 * made.stages.load.batches
     for step, ended in ((report.step, True), (report.step - 1, False)):
-        hyper = made.pipe.hyper({**report.state.tree, "step": torch.full_like(report.state.step, step)})
+        hyper = hyper_values(made.stages.graph, {**report.state.tree, "step": torch.full_like(report.state.step, step)})
         rates = [x for of in hyper.values() for name, x in of.items() if name.endswith("lr")]
         assert rates
         assert all(bool((x.abs() < 1e-12).all()) == ended for x in rates)
