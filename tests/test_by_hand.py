@@ -260,8 +260,14 @@ def test_a_page(name, monkeypatch, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("of", "said"),
     [
-        (lambda: pipes.digits(update.mean_gradients(), update.sgd(0.1), per_example=True), "which takes several gradients"),
-        (lambda: pipes.digits().replace("backward.gradients", backward.sharpness_aware()), "which takes several gradients"),
+        (
+            lambda: pipes.digits(update.mean_gradients(), update.sgd(0.1), per_example=True),
+            "which takes several gradients",
+        ),
+        (
+            lambda: pipes.digits().replace("backward.gradients", backward.sharpness_aware()),
+            "which takes several gradients",
+        ),
         (lambda: pipes.digits(model=lambda: models.mlp(64, 16, 10, dropout=0.5), accumulate=2), "parts that draw"),
         (lambda: pipes.digits(model=Normed, accumulate=2), "BatchNorm"),
         (lambda: pipes.digits(update.sgd(0.1), update.swa(2), model=Normed), "BatchNorm statistics for the average"),

@@ -27,6 +27,7 @@ from pipeline import (
     update,
 )
 from pipeline.errors import ConfigError, DataError, StageError, WiringError
+from pipeline.programs.data import at
 from pipeline.tree import tree_map
 from tests import pipes
 from tests.strategies import classification, cuts, labels, normals, regression, samples
@@ -426,11 +427,11 @@ def test_telemetry_is_as_defined(accumulate, compile):
     norms, ratios, rates = [], {"1": [], "3": [], "": []}, []
     for k in range(3):
         raw = plain.without("update.clip_norm").replace("update.groups", update.sgd(1.0))
-        moved, _ = raw.step(raw.init(0).replace(params=state.params, step=state.step), plain.batch_at(state))
+        moved, _ = raw.step(raw.init(0).replace(params=state.params, step=state.step), at(plain.program, state).values)
         squares = [(moved.params[n] - p).square().sum() for n, p in state.params.items()]
         norms.append(torch.stack(squares).sum().sqrt())
         rates.append(0.1 * (1 - k / 6))
-        after, _ = plain.step(state, plain.batch_at(state))
+        after, _ = plain.step(state, at(plain.program, state).values)
         for layer, found in ratios.items():
             names = [n for n in state.params if n.startswith(layer)]
             update_, weights = (
