@@ -33,9 +33,9 @@ def placed(source, window=None):
 def gathered(data, size, steps):
     """The batches of a stretch, each read as a program reads it, which moves the cursor on."""
     for _ in range(steps):
-        batch, [cursor] = resident_batch(data, size).read(data.static)
+        shard, [cursor] = resident_batch(data, size).read(data.static)
         data.cursor.copy_(cursor)
-        yield batch
+        yield shard.values
 
 
 def walked(data, seed, epoch, start, count, permute=None):
