@@ -1,6 +1,6 @@
 """`python -m benchmarks [name ...]`: run benchmarks and write tables and pictures to benchmarks/results/.
 
-`python -m benchmarks draw [name ...]` draws the pictures again from the results that are there. `python -m benchmarks
+`python -m benchmarks draw [name ...]` redraws the pictures from the stored results. `python -m benchmarks
 gpu` runs the benchmarks of a GPU, with options of its own.
 """
 

@@ -11,14 +11,8 @@ from attrs import frozen
 
 from cli import recipes
 from cli.recipes import TABLES
-from cli.recipes.setting import flag
+from cli.recipes.setting import SET_ONLY, flag
 
-SET_ONLY = frozenset({
-    "augment", "bidirectional", "dtype", "fold", "groups", "header", "heads", "inputs", "keep",
-    "on_nonfinite", "pipeline", "rest_lr", "save_minutes", "size", "smoothing", "split_seed", "steps_per_call",
-    "telemetry", "time", "timeout", "workers",
-})  # fmt: skip
-"""Settings too rare for a flag: --set NAME=VALUE and config files have them."""
 SECTIONS = {
     "data": "Data", "model": "Model", "loss": "Loss and metrics", "optimizer": "Optimizer and schedule",
     "schedule": "Optimizer and schedule", "run": "Run", "folds": "Data", "best": "Loss and metrics",

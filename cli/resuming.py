@@ -78,7 +78,7 @@ def _done(saved: Saved, config: TrainConfig) -> str | None:
     best, patience = saved.best, config.run.patience
     if saved.epoch >= config.run.epochs:
         return f"all {saved.epoch} epochs; for more, add --epochs {2 * saved.epoch}"
-    waited = 0 if best is None else saved.epoch - (best.since or best.epoch)
+    waited = 0 if best is None else saved.epoch - best.since
     if patience is not None and best is not None and saved.batch == 0 and waited >= patience:
         return f"no better {best.metric} for {waited} epochs; to wait longer, add --patience {2 * waited}"
     return None
@@ -122,7 +122,7 @@ def _verify(
     steps = f"steps {done + 1:,} to {saved.step:,}"
     differ = testing.differences(report.state.tree, wanted.tree)
     if differ:
-        warn(f"{steps}, replayed, are not those of the run: {len(differ)} tensors differ, the first is {differ[0]}")
+        warn(f"the replay of {steps} differs from the run in {len(differ)} tensors, the first is {differ[0]}")
         sys.exit(1)
     say.print(f"verify  {steps} replayed: every tensor of the State is the same, bit for bit")
 

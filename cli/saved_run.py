@@ -14,8 +14,7 @@ from torch import nn
 
 from cli import config as settings
 from cli import folder as folders
-from cli import ranking as better
-from cli import record
+from cli import ranking, record
 from cli import seal as seals
 from cli.build import Job, begin
 from cli.config import TrainConfig
@@ -65,7 +64,7 @@ class Past:
     @cached_property
     def rows(self) -> list[log.Row]:
         """Its metrics, a row an epoch."""
-        return better.read(self.folder)
+        return ranking.read(self.folder)
 
     @cached_property
     def made(self) -> tuple[Job, State]:

@@ -1,4 +1,4 @@
-"""Seal: checksums of a run's files, to find damaged or truncated files, and those of another run.
+"""Seal: checksums of a run's files, to find damaged, truncated and foreign files.
 
 The manifest `run.json` has the run's id, which its checkpoints carry, and the checksums of the files that results
 depend on. It is written before them, with the old and the new checksum: whenever a process dies, one of the two fits.

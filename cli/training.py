@@ -186,7 +186,7 @@ def _stops(config: TrainConfig, metric: str | None, saver: Saver) -> dict[str, u
     if run.patience is not None:
         if metric is None:
             raise ConfigError("--patience needs held-out data to find the best epoch")
-        best = None if saver.best is None else (saver.best.value, saver.best.since or saver.best.epoch)
+        best = None if saver.best is None else (saver.best.value, saver.best.since)
         rules[f"no better {metric} for {run.patience} epochs"] = until.no_better(metric, epochs=run.patience, best=best)
     if run.minutes is not None:
         rules[f"{run.minutes:g} minutes have passed"] = until.minutes(run.minutes)

@@ -94,14 +94,15 @@ def fit(
     _check_start(program, ends, start, state)
     if isinstance(compile, Compiled) and not program.same(compile.program):
         raise ConfigError("compile= was made by another pipeline; use pipe.compile() of this one")
+    assert own.load is not None
     if steps_per_call not in (None, 1):
         if not compile:
             raise ConfigError(f"steps_per_call={steps_per_call!r} needs a compiled step; leave out compile=False")
-        if own.load is None or not (own.load.known and is_count(steps_per_call)):
+        if not (own.load.known and is_count(steps_per_call)):
             Compiled(program, steps=steps_per_call)  # raises for these steps
     sets = _sets(program, validate)
     if state is None:
-        batches = own.load.batches if own.load is not None else None
+        batches = own.load.batches
         lengths = [max_steps, batches * ends.epochs if batches and ends.epochs else None]
         state = program.init(seed, steps=min(filter(None, lengths), default=None))
     else:
@@ -190,7 +191,7 @@ def _epochs(
             metrics = results_so_far(program, state, epoch, done)  # waits for the device
             warned = warned or warn_nonfinite(program, metrics, done + k)
             seconds += time.perf_counter() - began - (_compile_seconds(compiled) - compiling)
-            results = _validated(program, compiled, state, sets) if over or validates else {}
+            results = validated(program, compiled, state, sets) if over or validates else {}
             if whole or validates:  # after an end inside an epoch, the run can go on as if uninterrupted
                 state = run.observed(program, state, {**metrics, **results})
             said = directions(better, {**metrics, **results})
@@ -229,13 +230,9 @@ def _sets(program: Program, validate: Any) -> dict[str, Any]:
     return {} if validate is None else {"": validate}
 
 
-def validated(pipe: Runs, compiled: Compiled | None, state: State, sets: Mapping[str, Any]) -> dict[str, Any]:
+def validated(program: Program, compiled: Compiled | None, state: State, sets: Mapping[str, Any]) -> dict[str, Any]:
     """Results of a State on data sets by name, "test.loss", and of its averages of weights, "test.ema.loss", by the
     same program. The name may be empty."""
-    return _validated(pipe.program, compiled, state, sets)
-
-
-def _validated(program: Program, compiled: Compiled | None, state: State, sets: Mapping[str, Any]) -> dict[str, Any]:
     views = {"": state, **(run.averaged(program, state) if sets else {})}
     results: dict[str, Any] = {}
     for name, of in sets.items():

@@ -208,7 +208,7 @@ BAD = {
     ("train", "--seed", "-1"): "--seed -1 is out of range",
     ("train", "--threads", "0"): "--threads 0 is out of range",
     ("train", "--precision", "bf61"): "unknown precision 'bf61'; did you mean 'bf16'?",
-    ("train", "--set", "steps_per_call=0"): "--steps-per-call '0' is neither a positive whole number",
+    ("train", "--set", "steps_per_call=0"): "--set steps_per_call='0' is neither a positive whole number",
     ("train", "--set", "steps_per_call=9", "--no-compile"): "needs a compiled step; leave out --no-compile",
     ("train", "--data", "x" * 300): "unknown data",
     ("train", "--model", "convnet", "--widths", ","): "needs at least one width",

@@ -196,10 +196,10 @@ def test_what_is_wrong_with_code_is_said(pipe, tmp_path):
             "3",
         ): "--lr does not apply to a pipeline of your own; set it in my.py:make_pipeline",
         ("my.py:fails",): "my.py:fails failed: KeyError: 'what'",
-        ("--set", "model.heads=3"): "--heads belongs to --model transformer, not to mlp; leave it out",
+        ("--set", "model.heads=3"): "--set heads belongs to --model transformer, not to mlp; leave it out",
         ("--set", "lr"): "--set 'lr' is no NAME=VALUE",
         ("--data", "sklearn:whine"): "no data 'whine'; did you mean 'wine'?",
-        ("--set", "heads=3", "--model", "transformer", "--data", "a.txt"): "no multiple of --heads 3",
+        ("--set", "heads=3", "--model", "transformer", "--data", "a.txt"): "no multiple of --set heads=3",
     }.items():
         (tmp_path / "a.txt").write_text("abc" * 1000)
         code, _, err = pipe("train", *args)

@@ -99,7 +99,7 @@ def test_the_rates_are_settings(pipe, tmp_path, monkeypatch):
     sweep = ["sweep", "--no-compile", "--epochs", 1, "--hidden", 8, "--optimizer", "muon", "--set", "rest_lr=0.01,0.02"]
     assert "2 settings x 1 seeds, in 1 group\n" in pipe(*sweep)[1]
     for args, message in (
-        (["--set", "rest_lr=0.1"], "--rest-lr belongs to --optimizer muon, not to sgd; leave it out"),
+        (["--set", "rest_lr=0.1"], "--set rest_lr belongs to --optimizer muon, not to sgd; leave it out"),
         (
             ["--optimizer", "muon", "--hidden", ""],
             "--optimizer muon has no matrix between this model's inputs and outputs",

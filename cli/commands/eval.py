@@ -46,7 +46,7 @@ def evaluate(past: Past, data: str | None, *, weights: str, as_json: bool) -> No
     program: Any = job.pipe
     if past.config.run.compile:
         program = job.pipe.compile(backend=past.config.run.backend, fallback="eager")
-    metrics = validated(job.pipe, program, state, {"": job.validation if data is None else samples})
+    metrics = validated(job.pipe.program, program, state, {"": job.validation if data is None else samples})
     about = past.about if past.config.pipeline.name is None else None
     figures = None if about is None else classes.figures(job.pipe, about, state, samples)
     if as_json:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from attrs import frozen
 
 from cli.recipes.code import wanted
-from cli.recipes.setting import below_one, refusal, setting
+from cli.recipes.setting import below_one, flag, refusal, setting
 from cli.recipes.task import CLASSES, LABELS, TOKENS, VALUES
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ class Loss:
         criterion = resolve_name(LOSSES[name].home)
         options = wanted(criterion, {"dim": -1 if task == TOKENS else 1, "smoothing": self.smoothing})
         if self.smoothing and "smoothing" not in options:
-            raise refusal(f"--smoothing belongs to --loss cross-entropy, not to {name}; leave it out")
+            raise refusal(f"{flag('smoothing')} belongs to --loss cross-entropy, not to {name}; leave it out")
         stage: loss.Loss = criterion(**options)
         return stage
 

@@ -22,9 +22,8 @@ class Metric:
     """A metric that the command knows."""
 
     home: str
-    """Its function, `module:function`. It gets its options, and those of these that it has a parameter for: `classes`
-    or `count`, the number of outputs; `task`; `dim`, the class dimension, only for tokens; otherwise `several`, whether
-    targets are several labels."""
+    """Its function, `module:function`. Its arguments are `options`, and, for parameters of these names: `classes` or
+    `count`, the number of outputs; `task`; `dim`, the class dimension of tokens; `several`, True for several labels."""
     tasks: tuple[str, ...]
     """The tasks it is for."""
     options: Mapping[str, Any] = field(factory=dict)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from attrs import frozen
 
-from cli.recipes.setting import at_least, refusal, setting
+from cli.recipes.setting import at_least, flag, refusal, setting
 
 if TYPE_CHECKING:
     from pipeline.schedules import Schedule
@@ -85,7 +85,7 @@ class Rule:
             fitting = " or ".join(name for name, known in OPTIMIZERS.items() if known.momentum is not None)
             raise refusal(f"--momentum belongs to --optimizer {fitting}, not to {self.name}; leave it out")
         if self.rest_lr is not None and self.name != "muon":
-            raise refusal(f"--rest-lr belongs to --optimizer muon, not to {self.name}; leave it out")
+            raise refusal(f"{flag('rest_lr')} belongs to --optimizer muon, not to {self.name}; leave it out")
         if not OPTIMIZERS[self.name].decays and (self.weight_decay is not None or self.no_decay is not None):
             raise refusal(f"--optimizer {self.name} has no weight decay; leave out --weight-decay and --no-decay")
 

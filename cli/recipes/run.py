@@ -8,7 +8,7 @@ from attrs import Attribute, frozen
 
 from cli.recipes.code import each_in
 from cli.recipes.logger import LOGGERS
-from cli.recipes.setting import at_least, below_one, between, one_of, refusal, setting
+from cli.recipes.setting import at_least, below_one, between, given, one_of, refusal, setting
 
 _threads = between(1, 4096, "from 1 to 4096")
 _seed = between(0, 2**63 - 1, "from 0 to 2**63 - 1")
@@ -16,7 +16,9 @@ _seed = between(0, 2**63 - 1, "from 0 to 2**63 - 1")
 
 def _steps(_: Any, attribute: Attribute[Any], value: str) -> None:
     if value not in ("auto", "epoch") and not (value.isdecimal() and len(value) < 10 and int(value) > 0):
-        raise refusal(f"--steps-per-call {value!r} is neither a positive whole number below 10**9, 'epoch' nor 'auto'")
+        raise refusal(
+            f"{given('steps_per_call', repr(value))} is neither a positive whole number below 10**9, 'epoch' nor 'auto'"
+        )
 
 
 @frozen
@@ -100,4 +102,6 @@ class Run:
 
     def __attrs_post_init__(self) -> None:
         if not self.compile and self.steps_per_call not in ("auto", "1"):
-            raise refusal(f"--steps-per-call {self.steps_per_call} needs a compiled step; leave out --no-compile")
+            raise refusal(
+                f"{given('steps_per_call', self.steps_per_call)} needs a compiled step; leave out --no-compile"
+            )

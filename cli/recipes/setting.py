@@ -20,9 +20,30 @@ def setting(default: Any, help: str, *checks: Any, fixed: bool = False) -> Any:
     return field(default=default, validator=[_is_text, *checks], metadata={"help": help, "fixed": fixed})
 
 
+SET_ONLY = frozenset({
+    "augment", "bidirectional", "dtype", "fold", "groups", "header", "heads", "inputs", "keep",
+    "on_nonfinite", "pipeline", "rest_lr", "save_minutes", "size", "smoothing", "split_seed", "steps_per_call",
+    "telemetry", "time", "timeout", "workers",
+})  # fmt: skip
+"""Settings too rare for a flag: --set NAME=VALUE and config files have them."""
+
+
 def flag(name: str) -> str:
-    """A setting's name on the command line."""
-    return "--" + name.replace("_", "-")
+    """A setting's name on the command line.
+
+    >>> flag("batch_size"), flag("keep")
+    ('--batch-size', '--set keep')
+    """
+    return f"--set {name}" if name in SET_ONLY else "--" + name.replace("_", "-")
+
+
+def given(name: str, value: Any) -> str:
+    """A setting with its value on the command line.
+
+    >>> given("batch_size", 0), given("keep", 0)
+    ('--batch-size 0', '--set keep=0')
+    """
+    return f"{flag(name)}{'=' if name in SET_ONLY else ' '}{value}"
 
 
 def one_of(known: Any) -> Any:
@@ -42,7 +63,7 @@ WIDE = 2**62
 
 
 def _out_of_range(name: str, value: Any, bound: str) -> Exception:
-    return refusal(f"{flag(name)} {value} is out of range: it must be {bound}")
+    return refusal(f"{given(name, value)} is out of range: it must be {bound}")
 
 
 def _is_text(_: Any, attribute: Attribute[Any], value: Any) -> None:
@@ -52,7 +73,7 @@ def _is_text(_: Any, attribute: Attribute[Any], value: Any) -> None:
     except UnicodeEncodeError:
         good = False
     if not good:
-        raise refusal(f"{flag(attribute.name)} {value!r} is no text: it has a NUL, or is no UTF-8")
+        raise refusal(f"{given(attribute.name, repr(value))} is no text: it has a NUL, or is no UTF-8")
 
 
 def below_one(_: Any, attribute: Attribute[Any], value: float | None) -> None:

@@ -86,8 +86,8 @@ class Joint(Members):
 
 def joint(program: Members, join: Join | None) -> Joint:
     """The program of an ensemble, from its members' program. Raises ConfigError if their outputs can't be joined."""
-    pipe = program.pipe
-    rest, losses = _joined_stages(pipe), [s for s in _joined_stages(pipe) if isinstance(s, Loss)]
+    rest = _joined_stages(program.pipe)
+    losses = [s for s in rest if isinstance(s, Loss)]
     if join is None and not losses:
         raise ConfigError(
             "ensemble() does not know what the outputs mean that this loss is of: pass join=, a function of all "

@@ -173,8 +173,8 @@ class OnMesh(Single):
     def of(self, stages: Sequence[Element]) -> OnMesh:
         return on_mesh(Single(Description(*stages)), self.sharding.mesh)
 
-    def _local(self, s: Stage | None, tree: dict[str, Tree]) -> dict[str, Tree]:
-        return self.sharding.part(tree) if s is None or s.sharded else tree
+    def _local(self, tree: dict[str, Tree]) -> dict[str, Tree]:
+        return self.sharding.part(tree)
 
     def train(self, tree: dict[str, Tree], shard: Shard) -> tuple[dict[str, Tree], dict[str, Tensor]]:
         try:

@@ -88,11 +88,13 @@ class Single:
             earlier = partial(self._before, s, {**tree, "memory": schedules, **numbers}, batch)
             tree.update(s.create(seed, earlier, tree))
         check_trained(pipe.stages, lambda m: bool(tree[m.params]))
-        memory = {s.name: first_memory(s, {**self._local(s, tree), **numbers}) for s in pipe.graph if s.remembers}
-        return State(pipe.place.tree({**self._local(None, tree), "memory": {**memory, **schedules}, **numbers}))
+        local = self._local(tree)
+        seen = {s: local if s.sharded else tree for s in pipe.graph if s.remembers}
+        memory = {s.name: first_memory(s, {**values, **numbers}) for s, values in seen.items()}
+        return State(pipe.place.tree({**local, "memory": {**memory, **schedules}, **numbers}))
 
-    def _local(self, s: Stage | None, tree: dict[str, Tree]) -> dict[str, Tree]:
-        """What State keeps of a new tree in this process, and what a stage makes its first memory of."""
+    def _local(self, tree: dict[str, Tree]) -> dict[str, Tree]:
+        """The values of a new State in this process."""
         return tree
 
     def _before(self, stage: Element, tree: dict[str, Tree], batch: Batch | None) -> dict[str, Any]:

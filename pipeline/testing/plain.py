@@ -33,6 +33,8 @@ from pipeline.testing.counterparts import CLIPS, home, options, rules, scheduler
 from pipeline.tree import tree_map
 from pipeline.update import Finite
 
+_tensor = partial(torch.as_tensor, dtype=torch.float64)
+
 
 class PlainLoop:
     """One plain loop over the epochs of a run."""
@@ -296,6 +298,3 @@ def _give(params: Mapping[str, Tensor], grads: Mapping[str, Tensor]) -> None:
 
 def _detached(x: Any) -> Any:
     return x.detach() if isinstance(x, Tensor) else x
-
-
-_tensor = partial(torch.as_tensor, dtype=torch.float64)

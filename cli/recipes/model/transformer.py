@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from attrs import frozen
 
 from cli.recipes.model.base import Fixed, Made, Model
-from cli.recipes.setting import DEEP, WIDE, at_least, below_one, refusal, setting
+from cli.recipes.setting import DEEP, WIDE, at_least, below_one, given, refusal, setting
 
 
 @frozen
@@ -34,7 +34,7 @@ class Transformer(Model):
             )
         heads = self.heads or next(h for h in (8, 4, 2, 1) if self.width % h == 0)
         if self.width % heads:
-            raise refusal(f"--width {self.width} is no multiple of --heads {heads}; choose one that is")
+            raise refusal(f"--width {self.width} is no multiple of {given('heads', heads)}; choose one that is")
         options = {"width": self.width, "heads": heads, "depth": self.depth, "dropout": self.dropout}
         vocabulary, context = fixed.outputs, fixed.inputs[0]
         words = f"transformer of {self.depth} blocks of width {self.width}, {vocabulary} tokens, context {context}"
