@@ -187,8 +187,7 @@ def test_verify_replays_and_compares(pipe, folder):
     with_other_bits(folder / "checkpoints" / "step-000000012")
     code, out, err = pipe("train", "--resume", folder, "--verify")
     assert code == 1
-    assert "are not those of the run: 1 tensors differ, the first is params/1.bias" in err
-    assert "pipe: the replay of steps 11 to 12 differs from the run" in err
+    assert "pipe: the replay of steps 11 to 12 differs from the run in 1 tensors, the first is params/1.bias" in err
 
 
 def with_other_bits(path):
