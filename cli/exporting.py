@@ -19,7 +19,8 @@ from cli.progress import tell
 from cli.recipes.data_card import About
 from cli.saved_run import Past
 from pipeline.errors import ConfigError, first_line
-from pipeline.sources.encode import CATEGORY, DATE, Columns, raw
+from pipeline.sources.columns import CATEGORY, DATE
+from pipeline.sources.encode import Columns, raw
 
 NAMES = {"torch": "model.pt2", "onnx": "model.onnx", "weights": "weights.safetensors"}
 CHECKED, SIZES, TOLERANCE = 256, (1, 7, 256), 1e-5

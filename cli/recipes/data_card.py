@@ -33,8 +33,9 @@ def _numbers(values: Any) -> bool:
 def _is_column(c: Any) -> bool:
     if c["kind"] == "category":
         return _texts((c["name"], *c["categories"]))
-    known = c["kind"] in ("number", "truth", "date") and type(c["missing"]) is bool
-    return known and _texts((c["name"],)) and _numbers((c["mean"], c["std"]))
+    known = c["kind"] in ("number", "truth", "date", "time") and type(c["missing"]) is bool
+    known &= type(c.get("hours", False)) is bool
+    return known and _texts((c["name"], c["form"])) and _numbers((c["mean"], c["std"]))
 
 
 @frozen(eq=False)
@@ -76,8 +77,8 @@ class About:
         good &= type(f.floats) is bool and _counts((*f.inputs, f.outputs)) and isinstance(f.inputs, tuple)
         good &= _counts((f.sizes.get("vocabulary", 1), f.sizes.get("context", 1), *f.sizes.get("categories", ())))
         good &= all(_numbers(fitted.get(key, [])) for key in ("target_mean", "target_std"))
-        targets = fitted.get("targets", {"names": [], "kinds": [], "classes": []})
-        good &= all(_texts(targets.get(key, [])) for key in ("names", "kinds", "classes"))
+        targets = fitted.get("targets", {})
+        good &= all(_texts(targets.get(key, [])) for key in ("names", "kinds", "forms", "classes"))
         good &= "targets" not in fitted or (targets["task"] in TASKS.values() and len(targets["names"]) > 0)
         good &= all(map(_is_column, fitted.get("columns", [])))
         good &= "mode" not in fitted or (fitted["mode"] in ("L", "RGB") and len(fitted["size"]) == 2)

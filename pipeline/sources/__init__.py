@@ -3,7 +3,9 @@ tables and arrays are in `formats`."""
 
 from pipeline.sources.arrays import arrays
 from pipeline.sources.bundled import digits, random, sklearn
+from pipeline.sources.columns import Readings
 from pipeline.sources.dataset import Subset, dataset
+from pipeline.sources.dialect import Dialect
 from pipeline.sources.from_user import given
 from pipeline.sources.huggingface import huggingface
 from pipeline.sources.idx import idx, images_idx
@@ -16,8 +18,10 @@ from pipeline.sources.tensors import Source, Tensors, source
 from pipeline.sources.text import decode, encode, text, tokens
 
 __all__ = [
+    "Dialect",
     "Mapped",
     "Prepared",
+    "Readings",
     "Rows",
     "Source",
     "Split",

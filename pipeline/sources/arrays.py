@@ -1,4 +1,4 @@
-"""Arrays `inputs` and `targets` in files."""
+"""Arrays in files: inputs and targets."""
 
 from __future__ import annotations
 
@@ -8,98 +8,204 @@ from typing import Any
 
 import numpy as np
 import torch
+from attrs import evolve, frozen
+from torch import Tensor
 
 from pipeline.errors import DataError, did_you_mean
+from pipeline.sources.columns import readings
 from pipeline.sources.formats import read_arrays
+from pipeline.sources.frame import Frame, package
+from pipeline.sources.learned import Learned, scale, task_of
 from pipeline.sources.memmap import Mapped
-from pipeline.sources.prepared import Prepared, Task, check_classes
-from pipeline.sources.split import Split, split
-from pipeline.sources.tensors import Tensors, as_tensor
+from pipeline.sources.prepared import Prepared, Task
+from pipeline.sources.split import Split
+from pipeline.sources.table import prepare
+from pipeline.sources.tensors import Source, Tensors, as_tensor
 
-FEW = 1000
-"""Whole numbers up to this are classes, if there are at most half as many as samples."""
-MOST_CLASSES = 1 << 24
-"""A class costs a name and an output of the model."""
+PAIRS = (("inputs", "targets"), ("X", "y"), ("x", "y"), ("images", "labels"), ("data", "labels"), ("data", "target"))
+"""Usual names of inputs and targets; with `_train` and `_test` after them, or `train_` and `test_` before, of both
+sides."""
+COLUMNS = 256
+"""Inputs (N, D) of floats are the columns of a table, up to this many."""
 IN_MEMORY = 1 << 30
 """Bytes of arrays that are read into memory."""
 
 
+@frozen(eq=False)
+class Pair:
+    """Inputs (N, ...) and targets (N, ...), or none, of a file."""
+
+    path: str
+    inputs: np.ndarray
+    targets: np.ndarray | None
+
+    @property
+    def are_columns(self) -> bool:
+        """Whether they are a table's rows."""
+        x, y = self.inputs, self.targets
+        flat = x.ndim == 2 and x.dtype.kind == "f" and x.shape[1] <= COLUMNS and x.nbytes <= IN_MEMORY
+        return flat and (y is None or y.ndim == 1 or (y.ndim == 2 and y.shape[1] <= COLUMNS))
+
+    @property
+    def target_names(self) -> list[str]:
+        y = self.targets
+        if y is None or y.ndim == 1:
+            return ["targets"]
+        return [f"targets_{i}" for i in range(1, y.shape[1] + 1)]
+
+    def frame(self, inputs: bool = True) -> Frame:
+        """The table of the targets, and of the inputs."""
+        columns: dict[str, Any] = {}
+        if inputs:
+            columns = {f"inputs_{i}": column for i, column in enumerate(self.inputs.T, 1)}
+        if self.targets is not None:
+            targets = self.targets if self.targets.ndim > 1 else self.targets[:, None]
+            columns |= dict(zip(self.target_names, targets.T, strict=True))
+        data = package().DataFrame({name: _cells(column) for name, column in columns.items()})
+        return Frame(self.path, data, np.arange(len(data)), "sample")
+
+
 def arrays(
-    path: str | Path, *, test: str | Path | None = None, parts: Split | None = None, task: Task | None = None
-) -> Prepared:
-    """Arrays `inputs` (N, ...) and `targets` (N, ...) as .npz, safetensors, or a folder of .npy files of these names.
+    path: str | Path, *, inputs: str | None = None, targets: str | None = None, test: str | Path | None = None,
+    parts: Split | None = None, task: Task | None = None,
+) -> Prepared:  # fmt: skip
+    """Inputs (N, ...) and targets (N, ...) as .npz, safetensors, or a folder of .npy files, named like one of PAIRS.
 
-    Up to 1 GiB, they are read into memory; of larger .npy files, only the rows of a batch. Targets (N,) of whole
-    numbers are classes, (N, L) of 0 and 1 several labels, and of the shape of integer inputs tokens; others are values.
+    Inputs (N, D) of floats are columns, prepared as those of a table. Bytes (N, H, W), (N, C, H, W) or (N, H, W, C) are
+    images, (N, C, H, W) float32 in [0, 1]; other floats are float32, other numbers int64. Targets (N,) are learned as a
+    table's column is; (N, L) of 0 and 1 are several labels, and of the shape of integer inputs the next tokens; others
+    are values. Up to 1 GiB, arrays are read into memory; of larger .npy files, only the rows of a batch.
+
+    - `inputs` and `targets`: names of the arrays; `test`: a file of the held-out samples, instead of a split.
     """
-    by_name, held = _read(path), None if test is None else _read(test)
-    inputs, targets = by_name["inputs"], by_name["targets"]
-    if inputs.ndim == 0 or targets.ndim == 0 or len(targets) == 0:
-        raise DataError(f"{path} is empty: it has no samples")
-    if len(inputs) != len(targets):
-        raise DataError(f"{path} has {len(inputs):,} inputs and {len(targets):,} targets; they have to be as many")
-    task = task or _task(inputs, targets)
-    classes, sizes = _classes(task, targets), _vocabulary(task, inputs, targets)
-    if (size := sum(a.nbytes for a in by_name.values())) > IN_MEMORY:
-        mapped = Mapped(by_name)
-        sides = mapped.split(parts or Split()) if held is None else (mapped, Mapped(held))
-        return Prepared(sides[0], sides[1], task, classes, sizes, (f"{size / 1e9:.1f} GB, read as it is needed",))
-    data = _tensors(by_name, task, classes)
-    if held is None:
-        data, held_out = split(data, parts=parts)
-        return Prepared(data, held_out, task, classes, sizes)
-    test_data = _tensors(held, task, classes)
-    if classes:
-        check_classes(test, test_data.tensors["targets"], len(classes))
-    return Prepared(data, test_data, task, classes, sizes)
+    names = (inputs, targets)
+    pair, other = _sides(path, read_arrays(Path(path)), names)
+    if test is not None:
+        other = _sides(test, read_arrays(Path(test)), names)[0]
+    return of_pair(pair, other, parts, task)
 
 
-def _read(path: str | Path) -> Mapping[str, Any]:
-    by_name = read_arrays(Path(path))
-    for name in ("inputs", "targets"):
-        if name not in by_name:
-            raise DataError(f"{path} holds no array {name!r}{did_you_mean(name, by_name)}")
-    return by_name
+def of_pair(pair: Pair, other: Pair | None = None, parts: Split | None = None, task: Task | None = None) -> Prepared:
+    """Arrays, prepared: a pair that is split, or two for both sides."""
+    assert pair.targets is not None
+    if len(pair.inputs) != len(pair.targets):
+        raise DataError(f"{pair.path} has {len(pair.inputs):,} inputs and {len(pair.targets):,} targets; give as many")
+    if pair.are_columns:
+        read_test = None if other is None else other.frame
+        return prepare(pair.frame, ",".join(pair.target_names), parts or Split(), task, read_test=read_test)
+    learned = _learned(pair, task)
+    sizes = _vocabulary(learned.task, pair)
+    notes = (learned.note(pair.targets),) if learned.task in ("classification", "regression") else ()
+    train: Source = _source(pair, learned)
+    if other is not None:
+        held_out = _source(other, learned)
+    elif isinstance(train, Mapped):
+        train, held_out = train.split(parts or Split())
+    else:
+        assert isinstance(train, Tensors)
+        rows = (parts or Split()).rows(len(train), labels=train.tensors["targets"] if learned.classes else None)
+        train, held_out = train.take(rows[0]), train.take(rows[1])
+    if isinstance(train, Mapped):
+        notes = (*notes, f"{(pair.inputs.nbytes + pair.targets.nbytes) / 1e9:.1f} GB, read as they are needed")
+    fitted: dict[str, Any] = {"targets": learned.json}
+    if learned.task == "regression":
+        fitted |= scale(train.tensors["targets"].numpy() if isinstance(train, Tensors) else np.asarray(pair.targets))
+    return Prepared(train, held_out, learned.task, tuple(learned.classes), sizes, notes, fitted)
 
 
-def _tensors(arrays: Mapping[str, Any], task: Task, classes: tuple[str, ...]) -> Tensors:
-    tensors = {name: as_tensor(name, np.array(array)) for name, array in arrays.items()}
-    dtype = torch.float32 if task in ("regression", "several labels") else torch.int64
-    return Tensors({**tensors, "targets": tensors["targets"].to(dtype)}, classes)
+def new_rows(
+    path: Path, fitted: Mapping[str, Any], *, targets: bool, names: tuple[str | None, str | None] = (None, None)
+) -> Frame | Source:
+    """The samples of a file, prepared as those that `fitted` is of: a table's rows, or a Source.
+
+    Raises DataError for an unknown class.
+    """
+    pair = _sides(path, read_arrays(path), names, need_targets=targets)[0]
+    if not targets:
+        pair = evolve(pair, targets=None)
+    return pair.frame() if "columns" in fitted else _source(pair, Learned.read(fitted["targets"]))
 
 
-def _task(inputs: Any, targets: Any) -> Task:
-    if targets.ndim == 1:
-        seen = np.asarray(targets[: 1 << 20])
-        few = len(np.unique(seen)) <= max(min(FEW, len(seen) // 2), 2)
-        return "classification" if few and np.array_equal(seen, np.round(seen)) else "regression"
-    if targets.dtype.kind not in "iub":
-        return "regression"
-    if targets.shape == inputs.shape and inputs.dtype.kind in "iu":
-        return "language modelling"
-    return "several labels" if np.isin(np.asarray(targets[: 1 << 16]), (0, 1)).all() else "regression"
+def _sides(
+    path: str | Path, by_name: Mapping[str, Any], names: tuple[str | None, str | None], need_targets: bool = True
+) -> tuple[Pair, Pair | None]:
+    """The training samples, or all, and the test samples if the file has both."""
+    if names != (None, None):
+        pairs = [(names[0] or "inputs", names[1] or "targets")]
+    else:
+        pairs = [(x + end, y + end) for x, y in PAIRS for end in ("", "_train")]
+        pairs += [(f"train_{x}", f"train_{y}") for x, y in PAIRS]
+    found = next(((x, y) for x, y in pairs if x in by_name and (y in by_name or not need_targets)), None)
+    if found is None:
+        wanted = next((n for n in pairs[0] if n not in by_name), "inputs")
+        near = did_you_mean(wanted, by_name) or f"; it has {', '.join(by_name)}"
+        raise DataError(f"{path} holds no array {wanted!r}{near}; name others by inputs= and targets=")
+    test = tuple(name.replace("train", "test") for name in found)
+    sides = [found] + [test] * (test != found and all(name in by_name for name in test))
+    made = [Pair(str(path), by_name[x], by_name.get(y)) for x, y in sides]
+    for side in made:
+        if any(a is not None and (a.ndim == 0 or len(a) == 0) for a in (side.inputs, side.targets)):
+            raise DataError(f"{path} is empty: it has no samples")
+    return made[0], (made[1] if len(made) > 1 else None)
 
 
-def _vocabulary(task: Task, inputs: Any, targets: Any) -> dict[str, Any]:
+def _cells(array: np.ndarray) -> Any:
+    """A column that polars takes."""
+    if array.dtype == np.float16:
+        array = array.astype(np.float32)
+    if array.dtype.kind == "S":
+        array = np.char.decode(array, "utf-8")
+    return array.tolist() if array.dtype.kind in "UO" else np.ascontiguousarray(array, array.dtype.newbyteorder("="))
+
+
+def _learned(pair: Pair, task: Task | None) -> Learned:
+    x, y = pair.inputs, pair.targets
+    assert y is not None
+    if y.ndim == 1:
+        frame = pair.frame(inputs=False)
+        return Learned.of(frame, ["targets"], readings(frame), task)
+    if task is None and y.shape == x.shape and x.dtype.kind in "iu" and y.dtype.kind in "iu":
+        task = "language modelling"
+    if y.dtype.kind not in "iubf":
+        raise DataError(f"{pair.path}: targets of shape {y.shape} hold {y.dtype} values, which are no numbers")
+    return Learned(("targets",), task or task_of(y), ("number",), ("",))
+
+
+def _source(pair: Pair, learned: Learned) -> Source:
+    """The samples, in memory, or, of large files, read as they are needed."""
+    values: dict[str, Any] = {"inputs": pair.inputs}
+    if pair.targets is not None:
+        y = pair.targets
+        if y.ndim == 1:
+            y = learned.targets(pair.frame(inputs=False))
+        elif learned.task in ("regression", "several labels"):
+            y = y.astype(np.float32)
+        values["targets"] = y
+    if sum(a.nbytes for a in values.values()) > IN_MEMORY:
+        return Mapped(values, {"inputs": tensor})
+    return Tensors({n: tensor(np.array(a)) if n == "inputs" else as_tensor(n, a) for n, a in values.items()},
+                   tuple(learned.classes))  # fmt: skip
+
+
+def tensor(array: np.ndarray) -> Tensor:
+    """Inputs as a model takes them: images (N, C, H, W) float32 in [0, 1], float32, or int64."""
+    if array.dtype == np.uint8 and array.ndim in (3, 4):
+        pixels = torch.from_numpy(array)
+        if array.ndim == 3:
+            pixels = pixels.unsqueeze(1)
+        elif array.shape[1] not in (1, 3, 4) and array.shape[3] in (1, 3, 4):
+            pixels = pixels.permute(0, 3, 1, 2)
+        return pixels.float().div_(255.0)
+    tensor = as_tensor("inputs", array)
+    return tensor.float() if tensor.is_floating_point() or tensor.dtype == torch.bool else tensor
+
+
+def _vocabulary(task: Task, pair: Pair) -> dict[str, Any]:
     """The number of tokens, if inputs are token ids."""
+    inputs, targets = pair.inputs, pair.targets
     if inputs.dtype.kind not in "iu" or inputs.ndim != 2:
         return {}
-    ids = (inputs, targets) if task == "language modelling" else (inputs,)
+    ids = [a for a in (inputs, targets if task == "language modelling" else None) if a is not None]
     if min(int(a.min()) for a in ids) < 0:
         raise DataError("inputs hold negative ids; token ids begin at 0")
     return {"vocabulary": max(int(a.max()) for a in ids) + 1}
-
-
-def _classes(task: Task, targets: Any) -> tuple[str, ...]:
-    if task != "classification":
-        return ()
-    if int(targets.min()) < 0:
-        raise DataError(f"targets hold the class {int(targets.min())}; classes begin at 0")
-    return class_names(int(targets.max()))
-
-
-def class_names(most: int) -> tuple[str, ...]:
-    """Names of the classes 0 to `most`."""
-    if most >= MOST_CLASSES:
-        raise DataError(f"class {most} would make {most + 1:,} classes; number them from 0 without gaps")
-    return tuple(map(str, range(most + 1)))

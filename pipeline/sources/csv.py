@@ -1,4 +1,4 @@
-"""Tables as text: CSV with any of the separators , ; tab |, gzipped or not."""
+"""Tables as text, such as CSV."""
 
 from __future__ import annotations
 
@@ -6,125 +6,166 @@ import codecs
 import csv
 import io
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from pipeline.errors import DataError
-from pipeline.sources.files import reading, unpacked, whole
-from pipeline.sources.frame import Frame, floats, is_present, package, present
+from pipeline.sources.dialect import BLANKS, MARKS, SAMPLE, Dialect, is_header
+from pipeline.sources.files import reading, unpacked
+from pipeline.sources.frame import Frame, package
 
-BLOCK = 1 << 21
+BLOCK = 1 << 22
 """Bytes of a block."""
 LONGEST = 64 << 20
-"""Bytes of one row."""
-COPIES = 4
-"""Copies of a text in memory while it becomes a table."""
-HEADER_ROWS = 100
-"""Rows that are compared with the first to tell whether it is a header."""
+"""Characters of one row."""
 
 
-def blocks(path: Path, header: bool | None, *, at_once: bool) -> Iterator[Frame]:
-    """The rows of a file, as one Frame or in blocks. By default, the first rows tell whether there is a `header`.
+def blocks(path: Path, dialect: Dialect) -> Iterator[Frame]:
+    """The rows of a file in blocks, perhaps none in the first.
 
-    Raises DataError, with the line, for a row of another width and for bytes that are not UTF-8.
+    Raises DataError, with the line, for a row of another width and for bytes of another encoding.
     """
-    pl = package()
+    texts = _texts(path, dialect.encoding)
+    first = next(texts, "")
+    dialect = dialect.found(first)
     names: list[str] = []
-    separator, line = "", 0
-    for text in _texts(path, at_once):
-        separator = separator or max(",;\t|", key=text.partition("\n")[0].count)
-        lines, widths = _measured(path, text, separator, line)
-        line += text.count("\n")
-        if not len(lines):
-            continue
-        _refuse_ragged(path, lines, widths, len(names) or widths[0])
-        # An empty line is a missing value to polars, if there is one column.
-        kept = text if '"' in text else "\n".join(row for row in text.split("\n") if row.strip("\r"))
-        options = {"has_header": False, "infer_schema": False, "truncate_ragged_lines": False}
-        with reading(path, "can't be read as a table"):
-            data = pl.read_csv(io.BytesIO(kept.encode()), separator=separator, **options)
-        data = data.select(pl.all().str.strip_chars())
+    for data, lines in _parsed(path, dialect, chain([first], texts)):
         notes: tuple[str, ...] = ()
         if not names:
-            first = [cell or "" for cell in data.row(0)]
-            named = _is_header(data) if header is None else header
-            names = _names(path, first, named)
+            sample = data.head(SAMPLE + 1).rows()
+            named = is_header(sample, dialect.words) if dialect.header is None else dialect.header
+            names = _names(path, sample[0], named)
             if not named:
                 notes = (f"no header: columns are called {names[0]} to {names[-1]}",)
             data, lines = data.slice(int(named)), lines[int(named) :]
         data.columns = names
-        if len(data):
-            yield Frame(str(path), data, lines, "line", notes)
+        yield Frame(str(path), data, lines, "line", notes, dialect.words, dialect.decimal)
 
 
-def _texts(path: Path, at_once: bool) -> Iterator[str]:
-    """A file's text in blocks of whole rows, with one kind of line end."""
-    byte, line = 0, 1
-    for raw in [whole(path, COPIES)] if at_once else _bytes(path):
-        try:
-            text = raw.removeprefix(codecs.BOM_UTF8 if byte == 0 else b"").decode()
-        except UnicodeDecodeError as e:
-            at = len(raw) - len(e.object) + e.start
-            where = f"byte {byte + at}, in line {line + raw[:at].count(10)}"
-            raise DataError(f"{path} is not UTF-8: {where}, is {raw[at]:#04x}") from None
-        byte, line = byte + len(raw), line + raw.count(b"\n")
-        yield text.replace("\r\n", "\n")
-
-
-def _bytes(path: Path) -> Iterator[bytes]:
-    """A file's bytes in blocks that end with a row: at a line end outside of quotes."""
-    kept = b""
+def _texts(path: Path, encoding: str | None) -> Iterator[str]:
+    """A file's text in blocks of whole lines, with one kind of line end."""
+    text, byte, line = "", 0, 1
+    decoder: Any = None
     with unpacked(path) as file:
-        while raw := file.read(BLOCK):
-            kept += raw
-            end = kept.rfind(b"\n") + 1
-            if end and kept.count(b'"', 0, end) % 2 == 0:
-                yield kept[:end]
-                kept = kept[end:]
-            if len(kept) > LONGEST:
-                raise DataError(f"{path} has a row of more than {LONGEST >> 20} MB; is a quote left open?")
-    if kept:
-        yield kept
+        while True:
+            raw = file.read(BLOCK)
+            if decoder is None:
+                found = next((name for mark, name in MARKS.items() if raw.startswith(mark)), "utf-8")
+                raw = raw.removeprefix(codecs.BOM_UTF8) if encoding in (None, "utf-8") else raw
+                encoding = encoding or found
+                decoder = io.IncrementalNewlineDecoder(codecs.getincrementaldecoder(encoding)(), translate=True)
+            try:
+                text += decoder.decode(raw, final=not raw)
+            except UnicodeError as e:
+                if not isinstance(e, UnicodeDecodeError):
+                    raise DataError(f"{path} is not {encoding}: {e}") from None
+                at = byte + len(raw) - len(e.object) + e.start
+                line += text.count("\n") + e.object[: e.start].count(b"\n")
+                where = f"byte {at}, in line {line}, is {e.object[e.start]:#04x}"
+                other = "name its encoding by encoding=, such as 'cp1252' or 'utf-16'"
+                raise DataError(f"{path} is not {str(encoding).upper()}: {where}; {other}") from None
+            byte += len(raw)
+            end = text.rfind("\n") + 1 if raw else len(text)
+            if end:
+                line += text.count("\n", 0, end)
+                yield text[:end]
+                text = text[end:]
+            if not raw:
+                return
+            if len(text) > LONGEST:
+                raise DataError(f"{path} has a row of more than {LONGEST >> 20} MB; is it a table?")
 
 
-def _measured(path: Path, text: str, separator: str, line: int) -> tuple[np.ndarray, np.ndarray]:
-    """The last line of each row, counted on from `line`, and the number of its cells."""
-    if '"' not in text:
-        rows = [(i, row.count(separator) + 1) for i, row in enumerate(text.split("\n"), 1) if row.strip("\r")]
-    else:
-        reader = csv.reader(io.StringIO(text), delimiter=separator)
+def _parsed(path: Path, dialect: Dialect, texts: Iterator[str]) -> Iterator[tuple[Any, np.ndarray]]:
+    """The rows of each block as columns of text, with the last line of each row."""
+    pl, line, width = package(), 0, 0
+    assert dialect.separator is not None
+    for text in texts:
+        if by_hand := dialect.quote in text or dialect.escape is not None or len(dialect.separator.encode()) > 1:
+            block = Lines(text, texts)
+            rows, lines = _rows(path, dialect, block, line)
+            widths = np.array([len(row) for row in rows])
+            line += block.count
+        else:
+            split = dialect.separator != BLANKS
+            rows = [row if split else "\t".join(row.split()) for row in text.split("\n")]
+            lines = np.array([i for i, row in enumerate(rows, line + 1) if row.strip()])
+            rows = [row for row in rows if row.strip()]
+            widths = np.array([row.count(dialect.separator if split else "\t") + 1 for row in rows])
+            line += text.count("\n")
+        if not rows:
+            continue
+        width = width or widths[0]
+        if (widths != width).any():
+            if not dialect.skip_bad:
+                raise _ragged(path, lines, widths, width)
+            rows, lines = [r for r, w in zip(rows, widths, strict=True) if w == width], lines[widths == width]
+        if by_hand:
+            data = pl.DataFrame([pl.Series(str(i), column) for i, column in enumerate(zip(*rows, strict=True))])
+        else:
+            content = io.BytesIO("\n".join(rows).encode())
+            with reading(path, "can't be read as a table"):
+                data = pl.read_csv(content, separator=dialect.separator if split else "\t", has_header=False,
+                                   infer_schema=False, quote_char=None)  # fmt: skip
+        yield data.fill_null(""), lines
+
+
+class Lines:
+    """The lines of a block, and, within a row that it does not end, those of the next blocks."""
+
+    def __init__(self, text: str, rest: Iterator[str]) -> None:
+        self.lines, self.rest = iter(io.StringIO(text)), rest
+        self.count = 0
+        self.within = False
+        """Whether a row has begun."""
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        line = next(self.lines, None)
+        while line is None and self.within:
+            self.lines = iter(io.StringIO(next(self.rest)))
+            line = next(self.lines, None)
+        if line is None:
+            raise StopIteration
+        self.within = True
+        self.count += line.endswith("\n")
+        return line
+
+
+def _rows(path: Path, dialect: Dialect, lines: Lines, first: int) -> tuple[list[Any], np.ndarray]:
+    """The rows of some lines, the first of which is number `first` + 1, and the last line of each row."""
+    rows: list[Any] = []
+    last: list[int] = []
+    reader = iter(dialect.rows(lines))
+    while True:
+        lines.within = False
         try:
-            rows = [(reader.line_num, len(row)) for row in reader if row]
+            row = next(reader, None)
         except csv.Error as e:
-            raise DataError(f"{path}, line {line + reader.line_num}: {e}") from None
-    lines, widths = np.array(rows, np.int64).reshape(-1, 2).T
-    return lines + line, widths
+            raise DataError(f"{path}, line {first + lines.count}: {e}") from None
+        if row is None:
+            return rows, np.array(last)
+        if any(cell.strip() for cell in row):
+            rows.append(row)
+            last.append(first + max(lines.count, 1))
 
 
-def _refuse_ragged(path: Path, lines: np.ndarray, widths: np.ndarray, width: int) -> None:
+def _ragged(path: Path, lines: np.ndarray, widths: np.ndarray, width: int) -> DataError:
     wrong = np.flatnonzero(widths != width)
-    if len(wrong):
-        first = f"line {lines[wrong[0]]}: {widths[wrong[0]]} columns, but the first row has {width}"
-        raise DataError(f"{path}, {first} ({len(wrong)} such row{'s' * (len(wrong) > 1)})")
+    first = f"line {lines[wrong[0]]}: {widths[wrong[0]]} columns, but the first row has {width}"
+    return DataError(f"{path}, {first} ({len(wrong)} such row{'s' * (len(wrong) > 1)}); skip_bad=True leaves such out")
 
 
-def _names(path: Path, first: list[str], named: bool) -> list[str]:
-    names = [(named and name) or f"column_{i}" for i, name in enumerate(first, 1)]
-    if named and first[0] == "":
+def _names(path: Path, first: Any, named: bool) -> list[str]:
+    names = [(named and name.strip()) or f"column_{i}" for i, name in enumerate(first, 1)]
+    if named and not first[0].strip():
         names[0] = ""  # an index, as written by pandas
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise DataError(f"{path} has two columns {twice!r}; give them different names")
     return names
-
-
-def _is_header(data: Any) -> bool:
-    """Whether the first row has a word above a column of numbers, or no column has numbers."""
-    pl = package()
-    below = [present(column) for column in data.slice(1, HEADER_ROWS)]
-    numeric = [j for j, column in enumerate(below) if len(column) and floats(column).is_not_null().mean() > 0.5]
-    above = pl.Series([data.row(0)[j] for j in numeric], dtype=pl.String)
-    numbers = floats(above).is_not_null()
-    return bool((is_present(above) & ~numbers).any() or not numbers.any())

@@ -1,75 +1,115 @@
-"""File formats by suffix. To add one, write a file with its reader, and a line in TABLES or in ARRAYS; for the command,
-also its ending in `Table.ends` or `Arrays.ends` of `cli/recipes/data/files.py`."""
+"""File formats by suffix. To add one, write a file with its reader, and a line in TABLES or in ARRAYS."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
+from attrs import evolve
 
 from pipeline import files, memory
 from pipeline.errors import DataError
 from pipeline.sources import csv, parquet
+from pipeline.sources.dialect import Dialect
 from pipeline.sources.files import archive, reading
-from pipeline.sources.frame import Frame, floats
+from pipeline.sources.frame import Frame, floats, package
 
 
 class TableReader(Protocol):
-    """Yields a table as one Frame, if `at_once`, or in blocks, so that a file of any size fits in memory.
+    """Yields a table in blocks of rows, so that a file of any size fits in memory.
 
-    All blocks have the same columns, of text, numbers, booleans, dates or times, no lists; an empty file gives none.
-    `header` says whether the first row has the names, in a format that does not.
+    All blocks have the same columns; without rows, one empty block has them. `dialect` is how texts are written.
     """
 
-    def __call__(self, path: Path, header: bool | None, /, *, at_once: bool) -> Iterator[Frame]: ...
+    def __call__(self, path: Path, dialect: Dialect, /) -> Iterator[Frame]: ...
 
 
-def read_table(path: str | Path, header: bool | None = None) -> Frame:
+def read_table(path: str | Path, dialect: Dialect | None = None) -> Frame:
     """All rows of a table, without the index that pandas writes. Raises DataError for a file that is no table."""
-    frame = next(_table(path)(Path(path), header, at_once=True), None)
-    if frame is None:
-        raise _empty(path)
+    frames = [*_narrowed(table_blocks(path, dialect))]
+    frame = _joined(frames, path, dialect or Dialect())
+    if not len(frame):
+        raise DataError(f"{path} is empty: a table needs a header row and at least one sample")
     if len(frame.data.columns) < 2:
         raise DataError(f"{path} has one column, but needs at least one of inputs and one of targets")
     return _without_index(frame)
 
 
-def table_blocks(path: str | Path, header: bool | None = None) -> Iterator[Frame]:
+def table_blocks(path: str | Path, dialect: Dialect | None = None) -> Iterator[Frame]:
     """The rows of a table in blocks. Raises DataError for a file that is no table."""
-    rows = 0
-    for frame in _table(path)(Path(path), header, at_once=False):
-        rows += len(frame)
-        yield frame
-    if not rows:
-        raise _empty(path)
+    yield from TABLES.get(Path(path).suffix.lower(), csv.blocks)(Path(path), dialect or Dialect())
+
+
+PLAIN = r"^[-+]?(?:0|[1-9]\d*)(?:\.\d*)?(?:[eE][-+]?\d+)?$"
+THOUSANDS = r"^[-+]?[1-9]\d{0,2}\.\d{3}$"
+"""A number with a decimal point, or with a mark of thousands."""
+
+
+def _narrowed(frames: Iterator[Frame]) -> Iterator[Frame]:
+    """The blocks of a large file, with columns of plain numbers as float64: texts need several times their memory."""
+    first = next(frames, None)
+    second = next(frames, None)
+    if first is None:
+        return
+    if second is None:
+        yield first
+        return
+    pl = package()
+    for frame in chain([first, second], frames):
+        data = frame.data
+        for name in data.columns:
+            column = data[name]
+            if column.dtype == pl.String:
+                known = frame.column(name).drop_nulls()
+                if known.str.contains(PLAIN).all() and not (known.str.contains(THOUSANDS).all() and len(known)):
+                    data = data.with_columns(floats(frame.column(name)))
+        yield evolve(frame, data=data)
+
+
+def _joined(frames: list[Frame], path: str | Path, dialect: Dialect) -> Frame:
+    """One Frame of all blocks. A column that is text in any of them is read again as text."""
+    if not frames:
+        return Frame(str(path), package().DataFrame(), np.empty(0, np.int64))
+    if len(frames) == 1:
+        return frames[0]
+    pl = package()
+    mixed = [n for n, kinds in _types(frames).items() if len(kinds) > 1 and pl.String in kinds]
+    if mixed:
+        texts = [frame.data.select(mixed) for frame in table_blocks(path, dialect)]
+        frames = [evolve(f, data=f.data.with_columns(t)) for f, t in zip(frames, texts, strict=True)]
+    data = pl.concat([frame.data for frame in frames], rechunk=True)
+    return evolve(frames[0], data=data, lines=np.concatenate([frame.lines for frame in frames]))
+
+
+def _types(frames: list[Frame]) -> dict[str, set[Any]]:
+    return {name: {frame.data[name].dtype for frame in frames} for name in frames[0].data.columns}
+
+
+INDEX = re.compile(r"|Unnamed: 0|__index_level_\d+__")
+"""Names of columns that pandas writes for an index."""
+
+
+def _without_index(frame: Frame) -> Frame:
+    """Without columns that number the rows."""
+    for name in [n for n in frame.data.columns if INDEX.fullmatch(n)]:
+        numbers = floats(frame.data[name])
+        if name.startswith("__") or (numbers.is_not_null().all() and numbers.n_unique() == len(frame)):
+            frame = frame.without([name], f"column {name!r} is left out: it numbers the rows")
+        elif not name:
+            frame = frame.renamed({"": "column_1"})
+    return frame
 
 
 def read_arrays(path: Path) -> Mapping[str, Any]:
     """Arrays by name; of .npy files, as memory maps. Raises DataError for a file that can't be read."""
     if path.is_dir():
         return {file.stem: _npy(file) for file in sorted(path.glob("*.npy"))}
-    return ARRAYS[path.suffix](path) if path.suffix in ARRAYS else archive(path)
-
-
-def _table(path: str | Path) -> TableReader:
-    return TABLES.get(Path(path).suffix, csv.blocks)
-
-
-def _empty(path: str | Path) -> DataError:
-    return DataError(f"{path} is empty: a table needs a header row and at least one sample")
-
-
-def _without_index(frame: Frame) -> Frame:
-    name = frame.data.columns[0]
-    if name not in ("", "Unnamed: 0", "__index_level_0__"):
-        return frame
-    numbers = floats(frame.data[name]).to_numpy()
-    if np.array_equal(numbers - numbers[0], np.arange(len(numbers))):
-        return frame.without([name], f"column {name!r} is left out: it numbers the rows")
-    return frame if name else frame.renamed({"": "column_1"})
+    return ARRAYS[path.suffix.lower()](path) if path.suffix.lower() in ARRAYS else archive(path)
 
 
 def _npy(path: Path) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,9 +14,8 @@ from pipeline.errors import ConfigError, DataError, did_you_mean
 if TYPE_CHECKING:
     import polars
 
-MISSING = ("", "na", "n/a", "nan", "null", "none", "?")
-"""Texts for a missing value, in lower case."""
-TRUTHS = {"true": 1.0, "yes": 1.0, "t": 1.0, "y": 1.0, "false": 0.0, "no": 0.0, "f": 0.0, "n": 0.0}
+MISSING = ("", "na", "n/a", "nan", "null", "none", "?", "#n/a")
+"""Texts for a missing value in a format without null, in lower case."""
 
 
 def package() -> Any:
@@ -29,28 +29,55 @@ def package() -> Any:
 
 @frozen(eq=False)
 class Frame:
-    """Columns of text from CSV, or of values of one type each, with the place of each row in the file."""
+    """Columns of text, or of values of one type each, with the place of each row in the file."""
 
     path: str
     data: polars.DataFrame
+    """Cells as they are in the file."""
     lines: np.ndarray
     """(N,) numbers of the rows' lines, or of the rows, from 1."""
     unit: str = "row"
     """Unit of `lines`: "line" or "row"."""
     notes: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ("",)
+    """Texts for a missing value, in lower case."""
+    decimal: str | None = "."
+    """Decimal mark where a text like 4,500 leaves it open; None to refuse it."""
 
     def __len__(self) -> int:
         return len(self.data)
 
     @property
-    def columns(self) -> dict[str, polars.Series]:
+    def cells(self) -> dict[str, polars.Series]:
+        """Columns by name, as they are in the file."""
         return {column.name: column for column in self.data.get_columns()}
 
-    def column(self, name: str) -> polars.Series:
-        """Raises DataError for an unknown name."""
+    def column(self, name: str) -> Any:
+        """A column with one type for each kind of value, and null for each missing one: texts without blanks around
+        them, decimals as float64, times as UTC without a zone.
+
+        Raises DataError for an unknown name.
+        """
         if name not in self.data.columns:
             raise DataError(f"{self.path} has no column {name!r}{did_you_mean(name, self.data.columns)}")
-        return self.data[name]
+        return plain(self.data[name], self.missing)
+
+    def named(self, names: str | None) -> list[str]:
+        """Columns by a list `a,b`, in which a name may be a pattern such as `x_*`, or hold a comma.
+
+        Raises DataError for an unknown name.
+        """
+        found: list[str] = []
+        rest = (names or "").strip()
+        while rest:
+            whole = [c for c in self.data.columns if rest == c or rest.startswith((f"{c},", f"{c} ,"))]
+            name = max(whole, key=len) if whole else rest.partition(",")[0].strip()
+            fitting = [c for c in self.data.columns if fnmatchcase(c, name)] if not whole else [name]
+            if not fitting:
+                self.column(name)
+            found += fitting
+            rest = rest[len(name) :].lstrip().removeprefix(",").strip()
+        return list(dict.fromkeys(found))
 
     def take(self, rows: np.ndarray) -> Frame:
         """The rows at these indices."""
@@ -71,17 +98,25 @@ class Frame:
         return DataError(f"{self.path}, {self.where(row)}, column {name!r}: {self.data[name][row]!r} {why}")
 
 
-def is_present(column: Any) -> Any:
-    """A boolean for each value of a column: whether it is not missing."""
-    present = column.is_not_null()
-    if column.dtype == package().String:
-        return present & ~column.str.to_lowercase().is_in(list(MISSING))
-    return present & column.is_not_nan() if column.dtype.is_float() else present
-
-
-def present(column: Any) -> Any:
-    """The values of a column that are not missing."""
-    return column.filter(is_present(column))
+def plain(column: Any, missing: Collection[str] = ("",)) -> Any:
+    """A column as `Frame.column` gives it."""
+    pl = package()
+    dtype = column.dtype
+    if dtype in (pl.Categorical, pl.Enum):
+        column, dtype = column.cast(pl.String), pl.String
+    if dtype == pl.String:
+        column = column.str.strip_chars()
+        absent = column.str.to_lowercase().is_in(list(missing))
+        return column.set(absent.fill_null(False), None) if absent.any() else column
+    if dtype == pl.Decimal:
+        return column.cast(pl.Float64)
+    if dtype.is_float():
+        return column.cast(pl.Float64).fill_nan(None)
+    if dtype == pl.Datetime and dtype.time_zone is not None:
+        return column.dt.convert_time_zone("UTC").dt.replace_time_zone(None)
+    if dtype == pl.Duration:
+        return column.dt.total_microseconds() / 1e6
+    return column
 
 
 def floats(column: Any) -> Any:

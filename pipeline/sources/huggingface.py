@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import re
 from collections.abc import Mapping, Sequence
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,16 @@ from attrs import frozen
 from torch import Tensor
 
 from pipeline.errors import ConfigError, DataError, did_you_mean
+from pipeline.sources.arrays import Pair, of_pair
+from pipeline.sources.columns import readings
 from pipeline.sources.files import reading
+from pipeline.sources.frame import Frame, package
 from pipeline.sources.images import HELD_OUT, prepared
+from pipeline.sources.learned import Learned
 from pipeline.sources.pixels import Item
-from pipeline.sources.prepared import Prepared, Task
+from pipeline.sources.prepared import Prepared
 from pipeline.sources.split import Split
-from pipeline.sources.tensors import EMPTY, Tensors, as_tensor
+from pipeline.sources.table import prepare
 
 READERS = {".parquet": "parquet", ".csv": "csv", ".json": "json", ".jsonl": "json"}
 NUMBERS = ("int", "uint", "float", "bool")
@@ -66,20 +71,33 @@ def huggingface(
         whole = train if held is None else datasets.concatenate_datasets([train, held])
     except ValueError as e:
         raise DataError(f"the splits differ in their columns: {e}") from e
-    learned, classes = _learned(whole, target)
-    rows = torch.arange(len(train)), torch.arange(len(train), len(whole))
-    if held is None:
-        rows = (parts or Split()).rows(len(whole), labels=learned if classes else None)
+    name = str(path_or_dataset) if isinstance(path_or_dataset, str | Path) else "the data set"
     if used[0] in pictures:
+        frame = _frame(whole, [target], name)
+        learned = Learned.of(frame, [target], readings(frame), "classification")
+        classes, codes = tuple(learned.classes), torch.from_numpy(learned.targets(frame))
+        rows = torch.arange(len(train)), torch.arange(len(train), len(whole))
+        if held is None:
+            rows = (parts or Split()).rows(len(whole), labels=codes)
         encoded = whole.cast_column(used[0], datasets.Image(decode=False))
-        sides = [(Encoded(encoded, used[0], r), learned[r]) for r in rows]
+        sides = [(Encoded(encoded, used[0], r), codes[r]) for r in rows]
         return prepared(sides, classes, size=None, mode=None, augment="none", workers=workers, notes=notes)
-    x = _inputs([_values(whole, name, NUMBERS) for name in used])
-    tensors = Tensors({"inputs": x, "targets": learned}, classes)
-    tokens = not classes and not learned.is_floating_point()
-    task: Task = "classification" if classes else "language modelling" if tokens else "regression"
-    notes = (f"{len(whole):,} rows; {target!r} is learned from {', '.join(used)}", *notes)
-    return Prepared(tensors.take(rows[0]), tensors.take(rows[1]), task, classes, notes=notes)
+    if all(isinstance(columns[n], datasets.Value | datasets.ClassLabel) for n in (*used, target)):
+        read_test = None if held is None else partial(_frame, held, [*used, target], name)
+        return prepare(partial(_frame, train, [*used, target], name), target, parts or Split(), read_test=read_test)
+    pair, other = (None if side is None else Pair(name, _inputs([_values(side, n, NUMBERS) for n in used]),
+                                                  _targets(side, target)) for side in (train, held))  # fmt: skip
+    assert pair is not None
+    return of_pair(pair, other, parts)
+
+
+def rows(path: Path, fitted: Mapping[str, Any]) -> Frame:
+    """All rows of a data set whose columns are a table's, as `fitted` has them."""
+    datasets: Any = import_module("datasets")
+    data = _read(datasets, path)
+    whole = data if isinstance(data, datasets.Dataset) else datasets.concatenate_datasets(list(data.values()))
+    wanted = [*(f["name"] for f in fitted["columns"]), *fitted["targets"]["names"]]
+    return _frame(whole, [name for name in wanted if name in whole.features], path)
 
 
 @frozen(eq=False)
@@ -158,28 +176,24 @@ def _target(datasets: Any, columns: Mapping[str, Any]) -> str:
     raise DataError(f"which column is learned? pass targets=, one of {', '.join(columns)}")
 
 
-def _learned(data: Any, column: str) -> tuple[Tensor, tuple[str, ...]]:
-    """The targets of all rows, and the names of their classes, if they are classes."""
-    array = _values(data, column, (*NUMBERS, "string", "large_string"))
+def _frame(data: Any, columns: Sequence[str], path: Any) -> Frame:
+    """Columns of cells as a table."""
+    pl = package()
+    cells: dict[str, Any] = {}
+    for name in columns:
+        values = data.with_format(None)[name][:]
+        if (names := getattr(data.features[name], "names", None)) is not None:
+            texts = [names[v] if v is not None and v >= 0 else None for v in values]
+            cells[name] = pl.Series(texts, dtype=pl.Enum(names))
+        else:
+            cells[name] = pl.Series(values, strict=False)
+    return Frame(str(path), pl.DataFrame(cells), np.arange(len(data)) + 1)
+
+
+def _targets(data: Any, column: str) -> np.ndarray:
+    array: np.ndarray = _values(data, column, (*NUMBERS, "string", "large_string"))
     names = getattr(data.features[column], "names", None)
-    if names is not None:
-        if array.min() < 0:
-            raise DataError(f"column {column!r} has no class in row {int(array.argmin())}; remove such rows")
-        return torch.from_numpy(array.astype(np.int64)), tuple(names)
-    if array.size == 0:
-        raise DataError(EMPTY)
-    numeric = np.issubdtype(array.dtype, np.number)
-    if numeric and not np.isfinite(array).all():
-        raise DataError("targets hold NaN or infinite values; remove or fill them first")
-    if array.ndim > 1 and array.dtype.kind in "iu":
-        return as_tensor("targets", array), ()
-    if numeric and (array.ndim > 1 or not np.array_equal(array, np.round(array))):
-        return as_tensor("targets", array).float(), ()
-    if numeric and array.min() >= 0 and array.max() < max(len(array), 2):
-        names, codes = range(int(array.max()) + 1), array
-    else:
-        names, codes = np.unique(array, return_inverse=True)
-    return torch.from_numpy(codes.astype(np.int64)), tuple(map(str, names))
+    return array if names is None else np.array(names)[array]
 
 
 def _values(data: Any, name: str, dtypes: tuple[str, ...]) -> Any:
@@ -202,9 +216,9 @@ def _values(data: Any, name: str, dtypes: tuple[str, ...]) -> Any:
     return array
 
 
-def _inputs(arrays: Sequence[Any]) -> Tensor:
-    """One array of several dimensions as it is; others side by side, (N, D) float32."""
-    tensors = [as_tensor("inputs", array) for array in arrays]
-    if len(tensors) == 1 and tensors[0].ndim > 1:
-        return tensors[0]
-    return torch.cat([x.float().reshape(len(x), -1) for x in tensors], 1)
+def _inputs(arrays: Sequence[Any]) -> np.ndarray:
+    """One array as it is; several side by side, (N, D) float64."""
+    if len(arrays) == 1:
+        array: np.ndarray = arrays[0]
+        return array
+    return np.concatenate([array.reshape(len(array), -1).astype(np.float64) for array in arrays], 1)

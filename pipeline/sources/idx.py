@@ -11,7 +11,6 @@ import torch
 
 from pipeline import memory
 from pipeline.errors import DataError
-from pipeline.sources.arrays import class_names
 from pipeline.sources.files import unpacked
 from pipeline.sources.prepared import Prepared
 from pipeline.sources.split import Split, split
@@ -48,8 +47,8 @@ def idx(images: str | Path, labels: str | Path | None = None) -> Tensors:
     inputs, targets = idx_images(images).tensors["inputs"], _read(Path(labels))
     if targets.ndim != 1:
         raise DataError(f"{labels} holds {targets.ndim}-d data, not labels")
-    classes = class_names(int(targets.max())) if len(targets) else ()
-    return Tensors({"inputs": inputs, "targets": torch.from_numpy(targets).long()}, classes)
+    classes = map(str, range(int(targets.max()) + 1)) if len(targets) else ()
+    return Tensors({"inputs": inputs, "targets": torch.from_numpy(targets).long()}, tuple(classes))
 
 
 def idx_images(path: Path) -> Tensors:

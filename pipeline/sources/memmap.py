@@ -64,6 +64,8 @@ class Mapped:
     """
 
     arrays: Mapping[str, np.ndarray]
+    converts: Mapping[str, Callable[[np.ndarray], Tensor]] = field(factory=dict)
+    """Functions of a batch's rows, by name; by default `as_tensor`."""
     first: int = 0
     count: int | None = None
     keys: Any = None
@@ -106,7 +108,8 @@ class Mapped:
         return rows if self.keys is None else order.permute(rows, self.rows, self.keys)
 
     def _read(self, rows: np.ndarray) -> Batch:
-        return {name: as_tensor(name, read(rows)) for name, read in self.readers.items()}
+        batch = {name: read(rows) for name, read in self.readers.items()}
+        return {n: self.converts[n](a) if n in self.converts else as_tensor(n, a) for n, a in batch.items()}
 
     def split(self, parts: Split) -> tuple[Mapped, Mapped]:
         """(Training, held out): two stretches of one shuffle by the seed, without an array of indices."""

@@ -13,10 +13,13 @@ from typing import Any
 import torch
 
 from pipeline.errors import DataError, did_you_mean
-from pipeline.sources.formats import read_arrays, table_blocks
+from pipeline.sources.arrays import new_rows
+from pipeline.sources.columns import Reading
+from pipeline.sources.dialect import Dialect
+from pipeline.sources.formats import table_blocks
+from pipeline.sources.frame import Frame
 from pipeline.sources.idx import idx, idx_images
 from pipeline.sources.images import by_class, files_in
-from pipeline.sources.memmap import Mapped
 from pipeline.sources.pixels import decode
 from pipeline.sources.prepared import Rows, Task, check_classes
 from pipeline.sources.table import apply, with_targets
@@ -30,13 +33,18 @@ PIXELS = 1 << 22
 """Pixels of a block of images."""
 
 
-def of_table(path: Path, fitted: Mapping[str, Any], *, targets: bool, header: bool | None) -> Iterator[Rows]:
+def of_table(path: Path, fitted: Mapping[str, Any], *, targets: bool, dialect: Dialect | None = None) -> Iterator[Rows]:
     """The rows of a table; with `targets`, only rows that have them."""
-    for frame in table_blocks(path, header):
+    held: dict[str, Reading] = {}
+    count = 0
+    for frame in table_blocks(path, dialect):
         if targets:
             frame = with_targets(frame, fitted["targets"]["names"])
-        if len(frame):
-            yield Rows(frame.columns, dict(apply(fitted, frame, targets=targets).tensors))
+        count += len(frame)
+        if len(frame) or not targets:
+            yield Rows(frame.cells, apply(fitted, frame, targets=targets, held=held))
+    if targets and not count:
+        raise DataError(f"{path} has no rows with {' and '.join(fitted['targets']['names'])}")
 
 
 def of_source(
@@ -69,18 +77,23 @@ def _blocks(count: int) -> Iterator[torch.Tensor]:
     return (torch.arange(begin, min(begin + BLOCK, count)) for begin in range(0, count, BLOCK))
 
 
+def of_frame(frame: Frame, fitted: Mapping[str, Any], *, targets: bool) -> Iterator[Rows]:
+    """The rows of a table in memory, by their numbers."""
+    held: dict[str, Reading] = {}
+    for rows in _blocks(len(frame)):
+        yield Rows({"row": rows}, apply(fitted, frame.take(rows.numpy()), targets=targets, held=held))
+
+
 def of_arrays(
-    path: Path, shape: Sequence[int], *, targets: bool, task: Task, classes: Sequence[str] = (),
-    vocabulary: int | None = None,
+    path: Path, fitted: Mapping[str, Any], shape: Sequence[int], *, targets: bool, task: Task,
+    classes: Sequence[str] = (), vocabulary: int | None = None, names: tuple[str | None, str | None] = (None, None),
 ) -> Iterator[Rows]:  # fmt: skip
-    """Arrays in a file."""
-    by_name = read_arrays(path)
-    wanted = {k: v for k, v in by_name.items() if k == "inputs" or (targets and k == "targets")}
-    if not wanted:
-        raise DataError(f"{path} holds no array 'inputs'{did_you_mean('inputs', by_name)}")
-    yield from of_source(
-        path, Mapped(wanted), shape, targets=targets, task=task, classes=classes, vocabulary=vocabulary
-    )
+    """Arrays in a file; see `arrays`."""
+    data = new_rows(path, fitted, targets=targets, names=names)
+    if isinstance(data, Frame):
+        yield from of_frame(data, fitted, targets=targets)
+    else:
+        yield from of_source(path, data, shape, targets=targets, task=task, classes=classes, vocabulary=vocabulary)
 
 
 def of_idx(path: Path, shape: Sequence[int], *, targets: bool, classes: Sequence[str]) -> Iterator[Rows]:

@@ -68,32 +68,58 @@ class Tested(File):
 
 @frozen
 class Table(Tested):
-    """A table: CSV, TSV or Parquet."""
+    """A table in a file: CSV and other texts, Parquet, and the like."""
 
     prefers: ClassVar[Mapping[str, Any]] = SMALL
     ends: ClassVar[tuple[str, ...]] = (".csv", ".tsv", ".csv.gz", ".tsv.gz", ".parquet")
     reader, others_reader, fits = "table", "of_table", "columns"
 
     target: str | None = setting(None, "column, or columns a,b, to learn  [default: the last]", fixed=True)
-    ignore: str | None = setting(None, "columns to leave out, a,b", fixed=True)
+    ignore: str | None = setting(None, "columns to leave out: a,b, or patterns such as x_*", fixed=True)
+    categorical: str | None = setting(None, "columns of categories, though they look like numbers", fixed=True)
+    numeric: str | None = setting(None, "columns of numbers, though they look like texts", fixed=True)
+    missing: str | None = setting(
+        None, 'texts for a missing value, a,b; "" for none  [default: NA, N/A, NaN, null, None, ?, #N/A]', fixed=True
+    )
+    decimal: str | None = setting(
+        None, "decimal mark, . or ,  [default: by the columns]", one_of((".", ",")), fixed=True
+    )
+    day_first: bool | None = setting(None, "whether 03/04/2020 is 3 April  [default: by the rows]", fixed=True)
     groups: str | None = setting(None, "column: rows with equal values stay on one side of the split", fixed=True)
     time: str | None = setting(None, "column of time: the last samples are held out", fixed=True)
     header: bool | None = setting(None, "whether the first row has the names  [default: by its look]", fixed=True)
+    separator: str | None = setting(None, "character between cells  [default: by the first rows]", fixed=True)
+    encoding: str | None = setting(
+        None, "of texts, such as cp1252  [default: UTF-8, or by the first bytes]", fixed=True
+    )
+    skip_bad: bool = setting(False, "leave out rows that can't be read", fixed=True)
 
     def arguments(self) -> dict[str, Any]:
-        return {**Tested.arguments(self), "ignore": self.ignore.split(",") if self.ignore else ()}
+        from pipeline.sources import Dialect, Readings
+
+        words = None if self.missing is None else ("", *(w.strip().lower() for w in self.missing.split(",")))
+        separator = {"\\t": "\t", "tab": "\t"}.get(self.separator or "", self.separator)
+        dialect = Dialect(self.header, separator, self.encoding, words, self.skip_bad)
+        columns = Readings(self.categorical, self.numeric, self.decimal, self.day_first)
+        return {**Tested.arguments(self), "dialect": dialect, "columns": columns}
 
 
 @frozen
 class Arrays(Tested):
-    """Arrays `inputs` and `targets`: .npz, .npy in a folder, safetensors."""
+    """Arrays of inputs and targets: .npz, .npy in a folder, safetensors."""
 
     ends: ClassVar[tuple[str, ...]] = (".npz", ".npy", ".safetensors")
     reader, others_reader = "arrays", "of_arrays"
 
+    inputs: str | None = setting(None, "name of the inputs  [default: inputs, X, x_train, and the like]", fixed=True)
+    target: str | None = setting(None, "column, or columns a,b, to learn  [default: the last]", fixed=True)
+
+    def arguments(self) -> dict[str, Any]:
+        return {**Tested.arguments(self), "targets": self.target, "names": (self.inputs, self.target)}
+
     @classmethod
     def is_folder(cls, names: Collection[str]) -> bool:
-        return any(n.startswith(("inputs.", "train.")) and n.endswith(cls.ends) for n in names)
+        return any(n.startswith(("inputs.", "train.", "X.", "x_train.")) and n.endswith(cls.ends) for n in names)
 
 
 @frozen
@@ -171,9 +197,12 @@ class HuggingFace(File):
     def others(self, about: About, *, targets: bool) -> Iterator[Rows]:
         from pipeline import sources
         from pipeline.sources import new_data
+        from pipeline.sources.huggingface import rows
 
         if not targets:
             raise refusal(f"{self.source}: predictions are for tables, arrays and images; write it as Parquet or .npz")
+        if "columns" in about.fitted:
+            return new_data.of_frame(rows(self.path, about.fitted), about.fitted, targets=True)
         data = sources.huggingface(self.path, **self.arguments())
         if data.classes != about.classes:
             raise refusal(f"{self.source} has the classes {', '.join(data.classes)}, but others were learned")

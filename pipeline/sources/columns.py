@@ -1,0 +1,245 @@
+"""Columns of a table: what each holds, decided by all its rows, and its values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from attrs import frozen
+
+from pipeline.errors import ConfigError, DataError
+from pipeline.sources import dates, numbers
+from pipeline.sources.frame import MISSING, Frame, floats, package
+
+NUMBER, TRUTH, DATE, TIME, CATEGORY, OTHER = "number", "truth", "date", "time", "category", "other"
+WORDS = {NUMBER: "number", TRUTH: "truth value", DATE: "date", TIME: "time of day"}
+TRUTHS = (("false", "true"), ("no", "yes"), ("f", "t"), ("n", "y"), ("off", "on"))
+BLANKS = ("-", "--", ".", "n.a.", "#div/0!", "#value!", "#null!")
+"""Further texts for a missing number or date, in a format without null."""
+MOSTLY = 0.9
+"""Smallest share of the texts of a column of numbers or dates that are such; all others are errors."""
+HALF = 0.5
+"""A column of texts is noted if at least this share are numbers."""
+
+
+@frozen
+class Readings:
+    """The user's word on columns; what is None is found."""
+
+    categorical: str | None = None
+    """Columns of categories, as `Frame.named` takes them."""
+    numeric: str | None = None
+    """Columns of numbers."""
+    decimal: str | None = None
+    """The decimal mark of texts."""
+    day_first: bool | None = None
+    """Whether 03/04/2020 is 3 April."""
+
+    def __attrs_post_init__(self) -> None:
+        if self.decimal not in (None, ".", ","):
+            raise ConfigError(f"decimal={self.decimal!r} is neither '.' nor ','")
+
+
+@frozen
+class Reading:
+    """What a column holds."""
+
+    kind: str
+    form: str = ""
+    """Form of numbers or dates in texts."""
+    note: str = ""
+
+
+def readings(frame: Frame, wanted: Readings | None = None) -> dict[str, Reading]:
+    """What each column holds. Raises DataError, with a cell, for one that can be read in two ways."""
+    wanted = wanted or Readings()
+    categorical, numeric = frame.named(wanted.categorical), frame.named(wanted.numeric)
+    columns = {name: frame.column(name) for name in frame.data.columns}
+    texts = {name: _counted(frame, column) for name, column in columns.items() if column.dtype == package().String}
+    forms = {
+        name: numbers.forms(seen, counts, 0.0 if name in numeric else MOSTLY, wanted.decimal) if len(seen) else []
+        for name, (seen, counts) in texts.items()
+    }
+    decimal = wanted.decimal or _decimal(columns, texts, forms)
+    found: dict[str, Reading] = {}
+    for name, column in columns.items():
+        if name in categorical:
+            found[name] = Reading(CATEGORY)
+        elif name in texts:
+            found[name] = _of_texts(frame, name, *texts[name], forms[name], decimal, wanted)
+        else:
+            found[name] = _of_values(column)
+        if name in numeric and found[name].kind != NUMBER:
+            raise DataError(f"{frame.path}: column {name!r} has no numbers; leave it out of numeric=")
+    return found
+
+
+def _counted(frame: Frame, column: Any) -> tuple[Any, Any]:
+    """The different texts of a column, but for missing numbers, and how often each occurs."""
+    pl = package()
+    table = column.drop_nulls().value_counts(name="count")
+    texts = table.to_series(0)
+    if frame.missing == MISSING:
+        table = table.filter(~texts.is_in(list(BLANKS)))
+        if not len(table):  # nothing else
+            table = pl.DataFrame([texts, table.to_series(1)]).head(0)
+    return table.to_series(0), table["count"]
+
+
+def _decimal(columns: Mapping[str, Any], texts: Mapping[str, Any], forms: Mapping[str, list[str]]) -> str | None:
+    """The decimal mark of a file, if its columns use one alone."""
+    marks = set()
+    for name, found in forms.items():
+        if len(found) == 1 and (found != ["."] or texts[name][0].str.contains(".", literal=True).any()):
+            marks.add(found[0][0])
+    for column in columns.values():
+        if column.dtype.is_float() and not (column.drop_nulls() % 1 == 0).all():
+            marks.add(".")
+    return marks.pop() if len(marks) == 1 else None
+
+
+def _of_values(column: Any) -> Reading:
+    pl, dtype = package(), column.dtype
+    if dtype.is_numeric():
+        return Reading(DATE, dates.COMPACT) if _compact(column) else Reading(NUMBER)
+    if dtype == pl.Boolean:
+        return Reading(TRUTH)
+    if dtype in (pl.Date, pl.Datetime):
+        return Reading(DATE)
+    return Reading(TIME) if dtype == pl.Time else Reading(OTHER, note=f"it holds values of type {dtype}")
+
+
+def _compact(column: Any) -> bool:
+    """Whether all numbers of a column are days such as 20200131."""
+    seen = column.drop_nulls()
+    if len(seen) < 2 or not dates.FIRST <= seen.min() <= seen.max() <= dates.LAST or not (seen % 1 == 0).all():
+        return False
+    days = seen.unique()
+    return bool(len(days) > 1 and dates.dates(_whole(days), dates.COMPACT).is_not_null().all())
+
+
+def _whole(column: Any) -> Any:
+    pl = package()
+    return column.cast(pl.Int64, strict=False).cast(pl.String)
+
+
+def _of_texts(
+    frame: Frame, name: str, texts: Any, counts: Any, forms: list[str], decimal: str | None, wanted: Readings
+) -> Reading:
+    if not len(texts):
+        return Reading(CATEGORY)
+    total = int(counts.sum())
+    if forms:
+        form = numbers.chosen(forms, decimal or ("." if "." in forms else frame.decimal))
+        if form is None:
+            raise frame.refuse(_row(frame, name, _differing(texts, forms)), name, "has a comma that may be a decimal "
+                               "mark, or one of thousands; say which by decimal=',' or '.'")  # fmt: skip
+        compact = form == "." and _compact(floats(texts)) and len(texts) == len(floats(texts).drop_nulls())
+        return Reading(DATE, dates.COMPACT) if compact else Reading(NUMBER, form)
+    if any(texts.str.to_lowercase().is_in(list(pair)).all() for pair in TRUTHS):
+        return Reading(TRUTH)
+    if days := dates.forms(texts, counts, MOSTLY, wanted.day_first):
+        if len(days) > 1:
+            raise frame.refuse(_row(frame, name, texts[0]), name, f"is a day as {' or '.join(days)}, and no row tells "
+                               "which; say it by day_first=")  # fmt: skip
+        return Reading(DATE, days[0])
+    if int(counts.filter(dates.times(texts).is_not_null()).sum()) >= MOSTLY * total:
+        return Reading(TIME)
+    if bool(texts.str.contains(numbers.ZEROS).any()):
+        return Reading(CATEGORY, note="its numbers have leading zeros")
+    share = max(int(counts.filter(numbers.numbers(texts, f).is_not_null()).sum()) for f in numbers.FORMS)
+    if share < HALF * total:
+        return Reading(CATEGORY)
+    others = texts.filter(numbers.numbers(texts, ".").is_null()).head(3).to_list()
+    return Reading(
+        CATEGORY, note=f"{total - share:,} of {total:,} values are no numbers: {', '.join(map(repr, others))}"
+    )
+
+
+def _differing(texts: Any, forms: list[str]) -> str:
+    first, second = (numbers.numbers(texts, form) for form in forms[:2])
+    return str(texts[int((first != second).fill_null(True).arg_max() or 0)])
+
+
+def _row(frame: Frame, name: str, text: str) -> int:
+    return int((frame.column(name) == text).fill_null(False).arg_max() or 0)
+
+
+def values(frame: Frame, name: str, reading: Reading) -> np.ndarray:
+    """A column as float64 (N,), NaN for a missing value; dates as days since 1970, times of day as seconds.
+
+    Raises DataError for a cell of another kind.
+    """
+    pl, column = package(), frame.column(name)
+    known = column.is_not_null()
+    if column.dtype == pl.String:
+        if reading.kind != TRUTH and frame.missing == MISSING:
+            known &= ~column.is_in(list(BLANKS)).fill_null(False)
+        read = _from_texts(column, reading)
+    else:
+        read = _from_values(column, reading)
+    infinite = known & read.is_infinite().fill_null(False)
+    if infinite.any():
+        raise frame.refuse(int(infinite.arg_max() or 0), name, "is infinite; remove or bound it first")
+    wrong = known & read.is_null()
+    if wrong.any():
+        others = column.filter(wrong)
+        more = f", and neither are {len(others) - 1:,} others" if len(others) > 1 else ""
+        raise frame.refuse(int(wrong.arg_max() or 0), name, f"is not a {WORDS[reading.kind]}{more}; name words for a "
+                           "missing value by missing=, or the column by categorical=")  # fmt: skip
+    return np.where(known.to_numpy(), read.fill_null(np.nan).to_numpy(), np.nan)
+
+
+def _from_texts(column: Any, reading: Reading) -> Any:
+    pl = package()
+    if reading.kind == NUMBER:
+        return numbers.numbers(column, reading.form or ".")
+    if reading.kind == DATE:
+        return dates.dates(column, reading.form or "%Y-%m-%d")
+    if reading.kind == TIME:
+        return dates.times(column)
+    words = {word: float(i) for pair in TRUTHS for i, word in enumerate(pair)}
+    return column.str.to_lowercase().replace_strict(words, default=None, return_dtype=pl.Float64)
+
+
+def _from_values(column: Any, reading: Reading) -> Any:
+    pl, dtype = package(), column.dtype
+    if reading.kind == DATE and dtype in (pl.Date, pl.Datetime):
+        return column.cast(pl.Datetime("us")).dt.epoch("us") / 86_400e6
+    if reading.kind == DATE and dtype.is_numeric():
+        return dates.dates(_whole(column), dates.COMPACT)
+    if reading.kind == TIME and dtype == pl.Time:
+        return column.cast(pl.Int64) / 1e9
+    fits = reading.kind in (NUMBER, TRUTH) and (dtype.is_numeric() or dtype == pl.Boolean)
+    return floats(column) if fits else pl.Series([None], dtype=pl.Float64).new_from_index(0, len(column))
+
+
+def reread(frame: Frame, name: str, known: Reading) -> Reading:
+    """The reading of a column in another file than the one that told what it holds."""
+    column = frame.column(name)
+    if column.dtype != package().String or known.kind not in (NUMBER, DATE):
+        return known
+    texts, counts = _counted(frame, column)
+    if not len(texts) or _from_texts(texts, known).is_not_null().all():
+        return known
+    if known.kind == NUMBER:
+        forms = numbers.forms(texts, counts, 0.0)
+        form = numbers.chosen(forms, "." if "." in forms else frame.decimal) if forms else None
+    else:
+        days = dates.forms(texts, counts, 0.0)
+        form = days[0] if len(days) == 1 else None
+    return Reading(known.kind, form) if form else known
+
+
+def names(frame: Frame, name: str, reading: Reading) -> Any:
+    """A column's values as names of categories or classes, null if missing: whole numbers without a decimal point, and
+    truth values of other formats as pandas writes them."""
+    pl, column = package(), frame.column(name)
+    if column.dtype == pl.Boolean:
+        return column.replace_strict([False, True], ["False", "True"], return_dtype=pl.String)
+    if reading.kind == NUMBER:
+        column = pl.Series(values(frame, name, reading)).fill_nan(None)
+    if not column.dtype.is_float():
+        return column.cast(pl.String)
+    return _whole(column).zip_with((column % 1 == 0).fill_null(True), column.cast(pl.String))

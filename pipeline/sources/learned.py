@@ -1,0 +1,149 @@
+"""The rule for what is learned, for all formats: the task of the targets, their classes, scale, and arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from attrs import asdict, evolve, frozen
+
+from pipeline.errors import DataError, did_you_mean
+from pipeline.sources.columns import NUMBER, OTHER, TRUTH, Reading, names, reread, values
+from pipeline.sources.frame import Frame, package
+from pipeline.sources.prepared import Task
+
+FEW = 20
+"""Whole numbers of at most this many different values are classes."""
+MANY = 1000
+"""So are numbers from 0 on without a gap, up to this many."""
+ROWS = 5
+"""Samples that each class of numbers has on average."""
+SHOWN = 4
+
+
+def task_of(values: np.ndarray) -> Task:
+    """The task of numbers: (N,) are classes if they are whole and few, else values; (N, L) of 0 and 1 are several
+    labels, others values."""
+    if values.ndim > 1:
+        return "several labels" if np.isin(values, (0, 1)).all() else "regression"
+    found = np.unique(values)
+    if not np.array_equal(found, np.round(found)):
+        return "regression"
+    numbered = len(found) <= MANY and np.array_equal(found, np.arange(len(found)))
+    most = max(len(values) // ROWS, 2) if numbered else min(FEW, max(len(values) // ROWS, 2))
+    return "classification" if len(found) <= most else "regression"
+
+
+def scale(targets: np.ndarray) -> dict[str, Any]:
+    """Mean and standard deviation of each value of the training targets, for `Prepared.fitted`."""
+    values = targets.reshape(len(targets), -1).astype(np.float64)
+    return {"target_mean": values.mean(0).tolist(), "target_std": np.maximum(values.std(0), 1e-12).tolist()}
+
+
+@frozen
+class Learned:
+    """Target columns: their task, and, for other rows, how they were read and the classes."""
+
+    names: Sequence[str]
+    task: Task
+    kinds: Sequence[str]
+    forms: Sequence[str]
+    classes: Sequence[str] = ()
+
+    @classmethod
+    def of(cls, frame: Frame, targets: Sequence[str], readings: Mapping[str, Reading], task: Task | None) -> Learned:
+        """The task of some columns, unless it is given: texts and truth values are classes; for numbers, see `task_of`.
+
+        Raises DataError if they can't be learned.
+        """
+        read = {name: readings[name] for name in targets}
+        for name, reading in read.items():
+            if reading.kind == OTHER:
+                raise DataError(f"{frame.path}: column {name!r} can't be learned: {reading.note}")
+        worded = [name for name, r in read.items() if r.kind not in (NUMBER, TRUTH)]
+        single = read[targets[0]]
+        if task is None and len(targets) == 1 and single.kind != NUMBER:
+            task = "classification"
+        if task == "classification" and len(targets) > 1:
+            raise DataError(f"{frame.path}: a class is one column, and {', '.join(targets)} are {len(targets)}")
+        if worded and task != "classification":
+            first = frame.data[worded[0]][0]
+            raise DataError(f"{frame.path}: column {worded[0]!r} holds {first!r} and the like, which are no numbers")
+        if task is None:
+            columns = [values(frame, name, r) for name, r in read.items()]
+            task = task_of(np.stack(columns, 1) if len(columns) > 1 else columns[0])
+        learned = cls(tuple(read), task, tuple(r.kind for r in read.values()), tuple(r.form for r in read.values()))
+        return learned if task != "classification" else evolve(learned, classes=_classes(frame, targets[0], single))
+
+    @classmethod
+    def read(cls, json: Mapping[str, Any]) -> Learned:
+        """From `json`."""
+        return cls(**json)
+
+    @property
+    def json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def targets(self, frame: Frame, held: dict[str, Reading] | None = None) -> np.ndarray:
+        """Classes (N,) int64, values (N,) or (N, M) float32, or several labels (N, L) float32 of 0 and 1. `held` keeps
+        what the columns of a file hold, from block to block.
+
+        Raises DataError for an unknown class, and for a cell of another kind.
+        """
+        held = {} if held is None else held
+        for name, kind, form in zip(self.names, self.kinds, self.forms, strict=True):
+            if name not in held:
+                held[name] = reread(frame, name, Reading(kind, form))
+        readings = [held[name] for name in self.names]
+        if self.task == "classification":
+            return self._codes(frame, self.names[0], readings[0])
+        read = [values(frame, name, r) for name, r in zip(self.names, readings, strict=True)]
+        return (np.stack(read, 1) if len(read) > 1 else read[0]).astype(np.float32)
+
+    def _codes(self, frame: Frame, name: str, reading: Reading) -> np.ndarray:
+        if reading.kind == TRUTH and len(self.classes) == 2:
+            return values(frame, name, reading).astype(np.int64)
+        pl = package()
+        texts = names(frame, name, reading)
+        codes = texts.cast(pl.Enum(list(self.classes)), strict=False).to_physical().cast(pl.Int64)
+        if codes.is_null().any():
+            row = int(codes.is_null().arg_max() or 0)
+            near = did_you_mean(str(texts[row]), self.classes)
+            raise frame.refuse(row, name, f"is no class that the training data have{near}")
+        array: np.ndarray = codes.to_numpy().copy()
+        return array
+
+    def note(self, targets: np.ndarray) -> str:
+        """The decision, in words."""
+        about = f"{len(self.names)} labels"
+        if self.task == "classification":
+            about = f"{len(self.classes)} classes ({some(self.classes)})"
+        if self.task == "regression":
+            about = f"values from {targets.min():.4g} to {targets.max():.4g}"
+        return f"target {', '.join(map(repr, self.names))}: {about}"
+
+
+def _classes(frame: Frame, name: str, reading: Reading) -> tuple[str, ...]:
+    """Names of classes in order: of a type with names, theirs; of numbers, by value; of truth values, false first; of
+    texts, by letters."""
+    if (dtype := frame.data[name].dtype) == package().Enum:
+        return tuple(dtype.categories)  # type: ignore[attr-defined]  # of an Enum
+    texts = names(frame, name, reading)
+    order = values(frame, name, reading) if reading.kind in (NUMBER, TRUTH) else texts.to_numpy()
+    first = {text: order[i] for text, i in zip(texts.unique(maintain_order=True), texts.arg_unique(), strict=True)}
+    found = sorted(first, key=lambda text: first[text])
+    if reading.kind == TRUTH and len(set(first.values())) == 2 < len(found):  # such as True and TRUE
+        found = [next(t for t in found if first[t] == truth) for truth in (0.0, 1.0)]
+    learned = f"{frame.path}: column {name!r}, which is to be learned,"
+    if len(found) > max(len(frame) / 2, 2):
+        many = f"{len(found):,} different values in {len(frame):,} rows"
+        raise DataError(f"{learned} has {many}; name another one by target=")
+    if len(found) < 2:
+        raise DataError(f"{learned} is {found[0]!r} in each row")
+    return tuple(found)
+
+
+def some(names: Sequence[str]) -> str:
+    """The first of some names."""
+    return ", ".join(names[:SHOWN]) + ", ..." * (len(names) > SHOWN)

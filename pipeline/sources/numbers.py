@@ -1,0 +1,87 @@
+"""Numbers in texts: `4,500`, `5,1`, `$1.20`, `39%`, `(12)`.
+
+A form is the decimal mark, followed by the mark of thousands, if there is one: "." is the form of 4500.5, ".," of
+4,500.5, and ",." of 4.500,5. All numbers of a column have one form.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from pipeline.sources.frame import package
+
+FORMS = (".", ".,", ". ", ".'", ",", ",.", ", ", ",'")
+UNITS = r"[$€£¥₹₩₽₺฿]|[A-Z]{2}\$|USD|EUR|GBP|CHF|JPY|INR|%"
+WHOLE = re.compile(
+    rf"^(?P<minus>[-+(]?)\s*(?P<before>{UNITS})?\s*(?P<sign>[-+]?)(?P<body>[\d.,][\d.,' ]*(?:[eE][-+]?\d+)?)"
+    rf"\s*(?P<after>{UNITS})?\s*(?P<close>[-)]?)$"
+)
+SPACES = "[\u00a0\u2007\u2009\u202f]"
+ZEROS = r"^[-+]?0\d+$"
+"""A whole number with leading zeros."""
+
+
+def like(text: str) -> bool:
+    """Whether a cell may be a number of any form."""
+    found = WHOLE.match(text.strip())
+    return found is not None and any(re.match(_body(form), found["body"].strip()) for form in FORMS)
+
+
+def _body(form: str) -> str:
+    decimal, *thousands = (re.escape(mark) for mark in form)
+    grouped = rf"\d{{1,3}}(?:{thousands[0]}\d{{2,3}})*{thousands[0]}\d{{3}}|" if thousands else ""
+    return rf"^(?:(?:{grouped}\d+)(?:{decimal}\d*)?|{decimal}\d+)(?:[eE][-+]?\d+)?$"
+
+
+def numbers(texts: Any, form: str) -> Any:
+    """Texts as float64, null for those that are no numbers of this form.
+
+    A currency sign is dropped, and so is a percent sign, if all numbers have one; two signs are no one unit.
+    """
+    pl = package()
+    simple = texts.cast(pl.Float64, strict=False) if form == "." else None
+    if simple is not None and simple.null_count() == texts.null_count():
+        return simple
+    cells = texts.str.replace_all(SPACES, " ").str.replace_all("\u2212", "-").str.extract_groups(WHOLE.pattern)
+    cell = {name: cells.struct.field(name).fill_null("") for name in WHOLE.groupindex}
+    body = cell["body"].str.strip_chars()
+    units = cell["before"] + cell["after"]
+    known = body.str.contains(_body(form)) & ((cell["minus"] == "(") == (cell["close"] == ")"))
+    known &= ((cell["minus"] != "").cast(int) + (cell["sign"] != "").cast(int) + (cell["close"] == "-").cast(int)) < 2
+    kinds = set(units.filter(known).unique()) - {""}
+    if len(kinds) > 1 or ("%" in kinds and bool((known & (units == "")).any())):
+        return pl.Series([None], dtype=pl.Float64).new_from_index(0, len(texts))
+    if len(form) > 1:
+        body = body.str.replace_all(form[1], "", literal=True)
+    values = body.str.replace(form[0], ".", literal=True).cast(pl.Float64, strict=False)
+    below = (cell["minus"] == "-") | (cell["sign"] == "-") | cell["close"].is_in(["-", ")"])
+    return pl.select(pl.when(known).then(pl.when(below).then(-values).otherwise(values))).to_series()
+
+
+def forms(texts: Any, counts: Any, share: float, decimal: str | None = None) -> list[str]:
+    """Forms that read the most of some different texts, each occurring so many times, and at least a `share` of all;
+    several if these read different values. `decimal` is the mark, if it is known."""
+    if bool(texts.str.contains(ZEROS).any()):
+        return []
+    read = {form: numbers(texts, form) for form in FORMS if decimal is None or form[0] == decimal}
+    if decimal == ",":  # numbers without a mark
+        read = {".": numbers(texts.set(texts.str.contains(r"[.,]"), None), "."), **read}
+    rows = {form: int(counts.filter(values.is_not_null()).sum()) for form, values in read.items()}
+    most = max(rows.values())
+    if most < share * int(counts.sum()):
+        return []
+    distinct: list[str] = []
+    for form in read:
+        if rows[form] == most and not any(read[form].equals(read[other]) for other in distinct):
+            distinct.append(form)
+    return distinct
+
+
+def chosen(candidates: Sequence[str], decimal: str | None) -> str | None:
+    """The form with this decimal mark, where several read different values; None if nothing tells."""
+    if len(candidates) == 1:
+        return candidates[0]
+    fitting = [form for form in candidates if form[0] == decimal]
+    return fitting[0] if fitting else None
