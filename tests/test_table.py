@@ -135,12 +135,12 @@ def test_files_of_other_writers(folder):
     made = [sources.table(folder / name) for name in ("pandas.csv", "pandas.parquet", "polars.csv")]
     assert "column '' is left out: it numbers the rows" in made[0].notes
     for data in made:
-        assert (data.task, data.sizes["categories"]) == ("classification", (8, 3))
+        assert (data.task, data.sizes["categories"]) == ("classification", (13, 8, 3))
         for name, t in made[0].train.tensors.items():
             torch.testing.assert_close(data.train.tensors[name], t)
     # The first day is a Tuesday in January: the first weekday is Monday.
     whole = sources.table(folder / "pandas.csv", test=folder / "pandas.csv").train.tensors
-    assert whole["categories"][0].tolist() == [2, 1]
+    assert whole["categories"][0].tolist() == [1, 2, 1]
     assert whole["inputs"].shape == (40, 5)  # the age, whether it is missing, the date, and its place in the year
     assert whole["inputs"][:, 1].tolist() == [float(i % 5 == 0) for i in range(40)]
 

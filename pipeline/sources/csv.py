@@ -68,7 +68,7 @@ def _texts(path: Path, encoding: str | None) -> Iterator[str]:
                 other = "name its encoding by encoding=, such as 'cp1252' or 'utf-16'"
                 raise DataError(f"{path} is not {str(encoding).upper()}: {where}; {other}") from None
             byte += len(raw)
-            end = text.rfind("\n") + 1 if raw else len(text)
+            end = text.rfind("\n") + 1 if len(raw) == BLOCK else len(text) if not raw else 0
             if end:
                 line += text.count("\n", 0, end)
                 yield text[:end]
