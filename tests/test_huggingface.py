@@ -106,9 +106,8 @@ def test_kinds_of_targets():
     """Words are classes, numbers that are not whole are values, rows of integers are tokens."""
     words = datasets.Dataset.from_dict({"x": [1.0, 2, 3, 4, 5], "y": list("abaab")})
     assert sources.huggingface(words).classes == ("a", "b")
-    values = datasets.Dataset.from_dict(
-        {"x": [1.0, 2, 3, 4, 5], "y": [0.5, 1, 2, 3, 4], "z": [[i, -i] for i in range(5)]}
-    )
+    z = [[i, -i] for i in range(5)]
+    values = datasets.Dataset.from_dict({"x": [1.0, 2, 3, 4, 5], "y": [0.5, 1, 2, 3, 4], "z": z})
     assert sources.huggingface(values).task == "regression"
     assert sources.huggingface(values).train.tensors["inputs"].shape == (4, 3)
     ids = datasets.Dataset.from_dict({"z": [[i, 2 * i] for i in range(5)]})
