@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import platform
 from collections.abc import Iterator, Mapping
 from importlib.metadata import version
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 
 from cli.build import Job, parameters
+from cli.recipes.data import Data
 from cli.version import own_version
 from pipeline import State
 from pipeline.compile import key
@@ -30,6 +32,7 @@ def facts(job: Job, state: State) -> dict[str, Any]:
             "model": job.model,
             "parameters": parameters(whole(job.pipe.program, state).params),
             "data": digest(_tensors(job.train), _tensors(job.held_out)),
+            **({"path": path} if job.fixed is not None and (path := data_path(job.fixed.source)) else {}),
             **{
                 f"{name}_samples": len(data)
                 for name, data in (("training", job.train), ("held_out", job.held_out))
@@ -39,6 +42,12 @@ def facts(job: Job, state: State) -> dict[str, Any]:
         },
         "versions": versions(),
     }
+
+
+def data_path(source: str) -> str | None:
+    """The absolute path of some data; None if they are in no file."""
+    path = Data(source).path
+    return os.path.abspath(path) if path.exists() else None
 
 
 def versions() -> dict[str, str]:
@@ -56,8 +65,10 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[s
             was, is_now = then.get(name), now[table][name]
             if was not in (None, is_now):
                 if name == "data":
+                    path = then.get("path", "the data")
                     raise ConfigError(
-                        "the data are no longer those that the run was made with; start a new run, or bring them back"
+                        f"{path} has changed since the run was made with it: its digest is {is_now[:12]}, and was "
+                        f"{was[:12]}; start a new run, or bring the data back"
                     )
                 yield f"the run was made with {name} {was}, and this is {is_now}"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from functools import cached_property
+from os.path import exists
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,14 @@ from cli import ranking, record
 from cli import seal as seals
 from cli.build import Job, begin
 from cli.config import TrainConfig
+from cli.recipes.data import kind_prefix
 from cli.recipes.data_card import About
 from cli.recipes.setting import refusal
 from cli.seal import CHECKPOINTS, Seal
 from pipeline import Ensemble, Pipeline, State, checkpoint, forward, log
 from pipeline.checkpoint import Saved
 from pipeline.ensembles import Joined
-from pipeline.errors import CheckpointError, ConfigError, first_line
+from pipeline.errors import CheckpointError, ConfigError, PipeError, first_line
 
 WEIGHTS = ("best", "last")
 """Names of weights, besides the steps of checkpoints and the names of averages."""
@@ -45,7 +47,22 @@ class Past:
         self.seal = seals.of(self.folder)
         folders.check_idle(self.folder)
         self.document = settings.document(self.folder / settings.CONFIG)
-        self.config = settings.make(settings.read(self.folder / settings.CONFIG))
+        self.config = settings.make(settings.read(self.folder / settings.CONFIG), self._moved())
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """What its config records of the training."""
+        facts = self.document.get("facts")
+        return facts if isinstance(facts, dict) else {}
+
+    def _moved(self) -> dict[str, Any]:
+        """The absolute path of its data, if the run was made in another folder than this one."""
+        data, path = self.document.get("data"), self.facts.get("path")
+        source = data.get("source") if isinstance(data, dict) else None
+        if not isinstance(source, str) or not isinstance(path, str) or record.data_path(source) or not exists(path):
+            return {}
+        kind = kind_prefix(source)
+        return {"data": {"source": f"{kind}:{path}" if kind else path}}
 
     @cached_property
     def about(self) -> About:
@@ -69,7 +86,13 @@ class Past:
     @cached_property
     def made(self) -> tuple[Job, State]:
         """Its job, with its first State; the data are read again."""
-        return begin(self.config)
+        try:
+            return begin(self.config)
+        except PipeError as e:
+            path, digest = self.facts.get("path"), self.facts.get("data")
+            if not isinstance(path, str) or exists(path):
+                raise
+            raise refusal(f"the run's data, {path}, are gone (digest {str(digest)[:12]}): {e}") from None
 
     def saved(self, weights: str) -> Saved:
         """The checkpoint of its best epoch, of the last one, or of a step. Raises a PipeError if there is none."""
@@ -104,7 +127,11 @@ class Past:
         config: the schedule may have been changed since."""
         job, new = self.made
         saved = self.saved(weights)
-        return job, saved.restore(job.pipe, new.hyper), saved
+        try:
+            return job, saved.restore(job.pipe, new.hyper), saved
+        except PipeError:
+            list(record.differences(self.document, record.facts(job, new)))  # perhaps the data have changed
+            raise
 
     def module(self, weights: str) -> tuple[nn.Module, Any, dict[str, Any]]:
         """Its trained model in eval mode, the values of a batch that it is called on, and its epoch and step.

@@ -56,4 +56,4 @@ def help_text() -> str:
     )
 
 
-__all__ = ["DATA", "Custom", "Data", "help_text", "kind_of"]
+__all__ = ["DATA", "Custom", "Data", "help_text", "kind_of", "kind_prefix"]
