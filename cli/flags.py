@@ -71,14 +71,20 @@ class Flag:
 
 
 def settings(
-    command: Callable[..., Any], bare: Mapping[str, str] = MappingProxyType({}), several: bool = False
+    command: Callable[..., Any],
+    bare: Mapping[str, str] = MappingProxyType({}),
+    several: bool = False,
+    section: str | None = None,
 ) -> Callable[..., Any]:
     """Add an option for each setting that has a flag. A missing option is None, so that a config file decides.
 
     - `bare`: flags with an optional value, "" if missing -> addition to their help.
     - `several`: take numbers as text, which may hold several values.
+    - `section`: the one section to take, without its choice of a recipe.
     """
     for name, f in reversed(flags().items()):
+        if section is not None and (f.section != section or name in TABLES):
+            continue
         names = [f"{flag(name)}/--no-{name}"] if f.kind is bool else [flag(name)]
         shown = ",".join(map(str, f.default)) if isinstance(f.default, tuple) else f.default
         has_default = "[default:" in f.help or f.default in (None, "", False, ())

@@ -11,7 +11,7 @@ import torch
 from attrs import define, frozen
 from rich.console import Console
 
-from cli import classes, processes, record, results
+from cli import classes, columns, processes, record, results
 from cli import config as settings
 from cli import folder as folders
 from cli.build import Job, begin, parameters
@@ -26,6 +26,9 @@ from pipeline.errors import ConfigError, NonFiniteError
 from pipeline.programs.hyper import hyper_values
 from pipeline.programs.mesh import whole
 from pipeline.state import format_metric
+
+SHOWN = 8
+"""Columns of a table to describe at the begin of a training."""
 
 
 def train(config: TrainConfig, *, quiet: bool = False, verbose: bool = False) -> Report | None:
@@ -47,8 +50,14 @@ def train(config: TrainConfig, *, quiet: bool = False, verbose: bool = False) ->
 def print_head(say: Console, job: Job, state: State, config: TrainConfig, verbose: bool, why: str = "") -> None:
     """Print data, model and device of a run, and `why` it got that device."""
     say.print(f"data    {config.source}: {job.data}")
-    for note in job.prepared.notes if job.prepared is not None else ():
-        say.print(f"        {note}")
+    if job.prepared is not None:
+        for note in job.prepared.notes:
+            say.print(f"        {note}")
+        if job.prepared.columns:
+            say.print(columns.table(job.prepared.columns, None if verbose else SHOWN))
+            if not verbose and len(job.prepared.columns) > SHOWN:
+                more = len(job.prepared.columns) - SHOWN
+                say.print(f"        ... and {more:,} columns more: pipe data {config.source}")
     say.print(f"model   {job.model}: {parameters(whole(job.pipe.program, state).params):,} parameters")
     threads, mesh = torch.get_num_threads(), job.stages.place.mesh
     facts = [str(job.stages.place.device), f"{threads} thread{'s' * (threads > 1)}"]

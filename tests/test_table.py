@@ -177,7 +177,7 @@ def test_what_a_column_is(folder, text, options, task, said):
     """A table tells whether it has a header, what its columns are, and what is to be learned; all of it is said."""
     data = table(folder, text, **options)
     assert data.task == task
-    assert said in "\n".join(data.notes)
+    assert said in "\n".join(data.lines)
     if not options:
         lines = [line for line in text.splitlines() if line and not line.endswith(",")]
         assert len(data.train) + len(data.held_out) == len(lines) - ("no header" not in said)

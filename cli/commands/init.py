@@ -38,7 +38,7 @@ def write_config(source: str, path: Path) -> None:
     start = config.make({"data": source})
     data = start.data.prepare(Split(start.data.held_out, start.run.seed))
     chosen = config.make({"data": source, "model": _model(source, data), "optimizer": "adamw"})
-    notes = [f"pipe train {path}", *data.notes]
+    notes = [f"pipe train {path}", *data.lines]
     lines = [*(f"# {shown(note, lines=False)}" for note in notes), ""]
     for table in TABLES:
         if table != "pipeline":

@@ -50,7 +50,7 @@ class About:
 
     @classmethod
     def of(cls, fixed: Fixed, data: Prepared) -> About:
-        return cls(fixed, data.classes, data.notes, data.fitted)
+        return cls(fixed, data.classes, data.lines, data.fitted)
 
     @property
     def json(self) -> dict[str, Any]:

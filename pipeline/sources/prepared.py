@@ -17,6 +17,30 @@ Task: TypeAlias = Literal["classification", "several labels", "regression", "lan
 token at each position (N, T) int64."""
 
 
+LEFT_OUT, TARGET = "left out", "target"
+
+
+@frozen
+class Column:
+    """A decision on a column."""
+
+    name: str
+    kind: str
+    """number, truth, date, time, category, target, or left out."""
+    range: str
+    """Smallest and largest value, or the first categories."""
+    missing: int
+    """Missing values, of all rows."""
+    note: str = ""
+    alarm: bool = False
+    """Whether the note should be read first."""
+
+    @property
+    def remarkable(self) -> bool:
+        """Whether the decision is more than its kind."""
+        return self.alarm or self.kind == LEFT_OUT
+
+
 @frozen(eq=False)
 class Prepared:
     """Training and held-out samples with the same names, `inputs` and `targets` among them."""
@@ -35,6 +59,15 @@ class Prepared:
     """Values fitted to the training samples, such as means and category names, as JSON."""
     raw: Callable[[], Any] | None = None
     """Reads the held-out rows of a table again, as they are in the file."""
+    columns: tuple[Column, ...] = ()
+    """Decisions on the columns of a table, those to look at first."""
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """The notes, and those on columns."""
+        left = "is left out: "
+        columns = [f"column {c.name!r} {left * (c.kind == LEFT_OUT)}{c.note}" for c in self.columns if c.remarkable]
+        return (*self.notes, *columns)
 
 
 def check_classes(name: Any, targets: Tensor, count: int, first: int = 0) -> None:

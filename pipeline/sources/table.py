@@ -17,6 +17,7 @@ from pipeline.sources.encode import BLOCK, Columns, Fitted, fit, raw
 from pipeline.sources.formats import read_table
 from pipeline.sources.frame import Frame, package
 from pipeline.sources.learned import Learned, scale, some
+from pipeline.sources.overview import overview
 from pipeline.sources.prepared import Prepared, Task
 from pipeline.sources.split import Split
 from pipeline.sources.tensors import Tensors
@@ -78,7 +79,11 @@ def prepare(
     else:
         train, held = np.arange(len(frame)), None
     inputs = [n for n in frame.data.columns if n not in (*names, groups)]
-    columns = _fitted(frame, inputs, kinds, train, notes)
+    columns, left_out = _fitted(frame, inputs, kinds, train)
+    if groups is not None:
+        left_out[groups] = "it groups the rows"
+    if filled := [f["name"] for f in columns if frame.column(f["name"]).null_count()]:
+        notes.append(f"missing values are filled in {some(filled)}")
     fitted: dict[str, Any] = {"columns": columns, "targets": learned.json}
     if learned.task == "regression":
         fitted |= scale(targets[train])
@@ -95,8 +100,9 @@ def prepare(
     notes = [learned.note(targets), _about_columns(columns), *notes]
     classes = tuple(learned.classes or (names if len(names) > 1 else ()))
     counts = Columns(columns).counts
-    return Prepared(*sides, learned.task, classes, {"categories": tuple(counts)} if counts else {}, tuple(notes),
-                    fitted, held_out)  # fmt: skip
+    sizes = {"categories": tuple(counts)} if counts else {}
+    about = tuple(overview(frame, kinds, columns, left_out, learned, targets))
+    return Prepared(*sides, learned.task, classes, sizes, tuple(notes), fitted, held_out, about)
 
 
 def _split(
@@ -143,23 +149,16 @@ def _some_with_targets(frame: Frame, names: Sequence[str]) -> Frame:
 
 
 def _fitted(
-    frame: Frame, names: Sequence[str], kinds: Mapping[str, Reading], rows: np.ndarray, notes: list[str]
-) -> list[Fitted]:
-    columns: list[Fitted] = []
-    for name in names:
-        fitted = fit(frame, name, kinds[name], rows)
-        if isinstance(fitted, str):
-            notes.append(f"column {name!r} is left out: {fitted}")
-            continue
-        if kinds[name].note:
-            notes.append(f"column {name!r} is taken as text: {kinds[name].note}")
-        columns.append(fitted)
+    frame: Frame, names: Sequence[str], kinds: Mapping[str, Reading], rows: np.ndarray
+) -> tuple[list[Fitted], dict[str, str]]:
+    """The fitted columns, and the reasons why others are left out."""
+    fits = {name: fit(frame, name, kinds[name], rows) for name in names}
+    left_out = {name: f for name, f in fits.items() if isinstance(f, str)}
+    columns = [f for f in fits.values() if not isinstance(f, str)]
     if not columns:
-        why = "; ".join(notes) or "it has the target alone"
-        raise DataError(f"{frame.path} has no column that says anything: {why}")
-    if filled := [f["name"] for f in columns if frame.column(f["name"]).null_count()]:
-        notes.append(f"missing values are filled in {some(filled)}")
-    return columns
+        why = "; ".join(f"column {name!r} is left out: {reason}" for name, reason in left_out.items())
+        raise DataError(f"{frame.path} has no column that says anything: {why or 'it has the target alone'}")
+    return columns, left_out
 
 
 def _about_columns(fitted: Sequence[Fitted]) -> str:

@@ -1,0 +1,33 @@
+"""`pipe data`: the decisions on some data, without a training."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import click
+
+from cli import arguments, config
+from cli.flags import SettingsCommand, settings
+
+
+@click.command("data", cls=SettingsCommand)
+@click.argument("data")
+@partial(settings, section="Data")
+def command(data: str, **options: Any) -> None:
+    """Show how DATA, a value of --data, would be read: what is learned, and what each column holds."""
+    show(config.make({"data": data}, arguments.settings_of(options)))
+
+
+def show(chosen: config.TrainConfig) -> None:
+    from cli import columns
+    from cli.build import prepared
+    from cli.progress import plain
+
+    data, say = prepared(chosen), plain(False)
+    sizes = f"{len(data.train):,} training and {len(data.held_out):,} held-out samples"
+    say.print(f"data    {chosen.data.source}: {sizes}, {data.task}")
+    for note in data.notes:
+        say.print(f"        {note}")
+    if data.columns:
+        say.print(columns.table(data.columns))

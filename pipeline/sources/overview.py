@@ -1,0 +1,108 @@
+"""Overview of a table: the decision on each column, and the columns that look wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from textwrap import shorten
+
+import numpy as np
+
+from pipeline.sources.columns import CATEGORY, DATE, NUMBER, OTHER, TIME, TRUTH, Reading, names, values
+from pipeline.sources.encode import Fitted
+from pipeline.sources.frame import Frame
+from pipeline.sources.learned import Learned, some
+from pipeline.sources.prepared import LEFT_OUT, TARGET, Column
+
+ENOUGH = 20
+"""Samples without which nothing is suspected."""
+LONGEST = 12
+"""Characters of a category to show."""
+SAME = 0.9999
+"""Correlation with the target from which a column gives it away."""
+
+
+def overview(
+    frame: Frame, readings: Mapping[str, Reading], fitted: Sequence[Fitted], left_out: Mapping[str, str],
+    learned: Learned, targets: np.ndarray,
+) -> list[Column]:  # fmt: skip
+    """The columns of a table, those with an alarm first."""
+    by_name = {f["name"]: f for f in fitted}
+    found: list[Column] = []
+    for name in frame.data.columns:
+        reading, missing = readings[name], frame.column(name).null_count()
+        if name in left_out:
+            found.append(Column(name, LEFT_OUT, _range(frame, name, reading), missing, left_out[name]))
+        elif name in by_name:
+            suspicion = _suspicion(frame, name, reading, learned, targets)
+            note = "; ".join(filter(None, (suspicion, reading.note, _form(reading))))
+            found.append(Column(name, reading.kind, _range(frame, name, reading), missing, note, bool(suspicion)))
+        elif name in learned.names:
+            found.append(Column(name, TARGET, _range(frame, name, reading), missing, learned.task))
+    return sorted(found, key=lambda column: not column.alarm)
+
+
+def _form(reading: Reading) -> str:
+    if reading.kind == DATE and reading.form:
+        return reading.form
+    marks = {",": "decimal comma", ".": ""}.get(reading.form[:1], "")
+    thousands = f"thousands by {reading.form[1]!r}" if len(reading.form) > 1 else ""
+    return ", ".join(filter(None, (marks, thousands))) if reading.kind == NUMBER else ""
+
+
+def _range(frame: Frame, name: str, reading: Reading) -> str:
+    if reading.kind == OTHER:
+        return str(frame.data[name].dtype)
+    if reading.kind in (CATEGORY, TRUTH):
+        texts = names(frame, name, reading).drop_nulls().unique().sort().to_list()
+        return f"{len(texts):,}: {some([shorten(t, LONGEST, placeholder='...') for t in texts])}" if texts else ""
+    read = values(frame, name, reading)
+    if np.isnan(read).all():
+        return ""
+    ends = float(np.nanmin(read)), float(np.nanmax(read))
+    if reading.kind == DATE:
+        return " to ".join(_day(x) for x in ends)
+    if reading.kind == TIME:
+        return " to ".join(f"{int(x // 3600):02}:{int(x // 60 % 60):02}" for x in ends)
+    return " to ".join(f"{x:.6g}" for x in ends)
+
+
+def _day(days: float) -> str:
+    try:
+        time = datetime.fromtimestamp(days * 86400, UTC)
+    except (OverflowError, ValueError, OSError):
+        return f"day {days:.0f}"
+    return time.strftime("%Y-%m-%d" if days % 1 == 0 else "%Y-%m-%d %H:%M")
+
+
+def _suspicion(frame: Frame, name: str, reading: Reading, learned: Learned, targets: np.ndarray) -> str:
+    """The fault that a column seems to have, for a reader to judge."""
+    if len(frame) < ENOUGH or targets.ndim > 1:
+        return ""
+    away = "alone gives the target away; leave it out by ignore= if new rows will not have it"
+    if reading.kind == CATEGORY:
+        texts = names(frame, name, reading).fill_null("").to_numpy()
+        keys, codes = np.unique(texts.astype(str), return_inverse=True)
+        pure = len(keys) < len(frame) / 4 and _constant_within(codes, targets)
+        return away if pure else ""
+    read = values(frame, name, reading)
+    known = ~np.isnan(read)
+    x, y = read[known], targets[known]
+    if len(x) < ENOUGH:
+        return ""
+    if reading.kind == NUMBER and np.array_equal(x, x[0] + np.arange(len(x))):
+        return "numbers the rows; leave it out by ignore= if that says nothing"
+    if learned.task == "regression":
+        with np.errstate(all="ignore"):
+            return away if abs(float(np.corrcoef(x, y)[0, 1])) > SAME else ""
+    order = np.argsort(x, kind="stable")
+    changes = np.flatnonzero(np.diff(y[order]))
+    apart = len(changes) == len(np.unique(y)) - 1 and bool((np.diff(x[order])[changes] > 0).all())
+    return away if apart else ""
+
+
+def _constant_within(codes: np.ndarray, targets: np.ndarray) -> bool:
+    """Whether the targets of each group are equal."""
+    order = np.lexsort((targets, codes))
+    same = np.diff(codes[order]) == 0
+    return bool((np.diff(targets[order])[same] == 0).all())
