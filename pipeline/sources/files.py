@@ -28,7 +28,9 @@ def reading(path: str | Path, wrong: str | None = None) -> Iterator[None]:
         yield
     except (PipeError, MemoryError):
         raise
-    except Exception as e:  # each reader has errors of its own
+    except BaseException as e:  # each reader has errors of its own; a panic of one in Rust is no Exception
+        if not isinstance(e, Exception) and type(e).__name__ != "PanicException":
+            raise
         if wrong is None or isinstance(e, OSError):
             raise DataError(f"can't read {path}: {getattr(e, 'strerror', None) or e or type(e).__name__}") from e
         raise DataError(f"{path} {wrong} ({first_line(e)})") from e
