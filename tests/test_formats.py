@@ -195,7 +195,7 @@ values = st.one_of(st.none(), st.booleans(), st.integers(-(10**30), 10**30), st.
 @given(st.lists(values, max_size=6), st.lists(values, max_size=6))
 def test_a_column_has_one_type_in_all_blocks(one, other):
     """Numbers stay as they are, and texts among them; what is missing is null in each type."""
-    kinds = cells._kinds([*one, *other])
+    kinds = cells.kinds_of([*one, *other])
     first, second, both = (series("c", part, kinds) for part in (one, other, [*one, *other]))
     assert first.dtype == second.dtype == both.dtype
     assert pl.concat([first, second]).equals(both)

@@ -46,7 +46,7 @@ def typed(
         second = next(blocks, None)
         for block in [first] if second is None else chain([first, second], blocks):
             for name in dict.fromkeys(chain.from_iterable(row for _, row in block)):
-                kinds.setdefault(name, set()).update(_kinds([row.get(name) for _, row in block]))
+                kinds.setdefault(name, set()).update(kinds_of([row.get(name) for _, row in block]))
         for block in [first] if second is None else _blocks(rows()):
             columns = [series(name, [row.get(name) for _, row in block], seen) for name, seen in kinds.items()]
             lines = np.array([place for place, _ in block], np.int64)
@@ -67,7 +67,7 @@ def _blocks(rows: Iterator[Row]) -> Iterator[list[Row]]:
         yield block
 
 
-def _kinds(values: list[Any]) -> set[type]:
+def kinds_of(values: list[Any]) -> set[type]:
     """The types of some values, for `series`: whole numbers above 64 bits are floats, and decimals, too."""
     kinds = set(map(type, values))
     if Decimal in kinds or (int in kinds and any(type(v) is int and not -WIDEST <= v < WIDEST for v in values)):

@@ -7,6 +7,7 @@ import gzip
 import lzma
 import math
 import re
+import tarfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -130,6 +131,24 @@ def inflated(path: Path) -> Iterator[tuple[str, bytes]]:
             with zipped.open(member) as inner:
                 while block := inner.read(BLOCK):
                     yield member.filename, block
+
+
+def tar(path: Path) -> Iterator[tuple[str, bytes]]:
+    """The names and contents of the files in a tar archive, compressed or not, as long as all of them fit in memory."""
+    size, free = 0, memory.free()
+    wrong = "is no tar archive, or cut short"
+    with reading(path, wrong), unpacked(path) as file, tarfile.open(fileobj=file, mode="r|") as members:
+        for member in members:
+            if not member.isreg() or member.issparse():
+                continue
+            size += member.size
+            if size > free:
+                memory.check(size, f"{path}, of at least {memory.size(size)},")
+            inner = members.extractfile(member)
+            content = inner.read() if inner is not None else b""
+            if len(content) < member.size:
+                raise EOFError(f"{member.name} ends early")
+            yield member.name, content
 
 
 def archive(path: Path) -> dict[str, np.ndarray]:

@@ -169,14 +169,16 @@ class Idx(File):
 
 @frozen
 class Images(File):
-    """A folder of images by class."""
+    """A folder of images by class, a tar archive of WebDataset, or, by `images:FILE`, a table of their paths."""
 
+    ends: ClassVar[tuple[str, ...]] = (".tar", ".tar.gz", ".tgz", ".tar.zst")
     reader, others_reader, fits = "images", "of_images", "mode"
 
     test: str | None = setting(None, "file or folder of samples to hold out, instead of a share", fixed=True)
     size: int | None = setting(
         None, "height and width of images  [default: as they are]", at_least(1, most=1 << 14), fixed=True
     )
+    target: str | None = setting(None, "column, or columns a,b, to learn  [default: the last]", fixed=True)
     augment: str = setting("auto", "auto, none, flip, crop, or flip+crop", fixed=True)
     workers: int = setting(0, "processes that prepare samples", at_least(0, most=1024))
 
