@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -71,9 +72,23 @@ def _frames(chunks: Chunks) -> Iterator[Any]:
 
 def _csv(chunks: Chunks, raw: bool) -> Iterator[tuple[str, int]]:
     """Text and number of rows of each chunk."""
-    for i, frame in enumerate(_frames(chunks)):
+    for i, frame in enumerate(map(_flat, _frames(chunks))):
         text = (frame if raw else _safe(frame)).write_csv(include_header=i == 0)
         yield text if raw else shown(text), len(frame)
+
+
+def _flat(frame: Any) -> Any:
+    """Cells that CSV can't hold as texts: lists and structs as JSON, bytes in hex, durations in seconds."""
+    pl = package()
+    for column in frame.get_columns():
+        if column.dtype.is_nested() or column.dtype == pl.Object:
+            cells = [None if x is None else json.dumps(x, default=str) for x in column.to_list()]
+            frame = frame.with_columns(pl.Series(column.name, cells, dtype=pl.String))
+        elif column.dtype == pl.Binary:
+            frame = frame.with_columns(column.bin.encode("hex"))
+        elif column.dtype == pl.Duration:
+            frame = frame.with_columns(column.dt.total_microseconds() / 1e6)
+    return frame
 
 
 def _safe(frame: Any) -> Any:

@@ -178,8 +178,8 @@ def test_a_table_in_stretches_is_the_table(tmp_path_factory, size, quoted, ends,
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(csv, "BLOCK", size)
         parts = [*formats.table_blocks(path)]
-    for name, column in whole.columns.items():
-        assert pl.concat([p.columns[name] for p in parts]).to_list() == column.to_list()
+    for name, column in whole.cells.items():
+        assert pl.concat([p.cells[name] for p in parts]).to_list() == column.to_list()
     where = [p.where(i) for p in parts for i in range(len(p))]
     assert where == [whole.where(i) for i in range(len(whole))]
 

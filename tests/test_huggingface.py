@@ -51,24 +51,26 @@ def refused(message, *args, **kwargs):
 
 
 def rows(data):
-    """Inputs and targets of both parts, by the inputs."""
+    """Inputs, in their units, and targets of both parts, by the inputs."""
     inputs, targets = (torch.cat([p.tensors[k] for p in (data.train, data.held_out)]) for k in ("inputs", "targets"))
+    columns = data.fitted["columns"]
+    mean, std = (torch.tensor([c[k] for c in columns], dtype=torch.float64) for k in ("mean", "std"))
     order = inputs[:, 0].argsort()
-    return inputs[order], targets[order]
+    return (inputs.double() * std + mean)[order].float(), targets[order]
 
 
 @settings(max_examples=10)
 @given(st.integers(5, 30), st.integers(1, 4), st.data())
 def test_rows_are_what_was_given(n, d, data):
-    """Each row is in one part, with its inputs as float32 and its class."""
+    """Each row is in one part, with its inputs, scaled as a table's, and its class."""
     x, y = data.draw(normals((n, d))), data.draw(labels((n,), 3))
-    x[:, 0] = torch.arange(n)
+    x = x.clamp(-4, 4) + torch.arange(n)[:, None] * 10
     given = datasets.Dataset.from_dict({"x": x.tolist(), "target": y.tolist()}).cast_column(
         "target", datasets.ClassLabel(names=["a", "b", "c"])
     )
     made = sources.huggingface(given)
     assert (made.task, made.classes) == ("classification", ("a", "b", "c"))
-    torch.testing.assert_close(rows(made), (x, y), rtol=0, atol=0)
+    torch.testing.assert_close(rows(made), (x, y), rtol=1e-5, atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["save_to_disk", "parquet", "csv", "json", "jsonl"])
@@ -84,7 +86,7 @@ def test_paths(tmp_path, kind):
     assert len(made.train) == len(made.held_out) == 5
     torch.testing.assert_close(inputs, torch.tensor([[i / 4, i] for i in range(10)]))
     assert targets.tolist() == [0, 1] * 5
-    assert made.notes[0] == "10 rows; 'label' is learned from a, b"
+    assert made.notes[0] == "target 'label': 2 classes (0, 1)"
 
 
 def test_splits_of_its_own(tmp_path):
@@ -96,7 +98,7 @@ def test_splits_of_its_own(tmp_path):
     for data in (whole, tmp_path / "saved", tmp_path / "files"):
         made = sources.huggingface(data)
         assert (len(made.train), len(made.held_out)) == (7, 4)
-        assert made.notes[1:] == ("split 'test' is held out", "split 'more' is not read")
+        assert made.notes[-2:] == ("split 'test' is held out", "split 'more' is not read")
     refused("the splits are train, more; give one", datasets.DatasetDict({"train": table(), "more": table()}))
 
 
@@ -104,10 +106,12 @@ def test_kinds_of_targets():
     """Words are classes, numbers that are not whole are values, rows of integers are tokens."""
     words = datasets.Dataset.from_dict({"x": [1.0, 2, 3, 4, 5], "y": list("abaab")})
     assert sources.huggingface(words).classes == ("a", "b")
-    values = datasets.Dataset.from_dict({"x": [1.0, 2, 3, 4, 5], "y": [0.5, 1, 2, 3, 4], "z": [[1, 2]] * 5})
+    z = [[i, -i] for i in range(5)]
+    values = datasets.Dataset.from_dict({"x": [1.0, 2, 3, 4, 5], "y": [0.5, 1, 2, 3, 4], "z": z})
     assert sources.huggingface(values).task == "regression"
     assert sources.huggingface(values).train.tensors["inputs"].shape == (4, 3)
-    tokens = sources.huggingface(values, inputs="z", targets="z")
+    ids = datasets.Dataset.from_dict({"z": [[i, 2 * i] for i in range(5)]})
+    tokens = sources.huggingface(ids, inputs="z", targets="z")
     assert (tokens.task, tokens.train.tensors["inputs"].dtype) == ("language modelling", torch.int64)
 
 
@@ -152,13 +156,13 @@ def test_code_in_a_folder_is_not_run(tmp_path):
         ({"xs": [1, 2], "y": [0, 1]}, {"targets": "x"}, "no column 'x'; did you mean 'xs'"),
         ({"x": [1, 2], "z": [0, 1]}, {}, "which column is learned.*one of x, z"),
         ({"y": [0, 1]}, {}, "the column 'y' alone"),
-        ({"x": ["a", "b"], "y": [0, 1]}, {}, "column 'x' holds .*string.*inputs="),
-        ({"x": [1, None], "y": [0, 1]}, {}, "column 'x' has no value in row 1"),
+        ({"x": [["a"], ["b"]], "y": [0, 1]}, {}, "column 'x' holds .*string.*inputs="),
+        ({"x": ["a", "a"], "y": [0, 1]}, {}, "all its values are 'a'"),
         ({"x": [[1], [1, 2]], "y": [0, 1]}, {}, "column 'x' has rows of different lengths"),
         ({"x": [[1, 2], [1, None]], "y": [0, 1]}, {}, "a value is missing"),
-        ({"x": [1, 2], "y": [None, 1]}, {}, "column 'y' has no value in row 0"),
-        ({"x": [1.0, float("nan")], "y": [0, 1]}, {}, "inputs holds nan"),
-        ({"x": [], "y": []}, {}, "empty|holds"),
+        ({"x": [1, 2], "y": [None, None]}, {}, "'y', which is to be learned, has no values"),
+        ({"x": [1.0, float("inf")], "y": [0, 1]}, {}, "column 'x': inf is infinite"),
+        ({"x": [], "y": []}, {}, "empty|holds|no values"),
     ],
 )
 def test_columns_that_can_not_be_learned_from(columns, options, message):

@@ -97,7 +97,7 @@ def test_what_was_fitted_prepares_the_same_rows_alike(folder, body):
         return
     again = apply(json.loads(json.dumps(data.fitted)), read_table(path))
     for name, t in data.train.tensors.items():
-        assert torch.equal(t, again.tensors[name])
+        assert torch.equal(t, again[name])
         assert torch.equal(t, data.held_out.tensors[name])
 
 
@@ -141,7 +141,7 @@ def test_files_of_other_writers(folder):
     # The first day is a Tuesday in January: the first weekday is Monday.
     whole = sources.table(folder / "pandas.csv", test=folder / "pandas.csv").train.tensors
     assert whole["categories"][0].tolist() == [1, 2, 1]
-    assert whole["inputs"].shape == (40, 3)  # the age, whether it is missing, the date
+    assert whole["inputs"].shape == (40, 5)  # the age, whether it is missing, the date, and its place in the year
     assert whole["inputs"][:, 1].tolist() == [float(i % 5 == 0) for i in range(40)]
 
 
@@ -246,10 +246,10 @@ def test_a_damaged_file_says_where(folder):
 def test_a_format_is_a_reader_and_a_line(folder, monkeypatch):
     """A reader in TABLES is read by `table` and, block by block, by `new_data`, as a CSV of the same rows is."""
 
-    def ndjson(path, _header, *, at_once):
+    def ndjson(path, _dialect):
         data = pl.read_ndjson(path)
-        for begin in [0] if at_once else range(0, len(data), 7):
-            part = data if at_once else data[begin : begin + 7]
+        for begin in range(0, len(data), 7):
+            part = data[begin : begin + 7]
             yield Frame(str(path), part, np.arange(begin, begin + len(part)) + 1, "line")
 
     monkeypatch.setitem(formats.TABLES, ".jsonl", ndjson)
@@ -260,7 +260,7 @@ def test_a_format_is_a_reader_and_a_line(folder, monkeypatch):
     for data in made:
         for name, t in tensors(made[0]).items():
             assert torch.equal(t, tensors(data)[name])
-    blocks = [*new_data.of_table(folder / "same.jsonl", made[1].fitted, targets=True, header=None)]
+    blocks = [*new_data.of_table(folder / "same.jsonl", made[1].fitted, targets=True)]
     assert [len(rows.batch["inputs"]) for rows in blocks] == [7, 7, 7, 7, 7, 5]
     assert [c for rows in blocks for c in rows.batch["targets"].tolist()] == [0, 1] * 20
 

@@ -114,7 +114,12 @@ def of_pair(pair: Pair, other: Pair | None = None, parts: Split | None = None, t
 
 
 def new_rows(
-    path: Path, fitted: Mapping[str, Any], *, targets: bool, names: tuple[str | None, str | None] = (None, None)
+    path: Path,
+    fitted: Mapping[str, Any],
+    learned: Learned,
+    *,
+    targets: bool,
+    names: tuple[str | None, str | None] = (None, None),
 ) -> Frame | Source:
     """The samples of a file, prepared as those that `fitted` is of: a table's rows, or a Source.
 
@@ -123,7 +128,7 @@ def new_rows(
     pair = _sides(path, read_arrays(path), names, need_targets=targets)[0]
     if not targets:
         pair = evolve(pair, targets=None)
-    return pair.frame() if "columns" in fitted else _source(pair, Learned.read(fitted["targets"]))
+    return pair.frame() if "columns" in fitted else _source(pair, learned)
 
 
 def _sides(

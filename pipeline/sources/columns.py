@@ -10,13 +10,10 @@ from attrs import frozen
 
 from pipeline.errors import ConfigError, DataError
 from pipeline.sources import dates, numbers
-from pipeline.sources.frame import MISSING, Frame, floats, package
+from pipeline.sources.frame import BLANKS, MISSING, TRUTHS, Frame, floats, package
 
 NUMBER, TRUTH, DATE, TIME, CATEGORY, OTHER = "number", "truth", "date", "time", "category", "other"
 WORDS = {NUMBER: "number", TRUTH: "truth value", DATE: "date", TIME: "time of day"}
-TRUTHS = (("false", "true"), ("no", "yes"), ("f", "t"), ("n", "y"), ("off", "on"))
-BLANKS = ("-", "--", ".", "n.a.", "#div/0!", "#value!", "#null!")
-"""Further texts for a missing number or date, in a format without null."""
 MOSTLY = 0.9
 """Smallest share of the texts of a column of numbers or dates that are such; all others are errors."""
 HALF = 0.5
@@ -137,7 +134,7 @@ def _of_texts(
                                "mark, or one of thousands; say which by decimal=',' or '.'")  # fmt: skip
         compact = form == "." and _compact(floats(texts)) and len(texts) == len(floats(texts).drop_nulls())
         return Reading(DATE, dates.COMPACT) if compact else Reading(NUMBER, form)
-    if any(texts.str.to_lowercase().is_in(list(pair)).all() for pair in TRUTHS):
+    if are_truths(texts):
         return Reading(TRUTH)
     if days := dates.forms(texts, counts, MOSTLY, wanted.day_first):
         if len(days) > 1:
@@ -166,6 +163,14 @@ def _row(frame: Frame, name: str, text: str) -> int:
     return int((frame.column(name) == text).fill_null(False).arg_max() or 0)
 
 
+def are_truths(column: Any) -> bool:
+    """Whether a column holds nothing but two words for false and true, or truth values."""
+    if column.dtype != package().String:
+        return bool(column.dtype == package().Boolean)
+    words = column.drop_nulls().unique().str.to_lowercase()
+    return any(words.is_in(list(pair)).all() for pair in TRUTHS)
+
+
 def values(frame: Frame, name: str, reading: Reading) -> np.ndarray:
     """A column as float64 (N,), NaN for a missing value; dates as days since 1970, times of day as seconds.
 
@@ -174,7 +179,7 @@ def values(frame: Frame, name: str, reading: Reading) -> np.ndarray:
     pl, column = package(), frame.column(name)
     known = column.is_not_null()
     if column.dtype == pl.String:
-        if reading.kind != TRUTH and frame.missing == MISSING:
+        if frame.missing == MISSING:
             known &= ~column.is_in(list(BLANKS)).fill_null(False)
         read = _from_texts(column, reading)
     else:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.errors import DataError
-from pipeline.sources.dialect import BLANKS, MARKS, SAMPLE, Dialect, is_header
+from pipeline.sources.dialect import MARKS, SAMPLE, SPACES, Dialect, is_header
 from pipeline.sources.files import reading, unpacked
 from pipeline.sources.frame import Frame, package
 
@@ -68,7 +68,7 @@ def _texts(path: Path, encoding: str | None) -> Iterator[str]:
                 other = "name its encoding by encoding=, such as 'cp1252' or 'utf-16'"
                 raise DataError(f"{path} is not {str(encoding).upper()}: {where}; {other}") from None
             byte += len(raw)
-            end = text.rfind("\n") + 1 if raw else len(text)
+            end = text.rfind("\n") + 1 if len(raw) == BLOCK else len(text) if not raw else 0
             if end:
                 line += text.count("\n", 0, end)
                 yield text[:end]
@@ -90,7 +90,7 @@ def _parsed(path: Path, dialect: Dialect, texts: Iterator[str]) -> Iterator[tupl
             widths = np.array([len(row) for row in rows])
             line += block.count
         else:
-            split = dialect.separator != BLANKS
+            split = dialect.separator != SPACES
             rows = [row if split else "\t".join(row.split()) for row in text.split("\n")]
             lines = np.array([i for i, row in enumerate(rows, line + 1) if row.strip()])
             rows = [row for row in rows if row.strip()]
@@ -150,7 +150,7 @@ def _rows(path: Path, dialect: Dialect, lines: Lines, first: int) -> tuple[list[
             raise DataError(f"{path}, line {first + lines.count}: {e}") from None
         if row is None:
             return rows, np.array(last)
-        if any(cell.strip() for cell in row):
+        if len(row) > 1 or (row and (row[0].strip() or not row[0])):
             rows.append(row)
             last.append(first + max(lines.count, 1))
 

@@ -11,11 +11,11 @@ from itertools import islice
 from attrs import evolve, frozen
 
 from pipeline.errors import ConfigError
-from pipeline.sources.frame import MISSING
+from pipeline.sources.frame import BLANKS, MISSING, TRUTHS
 from pipeline.sources.numbers import like
 
 SEPARATORS = ",;\t|"
-BLANKS = " "
+SPACES = " "
 """Separator: any number of blanks and tabs."""
 SAMPLE = 100
 """Rows to look at."""
@@ -70,51 +70,74 @@ class Dialect:
     def found(self, text: str) -> Dialect:
         """The dialect, completed by the beginning of a file."""
         lines = text.split("\n")
-        first = lines[0].strip()
-        if self.separator is None and re.fullmatch(r"sep=.", first):  # written by Excel
-            return evolve(self, separator=first[-1]).found("\n".join(lines[1:]))
-        # An apostrophe is a quote if each cell that begins with one ends with one.
-        single = re.findall(rf"(?:^|[{SEPARATORS}])'([^\n{SEPARATORS}]*)", text, re.MULTILINE)
-        quote = "'" if '"' not in text and single and all(cell.endswith("'") for cell in single) else '"'
-        escape = "\\" if f"\\{quote}" in text and quote * 2 not in text else None
-        known = evolve(self, quote=quote, escape=escape)
-        if self.separator is not None:
-            return known
-        ranked = [(score, s) for s in SEPARATORS if (score := known._score(lines, s)) is not None]
-        best = max(ranked, key=lambda r: r[0])[1] if ranked else None
-        if best is None:
-            split = [line.split() for line in lines[:SAMPLE] if line.strip()]
-            even = len(split) > 1 and len({len(row) for row in split}) == 1 and len(split[0]) > 1
-            if even and all(like(cell) for row in split[1:] for cell in row):
-                best = BLANKS
-        return evolve(known, separator=best or ",")
+        if self.separator is None and re.fullmatch(r"sep=.", lines[0].strip()):  # written by Excel
+            return evolve(self, separator=lines[0].strip()[-1]).found(text)
+        quote = "'" if not _quotes(text, '"') and _quotes(text, "'") else '"'
+        known = [evolve(self, quote=quote, separator=s) for s in self.separator or SEPARATORS]
+        if f"\\{quote}" in text:
+            known += [evolve(dialect, escape="\\") for dialect in known]
+        ranked = [(score, dialect) for dialect in known if (score := dialect._score(lines)) is not None]
+        if ranked:
+            return max(ranked, key=lambda r: r[0])[1]
+        if self.separator is None and _numbers_between_blanks(lines[:SAMPLE]):
+            return evolve(self, separator=SPACES)
+        return known[0]
 
-    def _score(self, lines: Sequence[str], separator: str) -> tuple[float, int, bool] | None:
-        """A separator's rank: the share of cells that hold no other one, unless they are numbers, and the number of
-        columns; None if all rows have one column, or the first rows differ in theirs."""
-        others = [s for s in SEPARATORS if s != separator]
+    def _score(self, lines: Sequence[str]) -> tuple[float, float, int, bool] | None:
+        """The rank of a separator: the share of rows with as many cells as most, the share of cells that are numbers or
+        hold no other separator, and the number of columns; None if there is one column or quotes do not fit."""
         try:
-            rows = [row for row in islice(evolve(self, separator=separator).rows(iter(lines)), SAMPLE) if row]
+            rows = [row for row in islice(self.rows(iter(lines)), SAMPLE) if row]
         except csv.Error:
             return None
         widths = [len(row) for row in rows]
-        if not widths or max(widths) == 1:
-            return None
-        usual = max(set(widths), key=widths.count)
+        usual = max(set(widths), key=widths.count, default=1)
         if usual == 1 or widths.count(usual) < 0.8 * len(widths):
             return None
         cells = [cell for row in rows for cell in row]
-        clean = sum(like(cell) or not any(s in cell for s in others) for cell in cells) / len(cells)
-        return (widths.count(usual) / len(widths), clean, usual, separator != ",")  # type: ignore[return-value]
+        clean = sum(like(cell) or not any(s in cell for s in SEPARATORS) for cell in cells) / len(cells)
+        return widths.count(usual) / len(widths), clean, usual, self.separator != ","
 
 
-def is_header(rows: Sequence[Sequence[str]], missing: Sequence[str]) -> bool:
-    """Whether the first row has a word above a column of numbers, or no column has numbers."""
-    numeric = False
+def _quotes(text: str, quote: str) -> bool:
+    """Whether a character is a quote: as many cells begin with it as end with it."""
+    patterns = rf"(?:^|[{SEPARATORS}]){quote}", rf"{quote}(?:[{SEPARATORS}]|$)"
+    begins, ends = (re.findall(pattern, text, re.MULTILINE) for pattern in patterns)
+    return 0 < len(begins) == len(ends)
+
+
+def _numbers_between_blanks(lines: Sequence[str]) -> bool:
+    rows = [line.split() for line in lines if line.strip()]
+    even = len(rows) > 1 and len({len(row) for row in rows}) == 1 and len(rows[0]) > 1
+    return even and all(like(cell) for row in rows[1:] for cell in row)
+
+
+STAMP = re.compile(
+    r"(\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}|\d{1,2}[-. ]*[A-Za-z]{3,9}[-. ]*\d{2,4}|"
+    r"[A-Za-z]{3,9} \d{1,2},? \d{4}|\d{1,2}:\d{2}).*"
+)
+"""A date or a time, roughly."""
+
+
+def _kind(cell: str) -> str | None:
+    """Number, date or truth value; None for other texts."""
+    cell = cell.strip()
+    if like(cell):
+        return "number"
+    if STAMP.fullmatch(cell):
+        return "date"
+    return "truth" if any(cell.lower() in pair for pair in TRUTHS) else None
+
+
+def is_header(rows: Sequence[Sequence[str]], words: Sequence[str]) -> bool:
+    """Whether the first row has a word above a column of numbers, dates or truth values; without such a column, whether
+    it has a word that its column has not."""
+    typed, missing = False, {*words, *BLANKS}
     for first, *below in zip(*rows, strict=True):
-        seen = [cell for cell in below if cell.strip().lower() not in missing]
-        if seen and sum(map(like, seen)) > 0.5 * len(seen):
-            numeric = True
-            if first.strip().lower() not in missing and not like(first):
+        kinds = [_kind(cell) for cell in below if cell.strip().lower() not in missing]
+        kind = max(set(kinds), key=kinds.count, default=None)
+        if kind is not None and kinds.count(kind) > 0.5 * len(kinds):
+            typed = True
+            if first.strip().lower() not in missing and _kind(first) != kind:
                 return True
-    return not numeric
+    return not typed and not all(first in below for first, *below in zip(*rows, strict=True))

@@ -82,8 +82,8 @@ class Columns(nn.Module):
     int64.
 
     Numbers are scaled; a missing one is the mean, and a column of 0 and 1 marks it, if training rows had missing ones.
-    Dates and times are also points on a circle: of the year, and of the day if training rows have times. The day of the
-    week is a category.
+    Dates and times are also points on a circle: of the year, and of the day if training rows have times. Month and day
+    of the week are categories.
     """
 
     mean: Tensor
@@ -116,8 +116,10 @@ class Columns(nn.Module):
             turns = [value / YEAR] * (kind == DATE) + [value] * hours + [value / DAY] * (kind == TIME)
             for turn in turns:
                 inputs += [torch.where(none, 0.0, f(tau * turn)) for f in (torch.sin, torch.cos)]
-            if kind == DATE:  # 1 January 1970 was a Thursday
-                categories.append(torch.where(none, 0, (torch.where(none, 0.0, value).floor().long() + 3) % 7 + 1))
+            if kind == DATE:
+                days = torch.where(none, 0.0, value).floor().long()
+                weekday = (days + 3) % 7 + 1  # 1 January 1970 was a Thursday
+                categories += [torch.where(none, 0, x) for x in (_month(days), weekday)]
             number += 1
         return _stacked(inputs, numbers).float(), _stacked(categories, codes)
 
@@ -126,7 +128,16 @@ def _stacked(columns: list[Tensor], rows: Tensor) -> Tensor:
     return torch.stack(columns, 1) if columns else rows[:, :0]
 
 
+def _month(days: Tensor) -> Tensor:
+    """Month, 1 to 12, of days since 1970. Source: H. Hinnant, chrono-compatible low-level date algorithms (2021),
+    civil_from_days."""
+    day = (days + 719_468) % 146_097  # day of a 400-year era, which begins on 1 March
+    year = (day - day // 1460 + day // 36_524 - day // 146_096) // 365
+    month = (5 * (day - (365 * year + year // 4 - year // 100)) + 2) // 153
+    return torch.where(month < 10, month + 3, month - 9)
+
+
 def _counts(f: Fitted) -> list[int]:
     if f["kind"] == CATEGORY:
         return [len(f["categories"]) + 1]
-    return [8] if f["kind"] == DATE else []
+    return [13, 8] if f["kind"] == DATE else []

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 MISSING = ("", "na", "n/a", "nan", "null", "none", "?", "#n/a")
 """Texts for a missing value in a format without null, in lower case."""
 
+BLANKS = ("-", "--", ".", "n.a.", "#div/0!", "#value!", "#null!")
+"""Further texts for a missing number, date or truth value, in such a format."""
+TRUTHS = (("false", "true"), ("no", "yes"), ("f", "t"), ("n", "y"), ("off", "on"))
+
 
 def package() -> Any:
     """polars, imported when a table is read."""

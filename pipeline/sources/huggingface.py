@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from attrs import frozen
+from attrs import evolve, frozen
 from torch import Tensor
 
 from pipeline.errors import ConfigError, DataError, did_you_mean
@@ -84,11 +84,13 @@ def huggingface(
         return prepared(sides, classes, size=None, mode=None, augment="none", workers=workers, notes=notes)
     if all(isinstance(columns[n], datasets.Value | datasets.ClassLabel) for n in (*used, target)):
         read_test = None if held is None else partial(_frame, held, [*used, target], name)
-        return prepare(partial(_frame, train, [*used, target], name), target, parts or Split(), read_test=read_test)
+        made = prepare(partial(_frame, train, [*used, target], name), target, parts or Split(), read_test=read_test)
+        return evolve(made, notes=(*made.notes, *notes))
     pair, other = (None if side is None else Pair(name, _inputs([_values(side, n, NUMBERS) for n in used]),
                                                   _targets(side, target)) for side in (train, held))  # fmt: skip
     assert pair is not None
-    return of_pair(pair, other, parts)
+    made = of_pair(pair, other, parts)
+    return evolve(made, notes=(*made.notes, *notes))
 
 
 def rows(path: Path, fitted: Mapping[str, Any]) -> Frame:

@@ -9,7 +9,7 @@ import numpy as np
 from attrs import asdict, evolve, frozen
 
 from pipeline.errors import DataError, did_you_mean
-from pipeline.sources.columns import NUMBER, OTHER, TRUTH, Reading, names, reread, values
+from pipeline.sources.columns import NUMBER, OTHER, TRUTH, Reading, are_truths, names, reread, values
 from pipeline.sources.frame import Frame, package
 from pipeline.sources.prepared import Task
 
@@ -102,9 +102,9 @@ class Learned:
         return (np.stack(read, 1) if len(read) > 1 else read[0]).astype(np.float32)
 
     def _codes(self, frame: Frame, name: str, reading: Reading) -> np.ndarray:
-        if reading.kind == TRUTH and len(self.classes) == 2:
-            return values(frame, name, reading).astype(np.int64)
         pl = package()
+        if reading.kind == TRUTH and len(self.classes) == 2 and are_truths(frame.column(name)):
+            return values(frame, name, reading).astype(np.int64)
         texts = names(frame, name, reading)
         codes = texts.cast(pl.Enum(list(self.classes)), strict=False).to_physical().cast(pl.Int64)
         if codes.is_null().any():

@@ -19,6 +19,7 @@ from pipeline.sources.formats import table_blocks
 from pipeline.sources.frame import Frame
 from pipeline.sources.idx import idx, idx_images
 from pipeline.sources.images import others
+from pipeline.sources.learned import Learned
 from pipeline.sources.pixels import WHITE, decode
 from pipeline.sources.prepared import Rows, Task, check_classes
 from pipeline.sources.table import apply, with_targets
@@ -87,7 +88,9 @@ def of_arrays(
     classes: Sequence[str] = (), vocabulary: int | None = None, names: tuple[str | None, str | None] = (None, None),
 ) -> Iterator[Rows]:  # fmt: skip
     """Arrays in a file; see `arrays`."""
-    data = new_rows(path, fitted, targets=targets, names=names)
+    known = fitted.get("targets")  # of data that were arrays too
+    learned = Learned.read(known) if known else Learned(("targets",), task, ("number",), ("",), classes)
+    data = new_rows(path, fitted, learned, targets=targets, names=names)
     if isinstance(data, Frame):
         yield from of_frame(data, fitted, targets=targets)
     else:

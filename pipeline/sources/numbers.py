@@ -31,7 +31,7 @@ def like(text: str) -> bool:
 
 def _body(form: str) -> str:
     decimal, *thousands = (re.escape(mark) for mark in form)
-    grouped = rf"\d{{1,3}}(?:{thousands[0]}\d{{2,3}})*{thousands[0]}\d{{3}}|" if thousands else ""
+    grouped = rf"[1-9]\d{{0,2}}(?:{thousands[0]}\d{{2,3}})*{thousands[0]}\d{{3}}|" if thousands else ""
     return rf"^(?:(?:{grouped}\d+)(?:{decimal}\d*)?|{decimal}\d+)(?:[eE][-+]?\d+)?$"
 
 

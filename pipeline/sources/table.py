@@ -155,7 +155,8 @@ def _fitted(
             notes.append(f"column {name!r} is taken as text: {kinds[name].note}")
         columns.append(fitted)
     if not columns:
-        raise DataError(f"{frame.path} has no column that says anything: {'; '.join(notes)}")
+        why = "; ".join(notes) or "it has the target alone"
+        raise DataError(f"{frame.path} has no column that says anything: {why}")
     if filled := [f["name"] for f in columns if frame.column(f["name"]).null_count()]:
         notes.append(f"missing values are filled in {some(filled)}")
     return columns
