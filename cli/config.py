@@ -16,7 +16,7 @@ from attrs import asdict, evolve, fields, frozen
 from cli import seal
 from cli.recipes import TABLES, flag_name, home, settings
 from cli.recipes.code import is_code
-from cli.recipes.data import Data
+from cli.recipes.data import Data, unknown
 from cli.recipes.loss import Loss
 from cli.recipes.metric import Metrics
 from cli.recipes.model import Model
@@ -143,7 +143,7 @@ def _recipe(table: str, values: Mapping[str, Any]) -> Any:
         raise refusal(f"setting {table} can't be {name!r}")
     recipe = t.chosen(name)
     if recipe is None:
-        raise refusal(f"unknown {table} {name!r}", name, t.names)
+        raise unknown(name) if table == "data" else refusal(f"unknown {table} {name!r}", name, t.names)
     return recipe
 
 

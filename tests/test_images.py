@@ -1,8 +1,12 @@
 """Images in folders are samples of their classes; what can't be decoded is named."""
 
+import io
+import json
 import os
 import subprocess
 import sys
+import tarfile
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -12,7 +16,7 @@ from hypothesis import strategies as st
 
 from pipeline import Pipeline, backward, fit, forward, load, loss, models, sources, testing, update
 from pipeline.errors import ConfigError, DataError
-from pipeline.sources import Split, Tensors
+from pipeline.sources import Split, Tensors, new_data
 from pipeline.sources import pixels as px
 from tests.strategies import seeds
 
@@ -149,6 +153,122 @@ def test_parts_of_ones_own(tmp_path):
     assert len(sources.images(tmp_path / "train", test=tmp_path / "test").train) == 8
     folder(tmp_path / "vehicles", classes=("car", "train"))
     assert sources.images(tmp_path / "vehicles").classes == ("car", "train")
+
+
+@pytest.mark.parametrize(
+    "names",
+    [("Train", "Test"), ("training", "testing"), ("TRAIN", "dev"), ("train", "Validation"), ("Training", "eval")],
+)
+def test_parts_by_their_usual_names(tmp_path, names):
+    """In any case, they are the parts, and not the classes; with other folders beside them, they are classes."""
+    for part, count in zip(names, (4, 2), strict=True):
+        folder(tmp_path / part, count)
+    data = sources.images(tmp_path)
+    assert (data.classes, len(data.train), len(data.held_out)) == (("cat", "dog"), 8, 4)
+    folder(tmp_path, 2, classes=("other",))
+    assert set(sources.images(tmp_path).classes) == {*names, "other"}
+
+
+@given(st.sampled_from([8, 10, 12, 14, 16]), seeds)
+def test_sixteen_bits_that_hold_fewer(tmp_path_factory, bits, seed):
+    """Images of 16 bits are divided by the largest value of the bits that all training images use, in new data too."""
+    root = tmp_path_factory.mktemp("deep")
+    r = np.random.default_rng(seed)
+    for name in "ab":
+        (root / name).mkdir()
+        for i in range(3):
+            image = r.integers(0, 2**bits, (4, 4)).astype(np.uint16)
+            image[0, 0] = 2**bits - 1
+            Image.fromarray(image).save(root / name / f"{i}.png")
+    data = sources.images(root, test=root)
+    assert data.fitted["white"] == 2**bits - 1
+    assert f"images of more than 8 bits: white is {2**bits - 1}, of {bits} bits" in data.notes
+    assert data.train.tensors["inputs"].amax((1, 2, 3)).eq(1).all()
+    last = torch.from_numpy(image.astype(np.int64) * 255 // (2**bits - 1)) / 255.0
+    assert torch.equal(data.train.tensors["inputs"][-1, 0], last.float())
+    [rows] = new_data.of_images(root, data.fitted, targets=True, classes=data.classes)
+    assert torch.equal(rows.batch["inputs"], data.train.tensors["inputs"])
+
+
+def packed(path, members, mode="w"):
+    with tarfile.open(path, mode) as file:
+        for name, content in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            file.addfile(info, io.BytesIO(content))
+
+
+def test_images_of_a_table_and_of_an_archive(tmp_path):
+    """The same images by folder, by a table of their paths and by WebDataset's tar give the same tensors."""
+    folder(tmp_path / "by", 6)
+    files = sorted((tmp_path / "by").rglob("*.png"))
+    rows = [{"file": str(f.relative_to(tmp_path)), "mean": 0.5 + i, "kind": f.parent.name} for i, f in enumerate(files)]
+    (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "t.csv").write_text("\n".join(["file,mean,kind", *(",".join(map(str, r.values())) for r in rows)]))
+    members = []
+    for i, (f, row) in enumerate(zip(files, rows, strict=True)):
+        meta = json.dumps({"mean": row["mean"]}).encode()
+        members += [
+            (f"d/{i:03}.png", f.read_bytes()),
+            (f"d/{i:03}.txt", row["kind"].encode()),
+            (f"d/{i:03}.json", meta),
+        ]
+    packed(tmp_path / "w.tar", members)
+    packed(tmp_path / "w.tar.gz", members[::-1], "w:gz")
+    wanted = sources.images(tmp_path / "by", test=tmp_path / "by")
+    for name in ("t.jsonl", "t.csv", "w.tar"):
+        data = sources.images(tmp_path / name, test=tmp_path / name)
+        assert (data.task, data.classes) == ("classification", ("cat", "dog"))
+        for key, t in wanted.train.tensors.items():
+            assert torch.equal(t, data.train.tensors[key]), name
+        [rows] = new_data.of_images(tmp_path / name, data.fitted, targets=True, classes=data.classes)
+        assert torch.equal(rows.batch["targets"], wanted.train.tensors["targets"])
+        assert len(next(iter(rows.beside.values()))) == 12
+    for name in ("t.csv", "w.tar", "w.tar.gz"):
+        data = sources.images(tmp_path / name, target="mean")
+        assert data.task == "regression"
+        assert {"target_mean", "targets"} <= {*data.fitted}
+        [rows] = new_data.of_images(tmp_path / name, data.fitted, targets=True, classes=())
+        assert sorted(rows.batch["targets"].tolist()) == [0.5 + i for i in range(12)]
+
+
+def test_what_is_wrong_in_a_list_of_images(tmp_path):
+    """A path without a file is named with its line, and a sample without an image, or with two, by its name."""
+    folder(tmp_path, 3)
+    (tmp_path / "t.csv").write_text("file,kind\ncat/000.png,a\ncat/001.png,b\ncat/009.png,a\n")
+    refused(r"t.csv, line 4, column 'file': 'cat/009.png' is no file beside", tmp_path / "t.csv")
+    (tmp_path / "t.csv").write_text("file,kind\ncat/000,a\n")
+    refused("has no column of names of images", tmp_path / "t.csv")
+    refused("is a column of a table", tmp_path, target="kind", error=ConfigError)
+    png = (tmp_path / "cat" / "000.png").read_bytes()
+    for members, message in [
+        ([("0.png", png), ("1.cls", b"0")], "w.tar/1 has a target, but no image"),
+        ([("0.png", png), ("0.jpg", png)], "w.tar/0 has two images"),
+        ([("0.png", png)], "w.tar has no targets"),
+        ([("0.cls", b"0")], "has a target, but no image"),
+        ([("0.png", png), ("0.cls", b"cat")], "w.tar/0.cls is no target"),
+        ([("0.png", png), ("0.json", b"{")], "w.tar/0.json is no target"),
+        ([], "w.tar has no images"),
+    ]:
+        packed(tmp_path / "w.tar", members)
+        refused(message, tmp_path / "w.tar")
+
+
+@given(st.data())
+def test_a_damaged_archive_is_read_or_refused(tmp_path_factory, data):
+    root = tmp_path_factory.mktemp("tar")
+    folder(root, 3)
+    files = sorted(root.rglob("*.png"))
+    packed(
+        root / "w.tar",
+        [x for i, f in enumerate(files) for x in ((f"{i}.png", f.read_bytes()), (f"{i}.cls", b"%d" % (i % 2)))],
+    )
+    raw = bytearray((root / "w.tar").read_bytes())
+    for _ in range(data.draw(st.integers(1, 8))):
+        raw[data.draw(st.integers(0, len(raw) - 1))] = data.draw(st.integers(0, 255))
+    (root / "w.tar").write_bytes(raw[: data.draw(st.integers(0, len(raw)))])
+    with suppress(DataError):
+        sources.images(root / "w.tar")
 
 
 def test_what_is_no_image_is_passed_over(tmp_path):

@@ -138,7 +138,7 @@ def refused(message, read, *args, **kwargs):
 def test_a_missing_file_is_named(tmp_path, read):
     """A file that is not there, or is a folder, raises a DataError with its path and the reason."""
     refused(r"can't read .*none: No such file", read, tmp_path / "none")
-    refused(r"can't read .*: is not a regular file|holds no array", read, tmp_path)
+    refused(r"can't read .*: is not a regular file|holds no array|is a folder without files", read, tmp_path)
 
 
 @pytest.mark.parametrize("read", [sources.arrays, sources.table, sources.idx])

@@ -82,7 +82,8 @@ class About:
         good &= "targets" not in fitted or (targets["task"] in TASKS.values() and len(targets["names"]) > 0)
         good &= all(map(_is_column, fitted.get("columns", [])))
         good &= "mode" not in fitted or (fitted["mode"] in ("L", "RGB") and len(fitted["size"]) == 2)
-        good &= _counts(fitted.get("size", ()))
+        good &= _texts((fitted.get("column", ""),))
+        good &= _counts((*fitted.get("size", ()), fitted.get("white", 1)))
         if "tokenizer" in fitted:
             good &= _texts([fitted["tokenizer"] or "", fitted.get("alphabet", "")])
             good &= _counts((fitted["vocabulary"], fitted["context"]))

@@ -210,7 +210,9 @@ def _from_texts(column: Any, reading: Reading) -> Any:
 
 def _from_values(column: Any, reading: Reading) -> Any:
     pl, dtype = package(), column.dtype
-    if reading.kind == DATE and dtype in (pl.Date, pl.Datetime):
+    if reading.kind == DATE and dtype == pl.Date:  # a cast to Datetime panics beyond the year 262142
+        return column.to_physical().cast(pl.Float64)
+    if reading.kind == DATE and dtype == pl.Datetime:
         return column.cast(pl.Datetime("us")).dt.epoch("us") / 86_400e6
     if reading.kind == DATE and dtype.is_numeric():
         return dates.dates(_whole(column), dates.COMPACT)

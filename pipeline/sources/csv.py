@@ -37,7 +37,7 @@ def blocks(path: Path, dialect: Dialect) -> Iterator[Frame]:
         if not names:
             sample = data.head(SAMPLE + 1).rows()
             named = is_header(sample, dialect.words) if dialect.header is None else dialect.header
-            names = _names(path, sample[0], named)
+            names = column_names(path, sample[0], named)
             if not named:
                 notes = (f"no header: columns are called {names[0]} to {names[-1]}",)
             data, lines = data.slice(int(named)), lines[int(named) :]
@@ -161,7 +161,7 @@ def _ragged(path: Path, lines: np.ndarray, widths: np.ndarray, width: int) -> Da
     return DataError(f"{path}, {first} ({len(wrong)} such row{'s' * (len(wrong) > 1)}); skip_bad=True leaves such out")
 
 
-def _names(path: Path, first: Any, named: bool) -> list[str]:
+def column_names(path: Path, first: Any, named: bool) -> list[str]:
     names = [(named and name.strip()) or f"column_{i}" for i, name in enumerate(first, 1)]
     if named and not first[0].strip():
         names[0] = ""  # an index, as written by pandas

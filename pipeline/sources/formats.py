@@ -1,9 +1,14 @@
-"""File formats by suffix. To add one, write a file with its reader, and a line in TABLES or in ARRAYS."""
+"""File formats by suffix. To add one, write a file with its reader, and a line in TABLES or in ARRAYS.
+
+A table's source is a file, several as `a.csv,b.csv`, `part-*.csv` or a folder, or a part of a file, as
+`sqlite:shop.db?orders`.
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,10 +19,11 @@ from attrs import evolve
 
 from pipeline import files, memory
 from pipeline.errors import DataError
-from pipeline.sources import csv, parquet
+from pipeline.sources import arrow, csv, database, excel, jsonlines, parquet
 from pipeline.sources.dialect import Dialect
-from pipeline.sources.files import archive, reading
+from pipeline.sources.files import OPENERS, archive, in_archive, members, reading
 from pipeline.sources.frame import Frame, floats, package
+from pipeline.sources.parts import expand, joined
 
 
 class TableReader(Protocol):
@@ -27,6 +33,12 @@ class TableReader(Protocol):
     """
 
     def __call__(self, path: Path, dialect: Dialect, /) -> Iterator[Frame]: ...
+
+
+class PartReader(Protocol):
+    """A TableReader of one of several tables in a file: of the only one, if `part` is ""."""
+
+    def __call__(self, path: Path, dialect: Dialect, /, part: str = "") -> Iterator[Frame]: ...
 
 
 def read_table(path: str | Path, dialect: Dialect | None = None) -> Frame:
@@ -42,7 +54,71 @@ def read_table(path: str | Path, dialect: Dialect | None = None) -> Frame:
 
 def table_blocks(path: str | Path, dialect: Dialect | None = None) -> Iterator[Frame]:
     """The rows of a table in blocks. Raises DataError for a file that is no table."""
-    yield from TABLES.get(Path(path).suffix.lower(), csv.blocks)(Path(path), dialect or Dialect())
+    parts = _readers(path)
+    first: Frame | None = None
+    for file, read in parts:
+        for frame in read(file, dialect or Dialect()):
+            if len(parts) > 1 and not frame.data.columns:  # an empty file
+                continue
+            first = first or frame
+            if frame.data.columns != first.data.columns:
+                frame = evolve(frame, data=_ordered(frame, first))
+            yield frame
+
+
+def _ordered(frame: Frame, first: Frame) -> Any:
+    """The columns of a frame in the order of the first one."""
+    names = first.data.columns
+    for one, other in ((frame, first), (first, frame)):
+        if more := [name for name in one.data.columns if name not in other.data.columns]:
+            raise DataError(f"{one.path} has the column {more[0]!r}, but {other.path} does not; give all the same")
+    return frame.data.select(names)
+
+
+def _readers(source: str | Path) -> list[tuple[Path, TableReader]]:
+    """The files of a source, with their readers."""
+    kind, colon, rest = str(source).partition(":")
+    if colon and kind in IN_PARTS:
+        name, _, part = rest.partition("?") if not Path(rest).exists() else (rest, "", "")
+        return [(Path(name), partial(IN_PARTS[kind], part=part))]
+    files = [_member(file) for file in expand(source)]
+    found = [(file, TABLES.get(suffix(file.name), csv.blocks)) for file in files]
+    other = next((file for file, read in found if read != found[0][1]), None)
+    if other is not None:
+        raise DataError(f"{files[0]} and {other} are of different formats: as one table, give files of one")
+    for file, read in found:
+        if read not in TEXTS and (in_archive(file) or file.suffix.lower() in OPENERS):
+            raise DataError(f"{file} is not read compressed: unpack it first")
+    return found
+
+
+def suffix(name: str) -> str:
+    """The suffix of a file's name, without that of its compression.
+
+    >>> suffix("DATA.CSV.gz"), suffix("x.parquet")
+    ('.csv', '.parquet')
+    """
+    path = Path(name.lower())
+    return Path(path.stem).suffix if path.suffix in (*OPENERS, ".zip") else path.suffix
+
+
+def _member(file: Path) -> Path:
+    """A file, or, of a zip archive, the only table in it."""
+    if in_archive(file) or TABLES.get(suffix(file.name), csv.blocks) not in TEXTS:
+        return file
+    names = members(file)
+    tables = [name for name in names if suffix(name) in TABLES] if len(names) > 1 else names
+    if names and len(tables) != 1:
+        which = f"{len(tables)} tables" if tables else "no tables, but"
+        found = tables or names
+        raise DataError(f"{file} has {which}: {', '.join(found[:9])}; name one, as in {file}/{found[0]}")
+    return file / tables[0] if tables else file
+
+
+def table_ends() -> tuple[str, ...]:
+    """The endings of tables' names, in lower case."""
+    texts = [end for end, read in TABLES.items() if read in TEXTS]
+    return (*TABLES, *(end + packed for end in texts for packed in (*OPENERS, ".zip")), ".zip")
 
 
 PLAIN = r"^[-+]?(?:0|[1-9]\d*)(?:\.\d*)?(?:[eE][-+]?\d+)?$"
@@ -72,22 +148,17 @@ def _narrowed(frames: Iterator[Frame]) -> Iterator[Frame]:
 
 
 def _joined(frames: list[Frame], path: str | Path, dialect: Dialect) -> Frame:
-    """One Frame of all blocks. A column that is text in any of them is read again as text."""
+    """One Frame of all blocks. A column of texts that `_narrowed` took for numbers is read again."""
     if not frames:
         return Frame(str(path), package().DataFrame(), np.empty(0, np.int64))
     if len(frames) == 1:
         return frames[0]
     pl = package()
-    mixed = [n for n, kinds in _types(frames).items() if len(kinds) > 1 and pl.String in kinds]
-    if mixed:
+    types = {name: {frame.data[name].dtype for frame in frames} for name in frames[0].data.columns}
+    if mixed := [name for name, kinds in types.items() if len(kinds) > 1 and pl.String in kinds]:
         texts = [frame.data.select(mixed) for frame in table_blocks(path, dialect)]
         frames = [evolve(f, data=f.data.with_columns(t)) for f, t in zip(frames, texts, strict=True)]
-    data = pl.concat([frame.data for frame in frames], rechunk=True)
-    return evolve(frames[0], data=data, lines=np.concatenate([frame.lines for frame in frames]))
-
-
-def _types(frames: list[Frame]) -> dict[str, set[Any]]:
-    return {name: {frame.data[name].dtype for frame in frames} for name in frames[0].data.columns}
+    return joined(path, frames)
 
 
 INDEX = re.compile(r"|Unnamed: 0|__index_level_\d+__")
@@ -133,7 +204,28 @@ def _safetensors(path: Path) -> Mapping[str, Any]:
     return {name: (t.float() if t.dtype == torch.bfloat16 else t).numpy() for name, t in tensors.items()}
 
 
-TABLES: Mapping[str, TableReader] = {".parquet": parquet.blocks}
+TABLES: Mapping[str, TableReader] = {
+    ".csv": csv.blocks,
+    ".tsv": csv.blocks,
+    ".parquet": parquet.blocks,
+    ".jsonl": jsonlines.blocks,
+    ".ndjson": jsonlines.blocks,
+    ".json": jsonlines.blocks,
+    ".arrow": arrow.blocks,
+    ".feather": arrow.blocks,
+    ".ipc": arrow.blocks,
+    ".xlsx": excel.blocks,
+    ".xls": excel.blocks,
+    ".ods": excel.blocks,
+    ".sqlite": database.sqlite,
+    ".sqlite3": database.sqlite,
+    ".db": database.sqlite,
+    ".duckdb": database.duckdb,
+}
 """Readers of tables by suffix; all other files are CSV."""
+TEXTS = (csv.blocks, jsonlines.blocks)
+"""Those whose files may be compressed."""
+IN_PARTS: Mapping[str, PartReader] = {"sqlite": database.sqlite, "duckdb": database.duckdb, "excel": excel.blocks}
+"""Readers of one of several tables in a file, by the word before `:FILE?PART`."""
 ARRAYS: Mapping[str, Callable[[Path], Mapping[str, Any]]] = {".npy": _npy_pair, ".safetensors": _safetensors}
 """Readers of arrays by suffix; all other files are .npz, and folders hold .npy files."""

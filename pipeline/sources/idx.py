@@ -11,7 +11,7 @@ import torch
 
 from pipeline import memory
 from pipeline.errors import DataError
-from pipeline.sources.files import unpacked
+from pipeline.sources.files import OPENERS, unpacked
 from pipeline.sources.prepared import Prepared
 from pipeline.sources.split import Split, split
 from pipeline.sources.tensors import Tensors
@@ -74,7 +74,7 @@ def _read(path: Path) -> np.ndarray:
         shape = struct.unpack(f">{magic[3]}I", sizes)
         count = math.prod(shape)
         declared = f"it declares {shape}, {count:,} bytes"
-        most = count if path.suffix == ".gz" else min(count, path.stat().st_size)
+        most = count if path.suffix.lower() in OPENERS else min(count, path.stat().st_size)
         memory.check(2 * most, f"{path}: {declared}, which")
         data = np.frombuffer(file.read(most + 1), np.uint8)
     if data.size > count:

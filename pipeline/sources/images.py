@@ -1,4 +1,4 @@
-"""Images in folders by class."""
+"""Images in folders by class, in a table, or in a tar archive."""
 
 from __future__ import annotations
 
@@ -10,20 +10,25 @@ from typing import Any
 
 import numpy as np
 import torch
+from attrs import evolve
 from torch import Tensor
 
 from pipeline.element import is_count
 from pipeline.errors import ConfigError, DataError, did_you_mean
 from pipeline.sources.files import reading
-from pipeline.sources.pixels import Images, Item, header
+from pipeline.sources.learned import Learned, scale
+from pipeline.sources.listed import is_listed, listed
+from pipeline.sources.pixels import SUFFIXES, WHITE, Images, Item, header, white_of
 from pipeline.sources.prepared import Prepared, Task
 from pipeline.sources.split import Split
 from pipeline.sources.tensors import Tensors
 from pipeline.text import shown
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff"}
-HELD_OUT = ("val", "valid", "validation", "test")
-"""Folders beside `train`; the first of them is held out."""
+TRAIN = ("train", "training")
+HELD_OUT = ("val", "valid", "validation", "dev", "eval", "evaluation", "test", "testing")
+"""Folders beside one of TRAIN, in any case; the first of them is held out."""
+GREY = ("1", "L", "I", "F")
+"""What Pillow's names of grey modes begin with."""
 AUGMENT = {"none": (), "flip": ("flip",), "crop": ("crop",), "flip+crop": ("flip", "crop"), "auto": ("flip", "crop")}
 HEADERS = 1000
 """Number of images to read headers of, for the size and mode of all."""
@@ -34,9 +39,14 @@ LARGEST, MEDIAN = 512, 224
 def images(
     folder: str | Path, *, size: int | tuple[int, int] | None = None, test: str | Path | None = None,
     parts: Split | None = None, augment: str = "auto", workers: int = 0, mode: str | None = None,
+    target: str | None = None,
 ) -> Prepared:  # fmt: skip
     """Images by class, as folder/class/*.png (jpg, bmp, gif, webp, tif; also in folders below): inputs (N, C, H, W)
     float32 in [0, 1], targets (N,) int64.
+
+    Instead of a folder, a table, of any format of `formats.TABLES`, has a column of paths, relative to itself, and a
+    column `target` (the last by default), learned as a table's is; a tar archive has samples `000.jpg` with `000.cls`,
+    `.txt` or `.json`, as WebDataset writes them.
 
     - `test`: a folder of held-out images by class; by default folder/val or folder/test beside folder/train, else a
       share by `parts`.
@@ -53,6 +63,11 @@ def images(
     """
     if augment not in AUGMENT:
         raise ConfigError(f"augment={augment!r} is unknown{did_you_mean(augment, AUGMENT)}")
+    options: dict[str, Any] = {"size": size, "mode": mode, "augment": augment, "workers": workers}
+    if is_listed(Path(folder)):
+        return _of_listed(Path(folder), None if test is None else Path(test), target, parts or Split(), options)
+    if target is not None:
+        raise ConfigError(f"target={target!r} is a column of a table; the folders of {folder} are its classes")
     training, held, notes = _sides(Path(folder), None if test is None else Path(test))
     folders, others = by_class(training)
     classes = tuple(folders)
@@ -72,7 +87,63 @@ def images(
         sides = [(files, targets), _listed(held_out, classes)]
     if others:
         notes = (*notes, f"{others} other file{'s' * (others > 1)} passed over")
-    return prepared(sides, classes, size=size, mode=mode, augment=augment, workers=workers, notes=notes)
+    return prepared(sides, classes, **options, notes=notes)
+
+
+def _of_listed(path: Path, test: Path | None, target: str | None, parts: Split, options: dict[str, Any]) -> Prepared:
+    """Images in a table or an archive."""
+    every = listed(path)
+    names = every.targets(target)
+    known = every.with_targets(names)
+    learned = known.learned(names)
+    targets = torch.from_numpy(learned.targets(known.frame))
+    if test is None:
+        rows = parts.rows(len(targets), labels=targets if learned.classes else None)
+        pairs = [(known.take(r.numpy()), targets[r]) for r in rows]
+    else:
+        other = listed(test, every.column).with_targets(names)
+        pairs = [(known, targets), (other, torch.from_numpy(learned.targets(other.frame)))]
+    notes: tuple[str, ...] = (learned.note(targets.numpy()),)
+    if missing := len(every.items) - len(known.items):
+        notes += (f"{missing:,} images without {' or '.join(map(repr, names))} are left out",)
+    classes, several = tuple(learned.classes), tuple(names) if len(names) > 1 else ()
+    data = prepared([(side.items, t) for side, t in pairs], classes, **options, notes=notes)
+    fitted = {**data.fitted, "targets": learned.json, "column": every.column}
+    if learned.task == "regression":
+        fitted |= scale(pairs[0][1].numpy())
+    return evolve(data, task=learned.task, classes=classes or several, fitted=fitted)
+
+
+def others(
+    path: Path, fitted: Mapping[str, Any], *, targets: bool, classes: Sequence[str]
+) -> tuple[Sequence[Item], Mapping[str, Any], Tensor | None]:
+    """Other images than the training ones, with columns that identify each, and, if they are wanted, their targets.
+
+    Raises DataError for an unknown class.
+    """
+    if is_listed(path):
+        found = listed(path, fitted.get("column"))
+        if targets and "targets" not in fitted:
+            raise DataError(f"{path} is no folder of images by class, as the training data were")
+        learned = Learned.read(fitted["targets"]) if targets else None
+        found = found if learned is None else found.with_targets(learned.names)
+        beside = (
+            found.frame.cells
+            if found.column
+            else {"file": [shown(item[0]) for item in found.items if isinstance(item, tuple)]}
+        )
+        return found.items, beside, None if learned is None else torch.from_numpy(learned.targets(found.frame))
+    codes = None
+    if targets:
+        folders, _ = by_class(path)
+        for name in folders:
+            if name not in classes:
+                raise DataError(f"{path / name} is of a class that was not learned{did_you_mean(name, classes)}")
+        files, codes = _listed(folders, tuple(classes))
+    else:
+        files = [path] if path.is_file() else files_in(path)
+    names = [shown(os.path.relpath(file, path) if path.is_dir() else str(file)) for file in files]
+    return files, {"file": names}, codes
 
 
 def prepared(
@@ -84,11 +155,12 @@ def prepared(
         raise ConfigError(f'mode={mode!r} is unknown: "L" is grey, "RGB" is colours')
     items, targets = sides[0]
     seen = [header(items[i]) for i in range(0, len(items), -(-len(items) // HEADERS))]
-    mode = mode or ("L" if all(grey for _, grey in seen) else "RGB")
+    mode = mode or ("L" if all(m.startswith(GREY) for _, m in seen) else "RGB")
+    white = white_of(items) if any(m.startswith("I") for _, m in seen) else WHITE
     shape = _shape(size, [s for s, _ in seen])
     kinds = AUGMENT["none" if augment == "auto" and (mode == "L" or min(shape) < 32) else augment]
-    train = Images(items, targets, shape, mode, kinds).source(classes, workers)
-    held_out = Images(*sides[1], shape, mode).source(classes, workers)
+    train = Images(items, targets, shape, mode, kinds, white).source(classes, workers)
+    held_out = Images(*sides[1], shape, mode, white=white).source(classes, workers)
     count = f"{len(items) + len(sides[1][0]):,} images"
     if classes:
         each = [f"{classes[c]} {n:,}" for c, n in sorted(Counter(targets.tolist()).items())]
@@ -102,7 +174,10 @@ def prepared(
     stored = "kept in memory" if in_memory else "decoded as they are read"
     how = f"augmented in training: {' and '.join(kinds) or 'no'}; {stored}"
     task: Task = "classification" if classes else "regression"
-    fitted = {"size": list(shape), "mode": mode}
+    fitted: dict[str, Any] = {"size": list(shape), "mode": mode}
+    if any(m.startswith("I") for _, m in seen):
+        fitted["white"] = white
+        notes = (f"images of more than 8 bits: white is {white}, of {white.bit_length()} bits", *notes)
     return Prepared(train, held_out, task, classes, notes=(count, look, how, *notes), fitted=fitted)
 
 
@@ -120,13 +195,14 @@ def _shape(size: Any, sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
 
 def _sides(folder: Path, test: Path | None) -> tuple[Path, Path | None, tuple[str, ...]]:
     """The folders to train on and to hold out, with notes."""
-    names = {f.name for f in _visible(folder) if f.is_dir()}
+    parts = {f.name.lower(): f for f in _visible(folder) if f.is_dir()}
+    train = next((parts[name] for name in TRAIN if name in parts), None)
     # If other folders are beside it, train is a class.
-    if "train" not in names or not names <= {"train", *HELD_OUT}:
+    if train is None or len(parts.keys() & {*TRAIN}) > 1 or not parts.keys() <= {*TRAIN, *HELD_OUT}:
         return folder, test, ()
-    beside = [folder / name for name in HELD_OUT if name in names]
+    beside = [parts[name] for name in HELD_OUT if name in parts]
     held = test or next(iter(beside), None)
-    return folder / "train", held, tuple(f"{f} is not read" for f in beside if f != held)
+    return train, held, tuple(f"{f} is not read" for f in beside if f != held)
 
 
 def _visible(folder: Path) -> list[Path]:

@@ -5,7 +5,6 @@ With `targets`, these are read too, and must be present.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,14 +18,13 @@ from pipeline.sources.dialect import Dialect
 from pipeline.sources.formats import table_blocks
 from pipeline.sources.frame import Frame
 from pipeline.sources.idx import idx, idx_images
-from pipeline.sources.images import by_class, files_in
+from pipeline.sources.images import others
 from pipeline.sources.learned import Learned
-from pipeline.sources.pixels import decode
+from pipeline.sources.pixels import WHITE, decode
 from pipeline.sources.prepared import Rows, Task, check_classes
 from pipeline.sources.table import apply, with_targets
 from pipeline.sources.tensors import Source
 from pipeline.sources.text import Windows, ids_in, ids_of
-from pipeline.text import shown
 
 BLOCK = 1024
 """Samples of a block."""
@@ -106,26 +104,19 @@ def of_idx(path: Path, shape: Sequence[int], *, targets: bool, classes: Sequence
 
 
 def of_images(path: Path, fitted: Mapping[str, Any], *, targets: bool, classes: Sequence[str]) -> Iterator[Rows]:
-    """Images in a folder, by their paths in it: with `targets`, by class; else in any folders, or one image file."""
-    if targets:
-        folders, _ = by_class(path)
-        for name in folders:
-            if name not in classes:
-                raise DataError(f"{path / name} is of a class that was not learned{did_you_mean(name, classes)}")
-        items = [(file, classes.index(name)) for name, inside in folders.items() for file in inside]
-    else:
-        items = [(file, -1) for file in ([path] if path.is_file() else files_in(path))]
+    """Images in a folder, by their paths in it: with `targets`, by class; else in any folders, or one image file. Or
+    those of a table or an archive, by its cells."""
+    items, beside, codes = others(path, fitted, targets=targets, classes=classes)
     if not items:
         raise DataError(f"{path} has no images")
-    size, mode = tuple(fitted["size"]), fitted["mode"]
+    size, mode, white = tuple(fitted["size"]), fitted["mode"], fitted.get("white", WHITE)
     step = max(PIXELS // (size[0] * size[1]), 1)
     for begin in range(0, len(items), step):
-        block = items[begin : begin + step]
-        batch = {"inputs": torch.stack([decode(file, size, mode) for file, _ in block]).float().div_(255.0)}
-        if targets:
-            batch["targets"] = torch.tensor([code for _, code in block])
-        names = [shown(os.path.relpath(file, path) if path.is_dir() else str(file)) for file, _ in block]
-        yield Rows({"file": names}, batch)
+        block = slice(begin, begin + step)
+        batch = {"inputs": torch.stack([decode(item, size, mode, white) for item in items[block]]).float().div_(255.0)}
+        if codes is not None:
+            batch["targets"] = codes[block]
+        yield Rows({name: column[block] for name, column in beside.items()}, batch)
 
 
 def of_text(path: Path, fitted: Mapping[str, Any], *, dtype: str | None = None) -> Iterator[Rows]:

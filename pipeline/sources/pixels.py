@@ -22,6 +22,9 @@ from pipeline.sources.tensors import Source, Tensors
 
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF")
 """Formats that Pillow may detect, for any file name: for some other formats, it would run another program."""
+SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff"}
+WHITE = 65535
+"""The value of white in an image of 16 bits."""
 LARGE = 1 << 24
 """Pixels of an image that may not fit in memory."""
 MEMORY = 1 << 30
@@ -40,6 +43,7 @@ class Images:
     shape: tuple[int, int]
     mode: str
     augment: tuple[str, ...] = ()
+    white: int = WHITE
     pixels: Tensor | None = None
     """All images decoded, (N, C, H, W) uint8, if they are kept in memory."""
 
@@ -47,19 +51,22 @@ class Images:
         return len(self.targets)
 
     def __getitem__(self, i: int) -> tuple[Tensor, Tensor]:
-        image = self.pixels[i] if self.pixels is not None else decode(self.items[i], self.shape, self.mode)
+        image = self.pixels[i] if self.pixels is not None else self._decoded(i)
         return augmented(image, self.augment).float().div_(255.0), self.targets[i]
 
     @property
     def nbytes(self) -> int:
         return len(self) * len(self.mode) * self.shape[0] * self.shape[1]
 
+    def _decoded(self, i: int) -> Tensor:
+        return decode(self.items[i], self.shape, self.mode, self.white)
+
     def decoded(self) -> Tensor:
         """All images, (N, C, H, W) uint8."""
         pixels = torch.empty((len(self), len(self.mode), *self.shape), dtype=torch.uint8)
 
         def fill(i: int) -> None:
-            pixels[i] = decode(self.items[i], self.shape, self.mode)
+            pixels[i] = self._decoded(i)
 
         with ThreadPoolExecutor() as pool:  # Pillow decodes without the GIL
             list(pool.map(fill, range(len(self))))
@@ -116,14 +123,17 @@ def _opened(item: Item) -> Iterator[Any]:
             yield image
 
 
-def decode(item: Item, shape: tuple[int, int], mode: str) -> Tensor:
-    """An image as (C, H, W) uint8: upright, scaled to cover (H, W), and cropped to its centre."""
+def decode(item: Item, shape: tuple[int, int], mode: str, white: int = WHITE) -> Tensor:
+    """An image as (C, H, W) uint8: upright, scaled to cover (H, W), and cropped to its centre. `white` is the value of
+    white in an image of more than 8 bits."""
     with _opened(item) as image:
         ops = _pillow().ImageOps
         image.draft(None, (2 * max(shape),) * 2)  # decodes a large JPEG at an eighth, a quarter or half of its size
         upright = ops.exif_transpose(image)
         if upright.mode.startswith("I"):  # Pillow would clip 16 bits at 255
-            upright = _pillow().Image.fromarray((np.asarray(upright) / 257).clip(0, 255).astype(np.uint8))
+            upright = _pillow().Image.fromarray(
+                (np.asarray(upright).astype(np.int64) * 255 // white).clip(0, 255).astype(np.uint8)
+            )
         elif upright.mode == "F":
             raise ValueError("it holds floats; save it with 8 or 16 bits a channel")
         elif "transparency" in upright.info:
@@ -132,8 +142,20 @@ def decode(item: Item, shape: tuple[int, int], mode: str) -> Tensor:
         return torch.from_numpy(np.array(fitted)).reshape(*shape, -1).permute(2, 0, 1).contiguous()
 
 
-def header(item: Item) -> tuple[tuple[int, int], bool]:
-    """An image's height and width, and whether it is grey, without decoding it."""
+def white_of(items: Sequence[Item]) -> int:
+    """The value of white in images of more than 8 bits: the largest value of as many bits as some image needs."""
+
+    def brightest(item: Item) -> int:
+        with _opened(item) as image:
+            return int(np.asarray(image).max()) if image.mode.startswith("I") else 0
+
+    with ThreadPoolExecutor() as pool:
+        most = max(pool.map(brightest, items))
+    return next(2**bits - 1 for bits in (8, 10, 12, 14, 16, 24, 64) if most < 2**bits)
+
+
+def header(item: Item) -> tuple[tuple[int, int], str]:
+    """An image's height and width, and Pillow's name of its mode, without decoding it."""
     with _opened(item) as image:
         turned = image.format == "JPEG" and image.getexif().get(0x0112, 1) >= 5  # EXIF: lies on its side
-        return image.size[:: 1 if turned else -1], image.mode.startswith(("1", "L", "I", "F"))
+        return image.size[:: 1 if turned else -1], image.mode

@@ -9,6 +9,7 @@ from pkgutil import resolve_name
 from cli.recipes.code import is_code
 from cli.recipes.data.base import Data, kind_prefix
 from cli.recipes.data.custom import Custom
+from cli.recipes.setting import refusal
 
 DATA: dict[str, type[Data]] = {
     name: resolve_name(f"cli.recipes.data.{home}")
@@ -38,13 +39,21 @@ def kind_of(source: str) -> str | None:
     if kind_prefix(source) in DATA:
         return kind_prefix(source)
     for kind, recipe in DATA.items():
-        if recipe.ends and source.endswith(recipe.ends):
+        if recipe.is_file(source):
             return kind
     try:
         names = os.listdir(source) if Path(source).is_dir() else None
     except (OSError, ValueError):  # a name that no file can have, or a folder that may not be listed
         return None
     return None if names is None else next((k for k, r in DATA.items() if r.is_folder(names)), FOLDER)
+
+
+def unknown(source: str) -> Exception:
+    """The error for a source of no kind."""
+    if not os.path.lexists(source):
+        return refusal(f"unknown data {source!r}, and no such file", source, DATA)
+    others = [f"{kind}:" for kind, recipe in DATA.items() if not (recipe.bundled or kind in ("table", "sklearn"))]
+    return refusal(f"{source} has an ending of no kind of data: write table:{source}, or {', '.join(others)} before it")
 
 
 def help_text() -> str:
@@ -56,4 +65,4 @@ def help_text() -> str:
     )
 
 
-__all__ = ["DATA", "Custom", "Data", "help_text", "kind_of", "kind_prefix"]
+__all__ = ["DATA", "Custom", "Data", "help_text", "kind_of", "kind_prefix", "unknown"]

@@ -35,6 +35,11 @@ class Data:
     held_out: float = setting(0.2, "held-out share of the samples", share, fixed=True)
 
     @classmethod
+    def is_file(cls, source: str) -> bool:
+        """Whether a source names a file of this kind."""
+        return source.lower().endswith(cls.ends)
+
+    @classmethod
     def is_folder(cls, names: Collection[str]) -> bool:
         """Whether a folder with such names is of this kind."""
         return False

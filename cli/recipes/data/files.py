@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterator, Mapping
 from itertools import chain
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from attrs import asdict, frozen
 
 from cli.recipes.code import wanted
-from cli.recipes.data.base import Data, share
+from cli.recipes.data.base import Data, kind_prefix, share
 from cli.recipes.data.bundled import SMALL
 from cli.recipes.setting import at_least, one_of, refusal, setting
 from cli.recipes.task import TASKS
@@ -34,11 +36,16 @@ class File(Data):
     def arguments(self) -> dict[str, Any]:
         return asdict(self, recurse=False)
 
+    @property
+    def location(self) -> str | Path:
+        """What the reader gets."""
+        return self.path
+
     def prepare(self, split: Split) -> Prepared:
         from pipeline import sources
 
         read = getattr(sources, self.reader)
-        data: Prepared = read(self.path, **wanted(read, {**self.arguments(), "parts": split}))
+        data: Prepared = read(self.location, **wanted(read, {**self.arguments(), "parts": split}))
         return data
 
     def others(self, about: About, *, targets: bool) -> Iterator[Rows]:
@@ -51,7 +58,7 @@ class File(Data):
             "fitted": about.fitted, "shape": about.fixed.inputs, "task": about.fixed.task, "classes": about.classes,
             "vocabulary": about.fixed.sizes.get("vocabulary"), "targets": targets,
         }  # fmt: skip
-        rows: Iterator[Rows] = read(self.path, **wanted(read, {**self.arguments(), **learned}))
+        rows: Iterator[Rows] = read(self.location, **wanted(read, {**self.arguments(), **learned}))
         return rows
 
 
@@ -68,10 +75,9 @@ class Tested(File):
 
 @frozen
 class Table(Tested):
-    """A table in a file: CSV and other texts, Parquet, and the like."""
+    """A table in a file, or in several: CSV and other texts, JSON, Parquet, Arrow, Excel, SQLite, DuckDB."""
 
     prefers: ClassVar[Mapping[str, Any]] = SMALL
-    ends: ClassVar[tuple[str, ...]] = (".csv", ".tsv", ".csv.gz", ".tsv.gz", ".parquet")
     reader, others_reader, fits = "table", "of_table", "columns"
 
     target: str | None = setting(None, "column, or columns a,b, to learn  [default: the last]", fixed=True)
@@ -94,6 +100,28 @@ class Table(Tested):
     )
     skip_bad: bool = setting(False, "leave out rows that can't be read", fixed=True)
 
+    @classmethod
+    def is_file(cls, source: str) -> bool:
+        from pipeline.sources import formats
+
+        return kind_prefix(source) in formats.IN_PARTS or source.lower().endswith(formats.table_ends())
+
+    @classmethod
+    def is_folder(cls, names: Collection[str]) -> bool:
+        from pipeline.sources import formats
+
+        parts = {formats.TABLES.get(formats.suffix(n)) for n in names if not n.startswith((".", "_"))}
+        return len(parts) == 1 and None not in parts
+
+    @property
+    def location(self) -> str | Path:
+        return self.source.removeprefix("table:")
+
+    @property
+    def title(self) -> str:
+        file = str(self.path).partition("?")[0].partition(",")[0]
+        return re.sub(r"[*?\[\]]+", "", Path(file).stem).strip("-_. ") or "table"
+
     def arguments(self) -> dict[str, Any]:
         from pipeline.sources import Dialect, Readings
 
@@ -108,7 +136,6 @@ class Table(Tested):
 class Arrays(Tested):
     """Arrays of inputs and targets: .npz, .npy in a folder, safetensors."""
 
-    ends: ClassVar[tuple[str, ...]] = (".npz", ".npy", ".safetensors")
     reader, others_reader = "arrays", "of_arrays"
 
     inputs: str | None = setting(None, "name of the inputs  [default: inputs, X, x_train, and the like]", fixed=True)
@@ -118,8 +145,14 @@ class Arrays(Tested):
         return {**Tested.arguments(self), "targets": self.target, "names": (self.inputs, self.target)}
 
     @classmethod
+    def is_file(cls, source: str) -> bool:
+        from pipeline.sources import formats
+
+        return source.lower().endswith((".npz", *formats.ARRAYS))
+
+    @classmethod
     def is_folder(cls, names: Collection[str]) -> bool:
-        return any(n.startswith(("inputs.", "train.", "X.", "x_train.")) and n.endswith(cls.ends) for n in names)
+        return any(n.startswith(("inputs.", "train.", "X.", "x_train.")) and cls.is_file(n) for n in names)
 
 
 @frozen
@@ -136,14 +169,16 @@ class Idx(File):
 
 @frozen
 class Images(File):
-    """A folder of images by class."""
+    """A folder of images by class, a tar archive of WebDataset, or, by `images:FILE`, a table of their paths."""
 
+    ends: ClassVar[tuple[str, ...]] = (".tar", ".tar.gz", ".tgz", ".tar.zst")
     reader, others_reader, fits = "images", "of_images", "mode"
 
     test: str | None = setting(None, "file or folder of samples to hold out, instead of a share", fixed=True)
     size: int | None = setting(
         None, "height and width of images  [default: as they are]", at_least(1, most=1 << 14), fixed=True
     )
+    target: str | None = setting(None, "column, or columns a,b, to learn  [default: the last]", fixed=True)
     augment: str = setting("auto", "auto, none, flip, crop, or flip+crop", fixed=True)
     workers: int = setting(0, "processes that prepare samples", at_least(0, most=1024))
 
@@ -162,7 +197,7 @@ class Windows(File):
 class Text(Windows):
     """A text."""
 
-    ends: ClassVar[tuple[str, ...]] = (".txt",)
+    ends: ClassVar[tuple[str, ...]] = (".txt", ".txt.gz", ".txt.bz2", ".txt.xz", ".txt.zst")
     reader = "text"
 
     tokenizer: str | None = setting(None, "bytes, characters, or a tokenizers' JSON file  [default: bytes]", fixed=True)

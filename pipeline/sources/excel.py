@@ -1,0 +1,92 @@
+"""Spreadsheets of Excel and OpenDocument, read by python-calamine."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from pipeline import files, memory
+from pipeline.errors import ConfigError, DataError, did_you_mean
+from pipeline.sources.cells import Row, text, typed
+from pipeline.sources.csv import column_names
+from pipeline.sources.dialect import SAMPLE, Dialect, is_header
+from pipeline.sources.files import inflated, reading
+from pipeline.sources.frame import Frame
+
+CELL = 64
+"""Bytes of a cell in memory."""
+PLACE = re.compile(rb'<c [^>]{0,40}?r="([A-Z]{1,3})([0-9]{1,7})"')
+"""The place of a cell in a sheet of Excel's."""
+
+
+def blocks(path: Path, dialect: Dialect, part: str = "") -> Iterator[Frame]:
+    """The rows that are not empty of a sheet: of the first, or of that named `part`.
+
+    Raises DataError for an unknown sheet, and for a file that is no spreadsheet.
+    """
+    with reading(path, "is no spreadsheet, or damaged"):
+        sheet = _sheet(path, part)
+        sample = [["" if cell is None else text(cell) for cell in row] for _, row in islice(_rows(sheet), SAMPLE + 1)]
+        if not sample:
+            return
+        named = is_header(sample, dialect.words) if dialect.header is None else dialect.header
+        names = column_names(path, sample[0], named)
+        notes = () if named else (f"no header: columns are called {names[0]} to {names[-1]}",)
+
+        def table() -> Iterator[Row]:
+            for place, row in islice(_rows(sheet), int(named), None):
+                yield place, dict(zip(names, row, strict=True))
+
+        yield from typed(path, table, names, notes=notes, missing=dialect.words)
+
+
+def _sheet(path: Path, part: str) -> Any:
+    try:
+        from python_calamine import CalamineWorkbook
+    except ModuleNotFoundError:
+        raise ConfigError("spreadsheets are read by python-calamine: pip install python-calamine") from None
+    _check(path)
+    book = CalamineWorkbook.from_path(files.plain(path))
+    if part and part not in book.sheet_names:
+        near = did_you_mean(part, book.sheet_names)
+        raise DataError(f"{path} has no sheet {part!r}{near}")
+    return book.get_sheet_by_name(part) if part else book.get_sheet_by_index(0)
+
+
+def _rows(sheet: Any) -> Iterator[tuple[int, list[Any]]]:
+    """The rows that are not empty, with their numbers in the sheet."""
+    for place, row in enumerate(sheet.iter_rows(), 1):
+        cells = [None if cell == "" else cell for cell in row]
+        if any(cell is not None for cell in cells):
+            yield place, cells
+
+
+def _check(path: Path) -> None:
+    """Refuse a sheet that does not fit in memory, if one cell far from the others makes it so as well."""
+    with files.opened(path) as file:
+        first, size = file.read(2), path.stat().st_size
+    if first != b"PK":  # not compressed
+        memory.check(4 * size, str(path))
+        return
+    size, free = 0, memory.free()
+    last: dict[str, list[int]] = {}
+    for name, block in inflated(path):
+        size += len(block)
+        places = PLACE.findall(block)
+        if places:
+            rows, columns = max(int(row) for _, row in places), max(_number(column) for column, _ in places)
+            last[name] = [max(a, b) for a, b in zip(last.get(name, [0, 0]), (rows, columns), strict=True)]
+        need = size + CELL * max((rows * columns for rows, columns in last.values()), default=0)
+        if need > free:
+            memory.check(need, str(path))
+
+
+def _number(column: bytes) -> int:
+    """The number of a column called A to XFD."""
+    number = 0
+    for letter in column:
+        number = 26 * number + letter - 64
+    return number
