@@ -215,7 +215,7 @@ def test_missing_keys_and_mixed_and_nested_values(folder):
     frame = formats.read_table(folder / "mixed.jsonl")
     assert frame.data["x"].to_list() == [None if i == 3 else i for i in range(20)]
     assert frame.data["mixed"].to_list() == [str(i) if i % 2 else "a" for i in range(20)]
-    assert any("'nested' is left out" in note for note in sources.table(folder / "mixed.jsonl").notes)
+    assert any("'nested' is left out" in note for note in sources.table(folder / "mixed.jsonl").lines)
 
 
 def test_a_file_of_several_tables_is_refused_with_their_names(folder):
