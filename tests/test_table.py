@@ -284,3 +284,23 @@ def test_scikit_learns_tables(name, task, shape):
     assert data.train.tensors["inputs"].mean(0).abs().max() < 1e-5
     with pytest.raises(DataError, match="did you mean 'wine'"):
         sources.sklearn("wnie")
+
+
+def test_rows_that_can_not_be_read_may_be_left_out(folder):
+    """With skip_bad, rows of another width and cells of another kind are left out and counted, by their lines."""
+    text = f"x,y\n{MANY}\n1,two\n3,4,5\n6,18\n"
+    with pytest.raises(DataError, match="line 43: 3 columns"):
+        table(folder, text)
+    data = table(folder, text, dialect=sources.Dialect(skip_bad=True))
+    assert len(data.train) + len(data.held_out) == 41
+    assert "2 rows that can't be read are left out: line 42, 43" in data.notes
+    assert len(data.raw()) == len(data.held_out)
+
+
+def test_a_column_that_gives_the_target_away_is_named(folder):
+    """So is one that numbers the rows; both stay inputs."""
+    body = "\n".join(f"{i},{i % 5},{'ab'[i % 2]},{'yes' if i % 2 else 'no'}" for i in range(100))
+    columns = {c.name: c for c in table(folder, f"n,x,copy,y\n{body}").columns}
+    assert [name for name, c in columns.items() if c.alarm] == ["n", "copy"] == [*columns][:2]
+    assert "numbers the rows" in columns["n"].note
+    assert "alone gives the target away" in columns["copy"].note

@@ -176,14 +176,8 @@ def values(frame: Frame, name: str, reading: Reading) -> np.ndarray:
 
     Raises DataError for a cell of another kind.
     """
-    pl, column = package(), frame.column(name)
-    known = column.is_not_null()
-    if column.dtype == pl.String:
-        if frame.missing == MISSING:
-            known &= ~column.is_in(list(BLANKS)).fill_null(False)
-        read = _from_texts(column, reading)
-    else:
-        read = _from_values(column, reading)
+    column = frame.column(name)
+    read, known = _read(frame, column, reading)
     infinite = known & read.is_infinite().fill_null(False)
     if infinite.any():
         raise frame.refuse(int(infinite.arg_max() or 0), name, "is infinite; remove or bound it first")
@@ -194,6 +188,26 @@ def values(frame: Frame, name: str, reading: Reading) -> np.ndarray:
         raise frame.refuse(int(wrong.arg_max() or 0), name, f"is not a {WORDS[reading.kind]}{more}; name words for a "
                            "missing value by missing=, or the column by categorical=")  # fmt: skip
     return np.where(known.to_numpy(), read.fill_null(np.nan).to_numpy(), np.nan)
+
+
+def _read(frame: Frame, column: Any, reading: Reading) -> tuple[Any, Any]:
+    """Values as float64, null if there is none, and whether a cell has any."""
+    known = column.is_not_null()
+    if column.dtype != package().String:
+        return _from_values(column, reading), known
+    if frame.missing == MISSING:
+        known &= ~column.is_in(list(BLANKS)).fill_null(False)
+    return _from_texts(column, reading), known
+
+
+def unreadable(frame: Frame, readings: Mapping[str, Reading]) -> np.ndarray:
+    """For each row, (N,) bool, whether a cell is of another kind than its column, or infinite."""
+    bad = np.zeros(len(frame), bool)
+    for name, reading in readings.items():
+        if reading.kind in WORDS:
+            read, known = _read(frame, frame.column(name), reading)
+            bad |= (known & (read.is_null() | read.is_infinite().fill_null(False))).to_numpy()
+    return bad
 
 
 def _from_texts(column: Any, reading: Reading) -> Any:

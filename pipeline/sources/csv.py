@@ -32,7 +32,7 @@ def blocks(path: Path, dialect: Dialect) -> Iterator[Frame]:
     first = next(texts, "")
     dialect = dialect.found(first)
     names: list[str] = []
-    for data, lines in _parsed(path, dialect, chain([first], texts)):
+    for data, lines, skipped in _parsed(path, dialect, chain([first], texts)):
         notes: tuple[str, ...] = ()
         if not names:
             sample = data.head(SAMPLE + 1).rows()
@@ -42,7 +42,7 @@ def blocks(path: Path, dialect: Dialect) -> Iterator[Frame]:
                 notes = (f"no header: columns are called {names[0]} to {names[-1]}",)
             data, lines = data.slice(int(named)), lines[int(named) :]
         data.columns = names
-        yield Frame(str(path), data, lines, "line", notes, dialect.words, dialect.decimal)
+        yield Frame(str(path), data, lines, "line", notes, dialect.words, dialect.decimal, skipped)
 
 
 def _texts(path: Path, encoding: str | None) -> Iterator[str]:
@@ -79,7 +79,7 @@ def _texts(path: Path, encoding: str | None) -> Iterator[str]:
                 raise DataError(f"{path} has a row of more than {LONGEST >> 20} MB; is it a table?")
 
 
-def _parsed(path: Path, dialect: Dialect, texts: Iterator[str]) -> Iterator[tuple[Any, np.ndarray]]:
+def _parsed(path: Path, dialect: Dialect, texts: Iterator[str]) -> Iterator[tuple[Any, np.ndarray, tuple[int, ...]]]:
     """The rows of each block as columns of text, with the last line of each row."""
     pl, line, width = package(), 0, 0
     assert dialect.separator is not None
@@ -98,10 +98,11 @@ def _parsed(path: Path, dialect: Dialect, texts: Iterator[str]) -> Iterator[tupl
             line += text.count("\n")
         if not rows:
             continue
-        width = width or widths[0]
+        width, skipped = width or widths[0], ()
         if (widths != width).any():
             if not dialect.skip_bad:
                 raise _ragged(path, lines, widths, width)
+            skipped = tuple(lines[widths != width].tolist())
             rows, lines = [r for r, w in zip(rows, widths, strict=True) if w == width], lines[widths == width]
         if by_hand:
             data = pl.DataFrame([pl.Series(str(i), column) for i, column in enumerate(zip(*rows, strict=True))])
@@ -110,7 +111,7 @@ def _parsed(path: Path, dialect: Dialect, texts: Iterator[str]) -> Iterator[tupl
             with reading(path, "can't be read as a table"):
                 data = pl.read_csv(content, separator=dialect.separator if split else "\t", has_header=False,
                                    infer_schema=False, quote_char=None)  # fmt: skip
-        yield data.fill_null(""), lines
+        yield data.fill_null(""), lines, skipped
 
 
 class Lines:

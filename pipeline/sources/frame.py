@@ -47,6 +47,10 @@ class Frame:
     """Texts for a missing value, in lower case."""
     decimal: str | None = "."
     """Decimal mark where a text like 4,500 leaves it open; None to refuse it."""
+    skipped: tuple[int, ...] = ()
+    """Lines that could not be read and were left out."""
+    plain: bool = False
+    """Whether the cells are as `column` gives them."""
 
     def __len__(self) -> int:
         return len(self.data)
@@ -64,7 +68,7 @@ class Frame:
         """
         if name not in self.data.columns:
             raise DataError(f"{self.path} has no column {name!r}{did_you_mean(name, self.data.columns)}")
-        return plain(self.data[name], self.missing)
+        return self.data[name] if self.plain else plain(self.data[name], self.missing)
 
     def named(self, names: str | None) -> list[str]:
         """Columns by a list `a,b`, in which a name may be a pattern such as `x_*`, or hold a comma.
@@ -82,6 +86,15 @@ class Frame:
             found += fitting
             rest = rest[len(name) :].lstrip().removeprefix(",").strip()
         return list(dict.fromkeys(found))
+
+    def in_plain(self) -> Frame:
+        """All columns as `column` gives them, to read them several times."""
+        columns = [self.column(name) for name in self.data.columns]
+        return evolve(self, data=package().DataFrame(columns), plain=True)
+
+    def slice(self, first: int, count: int) -> Frame:
+        """`count` rows from number `first` on, or all that are left."""
+        return evolve(self, data=self.data.slice(first, count), lines=self.lines[first : first + count])
 
     def take(self, rows: np.ndarray) -> Frame:
         """The rows at these indices."""

@@ -16,6 +16,8 @@ from pipeline.sources.prepared import LEFT_OUT, TARGET, Column
 
 ENOUGH = 20
 """Samples without which nothing is suspected."""
+SAMPLE = 100_000
+"""Rows that suspicions are judged by."""
 LONGEST = 12
 """Characters of a category to show."""
 SAME = 0.9999
@@ -27,14 +29,14 @@ def overview(
     learned: Learned, targets: np.ndarray,
 ) -> list[Column]:  # fmt: skip
     """The columns of a table, those with an alarm first."""
-    by_name = {f["name"]: f for f in fitted}
+    by_name, sample = {f["name"]: f for f in fitted}, frame.slice(0, SAMPLE)
     found: list[Column] = []
     for name in frame.data.columns:
         reading, missing = readings[name], frame.column(name).null_count()
         if name in left_out:
             found.append(Column(name, LEFT_OUT, _range(frame, name, reading), missing, left_out[name]))
         elif name in by_name:
-            suspicion = _suspicion(frame, name, reading, learned, targets)
+            suspicion = _suspicion(sample, name, reading, learned, targets[:SAMPLE])
             note = "; ".join(filter(None, (suspicion, reading.note, _form(reading))))
             found.append(Column(name, reading.kind, _range(frame, name, reading), missing, note, bool(suspicion)))
         elif name in learned.names:

@@ -77,6 +77,7 @@ def joined(source: str | Path, frames: Sequence[Frame]) -> Frame:
     options = {
         "path": str(source) if len(paths) > 1 else paths[0], "data": whole, "unit": frames[0].unit, "decimal": decimal,
         "lines": np.concatenate([frame.lines for frame in frames]), "missing": frames[0].missing,
+        "skipped": tuple(line for frame in frames for line in frame.skipped),
         "notes": tuple(dict.fromkeys(note for frame in frames for note in frame.notes)),
     }  # fmt: skip
     if len(paths) == 1:

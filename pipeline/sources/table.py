@@ -11,7 +11,18 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import DataError
-from pipeline.sources.columns import CATEGORY, DATE, NUMBER, TIME, TRUTH, Reading, Readings, readings, values
+from pipeline.sources.columns import (
+    CATEGORY,
+    DATE,
+    NUMBER,
+    TIME,
+    TRUTH,
+    Reading,
+    Readings,
+    readings,
+    unreadable,
+    values,
+)
 from pipeline.sources.dialect import Dialect
 from pipeline.sources.encode import BLOCK, Columns, Fitted, fit, raw
 from pipeline.sources.formats import read_table
@@ -54,13 +65,15 @@ def table(
         return frame.without(frame.named(ignore))
 
     read_test = None if test is None else lambda: read_table(test, dialect)
-    return prepare(read, target, parts or Split(), task, columns, groups=groups, time=time, read_test=read_test)
+    return prepare(read, target, parts or Split(), task, columns, groups=groups, time=time, read_test=read_test,
+                   skip_bad=dialect is not None and dialect.skip_bad)  # fmt: skip
 
 
 def prepare(
     read: Callable[[], Frame], target: str | None, parts: Split, task: Task | None = None,
     wanted: Readings | None = None, *,
     groups: str | None = None, time: str | None = None, read_test: Callable[[], Frame] | None = None,
+    skip_bad: bool = False,
 ) -> Prepared:  # fmt: skip
     """A table as `table` prepares it; `read` and `read_test` are called again for `Prepared.raw`."""
     frame = read()
@@ -70,7 +83,11 @@ def prepare(
     frame = _some_with_targets(frame, names)
     if len(frame) < count:
         notes.append(f"{count - len(frame):,} rows without {' or '.join(map(repr, names))} are left out")
+    frame = frame.in_plain()
     kinds = readings(frame, wanted)
+    if skip_bad:
+        frame, said = _without_bad(frame, kinds)
+        notes += said
     learned = Learned.of(frame, names, kinds, task)
     targets = learned.targets(frame)
     if read_test is None:
@@ -95,6 +112,8 @@ def prepare(
 
     def held_out() -> Frame:
         frame = with_targets((read_test or read)(), names)
+        if skip_bad and held is not None:
+            frame = _without_bad(frame.in_plain(), kinds)[0]
         return frame if held is None else frame.take(held)
 
     notes = [learned.note(targets), _about_columns(columns), *notes]
@@ -129,7 +148,7 @@ def apply(
 def _encoded(frame: Frame, fitted: list[Fitted], targets: Any, held: dict[str, Reading]) -> dict[str, Tensor]:
     encode = Columns(fitted)
     begins = range(0, max(len(frame), 1), BLOCK)
-    parts = [encode(*raw(frame.take(np.arange(i, min(i + BLOCK, len(frame)))), fitted, held)) for i in begins]
+    parts = [encode(*raw(frame.slice(i, BLOCK), fitted, held)) for i in begins]
     inputs, categories = (torch.cat(t) if len(parts) > 1 else t[0] for t in zip(*parts, strict=True))
     tensors = {"inputs": inputs, **({"categories": categories} if encode.counts else {})}
     return tensors if targets is None else {**tensors, "targets": torch.from_numpy(targets)}
@@ -139,6 +158,16 @@ def with_targets(frame: Frame, names: Sequence[str]) -> Frame:
     """The rows that have all their targets."""
     rows = np.logical_and.reduce([frame.column(name).is_not_null().to_numpy() for name in names])
     return frame if rows.all() else frame.take(np.flatnonzero(rows))
+
+
+def _without_bad(frame: Frame, kinds: Mapping[str, Reading]) -> tuple[Frame, list[str]]:
+    """The rows that can be read, and a note on the others."""
+    bad = unreadable(frame, kinds)
+    lines = sorted([*frame.skipped, *frame.lines[bad].tolist()])
+    if not lines:
+        return frame, []
+    note = f"{len(lines):,} rows that can't be read are left out: {frame.unit} {some([str(n) for n in lines])}"
+    return frame.take(np.flatnonzero(~bad)), [note]
 
 
 def _some_with_targets(frame: Frame, names: Sequence[str]) -> Frame:
