@@ -239,3 +239,30 @@ def test_whatever_is_given_is_prepared(data, task, outputs):
     assert (made.task, len(made.classes)) == (task, outputs)
     assert len(made.train) > len(made.held_out) > 0
     assert sources.given(made) is made
+
+
+@pytest.mark.parametrize("task", ["classes", "many classes", "values", "words"])
+def test_rows_are_the_same_from_all_sources(folder, task):
+    """The same rows as a table, as arrays and as a data set of Hugging Face give the same tensors, bit for bit."""
+    datasets = pytest.importorskip("datasets")
+    pl = pytest.importorskip("polars")
+    random = np.random.default_rng(0)
+    x, n = random.normal(size=(400, 3)).round(3), 400
+    y = {"classes": np.arange(n) % 3, "many classes": np.arange(n) % 60, "values": x.sum(1) * 1e4 + 5e4,
+         "words": np.array(["no", "yes", "maybe"])[np.arange(n) % 3]}[task]  # fmt: skip
+    frame = pl.DataFrame({**{f"inputs_{i}": x[:, i] for i in range(3)}, "targets": y})
+    frame.write_csv(folder / "same.csv")
+    frame.write_csv(folder / "comma.csv", separator=";", decimal_comma=True)
+    frame.write_parquet(folder / "same.parquet")
+    np.savez(folder / "same.npz", inputs=x, targets=y)
+    made = [
+        sources.table(folder / "same.csv"), sources.table(folder / "comma.csv"), sources.table(folder / "same.parquet"),
+        sources.arrays(folder / "same.npz"), sources.huggingface(datasets.Dataset.from_polars(frame)),
+    ]  # fmt: skip
+    for data in made[1:]:
+        assert (data.task, data.classes, data.fitted.get("target_std")) == (
+            made[0].task, made[0].classes, made[0].fitted.get("target_std"))  # fmt: skip
+        for side, other in ((data.train, made[0].train), (data.held_out, made[0].held_out)):
+            assert side.tensors.keys() == other.tensors.keys()
+            for name, t in side.tensors.items():
+                assert torch.equal(t, other.tensors[name]), name

@@ -10,6 +10,7 @@ from torch.utils.data import Dataset
 
 from pipeline.errors import DataError
 from pipeline.sources.dataset import Subset, dataset
+from pipeline.sources.learned import scale
 from pipeline.sources.prepared import Prepared, Task
 from pipeline.sources.split import Split, split
 from pipeline.sources.tensors import Source, Tensors, source
@@ -48,7 +49,10 @@ def given(data: Any, parts: Split | None = None, task: Task | None = None, *, wo
     sizes = {}
     if not inputs.is_floating_point():
         sizes = {"vocabulary": max(int(batch[n].max()) for batch in seen for n in ("inputs", "targets")) + 1}
-    return Prepared(train, held_out, task, sizes=sizes)
+    fitted = {}
+    if task == "regression" and isinstance(train, Tensors):
+        fitted = scale(train.tensors["targets"].numpy())
+    return Prepared(train, held_out, task, sizes=sizes, fitted=fitted)
 
 
 def _source(data: Any, workers: int) -> Source:
