@@ -130,7 +130,7 @@ def _of_texts(
     if forms:
         form = numbers.chosen(forms, decimal or ("." if "." in forms else frame.decimal))
         if form is None:
-            raise frame.refuse(_row(frame, name, _differing(texts, forms)), name, "has a comma that may be a decimal "
+            raise frame.refuse(_differing(frame.column(name), forms), name, "has a comma that may be a decimal "
                                "mark, or one of thousands; say which by decimal=',' or '.'")  # fmt: skip
         compact = form == "." and _compact(floats(texts)) and len(texts) == len(floats(texts).drop_nulls())
         return Reading(DATE, dates.COMPACT) if compact else Reading(NUMBER, form)
@@ -138,7 +138,7 @@ def _of_texts(
         return Reading(TRUTH)
     if days := dates.forms(texts, counts, MOSTLY, wanted.day_first):
         if len(days) > 1:
-            raise frame.refuse(_row(frame, name, texts[0]), name, f"is a day as {' or '.join(days)}, and no row tells "
+            raise frame.refuse(int(frame.column(name).is_not_null().arg_max() or 0), name, f"is a day as {' or '.join(days)}, and no row tells "
                                "which; say it by day_first=")  # fmt: skip
         return Reading(DATE, days[0])
     if int(counts.filter(dates.times(texts).is_not_null()).sum()) >= MOSTLY * total:
@@ -154,13 +154,10 @@ def _of_texts(
     )
 
 
-def _differing(texts: Any, forms: list[str]) -> str:
-    first, second = (numbers.numbers(texts, form) for form in forms[:2])
-    return str(texts[int((first != second).fill_null(True).arg_max() or 0)])
-
-
-def _row(frame: Frame, name: str, text: str) -> int:
-    return int((frame.column(name) == text).fill_null(False).arg_max() or 0)
+def _differing(column: Any, forms: list[str]) -> int:
+    """The first row that two forms read differently."""
+    first, second = (numbers.numbers(column, form) for form in forms[:2])
+    return int((first != second).fill_null(False).arg_max() or 0)
 
 
 def are_truths(column: Any) -> bool:

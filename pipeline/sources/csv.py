@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.errors import DataError
-from pipeline.sources.dialect import MARKS, SAMPLE, SPACES, Dialect, is_header
+from pipeline.sources.dialect import MARKS, SAMPLE, SEPARATOR_LINE, SPACES, Dialect, is_header
 from pipeline.sources.files import reading, unpacked
 from pipeline.sources.frame import Frame, package
 
@@ -30,7 +30,7 @@ def blocks(path: Path, dialect: Dialect) -> Iterator[Frame]:
     """
     texts = _texts(path, dialect.encoding)
     first = next(texts, "")
-    dialect = dialect.found(first)
+    dialect, first = dialect.found(first), SEPARATOR_LINE.sub("\n", first)
     names: list[str] = []
     for data, lines, skipped in _parsed(path, dialect, chain([first], texts)):
         notes: tuple[str, ...] = ()

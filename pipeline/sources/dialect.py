@@ -19,6 +19,8 @@ SPACES = " "
 """Separator: any number of blanks and tabs."""
 SAMPLE = 100
 """Rows to look at."""
+SEPARATOR_LINE = re.compile(r"\Asep=(.)\s*\n")
+"""First line in which Excel names the separator."""
 MARKS = {codecs.BOM_UTF8: "utf-8", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
 """First bytes of a file -> its encoding."""
 
@@ -70,8 +72,8 @@ class Dialect:
     def found(self, text: str) -> Dialect:
         """The dialect, completed by the beginning of a file."""
         lines = text.split("\n")
-        if self.separator is None and re.fullmatch(r"sep=.", lines[0].strip()):  # written by Excel
-            return evolve(self, separator=lines[0].strip()[-1]).found(text)
+        if self.separator is None and (said := SEPARATOR_LINE.match(text)):
+            return evolve(self, separator=said[1]).found(text[said.end() :])
         quote = "'" if not _quotes(text, '"') and _quotes(text, "'") else '"'
         known = [evolve(self, quote=quote, separator=s) for s in self.separator or SEPARATORS]
         if f"\\{quote}" in text:

@@ -1,0 +1,177 @@
+"""Columns: what cells hold as people write them, and what is refused because it can be read in two ways."""
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+
+from pipeline import sources
+from pipeline.errors import ConfigError, DataError
+from pipeline.sources import Dialect, Readings, new_data
+from pipeline.sources.columns import Reading, readings, values
+from pipeline.sources.formats import read_table
+from pipeline.sources.frame import Frame
+
+
+def frame(cells, **options):
+    """A table with one column, as read from CSV."""
+    text = pl.DataFrame({"x": cells})
+    return Frame("t.csv", text, np.arange(len(text)) + 2, "line", (), Dialect().words, **options)
+
+
+def read(cells, wanted=None, **options):
+    table = frame(cells, **options)
+    reading = readings(table, wanted)["x"]
+    return reading.kind, reading.form, values(table, "x", reading).tolist()
+
+
+@pytest.mark.parametrize(
+    ("cells", "kind", "form", "wanted"),
+    [
+        (["4,500", "950", "1,000,000"], "number", ".,", [4500, 950, 1e6]),
+        (["4,500", "0,5"], "number", ",", [4.5, 0.5]),
+        (["1.234.567,8", "5,1"], "number", ",.", [1234567.8, 5.1]),
+        (["1 234,5", "-3,1"], "number", ", ", [1234.5, -3.1]),
+        (["1'234", "12"], "number", ".'", [1234, 12]),
+        (["$1.20", "-$3"], "number", ".", [1.2, -3]),
+        (["5,00 €", "1.000,00 €"], "number", ",.", [5, 1000]),
+        (["39%", "4.5 %"], "number", ".", [39, 4.5]),
+        (["(12)", "5", "\u22127", "3-"], "number", ".", [-12, 5, -7, -3]),
+        (["1e-3", "+2", ".5", "7."], "number", ".", [1e-3, 2, 0.5, 7]),
+        (["1", "-", "n.a."], "number", ".", [1, np.nan, np.nan]),
+        (["yes", "NO", ""], "truth", "", [1, 0, np.nan]),
+        (["2020-01-25", "2020-01-26"], "date", "%Y-%m-%d", [18286, 18287]),
+        (["01/25/2020", "1/2/2020"], "date", "%m/%d/%Y", [18286, 18263]),
+        (["25/01/2020 12:00", "02/01/2020 6:00 pm"], "date", "%d/%m/%Y", [18286.5, 18263.75]),
+        (["25.1.2020", "2.1.2020"], "date", "%d.%m.%Y", [18286, 18263]),
+        (["25-Jan-2020", "02-FEB-2020"], "date", "%d-%B-%Y", [18286, 18294]),
+        (["Jan 25, 2020", "February 2, 2020"], "date", "%B %d, %Y", [18286, 18294]),
+        (["20200125", "20200202"], "date", "%Y%m%d", [18286, 18294]),
+        (["2020-01-25T00:00:00+01:00", "2020-01-25T12:00:00Z"], "date", "%Y-%m-%d", [18286 - 1 / 24, 18286.5]),
+        (["2020-01-25T12:00:00.5+00:00"], "date", "%Y-%m-%d", [18286.5 + 0.5 / 86400]),
+        (["13:05", "1:05 pm", "0:00:30"], "time", "", [47100, 47100, 30]),
+    ],
+)
+def test_cells_as_people_write_them(cells, kind, form, wanted):
+    """Numbers, truth values, dates as days since 1970 in UTC, and times of day as seconds."""
+    found = read(cells)
+    assert found[:2] == (kind, form)
+    np.testing.assert_allclose(found[2], wanted, rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("cells", "note"),
+    [
+        (["08", "8", "007"], "its numbers have leading zeros"),
+        (["$1", "€2"], ""),
+        (["39%", "0.4"], ""),
+        (["1", "2", "3", "a"], "1 of 4 values are no numbers: 'a'"),
+        (["t", "n"], ""),
+        (["1.2.3", "10.0.0.1"], ""),
+        (["2020-01-25", "25.1.2020"], ""),
+    ],
+)
+def test_other_texts_are_categories(cells, note):
+    """So are numbers of two units, and of leading zeros; most of a column as numbers is said."""
+    reading = readings(frame(cells))["x"]
+    assert reading.kind == "category"
+    assert note in reading.note
+
+
+def test_two_readings_are_refused_or_told():
+    """A comma without evidence, and a day that may be a month; options and other columns tell."""
+    with pytest.raises(DataError, match=r"line 2, column 'x': '4,500' has a comma .* decimal=',' or '.'"):
+        read(["4,500", "1,250"], decimal=None)
+    assert read(["4,500", "1,250"], decimal=".")[2] == [4500, 1250]
+    assert read(["4,500", "1,250"], Readings(decimal=","), decimal=None)[2] == [4.5, 1.25]
+    both = Frame("t", pl.DataFrame({"x": ["4,500", "1,250"], "y": ["5,1", "3,0"]}), np.arange(2), decimal=None)
+    assert readings(both)["x"] == Reading("number", ",")
+    with pytest.raises(DataError, match=r"'03/04/2020' is a day as %m/%d/%Y or %d/%m/%Y.*day_first="):
+        read(["03/04/2020", "05/06/2020"])
+    first, second = (read(["03/04/2020", "05/06/2020"], Readings(day_first=d))[2] for d in (True, False))
+    assert first[0] - second[0] == 30  # 3 April and 4 March
+    assert read(["03/03/2020", "05/05/2020"])[0] == "date"  # the same in both
+    with pytest.raises(ConfigError, match="decimal=';' is neither"):
+        Readings(decimal=";")
+
+
+def test_most_of_a_column_decides_and_the_rest_is_refused():
+    """With the first other cell and the number of them."""
+    with pytest.raises(DataError, match=r"line 12, column 'x': 'ten' is not a number, and neither are 1 others"):
+        read([*map(str, range(10)), "ten", "eleven", *map(str, range(20))])
+    assert readings(frame(["1", "2"]), Readings(categorical="x"))["x"].kind == "category"
+
+
+def test_missing_words_are_of_a_format(tmp_path):
+    """In CSV they are a list, which may be empty; in Parquet a missing value is null and NA a word."""
+    rows = [{"x": float(i), "y": ["NA", "None", "EU"][i % 3]} for i in range(30)]
+    pl.DataFrame(rows).write_parquet(tmp_path / "t.parquet")
+    pl.DataFrame(rows).write_csv(tmp_path / "t.csv")
+    assert sources.table(tmp_path / "t.parquet").classes == ("EU", "NA", "None")
+    with pytest.raises(DataError, match="'y', which is to be learned, is 'EU' in each row"):
+        sources.table(tmp_path / "t.csv")
+    words = sources.table(tmp_path / "t.csv", dialect=Dialect(missing=()))
+    assert words.classes == ("EU", "NA", "None")
+
+
+def test_columns_are_named_with_commas_and_patterns(tmp_path):
+    """A whole name is that column, whatever it holds; x_* are all that fit."""
+    body = "\n".join(f"{i},{i * 2},{i % 7},{i * 0.5}" for i in range(40))
+    (tmp_path / "t.csv").write_text(f'x_1,x_2,z,"price, USD"\n{body}\n')
+    table = read_table(tmp_path / "t.csv")
+    assert table.named("price, USD") == ["price, USD"]
+    assert table.named("z, price, USD,x_1") == ["z", "price, USD", "x_1"]
+    assert table.named("x_*") == ["x_1", "x_2"]
+    with pytest.raises(DataError, match="no column 'zz'"):
+        table.named("zz")
+    data = sources.table(tmp_path / "t.csv", target="price, USD", ignore="x_*")
+    assert [c["name"] for c in data.fitted["columns"]] == ["z"]
+
+
+@pytest.mark.parametrize(
+    ("content", "columns", "rows"),
+    [
+        (b"5,1;3,5;red\n4,9;3,0;blue\n", 3, 2),
+        (b"1.0 2.0   3.5\n4 5 6\n", 3, 2),
+        (b"a\tb\r1\t2\r3\t4\r", 2, 2),
+        (b'a,b\n"1","2"\n\n3,4\n', 2, 2),
+        (b"sep=;\na;b\n1;2\n", 2, 1),
+        ("a;b\n1;ü\n".encode("utf-16"), 2, 1),
+        (b'size,name\n2",pipe\n3",rod\n', 2, 2),
+        (b"a,b\n'1','it, too'\n'2','x'\n", 2, 2),
+        (b'a,b\n"say \\"so\\"",1\n"x, y",2\n', 2, 2),
+    ],
+)
+def test_files_as_programs_write_them(tmp_path, content, columns, rows):
+    """Separators, quotes, line ends and encodings of several programs."""
+    (tmp_path / "t.csv").write_bytes(content)
+    found = read_table(tmp_path / "t.csv")
+    assert found.data.shape == (rows, columns)
+
+
+def test_new_rows_of_another_dialect_are_the_same(tmp_path):
+    """A run of decimal points reads decimal commas; one form holds from block to block."""
+    r = np.random.default_rng(0)
+    data = pl.DataFrame({"x": r.normal(size=50).round(2), "day": pl.Series(range(18000, 18050)).cast(pl.Date),
+                         "ok": r.integers(0, 2, 50) > 0, "y": r.integers(0, 2, 50)})  # fmt: skip
+    data.write_csv(tmp_path / "en.csv")
+    data.with_columns(pl.col("day").dt.strftime("%d.%m.%Y")).write_csv(
+        tmp_path / "eu.csv", separator=";", decimal_comma=True
+    )
+    data.write_parquet(tmp_path / "t.parquet")
+    known = sources.table(tmp_path / "en.csv", test=tmp_path / "en.csv")
+    for name in ("eu.csv", "t.parquet"):
+        batches = [rows.batch for rows in new_data.of_table(tmp_path / name, known.fitted, targets=True)]
+        for key, t in known.held_out.tensors.items():
+            assert torch.equal(torch.cat([b[key] for b in batches]), t), (name, key)
+
+
+def test_a_file_without_rows(tmp_path):
+    """It gives one empty block to predict, and no rows to measure."""
+    (tmp_path / "t.csv").write_text("x,y\n" + "\n".join(f"{i},{i % 2}" for i in range(20)))
+    (tmp_path / "none.csv").write_text("x,y\n")
+    fitted = sources.table(tmp_path / "t.csv").fitted
+    [rows] = new_data.of_table(tmp_path / "none.csv", fitted, targets=False)
+    assert (len(rows.batch["inputs"]), [*rows.beside]) == (0, ["x", "y"])
+    with pytest.raises(DataError, match=r"none\.csv has no rows with y"):
+        list(new_data.of_table(tmp_path / "none.csv", fitted, targets=True))
