@@ -130,16 +130,17 @@ def _of_texts(
     if forms:
         form = numbers.chosen(forms, decimal or ("." if "." in forms else frame.decimal))
         if form is None:
-            raise frame.refuse(_differing(frame.column(name), forms), name, "has a comma that may be a decimal "
-                               "mark, or one of thousands; say which by decimal=',' or '.'")  # fmt: skip
+            why = "has a comma that may be a decimal mark, or one of thousands; say which by decimal=',' or '.'"
+            raise frame.refuse(_differing(frame.column(name), forms), name, why)
         compact = form == "." and _compact(floats(texts)) and len(texts) == len(floats(texts).drop_nulls())
         return Reading(DATE, dates.COMPACT) if compact else Reading(NUMBER, form)
     if are_truths(texts):
         return Reading(TRUTH)
     if days := dates.forms(texts, counts, MOSTLY, wanted.day_first):
         if len(days) > 1:
-            raise frame.refuse(int(frame.column(name).is_not_null().arg_max() or 0), name, f"is a day as {' or '.join(days)}, and no row tells "
-                               "which; say it by day_first=")  # fmt: skip
+            first = int(frame.column(name).is_not_null().arg_max() or 0)
+            why = f"is a day as {' or '.join(days)}, and no row tells which; say it by day_first="
+            raise frame.refuse(first, name, why)
         return Reading(DATE, days[0])
     if int(counts.filter(dates.times(texts).is_not_null()).sum()) >= MOSTLY * total:
         return Reading(TIME)
