@@ -16,7 +16,6 @@ from cli.recipes.loss import LOG, TARGET_MEAN
 from cli.recipes.task import CLASSES, LABELS, VALUES
 from pipeline import Ensemble, Pipeline, State, evaluate, order
 from pipeline.direction import rank
-from pipeline.forward import Model
 from pipeline.load import batches
 from pipeline.programs.evaluate import better
 from pipeline.sources import Tensors
@@ -42,13 +41,17 @@ class Baseline:
         shown = [format_metric(k, v) for k, v in values.items() if isinstance(v, float)]
         return f"baseline  {', '.join(shown)} by {self.words}"
 
-    def no_worse(self, job: Job, state: State, best: str, results: dict[str, Any]) -> bool:
-        """Whether it is as good as a result by the metric of the best epoch."""
-        own = best.rpartition(".")[2]
-        way = better(job.pipe.program, state).get(own)
-        if way is None or not isinstance(self.metrics.get(own), float) or not isinstance(results.get(best), float):
-            return False
-        return rank(own, way, {own: self.metrics[own]})[0] <= rank(own, way, {own: results[best]})[0] + 1e-9
+    def warning(self, job: Job, state: State, metric: str, value: float) -> list[str]:
+        """A line if a result is no better, by the metric of the best epoch."""
+        own = metric.rpartition(".")[2]
+        way, always = better(job.pipe.program, state).get(own), self.metrics.get(own)
+        if (
+            way is None
+            or not isinstance(always, float)
+            or rank(own, way, {own: value})[0] < rank(own, way, self.metrics)[0]
+        ):
+            return []
+        return [f"warning the model is no better than that by {metric}"]
 
 
 def baseline(job: Job, data: Any = None) -> Baseline | None:
@@ -69,7 +72,8 @@ def baseline(job: Job, data: Any = None) -> Baseline | None:
         return outputs.to(targets.device).expand(len(targets), *outputs.shape)
 
     one = job.pipe.pipe if isinstance(job.pipe, Ensemble) else job.pipe
-    measures = [s for s in one.evaluation if not isinstance(s, Model)]
+    names = [s.name for s in one.stages]
+    measures = one.stages[names.index(one.models[0].name) + 1 : names.index(one.backwards[0].name)]
     always = Pipeline(one.place, Stage("constant", constant, writes=("outputs",)), *measures)
     return Baseline(always.evaluate(always.init(0), data), words, job.prepared.task)
 

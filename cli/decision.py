@@ -126,14 +126,10 @@ def decided(pipe: Pipeline | Ensemble, decision: Decision) -> Pipeline | Ensembl
         return calibrated, calibrated - shift * second
 
     def change(one: Pipeline) -> Pipeline:
-        new = one.insert(decide, after="forward.model")
+        stage = Stage("decision", decide, writes=("calibrated", "decided"), when="evaluation")
+        new = one.insert(stage, after="forward.model")
         for s in one.stages:
-            if (
-                isinstance(s, Stage)
-                and s.finish is not None
-                and "outputs" in s.reads
-                and s.name.startswith("evaluate.")
-            ):
+            if isinstance(s, Stage) and s.finish is not None and "outputs" in s.reads:
                 read = s.rename(outputs="decided" if s.name in CHOSEN else "calibrated").only("evaluation")
                 new = new.replace(s.name, read)
         return new

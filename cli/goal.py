@@ -40,6 +40,9 @@ class Goal:
 def goal(config: TrainConfig, data: Prepared) -> Goal:
     """The default goal of a run."""
     usual = result(config.loss.criterion(data.task)[1].metric or ALWAYS[data.task][-1])
+    if (by := config.evaluate.threshold) != "none" and data.task == CLASSES:
+        ranked = "average-precision" if by == "f1" else "roc-auc"
+        return Goal(result(ranked), "the threshold is chosen after the training")
     if data.task not in (CLASSES, LABELS) or (counts := class_counts(data)) is None:
         return Goal(usual)
     n = len(data.train)
@@ -48,11 +51,15 @@ def goal(config: TrainConfig, data: Prepared) -> Goal:
         shares = torch.maximum(shares, 1 - shares)
         if float(shares.mean()) < MAJORITY:
             return Goal(usual)
-        return Goal(result("average-precision"), f"{float(shares.mean()):.1%} of the labels are the more frequent side")
+        return Goal(result("average-precision"), f"{_percent(shares.mean())} of the labels are on one side")
     if float(shares.max()) < MAJORITY:
         return Goal(usual)
     name = names_of(data, len(shares))[int(shares.argmax())]
-    return Goal(result("balanced-accuracy"), f"{float(shares.max()):.1%} of the training samples are of class {name!r}")
+    return Goal(result("balanced-accuracy"), f"{_percent(shares.max())} of the training samples are of class {name!r}")
+
+
+def _percent(share: Tensor) -> str:
+    return f"{100 * float(share):.1f} %"
 
 
 def settled(config: TrainConfig, job: Job) -> TrainConfig:

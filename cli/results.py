@@ -85,8 +85,8 @@ def beside(
     base = baselines.baseline(job)
     if base is not None:
         lines.append(base.line(metric))
-        if best is not None and base.no_worse(job, state, best.metric, {best.metric: best.value}):
-            lines.append("warning the model is no better than that")
+        if best is not None and made.threshold is None:
+            lines += base.warning(job, state, best.metric, best.value)
     return lines + baselines.never_predicted(job, decision.decided(job.pipe, made), state, job.validation)
 
 

@@ -53,7 +53,7 @@ def worst(past: Past, job: Job, about: About) -> list[Sample]:
     with torch.no_grad():
         values = head(apply(module, inputs, batch))
     assert job.prepared is not None
-    table = job.prepared.raw().columns if job.prepared.raw is not None else {}
+    table = job.prepared.raw().cells if job.prepared.raw is not None else {}
     return [
         Sample(
             row, float(loss[row]), _image(batch["inputs"][i]), _true(batch["targets"][i], about),

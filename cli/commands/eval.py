@@ -71,8 +71,8 @@ def evaluate(past: Past, data: str | None, *, weights: str, as_json: bool) -> No
     if base is not None:
         best = metric if (metric := past.config.run.best or job.best) in metrics else None
         say.print(base.line(best))
-        if best is not None and base.no_worse(job, state, best, metrics):
-            say.print("warning the model is no better than that")
+        for line in base.warning(job, state, best, metrics[best]) if best is not None else ():
+            say.print(line)
     if figures is not None:
         say.print(f"\n{figures}\n")
         say.print(figures.matrix)

@@ -90,7 +90,7 @@ def better(program: Program, state: State) -> dict[str, Direction | None]:
     pipe, declared = program.pipe, dict[str, Direction | None]()
     for sums in ({s.name: state.memory[s.name] for s in pipe.metrics}, program.zeros()):
         names: dict[str, Direction | None] = {}
-        for s in (s for s in pipe.metrics if s.name in sums):
+        for s in (s for s in pipe.graph if s.finish is not None and s.name in sums):
             for k in program.finish({s.name: sums[s.name]}):
                 said = s.better.get(k) if isinstance(s.better, Mapping) else s.better
                 names[f"{s.name}.{k}" if k in names else k] = said
