@@ -12,6 +12,7 @@ from torch import Tensor
 from cli import goal
 from cli.build import Job
 from cli.classes import measuring, unseen
+from cli.decision import Decision, decided
 from cli.recipes.loss import LOG, TARGET_MEAN
 from cli.recipes.task import CLASSES, LABELS, VALUES
 from pipeline import Ensemble, Pipeline, State, evaluate, order
@@ -103,9 +104,10 @@ def _constant(job: Job) -> tuple[Tensor, str] | None:
     return outputs.log().float(), f"always predicting {name!r}"
 
 
-def never_predicted(job: Job, pipe: Any, state: State, data: Any) -> list[str]:
+def never_predicted(job: Job, state: State, data: Any, decision: Decision) -> list[str]:
     """Warnings: the classes that occur in some data, and that a model never predicts."""
     if job.prepared is None or job.prepared.task != CLASSES or job.fixed is None:
         return []
-    found = measuring(pipe, evaluate.counts(job.fixed.outputs)).evaluate(state, data)
+    counting = decided(measuring(job.pipe, evaluate.counts(job.fixed.outputs)), decision)
+    found = counting.evaluate(state, data)
     return unseen(goal.names_of(job.prepared, job.fixed.outputs), found["true"], found["predicted"])

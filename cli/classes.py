@@ -9,6 +9,7 @@ from typing import Any
 from attrs import evolve, frozen
 
 from cli.build import Job
+from cli.decision import PLAIN, Decision, decided
 from cli.recipes.data_card import About
 from pipeline import Ensemble, Pipeline, State, evaluate
 from pipeline.stage import Stage
@@ -62,24 +63,24 @@ class Figures:
         return "\n".join(["rows true, columns predicted", head, *rows])
 
 
-def figures(pipe: Pipeline | Ensemble, about: About, state: State, data: Any) -> Figures | None:
+def figures(
+    pipe: Pipeline | Ensemble, about: About, state: State, data: Any, decision: Decision = PLAIN
+) -> Figures | None:
     """Figures of a State on some data; None if the task has no classes."""
     if about.task not in ("classification", "several labels"):
         return None
     names = about.classes or tuple(map(str, range(about.fixed.outputs)))
     metric = evaluate.confusion(len(names)) if about.task == "classification" else evaluate.labels(len(names))
-    values = measuring(pipe, metric).evaluate(state, data)
+    values = decided(measuring(pipe, metric), decision).evaluate(state, data)
     return Figures(names, values["precision"], values["recall"], values["f1"], values.get("confusion"))
 
 
 def measuring(pipe: Pipeline | Ensemble, *metrics: Stage) -> Pipeline | Ensemble:
-    """A pipeline of classes or labels that has these metrics too, of the values that accuracy is of."""
+    """A pipeline of classes or labels that has these metrics too, in evaluation."""
     known = [stage.name for stage in pipe.program.pipe.stages]
-    like = pipe.program.pipe["evaluate.accuracy"]
     for metric in metrics:
         if metric.name not in known:
-            one = evolve(metric, names=like.names, when="evaluation")
-            pipe = changed(pipe, partial(Pipeline.insert, stage=one, after=like.name))
+            pipe = changed(pipe, partial(Pipeline.insert, stage=metric.only("evaluation"), after="evaluate.accuracy"))
     return pipe
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from functools import wraps
 from typing import TYPE_CHECKING, Any
 
 import torch
-from attrs import asdict, frozen
+from attrs import asdict, evolve, frozen
 from torch import Tensor
 
 from cli.recipes.setting import refusal
@@ -113,28 +114,32 @@ def decided(pipe: Pipeline | Ensemble, decision: Decision) -> Pipeline | Ensembl
     that of the training."""
     from cli.classes import changed
 
-    if decision.temperature == 1 and decision.threshold is None:
+    if decision == PLAIN:
         return pipe
-    edge = decision.threshold
-    shift = 0.0 if edge is None else math.log(edge / (1 - edge)) if 0 < edge < 1 else math.copysign(700.0, edge - 0.5)
-
-    def decide(outputs: Tensor) -> tuple[Tensor, Tensor]:
-        calibrated = outputs / decision.temperature
-        if edge is None:
-            return calibrated, calibrated
-        second = torch.arange(2, device=outputs.device)  # 0 for the first class, 1 for the second
-        return calibrated, calibrated - shift * second
 
     def change(one: Pipeline) -> Pipeline:
-        stage = Stage("decision", decide, writes=("calibrated", "decided"), when="evaluation")
-        new = one.insert(stage, after="forward.model")
         for s in one.stages:
             if isinstance(s, Stage) and s.finish is not None and "outputs" in s.reads:
-                read = s.rename(outputs="decided" if s.name in CHOSEN else "calibrated").only("evaluation")
-                new = new.replace(s.name, read)
-        return new
+                one = one.replace(s.name, _measuring(s, decision))
+        return one
 
     return changed(pipe, change)
+
+
+def _measuring(metric: Stage, decision: Decision) -> Stage:
+    """A metric of the outputs after a decision."""
+    shift, edge = 0.0, decision.threshold
+    if edge is not None and metric.name in CHOSEN:
+        shift = math.log(edge / (1 - edge)) if 0 < edge < 1 else math.copysign(700.0, edge - 0.5)
+
+    @wraps(metric.function)
+    def measure(outputs: Tensor, **others: Any) -> Any:
+        outputs = outputs / decision.temperature
+        if shift:
+            outputs = outputs - shift * torch.arange(2, device=outputs.device)  # of the second class
+        return metric.function(outputs=outputs, **others)
+
+    return evolve(metric, function=measure)
 
 
 def text(decisions: Mapping[str, Decision]) -> bytes:

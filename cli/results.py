@@ -9,8 +9,8 @@ from typing import Any
 from rich.console import Console
 
 from cli import baseline as baselines
-from cli import decision, sampling
 from cli import folder as folders
+from cli import sampling
 from cli.build import Job
 from cli.config import TrainConfig
 from cli.decision import Decision
@@ -87,7 +87,7 @@ def beside(
         lines.append(base.line(metric))
         if best is not None and made.threshold is None:
             lines += base.warning(job, state, best.metric, best.value)
-    return lines + baselines.never_predicted(job, decision.decided(job.pipe, made), state, job.validation)
+    return lines + baselines.never_predicted(job, state, job.validation, made)
 
 
 def print_text(job: Job, state: State, report: Report, say: Console) -> None:

@@ -51,7 +51,7 @@ def evaluate(past: Past, data: str | None, *, weights: str, as_json: bool) -> No
     if past.config.run.compile:
         program = pipe.compile(backend=past.config.run.backend, fallback="eager")
     metrics = validated(pipe.program, program, state, {"": job.validation if data is None else samples})
-    figures = None if about is None else classes.figures(pipe, about, state, samples)
+    figures = None if about is None else classes.figures(job.pipe, about, state, samples, decision)
     base = baseline.baseline(job, None if data is None else samples)
     if as_json:
         facts = {"run": str(past.folder), "weights": weights, "epoch": saved.epoch, "step": saved.step,

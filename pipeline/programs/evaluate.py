@@ -163,7 +163,7 @@ def check_state(program: Program, state: State) -> None:
     """Raise StateError unless `state` has the names that the program's `init` would give it."""
     pipe = program.pipe
     names = {k for s in pipe.stages for k in s.keeps} | set(LASTS)
-    memory = {s.name for s in pipe.graph if s.remembers} | set(remembering(pipe.graph))
+    memory = {s.name for s in pipe.graph if s.lasts} | set(remembering(pipe.graph))
     wanted = {
         "keeps": (state.tree, names),
         "hyper": (state.hyper, hyper_names(pipe.graph)),
