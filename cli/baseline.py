@@ -15,7 +15,7 @@ from cli.classes import measuring, unseen
 from cli.decision import Decision, decided
 from cli.recipes.loss import LOG, TARGET_MEAN
 from cli.recipes.task import CLASSES, LABELS, VALUES
-from pipeline import Ensemble, Pipeline, State, evaluate, order
+from pipeline import Ensemble, Pipeline, State, evaluate, order, place
 from pipeline.direction import rank
 from pipeline.load import batches
 from pipeline.programs.evaluate import better
@@ -70,12 +70,12 @@ def baseline(job: Job, data: Any = None) -> Baseline | None:
         data = batches(Tensors({"targets": found}), size=size, shuffle=False)
 
     def constant(targets: Tensor) -> Tensor:
-        return outputs.to(targets.device).expand(len(targets), *outputs.shape)
+        return outputs.expand(len(targets), *outputs.shape)
 
     one = job.pipe.pipe if isinstance(job.pipe, Ensemble) else job.pipe
     names = [s.name for s in one.stages]
     measures = one.stages[names.index(one.models[0].name) + 1 : names.index(one.backwards[0].name)]
-    always = Pipeline(one.place, Stage("constant", constant, writes=("outputs",)), *measures)
+    always = Pipeline(place.on("cpu"), Stage("constant", constant, writes=("outputs",)), *measures)
     return Baseline(always.evaluate(always.init(0), data), words, job.prepared.task)
 
 

@@ -119,7 +119,9 @@ def targets(data: Source, read: bool = False) -> Tensor | None:
     inner = getattr(getattr(data, "reader", None), "data", None)  # images, whose labels are known
     if isinstance(known := getattr(inner, "targets", None), Tensor):
         return known
-    if isinstance(data, Mapped) or read:
+    if isinstance(data, Mapped):  # without the inputs
+        data, read = evolve(data, arrays={"targets": data.arrays["targets"]}), True
+    if read:
         rows = torch.arange(len(data))
         return torch.cat([data[rows[i : i + READ]]["targets"] for i in range(0, len(data), READ)])
     return None

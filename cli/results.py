@@ -13,7 +13,7 @@ from cli import folder as folders
 from cli import sampling
 from cli.build import Job
 from cli.config import TrainConfig
-from cli.decision import Decision
+from cli.decision import PLAIN, Decision
 from cli.progress import warn
 from cli.seal import CHECKPOINTS, Seal
 from pipeline import Report, State, checkpoint
@@ -73,21 +73,22 @@ def states(job: Job, state: State, seal: Seal, best: Best | None) -> dict[str, S
 
 
 def beside(
-    job: Job, states: Mapping[str, State], decisions: Mapping[str, Decision], best: Best | None, metric: str | None
-) -> list[str]:
-    """Lines to judge a result by: the decision, the baseline, and warnings."""
-    lines: list[str] = []
-    if job.about is None or not states:
-        return lines
-    [(name, state), *_] = states.items()
-    made = decisions[name]
-    lines += [f"        {line}" for line in made.lines(job.about)]
+    job: Job, state: State, states: Mapping[str, State], decisions: Mapping[str, Decision], best: Best | None,
+    metric: str | None,
+) -> list[str]:  # fmt: skip
+    """Lines to judge a result by: the decision, the baseline, and warnings; of the first of some `states`."""
+    if job.about is None:
+        return []
+    made = next(iter(decisions.values()), PLAIN)
+    lines = [f"        {line}" for line in made.lines(job.about)]
     base = baselines.baseline(job)
     if base is not None:
         lines.append(base.line(metric))
         if best is not None and made.threshold is None:
             lines += base.warning(job, state, best.metric, best.value)
-    return lines + baselines.never_predicted(job, state, job.validation, made)
+    for own in [*states.values()][:1]:
+        lines += baselines.never_predicted(job, own, job.validation, made)
+    return lines
 
 
 def print_text(job: Job, state: State, report: Report, say: Console) -> None:

@@ -126,6 +126,7 @@ def train_from(t: Training, state: State, saved: Saved | None = None, *, done: b
     decisions = {name: decision.fitted(t.config, t.job, own) for name, own in states.items()}
     if decisions != dict.fromkeys(decisions, decision.PLAIN) or (t.seal.folder / decision.FILE).exists():
         ends[decision.FILE] = decision.text(decisions)
+    beside = results.beside(t.job, progress.state, states, decisions, best, metric)
     if processes.first() and lines.rows:
         ends[folders.CURVES] = plot.svg(plot.curves(lines.rows, best=metric)).encode()
     if not done:
@@ -133,7 +134,7 @@ def train_from(t: Training, state: State, saved: Saved | None = None, *, done: b
         why = "by a signal" if progress.stopped else progress.why
         ends[STATUS] = folders.status_text("done" if finished else "stopped", why=why)
     folders.write(t.seal, ends, lines.last)
-    _print_results(t, progress, best, results.beside(t.job, states, decisions, best, metric))
+    _print_results(t, progress, best, beside)
     return progress.report
 
 
