@@ -104,5 +104,6 @@ def unseen(names: Sequence[str], true: Sequence[int], predicted: Sequence[int]) 
     many = f"{sum(t for _, t in missing):,} of the {sum(true):,} samples are of "
     what = f"class {named} is" if len(missing) == 1 else f"{len(missing)} classes are"
     of = "it" if len(missing) == 1 else f"them: {named}"
-    return [f"warning {what} never predicted, and {many}{of}; "
-            "try --class-weights balanced, --sample balanced, or for two classes --threshold f1"]  # fmt: skip
+    rare = all(2 * len(names) * t < sum(true) for _, t in missing)
+    remedy = "; try --class-weights balanced, --sample balanced, or, of two classes, --threshold f1" if rare else ""
+    return [f"warning {what} never predicted, and {many}{of}{remedy}"]

@@ -177,8 +177,8 @@ def test_the_baseline_of_values_is_the_mean(rare):
     assert figures["r2"] == pytest.approx(sklearn_metrics.r2_score(truth, mean), abs=1e-6)
     assert figures["mae"] == pytest.approx(sklearn_metrics.mean_absolute_error(truth, mean), rel=1e-5)
     assert figures["rmse"] == pytest.approx(sklearn_metrics.root_mean_squared_error(truth, mean), rel=1e-5)
-    line = f"baseline  {format_metric('r2', figures['r2'])}, rmse {figures['rmse']:.4f}, mae {figures['mae']:.4f} by always"
-    assert f"{line} predicting the mean, {mean[0]:.4g}" in out
+    line = ", ".join(format_metric(name, figures[name]) for name in ("r2", "rmse", "mae"))
+    assert f"baseline  {line} by always predicting the mean, {mean[0]:.4g}\n" in out
 
 
 @pytest.mark.parametrize("options", [["--loss", "poisson"], ["--loss", "quantile", "--quantile", "0.9"]])

@@ -75,7 +75,7 @@ def _counting(name: str, classes: int, several: bool, finish: Any, better: Any =
             goals = goals.argmax(1) if goals.shape == logits.shape else goals
             kinds = torch.arange(classes, device=targets.device)
             guess, true = (x.reshape(-1, 1) == kinds for x in (logits.argmax(1), goals))
-            guess = guess & true.any(1, keepdim=True)  # ignored targets have no class
+            guess = guess & ((goals >= 0) & (goals < classes)).reshape(-1, 1)  # others are ignored
         return {"right": (guess & true).sum(0), "predicted": guess.sum(0), "true": true.sum(0)}
 
     return metric(name, measure, finish, dict.fromkeys(COUNTS, (INT, (classes,))), better=better)
