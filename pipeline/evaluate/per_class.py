@@ -50,8 +50,9 @@ def f1(classes: int, *, several: bool = False) -> Stage:
 
     def finish(sums: Any) -> dict[str, Any]:
         both = sums["true"] + sums["predicted"]
-        each = 2 * sums["right"].to(FLOAT) / both.clamp(min=1)
-        return {"f1 score": each[..., 1] if classes == 2 and not several else _mean(each, both > 0)}
+        second = torch.arange(classes, device=both.device) == 1
+        counted = second if classes == 2 and not several else both > 0
+        return {"f1 score": _mean(2 * sums["right"].to(FLOAT) / both.clamp(min=1), counted)}
 
     return _counting("evaluate.f1", classes, several, finish)
 

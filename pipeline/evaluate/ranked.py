@@ -96,18 +96,19 @@ def threshold(by: str = "f1") -> Stage:
     bins = bins_of(1)
 
     def finish(sums: Any) -> dict[str, Any]:
-        positives, negatives = sums["positives"].to(FLOAT)[..., 0, :], sums["negatives"].to(FLOAT)[..., 0, :]
+        positives, negatives = (sums[k].to(FLOAT).sum(-2) for k in ("positives", "negatives"))  # of the one row
         true, false = _above(positives), _above(negatives)  # of a threshold at the lower border of each bin
-        of, against = true[..., :1].clamp(min=1), false[..., :1].clamp(min=1)
+        of, against = (x.sum(-1, keepdim=True).clamp(min=1) for x in (positives, negatives))
         value = 2 * true / (true + false + of) if by == "f1" else (true / of + 1 - false / against) / 2
         best = (value == value.amax(-1, keepdim=True)).to(INT)
         first = best.argmax(-1, keepdim=True)
-        worse = (1 - best) * (torch.arange(bins, device=best.device) > first)
+        at = torch.arange(bins, device=best.device)
+        worse = (1 - best) * (at > first)
         run = best * (worse.cumsum(-1) == 0)  # the first stretch of equal borders
         middle = first + run.sum(-1, keepdim=True) // 2
         border = torch.sinh((middle.squeeze(-1).to(FLOAT) / bins * 2 - 1) * FAR)
         return {"threshold": border, "at threshold": value.gather(-1, first).squeeze(-1),
-                "at 0": value[..., bins // 2]}  # fmt: skip
+                "at 0": (value * (at == bins // 2)).sum(-1)}  # fmt: skip
 
     name = "evaluate.threshold"
     return metric(name, _measured(name, 2, False), finish, _sums(1))
