@@ -10,21 +10,18 @@ import torch
 from attrs import evolve, frozen
 from torch import Tensor, nn
 
-from cli import processes, room
+from cli import decision, goal, processes, room
 from cli.config import TrainConfig
 from cli.inside import inside
 from cli.recipes.data_card import About
-from cli.recipes.loss import standardized
-from cli.recipes.metric import ALWAYS
+from cli.recipes.loss import scaled, standardized
 from cli.recipes.model import Custom, Fixed
 from cli.recipes.task import CLASSES, LABELS, TOKENS
 from pipeline import Ensemble, Pipeline, backward, ensemble, evaluate, forward, load, memory, order, place, update
 from pipeline.description import Description
-from pipeline.direction import directions
-from pipeline.errors import ConfigError, DataError, did_you_mean
+from pipeline.errors import ConfigError, DataError
 from pipeline.load import Load
 from pipeline.programs.check import check
-from pipeline.programs.evaluate import better
 from pipeline.programs.members import gathers
 from pipeline.sources import Prepared, Source, Split, Tensors
 from pipeline.stage import Stage
@@ -45,6 +42,8 @@ class Job:
     """The data; None with a pipeline of the user's own."""
     fixed: Fixed | None = None
     build: Callable[[], nn.Module] | None = None
+    why: str = ""
+    """Why `best` is not the task's usual one."""
 
     @property
     def stages(self) -> Description:
@@ -119,13 +118,16 @@ def _of_code(config: TrainConfig, name: str) -> Job:
 def _of_settings(config: TrainConfig, data: Prepared | None) -> Job:
     """The job of a pipeline built from settings."""
     device = placed(config)
-    data = prepared(config) if data is None else data
+    data = scaled(prepared(config) if data is None else data, config.loss)
     what = fixed(config.data.source, data)
     build, words, inputs = config.model.make(what)
-    measured = standardized(data, config.loss.stage(data.task), config.evaluate.stages(what))
-    run = config.run
+    run, aim = config.run, goal.goal(config, data)
+    criterion = config.loss.stage(data.task, goal.class_weights(config, data, what.outputs))
+    metrics = config.evaluate.stages(what, run.best or aim.metric, quantile=config.loss.quantile)
+    measured = standardized(data, criterion, metrics)
     # A text's shorter last batch is not worth a graph of its own.
-    batches = load.batches(data.train, size=run.batch_size, drop_last=data.task == TOKENS)
+    draws, drop = goal.draws(config, data), data.task == TOKENS
+    batches = load.batches(data.train, size=run.batch_size, drop_last=drop, weights=draws)
     free = config.optimizer.schedule_free
     rate = partial(config.schedule.learning_rate, steps=steps(batches, config) or 0, free=free)
     hidden = inside(build, inputs, _sample(data.train)) if config.optimizer.name == "muon" else set[str]()
@@ -145,7 +147,7 @@ def _of_settings(config: TrainConfig, data: Prepared | None) -> Job:
     if processes.count() == 1 and not isinstance(config.model, Custom):
         rules = [s for s in pipe.stages if isinstance(s, Stage) and s.init is not None and "params" in s.writes]
         room.check(build, rules, run.ensemble or 1, str(device.device))
-    return Job(pipe, data.held_out, words, ALWAYS[data.task][-1], data, what, build)
+    return Job(pipe, data.held_out, words, aim.metric, data, what, build, aim.why)
 
 
 def prepared(config: TrainConfig) -> Prepared:
@@ -172,24 +174,10 @@ def begin(config: TrainConfig) -> tuple[Job, State]:
     torch.set_num_threads(threads(begun, state, config.run.threads))
     if begun.held_out is not None:
         check(begun.pipe.program, state, begun.validation)
+    decision.check(config, begun)
     if config.run.best is not None:
-        _check_best(config.run.best, begun, state)
+        goal.check_best(config.run.best, begun, state)
     return begun, state
-
-
-def _check_best(best: str, job: Job, state: State) -> None:
-    """Raise ConfigError if the metric of the best epoch is unknown or declares no direction."""
-    program = job.pipe.program
-    metrics = [*program.finish(program.zeros())]
-    metrics += [f"{name}.{metric}" for name in job.stages.averages for metric in metrics]
-    declared = better(program, state)
-    if best not in [*metrics, *declared] and declared[""] is None:
-        raise ConfigError(f"--best {best!r} is no metric of this run{did_you_mean(best, metrics)}")
-    if best not in (known := directions(declared, [*metrics, best])):
-        raise ConfigError(
-            f"nothing says whether --best {best!r} is better high or low: declare it by better='high' or 'low'"
-            f"; known of {', '.join(known)}"
-        )
 
 
 def steps(load: Load | None, config: TrainConfig) -> int | None:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from attrs import evolve, frozen
 
 from cli.build import Job
+from cli.decision import PLAIN, Decision, decided
 from cli.recipes.data_card import About
 from pipeline import Ensemble, Pipeline, State, evaluate
+from pipeline.stage import Stage
 
-SHOWN = 30
-"""Most classes of a confusion matrix in a terminal."""
+SHOWN, MOST = 30, 10
+"""Most classes of a confusion matrix, and most names in a line, in a terminal."""
 
 
 @frozen
@@ -39,6 +43,14 @@ class Figures:
         return "\n".join([head, *lines])
 
     @property
+    def unseen(self) -> list[str]:
+        """A warning if classes that occur are never predicted."""
+        if self.confusion is None:
+            return []
+        true = [sum(row) for row in self.confusion]
+        return unseen(self.names, true, [sum(column) for column in zip(*self.confusion, strict=True)])
+
+    @property
     def matrix(self) -> str:
         """The confusion matrix as text; empty if there is none or no room."""
         if self.confusion is None or len(self.names) > SHOWN:
@@ -51,23 +63,47 @@ class Figures:
         return "\n".join(["rows true, columns predicted", head, *rows])
 
 
-def figures(pipe: Pipeline | Ensemble, about: About, state: State, data: Any) -> Figures | None:
+def figures(
+    pipe: Pipeline | Ensemble, about: About, state: State, data: Any, decision: Decision = PLAIN
+) -> Figures | None:
     """Figures of a State on some data; None if the task has no classes."""
     if about.task not in ("classification", "several labels"):
         return None
     names = about.classes or tuple(map(str, range(about.fixed.outputs)))
     metric = evaluate.confusion(len(names)) if about.task == "classification" else evaluate.labels(len(names))
-    if metric.name in [stage.name for stage in pipe.program.pipe.metrics]:
-        wider = pipe
-    elif isinstance(pipe, Ensemble):
-        wider = evolve(pipe, pipe=pipe.pipe.insert(metric, after="evaluate.accuracy"))
-    else:
-        wider = pipe.insert(metric, after="evaluate.accuracy")
-    values = wider.evaluate(state, data)
+    values = decided(measuring(pipe, metric), decision).evaluate(state, data)
     return Figures(names, values["precision"], values["recall"], values["f1"], values.get("confusion"))
+
+
+def measuring(pipe: Pipeline | Ensemble, *metrics: Stage) -> Pipeline | Ensemble:
+    """A pipeline of classes or labels that has these metrics too, in evaluation."""
+    known = [stage.name for stage in pipe.program.pipe.stages]
+    for metric in metrics:
+        if metric.name not in known:
+            pipe = changed(pipe, partial(Pipeline.insert, stage=metric.only("evaluation"), after="evaluate.accuracy"))
+    return pipe
+
+
+def changed(pipe: Pipeline | Ensemble, change: Callable[[Pipeline], Pipeline]) -> Pipeline | Ensemble:
+    """A pipeline, or that of each member, after a change."""
+    return evolve(pipe, pipe=change(pipe.pipe)) if isinstance(pipe, Ensemble) else change(pipe)
 
 
 def table(job: Job, state: State) -> str:
     """Figures of each class on the held-out data, as text."""
     assert job.about is not None
     return str(figures(job.pipe, job.about, state, job.held_out))
+
+
+def unseen(names: Sequence[str], true: Sequence[int], predicted: Sequence[int]) -> list[str]:
+    """A line if classes that occur are never predicted."""
+    missing = [(n, t) for n, t, p in zip(names, true, predicted, strict=True) if t and not p]
+    if not missing:
+        return []
+    named = ", ".join(repr(n) for n, _ in missing[:MOST]) + ", ..." * (len(missing) > MOST)
+    many = f"{sum(t for _, t in missing):,} of the {sum(true):,} samples are of "
+    what = f"class {named} is" if len(missing) == 1 else f"{len(missing)} classes are"
+    of = "it" if len(missing) == 1 else f"them: {named}"
+    rare = all(2 * len(names) * t < sum(true) for _, t in missing)
+    remedy = "; try --class-weights balanced, --sample balanced, or, of two classes, --threshold f1" if rare else ""
+    return [f"warning {what} never predicted, and {many}{of}{remedy}"]

@@ -18,7 +18,7 @@ from cli.recipes import TABLES, flag_name, home, settings
 from cli.recipes.code import is_code
 from cli.recipes.data import Data, unknown
 from cli.recipes.loss import Loss
-from cli.recipes.metric import Metrics
+from cli.recipes.metric import Metrics, best_result
 from cli.recipes.model import Model
 from cli.recipes.pipeline import IN_PIPELINE, OwnPipeline
 from cli.recipes.rule import Rule
@@ -104,6 +104,7 @@ def make(*layers: Mapping[str, Any]) -> TrainConfig:
     if "name" not in values["optimizer"]:
         prefers = _recipe("model", values["model"]).prefers or _recipe("data", values["data"]).prefers
         values["optimizer"] = {**prefers, **values["optimizer"]}
+    values["run"] |= best_result(values["run"]) if values["pipeline"].get("name") is None else {}
     return TrainConfig(**{table: _build(table, values[table]) for table in TABLES})
 
 
@@ -230,7 +231,20 @@ def read(path: Path) -> dict[str, Any]:
     return {**threads, **values}
 
 
-BESIDE = ("save_steps", "save_minutes", "keep", "patience", "minutes", "log", "best", "steps_per_call")
+BESIDE = {
+    *[
+        "save_steps",
+        "save_minutes",
+        "keep",
+        "patience",
+        "minutes",
+        "log",
+        "best",
+        "steps_per_call",
+        "threshold",
+        "calibrate",
+    ]
+}
 """Settings without effect on the bits of a step."""
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from cli import folder as folders
+from cli.decision import Decision
 from cli.output import written
 from cli.predictions import Predictions, apply, input_names
 from cli.progress import tell
@@ -39,9 +40,11 @@ def export(past: Past, kind: str, out: str | None, *, weights: str) -> None:
         facts["model"] = past.document.get("facts", {}).get("model")
         tell(f"{path}: {len(module.state_dict())} tensors, by the module's own names")
     else:
-        program = Program(module, inputs, about).eval()
+        decision = past.decision(weights)
+        program = Program(module, inputs, about, decision).eval()
         samples, expected = _held_out(past, about, program)
         facts |= {"inputs": _inputs(about, program, samples), "outputs": _outputs(about, expected)}
+        facts |= decision.facts(about)
         error = (_write_torch if kind == "torch" else _write_onnx)(path, program, samples, expected)
         tell(f"{path}: checked on {len(samples[0])} held-out samples, off by {error:.1e} at most")
     beside = path.with_name(f"{path.name}.json")
@@ -52,9 +55,9 @@ def export(past: Past, kind: str, out: str | None, *, weights: str) -> None:
 class Program(nn.Module):
     """From raw data to predictions."""
 
-    def __init__(self, module: nn.Module, inputs: Any, about: About) -> None:
+    def __init__(self, module: nn.Module, inputs: Any, about: About, decision: Decision) -> None:
         super().__init__()
-        self.module, self.inputs, self.head = module, inputs, Predictions(about)
+        self.module, self.inputs, self.head = module, inputs, Predictions(about, decision)
         fitted = about.fitted.get("columns", [])
         self.columns = Columns(fitted) if fitted else None
         self.reads = input_names(inputs)

@@ -105,7 +105,7 @@ def _measured(past: Past) -> dict[str, Any]:
         job, state, _ = past.restored("best")
         [*record.differences(past.document, record.facts(job, state))]  # raises if the data differ
         about = past.about
-        figures = classes.figures(job.pipe, about, state, job.held_out)
+        figures = classes.figures(job.pipe, about, state, job.held_out, past.decision("best"))
         if figures is not None:
             rows = [*zip(figures.names, figures.precision, figures.recall, figures.f1, strict=True)]
             parts["classes"] = {"names": figures.names, "rows": rows, "confusion": figures.confusion}

@@ -41,7 +41,8 @@ def predict(past: Past, data: str, out: str | None, *, weights: str, raw: bool =
     if path is not None and path.exists():
         raise refusal(f"{path} exists already; name another file by --out")
     module, inputs, about_weights = past.module(weights)
-    chunks = predicted(new_data.rows(past, data, targets=False), module, inputs, about)
+    decision = past.decision(weights)
+    chunks = predicted(new_data.rows(past, data, targets=False), module, inputs, about, decision)
     if path is None:
         for text, _ in _csv(chunks, raw):
             sys.stdout.write(text)

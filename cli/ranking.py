@@ -39,6 +39,8 @@ def built_in() -> Mapping[str, Direction | None]:
     metrics = (
         evaluate.accuracy(), evaluate.calibration_error(), *map(evaluate.top_k, range(1, 11)), evaluate.confusion(2),
         evaluate.mean_absolute_error(), evaluate.mean_squared_error(), evaluate.r2(), evaluate.perplexity(),
+        evaluate.balanced_accuracy(2), evaluate.f1(2), evaluate.roc_auc(2), evaluate.average_precision(2),
+        evaluate.log_loss(), evaluate.root_mean_squared_error(), evaluate.pinball(), evaluate.poisson_deviance(),
     )  # fmt: skip
     model = forward.model(lambda: nn.Linear(2, 2))
     pipe = Pipeline(model, loss.cross_entropy(), *metrics, backward.gradients())

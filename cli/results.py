@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
 
+from cli import baseline as baselines
 from cli import folder as folders
 from cli import sampling
 from cli.build import Job
 from cli.config import TrainConfig
+from cli.decision import PLAIN, Decision
 from cli.progress import warn
 from cli.seal import CHECKPOINTS, Seal
 from pipeline import Report, State, checkpoint
@@ -54,6 +57,38 @@ def weight_files(
         except CheckpointError as e:
             warn(f"{e}, so {folders.BEST} is not written")
     return {name: folders.weights_file(tensors, about) for name, (tensors, about) in files.items() if seal.writes}
+
+
+def states(job: Job, state: State, seal: Seal, best: Best | None) -> dict[str, State]:
+    """The last State, and that of the best epoch first; none of it without held-out data or on several processes."""
+    if job.prepared is None or job.held_out is None or job.stages.place.mesh is not None:
+        return {}
+    if best is None or best.step == int(state.step):
+        return {"best": state, "last": state} if best is not None else {"last": state}
+    try:
+        saved = checkpoint.at(seal.folder / CHECKPOINTS, best.step, seal.fault)
+    except CheckpointError:  # weight_files has warned of it
+        return {"last": state}
+    return {"best": saved.restore(job.pipe, state.hyper), "last": state}
+
+
+def beside(
+    job: Job, state: State, states: Mapping[str, State], decisions: Mapping[str, Decision], best: Best | None,
+    metric: str | None,
+) -> list[str]:  # fmt: skip
+    """Lines to judge a result by: the decision, the baseline, and warnings; of the first of some `states`."""
+    if job.about is None:
+        return []
+    made = next(iter(decisions.values()), PLAIN)
+    lines = [f"        {line}" for line in made.lines(job.about)]
+    base = baselines.baseline(job)
+    if base is not None:
+        lines.append(base.line(metric))
+        if best is not None and made.threshold is None:
+            lines += base.warning(job, state, best.metric, best.value)
+    for own in [*states.values()][:1]:
+        lines += baselines.never_predicted(job, own, job.validation, made)
+    return lines
 
 
 def print_text(job: Job, state: State, report: Report, say: Console) -> None:

@@ -14,11 +14,13 @@ from attrs import define, field
 from torch import nn
 
 from cli import config as settings
+from cli import decision, ranking, record
 from cli import folder as folders
-from cli import ranking, record
 from cli import seal as seals
 from cli.build import Job, begin
 from cli.config import TrainConfig
+from cli.decision import Decision
+from cli.progress import warn
 from cli.recipes.data import kind_prefix
 from cli.recipes.data_card import About
 from cli.recipes.setting import refusal
@@ -132,6 +134,19 @@ class Past:
         except PipeError:
             list(record.differences(self.document, record.facts(job, new)))  # perhaps the data have changed
             raise
+
+    def decision(self, weights: str) -> Decision:
+        """The temperature and the threshold of some weights, if the run has them."""
+        path = self.folder / decision.FILE
+        if not path.exists():
+            return decision.PLAIN
+        try:
+            found = decision.read(seals.content(path), weights)
+        except (OSError, ValueError) as e:
+            raise refusal(f"can't read {path}: {getattr(e, 'strerror', None) or e}") from None
+        if found is None:
+            warn(f"{path} has no decision for --weights {weights}: classes are chosen from probability 0.5")
+        return found or decision.PLAIN
 
     def module(self, weights: str) -> tuple[nn.Module, Any, dict[str, Any]]:
         """Its trained model in eval mode, the values of a batch that it is called on, and its epoch and step.

@@ -11,7 +11,7 @@ import torch
 from attrs import define, frozen
 from rich.console import Console
 
-from cli import classes, columns, processes, record, results
+from cli import classes, columns, decision, goal, processes, record, results
 from cli import config as settings
 from cli import folder as folders
 from cli.build import Job, begin, parameters
@@ -41,6 +41,7 @@ def train(config: TrainConfig, *, quiet: bool = False, verbose: bool = False) ->
     job, state = begin(config)
     with folders.new(config) as seal:
         print_head(say, job, state, config, verbose, why)
+        config = goal.settled(config, job)
         text = folders.config_text(config, record.facts(job, state), seal)
         folders.write(seal, {settings.CONFIG: text, **folders.data_text(job)})
         processes.note(processes.FOLDER, str(seal.folder))
@@ -58,6 +59,8 @@ def print_head(say: Console, job: Job, state: State, config: TrainConfig, verbos
             if not verbose and len(job.prepared.columns) > SHOWN:
                 more = len(job.prepared.columns) - SHOWN
                 say.print(f"        ... and {more:,} columns more: pipe data {config.source}")
+    if job.why and config.run.best is None:
+        say.print(f"        {job.why}: the best epoch is by {job.best}; --best accuracy overrules")
     say.print(f"model   {job.model}: {parameters(whole(job.pipe.program, state).params):,} parameters")
     threads, mesh = torch.get_num_threads(), job.stages.place.mesh
     facts = [str(job.stages.place.device), f"{threads} thread{'s' * (threads > 1)}"]
@@ -128,6 +131,11 @@ def train_from(t: Training, state: State, saved: Saved | None = None, *, done: b
         saver.close()
         best = saver.best
     ends = results.weight_files(t.job, progress.state, t.seal, best, progress.report, saved)
+    states = results.states(t.job, progress.state, t.seal, best)
+    decisions = {name: decision.fitted(t.config, t.job, own) for name, own in states.items()}
+    if decisions != dict.fromkeys(decisions, decision.PLAIN) or (t.seal.folder / decision.FILE).exists():
+        ends[decision.FILE] = decision.text(decisions)
+    beside = results.beside(t.job, progress.state, states, decisions, best, metric)
     if processes.first() and lines.rows:
         ends[folders.CURVES] = plot.svg(plot.curves(lines.rows, best=metric)).encode()
     if not done:
@@ -135,7 +143,7 @@ def train_from(t: Training, state: State, saved: Saved | None = None, *, done: b
         why = "by a signal" if progress.stopped else progress.why
         ends[STATUS] = folders.status_text("done" if finished else "stopped", why=why)
     folders.write(t.seal, ends, lines.last)
-    _print_results(t, progress, best)
+    _print_results(t, progress, best, beside)
     return progress.report
 
 
@@ -218,8 +226,8 @@ def _save_failed(t: Training, error: BaseException, weights: dict[str, bytes]) -
     folders.write(t.seal, {**weights, STATUS: status})
 
 
-def _print_results(t: Training, progress: Progress, best: Best | None) -> None:
-    """Print the results; after a signal, exit with its code."""
+def _print_results(t: Training, progress: Progress, best: Best | None, beside: Sequence[str]) -> None:
+    """Print the results, and the lines `beside` them; after a signal, exit with its code."""
     job, folder, report = t.job, t.seal.folder, progress.report
     task = None if job.prepared is None or report is None else job.prepared.task
     if t.verbose and task == "classification":
@@ -229,6 +237,8 @@ def _print_results(t: Training, progress: Progress, best: Best | None) -> None:
     say = plain(False)
     if best is not None:
         say.print(f"best    {format_metric(best.metric, best.value)} in epoch {best.epoch}")
+    for line in beside:
+        say.print(line)
     averages = "".join(f", {name}.safetensors: their average" for name in job.stages.averages)
     and_best = f"{folders.BEST}: the weights of the best epoch, " if best is not None else ""
     say.print(f"run     {folder} ({and_best}{folders.WEIGHTS}: the weights as they are now{averages})")

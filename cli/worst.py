@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cli.build import Job
+from cli.decision import Decision
 from cli.predictions import Predictions, apply, named
 from cli.recipes.data_card import About
 from cli.saved_run import Past
@@ -39,7 +40,8 @@ class Sample:
 def worst(past: Past, job: Job, about: About) -> list[Sample]:
     """The held-out samples with the largest loss, the largest first."""
     module, inputs, _ = past.module("best")
-    head = Predictions(about).eval()
+    decision = past.decision("best")
+    head = Predictions(about, decision).eval()
     losses: list[Tensor] = []
     for begin in range(0, len(job.held_out), BATCH):
         batch = job.held_out[torch.arange(begin, min(begin + BATCH, len(job.held_out)))]
@@ -51,11 +53,11 @@ def worst(past: Past, job: Job, about: About) -> list[Sample]:
     with torch.no_grad():
         values = head(apply(module, inputs, batch))
     assert job.prepared is not None
-    table = job.prepared.raw().columns if job.prepared.raw is not None else {}
+    table = job.prepared.raw().cells if job.prepared.raw is not None else {}
     return [
         Sample(
             row, float(loss[row]), _image(batch["inputs"][i]), _true(batch["targets"][i], about),
-            _predicted(values[i : i + 1], about), {name: column[row] for name, column in table.items()},
+            _predicted(values[i : i + 1], about, decision), {name: column[row] for name, column in table.items()},
         )
         for i, row in enumerate(rows.tolist())
     ]  # fmt: skip
@@ -78,8 +80,8 @@ def _true(target: Tensor, about: About) -> str:
     return ", ".join(f"{v:.4g}" for v in target.reshape(-1).tolist())
 
 
-def _predicted(values: Tensor, about: About) -> str:
-    columns = named(about, values.numpy())
+def _predicted(values: Tensor, about: About, decision: Decision) -> str:
+    columns = named(about, values.numpy(), decision)
     if about.task == "classification":
         return f"{columns['prediction'][0]} ({float(columns['probability'][0]):.1%})"
     if about.task == "several labels":

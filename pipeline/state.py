@@ -264,7 +264,7 @@ class Report:
         return "  ".join([epoch, *numbers, f"{self.samples_per_second:,.0f} samples/s"])
 
 
-PERCENT = ("accuracy", "top")
+PERCENT = ("accuracy", "balanced accuracy", "top")
 """Metrics with these names, also after a dot, are fractions, shown in percent."""
 
 

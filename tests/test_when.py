@@ -64,6 +64,7 @@ def test_a_stage_for_evaluation_alone_is_in_no_step():
     for run in (pipe, sweep(pipe, seeds=2, order="shared")):
         *_, last = fit(run, epochs=1, validate=DATA, compile=False)
         assert (set(last.train), set(last.validate)) == ({"loss", "perplexity"}, {"loss", "accuracy"})
+    assert set(pipe.init(0).memory) & {"evaluate.accuracy", "evaluate.perplexity"} == {"evaluate.perplexity"}
     before = len(seen)
     pipe.evaluate(pipe.init(0), DATA)
     assert len(seen) == before

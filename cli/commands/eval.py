@@ -30,7 +30,8 @@ def command(run: str, data: str | None, as_json: bool, weights: str, trust: bool
 
 
 def evaluate(past: Past, data: str | None, *, weights: str, as_json: bool) -> None:
-    from cli import classes, record
+    from cli import baseline, classes, record
+    from cli.decision import decided
     from cli.new_data import Batches
     from cli.progress import plain, tell, warn
     from pipeline.loop import validated
@@ -43,15 +44,20 @@ def evaluate(past: Past, data: str | None, *, weights: str, as_json: bool) -> No
         if job.held_out is None:
             raise refusal(f"{past.folder} held nothing out; name data by --data")
     samples: Any = job.held_out if data is None else Batches(past, data)
-    program: Any = job.pipe
-    if past.config.run.compile:
-        program = job.pipe.compile(backend=past.config.run.backend, fallback="eager")
-    metrics = validated(job.pipe.program, program, state, {"": job.validation if data is None else samples})
     about = past.about if past.config.pipeline.name is None else None
-    figures = None if about is None else classes.figures(job.pipe, about, state, samples)
+    decision = past.decision(weights)
+    pipe = decided(job.pipe, decision)
+    program: Any = pipe
+    if past.config.run.compile:
+        program = pipe.compile(backend=past.config.run.backend, fallback="eager")
+    metrics = validated(pipe.program, program, state, {"": job.validation if data is None else samples})
+    figures = None if about is None else classes.figures(job.pipe, about, state, samples, decision)
+    base = baseline.baseline(job, None if data is None else samples)
     if as_json:
         facts = {"run": str(past.folder), "weights": weights, "epoch": saved.epoch, "step": saved.step,
-                 "data": data or past.config.source, "metrics": metrics}  # fmt: skip
+                 "data": data or past.config.source, "metrics": metrics,
+                 **({} if base is None else {"baseline": base.metrics}),
+                 **({} if about is None else decision.facts(about))}  # fmt: skip
         tell(json.dumps({**facts, **({} if figures is None else figures.json)}, indent=1, ensure_ascii=False))
         return
     say = plain(False)
@@ -60,6 +66,15 @@ def evaluate(past: Past, data: str | None, *, weights: str, as_json: bool) -> No
     for name, value in metrics.items():
         if isinstance(value, int | float) and "/" not in name:
             say.print(f"        {format_metric(name, value)}")
+    for line in decision.lines(about) if about is not None else ():
+        say.print(f"        {line}")
+    if base is not None:
+        best = metric if (metric := past.config.run.best or job.best) in metrics else None
+        say.print(base.line(best))
+        for line in base.warning(job, state, best, metrics[best]) if best is not None else ():
+            say.print(line)
     if figures is not None:
         say.print(f"\n{figures}\n")
         say.print(figures.matrix)
+        for line in figures.unseen:
+            say.print(line)

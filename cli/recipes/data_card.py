@@ -77,6 +77,7 @@ class About:
         good &= type(f.floats) is bool and _counts((*f.inputs, f.outputs)) and isinstance(f.inputs, tuple)
         good &= _counts((f.sizes.get("vocabulary", 1), f.sizes.get("context", 1), *f.sizes.get("categories", ())))
         good &= all(_numbers(fitted.get(key, [])) for key in ("target_mean", "target_std"))
+        good &= type(fitted.get("log_outputs", True)) is bool
         targets = fitted.get("targets", {})
         good &= all(_texts(targets.get(key, [])) for key in ("names", "kinds", "forms", "classes"))
         good &= "targets" not in fitted or (targets["task"] in TASKS.values() and len(targets["names"]) > 0)

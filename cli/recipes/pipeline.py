@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 IN_PIPELINE = (
     "batch_size", "accumulate", "clip", "ema", "device", "precision", "on_nonfinite", "folds", "fold", "telemetry",
+    "sample",
 )  # fmt: skip
 """Settings of a run that belong to its pipeline, and so do not apply to the user's own."""
 

@@ -96,7 +96,15 @@ class Run:
         each_in(LOGGERS),
     )
     best: str | None = setting(
-        None, "held-out metric for the best epoch  [default: accuracy; r2 for values, perplexity for tokens]"
+        None,
+        "metric of held-out samples for the best epoch  [default: accuracy, or, if a class has 90 % of the samples, "
+        "balanced-accuracy; r2 for values, perplexity for tokens]",
+    )
+    sample: str = setting(
+        "each",
+        "samples of an epoch: each once, or balanced: as many draws, each class equally often",
+        one_of(("each", "balanced")),
+        fixed=True,
     )
     out: str | None = setting(None, "folder of the run  [default: the next free runs/DATA-MODEL-N]", fixed=True)
 

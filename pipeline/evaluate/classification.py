@@ -13,8 +13,8 @@ from torch.nn import functional as F
 from pipeline import means
 from pipeline.direction import Direction
 from pipeline.errors import ConfigError, DataError
-from pipeline.evaluate.metric import FLOAT, INT, metric, ratio
-from pipeline.shapes import by_class, classes_at
+from pipeline.evaluate.metric import FLOAT, INT, count_of, metric, ratio
+from pipeline.shapes import by_class, classes_at, fitted
 from pipeline.stage import Stage
 from pipeline.tree import Tree
 
@@ -72,6 +72,24 @@ def calibration_error(
 
     sums = {"right": (FLOAT, (bins,)), "sure": (FLOAT, (bins,)), "count": INT}
     return _by_class_or_label("evaluate.calibration_error", tell, finish, sums, dim, several, better="low")
+
+
+def log_loss(*, dim: int | None = None, ignore_index: int = -100, several: bool = False) -> Stage:
+    """The mean negative log-likelihood of the targets, in nats, as `log loss`: of classes or class probabilities, or,
+    for several labels (B, L), of each label. Without class weights and smoothing, which a loss may have.
+
+    >>> metric = log_loss()
+    >>> metric.finish(metric(torch.zeros(3, 2), torch.tensor([0, 1, 1])))["log loss"]
+    tensor(0.6931, dtype=torch.float64)
+    """
+
+    def measure(outputs: Tensor, targets: Tensor) -> Tree:
+        if not several:
+            return _likelihood("evaluate.log_loss", outputs, targets, dim, ignore_index)
+        given = fitted("evaluate.log_loss", outputs, targets).to(FLOAT), targets.to(FLOAT)
+        return {"sum": F.binary_cross_entropy_with_logits(*given, reduction="sum"), "count": count_of(targets)}
+
+    return metric("evaluate.log_loss", measure, ratio("log loss"), {"sum": FLOAT, "count": INT}, better="low")
 
 
 def top_k(k: int = 5, *, dim: int | None = None, ignore_index: int = -100) -> Stage:
@@ -137,15 +155,20 @@ def perplexity(*, dim: int | None = None, ignore_index: int = -100) -> Stage:
     """Exp of the mean cross entropy of classes or class probabilities."""
 
     def measure(outputs: Tensor, targets: Tensor) -> Tree:
-        given = by_class("evaluate.perplexity", outputs, targets, dim)
-        total = F.cross_entropy(*given, ignore_index=ignore_index, reduction="sum")
-        count = means.weight(F.cross_entropy, given, {"ignore_index": ignore_index})
-        return {"sum": total.to(FLOAT), "count": count.to(INT)}
+        return _likelihood("evaluate.perplexity", outputs, targets, dim, ignore_index)
 
     def finish(sums: Any) -> dict[str, Any]:
         return {"perplexity": torch.exp(sums["sum"] / sums["count"])}
 
     return metric("evaluate.perplexity", measure, finish, {"sum": FLOAT, "count": INT}, better="low")
+
+
+def _likelihood(name: str, outputs: Tensor, targets: Tensor, dim: int | None, ignore_index: int) -> Tree:
+    """Sums of the cross entropy of classes or class probabilities."""
+    given = by_class(name, outputs, targets, dim)
+    total = F.cross_entropy(*given, ignore_index=ignore_index, reduction="sum")
+    count = means.weight(F.cross_entropy, given, {"ignore_index": ignore_index})
+    return {"sum": total.to(FLOAT), "count": count.to(INT)}
 
 
 def _by_class_or_label(

@@ -10,6 +10,8 @@ from pipeline.loss.elementwise import binary_cross_entropy as binary_cross_entro
 from pipeline.loss.elementwise import huber as huber
 from pipeline.loss.elementwise import l1 as l1
 from pipeline.loss.elementwise import mse as mse
+from pipeline.loss.elementwise import poisson as poisson
+from pipeline.loss.elementwise import quantile as quantile
 from pipeline.loss.from_function import function as function
 from pipeline.loss.from_function import weight as weight
 from pipeline.loss.joint import WRITES as WRITES
@@ -17,4 +19,5 @@ from pipeline.loss.joint import Loss as Loss
 from pipeline.loss.joint import mean_chances as mean_chances
 from pipeline.loss.joint import mean_outputs as mean_outputs
 from pipeline.loss.joint import mean_probabilities as mean_probabilities
+from pipeline.loss.joint import mean_rates as mean_rates
 from pipeline.loss.joint import votes as votes

@@ -39,6 +39,15 @@ def mean_chances(outputs: Tensor) -> Tensor:
     return F.logsigmoid(outputs).logsumexp(0) - F.logsigmoid(-outputs).logsumexp(0)
 
 
+def mean_rates(outputs: Tensor) -> Tensor:
+    """Logarithms of means (M, B, ...) -> (B, ...), the logarithm of the models' mean.
+
+    >>> mean_rates(torch.tensor([[1.0], [3.0]]).log()).exp().round()
+    tensor([2.])
+    """
+    return outputs.logsumexp(0) - math.log(len(outputs))
+
+
 def mean_outputs(outputs: Tensor) -> Tensor:
     """Values (M, B, ...) -> their mean (B, ...)."""
     return outputs.mean(0)

@@ -90,7 +90,7 @@ def better(program: Program, state: State) -> dict[str, Direction | None]:
     pipe, declared = program.pipe, dict[str, Direction | None]()
     for sums in ({s.name: state.memory[s.name] for s in pipe.metrics}, program.zeros()):
         names: dict[str, Direction | None] = {}
-        for s in (s for s in pipe.metrics if s.name in sums):
+        for s in (s for s in pipe.graph if s.finish is not None and s.name in sums):
             for k in program.finish({s.name: sums[s.name]}):
                 said = s.better.get(k) if isinstance(s.better, Mapping) else s.better
                 names[f"{s.name}.{k}" if k in names else k] = said
@@ -163,7 +163,7 @@ def check_state(program: Program, state: State) -> None:
     """Raise StateError unless `state` has the names that the program's `init` would give it."""
     pipe = program.pipe
     names = {k for s in pipe.stages for k in s.keeps} | set(LASTS)
-    memory = {s.name for s in pipe.graph if s.remembers} | set(remembering(pipe.graph))
+    memory = {s.name for s in pipe.graph if s.lasts} | set(remembering(pipe.graph))
     wanted = {
         "keeps": (state.tree, names),
         "hyper": (state.hyper, hyper_names(pipe.graph)),

@@ -89,7 +89,7 @@ class Single:
             tree.update(s.create(seed, earlier, tree))
         check_trained(pipe.stages, lambda m: bool(tree[m.params]))
         local = self._local(tree)
-        seen = {s: local if s.sharded else tree for s in pipe.graph if s.remembers}
+        seen = {s: local if s.sharded else tree for s in pipe.graph if s.lasts}
         memory = {s.name: first_memory(s, {**values, **numbers}) for s, values in seen.items()}
         return State(pipe.place.tree({**local, "memory": {**memory, **schedules}, **numbers}))
 
