@@ -347,7 +347,7 @@ def test_a_name_without_a_known_ending(tmp_path):
     (tmp_path / "d.data").write_text("x,y\n1,2\n")
     with pytest.raises(ConfigError, match=r"write table:.*d.data, or arrays:"):
         config.make({"data": str(tmp_path / "d.data")})
-    with pytest.raises(ConfigError, match=r"unknown data 'none.data', and no such file"):
+    with pytest.raises(ConfigError, match=r"unknown data 'none.data': there is no such file$"):
         config.make({"data": "none.data"})
     assert kind_of(str(tmp_path)) == "images"
     (tmp_path / "d.data").rename(tmp_path / "d.csv")
