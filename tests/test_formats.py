@@ -279,6 +279,15 @@ def test_parts_must_have_the_same_columns(tmp_path):
         sources.table(f"{tmp_path}/x*.csv")
 
 
+def test_the_parts_of_a_split_are_no_table(tmp_path):
+    """A folder of train.csv and test.csv is refused, because its rows would be mixed; a pattern takes both."""
+    for name in ("Train.csv", "shop_test.csv"):
+        (tmp_path / name).write_text("x,y\n" + "\n".join(f"{i},{i * 0.5}" for i in range(30)))
+    with pytest.raises(DataError, match=r"parts of a split, Train.csv and shop_test.csv: give .*Train.csv as data"):
+        sources.table(tmp_path)
+    assert len(sources.table(f"{tmp_path}/*.csv").train) == 48
+
+
 def test_types_of_parts_are_joined(tmp_path):
     """Whole numbers and floats are floats; numbers beside texts are texts without a decimal point."""
     pl.DataFrame({"x": [1, 2], "m": [1.0, 2.5], "y": ["a", "b"]}).write_parquet(tmp_path / "1.parquet")
@@ -338,7 +347,7 @@ def test_a_name_without_a_known_ending(tmp_path):
     (tmp_path / "d.data").write_text("x,y\n1,2\n")
     with pytest.raises(ConfigError, match=r"write table:.*d.data, or arrays:"):
         config.make({"data": str(tmp_path / "d.data")})
-    with pytest.raises(ConfigError, match=r"unknown data 'none.data', and no such file"):
+    with pytest.raises(ConfigError, match=r"unknown data 'none.data': there is no such file$"):
         config.make({"data": "none.data"})
     assert kind_of(str(tmp_path)) == "images"
     (tmp_path / "d.data").rename(tmp_path / "d.csv")

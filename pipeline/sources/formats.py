@@ -43,7 +43,13 @@ class PartReader(Protocol):
 
 def read_table(path: str | Path, dialect: Dialect | None = None) -> Frame:
     """All rows of a table, without the index that pandas writes. Raises DataError for a file that is no table."""
-    frames = [*_narrowed(table_blocks(path, dialect))]
+    frames: list[Frame] = []
+    size, free = 0, memory.free()
+    for frame in _narrowed(table_blocks(path, dialect)):
+        frames.append(frame)
+        size += int(frame.data.estimated_size())
+        if 2 * size > free:  # with the copy as one
+            memory.check(2 * size, f"{path}, of at least {memory.size(size)},")
     frame = _joined(frames, path, dialect or Dialect())
     if not len(frame):
         raise DataError(f"{path} is empty: a table needs a header row and at least one sample")

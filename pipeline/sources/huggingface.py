@@ -20,11 +20,11 @@ from pipeline.sources.arrays import Pair, of_pair
 from pipeline.sources.columns import readings
 from pipeline.sources.files import reading
 from pipeline.sources.frame import Frame, package
-from pipeline.sources.images import HELD_OUT, prepared
+from pipeline.sources.images import prepared
 from pipeline.sources.learned import Learned
 from pipeline.sources.pixels import Item
 from pipeline.sources.prepared import Prepared
-from pipeline.sources.split import Split
+from pipeline.sources.split import HELD_OUT, Split
 from pipeline.sources.table import prepare
 
 READERS = {".parquet": "parquet", ".csv": "csv", ".json": "json", ".jsonl": "json"}

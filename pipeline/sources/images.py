@@ -20,13 +20,10 @@ from pipeline.sources.learned import Learned, scale
 from pipeline.sources.listed import is_listed, listed
 from pipeline.sources.pixels import SUFFIXES, WHITE, Images, Item, header, white_of
 from pipeline.sources.prepared import Prepared, Task
-from pipeline.sources.split import Split
+from pipeline.sources.split import HELD_OUT, TRAIN, Split
 from pipeline.sources.tensors import Tensors
 from pipeline.text import shown
 
-TRAIN = ("train", "training")
-HELD_OUT = ("val", "valid", "validation", "dev", "eval", "evaluation", "test", "testing")
-"""Folders beside one of TRAIN, in any case; the first of them is held out."""
 GREY = ("1", "L", "I", "F")
 """What Pillow's names of grey modes begin with."""
 AUGMENT = {"none": (), "flip": ("flip",), "crop": ("crop",), "flip+crop": ("flip", "crop"), "auto": ("flip", "crop")}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from glob import glob, has_magic
 from pathlib import Path
@@ -13,6 +14,7 @@ from pipeline.errors import DataError
 from pipeline.sources.columns import CATEGORY, Reading, names
 from pipeline.sources.files import in_archive, reading
 from pipeline.sources.frame import Frame, package
+from pipeline.sources.split import HELD_OUT, TRAIN
 
 
 def expand(source: str | Path) -> list[Path]:
@@ -25,6 +27,7 @@ def expand(source: str | Path) -> list[Path]:
                 raise DataError(f"{path} is a folder of more than files: {other.name}; give a pattern, as {path}/*.csv")
             if not found:
                 raise DataError(f"{path} is a folder without files")
+            _check_parts(path, found)
             return found
         if path.exists() or in_archive(path):
             return [path]
@@ -36,6 +39,15 @@ def expand(source: str | Path) -> list[Path]:
                 raise DataError(f"no file has a name like {text}")
             return files
     return [path]
+
+
+def _check_parts(folder: Path, found: Sequence[Path]) -> None:
+    """Refuse the parts of a split as one table."""
+    names = {part: file for file in found for part in re.split(r"[^a-z]+", file.name.lower())}
+    train, held = (next((names[n] for n in known if n in names), None) for known in (TRAIN, HELD_OUT))
+    if train is not None and held is not None:
+        instead = f"give {train} as data and {held} as test, or {folder}/* for one table of both"
+        raise DataError(f"{folder} has the parts of a split, {train.name} and {held.name}: {instead}")
 
 
 @frozen(eq=False)

@@ -13,6 +13,10 @@ from torch import Tensor
 from pipeline.errors import ConfigError, DataError
 from pipeline.sources.tensors import Tensors
 
+TRAIN = ("train", "training")
+HELD_OUT = ("val", "valid", "validation", "dev", "eval", "evaluation", "test", "testing")
+"""Names of what is beside one of TRAIN, in any case; the first of them is held out."""
+
 
 @frozen
 class Split:

@@ -51,7 +51,9 @@ def kind_of(source: str) -> str | None:
 def unknown(source: str) -> Exception:
     """The error for a source of no kind."""
     if not os.path.lexists(source):
-        return refusal(f"unknown data {source!r}, and no such file", source, DATA)
+        if source.isidentifier():
+            return refusal(f"unknown data {source!r}", source, DATA)
+        return refusal(f"unknown data {source!r}: there is no such file")
     others = [f"{kind}:" for kind, recipe in DATA.items() if not (recipe.bundled or kind in ("table", "sklearn"))]
     return refusal(f"{source} has an ending of no kind of data: write table:{source}, or {', '.join(others)} before it")
 
