@@ -2,7 +2,7 @@
 
 `HYPOTHESIS_PROFILE=thorough` tries 500 drawn examples of each property in place of 25, and the tests marked `thorough`
 too: combinations whose parts other tests hold, such as one more rule with the same backend. Each law stands without
-them, with each backend and with each model.
+them, with each backend and with each model. Graphs that otherwise run as they were traced then go through AOTAutograd.
 """
 
 import os
@@ -27,13 +27,15 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
     _shared = tempfile.TemporaryDirectory(prefix="pipe-tests-")
     os.environ |= {"PIPE_CACHE": f"{_shared.name}/cache", "TESTS_HEADERS": f"{_shared.name}/headers"}
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # workers and commands share the cores: no thread may spin
+    os.environ.setdefault("TORCHINDUCTOR_VEC_ISA_OK", "1")  # it need not build a file for each set of instructions
     if "CXX" not in os.environ and sys.platform == "linux" and shutil.which("g++"):
         os.environ["CXX"] = str(Path(__file__).parent / "compiler" / "g++")
 
 torch.set_num_threads(min(2, torch.get_num_threads()))
 
-LONGEST = ("backends", "device", "modules", "examples", "mesh", "cli", "transformers", "cli_resume", "ids", "readme",
-           "asan", "attack", "cli_sweep", "sampling", "joint", "draws", "after")  # fmt: skip
+LONGEST = ("backends", "mesh", "device", "readme", "examples", "shapes", "cli", "modules", "ids", "transformers",
+           "asan", "draws", "sampling", "joint", "after", "parts", "cli_resume", "attack", "cli_sweep", "members",
+           "fused")  # fmt: skip
 """Files that take longest, in this order."""
 
 

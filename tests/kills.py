@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 from safetensors.numpy import load_file
 
@@ -57,17 +58,22 @@ def ended(folder: Path) -> object:
     return (folder / "model.safetensors").read_bytes(), tensors, figures, best
 
 
-def killed(folder: Path, args: list[str], left: int, longest: float, seed: random.Random) -> int:
+def begun(*args: str, cwd: Path) -> subprocess.Popen[str]:
+    """The command, in a process."""
+    return subprocess.Popen([*PIPE, *args], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, cwd=cwd, text=True)
+
+
+def killed(folder: Path, args: list[str], left: int, longest: float, seed: random.Random, start: Any = begun) -> int:
     """Run until it is done, with at most `left` kills; how many there were."""
     kills = 0
     team = ["--processes", "2"] if "--processes" in args else []
     while True:
         command = (
-            [*PIPE, args[0], "--resume", str(folder), *team]
+            [args[0], "--resume", str(folder), *team]
             if (folder / "config.toml").exists()
-            else [*PIPE, *args, "--out", str(folder)]
+            else [*args, "--out", str(folder)]
         )
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, cwd=folder.parent)
+        process = start(*command, cwd=folder.parent)
         if kills < left:
             before = _newest(folder)
             while process.poll() is None and _newest(folder) == before:  # what comes before is no part of the run
@@ -76,7 +82,7 @@ def killed(folder: Path, args: list[str], left: int, longest: float, seed: rando
                 process.wait(seed.uniform(0, longest))
             except subprocess.TimeoutExpired:
                 process.send_signal(signal.SIGKILL)
-        said = process.communicate()[1].decode()
+        said = process.communicate()[1]
         if process.returncode == 0:
             return kills
         assert process.returncode == -signal.SIGKILL, f"{command} ended with {process.returncode}: {said}"
@@ -104,7 +110,9 @@ def _newest(folder: Path) -> set[str]:
     return {str(p) for p in folder.glob("**/checkpoints/*")}
 
 
-def campaign(times: int, modes: list[str], epochs: int, longest: float, seed: int) -> dict[str, tuple[int, int, int]]:
+def campaign(
+    times: int, modes: list[str], epochs: int, longest: float, seed: int, start: Any = begun
+) -> dict[str, tuple[int, int, int]]:
     """Of each mode: kills, runs that were killed and finished, and those that ended as the one never stopped."""
     chance, found = random.Random(seed), {}
     with tempfile.TemporaryDirectory(prefix="kills-") as root:
@@ -112,11 +120,13 @@ def campaign(times: int, modes: list[str], epochs: int, longest: float, seed: in
         for n, mode in enumerate(modes):
             args = [*MODES[mode], "--epochs", str(epochs)]
             whole = Path(root) / f"whole-{n}"
-            subprocess.run([*PIPE, *args, "--out", str(whole)], check=True, stdout=subprocess.DEVNULL)
+            process = start(*args, "--out", str(whole), cwd=Path(root))
+            said = process.communicate()[1]
+            assert process.returncode == 0, said
             kills = runs = same = 0
             while kills < times:
                 folder = Path(root) / f"killed-{n}-{runs}"
-                kills += killed(folder, args, times - kills, longest, chance)
+                kills += killed(folder, args, times - kills, longest, chance, start)
                 runs, same = runs + 1, same + (ended(folder) == ended(whole))
             found[mode] = kills, runs, same
             print(

@@ -82,7 +82,22 @@ def gpt(where):
     )
 
 
-PIPES = {"mlp": mlp, "convnet": convnet, "gpt": gpt}
+def small(where):
+    """One size of batches, which two can't share evenly, and few operations: for what takes long to compile."""
+    return Pipeline(
+        load.batches({k: t[:198] for k, t in digits()[0].items()}, size=9),
+        where,
+        forward.model(
+            lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 30), nn.ReLU(), nn.Dropout(0.2), nn.Linear(30, 10))
+        ),
+        loss.cross_entropy(),
+        backward.gradients(),
+        update.clip_norm(0.5),
+        update.sgd(0.1, momentum=0.9),
+    )
+
+
+PIPES = {"mlp": mlp, "convnet": convnet, "gpt": gpt, "small": small}
 
 
 def ran(pipe, backend=None, steps=50):
@@ -92,7 +107,7 @@ def ran(pipe, backend=None, steps=50):
     for _ in range(steps):
         state, metrics = program.step(state)
         losses.append(float(metrics["loss"]))
-    worth = program.evaluate(state, None if pipe.load.size == 8 else digits()[1])
+    worth = program.evaluate(state, None if pipe.load.size < 10 else digits()[1])
     held = sum(t.nbytes for k, t in named(state.tree).items() if k.startswith(("params/", "memory/update.")))
     return {"losses": losses, "tree": pipe.whole(state).clone().tree, "worth": worth, "held": held}
 
@@ -105,6 +120,21 @@ def all_cases(kinds, backend, shards):
             pipe = PIPES[kind](place.mesh("cpu", shard=shard))
             made[kind, shard] = ran(pipe, None if backend == "uncompiled" else backend)
     return made
+
+
+def of_two(folder):
+    """What two processes do in one start of them."""
+    return {
+        "uncompiled": all_cases("mlp,convnet,gpt", "uncompiled", "1,2"),
+        "aot_eager": all_cases("gpt", "aot_eager", "2"),
+        "saved": saved(folder, 1),
+        "trouble": trouble(),
+    }
+
+
+def of_four(folder):
+    """What four processes do in one start of them."""
+    return {"uncompiled": all_cases("mlp", "uncompiled", "2,4"), "went_on": went_on(folder, 2)}
 
 
 def linear(where, *between, data=None, rule=None):

@@ -1,13 +1,34 @@
 """Pipelines that several tests share, each compiled once a session."""
 
 import functools
+import os
 
 import torch
 from torch import nn
 
 from pipeline import Pipeline, backward, evaluate, forward, load, loss, models, place, schedules, sources, update
+from pipeline.compile.backends import BACKENDS
+from pipeline.compile.backends.torch import LAUNCHES, Function, Torch
 
 DIGITS, TEST = sources.digits()
+
+
+class AsTraced(Torch):
+    """Runs a graph as it was traced, one operation after the other, none left out."""
+
+    devices = ()  # "auto" does not take it
+
+    def refusal(self, traced, device):
+        return None
+
+    def begin(self, traced, args, outputs, context):
+        together = 0 if traced.sizes is not None else max(LAUNCHES // max(traced.operations, 1), 1)
+        return lambda: Function(self.name, traced.graph.forward, outputs, together, context)
+
+
+BACKENDS["as traced"] = lambda: AsTraced("as traced")
+TRACED = "aot_eager" if os.environ.get("HYPOTHESIS_PROFILE") == "thorough" else "as traced"
+"""The backend of tests of what is traced, and not of what compilers make of it: those take as long as the tracing."""
 
 
 def digits(*updates, model=lambda: models.mlp(64, 16, 10), size=64, **options):
@@ -53,11 +74,24 @@ def transformer():
 ALL = {"mlp": mlp, "convnet": convnet, "transformer": transformer}
 
 
+def small():
+    """As few programs as can be, of one size and few operations: for what takes long to compile."""
+    even = {name: values[: 23 * 62] for name, values in DIGITS.tensors.items()}
+    return digits(update.sgd(0.1)).replace("load.batches", load.batches(even, size=62))
+
+
+def prepared(pipe, backend="auto"):
+    """A compiled step, whose programs are made together: torch's headers take the compiler longer than each."""
+    step = pipe.compile(backend=backend)
+    step.prepare(pipe.init(0, steps=99), pipe.load)
+    return step
+
+
 @functools.cache
 def compiled(name):
     """One of the pipelines, and its compiled step."""
     pipe = ALL[name]()
-    return pipe, pipe.compile()
+    return pipe, prepared(pipe)
 
 
 def first(pipe, epoch=0):

@@ -60,7 +60,7 @@ def folder(tmp_path_factory):
         test.drop(columns=drop).to_csv(f"{name}_test.csv", index=False)
     one = ["--data", "kinds.csv", "--target", "kind", "--test", "kinds_test.csv", "--epochs", "6"]
     two = ["--data", "prices.csv", "--target", "price,tax", "--test", "prices_test.csv", "--epochs", "3"]
-    runs = {"kinds": one, "prices": two, "digits": ["--epochs", "5", "--batch-size", "256", "--lr", "0.5", "-v"]}
+    runs = {"kinds": one, "prices": two, "digits": ["--epochs", "5", "--batch-size", "479", "--lr", "0.5", "-v"]}
     try:
         for name, args in runs.items():
             called("train", *args, "--out", name, "-q", *(["--no-compile"] if name != "digits" else []))

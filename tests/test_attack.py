@@ -11,6 +11,7 @@ import pytest
 
 from tests.attack.ground import Ground
 from tests.attack.kills import cut
+from tests.conftest import PROFILE
 
 HELD = ("proof, ", "kills, train run: ", "damage, resume: run/checkpoints")
 """What CI tries."""
@@ -19,10 +20,11 @@ HELD = ("proof, ", "kills, train run: ", "damage, resume: run/checkpoints")
 @pytest.mark.skipif(sys.platform != "linux" or not shutil.which("cc"), reason="needs Linux and a C compiler")
 def test_attacks_hold() -> None:
     matches = [word for held in HELD for word in ("--match", held)]
-    command = [sys.executable, "-m", "tests.attack", "--only", "proof,kills,damage", "--each", "12", "--show", *matches]
+    each, all_of_them = ("12", 35) if PROFILE == "thorough" else ("6", 18)
+    command = [sys.executable, "-m", "tests.attack", "--only", "proof,kills,damage", "--each", each, "--show", *matches]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
-    assert done.stdout.splitlines()[-1].startswith("35 attacks in ")
+    assert done.stdout.splitlines()[-1].startswith(f"{all_of_them} attacks in ")
 
 
 def journal(tmp_path: Path, *steps: str) -> Ground:

@@ -18,6 +18,7 @@ from pipeline.errors import ConfigError, WiringError
 from pipeline.stage import Average, Stage
 from pipeline.state import format_metric
 from tests import by_hand, kills, pipes, strategies
+from tests.pipes import TRACED
 from tests.test_cli_resume import TINY, back_to
 from tests.test_update import hyper, run, runs
 
@@ -140,7 +141,7 @@ def test_averages_are_lawful():
 def test_fit_reports_averages_by_the_same_program():
     """Each epoch has the results of the averages, compiled by one evaluation program, and training is undisturbed."""
     pipe, bare = normed(update.ema(0.9), update.swa(4)), normed()
-    program = pipe.compile(backend="aot_eager")
+    program = pipe.compile(backend=TRACED)
     for report, plain in zip(
         fit(pipe, epochs=2, validate=pipes.TEST, compile=program),
         fit(bare, epochs=2, validate=pipes.TEST, compile=False),

@@ -12,6 +12,7 @@ from pipeline import Pipeline, backward, evaluate, forward, loss, schedules, tes
 from pipeline.draws import keyed
 from pipeline.errors import ConfigError, StageError, WiringError
 from tests import by_hand, pipes
+from tests.pipes import TRACED
 
 BATCH = {"inputs": torch.randn(6, 4), "targets": torch.arange(6) % 3}
 
@@ -77,7 +78,7 @@ def test_the_route_is_chosen(kind):
     made = []
     for compiled in (False, True):
         pipe = Pipeline(forward.model(module), loss.cross_entropy(), backward.gradients(), update.sgd(0.1))
-        step = pipe.compile(backend="aot_eager") if compiled else pipe.step
+        step = pipe.compile(backend=TRACED) if compiled else pipe.step
         made.append(step(pipe.init(0), BATCH)[0].params)
         if compiled:
             assert step.report.by_tape == (() if kind is pipes.Linear else ("backward.gradients",))
@@ -109,7 +110,7 @@ def test_activation_checkpointing_changes_nothing(reentrant, compiled):
         pipe = Pipeline(
             forward.model(lambda: Dropping(again)), loss.cross_entropy(), backward.gradients(), update.sgd(0.1)
         )
-        step = pipe.compile(backend="aot_eager") if compiled else pipe.step
+        step = pipe.compile(backend=TRACED) if compiled else pipe.step
         state = pipe.init(0)
         for _ in range(3):
             state, _ = step(state, BATCH)
@@ -252,7 +253,7 @@ def test_sharpness_keeps_the_laws(adaptive):
     pipe = sharp(schedules.linear(0.5, 4), adaptive=adaptive)
     testing.lawful(pipe, pipe.init(0), BATCH)
     if adaptive:
-        step = pipe.compile(backend="aot_eager")
+        step = pipe.compile(backend=TRACED)
         testing.compiled_equals_eager(step, pipe.init(0), [BATCH, BATCH])
         assert len(step.report.graphs) == 1
 

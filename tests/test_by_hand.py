@@ -26,6 +26,7 @@ from pipeline.errors import ByHandError, PipeError
 from pipeline.programs.single import Single
 from pipeline.testing import like_by_hand
 from tests import pipes
+from tests.pipes import TRACED
 from tests.test_modules import KINDS, piped
 
 ROOT = Path(__file__).parent.parent
@@ -167,7 +168,7 @@ def test_rules_schedules_and_gradients(name):
 
 def test_a_compiled_program_is_held_too():
     """A backend's program, of steps fused as they are by default, trains what the plain loop does."""
-    held(pipes.digits(update.clip_norm(1.0), update.adamw(1e-2), model=Where), compile="aot_eager")
+    held(pipes.digits(update.clip_norm(1.0), update.adamw(1e-2), model=Where), compile=TRACED)
 
 
 # -- what is written in the pages

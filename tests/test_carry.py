@@ -19,6 +19,7 @@ from pipeline import (
     update,
 )
 from pipeline.errors import PipeError, WiringError
+from tests.pipes import TRACED
 
 X = torch.randn(6, 4, 1, generator=torch.Generator().manual_seed(0))
 BATCHES = [{"inputs": x, "targets": x + y} for x, y in zip(X, X.roll(1, 0), strict=True)]
@@ -66,7 +67,7 @@ def by_hand(epochs, anew):
     return net, losses
 
 
-WAYS = [{"compile": False}, {"backend": "aot_eager"}]
+WAYS = [{"compile": False}, {"backend": TRACED}]
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -22,7 +22,7 @@ from cli.recipes.model import MODELS
 from cli.recipes.rule import OPTIMIZERS
 from pipeline import fit, models
 from pipeline.errors import ConfigError
-from tests import commands
+from tests import commands, forked
 
 PIPE = [sys.executable, "-c", "from cli.main import main; main()"]
 QUICK = ["--no-compile", "--epochs", "2", "--hidden", "16"]
@@ -253,7 +253,7 @@ def test_bad_input_is_one_line_and_exit_code_2(tmp_path):
         "    except SystemExit as e: print(e.code, file=sys.stderr, flush=True)\n"
     )
     text = "\n".join(" ".join(args) for args in BAD)
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, input=text, capture_output=True, text=True)
+    done = forked.run(code=code, cwd=tmp_path, input=text)
     answers = done.stderr.splitlines()
     assert len(answers) == 2 * len(BAD), done.stderr
     for (args, message), said, exit_code in zip(BAD.items(), answers[::2], answers[1::2], strict=True):
@@ -265,13 +265,11 @@ def test_bad_input_is_one_line_and_exit_code_2(tmp_path):
 
 def test_an_interrupt_saves_what_was_learned(tmp_path):
     """Ctrl-C ends the run between two steps, with its weights saved, and exit code 130."""
-    args = [*PIPE, "train", "--no-compile", "--epochs", "100000", "--out", "run"]
-    process = subprocess.Popen(args, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    while "epoch" not in process.stdout.readline():
-        pass
-    process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=60)
+    with forked.Process("train", "--no-compile", "--epochs", "100000", "--out", "run", cwd=tmp_path) as process:
+        while "epoch" not in process.stdout.readline():
+            assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "stopped by a signal in epoch" in said
     models.mlp(64, 128, 10).load_state_dict(load_file(tmp_path / "run" / "model.safetensors"))
@@ -279,15 +277,12 @@ def test_an_interrupt_saves_what_was_learned(tmp_path):
 
 def test_a_reader_that_goes_away_loses_nothing(tmp_path):
     """`pipe train | head` ends quietly, with the weights saved."""
-    process = subprocess.Popen([*PIPE, "train", "--no-compile", "--epochs", "200", "--out", "run"], cwd=tmp_path,
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)  # fmt: skip
-    assert process.stdout is not None
-    while "epoch" not in process.stdout.readline():
-        pass
-    process.stdout.close()
-    assert process.stderr is not None
-    assert process.stderr.read() == ""
-    assert process.wait(timeout=60) == 141
+    with forked.Process("train", "--no-compile", "--epochs", "200", "--out", "run", cwd=tmp_path) as process:
+        while "epoch" not in process.stdout.readline():
+            assert process.poll() is None
+        process.stdout.close()
+        assert process.stderr.read() == ""
+        assert process.wait(timeout=60) == 141
     assert (tmp_path / "run" / "model.safetensors").exists()
 
 
@@ -295,16 +290,16 @@ def test_on_a_terminal_there_is_a_bar(tmp_path):
     """A pseudo-terminal sees a live bar and the epochs' lines; a pipe sees lines alone."""
     master, slave = pty.openpty()
     env = {**os.environ, "TERM": "xterm", "COLUMNS": "100"}
-    args = [*PIPE, "train", "--no-compile", "--epochs", "6", "--out", "run"]
-    process = subprocess.Popen(args, cwd=tmp_path, stdout=slave, stderr=slave, stdin=slave, env=env)
-    os.close(slave)
     seen = b""
-    try:
-        while chunk := os.read(master, 4096):
-            seen += chunk
-    except OSError:
-        pass  # the other end has closed
-    assert process.wait(timeout=60) == 0
+    args = ["train", "--no-compile", "--epochs", "6", "--out", "run"]
+    with forked.Process(*args, cwd=tmp_path, env=env, terminal=slave) as process:
+        os.close(slave)
+        try:
+            while chunk := os.read(master, 4096):
+                seen += chunk
+        except OSError:
+            pass  # the other end has closed
+        assert process.wait(timeout=60) == 0
     assert b"\x1b[" in seen
     assert "━" in seen.decode()
     assert seen.decode().count("samples/s") >= 6

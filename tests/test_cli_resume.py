@@ -1,7 +1,6 @@
 """`pipe train --resume`: a run goes on as if it had not stopped; what can't is said in a line, and nothing is lost."""
 
 import contextlib
-import fcntl
 import io
 import json
 import os
@@ -9,10 +8,8 @@ import pty
 import shutil
 import signal
 import stat
-import subprocess
 import sys
 import tempfile
-import termios
 import time
 import tomllib
 from pathlib import Path
@@ -29,9 +26,8 @@ from cli.folder import accept
 from cli.main import main
 from cli.recipes.setting import flag
 from pipeline import PipeError, checkpoint, files
-from tests import commands, kills
+from tests import commands, forked, kills
 from tests.test_checkpoint import rewrite
-from tests.test_cli import PIPE, fresh
 
 TINY = ["train", "--no-compile", "--hidden", "8", "--dropout", "0.2", "--batch-size", "479", "--save-steps", "2"]
 
@@ -98,12 +94,11 @@ def watched(self, report, **options):
         os.kill(os.getpid(), {number:d})
     return offer(self, report, now=report.step == {step})
 Saver.offer = watched
-sys.argv = ["pipe", *sys.argv[1:]]
 from cli.main import main
 main()
 """
     args = [*TINY, "--epochs", "4", "--out", str(folder), "--save-steps", "1"]
-    done = subprocess.run([sys.executable, "-c", code, *args], capture_output=True, text=True, env=fresh())
+    done = forked.run(*args, code=code)
     assert done.returncode == 128 + number, done.stderr
     assert f"after step {step}; go on with: pipe train --resume {folder}" in done.stderr
 
@@ -287,20 +282,14 @@ def test_another_version_is_said(pipe, folder):
 
 def test_two_processes_can_not_have_one_folder(pipe, folder):
     """The second says who has it, and changes nothing."""
-    args = [*PIPE, "train", "--resume", str(folder), "--epochs", "1000000"]
-    process = subprocess.Popen(args, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=fresh())
-    assert process.stdout is not None
-    while "epoch" not in process.stdout.readline():
-        pass
-    try:
+    with forked.Process("train", "--resume", folder, "--epochs", "1000000") as process:
+        while "epoch" not in process.stdout.readline():
+            assert process.poll() is None
         code, _, err = pipe("train", "--resume", folder)
         assert (code, err) == (
             2,
             f"pipe: another process ({process.pid}) is writing to {folder}; wait for it or stop it\n",
         )
-    finally:
-        process.kill()
-        process.communicate()
     assert pipe("train", "--resume", folder, "--verify")[0] == 0
 
 
@@ -317,15 +306,13 @@ def test_interrupts(tmp_path):
     """Ctrl-C, SIGTERM and SIGHUP: the step in hand is finished and saved, and the command that goes on is said."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         out = tmp_path / f"run-{number}"
-        args = [*PIPE, "train", "--no-compile", "--epochs", "1000000", "--out", str(out)]
-        process = subprocess.Popen(args, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=fresh(),
-                                   preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL))  # fmt: skip
-        assert process.stdout is not None
-        while " 1/1000000" not in process.stdout.readline():
-            pass
-        began = time.monotonic()
-        process.send_signal(number)
-        _, said = process.communicate(timeout=60)
+        args = ["train", "--no-compile", "--epochs", "1000000", "--out", out]
+        with forked.Process(*args, signals={signal.SIGHUP: signal.SIG_DFL}) as process:
+            while " 1/1000000" not in process.stdout.readline():
+                assert process.poll() is None
+            began = time.monotonic()
+            process.send_signal(number)
+            _, said = process.communicate(timeout=60)
         assert process.returncode == 128 + number
         assert time.monotonic() - began < 10
         assert f"go on with: pipe train --resume {out}" in said
@@ -337,49 +324,30 @@ def test_a_terminal_that_is_closed(tmp_path):
     """What can no longer be written there keeps nothing from being saved; under nohup the run goes on."""
     for hung_up, code in ((signal.SIG_DFL, 128 + signal.SIGHUP), (signal.SIG_IGN, 141)):
         master, slave = pty.openpty()
-
-        def at_terminal(hung_up=hung_up):
-            signal.signal(signal.SIGHUP, hung_up)
-            fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-
         out = tmp_path / f"run-{code}"
-        args = [
-            *PIPE,
-            "train",
-            "--no-compile",
-            "-v",
-            "--epochs",
-            "1000000",
-            "--set",
-            "save_minutes=99",
-            "--out",
-            str(out),
-        ]
-        process = subprocess.Popen(
-            args, stdin=slave, stdout=slave, stderr=slave, env=fresh(), start_new_session=True, preexec_fn=at_terminal
-        )
-        os.close(slave)
-        seen = b""
-        while b" 1/1000000" not in seen:
-            seen += os.read(master, 4096)
-        os.close(master)
-        assert process.wait(timeout=60) == code
+        args = ["train", "--no-compile", "-v", "--epochs", "1000000", "--set", "save_minutes=99", "--out", out]
+        there = {"terminal": slave, "session": True, "signals": {signal.SIGHUP: hung_up}}
+        with forked.Process(*args, **there) as process:
+            os.close(slave)
+            seen = b""
+            while b" 1/1000000" not in seen:
+                seen += os.read(master, 4096)
+            os.close(master)
+            assert process.wait(timeout=60) == code
         assert json.loads((out / "status.json").read_text()) == {"state": "stopped", "why": "by a signal"}
         assert load_file(out / "checkpoints" / checkpoints(out)[-1] / "state.safetensors")
 
 
 def test_hangups_may_be_ignored(tmp_path):
     """As by nohup."""
-    args = [*PIPE, "train", "-v", "--no-compile", "--epochs", "1000000", "--out", str(tmp_path / "run")]
-    process = subprocess.Popen(args, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=fresh(),
-                               preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))  # fmt: skip
-    assert process.stdout is not None
-    for epoch in ("1/1000000", "2/1000000"):
-        while f" {epoch}" not in (line := process.stdout.readline()):
-            assert line or process.poll() is None
-        process.send_signal(signal.SIGHUP)
-    process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=60)
+    args = ["train", "-v", "--no-compile", "--epochs", "1000000", "--out", tmp_path / "run"]
+    with forked.Process(*args, signals={signal.SIGHUP: signal.SIG_IGN}) as process:
+        for epoch in ("1/1000000", "2/1000000"):
+            while f" {epoch}" not in (line := process.stdout.readline()):
+                assert line or process.poll() is None
+            process.send_signal(signal.SIGHUP)
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGTERM
 
 
@@ -398,7 +366,7 @@ sys.argv = ["pipe", "train", "--out", "run"]
 from cli.main import main
 main()
 """
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, env=fresh())
+    done = forked.run(code=code, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (128 + number, "")
     assert done.stderr.strip() == f"pipe: interrupted by {number.name}"
     assert not (tmp_path / "run").exists()
@@ -434,7 +402,7 @@ def test_a_step_that_is_not_finite(pipe, tmp_path, monkeypatch):
 
 def test_killed_at_any_moment(tmp_path):
     """A few of the kills of tests/kills.py, of single eager steps, which need no compiler."""
-    found = kills.campaign(times=2, modes=["uncompiled"], epochs=4, longest=0.6, seed=1)
+    found = kills.campaign(times=2, modes=["uncompiled"], epochs=4, longest=0.6, seed=1, start=forked.Process)
     [(count, ended, same)] = found.values()
     assert count == 2
     assert same == ended

@@ -22,7 +22,7 @@ from cli.sweep import groups, picture
 from cli.sweep.grid import Axis, combinations, split_axes
 from pipeline import update
 from pipeline.errors import ConfigError
-from tests import kills, pipes
+from tests import forked, kills, pipes
 
 SMALL = ("--model", "mlp", "--hidden", "8", "--no-compile", "--epochs", "2", "--batch-size", "256", "-q")
 
@@ -113,7 +113,7 @@ def test_values_of_options():
 
 def test_a_sweep_that_is_killed_goes_on_bit_for_bit():
     """A few kills at random moments; every member is that of the sweep never killed, and as many are dropped."""
-    [(times, runs, same)] = kills.campaign(2, ["uncompiled halving"], 40, 1.0, 0).values()
+    [(times, runs, same)] = kills.campaign(2, ["uncompiled halving"], 40, 1.0, 0, forked.Process).values()
     assert (times, runs) == (2, same)
 
 

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from pipeline import Pipeline, backward, ensemble, evaluate, fit, forward, load, loss, models, stage, sweep, update
 from pipeline.errors import ConfigError, NonFiniteError, PipeError
 from tests import pipes
+from tests.pipes import TRACED
 from tests.strategies import normals
 
 
@@ -68,7 +69,7 @@ def test_metrics_are_those_of_the_joined_outputs_and_of_each_member():
 def test_members_are_those_of_a_sweep_of_their_seeds():
     """Training side by side is that of a sweep, from any seed on, and compiled as well."""
     together = whole(2)
-    *_, report = fit(together, epochs=2, seed=5, validate=pipes.TEST, backend="aot_eager")
+    *_, report = fit(together, epochs=2, seed=5, validate=pipes.TEST, backend=TRACED)
     *_, other = fit(sweep(together.pipe, seeds=[5, 6]), epochs=2, compile=False)
     for mine, its in zip(report.state.params.values(), other.state.params.values(), strict=True):
         torch.testing.assert_close(mine, its, rtol=1e-5, atol=1e-5)

@@ -30,6 +30,7 @@ from pipeline.errors import ConfigError, DataError, StageError, WiringError
 from pipeline.programs.data import at
 from pipeline.tree import tree_map
 from tests import pipes
+from tests.pipes import TRACED
 from tests.strategies import classification, cuts, labels, normals, regression, samples
 
 
@@ -342,7 +343,7 @@ def test_reports_say_which_values_are_better(compile):
         both, *host, evaluate.accuracy(), backward.gradients(), evaluate.gradient_norm(), update.sgd(0.1),
         update.ema(0.9),
     )  # fmt: skip
-    program = pipe.compile(backend="aot_eager") if compile else False
+    program = pipe.compile(backend=TRACED) if compile else False
     [report] = fit(pipe, epochs=1, validate=pipes.TEST, compile=program)
     graph = {"second.wrong": "low", "up": "high", "accuracy": "high", "loss": "low"}
     whole = {**graph, "far": "low", "near": "high"}
@@ -399,7 +400,7 @@ def test_a_metric_on_the_host_reads_what_no_graph_can(compile):
         backward.gradients(),
         update.sgd(0.1),
     )
-    [report] = fit(pipe, epochs=1, validate=rows, compile=pipe.compile(backend="aot_eager") if compile else False)
+    [report] = fit(pipe, epochs=1, validate=rows, compile=pipe.compile(backend=TRACED) if compile else False)
     module = pipes.Linear()
     module.load_state_dict(pipe.models[0].state_dict(report.state))
     expected = [wrong(module(row["inputs"]), row["targets"], row["ids"]) for row in rows]
@@ -420,7 +421,7 @@ def test_telemetry_is_as_defined(accumulate, compile):
     pipe = pipe.insert(evaluate.update_ratio(), after="update.groups").insert(
         evaluate.learning_rate(), before="forward.model"
     )
-    compiled = pipe.compile(backend="aot_eager") if compile else False
+    compiled = pipe.compile(backend=TRACED) if compile else False
     [report] = fit(pipe, epochs=1, validate=pipes.TEST, compile=compiled)
     assert {*report.validate} == {"loss", "accuracy"}
     state = plain.init(0, steps=3)

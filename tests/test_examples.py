@@ -174,7 +174,11 @@ BY_HAND = {
 }
 
 
-@pytest.mark.parametrize("name", EXAMPLES)
+# Two train for long; test_device has a few steps of each.
+LONG = ("Diffusion", "Learning to learn")
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.thorough] if n in LONG else []) for n in EXAMPLES])
 def test_examples_run_as_one_graph_learn_and_are_pure(name, monkeypatch):
     """An example, alone and as it stands, trains as one compiled graph, learns, and its step is pure."""
     learned, backend = EXAMPLES[name]

@@ -12,6 +12,7 @@ from torch.ao import quantization
 from pipeline import Pipeline, backward, checkpoint, evaluate, fit, forward, load, loss, models, stage, testing, update
 from pipeline.errors import PipeError, StageError, WiringError
 from tests import by_hand, pipes
+from tests.pipes import TRACED
 
 REST = backward.gradients(), update.sgd(0.1)
 BATCH = {"inputs": torch.randn(6, 4), "targets": torch.tensor([0, 1, 2, 0, 1, 2])}
@@ -282,7 +283,7 @@ def test_a_tensor_that_a_module_holds_is_not_written_into():
             return y - self.seen
 
     pipe = Pipeline(forward.model(Holds), loss.cross_entropy(), backward.gradients(), update.sgd(0.1))
-    for step in (pipe.step, pipe.compile(backend="aot_eager")):
+    for step in (pipe.step, pipe.compile(backend=TRACED)):
         with pytest.raises(StageError, match=r"writes into 'held.0' in place.*use register_buffer\(\)"):
             step(pipe.init(0), BATCH)
 
@@ -344,7 +345,7 @@ def test_modules_that_change_their_tensors(kind, route):
     batch = {"inputs": torch.randn(6, 4), "targets": torch.arange(6) % 3}
     pipe = Pipeline(forward.model(module), loss.cross_entropy(), backward.gradients(route=route), update.sgd(0.1))
     states = {way: pipe.init(0) for way in ("eager", "compiled")}
-    compiled = pipe.compile(backend="aot_eager", donate=False)
+    compiled = pipe.compile(backend=TRACED, donate=False)
     by_hand.train(module, [batch] * 3, torch.optim.SGD(module.layer.parameters(), lr=0.1))
     for _ in range(3):
         states["eager"], _ = testing.pure(pipe.step, states["eager"], batch)
@@ -416,7 +417,7 @@ def test_parts_in_eval_mode_train_where_that_is_said(built):
             assert not caught
             for _ in range(2):
                 state, metrics = pipe.step(state, BATCH)
-            pipe.compile(backend="aot_eager")(state.clone(), BATCH)
+            pipe.compile(backend=TRACED)(state.clone(), BATCH)
         assert [("'backbone' came in eval mode" in str(w.message)) for w in caught] == [True] * warned
         assert int(state.buffers["backbone.1.num_batches_tracked"]) == 2 * trains
         assert (pipe.step(state, BATCH)[1]["loss"] != metrics["loss"]) == trains
@@ -432,7 +433,7 @@ def quantized():
     return quantization.prepare_qat(net.train())
 
 
-@pytest.mark.parametrize("way", [{"compile": False}, {"backend": "aot_eager"}])
+@pytest.mark.parametrize("way", [{"compile": False}, {"backend": TRACED}])
 @pytest.mark.filterwarnings("ignore")
 def test_observers_get_their_shapes_by_a_look(way, tmp_path):
     """Quantization-aware training is that of the loop by hand, with what it observed, and is resumed; the instance is

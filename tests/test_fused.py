@@ -8,9 +8,13 @@ from hypothesis import strategies as st
 from pipeline import Pipeline, fit, forward, load, loss, models, place, stage, testing, update
 from pipeline.errors import ConfigError, WiringError
 from tests import pipes
+from tests.pipes import TRACED
 
 
-@pytest.mark.parametrize("name", pipes.ALL)
+# Of the others, test_backends compares the same with each backend.
+@pytest.mark.parametrize(
+    "name", ["mlp", *[pytest.param(n, marks=pytest.mark.thorough) for n in ("convnet", "transformer")]]
+)
 def test_k_fused_steps_equal_k_single_steps(name):
     """An epoch in one call gives the State and each step's metrics of single steps, bit for bit, and of eager ones
     nearly."""
@@ -140,7 +144,7 @@ def test_batches_from_elsewhere_are_stacked():
     """So many batches of any Source in a call give the steps that they give one by one, also from the middle on."""
     first = pipes.digits(update.sgd(0.1))
     pipe = first.replace("load.batches", load.batches(Elsewhere(), size=64))  # 4 whole batches, and one of 44
-    step = pipe.compile(backend="aot_eager")
+    step = pipe.compile(backend=TRACED)
     runs = {
         per_call: [(r.step, r.train["loss"], r.state.clone()) for r in fit(pipe, epochs=2, compile=step, every=5,
                                                                           steps_per_call=per_call)]

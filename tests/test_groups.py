@@ -10,6 +10,7 @@ from pipeline import fit, loss, schedules, testing, update
 from pipeline.errors import ConfigError, PipeError, WiringError
 from pipeline.tree import tree_map
 from tests import pipes
+from tests.pipes import TRACED
 from tests.strategies import learning_rates
 from tests.test_update import RULES, assert_close, decays, made, run, runs
 
@@ -149,7 +150,7 @@ def three():
 def test_a_changed_rate_needs_no_other_graph():
     """Numbers of groups are in State by name: compiled, a changed one takes effect without another graph."""
     pipe = pipes.digits(three())
-    compiled, state = pipe.compile(backend="aot_eager", donate=False), pipe.init(0)
+    compiled, state = pipe.compile(backend=TRACED, donate=False), pipe.init(0)
     name = "update.groups.3.bias.lr"
     assert state.hyper[name] == 1e-3
     assert state.hyper["update.groups.1.*.lr.steps"] == 20

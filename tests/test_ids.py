@@ -7,6 +7,7 @@ from torch.nn import functional as F
 
 from pipeline import Pipeline, backward, forward, load, loss, place, testing, update
 from pipeline.errors import StageError
+from tests import pipes
 
 ROWS = 7
 
@@ -110,10 +111,15 @@ def equally(name, backend, computed=True, accumulate=1):
         refused(fused.evaluate, own.init(0), wrong)
 
 
-COMPILED = [("scatter_", "native"), ("one_hot", "native"), ("embedding", "inductor")]
+COMPILED = [
+    ("scatter_", "native"),
+    pytest.param("one_hot", "native", marks=pytest.mark.thorough),
+    ("embedding", "inductor"),
+    ("gather", "aot_eager"),
+]
 
 
-FEW = ("embedding", "one_hot", "gather", "index", "two indices", "index_put", "cross_entropy")
+FEW = ("embedding", "one_hot", "index", "index_put", "cross_entropy")
 """Of these, ids of the data are tried too, which are looked at once and not in each step; the others are thorough."""
 PLACES = [
     pytest.param(name, computed, id=f"{name}-{where}", marks=[] if computed or name in FEW else [pytest.mark.thorough])
@@ -126,13 +132,13 @@ PLACES = [
 def test_ids_out_of_range_are_refused_equally(name, computed):
     """By an uncompiled step, a compiled one, many in a call and an evaluation, with stage, value and range; the State
     stays as it was before the call. What torch takes, as -1 by an index, is taken."""
-    equally(name, "aot_eager", computed)
+    equally(name, pipes.TRACED, computed)
 
 
-@pytest.mark.parametrize("name", ["embedding", "one_hot", "cross_entropy"])
+@pytest.mark.parametrize("name", [pytest.param("one_hot", marks=pytest.mark.thorough), "embedding", "cross_entropy"])
 def test_ids_of_a_part_are_refused_too(name):
     """Where a batch is taken in parts, which is a loop in the graph."""
-    equally(name, "aot_eager", True, 2)
+    equally(name, pipes.TRACED, True, 2)
 
 
 @pytest.mark.parametrize(("name", "backend"), COMPILED)
@@ -144,13 +150,13 @@ def test_ids_are_refused_by_compilers_that_check_none(name, backend):
 def test_ignored_ids_are_no_ids():
     """Labels that are ignored are outside the classes, and taken."""
     own = pipe("cross_entropy", -5)
-    own.compile(backend="aot_eager", steps=4)(own.init(0))
+    own.compile(backend=pipes.TRACED, steps=4)(own.init(0))
 
 
 def test_a_step_fails_once_and_the_run_goes_on_from_its_state():
     """Without donation too, a State that was given to a failed call is what it was, and can be used."""
     own = pipe("gather", ROWS)
-    steps, state = own.compile(backend="aot_eager", steps=2, donate=False), own.init(0)
+    steps, state = own.compile(backend=pipes.TRACED, steps=2, donate=False), own.init(0)
     state, _ = steps(state)
     for _ in range(2):
         refused(steps, state, ROWS)
@@ -168,7 +174,7 @@ class Pooling(nn.Module):
 def test_ids_are_checked_where_sizes_are_symbols():
     """One graph for many lengths refuses them too."""
     own = Pipeline(forward.model(Pooling), loss.cross_entropy(), backward.gradients(), update.sgd(0.1))
-    step, state = own.compile(backend="aot_eager"), own.init(0)
+    step, state = own.compile(backend=pipes.TRACED), own.init(0)
     for length in range(3, 8):
         batch = {"inputs": torch.arange(4 * length).reshape(4, length) % ROWS, "targets": torch.arange(4) % 3}
         state, _ = step(state, batch)

@@ -10,11 +10,12 @@ from torch.nn import functional as F
 
 from pipeline import Pipeline, backward, checkpoint, evaluate, fit, forward, load, loss, stage, sweep, update
 from pipeline.errors import StageError, WiringError
+from tests.pipes import TRACED
 
 torch.manual_seed(0)
 X = torch.randn(60, 4)
 Y = (X.sum(1) > 0).long()
-WAYS = ["uncompiled", "aot_eager", "native", "one step a call", "resumed", "a member of a sweep"]
+WAYS = ["uncompiled", TRACED, "native", "one step a call", "resumed", "a member of a sweep"]
 RULES = {
     "sgd": (update.sgd(0.1, momentum=0.9, weight_decay=0.01), functools.partial(
         torch.optim.SGD, lr=0.1, momentum=0.9, weight_decay=0.01)),
@@ -37,7 +38,7 @@ def run(pipe, way, tmp_path, epochs=2):
     else:
         options = {
             "uncompiled": {"compile": False},
-            "aot_eager": {"backend": way},
+            TRACED: {"backend": way},
             "one step a call": {"steps_per_call": 1},
         }
         *_, report = fit(pipe, epochs=epochs, **options.get(way, {}))
@@ -119,7 +120,7 @@ class Heads(nn.Module):
         return self.heads["b" if a is None else "a"](z)
 
 
-@both("uncompiled", "aot_eager", "native")
+@both("uncompiled", TRACED, "native")
 def test_a_parameter_without_a_gradient_is_left_as_it_is(rule, way):
     """Tasks in turns: the head of the other task keeps its values, its memory and its count of steps."""
     module = Heads()
@@ -302,7 +303,7 @@ def test_a_loss_that_its_parts_do_not_make_is_refused(made, message):
     """By a step, compiled or not, and each time; and warned of where it is a mean over batches."""
     pipe = Pipeline(LOAD, MODEL, made, backward.gradients(accumulate=2), update.sgd(0.1))
     batch = {"inputs": X[:16], "targets": Y[:16]}
-    for step in (pipe.step, pipe.step, pipe.compile(backend="aot_eager")):
+    for step in (pipe.step, pipe.step, pipe.compile(backend=TRACED)):
         with pytest.raises(StageError, match=message):
             step(pipe.init(0), batch)
     plain = pipe.replace("backward.gradients", backward.gradients())
@@ -313,7 +314,7 @@ def test_a_loss_that_its_parts_do_not_make_is_refused(made, message):
             next(fit(plain, epochs=1, compile=False))
 
 
-@pytest.mark.parametrize("way", [{"compile": False}, {"backend": "aot_eager"}])
+@pytest.mark.parametrize("way", [{"compile": False}, {"backend": TRACED}])
 def test_a_second_backward_of_what_was_computed_before_the_first(way):
     """A linear probe: by a loss of its own, on features that the other loss trains."""
     encoder, head, probe = nn.Linear(4, 8), nn.Linear(8, 2), nn.Linear(8, 2)
@@ -342,7 +343,7 @@ def test_a_second_backward_of_what_was_computed_before_the_first(way):
         close(report.state[name], module)
 
 
-@pytest.mark.parametrize("way", [{"compile": False}, {"backend": "aot_eager"}])
+@pytest.mark.parametrize("way", [{"compile": False}, {"backend": TRACED}])
 def test_a_part_in_which_nothing_counts_is_none_of_the_whole(way):
     """Its mean is NaN, as are its gradients."""
     module, mask = nn.Linear(4, 1), torch.ones(60)

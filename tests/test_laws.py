@@ -12,6 +12,7 @@ from pipeline import Pipeline, backward, evaluate, fit, forward, loss, models, t
 from pipeline.compile import build
 from pipeline.stage import Stage
 from tests import by_hand, pipes, strategies
+from tests.pipes import TRACED
 
 eager = pytest.mark.parametrize("name", pipes.ALL)
 
@@ -153,7 +154,7 @@ def test_one_trace_for_any_lr_step_and_epoch(monkeypatch, tmp_path):
     )
     monkeypatch.setenv("PIPE_CACHE", str(tmp_path))
     pipe = pipes.mlp()
-    compiled = pipe.compile(backend="aot_eager")
+    compiled = pipe.compile(backend=TRACED)
     state = pipe.init(0)
     for epoch in range(3):
         for k, batch in enumerate(pipe.load.epoch(0, epoch)):

@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from pipeline import Pipeline, backward, fit, forward, load, loss, testing, update
 from pipeline.errors import ConfigError, DataError
 from tests import pipes
+from tests.pipes import TRACED
 from tests.strategies import batch_sizes, samples, seeds
 
 
@@ -152,7 +153,7 @@ def test_a_data_set_may_be_nested():
 
     pipe = Pipeline(at, forward.model(lambda: Joins(6)), loss.cross_entropy(), backward.gradients(), update.sgd(0.1))
     [eager] = fit(pipe, epochs=1, compile=False)
-    [compiled] = fit(pipe, epochs=1, backend="aot_eager")
+    [compiled] = fit(pipe, epochs=1, backend=TRACED)
     testing.same(compiled.state.tree, eager.state.tree, 1e-6)
 
 

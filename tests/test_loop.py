@@ -23,6 +23,7 @@ from pipeline import (
 )
 from pipeline.errors import ConfigError, DataError, StageError, StateError, WiringError
 from tests import pipes
+from tests.pipes import TRACED
 
 DATA = {"inputs": torch.randn(10, 4), "targets": torch.arange(10) % 3}
 
@@ -121,7 +122,7 @@ def test_training_learns():
 def test_a_state_may_be_sent(compile):
     """A State that is sent for a Report's is gone on with, inside an epoch too, and no Report is lost."""
     pipe = pipes.digits(update.sgd(0.1), size=479)
-    compile = pipe.compile(backend="aot_eager") if compile else False
+    compile = pipe.compile(backend=TRACED) if compile else False
 
     def trained(send):
         reports = fit(pipe, epochs=2, every=2, compile=compile)
@@ -152,7 +153,7 @@ def test_a_loss_that_is_not_finite_is_warned_of_once():
 
 @pytest.mark.parametrize(
     "options",
-    [{"compile": False}, {"backend": "aot_eager"}, {"backend": "aot_eager", "steps_per_call": 2}],
+    [{"compile": False}, {"backend": TRACED}, {"backend": TRACED, "steps_per_call": 2}],
     ids=["single", "fused", "by two"],
 )
 def test_validation_inside_an_epoch_and_an_end_by_steps(options):
@@ -241,7 +242,7 @@ def test_validation_takes_the_batches_of_training():
     pipe = Pipeline(load.batches(DATA, size=4, shuffle=False), forward.model(pipes.Linear), contrast,
                     backward.gradients(), update.sgd(0.0))  # fmt: skip
     for validate, sizes in ((DATA, (4, 4, 2)), (load.batches(DATA, size=5), (5, 5))):
-        for options in ({"compile": False}, {"backend": "aot_eager"}):
+        for options in ({"compile": False}, {"backend": TRACED}):
             [report] = fit(pipe, epochs=1, validate=validate, **options)
             outputs = pipe.module(report.state)(DATA["inputs"]).split(sizes)
             values = [(x @ x.T).softmax(-1).diagonal().mean().item() * len(x) for x in outputs]

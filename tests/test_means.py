@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from pipeline import Pipeline, backward, fit, forward, load, loss, stage, sweep, update
 from pipeline.errors import StageError
+from tests.pipes import TRACED
 from tests.strategies import cuts, seeds
 
 CLASSES, WEIGHTS = 5, torch.linspace(0.5, 2.0, 5)
@@ -133,7 +134,7 @@ def said(module):
 
 
 @pytest.mark.parametrize("stages", [own, of_a_stage, handed_on, said])
-@pytest.mark.parametrize("options", [None, {"backend": "aot_eager"}, {"backend": "aot_eager", "steps": 2}])
+@pytest.mark.parametrize("options", [None, {"backend": TRACED}, {"backend": TRACED, "steps": 2}])
 def test_epochs_and_parts_of_a_loss_of_ones_own_are_the_wholes(stages, options):
     """Trained in parts, the weights are those of a loop by hand, and means over batches those of all samples."""
     torch.manual_seed(0)
@@ -169,7 +170,7 @@ def test_members_of_a_sweep_weigh_their_losses():
     assert together.validate["loss"][0] == pytest.approx(alone.validate["loss"], abs=1e-6)
 
 
-@pytest.mark.parametrize("options", [{"compile": False}, {"backend": "aot_eager"}])
+@pytest.mark.parametrize("options", [{"compile": False}, {"backend": TRACED}])
 def test_parts_and_batches_whose_targets_are_all_ignored_count_for_nothing(options):
     """The mean of them in torch is 0 / 0, and by hand it is of no batch but of a part of one."""
     given = tensors(0)

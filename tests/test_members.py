@@ -10,6 +10,7 @@ from pipeline import Pipeline, backward, evaluate, fit, forward, load, loss, mod
 from pipeline.errors import ConfigError, PipeError, StateError
 from pipeline.programs.evaluate import check_state
 from tests import pipes
+from tests.pipes import TRACED
 
 RATES = {"lr": [1e-3, 3e-3, 1e-2]}
 
@@ -134,7 +135,7 @@ def test_another_grid_of_the_same_width_makes_no_graph():
     """Numbers are data: one program serves any of them."""
     pipe = small(update.sgd(0.1, momentum=0.9))
     runs = sweep(pipe, seeds=2, hyper={"lr": [0.1, 0.2]})
-    compiled = runs.compile(backend="aot_eager")
+    compiled = runs.compile(backend=TRACED)
     compiled.prepare(runs.init(steps=6), pipe.load.data)
     assert len(compiled.report.graphs) == 4  # a full batch and the last one, of training and of evaluation
     others = sweep(pipe, seeds=[8, 9], hyper={"momentum": [0.5, 0.8]})

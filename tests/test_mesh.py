@@ -111,21 +111,41 @@ def alone(kind):
     return on_mesh.ran(on_mesh.PIPES[kind](place.mesh("cpu")))
 
 
-@pytest.mark.parametrize(
-    ("processes", "kinds", "backend", "shards"),
-    [
-        (2, "mlp,convnet,gpt", "uncompiled", "1,2"),
-        (4, "mlp", "uncompiled", "2,4"),
-        (2, "gpt", "aot_eager", "2"),
-        (2, "mlp", "inductor", "2"),
-        # Inductor takes each process over a minute for a gpt.
-        pytest.param(2, "gpt", "inductor", "2", marks=pytest.mark.thorough),
-    ],
-)
-def test_a_run_on_a_mesh_is_that_of_one_process(processes, kinds, backend, shards):
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Where two processes keep their checkpoints, and four go on from them."""
+    return tmp_path_factory.mktemp("mesh") / "checkpoints"
+
+
+@pytest.fixture(scope="module")
+def two(folder):
+    """What two processes did, started once: they take longer to import torch than for most of it."""
+    return launch(2, "of_two", folder, timeout=600)
+
+
+@pytest.fixture(scope="module")
+def four(two, folder):
+    """What four processes did."""
+    return launch(4, "of_four", folder, timeout=600)
+
+
+@pytest.mark.parametrize(("team", "backend"), [("two", "uncompiled"), ("four", "uncompiled"), ("two", "aot_eager")])
+def test_a_run_on_a_mesh_is_that_of_one_process(team, backend, request):
     """Losses of 50 steps and the State after them, data parallel and in shards, with last batches that leave a process
     without a sample, dropout, BatchNorm and losses that count samples differently."""
-    for (kind, shard), made in launch(processes, "all_cases", kinds, backend, shards, timeout=600).items():
+    are_of_one_process(request.getfixturevalue(team)[backend])
+
+
+# Inductor takes each process over a minute for a gpt.
+@pytest.mark.parametrize("kind", ["small", *[pytest.param(k, marks=pytest.mark.thorough) for k in ("mlp", "gpt")]])
+def test_a_run_by_inductor_on_a_mesh_is_that_of_one_process(kind):
+    """The same, with collectives in what Inductor compiles."""
+    are_of_one_process(launch(2, "all_cases", kind, "inductor", "2", timeout=600))
+
+
+def are_of_one_process(cases):
+    """Each kind and number of shards ended as the run of one process."""
+    for (kind, shard), made in cases.items():
         assert made["held"] <= alone(kind)["held"] * {1: 1, 2: 0.55, 4: 0.3}[shard]
         assert max(abs(a - b) for a, b in zip(made["losses"], alone(kind)["losses"], strict=True)) < 1e-5
         assert far(made["tree"], alone(kind)["tree"], "params", "buffers", "ema") < 1e-5
@@ -133,10 +153,10 @@ def test_a_run_on_a_mesh_is_that_of_one_process(processes, kinds, backend, shard
             assert torch.allclose(torch.tensor(made["worth"][name]), torch.tensor(value), atol=1e-5), name
 
 
-def test_what_is_no_step_of_a_mesh_is_refused():
+def test_what_is_no_step_of_a_mesh_is_refused(two):
     """In one line that names the stage; with the collectives that it names, and for rules of whole tensors, it is the
     step of one process."""
-    said, made = launch(2, "trouble")
+    said, made = two["trouble"]
     _, alone = on_mesh.trouble()
     for name, words in {
         "contrast": "stage 'contrast' is not on a mesh.*mesh.gathered",
@@ -155,53 +175,57 @@ def test_what_is_no_step_of_a_mesh_is_refused():
         assert far(made[name], alone[name]) < tolerance  # muon works in bfloat16
 
 
-def test_a_checkpoint_is_of_any_number_of_processes(tmp_path):
-    """Written by two in shards, it goes on on one, and on three in shards; a file holds the whole tensors."""
-    folder = tmp_path / "checkpoints"
-    whole = launch(2, "saved", folder, 1)
+def test_a_checkpoint_is_of_any_number_of_processes(two, four, folder):
+    """Written by two in shards, it goes on on one, and on four in shards; a file holds the whole tensors."""
+    whole = two["saved"]
     newest = checkpoint.newest(folder)
     assert not newest.faults
     kept = load_file(newest.saved.path / "state.safetensors")
     assert kept.keys() == named(whole).keys()
     assert all(torch.equal(kept[k], t) for k, t in named(whole).items())
     one = on_mesh.went_on(folder, 2)
-    assert far(launch(3, "went_on", folder, 2), one, "params", "memory/update") < 1e-5
+    assert far(four["went_on"], one, "params", "memory/update") < 1e-5
 
 
 PIPE = [sys.executable, "-m", "cli.main", "train", "--no-compile", "--save-steps", "3"]
+RUN = ["--lr", "0.01", "--epochs", "8"]
+PAIR = ["--processes", "2", "--shard", "2"]
 
 
-def test_a_killed_process_is_restarted(tmp_path):
-    """All go on from the last checkpoint, and end with the weights of a run that was never stopped; nobody is left."""
+@pytest.fixture(scope="module")
+def restarted(tmp_path_factory):
+    """The folder of a run of two processes, one of which was killed."""
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    args = ["--lr", "0.01", "--epochs", "6"]
-    one = tmp_path / "one"
-    assert commands.run(*PIPE[3:], *args, "--out", one).code == 0
-    two = tmp_path / "two"
-    command = [*PIPE, *args, "--out", str(two), "--processes", "2", "--shard", "2", "--restarts", "1"]
-    with started(command, env=env) as run:
-        while not list(two.glob("checkpoints/step-*")):
+    folder = tmp_path_factory.mktemp("restarted") / "run"
+    with started([*PIPE, *RUN, *PAIR, "--restarts", "1", "--out", str(folder)], env=env) as run:
+        while not list(folder.glob("checkpoints/step-*")):
             assert run.poll() is None
             time.sleep(0.01)
-        os.kill(workers(two)[-1], signal.SIGKILL)
+        os.kill(workers(folder)[-1], signal.SIGKILL)
         out, err = run.communicate(timeout=300)
     assert run.returncode == 0, err
     assert "resume  step-" in out
-    assert not workers(two)
-    a, b = (load_file(folder / "model.safetensors") for folder in (one, two))
+    assert not workers(folder)
+    return folder
+
+
+def test_a_killed_process_is_restarted(restarted, tmp_path):
+    """All go on from the last checkpoint, and end with the weights of a run that was never stopped; nobody is left."""
+    one = tmp_path / "one"
+    assert commands.run(*PIPE[3:], *RUN, "--out", one).code == 0
+    a, b = (load_file(folder / "model.safetensors") for folder in (one, restarted))
     assert max(float((a[k] - b[k]).abs().max()) for k in a) < 1e-5
-    steps = [json.loads(line)["step"] for line in (two / "metrics.jsonl").read_text().splitlines()]
-    assert steps == [23 * n for n in range(1, 7)]
+    steps = [json.loads(line)["step"] for line in (restarted / "metrics.jsonl").read_text().splitlines()]
+    assert steps == [23 * n for n in range(1, 9)]
 
 
-def test_processes_end_with_their_launcher(tmp_path):
-    """Killed, all are gone at once; hung up, all have saved; it goes on bit for bit each time."""
+def test_processes_end_with_their_launcher(restarted, tmp_path):
+    """Killed, all are gone at once; hung up, all have saved; it goes on each time, to the bits of the other run, which
+    was stopped elsewhere and is near to that of one process."""
     env = {**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": str(tmp_path / "tmp")}
     (tmp_path / "tmp").mkdir()
-    whole, folder = tmp_path / "whole", tmp_path / "run"
-    run = [*PIPE, "--hidden", "8", "--epochs", "8", "--processes", "2", "-q"]
-    subprocess.run([*run, "--out", str(whole)], check=True, env=env, capture_output=True)
-    command = [*run, "--out", str(folder)]
+    folder = tmp_path / "run"
+    command = [*PIPE, *RUN, *PAIR, "-q", "--out", str(folder)]
     for number, code in ((signal.SIGKILL, -signal.SIGKILL), (signal.SIGHUP, 128 + signal.SIGHUP)):
         before = list(folder.glob("checkpoints/step-*"))
         default = functools.partial(signal.signal, signal.SIGHUP, signal.SIG_DFL)
@@ -217,9 +241,9 @@ def test_processes_end_with_their_launcher(tmp_path):
             assert not workers(folder)
             assert launched.returncode == code, launched.communicate()
         assert {p.name for p in (tmp_path / "tmp").iterdir()} <= {"torchinductor_root"}
-        command = [*PIPE[:4], "--resume", str(folder), "--processes", "2", "-q"]
+        command = [*PIPE[:4], "--resume", str(folder), *PAIR, "-q"]
     subprocess.run(command, check=True, env=env, capture_output=True)
-    assert kills.ended(folder) == kills.ended(whole)
+    assert kills.ended(folder) == kills.ended(restarted)
 
 
 def test_wrong_input_on_processes_is_one_line(tmp_path):

@@ -25,6 +25,7 @@ from torch.utils.checkpoint import checkpoint
 from pipeline import Pipeline, backward, fit, forward, load, loss, place, stage, testing, update
 from pipeline.draws import keyed
 from pipeline.errors import CaptureError, PipeError, StageError
+from tests import pipes
 
 ROWS = torch.Generator().manual_seed(0)
 TARGETS = torch.arange(18) % 3
@@ -169,7 +170,7 @@ def trained(kind, way, device="cpu"):
     state = pipe.init(0)
     before, after, losses = state.clone(), state, []
     native = kind.native and way == "fused" and device == "cpu"
-    options = {"backend": "auto" if native else "aot_eager", "donate": False}
+    options = {"backend": "auto" if native else pipes.TRACED, "donate": False}
     step = pipe.step if way in EAGER else pipe.compile(steps=3 if way == "fused" else 1, **options)
     try:
         if way == "fused":

@@ -9,6 +9,7 @@ from torch import nn
 from pipeline import Pipeline, backward, evaluate, forward, loss, models, stage, testing, update
 from pipeline.errors import StageError
 from tests import strategies
+from tests.pipes import TRACED
 
 HELD = torch.tensor([0.5, 1.0, 2.0])
 
@@ -91,7 +92,7 @@ def test_a_loop_is_one_operation(route):
     sizes = {}
     for parts in (2, 8):
         pipe = mixed(parts, route=route)
-        compiled = pipe.compile(backend="aot_eager")
+        compiled = pipe.compile(backend=TRACED)
         testing.compiled_equals_eager(compiled, pipe.init(0), [batch(16)], 1e-5)
         sizes[parts] = compiled.report.graphs[0].operations
     assert sizes[8] == sizes[2]

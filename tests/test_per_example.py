@@ -15,6 +15,7 @@ from pipeline.draws import keyed
 from pipeline.errors import ConfigError, StageError, WiringError
 from pipeline.stage import Stage
 from tests import pipes, strategies
+from tests.pipes import TRACED
 
 EACH = backward.gradients(per_example=True)
 BATCH = {"inputs": torch.randn(6, 4), "targets": torch.tensor([0, 1, 2, -100, 1, 0])}
@@ -246,7 +247,7 @@ def test_they_keep_the_laws(made):
 def test_they_compile_as_one_graph(model):
     """The compiled step is the plain one, noise among it."""
     pipe = trained(update.private(0.5, 1.0), model=model)
-    step = pipe.compile(backend="aot_eager")
+    step = pipe.compile(backend=TRACED)
     testing.compiled_equals_eager(step, pipe.init(0), [BATCH, BATCH])
     assert len(step.report.graphs) == 1
 

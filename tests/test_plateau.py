@@ -22,6 +22,7 @@ from pipeline import (
 )  # fmt: skip
 from pipeline.errors import ConfigError, StateError
 from pipeline.programs.evaluate import check_state
+from tests.pipes import TRACED
 
 DATA = {"inputs": torch.randn(12, 4, generator=torch.Generator().manual_seed(0)), "targets": torch.arange(12) % 3}
 STUCK = {"inputs": torch.zeros(6, 4), "targets": torch.zeros(6, dtype=torch.int64)}
@@ -96,7 +97,7 @@ def test_compiled_steps_go_on_with_it():
     """A reduction takes effect in the compiled step, which stays the one graph that it was; parts keep their names."""
     lr = schedules.warmup(schedules.reduce_on_plateau(1.0, factor=0.0, patience=0), steps=1, start=1.0)
     pipe = pipeline(update.sgd(lr))
-    step = pipe.compile(backend="aot_eager")
+    step = pipe.compile(backend=TRACED)
     seen = [
         (scale(r.state, key="after.scale"), r.state.params["1.weight"].clone(), len(step.report.graphs))
         for r in fit(pipe, epochs=8, validate=STUCK, compile=step)

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from pipeline import checkpoint, fit, schedules, testing, update
 from tests import pipes
+from tests.pipes import TRACED
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -77,7 +78,7 @@ def test_the_rule_of_ten_lines_has_all_that_others_have(tmp_path):
     exec(text, namespace)
     rule = namespace["heavy_ball"]
     pipe = pipes.digits(update.groups({"*.bias": rule(0.03)}, otherwise=rule(schedules.cosine(0.1))), size=256)
-    step = pipe.compile(backend="aot_eager", donate=False)
+    step = pipe.compile(backend=TRACED, donate=False)
     batch = pipes.first(pipe)
     testing.compiled_equals_eager(step, pipe.init(0, steps=12), [batch, batch])
     with checkpoint.Saver(tmp_path) as saver:

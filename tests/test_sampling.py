@@ -22,6 +22,7 @@ from pipeline import (
     update,
 )
 from pipeline.errors import ConfigError, DataError
+from tests.pipes import TRACED
 from tests.strategies import batch_sizes, seeds
 
 N, M = 50, 137
@@ -73,7 +74,7 @@ def test_resumed_fused_and_swept_equal_single_steps(name):
     at = {"state": middle.state.clone(), "start": (middle.epoch - 1, middle.batch)}
     *_, resumed = fit(pipe, epochs=3, compile=False, **at)
     testing.same(resumed.state.tree, single.state.tree)
-    compiled = pipe.compile(backend="aot_eager")
+    compiled = pipe.compile(backend=TRACED)
     assert compiled.resident
     *_, fused = fit(pipe, epochs=3, compile=compiled, steps_per_call="epoch")
     testing.same(fused.state.tree, single.state.tree, 1e-6)
@@ -92,14 +93,14 @@ def test_members_draw_inside_the_graph(name):
     for kind in ("own", "shared"):
         runs = sweep(pipe, seeds=2, order=kind)
         *_, plain = fit(runs, epochs=2, compile=False)
-        *_, fused = fit(runs, epochs=2, backend="aot_eager")
+        *_, fused = fit(runs, epochs=2, backend=TRACED)
         testing.same(fused.state.tree, plain.state.tree, 1e-5)
 
 
 def test_native_gathers_what_is_drawn():
     """The native engine's walk over several windows is the host's."""
-    weights = torch.rand(3000)
-    data = {"inputs": torch.randn(3000, 4), "targets": torch.arange(3000) % 3}
+    weights = torch.rand(3008)  # batches of one size, so one program
+    data = {"inputs": torch.randn(3008, 4), "targets": torch.arange(3008) % 3}
     first = load.batches(data, size=16, weights=weights)
     for pipe in (drawn(first), joined(load.together(first, load.batches(EXTRA, size=5)))):
         *_, single = fit(pipe, epochs=1, compile=False)
@@ -191,7 +192,7 @@ def test_what_is_not_in_memory_is_joined_too():
 
     pipe = joined(load.together(load.batches(DATA, size=8), load.batches(Read(), size=12)))
     *_, single = fit(joined(two()), epochs=2, compile=False)
-    for options in ({"compile": False}, {"backend": "aot_eager"}, {"backend": "aot_eager", "steps_per_call": 3}):
+    for options in ({"compile": False}, {"backend": TRACED}, {"backend": TRACED, "steps_per_call": 3}):
         *_, report = fit(pipe, epochs=2, **options)
         testing.same(report.state.tree, single.state.tree, 1e-6)
 

@@ -13,6 +13,7 @@ from torch.optim import lr_scheduler as torchs
 from pipeline import Pipeline, backward, fit, forward, load, loss, models, schedules, update
 from pipeline.errors import ConfigError, StateError
 from pipeline.schedules import EPOCH, RUN
+from tests.pipes import TRACED
 from tests.strategies import all_schedules, learning_rates
 
 lengths = st.integers(1, 40)
@@ -367,7 +368,7 @@ def test_the_numbers_of_parts_are_data():
     """Changing a number of a part in State changes the steps, and compiles nothing again."""
     lr = schedules.warmup(schedules.sequence([schedules.step(1.0, every=2, gamma=0.0), 0.5], [4]), steps=1, start=1.0)
     pipe = pipeline(lr)
-    step = pipe.compile(backend="aot_eager")
+    step = pipe.compile(backend=TRACED)
     state, moved = pipe.init(), []
     for s in range(8):
         if s == 6:

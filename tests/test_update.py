@@ -12,6 +12,7 @@ from pipeline import Pipeline, backward, forward, loss, schedules, testing, upda
 from pipeline.errors import ConfigError
 from pipeline.stage import Stage
 from pipeline.tree import tree_map
+from tests.pipes import TRACED
 from tests.strategies import fractions, learning_rates, normals, parameters
 
 STEPS = 20
@@ -321,7 +322,7 @@ def test_updates_compile():
     """All updates in one graph, each for a layer of its own, give what they give uncompiled."""
     pipe = all_in_one()
     batches = [{"inputs": torch.randn(8, 4), "targets": torch.randn(8, 4)} for _ in range(4)]
-    compiled = pipe.compile(backend="aot_eager")  # natively too, which takes half a minute
+    compiled = pipe.compile(backend=TRACED)  # natively too, which takes half a minute
     testing.compiled_equals_eager(compiled, pipe.init(0), batches, 1e-4)
     assert len(compiled.report.graphs) == 1
 

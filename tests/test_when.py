@@ -9,6 +9,7 @@ from torch import nn
 from pipeline import Pipeline, backward, evaluate, fit, forward, load, loss, place, stage, sweep, testing, update
 from pipeline.draws import keyed
 from pipeline.errors import WiringError
+from tests.pipes import TRACED
 
 NOISE = torch.randn(40, 4, generator=torch.Generator().manual_seed(0))
 DATA = NOISE, (NOISE.sum(1) > 0).long()
@@ -26,7 +27,7 @@ def drawn(step):
     return keyed(torch.tensor(0), torch.tensor(step), zlib.crc32(b"noise"))
 
 
-@pytest.mark.parametrize("way", [{"compile": False}, {"backend": "aot_eager"}])
+@pytest.mark.parametrize("way", [{"compile": False}, {"backend": TRACED}])
 def test_a_stage_for_training_alone_trains_as_by_hand_and_is_not_evaluated(way):
     """Noise is in the steps, as in a loop by hand, and not in what is evaluated, before place or behind it."""
     pipe = Pipeline(load.batches(DATA, size=8, shuffle=False), noise, LINEAR, loss.cross_entropy(), *REST)
