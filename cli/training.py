@@ -131,11 +131,12 @@ def train_from(t: Training, state: State, saved: Saved | None = None, *, done: b
         saver.close()
         best = saver.best
     ends = results.weight_files(t.job, progress.state, t.seal, best, progress.report, saved)
-    states = results.states(t.job, progress.state, t.seal, best)
+    # After a signal there is no time for more: the run may go on, and ends with them then.
+    states = {} if progress.stopped else results.states(t.job, progress.state, t.seal, best)
     decisions = {name: decision.fitted(t.config, t.job, own) for name, own in states.items()}
     if decisions != dict.fromkeys(decisions, decision.PLAIN) or (t.seal.folder / decision.FILE).exists():
         ends[decision.FILE] = decision.text(decisions)
-    beside = results.beside(t.job, progress.state, states, decisions, best, metric)
+    beside = [] if progress.stopped else results.beside(t.job, progress.state, states, decisions, best, metric)
     if processes.first() and lines.rows:
         ends[folders.CURVES] = plot.svg(plot.curves(lines.rows, best=metric)).encode()
     if not done:
