@@ -86,7 +86,7 @@ KINDS = {
     "idx": ("mn", mnist, ["--model", "resnet", "--widths", "4"], "150 training and 50 held-out samples, inputs 1x28"),
     "images": ("im", pictures, ["--model", "convnet", "--widths", "4"], "inputs 1x8x8, 3 classes"),
     "parquet": ("p.parquet", parquet, ["--target", "sold"], "64 training and 16 held-out samples, inputs 1, 2 classes"),
-    "table": ("t.csv", mixed, ["--target", "price"], "72 training and 18 held-out samples, inputs 3, regression"),
+    "table": ("t.csv", mixed, ["--target", "price"], "72 training and 18 held-out samples, inputs 5, regression"),
     "npz": ("a.npz", lambda p: np.savez(p, inputs=digits()[0], targets=digits()[1]), [], "inputs 1x8x8, 10 classes"),
     "safetensors": ("a.safetensors", safetensors, [], "inputs 1x8x8, 10 classes"),
     "tokens": ("a.bin", lambda p: (np.arange(5000) % 17).astype("<u2").tofile(p),
