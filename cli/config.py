@@ -231,20 +231,8 @@ def read(path: Path) -> dict[str, Any]:
     return {**threads, **values}
 
 
-BESIDE = {
-    *[
-        "save_steps",
-        "save_minutes",
-        "keep",
-        "patience",
-        "minutes",
-        "log",
-        "best",
-        "steps_per_call",
-        "threshold",
-        "calibrate",
-    ]
-}
+BESIDE = ("save_steps", "save_minutes", "keep", "patience", "minutes", "log", "best", "steps_per_call", "threshold",
+          "calibrate")  # fmt: skip
 """Settings without effect on the bits of a step."""
 
 
@@ -296,7 +284,6 @@ def resumed(folder: Path, *given: Mapping[str, Any], besides: Collection[str] = 
     check_run(folder)
     earlier = read(folder / CONFIG)
     old, new = make(earlier), make(earlier, *given)
-
     pairs = [(name, before, new.fixed.get(name)) for name, before in old.fixed.items() if name not in besides]
     differ = [(name, before, now) for name, before, now in pairs if before != now]
     clips, momenta = (old.run.clip, new.run.clip), (old.optimizer.own_momentum, new.optimizer.own_momentum)

@@ -119,11 +119,6 @@ class Stage(Element):
         """Whether the train step, or else the evaluation, runs it."""
         return self.when in (None, "always", "train" if training else "evaluation")
 
-    @property
-    def lasts(self) -> bool:
-        """Whether it has memory in State. The sums of a metric of evaluation alone are none."""
-        return self.remembers and (self.finish is None or self.runs(True))
-
     def with_hyper(self, **hyper: Number) -> Stage:
         """The same stage with other initial values for its hyperparameters."""
         for key in hyper:

@@ -16,7 +16,7 @@ from pipeline.errors import StateError
 from pipeline.mesh import Shard
 from pipeline.names import LASTS
 from pipeline.programs import batchnorm, data
-from pipeline.programs.hyper import hyper_names, hyper_values, observed_memory, remembering, scheduled
+from pipeline.programs.hyper import hyper_names, hyper_values, lasting, observed_memory, remembering, scheduled
 from pipeline.programs.mesh import total, whole
 from pipeline.programs.program import Program
 from pipeline.programs.single import Single, carried_buffers, kept
@@ -163,7 +163,7 @@ def check_state(program: Program, state: State) -> None:
     """Raise StateError unless `state` has the names that the program's `init` would give it."""
     pipe = program.pipe
     names = {k for s in pipe.stages for k in s.keeps} | set(LASTS)
-    memory = {s.name for s in pipe.graph if s.lasts} | set(remembering(pipe.graph))
+    memory = {s.name for s in lasting(pipe.graph)} | set(remembering(pipe.graph))
     wanted = {
         "keeps": (state.tree, names),
         "hyper": (state.hyper, hyper_names(pipe.graph)),

@@ -24,6 +24,11 @@ def scheduled(stages: Iterable[Stage]) -> dict[str, Schedule]:
     return {full: value for full, value in hyperparameters(stages).items() if isinstance(value, Schedule)}
 
 
+def lasting(stages: Iterable[Stage]) -> list[Stage]:
+    """Stages with memory in State. The sums of a metric of evaluation alone are none."""
+    return [s for s in stages if s.remembers and (s.finish is None or s.runs(True))]
+
+
 def remembering(stages: Iterable[Stage]) -> dict[str, Schedule]:
     """Hyperparameters whose schedule has a memory, kept in State.memory under the same name.
 

@@ -21,7 +21,7 @@ from pipeline.joint import by_model
 from pipeline.mesh import Shard
 from pipeline.names import LASTS
 from pipeline.programs import data
-from pipeline.programs.hyper import hyper_numbers, hyper_values, remembering
+from pipeline.programs.hyper import hyper_numbers, hyper_values, lasting, remembering
 from pipeline.programs.loss_check import Difference, computed, differs
 from pipeline.programs.program import Program, Sums
 from pipeline.programs.segments import Hyper, Segment, batch_weight, first_memory, run_stages, segments
@@ -89,7 +89,7 @@ class Single:
             tree.update(s.create(seed, earlier, tree))
         check_trained(pipe.stages, lambda m: bool(tree[m.params]))
         local = self._local(tree)
-        seen = {s: local if s.sharded else tree for s in pipe.graph if s.lasts}
+        seen = {s: local if s.sharded else tree for s in lasting(pipe.graph)}
         memory = {s.name: first_memory(s, {**values, **numbers}) for s, values in seen.items()}
         return State(pipe.place.tree({**local, "memory": {**memory, **schedules}, **numbers}))
 
