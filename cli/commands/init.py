@@ -49,7 +49,7 @@ def write_config(source: str, path: Path) -> None:
 
 def _model(source: str, data: Prepared) -> str:
     """A model to start from."""
-    from cli.build import fixed
+    from cli.prepared import fixed
 
     what = fixed(source, data)
     if data.task == "language modelling":

@@ -12,6 +12,8 @@ from cli.recipes.setting import below_one, flag, refusal, setting
 from cli.recipes.task import CLASSES, LABELS, TOKENS, VALUES
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from pipeline import loss
     from pipeline.sources import Prepared
     from pipeline.stage import Stage
@@ -67,18 +69,24 @@ TARGET_MEAN, TARGET_STD = "target_mean", "target_std"
 """Keys of `fitted`: mean and standard deviation of each target value."""
 
 
+def scaled_targets(data: Prepared, targets: Tensor) -> Tensor:
+    """Targets of mean 0 and deviation 1, if the data have a mean of them."""
+    if TARGET_MEAN not in data.fitted:
+        return targets
+    mean, std = data.fitted[TARGET_MEAN], data.fitted[TARGET_STD]
+    return (targets - targets.new_tensor(mean)) / targets.new_tensor(std)
+
+
 def standardized(data: Prepared, loss: Stage, metrics: list[Stage]) -> list[Stage]:
     """A loss on targets of mean 0 and deviation 1, and metrics in the units of the data, if these have a mean."""
     if TARGET_MEAN not in data.fitted:
         return [loss, *metrics]
-    from torch import Tensor
-
     from pipeline import stage
 
     mean, std = data.fitted[TARGET_MEAN], data.fitted[TARGET_STD]
 
     def scale(targets: Tensor) -> Tensor:
-        return (targets - targets.new_tensor(mean)) / targets.new_tensor(std)
+        return scaled_targets(data, targets)
 
     def unscale(outputs: Tensor) -> Tensor:
         return outputs * outputs.new_tensor(std) + outputs.new_tensor(mean)

@@ -47,6 +47,7 @@ class Sklearn(Data):
     """Small data sets of scikit-learn's: `sklearn:wine`."""
 
     prefers: ClassVar[Mapping[str, Any]] = SMALL
+    model: ClassVar[str | None] = "table"
 
     @property
     def title(self) -> str:

@@ -71,6 +71,7 @@ class Table(Tested):
     """A table in a file: CSV and other texts, Parquet, and the like."""
 
     prefers: ClassVar[Mapping[str, Any]] = SMALL
+    model: ClassVar[str | None] = "table"
     ends: ClassVar[tuple[str, ...]] = (".csv", ".tsv", ".csv.gz", ".tsv.gz", ".parquet")
     reader, others_reader, fits = "table", "of_table", "columns"
 
@@ -108,6 +109,7 @@ class Table(Tested):
 class Arrays(Tested):
     """Arrays of inputs and targets: .npz, .npy in a folder, safetensors."""
 
+    model: ClassVar[str | None] = "table"
     ends: ClassVar[tuple[str, ...]] = (".npz", ".npy", ".safetensors")
     reader, others_reader = "arrays", "of_arrays"
 
