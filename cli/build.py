@@ -141,7 +141,7 @@ def _of_settings(config: TrainConfig, data: Prepared | None) -> Job:
     build, words, inputs = model.fit(what, data)
     measured = standardized(data, config.loss.stage(data.task), config.evaluate.stages(what))
     if model.members:
-        measured = [part for s in measured for part in (loss.of_members(s) if isinstance(s, loss.Loss) else [s])]
+        measured = _of_members(measured)
     run = config.run
     # A text's shorter last batch is not worth a graph of its own.
     whole = data.task == TOKENS or (model.whole_batches and len(data.train) >= run.batch_size)
@@ -168,6 +168,13 @@ def _of_settings(config: TrainConfig, data: Prepared | None) -> Job:
         rules = [s for s in pipe.stages if isinstance(s, Stage) and s.init is not None and "params" in s.writes]
         room.check(model.make(what)[0], rules, run.ensemble or 1, str(device.device))
     return Job(pipe, data.held_out, words, ALWAYS[data.task][-1], data, what, build)
+
+
+def _of_members(measured: list[Stage]) -> list[Stage]:
+    """Loss and metrics of a model whose outputs in training are of several members, joined before all others."""
+    [criterion] = [s for s in measured if isinstance(s, loss.Loss)]
+    join, *losses = loss.of_members(criterion)
+    return [join, *(part for s in measured for part in (losses if s is criterion else [s]))]
 
 
 def placed(config: TrainConfig) -> place.Place:

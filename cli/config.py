@@ -190,20 +190,6 @@ def _unknown(name: str) -> Exception:
     return refusal(f"unknown setting {name!r}; {hint}")
 
 
-def assigned(texts: tuple[str, ...]) -> dict[str, Any]:
-    """The settings of `--set optimizer.lr=0.01`: TOML values, or text."""
-    layer: dict[str, Any] = {}
-    for text in texts:
-        name, equals, value = text.partition("=")
-        if not equals:
-            raise refusal(f"--set {text!r} is no NAME=VALUE, such as optimizer.lr=0.01")
-        try:
-            layer[name.strip()] = tomllib.loads(f"value = {value}")["value"]
-        except (tomllib.TOMLDecodeError, RecursionError):
-            layer[name.strip()] = value
-    return layer
-
-
 def code_in(values: Any) -> list[str]:
     """The user's functions named in a config, a layer of settings or the rows of a sweep, at any depth: every text in
     the form of a function's name.

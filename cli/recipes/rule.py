@@ -70,8 +70,8 @@ class Rule:
     )
     lr: float | None = setting(
         None,
-        "learning rate  [default: 0.3 for sgd; 0.003 for adam, adamw; 0.04 and 0.2 for tables, of classes and of values; "
-        "0.05 for muon; others their own]",
+        "learning rate  [default: 0.3 for sgd; 0.003 for adam, adamw; 0.04 and 0.2 for tables of classes and "
+        "of values; 0.05 for muon; others their own]",
         at_least(0, True),
     )
     rest_lr: float | None = setting(

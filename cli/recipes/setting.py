@@ -21,7 +21,7 @@ def setting(default: Any, help: str, *checks: Any, fixed: bool = False) -> Any:
 
 
 SET_ONLY = frozenset({
-    "augment", "beta2", "bidirectional", "dtype", "fold", "groups", "header", "heads", "inputs", "keep",
+    "augment", "beta2", "bidirectional", "dtype", "fold", "groups", "header", "heads", "inputs", "k", "keep",
     "on_nonfinite", "pipeline", "regularization", "rest_lr", "save_minutes", "size", "smoothing", "split_seed",
     "steps_per_call", "telemetry", "time", "timeout", "workers",
 })  # fmt: skip
