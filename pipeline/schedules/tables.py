@@ -20,7 +20,7 @@ def coslog(base: float, steps: float = RUN, cycles: float = 4.0) -> Schedule:
     data (2024), section 3: coslog4.
 
     >>> [round(coslog(1.0, steps=15).at(s), 3) for s in (0, 1, 3, 5, 7, 11, 15)]
-    [0.0, 0.0, 0.0, 0.845, 0.0, 0.934, 0.0]
+    [0.0, 0.0, 0.0, 0.93, 0.0, 0.93, 0.0]
     """
     at_least(0, above=True, steps=steps, cycles=cycles)
 
