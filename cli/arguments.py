@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -75,6 +76,20 @@ def check(path: Path, chosen: dict[str, Any], trust: bool, accept: bool = False,
             raise refusal(f"{file} names code, {', '.join(unknown)}, which would be run; if you know it, add --trust")
 
 
+def assigned(texts: tuple[str, ...]) -> dict[str, Any]:
+    """The settings of `--set optimizer.lr=0.01`: TOML values, or text."""
+    layer: dict[str, Any] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise refusal(f"--set {text!r} is no NAME=VALUE, such as optimizer.lr=0.01")
+        try:
+            layer[name.strip()] = tomllib.loads(f"value = {value}")["value"]
+        except (tomllib.TOMLDecodeError, RecursionError):
+            layer[name.strip()] = value
+    return layer
+
+
 def assigned_settings(texts: tuple[str, ...]) -> dict[str, Any]:
     """The settings of --set. A setting that is text stays text: --set steps_per_call=2.
 
@@ -82,14 +97,14 @@ def assigned_settings(texts: tuple[str, ...]) -> dict[str, Any]:
     {'keep': 2, 'steps_per_call': '2', 'optimizer.lr': 0.1}
     """
     try:
-        assigned = config.assigned(texts)
+        found = assigned(texts)
     except ValueError as e:  # such as a number of thousands of digits
         raise refusal(f"a value of --set does not fit: {e}") from None
     for text in texts:
         name, _, value = text.partition("=")
-        if kind(name.strip()) is str and isinstance(assigned[name.strip()], int | float):
-            assigned[name.strip()] = value.strip()
-    return assigned
+        if kind(name.strip()) is str and isinstance(found[name.strip()], int | float):
+            found[name.strip()] = value.strip()
+    return found
 
 
 def settings_of(options: dict[str, Any]) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from cli.config import TrainConfig
 from cli.measure import Floor, Timing, Way, clock, floor, race
 from cli.output import written
 from cli.progress import plain
+from cli.settled import settled
 from pipeline import Batch, Ensemble, Pipeline, State
 from pipeline.compile import Compiled, CompileReport
 from pipeline.errors import ConfigError
@@ -69,7 +70,8 @@ def run(config: TrainConfig, *, seconds: float, file: str | None = None) -> None
 def _run(config: TrainConfig, seconds: float, out: IO[bytes] | None) -> None:
     if not 0 < seconds < math.inf:
         raise ConfigError(f"--seconds {seconds} is out of range: it must be above 0")
-    job = build.job(config)
+    config, data = settled(config)
+    job = build.job(config, data)
     state = build.first(job, config)
     torch.set_num_threads(build.threads(job, state, config.run.threads))
     device, number = str(job.stages.place.device), torch.get_num_threads()

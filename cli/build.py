@@ -13,19 +13,34 @@ from torch import Tensor, nn
 from cli import decision, goal, processes, room
 from cli.config import TrainConfig
 from cli.inside import inside
+from cli.prepared import first_samples, fixed, prepared
 from cli.recipes.data_card import About
 from cli.recipes.loss import scaled, standardized
 from cli.recipes.model import Custom, Fixed
 from cli.recipes.task import CLASSES, LABELS, TOKENS
-from pipeline import Ensemble, Pipeline, backward, ensemble, evaluate, forward, load, memory, order, place, update
+from cli.settled import settled
+from pipeline import (
+    Ensemble,
+    Pipeline,
+    backward,
+    ensemble,
+    evaluate,
+    forward,
+    load,
+    loss,
+    memory,
+    order,
+    place,
+    update,
+)
 from pipeline.description import Description
-from pipeline.errors import ConfigError, DataError
+from pipeline.errors import ConfigError
 from pipeline.load import Load
 from pipeline.programs.check import check
 from pipeline.programs.members import gathers
-from pipeline.sources import Prepared, Source, Split, Tensors
+from pipeline.sources import Prepared
 from pipeline.stage import Stage
-from pipeline.state import Batch, State
+from pipeline.state import State
 
 
 @frozen(eq=False)
@@ -76,7 +91,7 @@ class Job:
         counts = [f"{_length(part)} {what}" for part, what in ((self.train, "training"), (self.held_out, "held-out"))]
         if self.prepared is None:
             return f"{' and '.join(counts)} samples"
-        inputs = _sample(self.prepared.train)["inputs"]
+        inputs = first_samples(self.prepared.train)["inputs"]
         shape = "x".join(map(str, inputs.shape[1:])) or "1"
         classes = self.prepared.classes if self.prepared.task == CLASSES else ()
         kind = f"{len(classes)} classes" if classes else self.prepared.task
@@ -86,6 +101,7 @@ class Job:
 def job(config: TrainConfig, data: Prepared | None = None) -> Job:
     """The job of a run; `data` if they are prepared already. Raises a PipeError if settings, data and pipeline do not
     fit together."""
+    config, data = settled(config, data)
     own = config.pipeline.name
     single = _of_settings(config, data) if own is None else _of_code(config, own)
     return single if config.run.ensemble is None else _ensemble(single, config.run.ensemble)
@@ -120,41 +136,46 @@ def _of_settings(config: TrainConfig, data: Prepared | None) -> Job:
     device = placed(config)
     data = scaled(prepared(config) if data is None else data, config.loss)
     what = fixed(config.data.source, data)
-    build, words, inputs = config.model.make(what)
+    model = config.model
+    build, words, inputs = model.fit(what, data)
     run, aim = config.run, goal.goal(config, data)
     criterion = config.loss.stage(data.task, goal.class_weights(config, data, what.outputs))
     metrics = config.evaluate.stages(what, run.best or aim.metric, quantile=config.loss.quantile)
     measured = standardized(data, criterion, metrics)
+    if model.members:
+        measured = _of_members(measured)
     # A text's shorter last batch is not worth a graph of its own.
-    draws, drop = goal.draws(config, data), data.task == TOKENS
-    batches = load.batches(data.train, size=run.batch_size, drop_last=drop, weights=draws)
-    free = config.optimizer.schedule_free
-    rate = partial(config.schedule.learning_rate, steps=steps(batches, config) or 0, free=free)
-    hidden = inside(build, inputs, _sample(data.train)) if config.optimizer.name == "muon" else set[str]()
+    whole = data.task == TOKENS or (model.whole_batches and len(data.train) >= run.batch_size)
+    batches = load.batches(data.train, size=run.batch_size, drop_last=whole, weights=goal.draws(config, data))
+    length, free = steps(batches, config) or 0, config.optimizer.schedule_free
+    rate = partial(config.schedule.learning_rate, steps=length, free=free)
+    fading = partial(config.schedule.fading, steps=length)
+    numbers = {name: fading(value) for name, value in model.numbers.items()}
+    hidden = inside(build, inputs, first_samples(data.train)) if config.optimizer.name == "muon" else set[str]()
     pipe = Pipeline(
         batches,
         device,
-        forward.model(build, inputs=inputs),
+        forward.model(build, inputs=inputs, hyper=numbers),
         *measured,
         backward.gradients(accumulate=run.accumulate),
         *([evaluate.gradient_norm()] if run.telemetry else []),
         update.finite("scale" if run.precision == "fp16" else run.on_nonfinite),
         *([update.clip_norm(run.clip)] if run.clip else []),
-        config.optimizer.stage(rate, hidden),
+        config.optimizer.stage(rate, hidden, fading, model.factors),
         *([evaluate.update_ratio(), evaluate.learning_rate()] if run.telemetry else []),
         *([update.ema(run.ema)] if run.ema is not None else []),
     )
-    if processes.count() == 1 and not isinstance(config.model, Custom):
+    if processes.count() == 1 and not isinstance(model, Custom):
         rules = [s for s in pipe.stages if isinstance(s, Stage) and s.init is not None and "params" in s.writes]
-        room.check(build, rules, run.ensemble or 1, str(device.device))
+        room.check(model.make(what)[0], rules, run.ensemble or 1, str(device.device))
     return Job(pipe, data.held_out, words, aim.metric, data, what, build, aim.why)
 
 
-def prepared(config: TrainConfig) -> Prepared:
-    """The data of a run, split."""
-    run = config.run
-    seed = run.seed if run.split_seed is None else run.split_seed
-    return config.data.prepare(Split(config.data.held_out, seed, run.folds, run.fold or 0))
+def _of_members(measured: list[Stage]) -> list[Stage]:
+    """Loss and metrics of a model whose outputs in training are of several members, joined before all others."""
+    [criterion] = [s for s in measured if isinstance(s, loss.Loss)]
+    join, *losses = loss.of_members(criterion)
+    return [join, *(part for s in measured for part in (losses if s is criterion else [s]))]
 
 
 def placed(config: TrainConfig) -> place.Place:
@@ -167,9 +188,9 @@ def placed(config: TrainConfig) -> place.Place:
     return place.mesh(run.device, shard=run.shard, precision=run.precision, timeout=run.timeout)
 
 
-def begin(config: TrainConfig) -> tuple[Job, State]:
-    """The job of a run and its first State, after all checks."""
-    begun = job(config)
+def begin(config: TrainConfig, data: Prepared | None = None) -> tuple[Job, State]:
+    """The job of a run and its first State, after all checks; `data` if they are prepared already."""
+    begun = job(config, data)
     state = first(begun, config)
     torch.set_num_threads(threads(begun, state, config.run.threads))
     if begun.held_out is not None:
@@ -188,38 +209,6 @@ def steps(load: Load | None, config: TrainConfig) -> int | None:
 def first(job: Job, config: TrainConfig) -> State:
     """The first State of a run."""
     return job.pipe.init(config.run.seed, steps=steps(job.stages.load, config))
-
-
-def fixed(source: str, data: Prepared) -> Fixed:
-    """A model's sizes, determined by the data."""
-    batch = _sample(data.train)
-    inputs, targets = batch["inputs"], batch["targets"]
-    if data.task in (CLASSES, TOKENS):
-        outputs = len(data.classes) or data.sizes.get("vocabulary") or _count_ids(data)
-    else:
-        outputs = targets[0].numel()
-    if data.task == TOKENS:
-        outputs = max(outputs, data.sizes.get("vocabulary", 0))
-    return Fixed(
-        source, tuple(inputs.shape[1:]), inputs.is_floating_point(), outputs, data.task, data.sizes, data.train.names
-    )
-
-
-def _sample(data: Source) -> Batch:
-    return data[torch.arange(min(2, len(data)))]
-
-
-def _count_ids(data: Prepared) -> int:
-    """1 + the largest id of the training and the held-out data."""
-    count = 0
-    for split in (data.train, data.held_out):
-        assert isinstance(split, Tensors)
-        for name in ("inputs", "targets") if data.task == TOKENS else ("targets",):
-            ids = split.tensors[name]
-            if int(ids.min()) < 0:
-                raise DataError(f"{name} hold negative ids; token ids begin at 0")
-            count = max(count, int(ids.max()) + 1)
-    return count
 
 
 def _length(data: Any) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import cattrs
-from attrs import asdict, evolve, fields, frozen
+from attrs import asdict, evolve, field, fields, frozen
 
 from cli import seal
 from cli.recipes import TABLES, flag_name, home, settings
@@ -44,6 +44,10 @@ class TrainConfig:
     evaluate: Metrics
     pipeline: OwnPipeline
     run: Run
+    given: Mapping[str, Any] = field(factory=dict, eq=False, repr=False)
+    """The chosen settings by full name; a model's recipe may replace the defaults of others."""
+    settled: bool = field(default=False, eq=False, repr=False)
+    """Whether the model's recipe for the data is in it."""
 
     @property
     def title(self) -> str:
@@ -101,11 +105,14 @@ def make(*layers: Mapping[str, Any]) -> TrainConfig:
             values[table] |= new
     if values["pipeline"].get("name") is not None:
         _check_own_pipeline(values)
+    given = whole(values)
+    if "name" not in values["model"] and (name := _recipe("data", values["data"]).model) is not None:
+        values["model"] = {"name": name, **values["model"]}
     if "name" not in values["optimizer"]:
         prefers = _recipe("model", values["model"]).prefers or _recipe("data", values["data"]).prefers
         values["optimizer"] = {**prefers, **values["optimizer"]}
     values["run"] |= best_result(values["run"]) if values["pipeline"].get("name") is None else {}
-    return TrainConfig(**{table: _build(table, values[table]) for table in TABLES})
+    return TrainConfig(**{table: _build(table, values[table]) for table in TABLES}, given=given)
 
 
 def _check_own_pipeline(values: Mapping[str, Mapping[str, Any]]) -> None:
@@ -182,20 +189,6 @@ def _unknown(name: str) -> Exception:
     close = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean {close[0]!r}?" if close else "see pipe train --help"
     return refusal(f"unknown setting {name!r}; {hint}")
-
-
-def assigned(texts: tuple[str, ...]) -> dict[str, Any]:
-    """The settings of `--set optimizer.lr=0.01`: TOML values, or text."""
-    layer: dict[str, Any] = {}
-    for text in texts:
-        name, equals, value = text.partition("=")
-        if not equals:
-            raise refusal(f"--set {text!r} is no NAME=VALUE, such as optimizer.lr=0.01")
-        try:
-            layer[name.strip()] = tomllib.loads(f"value = {value}")["value"]
-        except (tomllib.TOMLDecodeError, RecursionError):
-            layer[name.strip()] = value
-    return layer
 
 
 def code_in(values: Any) -> list[str]:

@@ -9,6 +9,7 @@ from cli import config as settings
 from cli import folder as folders
 from cli.config import TrainConfig
 from cli.progress import plain
+from cli.settled import settled
 from cli.training import train
 from pipeline.errors import ConfigError
 from pipeline.state import format_metric
@@ -20,7 +21,7 @@ def train_folds(config: TrainConfig, *, quiet: bool = False, verbose: bool = Fal
     assert count is not None
     if config.pipeline.name is not None:
         raise ConfigError("--folds splits the command's own data; a pipeline of your own splits its data itself")
-    say = plain(False)
+    say, config = plain(False), settled(config)[0]
     ends: list[dict[str, float]] = []
     with folders.new(config) as seal:
         for fold in range(count):

@@ -20,6 +20,7 @@ from cli.config import TrainConfig
 from cli.progress import interrupts, live, plain, printed, warn
 from cli.recipes.logger import logged
 from cli.seal import CHECKPOINTS, STATUS, Seal
+from cli.settled import settled
 from pipeline import Report, State, fit, place, plot, until
 from pipeline.checkpoint import Best, Saved, Saver
 from pipeline.errors import ConfigError, NonFiniteError
@@ -34,11 +35,12 @@ SHOWN = 8
 def train(config: TrainConfig, *, quiet: bool = False, verbose: bool = False) -> Report | None:
     """Train a new run, printing a line an epoch, and return its last Report. An interrupted run is saved too."""
     say, why = plain(quiet), ""
+    config, data = settled(config)
     if config.run.device == "auto" and place.resolve("auto").type != "cpu":
         from cli import device  # only if there is a choice
 
         config, why = device.chosen(config, say)
-    job, state = begin(config)
+    job, state = begin(config, data)
     with folders.new(config) as seal:
         print_head(say, job, state, config, verbose, why)
         config = goal.settled(config, job)

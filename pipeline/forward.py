@@ -11,6 +11,7 @@ from attrs import field, frozen
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from pipeline.element import Number
 from pipeline.errors import StageError, WiringError, did_you_mean
 from pipeline.module import NO_MODULE, Build, Module, copied
 from pipeline.stage import Stage, buffers_of, parts_of
@@ -73,11 +74,11 @@ class Model(Stage):
         ('critic', 'critic.buffers', 'training', 'fake')
         """
         name = name or f"{self.name}.{'again' if params is None else params}"
-        return _stage(self.module, inputs, outputs, params or self.params, name, own=self.own)
+        return _stage(self.module, inputs, outputs, params or self.params, name, own=self.own, hyper=self.hyper)
 
     def calling(self, module: Module) -> Model:
         """The same call of another module with the same tensors."""
-        return _stage(module, self.inputs, self.outputs, self.params, self.name, own=self.own)
+        return _stage(module, self.inputs, self.outputs, self.params, self.name, own=self.own, hyper=self.hyper)
 
     def _keyed(self, values: Mapping[str, Any], given: Mapping[str, Any]) -> AbstractContextManager[Any]:
         """Also protects tensors that the module holds besides parameters and buffers."""
@@ -96,6 +97,7 @@ def model(
     module: nn.Module | Build, *, inputs: Names = "inputs", outputs: Names = "outputs", params: str = "params",
     frozen: bool = False, train: bool | None = None,
     carry: str | Iterable[str] | Mapping[str, str | None] | None = None, name: str = "forward.model",
+    hyper: Mapping[str, Number] | None = None,
 ) -> Model:  # fmt: skip
     """`outputs = module(inputs)`, for any nn.Module.
 
@@ -112,6 +114,8 @@ def model(
     - `carry`: names or patterns of buffers that evaluation carries from batch to batch, as training does, starting from
       State; {"h": "epoch"} resets to zeros at each epoch and evaluation. Other buffers must not change in evaluation;
       {"h": None}, or () for all, discards their changes.
+    - `hyper`: numbers or schedules, by the argument of the module that takes them as 0-d tensors in training:
+      {"dropout": schedules.cosine(0.2)}. Evaluation leaves these arguments out.
 
     In training, State gets buffers and frozen parameters as the module leaves them, changed in place or assigned. Draws
     are a function of (seed, step). Raises WiringError for parameters with hooks, and StageError for writes into trained
@@ -126,10 +130,13 @@ def model(
         carry = {"*": None} if names == () and carry is not None else dict.fromkeys(names, "run")
     if wrong := {*carry.values()} - {"run", "epoch", None}:
         raise WiringError(f'forward.model(carry=...) is through a "run", an "epoch" or None, not {wrong.pop()!r}')
-    return _stage(Module(module, frozen, train, carry), inputs, outputs, params, name)
+    return _stage(Module(module, frozen, train, carry), inputs, outputs, params, name, hyper=hyper or {})
 
 
-def _stage(module: Module, inputs: Any, outputs: Any, params: str, name: str, own: str | None = None) -> Model:
+def _stage(
+    module: Module, inputs: Any, outputs: Any, params: str, name: str, own: str | None = None, *,
+    hyper: Mapping[str, Number],
+) -> Model:  # fmt: skip
     """A call of a module. Without `own`, it is the first call, which creates the module's tensors in State."""
     first = own is None
     read_only = (module.frozen and not any(module.carry.values())) or own not in (None, params)
@@ -140,7 +147,8 @@ def _stage(module: Module, inputs: Any, outputs: Any, params: str, name: str, ow
 
     def forward(params: Any, buffers: Any, training: bool, **values: Any) -> Any:
         copies = tree_map(copied, values)
-        args, kwargs = [copies[p] for p in positions], {argument: copies[argument] for argument in keywords}
+        arguments = (*keywords, *(hyper if training else ()))
+        args, kwargs = [copies[p] for p in positions], {argument: copies[argument] for argument in arguments}
         result, after = module.call(params, buffers, training, args, kwargs)
         if is_dataclass(kind := type(result)) and kind not in pytree.SUPPORTED_NODES:
             pytree.register_dataclass(kind)  # so that gradients flow through all its tensors
@@ -161,6 +169,7 @@ def _stage(module: Module, inputs: Any, outputs: Any, params: str, name: str, ow
         create=create if first else None,
         draws=True,
         keeps=kept if first else (),
+        hyper=hyper,
         names={"params": kept_params, "buffers": kept_buffers, **{p: p for p in positions}, **keywords},
         module=module,
         params=kept_params,

@@ -305,7 +305,7 @@ def test_runs_are_listed(pipe):
 
     names, differing = listed()
     assert names == ["digits", "kinds", "prices"]
-    assert {"lr", "target", "batch_size", "telemetry"} <= set(re.findall(r"\w+", differing))
+    assert {"lr", "target", "epochs", "telemetry"} <= set(re.findall(r"\w+", differing))
     assert "seed" not in differing
     accuracies = {name: json.loads(pipe("eval", name, "--json")[1])["metrics"]["accuracy"] for name in names[:2]}
     assert listed("--sort", "accuracy")[0] == [*sorted(accuracies, key=accuracies.get, reverse=True), "prices"]

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cli import config, folder
+from cli import arguments, config, folder
 from cli.recipes import home
 from cli.recipes.rule import OPTIMIZERS
 from cli.recipes.schedule import SCHEDULES
@@ -67,7 +67,7 @@ def test_a_later_layer_wins(values, others):
 )
 def test_assignments_are_tomls_or_text(texts, found):
     """--set takes numbers, lists and words without quotes."""
-    assert config.assigned(texts) == found
+    assert arguments.assigned(texts) == found
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ def command(data: str, **options: Any) -> None:
 
 def show(chosen: config.TrainConfig) -> None:
     from cli import columns
-    from cli.build import prepared
+    from cli.prepared import prepared
     from cli.progress import plain
 
     data, say = prepared(chosen), plain(False)

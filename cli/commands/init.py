@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,7 @@ def write_config(source: str, path: Path) -> None:
     """Write a config with all settings: the chosen recipes, and the others as comments."""
     from cli.folder import replace
     from cli.progress import tell
+    from cli.settled import settled
     from pipeline.sources import Split
     from pipeline.text import shown
 
@@ -37,19 +39,24 @@ def write_config(source: str, path: Path) -> None:
         raise refusal(f"{path} exists already; name another file by --out")
     start = config.make({"data": source})
     data = start.data.prepare(Split(start.data.held_out, start.run.seed))
-    chosen = config.make({"data": source, "model": _model(source, data), "optimizer": "adamw"})
+    model = _model(source, data)
+    if model == "mlp" and start.model.name == "table":
+        chosen, _ = settled(start, data)
+        decided = set(chosen.given)
+    else:
+        chosen, decided = config.make({"data": source, "model": model, "optimizer": "adamw"}), set()
     notes = [f"pipe train {path}", *data.lines]
     lines = [*(f"# {shown(note, lines=False)}" for note in notes), ""]
     for table in TABLES:
         if table != "pipeline":
-            lines += _table(table, getattr(chosen, table))
+            lines += _table(table, getattr(chosen, table), decided)
     replace(path, "\n".join(lines).encode())
     tell(f"{path}: {data.task} of {len(data.train):,} samples by {chosen.model.name}; pipe train {path}")
 
 
 def _model(source: str, data: Prepared) -> str:
     """A model to start from."""
-    from cli.build import fixed
+    from cli.prepared import fixed
 
     what = fixed(source, data)
     if data.task == "language modelling":
@@ -59,8 +66,8 @@ def _model(source: str, data: Prepared) -> str:
     return "resnet" if len(what.inputs) == 3 and min(what.inputs[1:]) >= SMALL else "mlp"
 
 
-def _table(table: str, recipe: Any) -> list[str]:
-    """A table of TOML: the name of the recipe, and each of its settings as a comment with its help."""
+def _table(table: str, recipe: Any, decided: Collection[str]) -> list[str]:
+    """A table of TOML: the name of the recipe, the settings decided by the data, and the others as comments."""
     import tomli_w
 
     from pipeline.text import shown
@@ -74,6 +81,6 @@ def _table(table: str, recipe: Any) -> list[str]:
         else:
             text = tomli_w.dumps({name: list(value) if isinstance(value, tuple) else value}, multiline_strings=False)
             text = text.strip() if isinstance(value, str) else " ".join(text.split())
-            comment = "" if name == TABLES[table].key else "# "
+            comment = "" if name == TABLES[table].key or f"{table}.{name}" in decided else "# "
             lines.append(f"{comment}{shown(text, lines=False)}   # {about}")
     return [*lines, ""]

@@ -40,8 +40,10 @@ def show(config: TrainConfig, *, draw: bool) -> None:
 
     from cli import build
     from cli.progress import plain
+    from cli.settled import settled
 
-    job = build.job(config)
+    config, data = settled(config)
+    job = build.job(config, data)
     state = build.first(job, config)
     say = plain(False)
     say.print(f"{config.source}: {job.data}\n\n{job.stages}\n\n{job.model}")

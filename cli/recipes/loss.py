@@ -134,6 +134,14 @@ def scaled(data: Prepared, loss: Loss) -> Prepared:
     return evolve(data, fitted={**data.fitted, TARGET_MEAN: [0.0] * len(means), TARGET_STD: means, LOG: True})
 
 
+def scaled_targets(data: Prepared, targets: Tensor) -> Tensor:
+    """Targets of mean 0 and deviation 1, if the data have a mean of them."""
+    if TARGET_MEAN not in data.fitted:
+        return targets
+    mean, std = data.fitted[TARGET_MEAN], data.fitted[TARGET_STD]
+    return (targets - targets.new_tensor(mean)) / targets.new_tensor(std)
+
+
 def standardized(data: Prepared, loss: Stage, metrics: list[Stage]) -> list[Stage]:
     """A loss on targets of mean 0 and deviation 1, and metrics in the units of the data, if these have a mean."""
     if TARGET_MEAN not in data.fitted:
@@ -144,7 +152,7 @@ def standardized(data: Prepared, loss: Stage, metrics: list[Stage]) -> list[Stag
     mean, std = data.fitted[TARGET_MEAN], data.fitted[TARGET_STD]
 
     def scale(targets: Tensor) -> Tensor:
-        return (targets - targets.new_tensor(mean)) / targets.new_tensor(std)
+        return scaled_targets(data, targets)
 
     def unscale(outputs: Tensor) -> Tensor:
         values = outputs.exp() if LOG in data.fitted else outputs

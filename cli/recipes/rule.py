@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from pkgutil import resolve_name
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from attrs import frozen
 
-from cli.recipes.setting import at_least, flag, refusal, setting
+from cli.recipes.setting import at_least, below_one, flag, refusal, setting
 
 if TYPE_CHECKING:
     from pipeline.schedules import Schedule
@@ -30,6 +31,8 @@ class Optimizer:
     """The default momentum, of a rule that has one; at 0 it keeps no memory."""
     decays: bool = True
     """Whether it has weight decay."""
+    betas: bool = False
+    """Whether it takes `betas`."""
     schedule_free: bool = False
     """Whether its learning rate needs no schedule."""
 
@@ -37,8 +40,8 @@ class Optimizer:
 OPTIMIZERS: dict[str, Optimizer] = {
     "sgd": Optimizer("pipeline.update:sgd", 0.3, momentum=0.9),
     "asgd": Optimizer("pipeline.update:asgd", 0.3),
-    "adam": Optimizer("pipeline.update:adam", 0.003),
-    "adamw": Optimizer("pipeline.update:adamw", 0.003),
+    "adam": Optimizer("pipeline.update:adam", 0.003, betas=True),
+    "adamw": Optimizer("pipeline.update:adamw", 0.003, betas=True),
     "adamax": Optimizer("pipeline.update:adamax", 0.01),
     "nadam": Optimizer("pipeline.update:nadam", 0.003),
     "radam": Optimizer("pipeline.update:radam", 0.01),
@@ -62,12 +65,13 @@ class Rule:
 
     name: str = setting(
         "sgd",
-        ", ".join(OPTIMIZERS) + "  [default: adamw for transformer, lstm, gru, huggingface, else sgd]",
+        ", ".join(OPTIMIZERS) + "  [default: adamw for tables, transformer, lstm, gru, huggingface, else sgd]",
         fixed=True,
     )
     lr: float | None = setting(
         None,
-        "learning rate  [default: 0.3 for sgd, 0.1 for tables; 0.003 for adam, adamw; 0.05 for muon; others their own]",
+        "learning rate  [default: 0.3 for sgd; 0.003 for adam, adamw; 0.04 and 0.2 for tables of classes and "
+        "of values; 0.05 for muon; others their own]",
         at_least(0, True),
     )
     rest_lr: float | None = setting(
@@ -75,7 +79,12 @@ class Rule:
         at_least(0, True),
     )  # fmt: skip
     momentum: float | None = setting(None, "of sgd and rmsprop  [default: 0.9 for sgd]", at_least(0))
-    weight_decay: float | None = setting(None, "[default: 0; 0.01 for adamw and lamb, 0.1 for muon]", at_least(0))
+    weight_decay: float | None = setting(
+        None, "[default: 0; 0.02 for tables; 0.01 for adamw and lamb, 0.1 for muon]", at_least(0)
+    )
+    beta2: float | None = setting(
+        None, "of adam and adamw: decay of the mean squared gradient  [default: 0.999]", below_one
+    )
     no_decay: str | None = setting(
         None, 'parameters without weight decay, by patterns of their names: "*.bias,*norm*"', fixed=True
     )
@@ -84,6 +93,8 @@ class Rule:
         if self.momentum is not None and OPTIMIZERS[self.name].momentum is None:
             fitting = " or ".join(name for name, known in OPTIMIZERS.items() if known.momentum is not None)
             raise refusal(f"--momentum belongs to --optimizer {fitting}, not to {self.name}; leave it out")
+        if self.beta2 is not None and not OPTIMIZERS[self.name].betas:
+            raise refusal(f"{flag('beta2')} belongs to --optimizer adam or adamw, not to {self.name}; leave it out")
         if self.rest_lr is not None and self.name != "muon":
             raise refusal(f"{flag('rest_lr')} belongs to --optimizer muon, not to {self.name}; leave it out")
         if not OPTIMIZERS[self.name].decays and (self.weight_decay is not None or self.no_decay is not None):
@@ -103,17 +114,25 @@ class Rule:
     def schedule_free(self) -> bool:
         return OPTIMIZERS[self.name].schedule_free
 
-    def stage(self, rate: Rate, hidden: Collection[str]) -> Stage:
-        """The update, with learning rates by their schedule; `hidden` names the weight matrices of hidden layers."""
+    def stage(
+        self, rate: Rate, hidden: Collection[str], fading: Rate = lambda value: value,
+        factors: Mapping[str, Mapping[str, float]] = MappingProxyType({}),
+    ) -> Stage:  # fmt: skip
+        """The update, with learning rates and weight decays by their schedules. `hidden` names the weight matrices of
+        hidden layers; `factors` are a model's own: number -> pattern of parameters -> factor."""
         from pipeline import update
 
-        options = {} if self.weight_decay is None else {"weight_decay": self.weight_decay}
-        stage = self._rule(rate, hidden, options)
+        def rule(options: dict[str, Any]) -> Stage:
+            stage = self._rule(rate, hidden, options)
+            own = {number: f for number, f in factors.items() if number in stage.hyper and self.name != "muon"}
+            return update.scaled(stage, **own) if own else stage
+
+        stage = rule({} if self.weight_decay is None else {"weight_decay": fading(self.weight_decay)})
         if self.no_decay is None:
             return stage
         if not any(value for name, value in stage.hyper.items() if name.endswith("weight_decay")):
             raise refusal(f"--no-decay has nothing to leave out: {self.name} has no --weight-decay here; give one")
-        return update.groups({self.no_decay: self._rule(rate, hidden, {"weight_decay": 0.0})}, otherwise=stage)
+        return update.groups({self.no_decay: rule({"weight_decay": 0.0})}, otherwise=stage)
 
     def _rule(self, rate: Rate, hidden: Collection[str], options: dict[str, Any]) -> Stage:
         if self.name == "muon":
@@ -125,5 +144,7 @@ class Rule:
             return update.muon(rate(self.base), matrices=lambda name, _: name in hidden, rest=rest, **options)
         if self.own_momentum is not None:
             options = {**options, "momentum": self.own_momentum}
+        if self.beta2 is not None:
+            options = {**options, "betas": (0.9, self.beta2)}
         stage: Stage = resolve_name(OPTIMIZERS[self.name].home)(rate(self.base), **options)
         return stage

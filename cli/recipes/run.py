@@ -25,10 +25,12 @@ def _steps(_: Any, attribute: Attribute[Any], value: str) -> None:
 class Run:
     """A training."""
 
-    epochs: int = setting(20, "passes over the training data", at_least(1))
-    batch_size: int = setting(64, "samples a step", at_least(1), fixed=True)
+    epochs: int = setting(
+        20, "passes over the training data  [default: 20; up to 256 for tables, fewer for many rows]", at_least(1)
+    )
+    batch_size: int = setting(64, "samples a step  [default: 64; 256 to 1,024 for tables]", at_least(1), fixed=True)
     accumulate: int = setting(1, "gradient accumulation: microbatches of a batch", at_least(1))
-    clip: float = setting(1.0, "largest gradient norm; 0 for no clipping", at_least(0))
+    clip: float = setting(1.0, "largest gradient norm; 0 for none  [default: 1.0; 0 for tables]", at_least(0))
     ema: float | None = setting(
         None,
         "decay of an average of the weights, such as 0.999, evaluated and saved as well  [default: none]",
@@ -42,7 +44,8 @@ class Run:
     )
     ensemble: int | None = setting(
         None,
-        "ensemble: members with their own seeds, trained side by side, with averaged predictions  [default: none]",
+        "ensemble: members with their own seeds, trained side by side, with averaged predictions  "
+        "[default: none; 4 for tables of up to 4,882 training rows, fewer for more]",
         at_least(2),
         fixed=True,
     )
@@ -68,7 +71,7 @@ class Run:
     steps_per_call: str = setting(
         "auto", "steps in one call of the compiled program: a number, epoch, or auto: about 0.1 s of them", _steps
     )
-    compile: bool = setting(True, "run the step as one compiled graph")
+    compile: bool = setting(True, "run the step as one compiled graph  [default: on; off for small tables]")
     backend: str = setting("auto", "of torch.compile: auto, native (for a CPU), inductor, or another of torch's")
     on_nonfinite: str = setting(
         "stop",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from attrs import frozen
 
-from cli.recipes.setting import at_least, refusal, setting
+from cli.recipes.setting import at_least, one_of, refusal, setting
 
 if TYPE_CHECKING:
     from pipeline.schedules import Schedule
@@ -26,9 +26,10 @@ class Shape:
 
 
 SCHEDULES: dict[str, Shape] = {
-    "auto": Shape("cosine; constant for schedule-free-adamw"),
+    "auto": Shape("cosine; coslog4 for tables; constant for schedule-free-adamw"),
     "constant": Shape(""),
     "cosine": Shape("down to 0", "pipeline.schedules:cosine"),
+    "coslog4": Shape("4 cosines from 0 and back, each twice as long as the last", "pipeline.schedules:coslog"),
     "cosine-restarts": Shape(
         "3 cosines, each twice as long as the last", "pipeline.schedules:cosine_restarts",
         lambda steps: {"period": max(steps / 7, 1), "mult": 2},
@@ -36,6 +37,7 @@ SCHEDULES: dict[str, Shape] = {
     "exponential": Shape(
         "to 1/100", "pipeline.schedules:exponential", lambda steps: {"gamma": 0.01, "every": steps}
     ),
+    "flat-cos": Shape("constant for a half, then a cosine down to 0", "pipeline.schedules:flat_cosine"),
     "linear": Shape(
         "up from 1/3 in the first tenth", "pipeline.schedules:linear", lambda steps: {"steps": max(steps / 10, 1)}
     ),
@@ -76,6 +78,13 @@ class Course:
         at_least(0),
         _warmup,
     )
+    regularization: str = setting(
+        "constant", "of weight decay and dropout over the run: constant or flat-cos", one_of(("constant", "flat-cos"))
+    )
+
+    def fading(self, value: float, steps: int) -> Schedule | float:
+        """Weight decay or dropout over a run of so many steps."""
+        return _shaped(self.regularization, value, steps)
 
     def learning_rate(self, lr: float, steps: int, *, free: bool = False) -> Schedule | float:
         """The schedule of a run of so many steps, after its warmup; `free`: the rule needs none."""
@@ -92,10 +101,15 @@ class Course:
 
     def _after_warmup(self, lr: float, steps: int, free: bool) -> Schedule | float:
         name = self.name if self.name != "auto" else "constant" if free else "cosine"
-        if name == "constant":
-            return lr
-        options = {**SCHEDULES[name].options(steps)}
-        if self.warmup and "warmup" in options:
-            options["warmup"] = 0  # one is enough
-        rate: Schedule = resolve_name(SCHEDULES[name].home)(lr, **options)
-        return rate
+        return _shaped(name, lr, steps, **({"warmup": 0} if self.warmup else {}))  # one is enough
+
+
+def _shaped(name: str, base: float, steps: int, **others: float) -> Schedule | float:
+    """A schedule by name; `others` replace those of its options that they name."""
+    if name == "constant" or not steps:
+        return base
+    options = {**SCHEDULES[name].options(steps)}
+    shaped: Schedule = resolve_name(SCHEDULES[name].home)(
+        base, **options | {k: others[k] for k in others if k in options}
+    )
+    return shaped

@@ -21,9 +21,9 @@ def setting(default: Any, help: str, *checks: Any, fixed: bool = False) -> Any:
 
 
 SET_ONLY = frozenset({
-    "augment", "bidirectional", "dtype", "fold", "groups", "header", "heads", "inputs", "keep",
-    "on_nonfinite", "pipeline", "rest_lr", "save_minutes", "size", "smoothing", "split_seed", "steps_per_call",
-    "telemetry", "time", "timeout", "workers",
+    "augment", "beta2", "bidirectional", "dtype", "fold", "groups", "header", "heads", "inputs", "k", "keep",
+    "on_nonfinite", "pipeline", "regularization", "rest_lr", "save_minutes", "size", "smoothing", "split_seed",
+    "steps_per_call", "telemetry", "time", "timeout", "workers",
 })  # fmt: skip
 """Settings too rare for a flag: --set NAME=VALUE and config files have them."""
 

@@ -12,6 +12,7 @@ from cli import build, room
 from cli import config as settings
 from cli.build import Job
 from cli.config import TrainConfig
+from cli.prepared import prepared
 from cli.ranking import ranking
 from cli.recipes.setting import flag, refusal
 from pipeline import Pipeline, Sweep
@@ -74,7 +75,7 @@ def members(base: TrainConfig, rows: Sequence[Mapping[str, Any]], seeds: int) ->
             if getattr(config.run, name):
                 raise refusal(f"{flag(name)} does not apply to a sweep; leave it out")
         if (key := repr((config.data, config.run.split_seed))) not in data and config.pipeline.name is None:
-            data[key] = build.prepared(config)
+            data[key] = prepared(config)
         job = build.job(config, data.get(key))
         load = job.stages.load
         if job.held_out is None or load is None:

@@ -21,3 +21,4 @@ from pipeline.loss.joint import mean_outputs as mean_outputs
 from pipeline.loss.joint import mean_probabilities as mean_probabilities
 from pipeline.loss.joint import mean_rates as mean_rates
 from pipeline.loss.joint import votes as votes
+from pipeline.loss.members import of_members as of_members

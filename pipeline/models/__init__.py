@@ -4,9 +4,22 @@ from pipeline.models.convnet import convnet
 from pipeline.models.generate import generate
 from pipeline.models.huggingface import from_config
 from pipeline.models.mlp import mlp
+from pipeline.models.realmlp import realmlp
 from pipeline.models.recurrent import recurrent
 from pipeline.models.resnet import resnet
 from pipeline.models.table import table
+from pipeline.models.tabm import tabm
 from pipeline.models.transformer import transformer
 
-__all__ = ["convnet", "from_config", "generate", "mlp", "recurrent", "resnet", "table", "transformer"]
+__all__ = [
+    "convnet",
+    "from_config",
+    "generate",
+    "mlp",
+    "realmlp",
+    "recurrent",
+    "resnet",
+    "table",
+    "tabm",
+    "transformer",
+]

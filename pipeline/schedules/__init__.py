@@ -24,6 +24,7 @@ from pipeline.schedules.lengths import EPOCH, RUN, Length
 from pipeline.schedules.picture import plot
 from pipeline.schedules.plateau import reduce_on_plateau
 from pipeline.schedules.schedule import Schedule, schedule
+from pipeline.schedules.tables import coslog, flat_cosine
 
 __all__ = [
     "EPOCH",
@@ -33,7 +34,9 @@ __all__ = [
     "constant",
     "cosine",
     "cosine_restarts",
+    "coslog",
     "exponential",
+    "flat_cosine",
     "linear",
     "multi_step",
     "one_cycle",

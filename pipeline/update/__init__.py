@@ -24,6 +24,7 @@ from pipeline.update.finite import finite as finite
 from pipeline.update.groups import frozen as frozen
 from pipeline.update.groups import groups as groups
 from pipeline.update.groups import layerwise as layerwise
+from pipeline.update.groups import scaled as scaled
 from pipeline.update.groups import thawed as thawed
 from pipeline.update.lamb import lamb as lamb
 from pipeline.update.lion import lion as lion

@@ -135,6 +135,36 @@ def layerwise(member: Stage, decay: Number, *, layers: list[Which] | None = None
     return _wrapper(name, call, init, hyper, [member], partial(_averages, member))
 
 
+def scaled(member: Stage, **factors: Mapping[str, float]) -> Stage:
+    """A rule whose numbers are multiplied by a factor for some parameters, chosen by patterns of their names:
+    `scaled(update.adamw(1e-3), lr={"head.*": 10.0, "*.bias": 0.1}, weight_decay={"*.bias": 0.0})`.
+
+    The first pattern that matches counts; a pattern may match nothing. One rule and one schedule serve all parameters,
+    where `groups` has a rule for each group.
+
+    >>> from pipeline import update
+    >>> scaled(update.sgd(0.1), lr={"head.*": 10.0}).hyper["lr"]
+    0.1
+    """
+    name = member.name
+    if not isinstance(member, Update):
+        raise ConfigError(f"update.scaled() takes a rule, such as update.adamw(), not {name!r}")
+    for number in factors:
+        if number not in member.hyper:
+            raise ConfigError(f"update.scaled({number}=...): {name} has no {number!r}, only {', '.join(member.hyper)}")
+
+    def call(values: dict[str, Any], hyper: Mapping[str, Any], memory: Any) -> tuple[Params, Tree]:
+        numbers: dict[str, Any] = dict(hyper)
+        for number, patterns in factors.items():
+            each = {k: _factor(patterns, k, p) for k, p in values["params"].items()}
+            products = {f: hyper[number] if f == 1.0 else hyper[number] * f for f in dict.fromkeys(each.values())}
+            numbers[number] = {k: products[f] for k, f in each.items()}
+        written, new = member.run(values, numbers, memory)
+        return written["params"], new if member.remembers else {}
+
+    return _wrapper(name, call, partial(_init, member), member.hyper, [member], partial(_averages, member))
+
+
 def _label(key: Which) -> str:
     return key if isinstance(key, str) else key.__name__
 
@@ -176,6 +206,10 @@ def _depths(name: str, params: Params, layers: list[Which] | None) -> dict[str, 
     keys: dict[str, Which] = {f"layer {i}": which for i, which in enumerate(layers)}
     assigned = _assigned(name, keys, False, params).values()
     return {k: len(layers) - 1 - i for i, names in enumerate(assigned) for k in names}
+
+
+def _factor(patterns: Mapping[str, float], name: str, p: torch.Tensor) -> float:
+    return next((factor for pattern, factor in patterns.items() if holds(pattern, name, p)), 1.0)
 
 
 def _pick(tensors: Params, names: list[str]) -> Params:

@@ -26,6 +26,8 @@ class Data:
 
     prefers: ClassVar[Mapping[str, Any]] = {}
     """Settings of the optimizer, if none is chosen and the model prefers none."""
+    model: ClassVar[str | None] = None
+    """The model, if none is chosen, instead of the default of all data."""
     bundled: ClassVar[bool] = False
     """Whether its name alone is a source."""
     ends: ClassVar[tuple[str, ...]] = ()

@@ -78,6 +78,7 @@ class Table(Tested):
     """A table in a file, or in several: CSV and other texts, JSON, Parquet, Arrow, Excel, SQLite, DuckDB."""
 
     prefers: ClassVar[Mapping[str, Any]] = SMALL
+    model: ClassVar[str | None] = "table"
     reader, others_reader, fits = "table", "of_table", "columns"
 
     target: str | None = setting(None, "column, or columns a,b, to learn  [default: the last]", fixed=True)
@@ -136,6 +137,7 @@ class Table(Tested):
 class Arrays(Tested):
     """Arrays of inputs and targets: .npz, .npy in a folder, safetensors."""
 
+    model: ClassVar[str | None] = "table"
     reader, others_reader = "arrays", "of_arrays"
 
     inputs: str | None = setting(None, "name of the inputs  [default: inputs, X, x_train, and the like]", fixed=True)

@@ -11,6 +11,9 @@ MODELS: dict[str, type[Model]] = {
     name: resolve_name(f"cli.recipes.model.{home}")
     for name, home in {
         "mlp": "mlp:MLP",
+        "table": "table:Table",
+        "realmlp": "realmlp:RealMLP",
+        "tabm": "tabm:TabM",
         "convnet": "convnet:ConvNet",
         "resnet": "convnet:ResNet",
         "transformer": "transformer:Transformer",

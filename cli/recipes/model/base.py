@@ -13,7 +13,8 @@ from cli.recipes.setting import refusal, setting
 if TYPE_CHECKING:
     from torch import nn
 
-    from pipeline.sources import Task
+    from cli.config import TrainConfig
+    from pipeline.sources import Prepared, Task
 
 
 @frozen(eq=False)
@@ -73,6 +74,10 @@ class Model:
 
     prefers: ClassVar[Mapping[str, Any]] = {}
     """Settings of the optimizer, if none is chosen."""
+    members: ClassVar[bool] = False
+    """Whether its outputs in training are of several members, (B, M, ...)."""
+    whole_batches: ClassVar[bool] = False
+    """Whether an epoch leaves out a shorter last batch, if it has others."""
 
     name: str = setting("mlp", "", fixed=True)
 
@@ -84,6 +89,24 @@ class Model:
     def make(self, fixed: Fixed) -> Made:
         """The model for some data. Raises ConfigError if it does not fit them."""
         raise NotImplementedError
+
+    def fit(self, fixed: Fixed, data: Prepared) -> Made:
+        """As `make`, with first values fitted to the training samples. A run that is restored needs none."""
+        return self.make(fixed)
+
+    def recipe(self, fixed: Fixed, rows: int, config: TrainConfig) -> Mapping[str, Any]:
+        """Settings of any table that are the model's choice for so many training samples, by full name."""
+        return {}
+
+    @property
+    def factors(self) -> Mapping[str, Mapping[str, float]]:
+        """Number of the optimizer -> pattern of parameters -> factor of that number."""
+        return {}
+
+    @property
+    def numbers(self) -> Mapping[str, float]:
+        """Numbers that the module takes in training by argument, scheduled as `regularization` says."""
+        return {}
 
 
 def dashes(*numbers: int) -> str:

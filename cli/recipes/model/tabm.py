@@ -1,0 +1,66 @@
+"""TabM, many perceptrons in one, for tables."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from attrs import frozen
+
+from cli.recipes.model.base import Fixed, Made, Model
+from cli.recipes.model.realmlp import SEEN, need_columns, sample
+from cli.recipes.setting import WIDE, at_least, below_one, refusal, setting
+from cli.recipes.task import CLASSES, LABELS, VALUES
+
+if TYPE_CHECKING:
+    from cli.config import TrainConfig
+    from pipeline.sources import Prepared
+
+EPOCHS, PATIENCE = 256, 16
+BATCHES = ((2_800, 32), (4_500, 64), (6_400, 128), (32_000, 256))
+"""Training rows, at most, and their batch size; 512 for more rows. Source: TabM's defaults in TabArena."""
+
+
+@frozen
+class TabM(Model):
+    """Piecewise linear embeddings, then perceptrons that share their weights but for factors of rank one."""
+
+    members: ClassVar[bool] = True
+    whole_batches: ClassVar[bool] = True
+
+    hidden: tuple[int, ...] = setting((512, 512), "widths of layers", at_least(1, most=WIDE), fixed=True)
+    dropout: float = setting(0.1, "fraction of activations dropped in training", below_one, fixed=True)
+    k: int = setting(32, "members that share their weights", at_least(1, most=1 << 12), fixed=True)
+
+    def make(self, fixed: Fixed) -> Made:
+        return self._made(fixed, None)
+
+    def fit(self, fixed: Fixed, data: Prepared) -> Made:
+        return self._made(fixed, sample(fixed, data))
+
+    def _made(self, fixed: Fixed, rows: Any) -> Made:
+        from pipeline import loss, models
+
+        need_columns(self.name, fixed)
+        joins = {CLASSES: loss.mean_probabilities, LABELS: loss.mean_chances, VALUES: loss.mean_outputs}
+        if fixed.task not in joins:
+            raise refusal(f"model 'tabm' is not for {fixed.task}; use --model transformer")
+        categories = fixed.sizes.get("categories", ())
+        options = {
+            "join": joins[fixed.task], "categories": categories, "hidden": self.hidden, "members": self.k,
+            "dropout": self.dropout, "sample": rows,
+        }  # fmt: skip
+        features, outputs = fixed.inputs[0], fixed.outputs
+        widths = "-".join(map(str, (features, *self.hidden, outputs)))
+        return (
+            lambda: models.tabm(features, outputs, **options),
+            f"tabm {self.k} x {widths}{f', {len(categories)} categories' if categories else ''}",
+            ("inputs", "categories") if categories else "inputs",
+        )
+
+    def recipe(self, fixed: Fixed, rows: int, config: TrainConfig) -> Mapping[str, Any]:
+        return {
+            "optimizer.name": "adamw", "optimizer.lr": 2e-3, "optimizer.weight_decay": 3e-4,
+            "schedule.name": "constant", "run.epochs": max(min(EPOCHS, SEEN // rows), 1), "run.patience": PATIENCE,
+            "run.batch_size": next((size for most, size in BATCHES if rows <= most), 512),
+        }  # fmt: skip
