@@ -5,7 +5,6 @@ from __future__ import annotations
 from attrs import evolve
 
 from cli import config as settings
-from cli import processes
 from cli.config import TrainConfig
 from cli.prepared import fixed, prepared
 from cli.recipes.model import Model
@@ -13,13 +12,9 @@ from cli.recipes.model.table import Table
 from pipeline.sources import Prepared
 
 
-def settled(
-    config: TrainConfig, data: Prepared | None = None, *, members: bool = True
-) -> tuple[TrainConfig, Prepared | None]:
+def settled(config: TrainConfig, data: Prepared | None = None) -> tuple[TrainConfig, Prepared | None]:
     """The settings, with the recipe of the model for the data in the place of defaults; and the data, if they were
     read. What is chosen stays. A run keeps all settings, so that it needs no recipe when it goes on.
-
-    Without `members`, and with several processes, it is no ensemble.
     """
     if config.settled or config.pipeline.name is not None or type(config.model).recipe is Model.recipe:
         return config, data
@@ -28,8 +23,6 @@ def settled(
     given = {**config.given}
     if isinstance(config.model, Table):
         given.pop("model.name", None)
-    if not members or processes.count() > 1:
-        recipe.pop("run.ensemble", None)
     if "optimizer.name" in given:  # the numbers of a rule suit no other
         recipe = {name: value for name, value in recipe.items() if not name.startswith("optimizer.")}
     chosen = settings.make(recipe, given) if recipe else config

@@ -179,23 +179,23 @@ def test_the_recipe_fills_in_what_is_not_chosen():
     """A table is learned by RealMLP and its numbers; what is chosen stays; other data keep their defaults."""
     chosen, data = settled(config.make({"data": "sklearn:wine", "epochs": 3, "hidden": [8]}))
     assert (chosen.model.name, chosen.model.hidden, chosen.optimizer.lr) == ("realmlp", (8,), 0.04)
-    assert (chosen.run.epochs, chosen.run.ensemble, chosen.loss.smoothing) == (3, 4, 0.1)
+    assert (chosen.run.epochs, chosen.loss.smoothing) == (3, 0.1)
     assert settled(config.make(chosen.tables), data)[0] == chosen
-    alone, _ = settled(config.make({"data": "sklearn:diabetes", "optimizer": "sgd"}), members=False)
-    assert (alone.run.ensemble, alone.optimizer.lr, alone.schedule.name) == (None, None, "coslog4")
+    alone, _ = settled(config.make({"data": "sklearn:diabetes", "optimizer": "sgd"}))
+    assert (alone.optimizer.lr, alone.schedule.name) == (None, "coslog4")
     assert settled(config.make({"data": "sklearn:wine", "best": "loss"}))[0].loss.smoothing == 0
     assert settled(config.make({"data": "sklearn:wine", "model": "mlp"}))[0].optimizer.weight_decay is None
     assert settled(config.make({}))[0].model.name == "mlp"
 
 
 def test_the_recipe_of_a_large_table_is_short():
-    """Samples times epochs times members stay about the same, and a short training is not compiled."""
+    """Samples times epochs stay about the same, and a short training is not compiled."""
     start = config.make({"data": "sklearn:wine"})
     what = fixed("wine", prepared(start))
     seen = {}
     for count in (100, 4_000, 20_000, 10**6, 10**8):
         recipe = start.model.recipe(what, count, start)
-        seen[count] = count * recipe["run.epochs"] * recipe.get("run.ensemble", 1)
+        seen[count] = count * recipe["run.epochs"]
         assert ("run.compile" in recipe) == (count < 2_000)
     assert max(v for k, v in seen.items() if k < 10**7) <= 5_200_000
     assert seen[10**8] == 10**8

@@ -44,8 +44,7 @@ class Run:
     )
     ensemble: int | None = setting(
         None,
-        "ensemble: members with their own seeds, trained side by side, with averaged predictions  "
-        "[default: none; 4 for tables of up to 4,882 training rows, fewer for more]",
+        "ensemble: members with their own seeds, trained side by side, with averaged predictions  [default: none]",
         at_least(2),
         fixed=True,
     )

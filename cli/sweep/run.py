@@ -71,7 +71,7 @@ def run(
     """Train all combinations of the axes, or random ones, with each of the seeds."""
     if draws is not None and not axes:
         raise refusal("--random has nothing to draw: give a setting several values, such as --lr 0.001..1:log")
-    base, _ = settled(base, members=False)
+    base, _ = settled(base)
     plan = Plan(tuple(axes), tuple(combinations(axes, draws, base.run.seed, seeds)), seeds, halving, at_once)
     with folders.new(base, f"sweep-{base.title}") as seal:
         # A folder with a config can be resumed, so the config is last.

@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 ROWS = 10_000
 """Training rows to which a model is fitted before training, at most."""
-EPOCHS, MEMBERS = 256, 4
-"""Epochs and members of a small table."""
+EPOCHS = 256
+"""Epochs of a small table."""
 SEEN = 5_000_000
-"""Samples of a whole training over all epochs and members, about, which larger tables reach with fewer of them."""
+"""Samples of a whole training over all epochs, about, which larger tables reach with fewer of them."""
 BATCHES = ((30_000, 256), (100_000, 512))
 """Training rows, at most, and their batch size; 1,024 for more rows."""
 LONG = 2_000
@@ -80,14 +80,12 @@ class RealMLP(Model):
 
 
 def length(rows: int, config: TrainConfig) -> dict[str, Any]:
-    """Epochs, batch size and members for so many training rows, and whether to compile: not a short training, for which
+    """Epochs and batch size for so many training rows, and whether to compile: not a short training, for which
     one thread is enough."""
     epochs = max(min(EPOCHS, SEEN // rows), 1)
-    members = min(SEEN // (rows * epochs), MEMBERS)
     size = next((size for most, size in BATCHES if rows <= most), 1_024)
     asked = {"run.steps_per_call", "run.backend"} & {*config.given}
     found = {"run.epochs": epochs, "run.batch_size": size}
-    found |= {"run.ensemble": members} if members > 1 else {}
     return found | (
         {"run.compile": False, "run.threads": 1} if epochs * max(rows // size, 1) < LONG and not asked else {}
     )
