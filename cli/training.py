@@ -54,13 +54,13 @@ def print_head(say: Console, job: Job, state: State, config: TrainConfig, verbos
     """Print data, model and device of a run, and `why` it got that device."""
     say.print(f"data    {config.source}: {job.data}")
     if job.prepared is not None:
-        for note in job.prepared.notes:
-            say.print(f"        {note}")
         if job.prepared.columns:
             say.print(columns.table(job.prepared.columns, None if verbose else SHOWN))
             if not verbose and len(job.prepared.columns) > SHOWN:
                 more = len(job.prepared.columns) - SHOWN
-                say.print(f"        ... and {more:,} columns more: pipe data {config.source}")
+                say.print(f"        ... and {more:,} more: pipe data {config.source}")
+        for note in job.prepared.notes:
+            say.print(f"        {note}")
     if job.why and config.run.best is None:
         say.print(f"        {job.why}: the best epoch is by {job.best}; --best accuracy overrules")
     say.print(f"model   {job.model}: {parameters(whole(job.pipe.program, state).params):,} parameters")

@@ -27,7 +27,7 @@ def show(chosen: config.TrainConfig) -> None:
     data, say = prepared(chosen), plain(False)
     sizes = f"{len(data.train):,} training and {len(data.held_out):,} held-out samples"
     say.print(f"data    {chosen.data.source}: {sizes}, {data.task}")
-    for note in data.notes:
-        say.print(f"        {note}")
     if data.columns:
         say.print(columns.table(data.columns))
+    for note in data.notes:
+        say.print(f"        {note}")
