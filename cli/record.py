@@ -65,10 +65,10 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[s
             was, is_now = then.get(name), now[table][name]
             if was not in (None, is_now):
                 if name == "data":
-                    path = then.get("path", "the data")
+                    where = f" in {then['path']}" if "path" in then else ""
                     raise ConfigError(
-                        f"{path} has changed since the run was made with it: its digest is {is_now[:12]}, and was "
-                        f"{was[:12]}; start a new run, or bring the data back"
+                        f"the data{where} have changed since the run was made: their digest is {is_now[:12]}, and was "
+                        f"{was[:12]}; start a new run, or bring them back"
                     )
                 yield f"the run was made with {name} {was}, and this is {is_now}"
 

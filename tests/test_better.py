@@ -74,7 +74,8 @@ def test_what_ours_declare_is_what_they_are():
     assert {k: v for k, v in found.items() if v is not None} == {
         "accuracy": "high", "calibration error": "low", **{f"top{k}": "high" for k in range(1, 11)},
         "precision": "high", "recall": "high", "f1": "high", "mae": "low", "mse": "low", "r2": "high",
-        "perplexity": "low", "loss": "low",
+        "perplexity": "low", "loss": "low", "balanced accuracy": "high", "f1 score": "high", "roc auc": "high",
+        "average precision": "high", "log loss": "low", "rmse": "low", "pinball": "low", "poisson deviance": "low",
     }  # fmt: skip
     assert found["accuracy"] == evaluate.accuracy().better
 

@@ -232,7 +232,7 @@ AT_LEAST = {
     "tutorial": 3,
 }
 """Pipelines that are found in a page; one, where none is said."""
-NOT_BY_HAND = {"steps": ["parts that draw"]}
+NOT_BY_HAND = {"loss": ["draws by weights"], "steps": ["parts that draw"]}
 """Of the pipelines of a page, those that no plain loop trains, and why."""
 
 
