@@ -17,7 +17,8 @@ from pipeline import PipeError, files, load_run, log
 from pipeline.errors import ConfigError
 from tests.commands import run
 
-TRAIN = ["train", "--data", "iris.csv", "--epochs", "3", "--set", "keep=3", "--set", "save_minutes=0", "--no-compile"]
+TRAIN = ["train", "--data", "iris.csv", "--model", "mlp", "--epochs", "3", "--set", "keep=3", "--set", "save_minutes=0",
+         "--no-compile"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +29,19 @@ def made(tmp_path_factory):
     iris.data.assign(kind=iris.target_names[iris.target]).to_csv(root / "iris.csv", index=False)
     for name, more in (("a", []), ("b", ["--seed", "1"]), ("many", ["--ensemble", "2"])):
         assert run(*TRAIN, *more, "--out", name, "-q", cwd=root).code == 0
-    sweep = ["sweep", "--data", "iris.csv", "--epochs", "4", "--lr", "0.03,0.1,0.3,1", "--halving", "--no-compile"]
+    sweep = [
+        "sweep",
+        "--data",
+        "iris.csv",
+        "--model",
+        "mlp",
+        "--epochs",
+        "4",
+        "--lr",
+        "0.03,0.1,0.3,1",
+        "--halving",
+        "--no-compile",
+    ]
     assert run(*sweep, "--out", "sweep", "-q", cwd=root).code == 0
     return root
 

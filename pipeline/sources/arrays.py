@@ -38,6 +38,8 @@ class Pair:
     path: str
     inputs: np.ndarray
     targets: np.ndarray | None
+    classes: tuple[str, ...] = ()
+    """Names of classes, if the targets are declared as such."""
 
     @property
     def are_columns(self) -> bool:
@@ -62,6 +64,8 @@ class Pair:
             targets = self.targets if self.targets.ndim > 1 else self.targets[:, None]
             columns |= dict(zip(self.target_names, targets.T, strict=True))
         data = package().DataFrame({name: _cells(column) for name, column in columns.items()})
+        if self.classes and self.targets is not None:
+            data = data.with_columns(data["targets"].cast(package().Enum(self.classes)))
         return Frame(self.path, data, np.arange(len(data)), "sample")
 
 

@@ -75,7 +75,7 @@ def readings(frame: Frame, wanted: Readings | None = None) -> dict[str, Reading]
 def _counted(frame: Frame, column: Any) -> tuple[Any, Any]:
     """The different texts of a column, but for missing numbers, and how often each occurs."""
     pl = package()
-    table = column.drop_nulls().value_counts(name="count")
+    table = column.drop_nulls().alias("text").value_counts(name="count")
     texts = table.to_series(0)
     if frame.missing == MISSING:
         table = table.filter(~texts.is_in(list(BLANKS)))
@@ -102,6 +102,8 @@ def _of_values(column: Any) -> Reading:
         return Reading(DATE, dates.COMPACT) if _compact(column) else Reading(NUMBER)
     if dtype == pl.Boolean:
         return Reading(TRUTH)
+    if dtype == pl.Enum:
+        return Reading(CATEGORY)
     if dtype in (pl.Date, pl.Datetime):
         return Reading(DATE)
     return Reading(TIME) if dtype == pl.Time else Reading(OTHER, note=f"it holds values of type {dtype}")

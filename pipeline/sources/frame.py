@@ -119,7 +119,7 @@ def plain(column: Any, missing: Collection[str] = ("",)) -> Any:
     """A column as `Frame.column` gives it."""
     pl = package()
     dtype = column.dtype
-    if dtype in (pl.Categorical, pl.Enum):
+    if dtype == pl.Categorical:
         column, dtype = column.cast(pl.String), pl.String
     if dtype == pl.String:
         column = column.str.strip_chars()

@@ -86,8 +86,12 @@ def huggingface(
         read_test = None if held is None else partial(_frame, held, [*used, target], name)
         made = prepare(partial(_frame, train, [*used, target], name), target, parts or Split(), read_test=read_test)
         return evolve(made, notes=(*made.notes, *notes))
-    pair, other = (None if side is None else Pair(name, _inputs([_values(side, n, NUMBERS) for n in used]),
-                                                  _targets(side, target)) for side in (train, held))  # fmt: skip
+    classes = tuple(getattr(columns[target], "names", None) or ())
+    pair, other = (
+        None if side is None else
+        Pair(name, _inputs([_values(side, n, NUMBERS) for n in used]), _targets(side, target), classes)
+        for side in (train, held)
+    )  # fmt: skip
     assert pair is not None
     made = of_pair(pair, other, parts)
     return evolve(made, notes=(*made.notes, *notes))

@@ -287,10 +287,10 @@ def warm(root: Path, files: Callable[[Path], None]) -> None:
     os.chdir(root / "warm")
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     for args in (
-        "train --data arrays.npz --epochs 1 --no-compile --hidden 8 --out r -q",
-        "train --data arrays.npz --epochs 1 --no-compile --hidden 8 --ensemble 2 --out e -q",
-        "sweep --data arrays.npz --epochs 1 --no-compile --hidden 8 --lr 0.1,0.3 --out s -q",
-        "eval r --json", "report r", "export r --format weights", "runs .", "plot r", "show --data arrays.npz",
+        "train --data digits --epochs 1 --no-compile --hidden 8 --out r -q",
+        "train --data digits --epochs 1 --no-compile --hidden 8 --ensemble 2 --out e -q",
+        "sweep --data digits --epochs 1 --no-compile --hidden 8 --lr 0.1,0.3 --out s -q",
+        "eval r --json", "report r", "export r --format weights", "runs .", "plot r", "show --data digits",
         "cache",
     ):  # fmt: skip
         sys.argv = ["pipe", *args.split()]

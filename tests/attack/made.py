@@ -15,14 +15,27 @@ from tests.kills import ended
 FILES = ("arrays.npz", "rows.npz", "table.csv", "text.txt")
 CHANGES = (CREATE, WRITE, SYNC, RENAME, MAKE, REMOVE, LINK)
 """Calls that change what is on the disk."""
-SMALL = ("--epochs", "2", "--hidden", "8", "--no-compile", "--save-steps", "1", "--set", "save_minutes=0", "-q")
+SMALL = (
+    "--model",
+    "mlp",
+    "--epochs",
+    "2",
+    "--hidden",
+    "8",
+    "--no-compile",
+    "--save-steps",
+    "1",
+    "--set",
+    "save_minutes=0",
+    "-q",
+)
 ARRAYS = ("--data", "arrays.npz", *SMALL)
 TEXT = ("--data", "text.txt", "--model", "transformer", "--width", "8", "--context", "8", "--set", "heads=1",
         "--epochs", "1", "--no-compile", "-q", "--batch-size", "32")  # fmt: skip
 TRAINED = {
     "run": ("train", *ARRAYS),
     "ensemble": ("train", *ARRAYS, "--ensemble", "2"),
-    "sweep": ("sweep", "--data", "arrays.npz", "--epochs", "2", "--hidden", "8", "--no-compile", "-q",
+    "sweep": ("sweep", "--data", "arrays.npz", "--model", "mlp", "--epochs", "2", "--hidden", "8", "--no-compile", "-q",
               "--set", "save_minutes=0", "--lr", "0.1,0.3"),
     "folds": ("train", *ARRAYS, "--folds", "2"),
     "table": ("train", "--data", "table.csv", *SMALL),
