@@ -71,8 +71,7 @@ def settled(config: TrainConfig, job: Job) -> TrainConfig:
 
 
 def class_weights(config: TrainConfig, data: Prepared, outputs: int) -> Tensor | None:
-    """Weights (C,) of the classes, or how many times each label that is there counts (L,), float32; None for no
-    weights."""
+    """Weights of classes (C,), or of positive labels (L,), float32; None for no weights."""
     if config.loss.class_weights == "none":
         return None
     if data.task not in (CLASSES, LABELS):

@@ -15,7 +15,7 @@ from cli.flags import SettingsCommand, settings
 @click.argument("data")
 @partial(settings, section="Data")
 def command(data: str, **options: Any) -> None:
-    """Show how DATA, a value of --data, would be read: what is learned, and what each column holds."""
+    """Show the target, the task and the kind of each column of DATA, a value of --data."""
     show(config.make({"data": data}, arguments.settings_of(options)))
 
 

@@ -105,7 +105,7 @@ class Course:
 
 
 def _shaped(name: str, base: float, steps: int, **others: float) -> Schedule | float:
-    """A schedule by name; `others` replace those of its options that they name."""
+    """A schedule by name; `others` override its options."""
     if name == "constant" or not steps:
         return base
     options = {**SCHEDULES[name].options(steps)}

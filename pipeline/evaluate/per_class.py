@@ -58,12 +58,12 @@ def f1(classes: int, *, several: bool = False) -> Stage:
 
 
 def counts(classes: int) -> Stage:
-    """The number of samples of each class, `true`, those `predicted` as it, and those that are both, `right`: (C,)."""
+    """Samples of each class (C,): `true`, `predicted`, and `right`, both at once."""
     return _counting("evaluate.counts", classes, False, dict, better=None)
 
 
 def _mean(each: Tensor, counted: Tensor) -> Tensor:
-    """Mean over the last dimension of those that count."""
+    """Mean of the counted values over the last dimension."""
     return (each * counted).sum(-1) / counted.sum(-1).clamp(min=1)
 
 

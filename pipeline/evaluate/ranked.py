@@ -1,9 +1,9 @@
 """Metrics of rankings: areas under curves, and a threshold, from counts of scores in bins.
 
 Scores are logits. They are counted in bins of equal width in asinh(logit) from -FAR to FAR: for two classes, 0.002
-wide around 0 and 0.2 % of the logit far from it, so that overconfident models have a resolution too. The results are
-those of scikit-learn for scores rounded to their bins. With the share p of the positives and n of the negatives in
-each bin, they are off from those of the scores themselves
+wide around 0 and 0.2 % of the logit far from it, so that overconfident models have a resolution too. The results equal
+scikit-learn's for scores rounded to their bins. If a bin holds the share p of the positives and n of the negatives, the
+error of rounding is
 
 - for the area under the ROC curve, by at most sum(p * n) / 2 over bins: only the order of pairs inside a bin is lost,
   and they count one half (Hanley and McNeil, The meaning and use of the area under a receiver operating characteristic

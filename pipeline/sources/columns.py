@@ -22,7 +22,7 @@ HALF = 0.5
 
 @frozen
 class Readings:
-    """The user's word on columns; what is None is found."""
+    """Options for reading columns; by default, the rows decide."""
 
     categorical: str | None = None
     """Columns of categories, as `Frame.named` takes them."""
@@ -148,7 +148,7 @@ def _of_texts(
         return Reading(TIME)
     if bool(texts.str.contains(numbers.ZEROS).any()):
         return Reading(CATEGORY, note="its numbers have leading zeros")
-    share = max(int(counts.filter(numbers.numbers(texts, f).is_not_null()).sum()) for f in numbers.FORMS)
+    share = max(int(counts.filter(numbers.numbers(texts, f).is_not_null()).sum()) for f in (".,", ",."))
     if share < HALF * total:
         return Reading(CATEGORY)
     others = texts.filter(numbers.numbers(texts, ".").is_null()).head(3).to_list()

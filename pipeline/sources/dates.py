@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pipeline.sources.frame import package
+from pipeline.sources.frame import most_read, package
 
 DAYS = (
     "%Y-%m-%d", "%Y/%m/%d", "%Y.%m.%d", "%Y%m%d", "%Y-%m", "%d.%m.%Y", "%d.%m.%y",
@@ -86,15 +86,9 @@ def forms(texts: Any, counts: Any, share: float, day_first: bool | None = None) 
     if not any(c.isdigit() for c in sample):
         return []
     read = {form: dates(texts, form) for form in DAYS if _fits(form, day_first)}
-    rows = {form: int(counts.filter(values.is_not_null()).sum()) for form, values in read.items()}
-    most = max(rows.values())
-    if most < max(share * int(counts.sum()), 1) or (most == rows.get(COMPACT) and most < int(counts.sum())):
-        return []
-    distinct: list[str] = []
-    for form in read:
-        if rows[form] == most and not any(read[form].equals(read[other]) for other in distinct):
-            distinct.append(form)
-    return distinct
+    if COMPACT in read and read[COMPACT].null_count():  # a number is a day only among days
+        del read[COMPACT]
+    return most_read(read, counts, share)
 
 
 def _fits(form: str, day_first: bool | None) -> bool:

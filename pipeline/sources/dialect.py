@@ -27,7 +27,7 @@ MARKS = {codecs.BOM_UTF8: "utf-8", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF
 
 @frozen
 class Dialect:
-    """How a table is written; what is None is found."""
+    """Options for reading a text; by default, its first rows decide."""
 
     header: bool | None = None
     """Whether the first row has the names."""

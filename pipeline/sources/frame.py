@@ -139,3 +139,16 @@ def plain(column: Any, missing: Collection[str] = ("",)) -> Any:
 def floats(column: Any) -> Any:
     """A column as float64, null for texts that are no numbers."""
     return column.cast(package().Float64, strict=False)
+
+
+def most_read(read: Mapping[str, Any], counts: Any, share: float) -> list[str]:
+    """Forms that read the most of some different texts, each occurring `counts` times, and at least a `share` of all;
+    several if they read different values. `read` has the values by form, null for texts of another form."""
+    rows = {form: int(counts.filter(values.is_not_null()).sum()) for form, values in read.items()}
+    most = max(rows.values())
+    distinct: list[str] = []
+    if most and most >= share * int(counts.sum()):
+        for form, values in read.items():
+            if rows[form] == most and not any(values.equals(read[other]) for other in distinct):
+                distinct.append(form)
+    return distinct

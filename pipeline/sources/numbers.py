@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from pipeline.sources.frame import package
+from pipeline.sources.frame import most_read, package
 
 FORMS = (".", ".,", ". ", ".'", ",", ",.", ", ", ",'")
 UNITS = r"[$€£¥₹₩₽₺฿]|[A-Z]{2}\$|USD|EUR|GBP|CHF|JPY|INR|%"
@@ -66,17 +66,7 @@ def forms(texts: Any, counts: Any, share: float, decimal: str | None = None) -> 
     if bool(texts.str.contains(ZEROS).any()):
         return []
     read = {form: numbers(texts, form) for form in FORMS if decimal is None or form[0] == decimal}
-    if decimal == ",":  # numbers without a mark
-        read = {".": numbers(texts.set(texts.str.contains(r"[.,]"), None), "."), **read}
-    rows = {form: int(counts.filter(values.is_not_null()).sum()) for form, values in read.items()}
-    most = max(rows.values())
-    if most < share * int(counts.sum()):
-        return []
-    distinct: list[str] = []
-    for form in read:
-        if rows[form] == most and not any(read[form].equals(read[other]) for other in distinct):
-            distinct.append(form)
-    return distinct
+    return most_read(read, counts, share)
 
 
 def chosen(candidates: Sequence[str], decimal: str | None) -> str | None:

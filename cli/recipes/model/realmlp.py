@@ -28,10 +28,24 @@ LONG = 2_000
 
 
 @frozen
-class RealMLP(Model):
-    """Robust columns with periodic embeddings, then a deep perceptron."""
+class OfColumns(Model):
+    """A model of a table's columns, fitted to a sample of the training rows."""
 
     whole_batches: ClassVar[bool] = True
+
+    def make(self, fixed: Fixed) -> Made:
+        return self._made(fixed, None)
+
+    def fit(self, fixed: Fixed, data: Prepared) -> Made:
+        return self._made(fixed, sample(fixed, data))
+
+    def _made(self, fixed: Fixed, rows: Any) -> Made:
+        raise NotImplementedError
+
+
+@frozen
+class RealMLP(OfColumns):
+    """Robust columns with periodic embeddings, then a deep perceptron."""
 
     hidden: tuple[int, ...] = setting((256, 256, 256), "widths of layers", at_least(1, most=WIDE), fixed=True)
     dropout: float = setting(0.15, "fraction of activations dropped in training", below_one, fixed=True)
@@ -45,12 +59,6 @@ class RealMLP(Model):
         from pipeline.models.realmlp import FACTORS
 
         return FACTORS
-
-    def make(self, fixed: Fixed) -> Made:
-        return self._made(fixed, None)
-
-    def fit(self, fixed: Fixed, data: Prepared) -> Made:
-        return self._made(fixed, sample(fixed, data))
 
     def _made(self, fixed: Fixed, rows: Any) -> Made:
         from pipeline import models

@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from attrs import frozen
 
-from cli.recipes.model.base import Fixed, Made, Model
-from cli.recipes.model.realmlp import SEEN, need_columns, sample
+from cli.recipes.model.base import Fixed, Made
+from cli.recipes.model.realmlp import SEEN, OfColumns, need_columns
 from cli.recipes.setting import WIDE, at_least, below_one, refusal, setting
 from cli.recipes.task import CLASSES, LABELS, VALUES
 
 if TYPE_CHECKING:
     from cli.config import TrainConfig
-    from pipeline.sources import Prepared
 
 EPOCHS, PATIENCE = 256, 16
 BATCHES = ((2_800, 32), (4_500, 64), (6_400, 128), (32_000, 256))
@@ -22,21 +21,14 @@ BATCHES = ((2_800, 32), (4_500, 64), (6_400, 128), (32_000, 256))
 
 
 @frozen
-class TabM(Model):
+class TabM(OfColumns):
     """Piecewise linear embeddings, then perceptrons that share their weights but for factors of rank one."""
 
     members: ClassVar[bool] = True
-    whole_batches: ClassVar[bool] = True
 
     hidden: tuple[int, ...] = setting((512, 512), "widths of layers", at_least(1, most=WIDE), fixed=True)
     dropout: float = setting(0.1, "fraction of activations dropped in training", below_one, fixed=True)
     k: int = setting(32, "members that share their weights", at_least(1, most=1 << 12), fixed=True)
-
-    def make(self, fixed: Fixed) -> Made:
-        return self._made(fixed, None)
-
-    def fit(self, fixed: Fixed, data: Prepared) -> Made:
-        return self._made(fixed, sample(fixed, data))
 
     def _made(self, fixed: Fixed, rows: Any) -> Made:
         from pipeline import loss, models
