@@ -24,7 +24,7 @@ from pipeline.stage import Stage
 from pipeline.state import format_metric
 
 SHOWN = {CLASSES: ("accuracy",), LABELS: ("accuracy",), VALUES: ("r2", "rmse", "mae")}
-"""Metrics of a baseline to print, if a run measures them, besides that of its best epoch."""
+"""Metrics of a baseline to print, if a run measures them, besides the metric of its best epoch."""
 
 
 @frozen

@@ -85,7 +85,7 @@ def measuring(pipe: Pipeline | Ensemble, *metrics: Stage) -> Pipeline | Ensemble
 
 
 def changed(pipe: Pipeline | Ensemble, change: Callable[[Pipeline], Pipeline]) -> Pipeline | Ensemble:
-    """A pipeline, or that of each member, after a change."""
+    """A pipeline, or each member's, after a change."""
     return evolve(pipe, pipe=change(pipe.pipe)) if isinstance(pipe, Ensemble) else change(pipe)
 
 

@@ -273,7 +273,7 @@ def check_run(folder: Path) -> None:
 
 def resumed(folder: Path, *given: Mapping[str, Any], besides: Collection[str] = ()) -> tuple[TrainConfig, TrainConfig]:
     """The settings of a resumed run: the recorded ones, overridden by the layers of `given`. Raises ConfigError for a
-    changed fixed setting, except those in `besides`."""
+    changed fixed setting, except any in `besides`."""
     check_run(folder)
     earlier = read(folder / CONFIG)
     old, new = make(earlier), make(earlier, *given)

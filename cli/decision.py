@@ -110,8 +110,8 @@ def fitted(config: TrainConfig, job: Job, state: State) -> Decision:
 
 
 def decided(pipe: Pipeline | Ensemble, decision: Decision) -> Pipeline | Ensemble:
-    """A pipeline whose metrics are of calibrated outputs, and of the classes chosen by the threshold. The loss stays
-    that of the training."""
+    """A pipeline whose metrics are of calibrated outputs, and of the classes chosen by the threshold. The loss
+    stays the training's."""
     from cli.classes import changed
 
     if decision == PLAIN:

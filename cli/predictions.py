@@ -74,7 +74,7 @@ def predicted(
 
 
 def named(about: About, values: np.ndarray, decision: Decision = PLAIN) -> Columns:
-    """Predictions as named columns; `probability` is that of the predicted class."""
+    """Predictions as named columns; `probability` is the predicted class's."""
     if about.task != "classification" and values.ndim == 1:
         return {"prediction": values}
     names = about.classes or [str(i) for i in range(values.shape[1])]

@@ -60,7 +60,7 @@ def weight_files(
 
 
 def states(job: Job, state: State, seal: Seal, best: Best | None) -> dict[str, State]:
-    """The last State, and that of the best epoch first; none of it without held-out data or on several processes."""
+    """The State of the best epoch, then the last; none of it without held-out data or on several processes."""
     if job.prepared is None or job.held_out is None or job.stages.place.mesh is not None:
         return {}
     if best is None or best.step == int(state.step):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def own_version() -> str:
-    """The installed version, or that of pyproject.toml in a checkout that is not installed."""
+    """The installed version, or pyproject.toml's in a checkout that is not installed."""
     try:
         return version("pipe-train")
     except PackageNotFoundError:

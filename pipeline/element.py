@@ -50,7 +50,7 @@ class Element:
 
     @property
     def values_read(self) -> tuple[str, ...]:
-        """Names read from earlier stages, the batch and State, without those that the pipeline gives to all."""
+        """Names read from earlier stages, the batch and State, without names that the pipeline gives to all."""
         return tuple(name for name in self.reads if name not in GIVEN)
 
     @property

@@ -135,7 +135,7 @@ def _csv(path: Path, first: Report) -> Iterator[Callable[[Report], None]]:
             new = {k: v for k, v in row(report).items() if v is None or isinstance(v, int | float)}
             rows.append(new)
             if writer is None or file is None or not {*new} <= {*writer.fieldnames}:
-                # New columns, such as those of the first validation: rewrite the file.
+                # New columns, such as the first validation's: rewrite the file.
                 file = stack.enter_context(_appending(path, ""))
                 writer = table.DictWriter(file, [*dict.fromkeys(name for r in rows for name in r)])
                 writer.writeheader()

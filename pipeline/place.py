@@ -31,7 +31,7 @@ LOW = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 @frozen(eq=False, repr=False)
 class Place(Element):
-    """The border of the step: stages before it run on the host, those after it are one graph on `device`."""
+    """The border of the step: stages before it run on the host, stages after it as one graph on `device`."""
 
     device: torch.device = field(factory=lambda: torch.device("cpu"))
     precision: str = "fp32"

@@ -363,9 +363,9 @@ def test_a_run_on_images_resumes(large):
 def test_a_folder_that_holds_no_classes_is_refused(tmp_path):
     """A folder that is not there, without images, without classes, or with one, says so and what to do."""
     refused("can't read .*none: No such file", tmp_path / "none")
-    refused(r"has no images: put those of each class in a folder", tmp_path)
+    refused(r"has no images: put .png or .jpg files in a folder for each class", tmp_path)
     Image.fromarray(pixels(0, 4, 4)).save(tmp_path / "a.png")
-    refused("has images, but not by class: put those of each class in a folder", tmp_path)
+    refused("has images, but not by class: put the images of each class in a folder", tmp_path)
     refused("can't read .*a.png: Not a directory", tmp_path / "a.png")
     folder(tmp_path / "one", classes=("cat",))
     refused("of one class alone, 'cat'", tmp_path / "one")

@@ -310,7 +310,7 @@ def test_a_loss_that_its_parts_do_not_make_is_refused(made, message):
     if made is contrast:
         assert next(fit(plain, epochs=1, compile=False))
     else:
-        with pytest.warns(UserWarning, match="its mean over batches is not that of all samples"):
+        with pytest.warns(UserWarning, match="the mean of batches is not the mean of all samples"):
             next(fit(plain, epochs=1, compile=False))
 
 

@@ -199,5 +199,5 @@ def test_what_can_not_be_a_sweep_is_refused():
     *_, report = fit(sweep(loader, seeds=2, order="shared"), epochs=2, compile=False)
     assert len(report.train["loss"]) == 2
     runs = sweep(small(), seeds=2)
-    with pytest.raises(StateError, match="are not those of 2 members"):
+    with pytest.raises(StateError, match="were given for 2 members"):
         runs.stacked([small().init()])

@@ -22,7 +22,7 @@ class Table:
     """A table of the settings, such as [model]: one recipe for all names, or one for each."""
 
     recipe: type
-    """The recipe of each name, or the base of those in `names`."""
+    """The recipe of each name, or the base of the recipes in `names`."""
     names: Mapping[str, Any]
     """Known names -> an entry for `recipe`, or a recipe of its own (a class)."""
     key: str = ""

@@ -24,7 +24,7 @@ class Metric:
     home: str
     """Its function, `module:function`. Its arguments are `options`, and, for parameters of these names: `classes` or
     `count`, the number of outputs; `task`; `dim`, the class dimension of tokens; `several`, True for several labels;
-    `quantile`, that of the loss."""
+    `quantile`, the loss's."""
     tasks: tuple[str, ...]
     """The tasks it is for."""
     options: Mapping[str, Any] = field(factory=dict)

@@ -40,7 +40,7 @@ class Axis:
 
 
 def split_axes(given: Mapping[str, Any]) -> tuple[dict[str, Any], list[Axis]]:
-    """Split settings as text into those with one value, converted to their types, and those with several.
+    """Split settings as text into fixed ones, converted to their types, and settings with several values.
 
     >>> split_axes({"lr": "0.01..1:log:3", "clip": "1.0"})
     ({'clip': 1.0}, [Axis(name='lr', values=(0.01, 0.1, 1.0), low=0.0, high=0.0, log=False, integer=False)])

@@ -104,7 +104,7 @@ class Trainer:
     def _write_member(
         self, chunk: Chunk, member: Member, state: State, saved: Saved, rows: Sequence[log.Row], facts: dict[str, Any]
     ) -> None:
-        """Write the folder of a member, like that of `pipe train`."""
+        """Write the folder of a member, as `pipe train` does."""
         seal = self._seal(member)
         earlier = rows_of(self.sweep.folder, member, chunk.begin) if chunk.begin else []
         if earlier:  # only the first line of a run tells which values are better

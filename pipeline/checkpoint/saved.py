@@ -139,7 +139,7 @@ Check: TypeAlias = Callable[[Saved], str | None]
 
 
 def newest(folder: str | Path, below: int | None = None, check: Check | None = None) -> Found:
-    """The newest intact checkpoint, of those with fewer than `below` steps.
+    """The newest intact checkpoint of fewer than `below` steps.
 
     Raises CheckpointError if the folder can't be listed.
     """

@@ -22,7 +22,7 @@ from pipeline.programs.program import Runs
 from pipeline.state import Report, State
 
 SHARE = 0.005
-"""Largest share of the time for checkpoints other than those of `steps`."""
+"""Largest share of the time for checkpoints, except checkpoints by `steps`."""
 _START, _RATE = 5e-3, 2e8
 """Estimated cost of the first checkpoint: seconds, and bytes a second."""
 _ASIDE = "aside-"

@@ -1,6 +1,6 @@
 """Flatten: a pipeline's two programs as functions of a flat list of tensors, into which they write their results.
 
-The list is: State's leaves, the sums of an evaluation, and the tensors of a batch: static ones, then those given with
+The list is: State's leaves, the sums of an evaluation, and the tensors of a batch: static ones, then tensors given with
 each call. Writing into the arguments donates State: there is one copy of it, and the same call can be repeated.
 
 No tensor in it is 0-d: torch guards on the value of a 0-d float64 input, and drops writes into it.

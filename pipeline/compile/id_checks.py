@@ -1,6 +1,6 @@
 """Id checks: a graph finds ids out of range, and then its step changes nothing.
 
-Ids that stay in place cost nothing per step: those of a data set on the device are checked once, before the first step,
+Ids that stay in place cost nothing per step: ids of a data set on the device are checked once, before the first step,
 and constants during tracing.
 """
 
@@ -156,7 +156,7 @@ class _Guards:
 
 
 def _guard(graph: GraphModule, argument: Ids) -> tuple[Node, Node]:
-    """Whether ids are in range, and the ids, with 0 in place of those out of range."""
+    """Whether ids are in range, and the ids, with 0 for any out of range."""
     ids, size = argument.ids, argument.size
     if isinstance(size, torch.SymInt):
         x, dim = argument.rows

@@ -38,7 +38,7 @@ def balanced_accuracy(classes: int) -> Stage:
 
 
 def f1(classes: int, *, several: bool = False) -> Stage:
-    """F1 = 2 * right / (true + predicted), as `f1 score`: of two classes, that of the second (class 1); of more, or of
+    """F1 = 2 * right / (true + predicted), as `f1 score`: for two classes, F1 of class 1; for more, or for
     several labels, the mean over all that occur or are predicted.
 
     Outputs (B, C) float, targets (B,) int64 or (B, C). Source: sklearn's f1_score, average "binary" and "macro".

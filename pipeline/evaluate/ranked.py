@@ -38,7 +38,7 @@ GOALS = ("f1", "balanced-accuracy")
 
 
 def roc_auc(classes: int, *, several: bool = False) -> Stage:
-    """The area under the ROC curve, as `roc auc`: of two classes, that of the second (class 1); of more, or of several
+    """The area under the ROC curve, as `roc auc`: for two classes, class 1 against class 0; for more, or for several
     labels, the mean over each against the rest. Classes without positives, or without negatives, don't count.
 
     Outputs (B, C) float; targets (B,) int64, or, for several labels, (B, C) of 0 and 1. A constant score has 0.5.
@@ -59,7 +59,7 @@ def roc_auc(classes: int, *, several: bool = False) -> Stage:
 
 def average_precision(classes: int, *, several: bool = False) -> Stage:
     """Average precision, the sum over thresholds of (increase of recall) * precision, as `average precision`: of two
-    classes, that of the second (class 1); of more, or of several labels, the mean over each against the rest.
+    classes, class 1 against class 0; for more, or for several labels, the mean over each against the rest.
 
     Shapes as roc_auc. A constant score has the share of the positives. The module says how far it may be from
     sklearn's average_precision_score.

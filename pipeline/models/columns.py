@@ -96,7 +96,7 @@ def quantiles(rows: Tensor, at: Tensor) -> Tensor:
 
 
 def split(categories: Sequence[int]) -> tuple[list[int], list[int]]:
-    """Positions of the categories that are one-hot, and of those that are embedded."""
+    """Positions of one-hot and of embedded categories."""
     few = [i for i, size in enumerate(categories) if size <= FEW]
     return few, [i for i, size in enumerate(categories) if size > FEW]
 

@@ -88,7 +88,7 @@ class RealMLP(nn.Module):
 
     - `sample`: training rows, to which the scales of columns are fitted and the first weights are adapted, and, with
       `clamp`, standardised targets (N, outputs), which bound what is answered in eval mode. Without one, values are
-      placeholders for those of a trained State.
+      placeholders for a trained State's.
     - `activation`: "selu", for classes, or "mish", for values.
 
     >>> rows = {"inputs": torch.randn(50, 5), "categories": torch.randint(3, (50, 2))}

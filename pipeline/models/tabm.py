@@ -74,7 +74,7 @@ class TabM(nn.Module):
     the loss of each member; in eval mode, joined by `join`, (B, outputs).
 
     - `join`: (M, B, outputs) -> (B, outputs), such as loss.mean_probabilities or mean_outputs.
-    - `sample`: training rows, for the knots of embeddings. Without one, values are placeholders for those of a trained
+    - `sample`: training rows, for the knots of embeddings. Without one, values are placeholders for a trained
       State.
 
     >>> rows = {"inputs": torch.randn(50, 5), "categories": torch.randint(3, (50, 2))}

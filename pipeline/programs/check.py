@@ -68,7 +68,7 @@ def _warn_of_parts(
     hyper = hyper_values(single.pipe.graph, state.tree)
     found = single.compare_parts(own, values, hyper, state.memory, batch, 1 if stated else 2)
     if found is not None and found.instead:
-        why = f"{found.said}, so its mean over batches is not that of all samples"
+        why = f"{found.said}, so the mean of batches is not the mean of all samples"
         warnings.warn(f"stage {found.stage!r} {why}; {found.instead}", stacklevel=4)
 
 

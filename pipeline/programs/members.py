@@ -79,7 +79,7 @@ class Members:
     def stacked(self, states: Iterable[State]) -> State:
         trees = [s.tree for s in states]
         if len(trees) != self.members:
-            raise StateError(f"{len(trees)} States are not those of {self.members} members")
+            raise StateError(f"{len(trees)} States were given for {self.members} members")
         step = trees[0]["step"]
         if any(not torch.equal(t["step"], step) for t in trees):
             raise StateError("the States of members must have done as many steps")

@@ -31,7 +31,7 @@ Seed = int | tuple[int, ...]
 
 
 class Program(Protocol):
-    """The interface used by `fit` and `compile`. Trees are those of a State; all functions are pure."""
+    """The interface used by `fit` and `compile`. A tree is a State's; all functions are pure."""
 
     @property
     def pipe(self) -> Description:

@@ -75,7 +75,7 @@ def arrays(
 ) -> Prepared:  # fmt: skip
     """Inputs (N, ...) and targets (N, ...) as .npz, safetensors, or a folder of .npy files, named like one of PAIRS.
 
-    Inputs (N, D) of floats are columns, prepared as those of a table. Bytes (N, H, W), (N, C, H, W) or (N, H, W, C) are
+    Inputs (N, D) of floats are prepared as columns of a table. Bytes (N, H, W), (N, C, H, W) or (N, H, W, C) are
     images, (N, C, H, W) float32 in [0, 1]; other floats are float32, other numbers int64. Targets (N,) are learned as a
     table's column is; (N, L) of 0 and 1 are several labels, and of the shape of integer inputs the next tokens; others
     are values. Up to 1 GiB, arrays are read into memory; of larger .npy files, only the rows of a batch.
@@ -125,7 +125,7 @@ def new_rows(
     targets: bool,
     names: tuple[str | None, str | None] = (None, None),
 ) -> Frame | Source:
-    """The samples of a file, prepared as those that `fitted` is of: a table's rows, or a Source.
+    """The samples of a file, prepared by `fitted`: a table's rows, or a Source.
 
     Raises DataError for an unknown class.
     """

@@ -115,7 +115,7 @@ def _parsed(path: Path, dialect: Dialect, texts: Iterator[str]) -> Iterator[tupl
 
 
 class Lines:
-    """The lines of a block, and, within a row that it does not end, those of the next blocks."""
+    """The lines of a block and, if its last row continues, lines of the next blocks."""
 
     def __init__(self, text: str, rest: Iterator[str]) -> None:
         self.lines, self.rest = iter(io.StringIO(text)), rest

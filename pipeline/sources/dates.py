@@ -40,7 +40,7 @@ def _pattern(form: str) -> str:
 
 
 def dates(texts: Any, form: str) -> Any:
-    """Texts as days since 1970 in UTC, float64, null for those of another form. A time without a zone is one of UTC."""
+    """Texts as days since 1970 in UTC, float64, null if of another form. A time without a zone is in UTC."""
     pl = package()
     cells = texts.str.extract_groups(STAMP)
     day = cells.struct.field("day").str.strip_chars()

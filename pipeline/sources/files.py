@@ -74,7 +74,7 @@ def in_archive(path: Path) -> Path | None:
 
 
 def members(path: Path) -> list[str]:
-    """The names of the files in a zip archive, without those that macOS adds; none for another file."""
+    """The names of files in a zip archive, without macOS's own; none for another file."""
     with reading(path), files.opened(path) as file:
         if packing(file.peek(LONGEST)) != ".zip":
             return []

@@ -99,7 +99,7 @@ def _readers(source: str | Path) -> list[tuple[Path, TableReader]]:
 
 
 def suffix(name: str) -> str:
-    """The suffix of a file's name, without that of its compression.
+    """The suffix of a file's name, without a suffix of compression.
 
     >>> suffix("DATA.CSV.gz"), suffix("x.parquet")
     ('.csv', '.parquet')

@@ -220,9 +220,9 @@ def by_class(folder: Path) -> tuple[Mapping[str, list[Path]], int]:
         else:
             loose += len(pictures)
     if not folders and loose:
-        raise DataError(f"{folder} has images, but not by class: put those of each class in a folder of its own")
+        raise DataError(f"{folder} has images, but not by class: put the images of each class in a folder of its own")
     if not folders:
-        raise DataError(f"{folder} has no images: put those of each class in a folder of its own, as .png or .jpg")
+        raise DataError(f"{folder} has no images: put .png or .jpg files in a folder for each class")
     return folders, others + loose
 
 

@@ -60,7 +60,7 @@ def of_source(
     for rows in _blocks(len(data)):
         batch = dict(data[rows])
         if (now := tuple(batch["inputs"].shape[1:])) != tuple(shape):
-            raise DataError(f"{name} has inputs of shape {now}, but those that were learned have {tuple(shape)}")
+            raise DataError(f"{name} has inputs of shape {now}; the run was trained on {tuple(shape)}")
         if vocabulary is not None and (most := int(batch["inputs"].max())) >= vocabulary:
             raise DataError(f"{name} has the token {most}, but there are {vocabulary} tokens")
         if not targets:

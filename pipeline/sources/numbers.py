@@ -36,7 +36,7 @@ def _body(form: str) -> str:
 
 
 def numbers(texts: Any, form: str) -> Any:
-    """Texts as float64, null for those that are no numbers of this form.
+    """Texts as float64, null if not a number of this form.
 
     A currency sign is dropped, and so is a percent sign, if all numbers have one; two signs are no one unit.
     """

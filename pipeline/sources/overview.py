@@ -28,7 +28,7 @@ def overview(
     frame: Frame, readings: Mapping[str, Reading], fitted: Sequence[Fitted], left_out: Mapping[str, str],
     learned: Learned, targets: np.ndarray,
 ) -> list[Column]:  # fmt: skip
-    """The columns of a table, those with an alarm first."""
+    """The columns of a table, alarms first."""
     by_name, sample = {f["name"]: f for f in fitted}, frame.slice(0, SAMPLE)
     found: list[Column] = []
     for name in frame.data.columns:

@@ -60,11 +60,11 @@ class Prepared:
     raw: Callable[[], Any] | None = None
     """Reads the held-out rows of a table again, as they are in the file."""
     columns: tuple[Column, ...] = ()
-    """Decisions on the columns of a table, those to look at first."""
+    """Decisions on the columns of a table, alarms first."""
 
     @property
     def lines(self) -> tuple[str, ...]:
-        """The notes, and those on columns."""
+        """Notes on the data and on its columns."""
         left = "is left out: "
         columns = [f"column {c.name!r} {left * (c.kind == LEFT_OUT)}{c.note}" for c in self.columns if c.remarkable]
         return (*self.notes, *columns)

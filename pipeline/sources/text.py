@@ -125,7 +125,7 @@ def _largest(ids: np.ndarray) -> int:
 def _prepared(
     path: Path, ids: np.ndarray, context: int, vocabulary: int, parts: Split | None, fitted: Mapping[str, Any]
 ) -> Prepared:
-    """Training windows: those before the held-out ones and, for a fold in the middle, those after it."""
+    """Training windows: before the held-out ones and, for a fold in the middle, after them."""
     parts = parts or Split(0.1)
     count = (len(ids) - 1) // context
     held = max(math.ceil(parts.held_share * count), 1)

@@ -81,6 +81,6 @@ def _check(stage: str, params: Params, grads: Params) -> None:
         if g.shape[1:] != params[k].shape or g.ndim == 0:
             raise StageError(
                 stage,
-                f"takes a gradient for each sample, (B, ...), but that of {k!r} is {tuple(g.shape)}, the parameter's; "
+                f"takes a gradient for each sample, (B, ...), but {k!r} has one of {tuple(g.shape)} for the batch; "
                 "write backward.gradients(per_example=True)",
             )
