@@ -1,7 +1,4 @@
-"""A few processes that run the same code together, as torchrun starts them: for tests of meshes.
-
-`python -m tests.team FUNCTION` is what each of them runs: the function of that name in `tests.on_mesh`.
-"""
+"""A few processes that run the same function of `tests.on_mesh` together, as torchrun starts them."""
 
 from __future__ import annotations
 
@@ -14,14 +11,16 @@ from pathlib import Path
 
 import torch
 
+from tests import forked
+
 ROOT = Path(__file__).parent.parent
+TEAM = "from tests import team; team.main()"
 
 
 def launch(count, function, *args, timeout=240, check=True):
     """What process 0's function returned, of `count` processes; their errors, where they failed."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "made.pt"
-        command = [sys.executable, "-m", "tests.team", function, str(out), *map(str, args)]
         port = _free()
         started = []
         for rank in range(count):
@@ -29,8 +28,7 @@ def launch(count, function, *args, timeout=240, check=True):
                 **os.environ, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count), "MASTER_PORT": port,
                 "MASTER_ADDR": "localhost", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT),
             }  # fmt: skip
-            pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-            started.append(subprocess.Popen(command, env=env, **pipes))
+            started.append(forked.Process(function, out, *args, env=env, cwd=ROOT, code=TEAM))
         try:
             said = [p.communicate(timeout=timeout) for p in started]
         finally:
@@ -71,7 +69,3 @@ def main():
     made = getattr(on_mesh, name)(*args)
     if os.environ["RANK"] == "0":
         torch.save(made, out)
-
-
-if __name__ == "__main__":
-    main()

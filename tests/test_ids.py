@@ -114,7 +114,7 @@ def equally(name, backend, computed=True, accumulate=1):
 COMPILED = [
     ("scatter_", "native"),
     pytest.param("one_hot", "native", marks=pytest.mark.thorough),
-    ("embedding", "inductor"),
+    pytest.param("embedding", "inductor", marks=pytest.mark.thorough),
     ("gather", "aot_eager"),
 ]
 

@@ -4,8 +4,6 @@ import functools
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
@@ -21,9 +19,9 @@ from pipeline.compile.collectives import schedule
 from pipeline.errors import DeviceError
 from pipeline.mesh import Mesh, Rows
 from pipeline.tree import named
-from tests import commands, kills, on_mesh
+from tests import commands, forked, kills, on_mesh
 from tests.kills import workers
-from tests.team import launch, started
+from tests.team import ROOT, launch
 
 
 def far(a, b, *names):
@@ -187,17 +185,17 @@ def test_a_checkpoint_is_of_any_number_of_processes(two, four, folder):
     assert far(four["went_on"], one, "params", "memory/update") < 1e-5
 
 
-PIPE = [sys.executable, "-m", "cli.main", "train", "--no-compile", "--save-steps", "3"]
+PIPE = ["train", "--no-compile", "--save-steps", "3"]
 RUN = ["--lr", "0.01", "--epochs", "8"]
 PAIR = ["--processes", "2", "--shard", "2"]
+ENV = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 
 
 @pytest.fixture(scope="module")
 def restarted(tmp_path_factory):
     """The folder of a run of two processes, one of which was killed."""
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
     folder = tmp_path_factory.mktemp("restarted") / "run"
-    with started([*PIPE, *RUN, *PAIR, "--restarts", "1", "--out", str(folder)], env=env) as run:
+    with forked.Process(*PIPE, *RUN, *PAIR, "--restarts", "1", "--out", folder, env=ENV) as run:
         while not list(folder.glob("checkpoints/step-*")):
             assert run.poll() is None
             time.sleep(0.01)
@@ -212,7 +210,7 @@ def restarted(tmp_path_factory):
 def test_a_killed_process_is_restarted(restarted, tmp_path):
     """All go on from the last checkpoint, and end with the weights of a run that was never stopped; nobody is left."""
     one = tmp_path / "one"
-    assert commands.run(*PIPE[3:], *RUN, "--out", one).code == 0
+    assert commands.run(*PIPE, *RUN, "--out", one).code == 0
     a, b = (load_file(folder / "model.safetensors") for folder in (one, restarted))
     assert max(float((a[k] - b[k]).abs().max()) for k in a) < 1e-5
     steps = [json.loads(line)["step"] for line in (restarted / "metrics.jsonl").read_text().splitlines()]
@@ -222,14 +220,13 @@ def test_a_killed_process_is_restarted(restarted, tmp_path):
 def test_processes_end_with_their_launcher(restarted, tmp_path):
     """Killed, all are gone at once; hung up, all have saved; it goes on each time, to the bits of the other run, which
     was stopped elsewhere and is near to that of one process."""
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": str(tmp_path / "tmp")}
+    env = {**ENV, "TMPDIR": str(tmp_path / "tmp")}
     (tmp_path / "tmp").mkdir()
     folder = tmp_path / "run"
-    command = [*PIPE, *RUN, *PAIR, "-q", "--out", str(folder)]
+    command = [*PIPE, *RUN, *PAIR, "-q", "--out", folder]
     for number, code in ((signal.SIGKILL, -signal.SIGKILL), (signal.SIGHUP, 128 + signal.SIGHUP)):
         before = list(folder.glob("checkpoints/step-*"))
-        default = functools.partial(signal.signal, signal.SIGHUP, signal.SIG_DFL)
-        with started(command, env=env, preexec_fn=default) as launched:
+        with forked.Process(*command, env=env, signals={signal.SIGHUP: signal.SIG_DFL}) as launched:
             while list(folder.glob("checkpoints/step-*")) == before:
                 assert launched.poll() is None, launched.communicate()
                 time.sleep(0.002)
@@ -241,15 +238,13 @@ def test_processes_end_with_their_launcher(restarted, tmp_path):
             assert not workers(folder)
             assert launched.returncode == code, launched.communicate()
         assert {p.name for p in (tmp_path / "tmp").iterdir()} <= {"torchinductor_root"}
-        command = [*PIPE[:4], "--resume", str(folder), *PAIR, "-q"]
-    subprocess.run(command, check=True, env=env, capture_output=True)
+        command = ["train", "--resume", folder, *PAIR, "-q"]
+    assert forked.run(*command, env=env).returncode == 0
     assert kills.ended(folder) == kills.ended(restarted)
 
 
 def test_wrong_input_on_processes_is_one_line(tmp_path):
     """Said once, with exit code 2, and not tried again."""
-    command = [*PIPE, "--processes", "2", "--restarts", "2", "--data", "nothing.csv"]
-    env = {**os.environ, "PYTHONPATH": os.getcwd()}
-    run = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
+    run = forked.run(*PIPE, "--processes", "2", "--restarts", "2", "--data", "nothing.csv", cwd=tmp_path, env=ENV)
     assert run.returncode == 2
     assert run.stderr.strip().splitlines() == ["pipe: can't read nothing.csv: No such file or directory"]

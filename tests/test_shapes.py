@@ -1,14 +1,13 @@
 """What compilers make of shapes that vary, of any function, and of what another process compiled."""
 
 import os
-import subprocess
-import sys
 
 import pytest
 import torch
 from torch import nn
 
 from pipeline import Pipeline, backward, evaluate, forward, loss, testing, update
+from tests import forked
 
 
 def test_torch_compile_finds_the_native_backend_by_name():
@@ -95,7 +94,8 @@ def test_what_inductor_made_is_found_by_the_next_process(tmp_path):
     env = {k: v for k, v in os.environ.items() if k != "TORCHINDUCTOR_CACHE_DIR"} | {"PIPE_CACHE": str(tmp_path)}
     hits = []
     for _ in range(2):
-        done = subprocess.run([sys.executable, "-c", AGAIN], env=env, capture_output=True, text=True, check=True)
+        done = forked.run(env=env, code=AGAIN)
+        assert done.returncode == 0, done.stderr
         hits.append(int(done.stdout))
         assert any((tmp_path / "inductor").rglob("*.py"))
     assert hits == [0, 1]
