@@ -2,7 +2,8 @@
 
 `HYPOTHESIS_PROFILE=thorough` tries 500 drawn examples of each property in place of 25, and the tests marked `thorough`
 too: combinations whose parts other tests hold, such as one more rule with the same backend. Each law stands without
-them, with each backend and with each model. Graphs that otherwise run as they were traced then go through AOTAutograd.
+them, with each backend and with each model. Graphs that otherwise run as they were traced then go through AOTAutograd,
+and C++ is optimized as for a user.
 """
 
 import os
@@ -26,6 +27,7 @@ settings.load_profile(PROFILE)
 if "PYTEST_XDIST_WORKER" not in os.environ:
     _shared = tempfile.TemporaryDirectory(prefix="pipe-tests-")
     os.environ |= {"PIPE_CACHE": f"{_shared.name}/cache", "TESTS_HEADERS": f"{_shared.name}/headers"}
+    os.environ.setdefault("TESTS_LEVEL", "-O3" if PROFILE == "thorough" else "-O1")
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # workers and commands share the cores: no thread may spin
     os.environ.setdefault("TORCHINDUCTOR_VEC_ISA_OK", "1")  # it need not build a file for each set of instructions
     if "CXX" not in os.environ and sys.platform == "linux" and shutil.which("g++"):
