@@ -200,14 +200,30 @@ def test_batches_add_up_and_models_map(make, sample, data):
         )
 
 
+def views(sums):
+    """Parts of computed values, in each dtype."""
+    found = {}
+    for dtype in (torch.float32, torch.float64):
+        each = 2 * sums["n"].to(dtype) * torch.tensor([0.3, 0.5, 0.9], dtype=dtype)
+        square = torch.outer(each, each + 1).softmax(-1)
+        parts = (each[..., 1], each[2], each[1:], each[::2], each[1].exp(), each[1] * square,
+                 square.t(), square.diagonal(), square[1, 2], square[:, 1], each[1].expand(4))  # fmt: skip
+        found |= {f"{dtype} {i}": part for i, part in enumerate(parts)}
+    return found
+
+
 @pytest.mark.parametrize("most", [2, pytest.param(None, marks=pytest.mark.thorough)])
 def test_they_compile_with_the_step(most):
-    """One graph counts what the plain step counts."""
-    metrics = [make(3) for make in METRICS.values()][:most]
+    """One graph counts what the plain step counts, and finishes as it does."""
+    counts = evaluate.metric(
+        "views", lambda targets: {"n": F.one_hot(targets, 3).sum(0)}, views, {"n": (torch.int64, (3,))}
+    )
+    metrics = [*[make(3) for make in METRICS.values()][:most], counts]
     stages = forward.model(pipes.Linear), loss.cross_entropy(weight=torch.tensor([1.0, 2.0, 20.0])), *metrics
     pipe = Pipeline(*stages, backward.gradients(accumulate=2), update.sgd(0.1))
     batch = {"inputs": torch.randn(6, 4), "targets": torch.arange(6) % 3}
-    testing.compiled_equals_eager(pipe.compile(), pipe.init(0), [batch])
+    step = pipe.compile(backend="native")
+    testing.compiled_equals_eager(step, pipe.init(0), [batch])
 
 
 # -- what is chosen by them

@@ -22,20 +22,30 @@ def store(graph: GraphModule) -> None:
     schedule's; numbers that scale whole tensors, such as a learning rate; the indices of a gather.
 
     Inductor would compute them again in each loop, for each vector. as_strided needs a place in memory, which prevents
-    it.
+    it. It would read part of a tensor from the start of the whole, so parts are left out.
     """
     for node in list(graph.graph.nodes):
         value = node.meta.get("example_value")
         costly = getattr(node.target, "overloadpacket", None) in _COSTLY
         indices = any(user.target is _GATHER and user.args[2] is node for user in node.users)
         indices |= node.target is _GATHER and not value.is_floating_point()
-        if (is_number(value) and (costly or _scales(node))) or indices:
+        if ((is_number(value) and (costly or _scales(node))) or indices) and not _part(node):
             with graph.graph.inserting_after(node):
                 strided = (node, list(value.shape), list(value.stride()))
                 stored = graph.graph.call_function(_ATEN.as_strided.default, strided)
             stored.meta["example_value"] = value
             node.replace_all_uses_with(stored, delete_user_cb=lambda user, stored=stored: user is not stored)
     graph.recompile()
+
+
+def _part(node: Node) -> bool:
+    """Whether a value is a view of part of a tensor, or its clone, which Inductor removes."""
+    while node.target is _ATEN.clone.default or getattr(node.target, "is_view", False):
+        [source] = node.all_input_nodes
+        if source.meta["example_value"].numel() != node.meta["example_value"].numel():
+            return True
+        node = source
+    return False
 
 
 def _scales(node: Node) -> bool:
