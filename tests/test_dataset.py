@@ -290,18 +290,23 @@ time.sleep({sleep})
 """
 
 
-def test_a_signal_to_all_is_for_the_reader():
-    """It may need more batches before it can save."""
-    code = (
-        RUN.format(sleep=0)
-        + """
-import os, signal
+SIGNALS = """
+import os, threading
 for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
     signal.signal(number, lambda *_: None)
-    os.killpg(0, number)
-print(len(list(batches)))
+def send():
+    for _ in range(50):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            os.killpg(0, number)
+        time.sleep(0.001)
+threading.Thread(target=send).start()
+next(batches)
 """
-    )
+
+
+def test_a_signal_to_all_is_for_the_reader():
+    """It may need more batches before it can save, and the signal may come while workers start."""
+    code = RUN.format(sleep=0).replace("next(batches)\n", SIGNALS) + "print(len(list(batches)))\n"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, start_new_session=True)
     assert (run.returncode, run.stdout.splitlines()[1:]) == (0, ["9"]), run.stderr
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 import threading
 import traceback
 import weakref
@@ -26,6 +27,8 @@ from pipeline.state import Batch
 
 Job: TypeAlias = tuple[int, int, list[int]]
 """The seed of a run, an epoch, and the indices of a batch."""
+STOPPING = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+"""Signals of a terminal to all of its processes."""
 
 
 def dataset(data: Any, *, names: Sequence[str] = ("inputs", "targets"), workers: int = 0, seed: int = 0) -> Samples:
@@ -182,7 +185,11 @@ class Pool:
 
     def read(self, jobs: Iterable[Job]) -> Iterator[Any]:
         self.busy, self.jobs.jobs = True, jobs
-        return iter(self.loader)
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)  # workers that start have no session of their own yet
+        try:
+            return iter(self.loader)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 class Jobs:
@@ -204,6 +211,9 @@ def _end_with_parent(_worker: int) -> None:
     In a session of its own, it gets no Ctrl-C of the terminal: the parent may need more batches before it saves.
     """
     os.setsid()
+    while arrived := signal.sigpending() & STOPPING:
+        signal.sigwait(arrived)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
     parent = parent_process()
     assert parent is not None
 
