@@ -20,8 +20,9 @@ from cli.progress import tell
 from cli.recipes.data_card import About
 from cli.saved_run import Past
 from pipeline.errors import ConfigError, first_line
-from pipeline.sources.columns import CATEGORY, DATE
+from pipeline.sources.columns import CATEGORY, DATE, TEXT, WORDS
 from pipeline.sources.encode import Columns, raw
+from pipeline.sources.words import WORD
 
 NAMES = {"torch": "model.pt2", "onnx": "model.onnx", "weights": "weights.safetensors"}
 CHECKED, SIZES, TOLERANCE = 256, (1, 7, 256), 1e-5
@@ -62,7 +63,7 @@ class Program(nn.Module):
         self.columns = Columns(fitted) if fitted else None
         self.reads = input_names(inputs)
         if fitted:
-            self.reads = ["numbers", *(["categories"] if any(f["kind"] == CATEGORY for f in fitted) else [])]
+            self.reads = ["numbers", *(["categories"] if any(f["kind"] in (CATEGORY, TEXT) for f in fitted) else [])]
 
     def forward(self, *values: Tensor) -> Tensor:
         batch = dict(zip(self.reads, values, strict=True))
@@ -170,7 +171,8 @@ def _inputs(about: About, program: Program, samples: Sequence[Tensor]) -> list[d
     for name, t in zip(program.reads, samples, strict=True):
         description: dict[str, Any] = {"name": name, **_shaped(t)}
         if program.columns is not None:
-            columns = [f for f in about.fitted["columns"] if (f["kind"] == CATEGORY) == (name == "categories")]
+            kinds: list[tuple[str, ...]] = [(CATEGORY,), (TEXT,)] if name == "categories" else [(*WORDS,)]
+            columns = [f for kind in kinds for f in about.fitted["columns"] if f["kind"] in kind]
             description["columns"] = [_column(f) for f in columns]
             description["missing"] = 0 if name == "categories" else "NaN"
         elif "mode" in about.fitted:
@@ -183,6 +185,8 @@ def _column(f: Mapping[str, Any]) -> dict[str, Any]:
     column: dict[str, Any] = {"name": f["name"], "kind": f["kind"]}
     if f["kind"] == CATEGORY:
         column["codes"] = {name: i for i, name in enumerate(f["categories"], 1)}
+    if f["kind"] == TEXT:
+        column |= {"words": f["length"], "of": WORD, "codes": {word: i for i, word in enumerate(f["words"], 1)}}
     if f["kind"] == DATE:
         column["unit"] = "days since 1970-01-01"
     return column

@@ -204,8 +204,8 @@ def _example(about: About) -> dict[str, Any]:
     """A batch of zeros with the shapes of the data, to initialize lazy modules."""
     fixed = about.fixed
     inputs = torch.zeros(2, *fixed.inputs, dtype=torch.float32 if fixed.floats else torch.int64)
-    columns = fixed.sizes.get("categories", ())
-    return {"inputs": inputs, "categories": torch.zeros(2, len(columns), dtype=torch.int64)}
+    columns = sum(1 if isinstance(c, int) else c[1] for c in fixed.sizes.get("categories", ()))
+    return {"inputs": inputs, "categories": torch.zeros(2, columns, dtype=torch.int64)}
 
 
 def load_run(folder: Path, weights: str, trust: bool) -> tuple[Pipeline | Ensemble, State, Any]:

@@ -33,6 +33,8 @@ def _numbers(values: Any) -> bool:
 def _is_column(c: Any) -> bool:
     if c["kind"] == "category":
         return _texts((c["name"], *c["categories"]))
+    if c["kind"] == "text":
+        return _texts((c["name"], *c["words"])) and _counts((c["length"],))
     known = c["kind"] in ("number", "truth", "date", "time") and type(c["missing"]) is bool
     known &= type(c.get("hours", False)) is bool
     return known and _texts((c["name"], c["form"])) and _numbers((c["mean"], c["std"]))
@@ -75,7 +77,8 @@ class About:
         f, fitted = self.fixed, self.fitted
         good = _texts((*self.classes, *self.notes, *f.values, f.source)) and f.task in TASKS.values()
         good &= type(f.floats) is bool and _counts((*f.inputs, f.outputs)) and isinstance(f.inputs, tuple)
-        good &= _counts((f.sizes.get("vocabulary", 1), f.sizes.get("context", 1), *f.sizes.get("categories", ())))
+        good &= _counts((f.sizes.get("vocabulary", 1), f.sizes.get("context", 1)))
+        good &= all(_counts(c if isinstance(c, tuple | list) else (c,)) for c in f.sizes.get("categories", ()))
         good &= all(_numbers(fitted.get(key, [])) for key in ("target_mean", "target_std"))
         good &= type(fitted.get("log_outputs", True)) is bool
         targets = fitted.get("targets", {})

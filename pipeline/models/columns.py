@@ -10,10 +10,14 @@ from torch import Tensor, nn
 
 Rows: TypeAlias = Mapping[str, Tensor]
 """Training rows: inputs (N, D) float32, and perhaps categories (N, C) int64 and targets."""
+Size: TypeAlias = int | Sequence[int]
+"""Values of a category; or, of a text, the size of its vocabulary and its number of words. Texts come last."""
 FEW = 9
 """Values of a category, with the missing one, up to which it is one-hot."""
 WIDTH = 8
 """Width of the embedding of a category of more values."""
+TEXT_WIDTH = 32
+"""Width of the embedding of a text."""
 CLIP = 3.0
 """Bound of a number that the smooth clip approaches."""
 
@@ -93,6 +97,38 @@ def quantiles(rows: Tensor, at: Tensor) -> Tensor:
     below = place.floor().long()
     above, share = place.ceil().long(), (place - below).to(rows.dtype)[:, None]
     return torch.lerp(ordered[below], ordered[above], share)
+
+
+class Texts(nn.Module):
+    """Words (B, K) int64, the last columns of which are texts of the `sizes` -> (B, 32 T): the mean embedding of the
+    words of each text, 0 for none.
+
+    >>> Texts([4, (100, 3), (50, 2)])(torch.tensor([[1, 7, 8, 0, 0, 0]])).shape
+    torch.Size([1, 64])
+    """
+
+    def __init__(self, sizes: Sequence[Size]) -> None:
+        super().__init__()
+        texts = [size for size in sizes if not isinstance(size, int)]
+        self.lengths = [length for _, length in texts]
+        self.embeddings = nn.ModuleList(nn.Embedding(vocabulary, TEXT_WIDTH) for vocabulary, _ in texts)
+        self.width = TEXT_WIDTH * len(texts)
+
+    def forward(self, words: Tensor) -> Tensor:
+        texts = torch.split(words[:, words.shape[1] - sum(self.lengths) :], self.lengths, 1)
+        return torch.cat([_mean(embed, text) for embed, text in zip(self.embeddings, texts, strict=True)], 1)
+
+
+def _mean(embed: nn.Module, text: Tensor) -> Tensor:
+    """Source: Joulin et al., Bag of tricks for efficient text classification (2017), without n-grams."""
+    known = (text > 0).float()[:, :, None]
+    mean: Tensor = (embed(text) * known).sum(1) / known.sum(1).clamp(min=1.0)
+    return mean
+
+
+def codes(sizes: Sequence[Size]) -> list[int]:
+    """The sizes of categories, without texts."""
+    return [size for size in sizes if isinstance(size, int)]
 
 
 def split(categories: Sequence[int]) -> tuple[list[int], list[int]]:

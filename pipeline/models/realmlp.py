@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.models.columns import WIDTH, OneHot, Robust, Rows, split
+from pipeline.models.columns import WIDTH, OneHot, Robust, Rows, Size, Texts, codes, split
 
 FACTORS: Mapping[str, Mapping[str, float]] = {
     "lr": {"scale": 6.0, "*bias": 0.1, "*.slope": 0.1, "periodic.*": 0.1},
@@ -81,8 +81,8 @@ class Activation(nn.Module):
 
 
 class RealMLP(nn.Module):
-    """Robustly scaled numbers with periodic embeddings, one-hot or embedded categories, a trained scale of each
-    feature, then NTK linear layers with parametric activations and dropout.
+    """Robustly scaled numbers with periodic embeddings, one-hot or embedded categories, mean embeddings of texts, a
+    trained scale of each feature, then NTK linear layers with parametric activations and dropout.
 
     Shapes: inputs (B, D) float32, categories (B, C) int64 of the sizes `categories` -> (B, outputs).
 
@@ -100,22 +100,26 @@ class RealMLP(nn.Module):
     high: Tensor
 
     def __init__(
-        self, features: int, outputs: int, *, categories: Sequence[int] = (), hidden: Sequence[int] = (256, 256, 256),
+        self, features: int, outputs: int, *, categories: Sequence[Size] = (), hidden: Sequence[int] = (256, 256, 256),
         activation: str = "selu", dropout: float = 0.15, clamp: bool = False, sample: Rows | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
-        few, many = split(categories)
+        sizes = codes(categories)
+        few, many = split(sizes)
         numbers = None if sample is None else sample["inputs"]
         self.robust = Robust(features, numbers)
         self.periodic = Periodic(features)
         self.few, self.many, self.p, self.clamp = few, many, dropout, clamp
         width = features * (1 + EMBEDDED) + WIDTH * len(many)
         if few:
-            self.one_hot = OneHot([categories[i] for i in few])
+            self.one_hot = OneHot([sizes[i] for i in few])
             shown: Tensor | None = None if sample is None else self.one_hot(sample["categories"][:, few])
             self.robust_hot = Robust(len(self.one_hot.one), shown)
             width += len(self.one_hot.one)
-        self.embeddings = nn.ModuleList(_embedding(categories[i]) for i in many)
+        self.embeddings = nn.ModuleList(_embedding(sizes[i]) for i in many)
+        if len(sizes) < len(categories):
+            self.texts = Texts(categories)
+            width += self.texts.width
         self.scale = nn.Parameter(torch.ones(width))
         widths = (width, *hidden)
         self.layers = nn.ModuleList(Linear(a, b) for a, b in pairwise(widths))
@@ -139,10 +143,11 @@ class RealMLP(nn.Module):
         """The features of rows, (B, F)."""
         columns = [self.periodic(self.robust(inputs))]
         if categories is not None and self.few:
-            few = categories if not self.many else categories[:, self.few]
+            few = categories if len(self.few) == categories.shape[1] else categories[:, self.few]
             columns.append(self.robust_hot(self.one_hot(few)))
         if categories is not None:
             columns += [embed(categories[:, i]) for i, embed in zip(self.many, self.embeddings, strict=True)]
+            columns += [self.texts(categories)] if hasattr(self, "texts") else []
         return torch.cat(columns, 1)
 
     def _fit(self, sample: Rows) -> None:

@@ -7,31 +7,37 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from pipeline.models.columns import Size, Texts, codes
 from pipeline.models.mlp import mlp
 
 
 class Table(nn.Module):
-    """Numbers and embedded categories, side by side, through linear layers with ReLU.
+    """Numbers, embedded categories and texts, side by side, through linear layers with ReLU.
 
-    Shapes: inputs (B, features) float, categories (B, C) int64, of the sizes `categories` -> (B, outputs).
+    Shapes: inputs (B, features) float, categories (B, C) int64, of the sizes `categories` -> (B, outputs). The size of
+    a text, after all categories, is (vocabulary, words).
 
     >>> table(5, 3, categories=(4, 13))(torch.zeros(2, 5), torch.zeros(2, 2, dtype=torch.long)).shape
     torch.Size([2, 3])
     """
 
     def __init__(
-        self, features: int, outputs: int, *, categories: Sequence[int] = (), hidden: Sequence[int] = (128,),
+        self, features: int, outputs: int, *, categories: Sequence[Size] = (), hidden: Sequence[int] = (128,),
         dropout: float = 0.0,
     ) -> None:  # fmt: skip
         super().__init__()
-        self.embeddings = nn.ModuleList(nn.Embedding(n, _width(n)) for n in categories)
-        width = features + sum(_width(n) for n in categories)
+        self.embeddings = nn.ModuleList(nn.Embedding(n, _width(n)) for n in codes(categories))
+        width = features + sum(_width(n) for n in codes(categories))
+        if len(codes(categories)) < len(categories):
+            self.texts = Texts(categories)
+            width += self.texts.width
         self.layers = mlp(width, *hidden, outputs, dropout=dropout)
 
     def forward(self, inputs: Tensor, categories: Tensor | None = None) -> Tensor:
         columns = [inputs]
         if categories is not None:
             columns += [embed(categories[:, i]) for i, embed in enumerate(self.embeddings)]
+            columns += [self.texts(categories)] if hasattr(self, "texts") else []
         outputs: Tensor = self.layers(torch.cat(columns, 1))
         return outputs
 

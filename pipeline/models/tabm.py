@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.models.columns import OneHot, Robust, Rows, quantiles
+from pipeline.models.columns import OneHot, Robust, Rows, Size, Texts, codes, quantiles
 
 BINS = 48
 """Bins of a number, between quantiles of the training rows."""
@@ -84,13 +84,18 @@ class TabM(nn.Module):
     """
 
     def __init__(
-        self, features: int, outputs: int, *, join: Callable[[Tensor], Tensor], categories: Sequence[int] = (),
+        self, features: int, outputs: int, *, join: Callable[[Tensor], Tensor], categories: Sequence[Size] = (),
         hidden: Sequence[int] = (512, 512), members: int = 32, dropout: float = 0.1, sample: Rows | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
         self.piecewise = Piecewise(features, None if sample is None else sample["inputs"])
-        self.one_hot = OneHot(categories) if categories else None
+        sizes = codes(categories)
+        self.one_hot = OneHot(sizes) if sizes else None
         columns = [NUMBER_WIDTH] * features + ([] if self.one_hot is None else [1] * len(self.one_hot.one))
+        if len(sizes) < len(categories):
+            self.texts = Texts(categories)
+            columns += [1] * self.texts.width
+        self.sizes = len(sizes)
         widths = (sum(columns), *hidden)
         self.layers = nn.ModuleList(Shared(members, a, b) for a, b in zip(widths, hidden, strict=False))
         with torch.no_grad():  # members differ at first by one random factor of each column
@@ -104,7 +109,9 @@ class TabM(nn.Module):
     def forward(self, inputs: Tensor, categories: Tensor | None = None) -> Tensor:
         columns = [self.piecewise(inputs)]
         if categories is not None and self.one_hot is not None:
-            columns.append(self.one_hot(categories))
+            columns.append(self.one_hot(categories[:, : self.sizes]))
+        if categories is not None and hasattr(self, "texts"):
+            columns.append(self.texts(categories))
         x = torch.cat(columns, 1)[:, None]
         for layer in self.layers:
             x = F.dropout(layer(x).relu(), self.p, self.training)

@@ -9,10 +9,10 @@ import numpy as np
 from attrs import frozen
 
 from pipeline.errors import ConfigError, DataError
-from pipeline.sources import dates, numbers
+from pipeline.sources import dates, numbers, words
 from pipeline.sources.frame import BLANKS, MISSING, TRUTHS, Frame, floats, package
 
-NUMBER, TRUTH, DATE, TIME, CATEGORY, OTHER = "number", "truth", "date", "time", "category", "other"
+NUMBER, TRUTH, DATE, TIME, CATEGORY, TEXT, OTHER = "number", "truth", "date", "time", "category", "text", "other"
 WORDS = {NUMBER: "number", TRUTH: "truth value", DATE: "date", TIME: "time of day"}
 MOSTLY = 0.9
 """Smallest share of the texts of a column of numbers or dates that are such; all others are errors."""
@@ -150,7 +150,7 @@ def _of_texts(
         return Reading(CATEGORY, note="its numbers have leading zeros")
     share = max(int(counts.filter(numbers.numbers(texts, f).is_not_null()).sum()) for f in (".,", ",."))
     if share < HALF * total:
-        return Reading(CATEGORY)
+        return Reading(TEXT if words.are_texts(texts, total) else CATEGORY)
     others = texts.filter(numbers.numbers(texts, ".").is_null()).head(3).to_list()
     return Reading(
         CATEGORY, note=f"{total - share:,} of {total:,} values are no numbers: {', '.join(map(repr, others))}"
@@ -167,8 +167,8 @@ def are_truths(column: Any) -> bool:
     """Whether a column holds nothing but two words for false and true, or truth values."""
     if column.dtype != package().String:
         return bool(column.dtype == package().Boolean)
-    words = column.drop_nulls().unique().str.to_lowercase()
-    return any(words.is_in(list(pair)).all() for pair in TRUTHS)
+    seen = column.drop_nulls().unique().str.to_lowercase()
+    return any(seen.is_in(list(pair)).all() for pair in TRUTHS)
 
 
 def values(frame: Frame, name: str, reading: Reading) -> np.ndarray:
@@ -218,8 +218,8 @@ def _from_texts(column: Any, reading: Reading) -> Any:
         return dates.dates(column, reading.form or "%Y-%m-%d")
     if reading.kind == TIME:
         return dates.times(column)
-    words = {word: float(i) for pair in TRUTHS for i, word in enumerate(pair)}
-    return column.str.to_lowercase().replace_strict(words, default=None, return_dtype=pl.Float64)
+    truths = {word: float(i) for pair in TRUTHS for i, word in enumerate(pair)}
+    return column.str.to_lowercase().replace_strict(truths, default=None, return_dtype=pl.Float64)
 
 
 def _from_values(column: Any, reading: Reading) -> Any:

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pipeline.sources.columns import CATEGORY, DATE, OTHER, TIME, Reading, names, reread, values
+from pipeline.sources import words
+from pipeline.sources.columns import CATEGORY, DATE, OTHER, TEXT, TIME, Reading, names, reread, values
 from pipeline.sources.frame import Frame, package
 
 MANY = 100
@@ -40,6 +41,9 @@ def fit(frame: Frame, name: str, reading: Reading, rows: np.ndarray) -> Fitted |
         if len(texts) == 1:
             return f"all its values are {texts[0]!r}"
         return {"name": name, "kind": CATEGORY, "categories": texts}
+    if reading.kind == TEXT:
+        found = words.fit(seen)
+        return found if isinstance(found, str) else {"name": name, "kind": TEXT, **found}
     read = values(frame, name, reading)[rows]
     absent = np.isnan(read)
     known = read[~absent]
@@ -61,20 +65,25 @@ def codes(frame: Frame, f: Fitted) -> np.ndarray:
 
 
 def raw(frame: Frame, fitted: Sequence[Fitted], held: dict[str, Reading] | None = None) -> tuple[Tensor, Tensor]:
-    """The input of `Columns`: numbers (N, R) float64 and codes of categories (N, K) int64, as `values` and `codes` give
-    them. `held` keeps what the columns of a file hold, from block to block."""
+    """The input of `Columns`: numbers (N, R) float64, as `values` gives them, and int64 codes (N, K) of categories and
+    then of words, as `codes` and `words.codes` give them. `held` keeps what the columns of a file hold, from block to
+    block."""
     held = {} if held is None else held
     read: list[np.ndarray] = [np.empty((len(frame), 0))]
     categories: list[np.ndarray] = [np.empty((len(frame), 0), np.int64)]
+    texts: list[np.ndarray] = []
     for f in fitted:
         name = f["name"]
         if f["kind"] == CATEGORY:
             categories.append(codes(frame, f)[:, None])
             continue
+        if f["kind"] == TEXT:
+            texts.append(words.codes(names(frame, name, Reading(TEXT)), f))
+            continue
         if name not in held:
             held[name] = reread(frame, name, Reading(f["kind"], f["form"]))
         read.append(values(frame, name, held[name])[:, None])
-    return torch.from_numpy(np.concatenate(read, 1)), torch.from_numpy(np.concatenate(categories, 1))
+    return torch.from_numpy(np.concatenate(read, 1)), torch.from_numpy(np.concatenate(categories + texts, 1))
 
 
 class Columns(nn.Module):
@@ -83,7 +92,7 @@ class Columns(nn.Module):
 
     Numbers are scaled; a missing one is the mean, and a column of 0 and 1 marks it, if training rows had missing ones.
     Dates and times are also points on a circle: of the year, and of the day if training rows have times. Month and day
-    of the week are categories.
+    of the week are categories. The words of texts follow the categories.
     """
 
     mean: Tensor
@@ -91,10 +100,11 @@ class Columns(nn.Module):
 
     def __init__(self, fitted: Sequence[Fitted]) -> None:
         super().__init__()
-        scaled = [f for f in fitted if f["kind"] != CATEGORY]
-        self.fitted = [(f["kind"], f.get("missing", False), f.get("hours", False)) for f in fitted]
-        self.counts = [n for f in fitted for n in _counts(f)]
-        """Size of each category, with 0 for missing."""
+        scaled = [f for f in fitted if f["kind"] not in (CATEGORY, TEXT)]
+        self.fitted = [(f["kind"], f.get("missing", False), f.get("hours", False)) for f in fitted if f["kind"] != TEXT]
+        self.counts: list[int | tuple[int, int]] = [n for f in fitted for n in _counts(f)]
+        """Size of each category, with 0 for missing; then of each text, its vocabulary, with 0 for none, and words."""
+        self.counts += [(len(f["words"]) + 1, f["length"]) for f in fitted if f["kind"] == TEXT]
         for name in ("mean", "std"):
             self.register_buffer(name, torch.tensor([f[name] for f in scaled], dtype=torch.float64))
 
@@ -121,7 +131,7 @@ class Columns(nn.Module):
                 weekday = (days + 3) % 7 + 1  # 1 January 1970 was a Thursday
                 categories += [torch.where(none, 0, x) for x in (_month(days), weekday)]
             number += 1
-        return _stacked(inputs, numbers).float(), _stacked(categories, codes)
+        return _stacked(inputs, numbers).float(), torch.cat([_stacked(categories, codes), codes[:, code:]], 1)
 
 
 def _stacked(columns: list[Tensor], rows: Tensor) -> Tensor:

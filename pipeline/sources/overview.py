@@ -8,7 +8,7 @@ from textwrap import shorten
 
 import numpy as np
 
-from pipeline.sources.columns import CATEGORY, DATE, NUMBER, OTHER, TIME, TRUTH, Reading, names, values
+from pipeline.sources.columns import CATEGORY, DATE, NUMBER, OTHER, TEXT, TIME, TRUTH, Reading, names, values
 from pipeline.sources.encode import Fitted
 from pipeline.sources.frame import Frame
 from pipeline.sources.learned import Learned, some
@@ -37,11 +37,15 @@ def overview(
             found.append(Column(name, LEFT_OUT, _range(frame, name, reading), missing, left_out[name]))
         elif name in by_name:
             suspicion = _suspicion(sample, name, reading, learned, targets[:SAMPLE])
-            note = "; ".join(filter(None, (suspicion, reading.note, _form(reading))))
+            note = "; ".join(filter(None, (suspicion, reading.note, _form(reading), _words(by_name[name]))))
             found.append(Column(name, reading.kind, _range(frame, name, reading), missing, note, bool(suspicion)))
         elif name in learned.names:
             found.append(Column(name, TARGET, _range(frame, name, reading), missing, learned.task))
     return sorted(found, key=lambda column: not column.alarm)
+
+
+def _words(fitted: Fitted) -> str:
+    return f"{len(fitted['words']):,} words; the first {fitted['length']} are read" if "words" in fitted else ""
 
 
 def _form(reading: Reading) -> str:
@@ -55,6 +59,8 @@ def _form(reading: Reading) -> str:
 def _range(frame: Frame, name: str, reading: Reading) -> str:
     if reading.kind == OTHER:
         return str(frame.data[name].dtype)
+    if reading.kind == TEXT:
+        return f"{frame.column(name).n_unique():,} texts"
     if reading.kind in (CATEGORY, TRUTH):
         texts = names(frame, name, reading).drop_nulls().unique().sort().to_list()
         return f"{len(texts):,}: {some([shorten(t, LONGEST, placeholder='...') for t in texts])}" if texts else ""
@@ -82,7 +88,7 @@ def _suspicion(frame: Frame, name: str, reading: Reading, learned: Learned, targ
     if len(frame) < ENOUGH or targets.ndim > 1:
         return ""
     away = "alone gives the target away; leave it out by ignore= if new rows will not have it"
-    if reading.kind == CATEGORY:
+    if reading.kind in (CATEGORY, TEXT):
         texts = names(frame, name, reading).fill_null("").to_numpy()
         keys, codes = np.unique(texts.astype(str), return_inverse=True)
         pure = len(keys) < len(frame) / 4 and _constant_within(codes, targets)

@@ -15,6 +15,7 @@ from pipeline.sources.columns import (
     CATEGORY,
     DATE,
     NUMBER,
+    TEXT,
     TIME,
     TRUTH,
     Reading,
@@ -44,9 +45,13 @@ def table(
 
     Batches have `inputs` (B, D) float32, `targets`, and, if there are columns of texts or dates, `categories` (B, C)
     int64. Numbers, as people write them, have mean 0 and deviation 1 over the training rows; a missing number becomes
-    the mean, marked by a column of 0 and 1; a missing or new category becomes 0. Texts, true and false, and whole
-    numbers of few values are classes; other numbers are values in their own units, with `target_mean` and `target_std`
-    of the training rows in `fitted`; several columns of 0 and 1 are labels. `task` overrules that.
+    the mean, marked by a column of 0 and 1; a missing or new category becomes 0. Texts of several words, most of them
+    different, are read as words: each is `length` columns behind the categories, of positions in the vocabulary of the
+    training rows, and then 0.
+
+    Targets that are texts, true and false, or whole numbers of few values are classes; other numbers are values in
+    their own units, with `target_mean` and `target_std` of the training rows in `fitted`; several columns of 0 and 1
+    are labels. `task` overrules that.
 
     - `test`: a file of the held-out rows, instead of a split.
     - `dialect` and `columns`: how the file is written, and what its columns hold, instead of what is found.
@@ -191,7 +196,8 @@ def _fitted(
 
 
 def _about_columns(fitted: Sequence[Fitted]) -> str:
-    words = {NUMBER: "numbers", TRUTH: "true or false", DATE: "dates", TIME: "times of day", CATEGORY: "categories"}
+    words = {NUMBER: "numbers", TRUTH: "true or false", DATE: "dates", TIME: "times of day", CATEGORY: "categories",
+             TEXT: "texts"}  # fmt: skip
     by_kind = {word: [f["name"] for f in fitted if f["kind"] == kind] for kind, word in words.items()}
     each = [f"{len(n)} column{'s' * (len(n) > 1)} of {word} ({some(n)})" for word, n in by_kind.items() if n]
     return f"{', '.join(each)}; scaled by the training rows"

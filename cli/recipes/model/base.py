@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from math import prod
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
@@ -107,6 +107,13 @@ class Model:
     def numbers(self) -> Mapping[str, float]:
         """Numbers that the module takes in training by argument, scheduled as `regularization` says."""
         return {}
+
+
+def counted(categories: Sequence[Any]) -> str:
+    """`3 categories and 1 text`, by their sizes."""
+    texts = sum(not isinstance(size, int) for size in categories)
+    counts = {"categories": len(categories) - texts, "text" if texts == 1 else "texts": texts}
+    return " and ".join(f"{count} {word}" for word, count in counts.items() if count)
 
 
 def dashes(*numbers: int) -> str:

@@ -6,7 +6,7 @@ from math import prod
 
 from attrs import frozen
 
-from cli.recipes.model.base import Fixed, Made, Model, dashes
+from cli.recipes.model.base import Fixed, Made, Model, counted, dashes
 from cli.recipes.setting import WIDE, at_least, below_one, setting
 
 
@@ -33,5 +33,5 @@ class MLP(Model):
         if categories is None:
             return lambda: models.mlp(*widths, dropout=self.dropout), f"mlp {dashes(*widths)}", "inputs"
         options = {"categories": categories, "hidden": self.hidden, "dropout": self.dropout}
-        words = f"mlp {dashes(*widths)}, with embeddings of {len(categories)} categories"
+        words = f"mlp {dashes(*widths)}, with embeddings of {counted(categories)}"
         return lambda: models.table(widths[0], fixed.outputs, **options), words, ("inputs", "categories")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from attrs import frozen
 
-from cli.recipes.model.base import Fixed, Made, Model, dashes
+from cli.recipes.model.base import Fixed, Made, Model, counted, dashes
 from cli.recipes.setting import WIDE, at_least, below_one, refusal, setting
 from cli.recipes.task import CLASSES, VALUES
 
@@ -72,7 +72,7 @@ class RealMLP(OfColumns):
         }  # fmt: skip
         features, outputs = fixed.inputs[0], fixed.outputs
         words = f"realmlp {dashes(features, *self.hidden, outputs)}"
-        words += f", {len(categories)} categories" if categories else ""
+        words += f", {counted(categories)}" if categories else ""
         return (
             lambda: models.realmlp(features, outputs, **options),
             words,

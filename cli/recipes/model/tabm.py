@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from attrs import frozen
 
-from cli.recipes.model.base import Fixed, Made
+from cli.recipes.model.base import Fixed, Made, counted
 from cli.recipes.model.realmlp import SEEN, OfColumns, need_columns
 from cli.recipes.setting import WIDE, at_least, below_one, refusal, setting
 from cli.recipes.task import CLASSES, LABELS, VALUES
@@ -46,7 +46,7 @@ class TabM(OfColumns):
         widths = "-".join(map(str, (features, *self.hidden, outputs)))
         return (
             lambda: models.tabm(features, outputs, **options),
-            f"tabm {self.k} x {widths}{f', {len(categories)} categories' if categories else ''}",
+            f"tabm {self.k} x {widths}{f', {counted(categories)}' if categories else ''}",
             ("inputs", "categories") if categories else "inputs",
         )
 
