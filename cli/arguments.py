@@ -51,11 +51,23 @@ def train_config(file: str | None, options: dict[str, Any], trust: bool = False,
 
 
 def saved_run(run: str, trust: bool, accept: bool) -> Past:
-    """A run loaded from its folder."""
+    """A run loaded from its folder. Raises ConfigError for several."""
+    found = saved_runs(run, trust, accept)
+    if len(found) > 1:
+        raise refusal(f"{run} has a run for each of {len(found)} folds; name one, such as {found[0].folder}")
+    return found[0]
+
+
+def saved_runs(run: str, trust: bool, accept: bool) -> list[Past]:
+    """A run loaded from its folder, or the run of each fold in it."""
     check(Path(run), {}, trust, accept)
     from cli.saved_run import Past
 
-    return Past(Path(run))
+    whole = Past(Path(run))
+    folds = whole.document.get(config.FOLDS)
+    if not isinstance(folds, dict):
+        return [whole]
+    return [saved_run(os.path.join(run, config.FOLD.format(i)), trust, accept) for i in range(len(folds["ends"]))]
 
 
 def check(path: Path, chosen: dict[str, Any], trust: bool, accept: bool = False, run: bool = True) -> None:

@@ -27,7 +27,7 @@ from cli.recipes.schedule import Course
 from cli.recipes.setting import flag, refusal
 from cli.version import own_version
 
-CONFIG, PLAN, FOLDS = "config.toml", "sweep.json", "folds"
+CONFIG, PLAN, FOLDS, FOLD = "config.toml", "sweep.json", "folds", "fold-{}"
 RECORDS = ("facts", "versions", "resumed")
 """Tables of a run's config that hold no settings."""
 

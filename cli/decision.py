@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import wraps
 from typing import TYPE_CHECKING, Any
 
@@ -107,6 +107,13 @@ def fitted(config: TrainConfig, job: Job, state: State) -> Decision:
     share = 1 / (1 + math.exp(-max(min(found["threshold"] / temperature, 700.0), -700.0)))
     value, before = found["at threshold"], found["at 0"]
     return Decision(temperature, share, asked.threshold, value, before, int(state.step))
+
+
+def mean(decisions: Sequence[Decision]) -> Decision:
+    """The decision on the mean of probabilities: the mean of the thresholds."""
+    found = [0.5 if d.threshold is None else d.threshold for d in decisions]
+    chosen = any(d.threshold is not None for d in decisions)
+    return evolve(decisions[0], threshold=sum(found) / len(found) if chosen else None)
 
 
 def decided(pipe: Pipeline | Ensemble, decision: Decision) -> Pipeline | Ensemble:

@@ -16,7 +16,10 @@ from pipeline.state import format_metric
 
 
 def train_folds(config: TrainConfig, *, quiet: bool = False, verbose: bool = False) -> None:
-    """Train a run for each fold, in folders of one, and print mean and standard deviation of their last metrics."""
+    """Train a run for each fold, in folders of one, and print mean and standard deviation of their last metrics.
+
+    `pipe predict` answers with the mean of all.
+    """
     count = config.run.folds
     assert count is not None
     if config.pipeline.name is not None:
@@ -26,7 +29,7 @@ def train_folds(config: TrainConfig, *, quiet: bool = False, verbose: bool = Fal
     with folders.new(config) as seal:
         for fold in range(count):
             say.print(f"fold    {fold} of {count}")
-            run = evolve(config.run, out=str(seal.folder / f"fold-{fold}"), fold=fold)
+            run = evolve(config.run, out=str(seal.folder / settings.FOLD.format(fold)), fold=fold)
             report = train(evolve(config, run=run), quiet=quiet, verbose=verbose)
             if report is not None:
                 ends.append({k: v for k, v in report.validate.items() if isinstance(v, int | float)})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from functools import partial
 from itertools import chain
@@ -15,8 +15,9 @@ import numpy as np
 import torch
 
 from cli import new_data
+from cli.decision import mean
 from cli.output import written
-from cli.predictions import Chunks, predicted
+from cli.predictions import Chunks, answers, predicted
 from cli.progress import tell
 from cli.recipes.setting import refusal
 from cli.saved_run import Past
@@ -30,8 +31,9 @@ ROW_GROUP = 1 << 17
 ENDS = (".csv", ".parquet", ".npz")
 
 
-def predict(past: Past, data: str, out: str | None, *, weights: str, raw: bool = False) -> None:
-    """Write the rows of some data with their predictions; `raw` leaves texts in CSV unescaped."""
+def predict(runs: Sequence[Past], data: str, out: str | None, *, weights: str, raw: bool = False) -> None:
+    """Write the rows of some data with the mean prediction of some runs; `raw` leaves texts in CSV unescaped."""
+    past = runs[0]
     about = past.about
     if about.task == "language modelling":
         raise refusal(f"{past.folder} learned a text; pipe sample {past.folder} continues one")
@@ -40,9 +42,13 @@ def predict(past: Past, data: str, out: str | None, *, weights: str, raw: bool =
         raise refusal(f"--out {out!r} is none of {', '.join(ENDS)}{did_you_mean(path.suffix, ENDS)}")
     if path is not None and path.exists():
         raise refusal(f"{path} exists already; name another file by --out")
-    module, inputs, about_weights = past.module(weights)
-    decision = past.decision(weights)
-    chunks = predicted(new_data.rows(past, data, targets=False), module, inputs, about, decision)
+    models = [run.module(weights) for run in runs]
+    decisions = [run.decision(weights) for run in runs]
+    each = [
+        answers(new_data.rows(run, data, targets=False), *model[:2], run.about, decision)
+        for run, model, decision in zip(runs, models, decisions, strict=True)
+    ]
+    chunks = predicted(each, about, mean(decisions))
     if path is None:
         for text, _ in _csv(chunks, raw):
             sys.stdout.write(text)
@@ -54,8 +60,9 @@ def predict(past: Past, data: str, out: str | None, *, weights: str, raw: bool =
     }
     with written(path, new=True) as file:
         count = write[path.suffix](file, chunks)
-    epoch = f", weights of epoch {about_weights['epoch']}" if about_weights else ""
-    tell(f"{path}: {count:,} rows, {about.target} predicted by {past.folder}{epoch}")
+    epoch = f", weights of epoch {models[0][2]['epoch']}" if models[0][2] and len(runs) == 1 else ""
+    by = str(past.folder) if len(runs) == 1 else f"the mean of {len(runs)} runs in {past.folder.parent}"
+    tell(f"{path}: {count:,} rows, {about.target} predicted by {by}{epoch}")
 
 
 def _frames(chunks: Chunks) -> Iterator[Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -59,10 +59,10 @@ def input_names(inputs: Any) -> list[str]:
     return [inputs] if isinstance(inputs, str) else list(inputs.values() if isinstance(inputs, Mapping) else inputs)
 
 
-def predicted(
-    chunks: Iterator[Rows], module: nn.Module, inputs: Any, about: About, decision: Decision = PLAIN
-) -> Chunks:
-    """Predict chunks of rows."""
+def answers(
+    chunks: Iterator[Rows], module: nn.Module, inputs: Any, about: About, decision: Decision
+) -> Iterator[tuple[Mapping[str, Any], np.ndarray]]:
+    """Chunks of rows: their own columns, and what `Predictions` gives for them."""
     head = Predictions(about, decision).eval()
     for rows in chunks:
         with torch.inference_mode():
@@ -70,7 +70,18 @@ def predicted(
                 values = head(apply(module, inputs, rows.batch)).numpy()
             except (RuntimeError, IndexError, TypeError, ValueError, KeyError) as e:
                 raise ConfigError(f"the model can't take these data: {first_line(e)}") from e
-        yield rows.beside, named(about, values, decision)
+        yield rows.beside, values
+
+
+def predicted(
+    each: Sequence[Iterator[tuple[Mapping[str, Any], np.ndarray]]], about: About, decision: Decision
+) -> Chunks:
+    """The mean answers of some models to the same rows."""
+    for parts in zip(*each, strict=True):
+        values = [values for _, values in parts]
+        if any(v.shape != values[0].shape for v in values):
+            raise ConfigError("the runs predict different classes")
+        yield parts[0][0], named(about, np.mean(values, 0, dtype=values[0].dtype), decision)
 
 
 def named(about: About, values: np.ndarray, decision: Decision = PLAIN) -> Columns:

@@ -366,6 +366,28 @@ def test_folds_are_listed_with_their_mean(pipe, tmp_path):
     assert pipe("show", tmp_path / "f")[0] == 0
 
 
+@pytest.mark.parametrize("target", ["kind", "price"])
+def test_folds_predict_their_mean(pipe, target, tmp_path):
+    """Probabilities, or values in their units, of runs that prepared the rows each by its own fold."""
+    args = ["train", "--data", f"{target}s.csv", "--target", target]
+    more = ["--folds", "3", "--model", "mlp", "--epochs", "2", "--no-compile", "-q", "--out", tmp_path / "f"]
+    assert pipe(*args, *more)[0] == 0
+
+    def predicted(run):
+        code, _, err = pipe(
+            "predict", run, "--data", f"{target}s_test.csv", "--out", (out := tmp_path / f"{run.name}.npz")
+        )
+        assert code == 0, err
+        return np.load(out)["probabilities" if target == "kind" else "prediction"]
+
+    each = [predicted(tmp_path / "f" / f"fold-{i}") for i in range(3)]
+    np.testing.assert_allclose(predicted(tmp_path / "f"), np.mean(each, 0), rtol=1e-6)
+    for command in ("eval", "export", "report"):
+        code, _, err = pipe(command, tmp_path / "f")
+        assert code == 2
+        assert "has a run for each of 3 folds; name one, such as" in err
+
+
 def test_patience_ends_a_run_that_can_go_on(pipe, tmp_path):
     """It ends so many epochs after the best one, is whole, and goes on with more patience, as if never stopped."""
     args = ["--no-compile", "--batch-size", "256", "--lr", "1e-9", "--epochs", "9"]
