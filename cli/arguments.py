@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 source = click.argument("file", required=False, metavar="[CONFIG.toml | RUN | FILE.py:FUNCTION]")
 trusted = click.option("--trust", is_flag=True, help="run code named in a file but not on the command line")
 accepted = click.option("--accept", is_flag=True, help="accept and record changes to the run's folder")
+skip_bad = click.option("--skip-bad", is_flag=True, help="leave out rows of a table that can't be read")
 weights = click.option(
     "--weights", default="best", metavar="NAME",
     help="best, last, the step of a checkpoint, or the name of an average  [default: best]",

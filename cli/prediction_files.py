@@ -31,7 +31,9 @@ ROW_GROUP = 1 << 17
 ENDS = (".csv", ".parquet", ".npz")
 
 
-def predict(runs: Sequence[Past], data: str, out: str | None, *, weights: str, raw: bool = False) -> None:
+def predict(
+    runs: Sequence[Past], data: str, out: str | None, *, weights: str, raw: bool = False, skip_bad: bool = False
+) -> None:
     """Write the rows of some data with the mean prediction of some runs; `raw` leaves texts in CSV unescaped."""
     past = runs[0]
     about = past.about
@@ -44,10 +46,10 @@ def predict(runs: Sequence[Past], data: str, out: str | None, *, weights: str, r
         raise refusal(f"{path} exists already; name another file by --out")
     models = [run.module(weights) for run in runs]
     decisions = [run.decision(weights) for run in runs]
-    each = [
-        answers(new_data.rows(run, data, targets=False), *model[:2], run.about, decision)
-        for run, model, decision in zip(runs, models, decisions, strict=True)
-    ]
+    each = []
+    for run, model, decision in zip(runs, models, decisions, strict=True):
+        rows = new_data.rows(run, data, targets=False, skip_bad=skip_bad, say=run is past)
+        each.append(answers(rows, *model[:2], run.about, decision))
     chunks = predicted(each, about, mean(decisions))
     if path is None:
         for text, _ in _csv(chunks, raw):

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -386,6 +387,20 @@ def test_folds_predict_their_mean(pipe, target, tmp_path):
         code, _, err = pipe(command, tmp_path / "f")
         assert code == 2
         assert "has a run for each of 3 folds; name one, such as" in err
+
+
+def test_bad_rows_are_left_out_and_counted(pipe, tmp_path):
+    """Without the option, the first is refused by its line; with it, all others are as they were."""
+    lines = Path("kinds_test.csv").read_text().splitlines()
+    bad = tmp_path / "bad.csv"
+    at = lines[0].split(",").index("age")
+    wrong = lines[1].split(",")
+    wrong[at] = "old"
+    bad.write_text("\n".join([*lines[:3], ",".join(wrong), "a,b", *lines[3:]]))
+    assert pipe("predict", "kinds", "--data", bad)[0] == 2
+    code, out, err = pipe("predict", "kinds", "--data", bad, "--skip-bad")
+    assert (code, err.strip()) == (0, f"pipe: {bad}: 2 rows that can't be read are left out: line 4, 5")
+    assert out == pipe("predict", "kinds", "--data", "kinds_test.csv")[1]
 
 
 def test_patience_ends_a_run_that_can_go_on(pipe, tmp_path):

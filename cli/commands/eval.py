@@ -17,19 +17,22 @@ if TYPE_CHECKING:
 @click.command("eval")
 @click.argument("run")
 @click.option("--data", metavar="DATA", help="other data of the same kind  [default: the run's held-out data]")
+@arguments.skip_bad
 @click.option("--json", "as_json", is_flag=True, help="as JSON")
 @click.option("--weights", default="best", help="best, last, or the step of a checkpoint  [default: best]")
 @arguments.trusted
 @arguments.accepted
-def command(run: str, data: str | None, as_json: bool, weights: str, trust: bool, accept: bool) -> None:
+def command(
+    run: str, data: str | None, skip_bad: bool, as_json: bool, weights: str, trust: bool, accept: bool
+) -> None:  # fmt: skip
     """Measure a RUN's model: all metrics, each class, and the confusion matrix.
 
     On the run's held-out data, the figures equal the training's output for that epoch.
     """
-    evaluate(arguments.saved_run(run, trust, accept), data, weights=weights, as_json=as_json)
+    evaluate(arguments.saved_run(run, trust, accept), data, skip_bad=skip_bad, weights=weights, as_json=as_json)
 
 
-def evaluate(past: Past, data: str | None, *, weights: str, as_json: bool) -> None:
+def evaluate(past: Past, data: str | None, *, skip_bad: bool, weights: str, as_json: bool) -> None:
     from cli import baseline, classes, record
     from cli.decision import decided
     from cli.new_data import Batches
@@ -43,7 +46,7 @@ def evaluate(past: Past, data: str | None, *, weights: str, as_json: bool) -> No
             warn(f"{difference}: the last digits may differ")
         if job.held_out is None:
             raise refusal(f"{past.folder} held nothing out; name data by --data")
-    samples: Any = job.held_out if data is None else Batches(past, data)
+    samples: Any = job.held_out if data is None else Batches(past, data, skip_bad)
     about = past.about if past.config.pipeline.name is None else None
     decision = past.decision(weights)
     pipe = decided(job.pipe, decision)

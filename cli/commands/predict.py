@@ -12,11 +12,12 @@ from cli import arguments
 @click.option("--data", required=True, metavar="DATA", help="file or folder of the kind that the run was trained on")
 @click.option("--out", metavar="FILE", help="preds.csv, .parquet or .npz  [default: CSV to the terminal]")
 @click.option("--raw-text", is_flag=True, help="do not escape formulas and control characters in CSV")
+@arguments.skip_bad
 @arguments.weights
 @arguments.trusted
 @arguments.accepted
 def command(
-    run: str, data: str, out: str | None, raw_text: bool, weights: str, trust: bool, accept: bool
+    run: str, data: str, out: str | None, raw_text: bool, skip_bad: bool, weights: str, trust: bool, accept: bool
 ) -> None:  # fmt: skip
     """Predict DATA with a RUN's model: its rows, in their order, with the predictions beside them.
 
@@ -27,4 +28,4 @@ def command(
     runs = arguments.saved_runs(run, trust, accept)
     from cli.prediction_files import predict
 
-    predict(runs, data, out, weights=weights, raw=raw_text)
+    predict(runs, data, out, weights=weights, raw=raw_text, skip_bad=skip_bad)

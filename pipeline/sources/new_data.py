@@ -22,7 +22,7 @@ from pipeline.sources.images import others
 from pipeline.sources.learned import Learned
 from pipeline.sources.pixels import WHITE, decode
 from pipeline.sources.prepared import Rows, Task, check_classes
-from pipeline.sources.table import apply, with_targets
+from pipeline.sources.table import apply, readable, with_targets
 from pipeline.sources.tensors import Source
 from pipeline.sources.text import Windows, ids_in, ids_of
 
@@ -39,9 +39,12 @@ def of_table(path: Path, fitted: Mapping[str, Any], *, targets: bool, dialect: D
     for frame in table_blocks(path, dialect):
         if targets:
             frame = with_targets(frame, fitted["targets"]["names"])
+        skipped = frame.skipped
+        if dialect is not None and dialect.skip_bad:
+            frame, skipped = readable(frame, fitted, targets=targets, held=held)
         count += len(frame)
-        if len(frame) or not targets:
-            yield Rows(frame.cells, apply(fitted, frame, targets=targets, held=held))
+        if len(frame) or skipped or not targets:
+            yield Rows(frame.cells, apply(fitted, frame, targets=targets, held=held), skipped)
     if targets and not count:
         raise DataError(f"{path} has no rows with {' and '.join(fitted['targets']['names'])}")
 

@@ -85,3 +85,5 @@ class Rows:
     beside: Mapping[str, Any]
     """Columns that identify each: cells of a table, file names, or row numbers."""
     batch: Batch
+    skipped: tuple[int, ...] = ()
+    """Lines of rows among them that can't be read and are left out."""

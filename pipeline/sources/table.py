@@ -21,6 +21,7 @@ from pipeline.sources.columns import (
     Reading,
     Readings,
     readings,
+    reread,
     unreadable,
     values,
 )
@@ -150,6 +151,19 @@ def apply(
     return _encoded(frame, fitted["columns"], learned.targets(frame, held) if targets else None, held)
 
 
+def readable(
+    frame: Frame, fitted: Mapping[str, Any], *, targets: bool, held: dict[str, Reading]
+) -> tuple[Frame, tuple[int, ...]]:
+    """The rows that `apply` can read, and the lines of the others."""
+    kinds = {f["name"]: Reading(f["kind"], f.get("form", "")) for f in fitted["columns"]}
+    if targets:
+        learned = Learned.read(fitted["targets"])
+        kinds |= {n: Reading(k, f) for n, k, f in zip(learned.names, learned.kinds, learned.forms, strict=True)}
+    for name in kinds.keys() - held.keys():
+        held[name] = reread(frame, name, kinds[name])
+    return _without(frame, unreadable(frame, {name: held[name] for name in kinds}))
+
+
 def _encoded(frame: Frame, fitted: list[Fitted], targets: Any, held: dict[str, Reading]) -> dict[str, Tensor]:
     encode = Columns(fitted)
     begins = range(0, max(len(frame), 1), BLOCK)
@@ -167,12 +181,18 @@ def with_targets(frame: Frame, names: Sequence[str]) -> Frame:
 
 def _without_bad(frame: Frame, kinds: Mapping[str, Reading]) -> tuple[Frame, list[str]]:
     """The rows that can be read, and a note on the others."""
-    bad = unreadable(frame, kinds)
-    lines = sorted([*frame.skipped, *frame.lines[bad].tolist()])
-    if not lines:
-        return frame, []
-    note = f"{len(lines):,} rows that can't be read are left out: {frame.unit} {some([str(n) for n in lines])}"
-    return frame.take(np.flatnonzero(~bad)), [note]
+    frame, lines = _without(frame, unreadable(frame, kinds))
+    return frame, [left_out_rows(lines, frame.unit)] if lines else []
+
+
+def _without(frame: Frame, bad: np.ndarray) -> tuple[Frame, tuple[int, ...]]:
+    lines = tuple(sorted([*frame.skipped, *frame.lines[bad].tolist()]))
+    return (frame.take(np.flatnonzero(~bad)) if bad.any() else frame), lines
+
+
+def left_out_rows(lines: Sequence[int], unit: str) -> str:
+    rows = "1 row that can't be read is" if len(lines) == 1 else f"{len(lines):,} rows that can't be read are"
+    return f"{rows} left out: {unit} {some([str(n) for n in lines])}"
 
 
 def _some_with_targets(frame: Frame, names: Sequence[str]) -> Frame:
