@@ -33,7 +33,8 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
     if "CXX" not in os.environ and sys.platform == "linux" and shutil.which("g++"):
         os.environ["CXX"] = str(Path(__file__).parent / "compiler" / "g++")
 
-torch.set_num_threads(min(2, torch.get_num_threads()))
+THREADS = min(2, torch.get_num_threads())
+torch.set_num_threads(THREADS)
 
 LONGEST = ("backends", "mesh", "device", "readme", "examples", "shapes", "cli", "modules", "ids", "transformers",
            "asan", "draws", "sampling", "joint", "after", "parts", "cli_resume", "attack", "cli_sweep", "members",
@@ -62,6 +63,7 @@ def pytest_xdist_make_scheduler(config, log):
 @pytest.fixture(autouse=True)
 def _seeded():
     torch.manual_seed(0)
+    torch.set_num_threads(THREADS)  # a command may have changed it, and programs of other threads are compiled anew
 
 
 @pytest.fixture

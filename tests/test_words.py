@@ -110,3 +110,15 @@ def test_texts_are_learned_predicted_and_exported(pipe, model, epochs, tmp_path,
     code, out, err = pipe("export", "run")
     assert code == 0, err
     assert "held-out samples, off by" in out
+
+
+@pytest.mark.parametrize("model", ["mlp", "realmlp", "tabm"])
+def test_a_text_alone_is_predicted_and_exported(pipe, model, tmp_path, monkeypatch):
+    """A table of a text and a label has no numbers, and its run is read again all the same."""
+    monkeypatch.chdir(tmp_path)
+    reviews(200).drop("price").write_csv("reviews.csv")
+    trained = ("train", "--data", "reviews.csv", "--target", "label", "--model", model, "--epochs", 1)
+    predicted = ("predict", "run", "--data", "reviews.csv", "--out", "new.csv")
+    for line in ((*trained, "--no-compile", "--out", "run", "-q"), ("eval", "run"), predicted, ("export", "run")):
+        code, _, err = pipe(*line)
+        assert code == 0, err

@@ -76,7 +76,10 @@ class About:
         """Whether all values have the types that a run writes, and none is missing for its kind of data."""
         f, fitted = self.fixed, self.fitted
         good = _texts((*self.classes, *self.notes, *f.values, f.source)) and f.task in TASKS.values()
-        good &= type(f.floats) is bool and _counts((*f.inputs, f.outputs)) and isinstance(f.inputs, tuple)
+        good &= type(f.floats) is bool and isinstance(f.inputs, tuple)
+        # A table of nothing but categories and texts has no numbers.
+        shape = () if f.inputs == (0,) and f.sizes.get("categories") else f.inputs
+        good &= _counts((*shape, f.outputs))
         good &= _counts((f.sizes.get("vocabulary", 1), f.sizes.get("context", 1)))
         good &= all(_counts(c if isinstance(c, tuple | list) else (c,)) for c in f.sizes.get("categories", ()))
         good &= all(_numbers(fitted.get(key, [])) for key in ("target_mean", "target_std"))

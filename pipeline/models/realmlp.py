@@ -107,8 +107,8 @@ class RealMLP(nn.Module):
         sizes = codes(categories)
         few, many = split(sizes)
         numbers = None if sample is None else sample["inputs"]
-        self.robust = Robust(features, numbers)
-        self.periodic = Periodic(features)
+        self.robust = Robust(features, numbers) if features else None
+        self.periodic = Periodic(features) if features else None
         self.few, self.many, self.p, self.clamp = few, many, dropout, clamp
         width = features * (1 + EMBEDDED) + WIDTH * len(many)
         if few:
@@ -141,7 +141,7 @@ class RealMLP(nn.Module):
 
     def features(self, inputs: Tensor, categories: Tensor | None) -> Tensor:
         """The features of rows, (B, F)."""
-        columns = [self.periodic(self.robust(inputs))]
+        columns = [] if self.periodic is None or self.robust is None else [self.periodic(self.robust(inputs))]
         if categories is not None and self.few:
             few = categories if len(self.few) == categories.shape[1] else categories[:, self.few]
             columns.append(self.robust_hot(self.one_hot(few)))

@@ -88,7 +88,7 @@ class TabM(nn.Module):
         hidden: Sequence[int] = (512, 512), members: int = 32, dropout: float = 0.1, sample: Rows | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
-        self.piecewise = Piecewise(features, None if sample is None else sample["inputs"])
+        self.piecewise = Piecewise(features, None if sample is None else sample["inputs"]) if features else None
         sizes = codes(categories)
         self.one_hot = OneHot(sizes) if sizes else None
         columns = [NUMBER_WIDTH] * features + ([] if self.one_hot is None else [1] * len(self.one_hot.one))
@@ -107,7 +107,7 @@ class TabM(nn.Module):
         self.p, self.join = dropout, join
 
     def forward(self, inputs: Tensor, categories: Tensor | None = None) -> Tensor:
-        columns = [self.piecewise(inputs)]
+        columns = [] if self.piecewise is None else [self.piecewise(inputs)]
         if categories is not None and self.one_hot is not None:
             columns.append(self.one_hot(categories[:, : self.sizes]))
         if categories is not None and hasattr(self, "texts"):

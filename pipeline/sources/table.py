@@ -220,4 +220,5 @@ def _about_columns(fitted: Sequence[Fitted]) -> str:
              TEXT: "texts"}  # fmt: skip
     by_kind = {word: [f["name"] for f in fitted if f["kind"] == kind] for kind, word in words.items()}
     each = [f"{len(n)} column{'s' * (len(n) > 1)} of {word} ({some(n)})" for word, n in by_kind.items() if n]
-    return f"{', '.join(each)}; scaled by the training rows"
+    scaled = any(f["kind"] not in (CATEGORY, TEXT) for f in fitted)
+    return f"{', '.join(each)}{'; scaled by the training rows' if scaled else ''}"
