@@ -24,6 +24,20 @@ def test_torch_compile_finds_the_native_backend_by_name():
         testing.same(*results, 1e-5)
 
 
+def test_parts_of_computed_values_are_theirs():
+    """Views of a part, and their clones, alone and times a matrix: each is the part, not the start of the whole."""
+
+    def parts(v):
+        each = v.double().softmax(-1)
+        square = torch.outer(each, each + 1).softmax(-1)
+        made = [each[1], (v.double() * 3).exp()[3:], each[3:], torch.select(each, 0, 2), square[0][3:], square[1, 2],
+                square.diagonal()[2:], square.t()[2], each[::2], each[2].expand(3), each[3:].clone()]  # fmt: skip
+        return [*made, *[part.clone().reshape(-1)[0] * torch.ones(4, 4) for part in made]]
+
+    v = torch.randn(4, dtype=torch.float64)
+    testing.same(torch.compile(parts, backend="pipe", fullgraph=True)(v), parts(v), 1e-6)
+
+
 class Attending(nn.Module):
     """Tokens of any length, with dropout."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from pipeline.compile.passes import is_number
@@ -39,12 +40,18 @@ def store(graph: GraphModule) -> None:
 
 
 def _part(node: Node) -> bool:
-    """Whether a value is a view of part of a tensor, or its clone, which Inductor removes."""
-    while node.target is _ATEN.clone.default or getattr(node.target, "is_view", False):
-        [source] = node.all_input_nodes
-        if source.meta["example_value"].numel() != node.meta["example_value"].numel():
-            return True
-        node = source
+    """Whether a value is a view of part of a tensor, or its clone, which Inductor removes.
+
+    Told by the storage: a slice is aten.slice in a traced step, but operator.getitem in a graph of Dynamo's.
+    """
+    storage = node.meta["example_value"].untyped_storage()
+    if storage.nbytes() != node.meta["example_value"].nbytes:
+        return True
+    copied = node.target in (_ATEN.clone.default, torch.clone, "clone")
+    for source in node.all_input_nodes:
+        value = source.meta.get("example_value")
+        if isinstance(value, Tensor) and (copied or value.untyped_storage()._cdata == storage._cdata):
+            return _part(source)
     return False
 
 
