@@ -100,16 +100,15 @@ def quantiles(rows: Tensor, at: Tensor) -> Tensor:
 
 
 class Texts(nn.Module):
-    """Words (B, K) int64, the last columns of which are texts of the `sizes` -> (B, 32 T): the mean embedding of the
-    words of each text, 0 for none.
+    """Codes (B, K) int64, the last of which are the words of texts, of the sizes (vocabulary, words) -> (B, 32 T): the
+    mean embedding of the words of each text, 0 for none.
 
-    >>> Texts([4, (100, 3), (50, 2)])(torch.tensor([[1, 7, 8, 0, 0, 0]])).shape
+    >>> Texts([(100, 3), (50, 2)])(torch.tensor([[1, 7, 8, 0, 0, 0]])).shape
     torch.Size([1, 64])
     """
 
-    def __init__(self, sizes: Sequence[Size]) -> None:
+    def __init__(self, texts: Sequence[Sequence[int]]) -> None:
         super().__init__()
-        texts = [size for size in sizes if not isinstance(size, int)]
         self.lengths = [length for _, length in texts]
         self.embeddings = nn.ModuleList(nn.Embedding(vocabulary, TEXT_WIDTH) for vocabulary, _ in texts)
         self.width = TEXT_WIDTH * len(texts)
@@ -126,9 +125,10 @@ def _mean(embed: nn.Module, text: Tensor) -> Tensor:
     return mean
 
 
-def codes(sizes: Sequence[Size]) -> list[int]:
-    """The sizes of categories, without texts."""
-    return [size for size in sizes if isinstance(size, int)]
+def apart(sizes: Sequence[Size]) -> tuple[list[int], Texts | None]:
+    """The sizes of categories, and the layer of texts, if there are any."""
+    texts = [size for size in sizes if not isinstance(size, int)]
+    return [size for size in sizes if isinstance(size, int)], Texts(texts) if texts else None
 
 
 def split(categories: Sequence[int]) -> tuple[list[int], list[int]]:

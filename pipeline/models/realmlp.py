@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.models.columns import WIDTH, OneHot, Robust, Rows, Size, Texts, codes, split
+from pipeline.models.columns import WIDTH, OneHot, Robust, Rows, Size, apart, split
 
 FACTORS: Mapping[str, Mapping[str, float]] = {
     "lr": {"scale": 6.0, "*bias": 0.1, "*.slope": 0.1, "periodic.*": 0.1},
@@ -104,7 +104,7 @@ class RealMLP(nn.Module):
         activation: str = "selu", dropout: float = 0.15, clamp: bool = False, sample: Rows | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
-        sizes = codes(categories)
+        sizes, self.texts = apart(categories)
         few, many = split(sizes)
         numbers = None if sample is None else sample["inputs"]
         self.robust = Robust(features, numbers) if features else None
@@ -117,9 +117,7 @@ class RealMLP(nn.Module):
             self.robust_hot = Robust(len(self.one_hot.one), shown)
             width += len(self.one_hot.one)
         self.embeddings = nn.ModuleList(_embedding(sizes[i]) for i in many)
-        if len(sizes) < len(categories):
-            self.texts = Texts(categories)
-            width += self.texts.width
+        width += 0 if self.texts is None else self.texts.width
         self.scale = nn.Parameter(torch.ones(width))
         widths = (width, *hidden)
         self.layers = nn.ModuleList(Linear(a, b) for a, b in pairwise(widths))
@@ -147,7 +145,7 @@ class RealMLP(nn.Module):
             columns.append(self.robust_hot(self.one_hot(few)))
         if categories is not None:
             columns += [embed(categories[:, i]) for i, embed in zip(self.many, self.embeddings, strict=True)]
-            columns += [self.texts(categories)] if hasattr(self, "texts") else []
+            columns += [self.texts(categories)] if self.texts is not None else []
         return torch.cat(columns, 1)
 
     def _fit(self, sample: Rows) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from pipeline.models.columns import Size, Texts, codes
+from pipeline.models.columns import Size, apart
 from pipeline.models.mlp import mlp
 
 
@@ -26,18 +26,16 @@ class Table(nn.Module):
         dropout: float = 0.0,
     ) -> None:  # fmt: skip
         super().__init__()
-        self.embeddings = nn.ModuleList(nn.Embedding(n, _width(n)) for n in codes(categories))
-        width = features + sum(_width(n) for n in codes(categories))
-        if len(codes(categories)) < len(categories):
-            self.texts = Texts(categories)
-            width += self.texts.width
+        sizes, self.texts = apart(categories)
+        self.embeddings = nn.ModuleList(nn.Embedding(n, _width(n)) for n in sizes)
+        width = features + sum(map(_width, sizes)) + (0 if self.texts is None else self.texts.width)
         self.layers = mlp(width, *hidden, outputs, dropout=dropout)
 
     def forward(self, inputs: Tensor, categories: Tensor | None = None) -> Tensor:
         columns = [inputs]
         if categories is not None:
             columns += [embed(categories[:, i]) for i, embed in enumerate(self.embeddings)]
-            columns += [self.texts(categories)] if hasattr(self, "texts") else []
+            columns += [self.texts(categories)] if self.texts is not None else []
         outputs: Tensor = self.layers(torch.cat(columns, 1))
         return outputs
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.models.columns import OneHot, Robust, Rows, Size, Texts, codes, quantiles
+from pipeline.models.columns import OneHot, Robust, Rows, Size, apart, quantiles
 
 BINS = 48
 """Bins of a number, between quantiles of the training rows."""
@@ -89,12 +89,10 @@ class TabM(nn.Module):
     ) -> None:  # fmt: skip
         super().__init__()
         self.piecewise = Piecewise(features, None if sample is None else sample["inputs"]) if features else None
-        sizes = codes(categories)
+        sizes, self.texts = apart(categories)
         self.one_hot = OneHot(sizes) if sizes else None
         columns = [NUMBER_WIDTH] * features + ([] if self.one_hot is None else [1] * len(self.one_hot.one))
-        if len(sizes) < len(categories):
-            self.texts = Texts(categories)
-            columns += [1] * self.texts.width
+        columns += [] if self.texts is None else [1] * self.texts.width
         self.sizes = len(sizes)
         widths = (sum(columns), *hidden)
         self.layers = nn.ModuleList(Shared(members, a, b) for a, b in zip(widths, hidden, strict=False))
@@ -110,7 +108,7 @@ class TabM(nn.Module):
         columns = [] if self.piecewise is None else [self.piecewise(inputs)]
         if categories is not None and self.one_hot is not None:
             columns.append(self.one_hot(categories[:, : self.sizes]))
-        if categories is not None and hasattr(self, "texts"):
+        if categories is not None and self.texts is not None:
             columns.append(self.texts(categories))
         x = torch.cat(columns, 1)[:, None]
         for layer in self.layers:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from attrs import evolve
 
 from pipeline.errors import DataError, did_you_mean
 from pipeline.sources.arrays import new_rows
@@ -35,17 +36,24 @@ PIXELS = 1 << 22
 def of_table(path: Path, fitted: Mapping[str, Any], *, targets: bool, dialect: Dialect | None = None) -> Iterator[Rows]:
     """The rows of a table; with `targets`, only rows that have them."""
     held: dict[str, Reading] = {}
-    count = 0
+    last: Rows | None = None
+    waiting: list[int] = []
     for frame in table_blocks(path, dialect):
         if targets:
             frame = with_targets(frame, fitted["targets"]["names"])
         skipped = frame.skipped
         if dialect is not None and dialect.skip_bad:
             frame, skipped = readable(frame, fitted, targets=targets, held=held)
-        count += len(frame)
-        if len(frame) or skipped or not targets:
-            yield Rows(frame.cells, apply(fitted, frame, targets=targets, held=held), skipped)
-    if targets and not count:
+        if targets and not len(frame):
+            waiting += skipped
+            continue
+        if last is not None:
+            yield last
+        last = Rows(frame.cells, apply(fitted, frame, targets=targets, held=held), (*waiting, *skipped))
+        waiting = []
+    if last is not None:
+        yield evolve(last, skipped=(*last.skipped, *waiting))
+    elif targets:
         raise DataError(f"{path} has no rows with {' and '.join(fitted['targets']['names'])}")
 
 
