@@ -80,7 +80,9 @@ def predicted(
     for parts in zip(*each, strict=True):
         values = [values for _, values in parts]
         if any(v.shape != values[0].shape for v in values):
-            raise ConfigError("the runs predict different classes")
+            raise ConfigError(
+                "the runs predict other classes, or leave out other rows, than the first; predict with each alone"
+            )
         yield parts[0][0], named(about, np.mean(values, 0, dtype=values[0].dtype), decision)
 
 

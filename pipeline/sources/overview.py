@@ -45,7 +45,11 @@ def overview(
 
 
 def _words(fitted: Fitted) -> str:
-    return f"{len(fitted['words']):,} words; the first {fitted['length']} are read" if "words" in fitted else ""
+    return (
+        f"a vocabulary of {len(fitted['words']):,} words; the first {fitted['length']} of a text are read"
+        if "words" in fitted
+        else ""
+    )
 
 
 def _form(reading: Reading) -> str:
