@@ -7,6 +7,7 @@ generator is never used.
 
 from __future__ import annotations
 
+import functools
 import random
 from collections.abc import Callable, Mapping
 from types import FunctionType
@@ -116,6 +117,8 @@ class _Functions(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        if func not in _SPECIAL:
+            return func(*args, **kwargs)
         if func == _SET_DATA:
             raise ImpureError("assigns to a tensor's .data, which no transformation sees; use copy_() under no_grad")
         if func in _SET_GRAD and not self._transformed(args[0]) and (name := self.given.name([args[0]])) is not None:
@@ -130,9 +133,8 @@ class _Functions(TorchFunctionMode):
         if draw is not None:
             result = _drawn(func, draw, self.key, args, kwargs)
             return func(*args, **kwargs) if result is NotImplemented else result
-        plain = all(t in (Tensor, nn.Parameter) for t in types)
-        inner = _TRANSPARENT.get(func) if plain else None
-        if inner is None:
+        inner = _TRANSPARENT.get(func)
+        if inner is None or not all(t in (Tensor, nn.Parameter) for t in types):
             return func(*args, **kwargs)
         with self:
             return inner(*args, **kwargs)
@@ -149,24 +151,30 @@ class _Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's
         super().__init__()  # type: ignore[no-untyped-call]  # torch's
         self.key, self.given = key, given
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """No: the wrapper takes longer than most operations, and no graph of Dynamo's runs in here."""
+        return False
+
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        collective = func.namespace == "c10d" or (func.namespace == "_c10d_functional" and mesh.here() is None)
-        if collective and torch.compiler.is_compiling():
-            raise ImpureError(
-                f"calls the collective {func}; place.mesh() and mesh.summed() or gathered() do it in a graph"
-            )
-        if func._schema.is_mutable:
-            self.given.refuse_write(func, args, kwargs)
-        if torch.Tag.nondeterministic_seeded in func.tags and not drops_nothing(func, args, kwargs):
-            draw = tables.OPERATORS.get(func.overloadpacket.__name__)
-            if draw is None:
+        if not _is_plain(func):
+            collective = func.namespace == "c10d" or (func.namespace == "_c10d_functional" and mesh.here() is None)
+            if collective and torch.compiler.is_compiling():
                 raise ImpureError(
-                    f"draws random numbers through {func}, which can't be made a function of (seed, step)"
+                    f"calls the collective {func}; place.mesh() and mesh.summed() or gathered() do it in a graph"
                 )
-            return _drawn(func, draw, self.key, args, kwargs)
+            if func._schema.is_mutable:
+                self.given.refuse_write(func, args, kwargs)
+            if torch.Tag.nondeterministic_seeded in func.tags and not drops_nothing(func, args, kwargs):
+                draw = tables.OPERATORS.get(func.overloadpacket.__name__)
+                if draw is None:
+                    raise ImpureError(
+                        f"draws random numbers through {func}, which can't be made a function of (seed, step)"
+                    )
+                return _drawn(func, draw, self.key, args, kwargs)
         try:
             return func(*args, **kwargs)
         except (IndexError, RuntimeError) as e:
@@ -174,6 +182,13 @@ class _Operators(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's
             if not message:
                 raise
             raise IndexError(message) from e
+
+
+@functools.cache
+def _is_plain(func: Any) -> bool:
+    """Whether an operation neither communicates, writes nor draws."""
+    seeded = torch.Tag.nondeterministic_seeded in func.tags
+    return not (func.namespace in ("c10d", "_c10d_functional") or func._schema.is_mutable or seeded)
 
 
 def _drawn(func: Any, draw: Callable[..., Any], k: Key, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
@@ -223,3 +238,6 @@ _SET_GRAD = (Tensor.requires_grad_, Tensor.requires_grad.__set__)  # type: ignor
 
 _SPARSE = {F.embedding: 6, F.embedding_bag: 7}
 """Position of `sparse`, which becomes False: rules and graphs take dense gradients, which are the same numbers."""
+
+_SPECIAL = frozenset((_SET_DATA, *_SET_GRAD, *_SPARSE, F.one_hot, *tables.FUNCTIONS, *_TRANSPARENT))
+"""The functions that are not simply called."""
