@@ -148,7 +148,7 @@ def ours(model: str) -> Callable[[Task], tuple[Any, float]]:
         since, metric = 0, made.best or "loss"
         for r in fit(made.pipe, epochs=chosen.run.epochs, state=state, validate=made.validation, compile=step):
             if (new := rank(metric, r.better[metric], r.validate)) <= best:
-                since, best, tree = since if new == best else r.epoch, new, place.host(r.state.tree)
+                since, best, tree = since if new[0] == best[0] else r.epoch, new, place.host(r.state.tree)
             if chosen.run.patience is not None and r.epoch - since >= chosen.run.patience:
                 break
         seconds = time.process_time() - began

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import signal
 import sys
 import time
@@ -96,7 +97,21 @@ def _end_by(error: Exception) -> None:
             click.echo(f"pipe: process {os.environ.get('RANK')} lost another one: {why}", err=True)
         sys.exit(1)
     if (code := getattr(error, "exit_code", None)) is not None:  # a PipeError: naming the class would import torch
-        _end(str(error), code)
+        _end(_in_flags(str(error)), code)
+
+
+def _in_flags(message: str) -> str:
+    """A message with arguments of Python, such as `skip_bad=True`, as flags."""
+    from attrs import fields_dict
+
+    from cli.recipes.data.files import Table
+
+    names = "|".join(fields_dict(Table))
+    return re.sub(
+        rf"\b({names})=(?:True|('[^']*'))",
+        lambda m: f"--{m[1].replace('_', '-')} {m[2] or ''}".strip(),
+        message,
+    )
 
 
 def _end(message: str, code: int) -> NoReturn:

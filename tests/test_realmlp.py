@@ -176,21 +176,33 @@ def test_coslog_is_0_at_the_ends_of_its_cycles():
 
 
 def test_the_recipe_fills_in_what_is_not_chosen():
-    """A table is learned by RealMLP and its numbers; what is chosen stays; other data keep their defaults."""
-    chosen, data = settled(config.make({"data": "sklearn:wine", "epochs": 3, "hidden": [8]}))
+    """A table is learned by its model and that model's numbers; what is chosen stays; other data keep their
+    defaults."""
+    small, _ = settled(config.make({"data": "sklearn:diabetes", "epochs": 3, "hidden": [8]}))
+    assert (small.model.name, small.model.hidden, small.optimizer.lr) == ("tabm", (8,), 2e-3)
+    assert (small.run.epochs, small.loss.smoothing) == (3, 0.0)
+    assert settled(config.make(small.tables))[0] == small
+    realmlp = {"data": "sklearn:wine", "model": "realmlp"}
+    chosen, data = settled(config.make({**realmlp, "epochs": 3, "hidden": [8]}))
     assert (chosen.model.name, chosen.model.hidden, chosen.optimizer.lr) == ("realmlp", (8,), 0.04)
     assert (chosen.run.epochs, chosen.loss.smoothing) == (3, 0.1)
     assert settled(config.make(chosen.tables), data)[0] == chosen
-    alone, _ = settled(config.make({"data": "sklearn:diabetes", "optimizer": "sgd"}))
+    alone, _ = settled(config.make({"data": "sklearn:diabetes", "model": "realmlp", "optimizer": "sgd"}))
     assert (alone.optimizer.lr, alone.schedule.name) == (None, "coslog4")
-    assert settled(config.make({"data": "sklearn:wine", "best": "loss"}))[0].loss.smoothing == 0
+    assert settled(config.make({**realmlp, "best": "loss"}))[0].loss.smoothing == 0
     assert settled(config.make({"data": "sklearn:wine", "model": "mlp"}))[0].optimizer.weight_decay is None
     assert settled(config.make({}))[0].model.name == "mlp"
 
 
 def test_the_recipe_of_a_large_table_is_short():
-    """Samples times epochs stay about the same, and a short training is not compiled."""
+    """Samples times epochs stay about the same, and a short training is not compiled. TabM is for small ones."""
     start = config.make({"data": "sklearn:wine"})
+    names = [
+        start.model.recipe(fixed("wine", prepared(start)), count, start)["model.name"]
+        for count in (199, 200, 5_000, 5_001)
+    ]
+    assert names == ["realmlp", "tabm", "tabm", "realmlp"]
+    start = config.make({"data": "sklearn:wine", "model": "realmlp"})
     what = fixed("wine", prepared(start))
     seen = {}
     for count in (100, 4_000, 20_000, 10**6, 10**8):

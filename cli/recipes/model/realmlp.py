@@ -88,15 +88,17 @@ class RealMLP(OfColumns):
 
 
 def length(rows: int, config: TrainConfig) -> dict[str, Any]:
-    """Epochs and batch size for so many training rows, and whether to compile: not a short training, for which
-    one thread is enough."""
+    """Epochs and batch size for so many training rows, and whether to compile: not a short training, for which one
+    thread is enough."""
     epochs = max(min(EPOCHS, SEEN // rows), 1)
     size = next((size for most, size in BATCHES if rows <= most), 1_024)
-    asked = {"run.steps_per_call", "run.backend"} & {*config.given}
-    found = {"run.epochs": epochs, "run.batch_size": size}
-    return found | (
-        {"run.compile": False, "run.threads": 1} if epochs * max(rows // size, 1) < LONG and not asked else {}
-    )
+    uncompiled = {"run.compile": False, "run.threads": 1} if short(epochs * max(rows // size, 1), config) else {}
+    return {"run.epochs": epochs, "run.batch_size": size, **uncompiled}
+
+
+def short(steps: int, config: TrainConfig) -> bool:
+    """Whether compiling takes longer than it saves in so many steps, and nobody asked for it."""
+    return steps < LONG and not {"run.steps_per_call", "run.backend"} & {*config.given}
 
 
 def smoothing(fixed: Fixed, config: TrainConfig) -> float:

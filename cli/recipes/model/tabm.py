@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from attrs import frozen
 
 from cli.recipes.model.base import Fixed, Made, counted
-from cli.recipes.model.realmlp import SEEN, OfColumns, need_columns
+from cli.recipes.model.realmlp import SEEN, OfColumns, need_columns, short
 from cli.recipes.setting import WIDE, at_least, below_one, refusal, setting
 from cli.recipes.task import CLASSES, LABELS, VALUES
 
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from cli.config import TrainConfig
 
 EPOCHS, PATIENCE = 256, 16
+USUAL = 50
+"""Epochs after which the patience of most tables ends."""
 BATCHES = ((2_800, 32), (4_500, 64), (6_400, 128), (32_000, 256))
 """Training rows, at most, and their batch size; 512 for more rows. Source: TabM's defaults in TabArena."""
 
@@ -51,8 +53,9 @@ class TabM(OfColumns):
         )
 
     def recipe(self, fixed: Fixed, rows: int, config: TrainConfig) -> Mapping[str, Any]:
+        epochs, size = max(min(EPOCHS, SEEN // rows), 1), next((size for most, size in BATCHES if rows <= most), 512)
         return {
             "optimizer.name": "adamw", "optimizer.lr": 2e-3, "optimizer.weight_decay": 3e-4,
-            "schedule.name": "constant", "run.epochs": max(min(EPOCHS, SEEN // rows), 1), "run.patience": PATIENCE,
-            "run.batch_size": next((size for most, size in BATCHES if rows <= most), 512),
+            "schedule.name": "constant", "run.epochs": epochs, "run.patience": PATIENCE, "run.batch_size": size,
+            **({"run.compile": False} if short(min(epochs, USUAL) * max(rows // size, 1), config) else {}),
         }  # fmt: skip
