@@ -24,9 +24,10 @@ from pipeline.sources.columns import (
     reread,
     unreadable,
     values,
+    with_values,
 )
 from pipeline.sources.dialect import Dialect
-from pipeline.sources.encode import BLOCK, Columns, Fitted, fit, raw
+from pipeline.sources.encode import BLOCK, Columns, Fitted, encoded, fit
 from pipeline.sources.formats import read_table
 from pipeline.sources.frame import Frame, package
 from pipeline.sources.learned import Learned, scale, some
@@ -102,6 +103,7 @@ def prepare(
     else:
         train, held = np.arange(len(frame)), None
     inputs = [n for n in frame.data.columns if n not in (*names, groups)]
+    frame = with_values(frame, inputs, kinds)
     columns, left_out = _fitted(frame, inputs, kinds, train)
     if groups is not None:
         left_out[groups] = "it groups the rows"
@@ -110,11 +112,9 @@ def prepare(
     fitted: dict[str, Any] = {"columns": columns, "targets": learned.json}
     if learned.task == "regression":
         fitted |= scale(targets[train])
-    data = Tensors(_encoded(frame, columns, targets, dict(kinds)))
+    sides = [Tensors(t) for t in _sides(frame, columns, targets, dict(kinds), [train] if held is None else [train, held])]
     if held is None:
-        sides = data, Tensors(apply(fitted, _some_with_targets(read_test(), names)))  # type: ignore[misc]  # there is one
-    else:
-        sides = data.take(torch.from_numpy(train)), data.take(torch.from_numpy(held))
+        sides.append(Tensors(apply(fitted, _some_with_targets(read_test(), names))))  # type: ignore[misc]  # there is one
 
     def held_out() -> Frame:
         frame = with_targets((read_test or read)(), names)
@@ -165,12 +165,30 @@ def readable(
 
 
 def _encoded(frame: Frame, fitted: list[Fitted], targets: Any, held: dict[str, Reading]) -> dict[str, Tensor]:
+    [tensors] = _sides(frame, fitted, targets, held, [np.arange(len(frame))])
+    return tensors
+
+
+def _sides(
+    frame: Frame, fitted: list[Fitted], targets: Any, held: dict[str, Reading], sides: Sequence[np.ndarray]
+) -> list[dict[str, Tensor]]:
+    """Some rows, encoded, for each of several sets of them, whose indices rise. A block of all at a time, so that the
+    rows are in memory once."""
     encode = Columns(fitted)
-    begins = range(0, max(len(frame), 1), BLOCK)
-    parts = [encode(*raw(frame.slice(i, BLOCK), fitted, held)) for i in begins]
-    inputs, categories = (torch.cat(t) if len(parts) > 1 else t[0] for t in zip(*parts, strict=True))
-    tensors = {"inputs": inputs, **({"categories": categories} if encode.counts else {})}
-    return tensors if targets is None else {**tensors, "targets": torch.from_numpy(targets)}
+    found: list[dict[str, np.ndarray]] = [{} for _ in sides]
+    for begin in range(0, max(len(frame), 1), BLOCK):
+        inputs, categories = encoded(encode, frame.slice(begin, BLOCK), fitted, held)
+        block = {"inputs": inputs.numpy(), **({"categories": categories.numpy()} if encode.counts else {})}
+        for rows, arrays in zip(sides, found, strict=True):
+            first, end = np.searchsorted(rows, (begin, begin + BLOCK))
+            for name, values in block.items():
+                if name not in arrays:
+                    arrays[name] = np.empty((len(rows), *values.shape[1:]), values.dtype)
+                arrays[name][first:end] = values[rows[first:end] - begin]
+    if targets is not None:
+        for rows, arrays in zip(sides, found, strict=True):
+            arrays["targets"] = targets[rows]
+    return [{name: torch.from_numpy(array) for name, array in arrays.items()} for arrays in found]
 
 
 def with_targets(frame: Frame, names: Sequence[str]) -> Frame:
