@@ -174,15 +174,15 @@ def are_truths(column: Any) -> bool:
 
 
 def with_values(frame: Frame, names: Iterable[str], readings: Mapping[str, Reading]) -> Frame:
-    """A frame whose columns of numbers, dates and times that are written as texts are read once, in `Frame.read`.
+    """A frame whose columns of numbers, dates and times, unless all values are equal, are read once, in `Frame.read`.
 
     Raises DataError for a cell of another kind.
     """
     pl, found = package(), []
     for name in names:
-        column, reading = frame.column(name), readings[name]
-        if column.dtype == pl.String and reading.kind in (NUMBER, DATE, TIME) and (column != column[0]).any():
-            found.append(pl.Series(name, values(frame, name, reading), nan_to_null=True))
+        known = frame.column(name).drop_nulls() if readings[name].kind in (NUMBER, DATE, TIME) else []
+        if len(known) and (known != known[0]).any():
+            found.append(pl.Series(name, values(frame, name, readings[name]), nan_to_null=True))
     return evolve(frame, data=frame.data.with_columns(found), read=frame.read | {column.name for column in found})
 
 

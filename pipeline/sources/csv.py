@@ -97,7 +97,7 @@ def _parsed(
         if data is not None:
             width = columns
             yield data, np.arange(line, line + len(data)) + 1, ()
-            line += text.count("\n")
+            line += len(data)
             continue
         if by_hand := dialect.quote in text or dialect.escape is not None or len(dialect.separator.encode()) > 1:
             block = Lines(text, texts)

@@ -5,7 +5,8 @@ The fit is JSON, under `columns` of a data set's `fitted`, and encodes new rows 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from math import tau
 from typing import Any, TypeAlias
 
@@ -21,8 +22,6 @@ MANY = 100
 """A column is left out if its different texts are more than this, and more than half its rows."""
 BLOCK = 1 << 16
 """Rows that are encoded at a time."""
-ROWS = 1 << 11
-"""Numbers of which torch computes a function by one thread."""
 DAY, YEAR = 86400.0, 365.2425
 """Seconds, and days."""
 
@@ -39,7 +38,8 @@ def fit(frame: Frame, name: str, reading: Reading, rows: np.ndarray) -> Fitted |
     if not len(seen):
         return "it has no values"
     if reading.kind == CATEGORY:
-        texts = sorted(names(frame, name, reading).gather(rows).drop_nulls().unique().to_list())
+        named = seen if seen.dtype == package().String else names(frame, name, reading).gather(rows).drop_nulls()
+        texts = sorted(named.unique().to_list())
         if len(texts) > MANY and len(texts) > len(seen) / 2:
             return f"{len(texts):,} different texts in {len(seen):,} rows"
         if len(texts) == 1:
@@ -92,16 +92,16 @@ def raw(frame: Frame, fitted: Sequence[Fitted], held: dict[str, Reading] | None 
     return torch.from_numpy(np.concatenate(read, 1)), torch.from_numpy(np.concatenate(categories + texts, 1))
 
 
-def encoded(encode: Columns, frame: Frame, fitted: Sequence[Fitted], held: dict[str, Reading]) -> tuple[Tensor, Tensor]:
-    """Inputs (N, D) and categories (N, C) of some rows, as `Columns` gives them.
-
-    It is given few rows at a time, of which torch computes a function by one thread: with several, each small operation
-    waits for all of them, which takes 30 times as long on a machine with other work.
-    """
-    numbers, codes = raw(frame, fitted, held)
-    parts = [encode(*part) for part in zip(numbers.split(ROWS), codes.split(ROWS), strict=True)]
-    inputs, categories = (torch.cat(t) if len(parts) > 1 else t[0] for t in zip(*parts, strict=True))
-    return inputs, categories
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Let torch compute by one thread within: the operations of `Columns` are small, and each would wait for all
+    threads, which takes 30 times as long on a machine with other work."""
+    count = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(count)
 
 
 class Columns(nn.Module):

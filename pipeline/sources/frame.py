@@ -91,7 +91,7 @@ class Frame:
 
     def in_plain(self) -> Frame:
         """All columns as `column` gives them, to read them several times."""
-        columns = [self.column(name) for name in self.data.columns]
+        columns = [self.column(name).rechunk() for name in self.data.columns]
         return evolve(self, data=package().DataFrame(columns), plain=True)
 
     def slice(self, first: int, count: int) -> Frame:

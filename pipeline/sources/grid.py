@@ -15,7 +15,7 @@ from attrs import frozen
 
 from pipeline.sources.frame import package
 
-NEWLINE, PLUS, MINUS, ZERO = b"\n+-0"
+NEWLINE, PLUS, MINUS, ZERO, ONE = b"\n+-01"
 BLANK = re.compile(r"^[^\S\n]*$", re.MULTILINE)
 PLAIN = r"^[-+]?(?:0|[1-9]\d*)(?:\.\d*)?(?:[eE][-+]?\d+)?$"
 """A number with a decimal point."""
@@ -33,8 +33,6 @@ class Grid:
     """(bytes,) uint8; the last is a newline."""
     ends: np.ndarray
     """(rows, columns) positions of separators and newlines."""
-    marks: np.ndarray
-    """(bytes,) whether a byte is one of these."""
 
     @classmethod
     def of(cls, text: str, separator: str, quote: str, width: int) -> Grid | None:
@@ -55,21 +53,25 @@ class Grid:
             kept[quotes] = False
             raw, newlines, marks = raw[kept], newlines[kept], marks[kept]
         ends = np.flatnonzero(marks)
-        if len(ends) % width or not np.array_equal(ends[width - 1 :: width], np.flatnonzero(newlines)):
+        rows, rest = divmod(len(ends), width)
+        if rest or np.count_nonzero(newlines) > rows or not newlines[ends[width - 1 :: width]].all():
             return None
-        return cls(raw, ends.reshape(-1, width), marks)
+        return cls(raw, ends.reshape(-1, width))
 
     def numbers(self) -> list[int]:
         """Columns of numbers alone, or of nothing, that are no texts by any reading: 5 and -0.5e3, but not .5, 007 or
         1.234. The rest of each number has still to be parsed."""
-        likely = [i for i in range(self.ends.shape[1]) if self._begins_with_numbers(i)]
-        digit = self.raw - ZERO < 10  # not below 0: bytes are unsigned
-        first = digit.copy()
-        first[:-1] &= (self.raw[:-1] != ZERO) | ~digit[1:]
-        sign = (self.raw == PLUS) | (self.raw == MINUS)
-        sign[:-1] &= first[1:]
-        begin = first | sign | self.marks
-        return [i for i in likely if begin[self._begins(i)].all()]
+        return [i for i in range(self.ends.shape[1]) if self._begins_with_numbers(i) and self._are_numbers(i)]
+
+    def _are_numbers(self, column: int) -> bool:
+        """Whether each cell begins with a digit, but for a sign and for zeros before others, or is empty."""
+        begins = self._begins(column)
+        rest = np.flatnonzero(self.raw[begins] - ONE >= 9)  # uint8: lower bytes wrap around
+        rest = rest[begins[rest] < self.ends[rest, column]]
+        first = self.raw[begins[rest]]
+        digits = begins[rest] + ((first == PLUS) | (first == MINUS))
+        first, second = self.raw[digits], self.raw[digits + (self.raw[digits] == ZERO)]
+        return bool(((first - ZERO < 10) & ((first != ZERO) | (second - ZERO >= 10))).all())
 
     def _begins(self, column: int) -> np.ndarray:
         """Positions (rows,) of the first bytes of cells."""

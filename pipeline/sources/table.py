@@ -27,7 +27,7 @@ from pipeline.sources.columns import (
     with_values,
 )
 from pipeline.sources.dialect import Dialect
-from pipeline.sources.encode import BLOCK, Columns, Fitted, encoded, fit
+from pipeline.sources.encode import BLOCK, Columns, Fitted, fit, one_thread, raw
 from pipeline.sources.formats import read_table
 from pipeline.sources.frame import Frame, package
 from pipeline.sources.learned import Learned, scale, some
@@ -177,14 +177,16 @@ def _sides(
     encode = Columns(fitted)
     found: list[dict[str, np.ndarray]] = [{} for _ in sides]
     for begin in range(0, max(len(frame), 1), BLOCK):
-        inputs, categories = encoded(encode, frame.slice(begin, BLOCK), fitted, held)
+        read = raw(frame.slice(begin, BLOCK), fitted, held)
+        with one_thread():
+            inputs, categories = encode(*read)
         block = {"inputs": inputs.numpy(), **({"categories": categories.numpy()} if encode.counts else {})}
         for rows, arrays in zip(sides, found, strict=True):
             first, end = np.searchsorted(rows, (begin, begin + BLOCK))
             for name, values in block.items():
                 if name not in arrays:
                     arrays[name] = np.empty((len(rows), *values.shape[1:]), values.dtype)
-                arrays[name][first:end] = values[rows[first:end] - begin]
+                np.take(values, rows[first:end] - begin, axis=0, out=arrays[name][first:end], mode="clip")
     if targets is not None:
         for rows, arrays in zip(sides, found, strict=True):
             arrays["targets"] = targets[rows]
