@@ -109,7 +109,9 @@ def main() -> None:
     for way, f in found.items():
         epoch, r2 = (f"{f['epoch']:.1f}", f"{f['r2']:.4f}") if "epoch" in f else ("", "")
         speed = rows / 1e6 / f["seconds"]
-        lines.append(f"| {way} | {f['seconds']:.1f} | {f['ratio']:.1f} | {epoch} | {speed:.2f} | {f['peak']:.2f} | {r2} |")
+        lines.append(
+            f"| {way} | {f['seconds']:.1f} | {f['ratio']:.1f} | {epoch} | {speed:.2f} | {f['peak']:.2f} | {r2} |"
+        )
     name = "large_table" if rows == ROWS else f"large_table_{rows}"
     report.save(name, (__doc__ or "").splitlines()[0], "\n".join(lines), rows=rows, measurements=found)
 

@@ -112,9 +112,9 @@ def prepare(
     fitted: dict[str, Any] = {"columns": columns, "targets": learned.json}
     if learned.task == "regression":
         fitted |= scale(targets[train])
-    sides = [Tensors(t) for t in _sides(frame, columns, targets, dict(kinds), [train] if held is None else [train, held])]
+    own, *others = _sides(frame, columns, targets, dict(kinds), [train] if held is None else [train, held])
     if held is None:
-        sides.append(Tensors(apply(fitted, _some_with_targets(read_test(), names))))  # type: ignore[misc]  # there is one
+        others = [apply(fitted, _some_with_targets(read_test(), names))]  # type: ignore[misc]  # there is one
 
     def held_out() -> Frame:
         frame = with_targets((read_test or read)(), names)
@@ -127,6 +127,7 @@ def prepare(
     counts = Columns(columns).counts
     sizes = {"categories": tuple(counts)} if counts else {}
     about = tuple(overview(frame, kinds, columns, left_out, learned, targets))
+    sides = Tensors(own), Tensors(others[0])
     return Prepared(*sides, learned.task, classes, sizes, tuple(notes), fitted, held_out, about)
 
 
@@ -183,10 +184,10 @@ def _sides(
         block = {"inputs": inputs.numpy(), **({"categories": categories.numpy()} if encode.counts else {})}
         for rows, arrays in zip(sides, found, strict=True):
             first, end = np.searchsorted(rows, (begin, begin + BLOCK))
-            for name, values in block.items():
+            for name, array in block.items():
                 if name not in arrays:
-                    arrays[name] = np.empty((len(rows), *values.shape[1:]), values.dtype)
-                np.take(values, rows[first:end] - begin, axis=0, out=arrays[name][first:end], mode="clip")
+                    arrays[name] = np.empty((len(rows), *array.shape[1:]), array.dtype)
+                np.take(array, rows[first:end] - begin, axis=0, out=arrays[name][first:end], mode="clip")
     if targets is not None:
         for rows, arrays in zip(sides, found, strict=True):
             arrays["targets"] = targets[rows]
