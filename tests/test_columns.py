@@ -1,16 +1,21 @@
 """Columns: what cells hold as people write them, and what is refused because it can be read in two ways."""
 
+import csv as csv_module
+
 import numpy as np
 import polars as pl
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pipeline import sources
 from pipeline.errors import ConfigError, DataError
-from pipeline.sources import Dialect, Readings, new_data
+from pipeline.sources import Dialect, Readings, csv, grid, new_data
 from pipeline.sources.columns import Reading, readings, values
 from pipeline.sources.formats import read_table
 from pipeline.sources.frame import Frame
+from pipeline.sources.grid import PLAIN, THOUSANDS
 
 
 def frame(cells, **options):
@@ -175,3 +180,43 @@ def test_a_file_without_rows(tmp_path):
     assert (len(rows.batch["inputs"]), [*rows.beside]) == (0, ["x", "y"])
     with pytest.raises(DataError, match=r"none\.csv has no rows with y"):
         list(new_data.of_table(tmp_path / "none.csv", fitted, targets=True))
+
+
+CELLS = [
+    "5", "-0.5e3", "+7", "0", "-0", "1.", "1.234", "12.345", "0.1", ".5", "007", "-01", "", " 5", "5 ", "NA", "nan",
+    "inf", "1e400", "9007199254740993", "-", "+", "5-", "1_0", "5%", "x", "1e", "2020-01-02", "4,5",
+]  # fmt: skip
+
+
+@settings(max_examples=100)
+@given(st.data())
+def test_blocks_of_numbers_are_parsed_as_their_texts_are(tmp_path_factory, data):
+    """Columns that are parsed as numbers at once hold what their texts hold, in the same blocks, and no other text
+    becomes a number."""
+    quote = data.draw(st.sampled_from(["", '"', '"all']))
+    kinds = data.draw(st.lists(st.lists(st.sampled_from(CELLS), min_size=1, max_size=3), min_size=2, max_size=3))
+    rows = data.draw(st.lists(st.tuples(*map(st.sampled_from, kinds)), min_size=20, max_size=60))
+    separator = data.draw(st.sampled_from("|;\t"))
+    path = tmp_path_factory.mktemp("grid") / "t.csv"
+    with path.open("w", newline="") as file:
+        how = csv_module.QUOTE_ALL if quote == '"all' else csv_module.QUOTE_MINIMAL if quote else csv_module.QUOTE_NONE
+        writer = csv_module.writer(file, delimiter=separator, quoting=how, lineterminator="\n", escapechar="\\")
+        writer.writerows([[f"c{i}" for i in range(len(kinds))], *rows])
+    dialect = Dialect(separator=separator, header=True, missing=data.draw(st.sampled_from([None, ("",), ("", "5")])))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(csv, "BLOCK", data.draw(st.integers(20, 200)))
+        patch.setattr(grid, "SAMPLE", 1)
+        typed = [*csv.blocks(path, dialect, numbers=True)]
+        patch.setattr(csv.Grid, "of", classmethod(lambda *_: None))
+        texts = [*csv.blocks(path, dialect)]
+    assert [f.lines.tolist() for f in typed] == [f.lines.tolist() for f in texts]
+    for one, other in zip(typed, texts, strict=True):
+        for name in other.data.columns:
+            column = other.column(name)
+            if one.data[name].dtype == pl.String:
+                assert one.data[name].str.strip_chars().to_list() == other.data[name].str.strip_chars().to_list()
+            else:
+                known = column.drop_nulls()
+                assert known.str.contains(PLAIN).all()
+                assert not len(known) or not known.str.contains(THOUSANDS).all()
+                assert one.data[name].to_list() == column.cast(pl.Float64).to_list()

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
-from attrs import frozen
+from attrs import evolve, frozen
 
 from pipeline.errors import ConfigError, DataError
 from pipeline.sources import dates, numbers, words
@@ -18,6 +18,8 @@ MOSTLY = 0.9
 """Smallest share of the texts of a column of numbers or dates that are such; all others are errors."""
 HALF = 0.5
 """A column of texts is noted if at least this share are numbers."""
+SMALL = 10_000
+"""Rows of a column that is read as it is."""
 
 
 @frozen
@@ -171,12 +173,27 @@ def are_truths(column: Any) -> bool:
     return any(seen.is_in(list(pair)).all() for pair in TRUTHS)
 
 
+def with_values(frame: Frame, names: Iterable[str], readings: Mapping[str, Reading]) -> Frame:
+    """A frame whose columns of numbers, dates and times, unless all values are equal, are read once, in `Frame.read`.
+
+    Raises DataError for a cell of another kind.
+    """
+    pl, found = package(), []
+    for name in names:
+        known = frame.column(name).drop_nulls() if readings[name].kind in (NUMBER, DATE, TIME) else []
+        if len(known) and (known != known[0]).any():
+            found.append(pl.Series(name, values(frame, name, readings[name]), nan_to_null=True))
+    return evolve(frame, data=frame.data.with_columns(found), read=frame.read | {column.name for column in found})
+
+
 def values(frame: Frame, name: str, reading: Reading) -> np.ndarray:
     """A column as float64 (N,), NaN for a missing value; dates as days since 1970, times of day as seconds.
 
     Raises DataError for a cell of another kind.
     """
     column = frame.column(name)
+    if name in frame.read:
+        return np.asarray(column.fill_null(np.nan).to_numpy())
     read, known = _read(frame, column, reading)
     infinite = known & read.is_infinite().fill_null(False)
     if infinite.any():
@@ -187,7 +204,8 @@ def values(frame: Frame, name: str, reading: Reading) -> np.ndarray:
         more = f", and neither are {len(others) - 1:,} others" if len(others) > 1 else ""
         raise frame.refuse(int(wrong.arg_max() or 0), name, f"is not a {WORDS[reading.kind]}{more}; name words for a "
                            "missing value by missing=, or the column by categorical=")  # fmt: skip
-    return np.where(known.to_numpy(), read.fill_null(np.nan).to_numpy(), np.nan)
+    read = read.fill_null(np.nan).to_numpy()
+    return read if known.all() else np.where(known.to_numpy(), read, np.nan)
 
 
 def _read(frame: Frame, column: Any, reading: Reading) -> tuple[Any, Any]:
@@ -197,7 +215,16 @@ def _read(frame: Frame, column: Any, reading: Reading) -> tuple[Any, Any]:
         return _from_values(column, reading), known
     if frame.missing == MISSING:
         known &= ~column.is_in(list(BLANKS)).fill_null(False)
-    return _from_texts(column, reading), known
+    return _by_distinct(column, lambda texts: _from_texts(texts, reading)), known
+
+
+def _by_distinct(column: Any, function: Callable[[Any], Any]) -> Any:
+    """A function of each text of a column, computed once for texts that repeat."""
+    known = column.drop_nulls()
+    few = len(known) > SMALL and known.head(SMALL).n_unique() < HALF * SMALL
+    if not few or len(distinct := known.unique()) > HALF * len(known):
+        return function(column)
+    return function(distinct).gather(column.cast(package().Enum(distinct)).to_physical())
 
 
 def unreadable(frame: Frame, readings: Mapping[str, Reading]) -> np.ndarray:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import csv
 import io
+import re
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
@@ -16,23 +17,27 @@ from pipeline.errors import DataError
 from pipeline.sources.dialect import MARKS, SAMPLE, SEPARATOR_LINE, SPACES, Dialect, is_header
 from pipeline.sources.files import reading, unpacked
 from pipeline.sources.frame import Frame, package
+from pipeline.sources.grid import Grid
 
 BLOCK = 1 << 22
 """Bytes of a block."""
 LONGEST = 64 << 20
 """Characters of one row."""
+NUMBER = re.compile(r"[-+]?\d")
 
 
-def blocks(path: Path, dialect: Dialect) -> Iterator[Frame]:
-    """The rows of a file in blocks, perhaps none in the first.
+def blocks(path: Path, dialect: Dialect, *, numbers: bool = False) -> Iterator[Frame]:
+    """The rows of a file in blocks, perhaps none in the first. With `numbers`, columns of plain numbers alone may be
+    float64 in any but the first, and null if missing.
 
     Raises DataError, with the line, for a row of another width and for bytes of another encoding.
     """
     texts = _texts(path, dialect.encoding)
     first = next(texts, "")
     dialect, first = dialect.found(first), SEPARATOR_LINE.sub("\n", first)
+    numbers = numbers and "" in dialect.words and not any(NUMBER.match(word) for word in dialect.words)
     names: list[str] = []
-    for data, lines, skipped in _parsed(path, dialect, chain([first], texts)):
+    for data, lines, skipped in _parsed(path, dialect, chain([first], texts), numbers):
         notes: tuple[str, ...] = ()
         if not names:
             sample = data.head(SAMPLE + 1).rows()
@@ -79,11 +84,21 @@ def _texts(path: Path, encoding: str | None) -> Iterator[str]:
                 raise DataError(f"{path} has a row of more than {LONGEST >> 20} MB; is it a table?")
 
 
-def _parsed(path: Path, dialect: Dialect, texts: Iterator[str]) -> Iterator[tuple[Any, np.ndarray, tuple[int, ...]]]:
-    """The rows of each block as columns of text, with the last line of each row."""
+def _parsed(
+    path: Path, dialect: Dialect, texts: Iterator[str], numbers: bool
+) -> Iterator[tuple[Any, np.ndarray, tuple[int, ...]]]:
+    """The rows of each block as columns of text, or of `numbers`, with the last line of each row."""
     pl, line, width = package(), 0, 0
     assert dialect.separator is not None
     for text in texts:
+        columns = width or text.partition("\n")[0].count(dialect.separator) + 1
+        with reading(path, "can't be read as a table"):
+            data = _whole(dialect, text, columns, numbers and width > 0)
+        if data is not None:
+            width = columns
+            yield data, np.arange(line, line + len(data)) + 1, ()
+            line += len(data)
+            continue
         if by_hand := dialect.quote in text or dialect.escape is not None or len(dialect.separator.encode()) > 1:
             block = Lines(text, texts)
             rows, lines = _rows(path, dialect, block, line)
@@ -112,6 +127,21 @@ def _parsed(path: Path, dialect: Dialect, texts: Iterator[str]) -> Iterator[tupl
                 data = pl.read_csv(content, separator=dialect.separator if split else "\t", has_header=False,
                                    infer_schema=False, quote_char=None)  # fmt: skip
         yield data.fill_null(""), lines, skipped
+
+
+def _whole(dialect: Dialect, text: str, width: int, numbers: bool) -> Any:
+    """The rows of a block that is a Grid of `width` columns; None for another."""
+    if dialect.escape is not None or dialect.separator in (None, SPACES):
+        return None
+    grid = Grid.of(text, dialect.separator, dialect.quote, width)
+    if grid is None:
+        return None
+    pl = package()
+    try:
+        data = grid.parsed(dialect.separator, grid.numbers() if numbers else [])
+    except pl.exceptions.ComputeError:  # a cell that only begins like a number
+        data = grid.parsed(dialect.separator, [])
+    return data.with_columns(pl.col(pl.String).fill_null(""))
 
 
 class Lines:

@@ -5,7 +5,8 @@ The fit is JSON, under `columns` of a data set's `fitted`, and encodes new rows 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from math import tau
 from typing import Any, TypeAlias
 
@@ -31,26 +32,31 @@ def fit(frame: Frame, name: str, reading: Reading, rows: np.ndarray) -> Fitted |
     """A column fitted to the training rows, or the reason why it is left out."""
     if reading.kind == OTHER:
         return reading.note
+    if reading.kind not in (CATEGORY, TEXT):
+        return _fit_values(frame, name, reading, rows)
     seen = frame.column(name).gather(rows).drop_nulls()
     if not len(seen):
         return "it has no values"
     if reading.kind == CATEGORY:
-        texts = sorted(names(frame, name, reading).gather(rows).drop_nulls().unique().to_list())
+        named = seen if seen.dtype == package().String else names(frame, name, reading).gather(rows).drop_nulls()
+        texts = sorted(named.unique().to_list())
         if len(texts) > MANY and len(texts) > len(seen) / 2:
             return f"{len(texts):,} different texts in {len(seen):,} rows"
         if len(texts) == 1:
             return f"all its values are {texts[0]!r}"
         return {"name": name, "kind": CATEGORY, "categories": texts}
-    if reading.kind == TEXT:
-        found = words.fit(seen)
-        return found if isinstance(found, str) else {"name": name, "kind": TEXT, **found}
+    found = words.fit(seen)
+    return found if isinstance(found, str) else {"name": name, "kind": TEXT, **found}
+
+
+def _fit_values(frame: Frame, name: str, reading: Reading, rows: np.ndarray) -> Fitted | str:
     read = values(frame, name, reading)[rows]
     absent = np.isnan(read)
-    known = read[~absent]
+    known = read[~absent] if absent.any() else read
     if not len(known):
         return "it has no values"
     if (known == known[0]).all():
-        return f"all its values are {seen[0]}"
+        return f"all its values are {frame.column(name).gather(rows).drop_nulls()[0]}"
     fitted = {"name": name, "kind": reading.kind, "form": reading.form, "mean": float(known.mean()),
               "std": float(known.std()), "missing": bool(absent.any())}  # fmt: skip
     return {**fitted, "hours": bool((known % 1 != 0).any())} if reading.kind == DATE else fitted
@@ -84,6 +90,18 @@ def raw(frame: Frame, fitted: Sequence[Fitted], held: dict[str, Reading] | None 
             held[name] = reread(frame, name, Reading(f["kind"], f["form"]))
         read.append(values(frame, name, held[name])[:, None])
     return torch.from_numpy(np.concatenate(read, 1)), torch.from_numpy(np.concatenate(categories + texts, 1))
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Let torch compute by one thread within: the operations of `Columns` are small, and each would wait for all
+    threads, which takes 30 times as long on a machine with other work."""
+    count = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(count)
 
 
 class Columns(nn.Module):

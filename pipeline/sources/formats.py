@@ -22,7 +22,8 @@ from pipeline.errors import DataError
 from pipeline.sources import arrow, csv, database, excel, jsonlines, parquet
 from pipeline.sources.dialect import Dialect
 from pipeline.sources.files import OPENERS, archive, in_archive, members, reading
-from pipeline.sources.frame import Frame, floats, package
+from pipeline.sources.frame import Frame, floats, package, plain
+from pipeline.sources.grid import PLAIN, SAMPLE, THOUSANDS
 from pipeline.sources.parts import expand, joined
 
 
@@ -45,7 +46,7 @@ def read_table(path: str | Path, dialect: Dialect | None = None) -> Frame:
     """All rows of a table, without the index that pandas writes. Raises DataError for a file that is no table."""
     frames: list[Frame] = []
     size, free = 0, memory.free()
-    for frame in _narrowed(table_blocks(path, dialect)):
+    for frame in _narrowed(table_blocks(path, dialect, numbers=True)):
         frames.append(frame)
         size += int(frame.data.estimated_size())
         if 2 * size > free:  # with the copy as one
@@ -58,9 +59,11 @@ def read_table(path: str | Path, dialect: Dialect | None = None) -> Frame:
     return _without_index(frame)
 
 
-def table_blocks(path: str | Path, dialect: Dialect | None = None) -> Iterator[Frame]:
-    """The rows of a table in blocks. Raises DataError for a file that is no table."""
+def table_blocks(path: str | Path, dialect: Dialect | None = None, *, numbers: bool = False) -> Iterator[Frame]:
+    """The rows of a table in blocks. Raises DataError for a file that is no table. `numbers` is as for `csv.blocks`."""
     parts = _readers(path)
+    if numbers:
+        parts = [(file, partial(csv.blocks, numbers=True) if read is csv.blocks else read) for file, read in parts]
     first: Frame | None = None
     for file, read in parts:
         for frame in read(file, dialect or Dialect()):
@@ -127,11 +130,6 @@ def table_ends() -> tuple[str, ...]:
     return (*TABLES, *(end + packed for end in texts for packed in (*OPENERS, ".zip")), ".zip")
 
 
-PLAIN = r"^[-+]?(?:0|[1-9]\d*)(?:\.\d*)?(?:[eE][-+]?\d+)?$"
-THOUSANDS = r"^[-+]?[1-9]\d{0,2}\.\d{3}$"
-"""A number with a decimal point, or with a mark of thousands."""
-
-
 def _narrowed(frames: Iterator[Frame]) -> Iterator[Frame]:
     """The blocks of a large file, with columns of plain numbers as float64: texts need several times their memory."""
     first = next(frames, None)
@@ -145,12 +143,17 @@ def _narrowed(frames: Iterator[Frame]) -> Iterator[Frame]:
     for frame in chain([first, second], frames):
         data = frame.data
         for name in data.columns:
-            column = data[name]
-            if column.dtype == pl.String:
-                known = frame.column(name).drop_nulls()
-                if known.str.contains(PLAIN).all() and not (known.str.contains(THOUSANDS).all() and len(known)):
-                    data = data.with_columns(floats(frame.column(name)))
+            if data[name].dtype != pl.String or not _plain_numbers(plain(data[name].head(SAMPLE), frame.missing)):
+                continue
+            column = frame.column(name)
+            known = column.drop_nulls()
+            if _plain_numbers(known) and not (len(known) and known.str.contains(THOUSANDS).all()):
+                data = data.with_columns(floats(column))
         yield evolve(frame, data=data)
+
+
+def _plain_numbers(column: Any) -> bool:
+    return bool(column.drop_nulls().str.contains(PLAIN).all())
 
 
 def _joined(frames: list[Frame], path: str | Path, dialect: Dialect) -> Frame:

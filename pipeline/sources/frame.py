@@ -51,6 +51,8 @@ class Frame:
     """Lines that could not be read and were left out."""
     plain: bool = False
     """Whether the cells are as `column` gives them."""
+    read: frozenset[str] = frozenset()
+    """Columns whose cells are as `columns.values` gives them, but null if missing."""
 
     def __len__(self) -> int:
         return len(self.data)
@@ -89,7 +91,7 @@ class Frame:
 
     def in_plain(self) -> Frame:
         """All columns as `column` gives them, to read them several times."""
-        columns = [self.column(name) for name in self.data.columns]
+        columns = [self.column(name).rechunk() for name in self.data.columns]
         return evolve(self, data=package().DataFrame(columns), plain=True)
 
     def slice(self, first: int, count: int) -> Frame:
@@ -123,12 +125,15 @@ def plain(column: Any, missing: Collection[str] = ("",)) -> Any:
         column, dtype = column.cast(pl.String), pl.String
     if dtype == pl.String:
         column = column.str.strip_chars()
+        if not (column.str.len_chars() <= max(map(len, missing), default=0)).any():
+            return column
         absent = column.str.to_lowercase().is_in(list(missing))
         return column.set(absent.fill_null(False), None) if absent.any() else column
     if dtype == pl.Decimal:
         return column.cast(pl.Float64)
     if dtype.is_float():
-        return column.cast(pl.Float64).fill_nan(None)
+        column = column.cast(pl.Float64)
+        return column.fill_nan(None) if column.is_nan().any() else column
     if dtype == pl.Datetime and dtype.time_zone is not None:
         return column.dt.convert_time_zone("UTC").dt.replace_time_zone(None)
     if dtype == pl.Duration:

@@ -27,9 +27,9 @@ def task_of(values: np.ndarray) -> Task:
     labels, others values."""
     if values.ndim > 1:
         return "several labels" if np.isin(values, (0, 1)).all() else "regression"
-    found = np.unique(values)
-    if not np.array_equal(found, np.round(found)):
+    if (values != np.round(values)).any():
         return "regression"
+    found = np.unique(values)
     numbered = len(found) <= MANY and np.array_equal(found, np.arange(len(found)))
     most = max(len(values) // ROWS, 2) if numbered else min(FEW, max(len(values) // ROWS, 2))
     return "classification" if len(found) <= most else "regression"

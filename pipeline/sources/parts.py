@@ -83,7 +83,7 @@ def joined(source: str | Path, frames: Sequence[Frame]) -> Frame:
         ]
         data.append(frame.data.with_columns(names(frame, n, Reading(CATEGORY)).alias(n) for n in texts))
     with reading(source, "has columns of different types"):
-        whole = pl.concat(data, how="vertical_relaxed", rechunk=True)
+        whole = pl.concat(data, how="vertical_relaxed")  # in chunks: as one, the rows would be in memory twice
     paths = tuple(dict.fromkeys(frame.path for frame in frames))
     decimal = frames[0].decimal if len({frame.decimal for frame in frames}) == 1 else None
     options = {

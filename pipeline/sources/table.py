@@ -24,9 +24,10 @@ from pipeline.sources.columns import (
     reread,
     unreadable,
     values,
+    with_values,
 )
 from pipeline.sources.dialect import Dialect
-from pipeline.sources.encode import BLOCK, Columns, Fitted, fit, raw
+from pipeline.sources.encode import BLOCK, Columns, Fitted, fit, one_thread, raw
 from pipeline.sources.formats import read_table
 from pipeline.sources.frame import Frame, package
 from pipeline.sources.learned import Learned, scale, some
@@ -102,6 +103,7 @@ def prepare(
     else:
         train, held = np.arange(len(frame)), None
     inputs = [n for n in frame.data.columns if n not in (*names, groups)]
+    frame = with_values(frame, inputs, kinds)
     columns, left_out = _fitted(frame, inputs, kinds, train)
     if groups is not None:
         left_out[groups] = "it groups the rows"
@@ -110,11 +112,9 @@ def prepare(
     fitted: dict[str, Any] = {"columns": columns, "targets": learned.json}
     if learned.task == "regression":
         fitted |= scale(targets[train])
-    data = Tensors(_encoded(frame, columns, targets, dict(kinds)))
+    own, *others = _sides(frame, columns, targets, dict(kinds), [train] if held is None else [train, held])
     if held is None:
-        sides = data, Tensors(apply(fitted, _some_with_targets(read_test(), names)))  # type: ignore[misc]  # there is one
-    else:
-        sides = data.take(torch.from_numpy(train)), data.take(torch.from_numpy(held))
+        others = [apply(fitted, _some_with_targets(read_test(), names))]  # type: ignore[misc]  # there is one
 
     def held_out() -> Frame:
         frame = with_targets((read_test or read)(), names)
@@ -127,6 +127,7 @@ def prepare(
     counts = Columns(columns).counts
     sizes = {"categories": tuple(counts)} if counts else {}
     about = tuple(overview(frame, kinds, columns, left_out, learned, targets))
+    sides = Tensors(own), Tensors(others[0])
     return Prepared(*sides, learned.task, classes, sizes, tuple(notes), fitted, held_out, about)
 
 
@@ -165,12 +166,32 @@ def readable(
 
 
 def _encoded(frame: Frame, fitted: list[Fitted], targets: Any, held: dict[str, Reading]) -> dict[str, Tensor]:
+    [tensors] = _sides(frame, fitted, targets, held, [np.arange(len(frame))])
+    return tensors
+
+
+def _sides(
+    frame: Frame, fitted: list[Fitted], targets: Any, held: dict[str, Reading], sides: Sequence[np.ndarray]
+) -> list[dict[str, Tensor]]:
+    """Some rows, encoded, for each of several sets of them, whose indices rise. A block of all at a time, so that the
+    rows are in memory once."""
     encode = Columns(fitted)
-    begins = range(0, max(len(frame), 1), BLOCK)
-    parts = [encode(*raw(frame.slice(i, BLOCK), fitted, held)) for i in begins]
-    inputs, categories = (torch.cat(t) if len(parts) > 1 else t[0] for t in zip(*parts, strict=True))
-    tensors = {"inputs": inputs, **({"categories": categories} if encode.counts else {})}
-    return tensors if targets is None else {**tensors, "targets": torch.from_numpy(targets)}
+    found: list[dict[str, np.ndarray]] = [{} for _ in sides]
+    for begin in range(0, max(len(frame), 1), BLOCK):
+        read = raw(frame.slice(begin, BLOCK), fitted, held)
+        with one_thread():
+            inputs, categories = encode(*read)
+        block = {"inputs": inputs.numpy(), **({"categories": categories.numpy()} if encode.counts else {})}
+        for rows, arrays in zip(sides, found, strict=True):
+            first, end = np.searchsorted(rows, (begin, begin + BLOCK))
+            for name, array in block.items():
+                if name not in arrays:
+                    arrays[name] = np.empty((len(rows), *array.shape[1:]), array.dtype)
+                np.take(array, rows[first:end] - begin, axis=0, out=arrays[name][first:end], mode="clip")
+    if targets is not None:
+        for rows, arrays in zip(sides, found, strict=True):
+            arrays["targets"] = targets[rows]
+    return [{name: torch.from_numpy(array) for name, array in arrays.items()} for arrays in found]
 
 
 def with_targets(frame: Frame, names: Sequence[str]) -> Frame:
