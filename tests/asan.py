@@ -132,8 +132,8 @@ def inside(names, drawn):
     plain, finish, shared = native._options, Builder.finish, native.Native()
 
     @functools.cache
-    def options(compile_only, quick):
-        made = plain(compile_only, True)
+    def options(compile_only, level=""):
+        made = plain(compile_only, "-Og")
         made._cflags = [*made._cflags, *FLAGS, "fno-omit-frame-pointer"]
         made._ldflags = [*made._ldflags, *FLAGS[:2]]
         return made

@@ -280,6 +280,16 @@ def test_a_native_program_with_wrong_numbers_is_not_used(monkeypatch, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_calls_that_need_more_headers_have_them(monkeypatch, tmp_path):
+    """Calls that don't compile with the few headers are compiled with all, by the same backend."""
+    monkeypatch.setenv("PIPE_CACHE", str(tmp_path))
+    monkeypatch.setattr(text, "_USED", "#include <torch/missing.h>\n")
+    step = small().compile(backend="native")
+    testing.compiled_equals_eager(step, step.pipe.init(0), [BATCH, BATCH])
+    [graph] = step.report.graphs
+    assert (graph.backend, graph.loaded, graph.refused) == ("native", False, ())
+
+
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="other processors have other registers")
 @pytest.mark.parametrize("numbers", [100, 1 << 20])
 def test_what_decays_is_zero_in_native_steps_and_nowhere_else(numbers):

@@ -137,12 +137,14 @@ def test_includes_come_once_and_first():
     """An include that several programs have stands once, in front of every namespace."""
     joined = text.joined([read(), read(HEADER + CALLS.replace(HEADER, "#  include <vector>\n"))], text.CALL)
     for part, lines in zip(
-        joined, ([HEADER, "#include <cmath>\n", "#  include <vector>\n"], ["#include <cmath>\n"]), strict=True
+        joined, ([text._USED, "#include <cmath>\n", "#  include <vector>\n"], ["#include <cmath>\n"]), strict=True
     ):
         for line in lines:
             assert part.count(line) == 1
         assert part.rindex("#include") < part.index("namespace program_0")
-    assert joined[0].index(HEADER) < joined[0].index("struct PipelineMatrix")
+    assert joined[0].index(text._USED) < joined[0].index("struct PipelineMatrix")
+    assert HEADER not in joined[0]
+    assert text.whole(joined[0]) == joined[0].replace(text._USED, HEADER)
 
 
 @pytest.mark.parametrize("kind", [text.RUN, text.CALL])

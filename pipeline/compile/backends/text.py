@@ -20,6 +20,15 @@ RUN, CALL = "RUN", "CALL"
 
 _INPUTS = "steal_from_raw_handles_to_raii_handles("
 _HEADER = "#include <torch/csrc/inductor/cpp_wrapper/cpu.h>\n"
+_USED = """#undef __F16C__
+#undef CPU_CAPABILITY_AVX2
+#undef CPU_CAPABILITY_AVX512
+#include <torch/csrc/inductor/aoti_runtime/utils.h>
+#include <torch/csrc/inductor/aoti_torch/generated/c_shim_cpu.h>
+using namespace torch::aot_inductor;
+"""
+"""What calls of torch's C interface use of `_HEADER`: the rest, Python's interface and ATen's types, takes the compiler
+as long as the calls themselves. By these names, c10::Half includes the processor's intrinsics."""
 _INCLUDE = re.compile(r"^[ \t]*#[ \t]*include\b.*\n", re.MULTILINE)
 _RELEASE = re.compile(r"^.*gil_scoped_release\w* \w+;\n", re.MULTILINE)
 _LOOPED = re.compile(r"\baoti_torch_empty_strided(?=\([^;]*&while_loop_\w+\))")
@@ -60,7 +69,8 @@ def entry(k: int) -> str:
 
 
 def joined(codes: Sequence[Code], kind: str) -> tuple[str, str]:
-    """The calls and the kernels of all programs, each program in its own namespace."""
+    """The calls and the kernels of all programs, each program in its own namespace. If the calls don't compile, they
+    need all headers; see `whole`."""
     includes: dict[str, None] = {
         "#include <cstdint>\n#include <cstring>\n#include <exception>\n#include <vector>\n": None
     }
@@ -76,7 +86,13 @@ def joined(codes: Sequence[Code], kind: str) -> tuple[str, str]:
     shortcuts = [_source("flush"), _source("products"), *([_source("buffers")] if kind == RUN else [])]
     if kind == RUN:  # each thread has its own register for flushing
         kernels = [_source("flush"), *(_THREAD.sub(r"\g<0> const PipelineFlush flush;", text) for text in kernels)]
-    return "".join([*includes, *shortcuts, *calls, _source("loop"), *entries]), "".join([*kernel_includes, *kernels])
+    header = "".join(includes).replace(_HEADER, _USED)
+    return "".join([header, *shortcuts, *calls, _source("loop"), *entries]), "".join([*kernel_includes, *kernels])
+
+
+def whole(calls: str) -> str:
+    """Joined calls with all headers that Inductor includes, such as for operations called through Python."""
+    return calls.replace(_USED, _HEADER, 1)
 
 
 def _renaming(names: Sequence[str], k: int) -> Callable[[str], str]:
