@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 
 TABM = range(200, 5_001)
-"""Training rows for which TabM is chosen. It ranks higher than RealMLP, but its steps take 10 times as long, and the end
-of its training is left to chance if only a few dozen rows are held out."""
+"""Training rows for which TabM is chosen. It ranks higher than RealMLP, but its steps take 10 times as long, and if
+only a few dozen rows are held out, the end of its training is left to chance."""
 
 
 @frozen
