@@ -42,9 +42,9 @@ using PipelineEntry = void (*)(AtenTensorHandle*, AtenTensorHandle*);
   }
 }
 
-// The rounds of pipeline.order.permute. The attribute vectorizes them; Inductor's flags do not.
+// The rounds of pipeline.order.permute. The attribute vectorizes them; the flags of calls do not.
 template <bool wide>
-__attribute__((optimize("tree-loop-vectorize"))) static void pipeline_rounds(
+__attribute__((optimize("O3", "tree-loop-vectorize"))) static void pipeline_rounds(
     int64_t* position, int64_t size, int64_t n, const int64_t* keys, int64_t rounds) {
   for (int64_t r = 0; r < rounds; r++) {
     const int64_t turn = keys[3 * r];
