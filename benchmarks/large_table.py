@@ -104,7 +104,8 @@ def main() -> None:
                 if way.startswith(kind):
                     found[way]["ratio"] = found[way]["seconds"] / base["seconds"]
                     print(way, found[way], flush=True)
-    lines = [f"{rows:,} rows", "", "| | seconds | times polars' | of it the epoch | million rows/s | peak, GiB | r2 |",
+    about = f"{rows:,} rows; load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores at the end"
+    lines = [about, "", "| | seconds | times polars' | of it the epoch | million rows/s | peak, GiB | r2 |",
              "| --- | ---: | ---: | ---: | ---: | ---: | ---: |"]  # fmt: skip
     for way, f in found.items():
         epoch, r2 = (f"{f['epoch']:.1f}", f"{f['r2']:.4f}") if "epoch" in f else ("", "")
