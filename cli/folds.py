@@ -16,18 +16,20 @@ from cli import config as settings
 from cli import folder as folders
 from cli import goal, processes, record, resuming
 from cli import seal as seals
+from cli.build import placed
 from cli.classes import measuring
 from cli.config import TrainConfig
 from cli.decision import Decision, decided
 from cli.prepared import prepared
 from cli.progress import plain, warn
 from cli.recipes.data_card import check_alike
+from cli.recipes.setting import refusal
 from cli.saved_run import Past
 from cli.seal import STATUS, Seal
 from cli.settled import settled
 from cli.training import train
 from pipeline import Ensemble, Pipeline, State
-from pipeline.errors import ConfigError, PipeError
+from pipeline.errors import PipeError
 from pipeline.programs.evaluate import Measured, averaged, finished, measured
 from pipeline.programs.program import Program
 from pipeline.stage import Stage
@@ -44,7 +46,10 @@ def train_folds(config: TrainConfig, *, quiet: bool = False, verbose: bool = Fal
     `pipe predict` answers with the mean of all.
     """
     if config.pipeline.name is not None:
-        raise ConfigError("--folds splits the command's own data; a pipeline of your own splits its data itself")
+        raise refusal("--folds splits the command's own data; a pipeline of your own splits its data itself")
+    if config.flat.get("test") is not None:
+        raise refusal("--folds holds out each sample of --data once; leave out --test")
+    placed(config)  # connects the processes
     config, data = settled(config)
     config, why = goal.agreed(config, prepared(config) if data is None else data)
     say = plain(quiet)
@@ -58,6 +63,7 @@ def train_folds(config: TrainConfig, *, quiet: bool = False, verbose: bool = Fal
 
 def resume(folder: Path, config: TrainConfig, *, quiet: bool = False, verbose: bool = False) -> None:
     """Go on with a run of all folds. Finished ones stay unchanged."""
+    placed(config)
     with folders.gone_on(folder) as seal:
         _train(seal, evolve(config, settled=True), plain(quiet), quiet=quiet, verbose=verbose)
 

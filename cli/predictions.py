@@ -98,7 +98,7 @@ def in_units(outputs: Tensor, about: About, decision: Decision, like: About) -> 
     if TARGET_MEAN not in about.fitted:
         return outputs
     (mean, std), (mean_like, std_like) = (
-        (outputs.new_tensor(of.fitted[key], dtype=torch.float64) for key in (TARGET_MEAN, TARGET_STD))
+        [outputs.new_tensor(of.fitted[key], dtype=torch.float64) for key in (TARGET_MEAN, TARGET_STD)]
         for of in (about, like)
     )
     if about.fitted.get(LOG, False):

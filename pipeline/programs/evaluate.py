@@ -66,7 +66,8 @@ def measured(program: Program, state: State, of: Any = None) -> Measured:
 def finished(program: Program, parts: Sequence[Measured]) -> dict[str, Any]:
     """Every metric over the data of all parts, as Python numbers. Parts may be of other States, and of programs with
     the same metrics."""
-    results = metrics_of.read(program.finish(reduce(summed, [dict(part.sums) for part in parts])))
+    sums: Sums = reduce(summed, [part.sums for part in parts])
+    results = metrics_of.read(program.finish(sums))
     for s in program.pipe.host_metrics:
         results |= s.summary([x for part in parts for x in part.seen[s.name]])
     return results
