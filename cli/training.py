@@ -144,8 +144,8 @@ def train_from(t: Training, state: State, saved: Saved | None = None, *, done: b
         ends[folders.CURVES] = plot.svg(plot.curves(lines.rows, best=metric)).encode()
     if not done:
         finished = not progress.stopped and (progress.complete or progress.why.startswith("no better"))
-        why = "by a signal" if progress.stopped else progress.why
-        ends[STATUS] = folders.status_text("done" if finished else "stopped", why=why, over=not progress.stopped)
+        why, over = ("by a signal", {}) if progress.stopped else (progress.why, {"over": True})
+        ends[STATUS] = folders.status_text("done" if finished else "stopped", why=why, **over)
     folders.write(t.seal, ends, lines.last)
     _print_results(t, progress, best, beside)
     return progress.state
