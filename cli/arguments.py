@@ -65,10 +65,12 @@ def saved_runs(run: str, trust: bool, accept: bool) -> list[Past]:
     from cli.saved_run import Past
 
     whole = Past(Path(run))
-    folds = whole.document.get(config.FOLDS)
-    if not isinstance(folds, dict):
+    folds = config.folds(whole.folder, whole.config)
+    if not folds:
         return [whole]
-    return [saved_run(os.path.join(run, config.FOLD.format(i)), trust, accept) for i in range(len(folds["ends"]))]
+    if config.FOLDS not in whole.document:
+        raise refusal(f"{run} has not trained all of its {len(folds)} folds; go on with it: pipe train --resume {run}")
+    return [saved_run(str(fold), trust, accept) for fold in folds]
 
 
 def check(path: Path, chosen: dict[str, Any], trust: bool, accept: bool = False, run: bool = True) -> None:

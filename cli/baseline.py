@@ -15,7 +15,7 @@ from cli.classes import measuring, unseen
 from cli.decision import Decision, decided
 from cli.recipes.loss import LOG, TARGET_MEAN
 from cli.recipes.task import CLASSES, LABELS, VALUES
-from pipeline import Ensemble, Pipeline, State, evaluate, order, place
+from pipeline import State, evaluate, order
 from pipeline.direction import rank
 from pipeline.load import batches
 from pipeline.programs.evaluate import better
@@ -72,10 +72,7 @@ def baseline(job: Job, data: Any = None) -> Baseline | None:
     def constant(targets: Tensor) -> Tensor:
         return outputs.expand(len(targets), *outputs.shape)
 
-    one = job.pipe.pipe if isinstance(job.pipe, Ensemble) else job.pipe
-    names = [s.name for s in one.stages]
-    measures = one.stages[names.index(one.models[0].name) + 1 : names.index(one.backwards[0].name)]
-    always = Pipeline(place.on("cpu"), Stage("constant", constant, writes=("outputs",)), *measures)
+    always = job.measuring(Stage("constant", constant, writes=("outputs",)))
     return Baseline(always.evaluate(always.init(0), data), words, job.prepared.task)
 
 

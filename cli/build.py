@@ -86,6 +86,15 @@ class Job:
         n = len(self.held_out)
         return load.batches(self.held_out, size=-(-n // order.count(n, 8 * self.stages.load.size)), shuffle=False)
 
+    def measuring(self, outputs: Stage) -> Pipeline:
+        """The loss and the metrics of the outputs of a stage instead of the model's, on the CPU."""
+        one = self.pipe.pipe if isinstance(self.pipe, Ensemble) else self.pipe
+        names = [s.name for s in one.stages]
+        [g] = one.backwards
+        measures = one.stages[names.index(one.models[0].name) + 1 : names.index(g.name)]
+        mean_loss = Stage("mean loss", g.function, init=g.init, finish=g.finish, names=g.names, when="evaluation")
+        return Pipeline(place.on("cpu"), outputs, *measures, mean_loss)
+
     @property
     def data(self) -> str:
         counts = [f"{_length(part)} {what}" for part, what in ((self.train, "training"), (self.held_out, "held-out"))]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -67,11 +67,20 @@ def figures(
     pipe: Pipeline | Ensemble, about: About, state: State, data: Any, decision: Decision = PLAIN
 ) -> Figures | None:
     """Figures of a State on some data; None if the task has no classes."""
+    metrics = of_classes(about)
+    return figures_of(about, decided(measuring(pipe, *metrics), decision).evaluate(state, data)) if metrics else None
+
+
+def of_classes(about: About) -> list[Stage]:
+    """The metric that `figures_of` reads; none if the task has no classes."""
+    count = len(about.classes) or about.fixed.outputs
     if about.task not in ("classification", "several labels"):
-        return None
+        return []
+    return [evaluate.confusion(count) if about.task == "classification" else evaluate.labels(count)]
+
+
+def figures_of(about: About, values: Mapping[str, Any]) -> Figures:
     names = about.classes or tuple(map(str, range(about.fixed.outputs)))
-    metric = evaluate.confusion(len(names)) if about.task == "classification" else evaluate.labels(len(names))
-    values = decided(measuring(pipe, metric), decision).evaluate(state, data)
     return Figures(names, values["precision"], values["recall"], values["f1"], values.get("confusion"))
 
 

@@ -258,6 +258,12 @@ def document(path: Path) -> dict[str, Any]:
         raise refusal(f"{path} is nested too deep") from None
 
 
+def folds(folder: Path, config: TrainConfig) -> list[Path]:
+    """The folders of the runs in a run of all folds, whether they have begun or not; none in any other run."""
+    count = config.run.folds if config.run.fold is None else None
+    return [folder / FOLD.format(i) for i in range(count or 0)]
+
+
 def check_run(folder: Path) -> None:
     """Raise ConfigError for a folder without a run, and for a run of a newer version."""
     if not os.path.lexists(folder / CONFIG):  # Path.exists() raises if a name is too long

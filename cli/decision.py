@@ -58,7 +58,9 @@ class Decision:
             sure = "too sure" if self.temperature > 1 else "not sure enough"
             lines.append(f"probabilities by logits / {self.temperature:.3f}, as the model is {sure} (--calibrate)")
         if self.threshold is not None:
-            gain = f"{self.by} {self.value:.4f}, and {self.before:.4f} from 0.5, on the samples it was chosen on"
+            gain = self.by
+            if self.value is not None:
+                gain += f" {self.value:.4f}, and {self.before:.4f} from 0.5, on the samples it was chosen on"
             lines.append(f"class {_second(about)!r} from probability {self.threshold:.4f} on: {gain}")
         return lines
 
@@ -110,10 +112,13 @@ def fitted(config: TrainConfig, job: Job, state: State) -> Decision:
 
 
 def mean(decisions: Sequence[Decision]) -> Decision:
-    """The decision on the mean of probabilities: the mean of the thresholds."""
+    """The decision on the mean of calibrated probabilities: the mean of the thresholds."""
+    if len(decisions) == 1:
+        return decisions[0]
     found = [0.5 if d.threshold is None else d.threshold for d in decisions]
-    chosen = any(d.threshold is not None for d in decisions)
-    return evolve(decisions[0], threshold=sum(found) / len(found) if chosen else None)
+    if all(d.threshold is None for d in decisions):
+        return PLAIN
+    return Decision(threshold=sum(found) / len(found), by=f"mean of {len(found)} folds")
 
 
 def decided(pipe: Pipeline | Ensemble, decision: Decision) -> Pipeline | Ensemble:

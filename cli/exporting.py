@@ -6,6 +6,7 @@ import json
 import logging
 import warnings
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,40 +14,56 @@ import torch
 from torch import Tensor, nn
 
 from cli import folder as folders
-from cli.decision import Decision
+from cli.decision import Decision, mean
 from cli.output import written
 from cli.predictions import Predictions, apply, input_names
 from cli.progress import tell
-from cli.recipes.data_card import About
+from cli.recipes.data_card import About, check_alike
+from cli.recipes.setting import refusal
 from cli.saved_run import Past
+from pipeline.ensembles import Joined
 from pipeline.errors import ConfigError, first_line
+from pipeline.loss.joint import mean_outputs
 from pipeline.sources.columns import CATEGORY, DATE, TEXT, WORDS
 from pipeline.sources.encode import Columns, raw
+from pipeline.sources.table import apply as encoded
 from pipeline.sources.words import WORD
 
 NAMES = {"torch": "model.pt2", "onnx": "model.onnx", "weights": "weights.safetensors"}
+SCALES = ("mean", "std", "missing", "hours")
+"""Keys of a fitted column that say nothing about its raw values."""
 CHECKED, SIZES, TOLERANCE = 256, (1, 7, 256), 1e-5
 """Held-out samples to compare a program on, sizes of their batches, and the largest relative error."""
 
 
-def export(past: Past, kind: str, out: str | None, *, weights: str) -> None:
-    """Write a model, and a JSON beside it that describes inputs and outputs."""
+def export(runs: Sequence[Past], kind: str, out: str | None, *, weights: str) -> None:
+    """Write a model, or the mean of some, and a JSON beside it that describes inputs and outputs."""
+    past, *others = runs
     about = past.about
     module, inputs, epoch = past.module(weights)
-    path = Path(out) if out is not None else past.folder / NAMES[kind]
-    facts: dict[str, Any] = {"format": kind, "run": str(past.folder), "weights": weights, **epoch, "task": about.task,
+    folder = past.folder.parent if others else past.folder
+    path = Path(out) if out is not None else folder / NAMES[kind]
+    facts: dict[str, Any] = {"format": kind, "run": str(folder), "weights": weights,
+                             **({"folds": len(runs)} if others else epoch), "task": about.task,
                              "classes": list(about.classes)}  # fmt: skip
     if kind == "weights":
+        if others:
+            raise refusal(f"--format weights is of one run; name one, such as {past.folder}")
         folders.replace(path, folders.weights_file(module.state_dict(), {"weights": weights, **epoch}))
         facts["model"] = past.document.get("facts", {}).get("model")
         tell(f"{path}: {len(module.state_dict())} tensors, by the module's own names")
     else:
-        decision = past.decision(weights)
-        program = Program(module, inputs, about, decision).eval()
-        samples, expected = _held_out(past, about, program)
-        facts |= {"inputs": _inputs(about, program, samples), "outputs": _outputs(about, expected)}
-        facts |= decision.facts(about)
-        error = (_write_torch if kind == "torch" else _write_onnx)(path, program, samples, expected)
+        _check_columns(runs)
+        decisions = [run.decision(weights) for run in runs]
+        programs = [Program(module, inputs, about, decisions[0]).eval()]
+        for run, decision in zip(others, decisions[1:], strict=True):
+            programs.append(Program(*run.module(weights)[:2], run.about, decision).eval())
+        samples, expected = _held_out(runs, programs)
+        facts |= {"inputs": _inputs(about, programs[0], samples), "outputs": _outputs(about, expected)}
+        facts |= mean(decisions).facts(about)
+        program = Joined(programs, mean_outputs).eval() if others else programs[0]
+        write = _write_torch if kind == "torch" else partial(_write_onnx, names=programs[0].reads)
+        error = write(path, program, samples, expected)
         tell(f"{path}: checked on {len(samples[0])} held-out samples, off by {error:.1e} at most")
     beside = path.with_name(f"{path.name}.json")
     folders.replace(beside, json.dumps(facts, indent=1, ensure_ascii=False).encode())
@@ -75,22 +92,43 @@ class Program(nn.Module):
         return predictions
 
 
-def _held_out(past: Past, about: About, program: Program) -> tuple[list[Tensor], Tensor]:
-    """Raw held-out samples, in the program's format, and the model's predictions for the prepared samples."""
-    held_out = past.made[0].held_out
-    batch = held_out[torch.arange(min(CHECKED, len(held_out)))]
+def _check_columns(runs: Sequence[Past]) -> None:
+    """Raise ConfigError unless all runs take the same raw data: columns of the same kinds, with the same categories and
+    words. Means and deviations may differ: each run has its own inside the program."""
+    check_alike([run.about for run in runs])
+    first, *others = (
+        {f["name"]: {k: v for k, v in f.items() if k not in SCALES} for f in run.about.fitted.get("columns", [])}
+        for run in runs
+    )
+    for run, own in zip(runs[1:], others, strict=True):
+        for name in {**first, **own}:
+            if first.get(name) != own.get(name):
+                raise refusal(
+                    f"column {name!r} has other categories or words in {run.folder} than in {runs[0].folder}, so that "
+                    "no program takes it for both: export one of them; pipe predict takes the mean of all"
+                )
+
+
+def _held_out(runs: Sequence[Past], programs: Sequence[Program]) -> tuple[list[Tensor], Tensor]:
+    """Raw samples that the first run held out, in the programs' format, and the models' mean predictions for them, as
+    each run prepares them."""
+    job, first = runs[0].made[0], programs[0]
+    batch = job.held_out[torch.arange(min(CHECKED, len(job.held_out)))]
+    batches, samples = [batch] * len(runs), [batch[name] for name in first.reads if name in batch]
+    if first.columns is not None:
+        assert job.prepared is not None
+        assert job.prepared.raw is not None
+        frame = job.prepared.raw()
+        numbers, codes = raw(frame, runs[0].about.fitted["columns"])
+        samples = [{"numbers": numbers, "categories": codes}[name][:CHECKED] for name in first.reads]
+        frame = frame.slice(0, CHECKED)
+        batches[1:] = [encoded(run.about.fitted, frame, targets=False) for run in runs[1:]]
     with torch.no_grad():
-        expected = program.head(apply(program.module, program.inputs, batch))
-    if program.columns is None:
-        return [batch[name] for name in program.reads], expected
-    prepared = past.made[0].prepared
-    assert prepared is not None
-    assert prepared.raw is not None
-    numbers, codes = raw(prepared.raw(), about.fitted["columns"])
-    return [{"numbers": numbers, "categories": codes}[name][: len(expected)] for name in program.reads], expected
+        each = [p.head(apply(p.module, p.inputs, b)) for p, b in zip(programs, batches, strict=True)]
+    return samples, mean_outputs(torch.stack(each))
 
 
-def _write_torch(path: Path, program: Program, samples: Sequence[Tensor], expected: Tensor) -> float:
+def _write_torch(path: Path, program: nn.Module, samples: Sequence[Tensor], expected: Tensor) -> float:
     """Write a torch.export program; returns its relative error."""
     exported = _exported(program, samples)
     error = _check(lambda *values: exported.module()(*values), samples, expected)
@@ -99,11 +137,11 @@ def _write_torch(path: Path, program: Program, samples: Sequence[Tensor], expect
     return error
 
 
-def _exported(program: Program, samples: Sequence[Tensor]) -> Any:
+def _exported(program: nn.Module, samples: Sequence[Tensor]) -> Any:
     """A program of torch.export that takes batches of any size."""
     batch = torch.export.Dim("batch", min=1, max=1 << 31)
     example = tuple(t[:2].repeat(2, *[1] * (t.ndim - 1))[:3] for t in samples)  # 3, even if fewer were held out
-    shapes = {"values": tuple({0: batch} for _ in example)}
+    shapes = (tuple({0: batch} for _ in example),)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -114,7 +152,9 @@ def _exported(program: Program, samples: Sequence[Tensor]) -> Any:
         ) from None
 
 
-def _write_onnx(path: Path, program: Program, samples: Sequence[Tensor], expected: Tensor) -> float:
+def _write_onnx(
+    path: Path, program: nn.Module, samples: Sequence[Tensor], expected: Tensor, names: Sequence[str]
+) -> float:
     """Write an ONNX model; returns its relative error."""
     try:
         import onnxruntime
@@ -129,7 +169,7 @@ def _write_onnx(path: Path, program: Program, samples: Sequence[Tensor], expecte
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             onnx = torch.onnx.export(
-                exported, (), input_names=program.reads, output_names=["answers"], dynamo=True, verbose=False
+                exported, (), input_names=names, output_names=["answers"], dynamo=True, verbose=False
             )
             assert onnx is not None
             with written(path) as file:
@@ -142,7 +182,7 @@ def _write_onnx(path: Path, program: Program, samples: Sequence[Tensor], expecte
     try:
         return _check(
             lambda *values: torch.from_numpy(
-                session.run(None, {n: v.numpy() for n, v in zip(program.reads, values, strict=True)})[0]
+                session.run(None, {n: v.numpy() for n, v in zip(names, values, strict=True)})[0]
             ),
             samples, expected,
         )  # fmt: skip

@@ -109,7 +109,7 @@ def gone_on(folder: Path) -> Iterator[Seal]:
 
 
 def accept(folder: Path) -> list[str]:
-    """Accept the current files of a run, and of a sweep's members; returns the names of changed ones."""
+    """Accept the current files of a run, and of the runs in it; returns the names of changed ones."""
     saved: list[checkpoint.Saved] = []
     try:
         while (
@@ -119,7 +119,7 @@ def accept(folder: Path) -> list[str]:
         differ = seals.accept(folder, log.read(folder / METRICS), saved)
     except OSError as e:
         raise _unwritable(e) from None
-    inside = sorted(path.parent for path in folder.glob(f"*/*/{seals.MANIFEST}"))
+    inside = sorted(path.parent for depth in ("*", "*/*") for path in folder.glob(f"{depth}/{seals.MANIFEST}"))
     return differ + [f"{path.relative_to(folder)}/{name}" for path in inside for name in accept(path)]
 
 
@@ -174,7 +174,7 @@ def data_text(made: Job) -> dict[str, bytes]:
 
 
 def status_text(state: str, **more: Any) -> bytes:
-    """status.json: whether a run is done, stopped or failed, and why."""
+    """status.json: whether a run is done, stopped or failed, and why; `over` if no signal or error ended it."""
     return _json({"state": state, **more})
 
 

@@ -70,6 +70,14 @@ def settled(config: TrainConfig, job: Job) -> TrainConfig:
     return evolve(config, run=evolve(config.run, best=job.best))
 
 
+def agreed(config: TrainConfig, data: Prepared) -> tuple[TrainConfig, str]:
+    """The settings with the metric of the best epoch, for runs on several splits of some data, and why it is not the
+    task's own."""
+    aim = goal(config, data)
+    chosen = config if config.run.best is not None else evolve(config, run=evolve(config.run, best=aim.metric))
+    return chosen, aim.why if chosen is not config else ""
+
+
 def class_weights(config: TrainConfig, data: Prepared, outputs: int) -> Tensor | None:
     """Weights of classes (C,), or of positive labels (L,), float32; None for no weights."""
     if config.loss.class_weights == "none":

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import partial
 
 from cli import config as settings
+from cli.predictions import answers, in_units, together
 from cli.progress import warn
 from cli.recipes.code import is_code
 from cli.recipes.data import DATA, kind_of
+from cli.recipes.data_card import check_alike
 from cli.saved_run import Past
 from pipeline.sources import Rows
 from pipeline.state import Batch
@@ -41,10 +44,30 @@ def _counted(chunks: Iterator[Rows], data: str) -> Iterator[Rows]:
 class Batches:
     """Batches of samples with targets, read again for each iteration."""
 
-    def __init__(self, past: Past, data: str, skip_bad: bool = False) -> None:
-        self.past, self.data, self.skip_bad, self.said = past, data, skip_bad, False
+    def __init__(self, past: Past, data: str, skip_bad: bool = False, *, said: bool = False) -> None:
+        self.past, self.data, self.skip_bad, self.said = past, data, skip_bad, said
 
     def __iter__(self) -> Iterator[Batch]:
-        found = rows(self.past, self.data, targets=True, skip_bad=self.skip_bad, say=not self.said)
+        return (chunk.batch for chunk in self.rows(self.past))
+
+    def rows(self, past: Past) -> Iterator[Rows]:
+        found = rows(past, self.data, targets=True, skip_bad=self.skip_bad, say=not self.said)
         self.said = True
-        return (chunk.batch for chunk in found)
+        return found
+
+
+class MeanBatches(Batches):
+    """Batches with the mean outputs of some runs as `answered`, calibrated, and in the units of the first."""
+
+    def __init__(self, runs: Sequence[Past], data: str, skip_bad: bool, weights: str) -> None:
+        super().__init__(runs[0], data, skip_bad)
+        check_alike([run.about for run in runs])
+        self.runs, self.models = runs, [run.module(weights)[:2] for run in runs]
+        self.heads = [partial(in_units, about=run.about, decision=run.decision(weights), like=self.past.about)
+                      for run in runs]  # fmt: skip
+        self.join = self.past.config.loss.stage(self.past.about.task).join
+
+    def __iter__(self) -> Iterator[Batch]:
+        parts = zip(self.runs, self.models, self.heads, strict=True)
+        each = [answers(self.rows(run), *model, head) for run, model, head in parts]
+        return ({**rows.batch, "answered": outputs} for rows, outputs in together(each, self.join))

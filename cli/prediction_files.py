@@ -17,8 +17,9 @@ import torch
 from cli import new_data
 from cli.decision import mean
 from cli.output import written
-from cli.predictions import Chunks, answers, predicted
+from cli.predictions import Chunks, Predictions, answers, predicted
 from cli.progress import tell
+from cli.recipes.data_card import check_alike
 from cli.recipes.setting import refusal
 from cli.saved_run import Past
 from pipeline import files
@@ -46,10 +47,11 @@ def predict(
         raise refusal(f"{path} exists already; name another file by --out")
     models = [run.module(weights) for run in runs]
     decisions = [run.decision(weights) for run in runs]
+    check_alike([run.about for run in runs])
     each = []
     for run, model, decision in zip(runs, models, decisions, strict=True):
         rows = new_data.rows(run, data, targets=False, skip_bad=skip_bad, say=run is past)
-        each.append(answers(rows, *model[:2], run.about, decision))
+        each.append(answers(rows, *model[:2], Predictions(run.about, decision).eval()))
     chunks = predicted(each, about, mean(decisions))
     if path is None:
         for text, _ in _csv(chunks, raw):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -13,12 +13,15 @@ from cli.decision import PLAIN, Decision
 from cli.recipes.data_card import About
 from cli.recipes.loss import LOG, TARGET_MEAN, TARGET_STD
 from pipeline.errors import ConfigError, first_line
+from pipeline.loss.joint import mean_outputs
 from pipeline.sources import Rows
 
 Columns: TypeAlias = dict[str, Any]
 """Predictions of some rows by name: names or numbers (N,), and for .npz probabilities (N, C)."""
 Chunks: TypeAlias = Iterator[tuple[Mapping[str, Any], Columns]]
 """Chunks of rows: their own columns, and their predictions."""
+Answers: TypeAlias = Iterator[tuple[Rows, Tensor]]
+"""Chunks of rows, and what a model gives for them."""
 
 
 class Predictions(nn.Module):
@@ -59,31 +62,48 @@ def input_names(inputs: Any) -> list[str]:
     return [inputs] if isinstance(inputs, str) else list(inputs.values() if isinstance(inputs, Mapping) else inputs)
 
 
-def answers(
-    chunks: Iterator[Rows], module: nn.Module, inputs: Any, about: About, decision: Decision
-) -> Iterator[tuple[Mapping[str, Any], np.ndarray]]:
-    """Chunks of rows: their own columns, and what `Predictions` gives for them."""
-    head = Predictions(about, decision).eval()
+def answers(chunks: Iterator[Rows], module: nn.Module, inputs: Any, head: Callable[[Tensor], Tensor]) -> Answers:
+    """Chunks of rows, and what a function such as `Predictions` gives for a model's outputs for them."""
     for rows in chunks:
         with torch.inference_mode():
             try:
-                values = head(apply(module, inputs, rows.batch)).numpy()
+                values = head(apply(module, inputs, rows.batch))
             except (RuntimeError, IndexError, TypeError, ValueError, KeyError) as e:
                 raise ConfigError(f"the model can't take these data: {first_line(e)}") from e
-        yield rows.beside, values
+        yield rows, values
 
 
-def predicted(
-    each: Sequence[Iterator[tuple[Mapping[str, Any], np.ndarray]]], about: About, decision: Decision
-) -> Chunks:
-    """The mean answers of some models to the same rows."""
+def together(each: Sequence[Answers], join: Callable[[Tensor], Tensor]) -> Answers:
+    """The joined answers of some models to the same rows. Raises ConfigError if some leave out other rows."""
     for parts in zip(*each, strict=True):
-        values = [values for _, values in parts]
-        if any(v.shape != values[0].shape for v in values):
+        rows = parts[0][0]
+        if differ := {line for other, _ in parts for line in {*other.skipped} ^ {*rows.skipped}}:
             raise ConfigError(
-                "the runs predict other classes, or leave out other rows, than the first; predict with each alone"
+                f"line {min(differ)} can be read by some of the runs alone, so they have no mean; correct it, or take "
+                "each run alone"
             )
-        yield parts[0][0], named(about, np.mean(values, 0, dtype=values[0].dtype), decision)
+        yield rows, join(torch.stack([values for _, values in parts]))
+
+
+def predicted(each: Sequence[Answers], about: About, decision: Decision) -> Chunks:
+    """The mean predictions of some models for the same rows."""
+    for rows, values in together(each, mean_outputs):
+        yield rows.beside, named(about, values.numpy(), decision)
+
+
+def in_units(outputs: Tensor, about: About, decision: Decision, like: About) -> Tensor:
+    """Calibrated outputs of a run, in the units of another run's outputs, whose targets may be scaled otherwise."""
+    if about.task != "regression":
+        return outputs / decision.temperature
+    if TARGET_MEAN not in about.fitted:
+        return outputs
+    (mean, std), (mean_like, std_like) = (
+        [outputs.new_tensor(of.fitted[key], dtype=torch.float64) for key in (TARGET_MEAN, TARGET_STD)]
+        for of in (about, like)
+    )
+    if about.fitted.get(LOG, False):
+        return (outputs + (std / std_like).log()).to(outputs.dtype)
+    return ((outputs * std + (mean - mean_like)) / std_like).to(outputs.dtype)
 
 
 def named(about: About, values: np.ndarray, decision: Decision = PLAIN) -> Columns:

@@ -145,8 +145,8 @@ def drop_closed_outputs() -> None:
 
 
 def note(name: str, value: str) -> None:
-    """Write a note for later restarts of these processes."""
-    if NOTES in os.environ:
+    """Write a note for later restarts of these processes. The first one stays: a run may have others inside."""
+    if noted(name) is None and NOTES in os.environ:
         _notes(int(os.environ[NOTES])).set(name, value)
 
 

@@ -26,8 +26,9 @@ from pipeline.programs.evaluate import watches
 def resume(
     folder: Path, old: TrainConfig, config: TrainConfig, *, verify: bool = False, quiet: bool = False,
     verbose: bool = False,
-) -> None:  # fmt: skip
-    """Resume the run in a folder from its newest good checkpoint, or verify the steps up to it."""
+) -> tuple[Job, State]:  # fmt: skip
+    """Resume the run in a folder from its newest good checkpoint, or verify the steps up to it; returns it with its
+    last State."""
     with folders.gone_on(folder) as seal:
         table = settings.document(folder / settings.CONFIG)
         job, state = begin(config)
@@ -43,7 +44,7 @@ def resume(
             if old != config:
                 raise ConfigError("--verify replays the run as it was; leave out other settings")
             _verify(job, config, seal, state, saved, past, say)
-            return
+            return job, state
         done = None
         if saved is None:
             say.print("resume  no checkpoint yet, so from the beginning")
@@ -57,7 +58,7 @@ def resume(
             entry = {"step": saved.step if saved else 0, **facts["versions"], **_changes(old, config)}
             text = folders.config_text(config, {**facts, "resumed": [*past, entry]}, seal)
             folders.write(seal, {settings.CONFIG: text, **folders.data_text(job)})
-        train_from(Training(job, config, seal, say, verbose), state, saved, done=bool(done))
+        return job, train_from(Training(job, config, seal, say, verbose), state, saved, done=bool(done))
 
 
 def _newest(seal: Seal) -> Saved | None:

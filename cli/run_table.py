@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -112,9 +112,6 @@ def _state(path: Path, rows: Sequence[log.Row], config: TrainConfig) -> tuple[st
     """Whether a run is running, done, stopped or failed, and why."""
     if run_folder.is_busy(path):
         return "running", ""
-    folds = settings.document(path / settings.CONFIG).get(settings.FOLDS)
-    if isinstance(folds, dict):
-        return "done", _folds(folds["ends"])
     try:
         status = json.loads(seals.content(path / STATUS))
         return str(status["state"]), str(status.get("why", ""))
@@ -123,12 +120,6 @@ def _state(path: Path, rows: Sequence[log.Row], config: TrainConfig) -> tuple[st
             warn(str(e))
         # A run that was killed has no status.
         return ("done" if rows and rows[-1]["epoch"] >= config.run.epochs else "stopped"), ""
-
-
-def _folds(ends: Sequence[Mapping[str, float]]) -> str:
-    """Mean metrics over folds, in words."""
-    means = {name: sum(end[name] for end in ends) / len(ends) for name in ends[0]}
-    return f"{', '.join(format_metric(name, value) for name, value in means.items())} over {len(ends)} folds"
 
 
 def _matches(e: Entry, text: str, entries: Sequence[Entry]) -> bool:

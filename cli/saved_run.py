@@ -135,6 +135,14 @@ class Past:
             list(record.differences(self.document, record.facts(job, new)))  # perhaps the data have changed
             raise
 
+    def repeated(self, weights: str) -> tuple[Job, State, Saved]:
+        """As `restored`, for its own data. Warns of differences that may change the last digits, and raises ConfigError
+        if the data have changed."""
+        job, state, saved = self.restored(weights)
+        for difference in record.differences(self.document, record.facts(job, state)):
+            warn(f"{difference}: the last digits may differ")
+        return job, state, saved
+
     def decision(self, weights: str) -> Decision:
         """The temperature and the threshold of some weights, if the run has them."""
         path = self.folder / decision.FILE

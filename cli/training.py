@@ -32,8 +32,8 @@ SHOWN = 8
 """Columns of a table to describe at the begin of a training."""
 
 
-def train(config: TrainConfig, *, quiet: bool = False, verbose: bool = False) -> Report | None:
-    """Train a new run, printing a line an epoch, and return its last Report. An interrupted run is saved too."""
+def train(config: TrainConfig, *, quiet: bool = False, verbose: bool = False) -> tuple[Job, State]:
+    """Train a new run, printing a line an epoch; returns it with its last State. An interrupted run is saved too."""
     say, why = plain(quiet), ""
     config, data = settled(config)
     if config.run.device == "auto" and place.resolve("auto").type != "cpu":
@@ -47,7 +47,7 @@ def train(config: TrainConfig, *, quiet: bool = False, verbose: bool = False) ->
         text = folders.config_text(config, record.facts(job, state), seal)
         folders.write(seal, {settings.CONFIG: text, **folders.data_text(job)})
         processes.note(processes.FOLDER, str(seal.folder))
-        return train_from(Training(job, config, seal, say, verbose), state)
+        return job, train_from(Training(job, config, seal, say, verbose), state)
 
 
 def print_head(say: Console, job: Job, state: State, config: TrainConfig, verbose: bool, why: str = "") -> None:
@@ -112,8 +112,9 @@ class Progress:
         return bool(self.signals) and self.report is not None and not self.complete
 
 
-def train_from(t: Training, state: State, saved: Saved | None = None, *, done: bool = False) -> Report | None:
-    """Train from a State, new or from a checkpoint, and write the results; if it is `done`, only write them."""
+def train_from(t: Training, state: State, saved: Saved | None = None, *, done: bool = False) -> State:
+    """Train from a State, new or from a checkpoint, and write the results; if it is `done`, only write them. Returns
+    the last State."""
     metric = results.best_metric(t.job, t.config, state)
     progress = Progress(state)
     run = t.config.run
@@ -143,11 +144,11 @@ def train_from(t: Training, state: State, saved: Saved | None = None, *, done: b
         ends[folders.CURVES] = plot.svg(plot.curves(lines.rows, best=metric)).encode()
     if not done:
         finished = not progress.stopped and (progress.complete or progress.why.startswith("no better"))
-        why = "by a signal" if progress.stopped else progress.why
-        ends[STATUS] = folders.status_text("done" if finished else "stopped", why=why)
+        why, over = ("by a signal", {}) if progress.stopped else (progress.why, {"over": True})
+        ends[STATUS] = folders.status_text("done" if finished else "stopped", why=why, **over)
     folders.write(t.seal, ends, lines.last)
     _print_results(t, progress, best, beside)
-    return progress.report
+    return progress.state
 
 
 def _fit(

@@ -39,6 +39,7 @@ MODES = {
     "single steps": [*RUN, "--set", "steps_per_call=1"],
     "an epoch a call": [*RUN, "--set", "steps_per_call=epoch"],
     "uncompiled": [*RUN, "--no-compile"],
+    "folds": [*RUN, "--no-compile", "--folds", "3"],
     "sweep": SWEEP,
     "halving": [*SWEEP, "--halving"],
     "two processes": [*RUN, "--no-compile", "--processes", "2"],
@@ -47,9 +48,9 @@ MODES = {
 
 
 def ended(folder: Path) -> object:
-    """All that a finished run leaves, without the times; of a sweep, each of its runs."""
-    if (folder / "members").exists():
-        return {p.name: ended(p) for p in (folder / "members").iterdir()}
+    """All that a finished run leaves, without the times; of a sweep, and of folds, each of its runs."""
+    if inside := [*folder.glob("members/*"), *folder.glob("fold-*")]:
+        return {p.name: ended(p) for p in inside}
     newest = max((folder / "checkpoints").glob("step-*"))
     tensors = {name: t.tobytes() for name, t in load_file(newest / "state.safetensors").items()}
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]

@@ -383,10 +383,6 @@ def test_folds_predict_their_mean(pipe, target, tmp_path):
 
     each = [predicted(tmp_path / "f" / f"fold-{i}") for i in range(3)]
     np.testing.assert_allclose(predicted(tmp_path / "f"), np.mean(each, 0), rtol=1e-6)
-    for command in ("eval", "export", "report"):
-        code, _, err = pipe(command, tmp_path / "f")
-        assert code == 2
-        assert "has a run for each of 3 folds; name one, such as" in err
 
 
 def test_bad_rows_are_left_out_and_counted(pipe, tmp_path):

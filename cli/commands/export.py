@@ -21,9 +21,10 @@ def command(run: str, kind: str, out: str | None, weights: str, trust: bool, acc
     """Write a RUN's model as a file that needs none of our code, with its data preparation inside.
 
     Batches may have any size. The file is compared with the model on held-out samples before it is written; a JSON
-    beside it describes inputs and outputs.
+    beside it describes inputs and outputs. The runs of --folds are one program, which gives their mean, if their
+    columns have the same categories.
     """
-    past = arguments.saved_run(run, trust, accept)
+    runs = arguments.saved_runs(run, trust, accept)
     from cli.exporting import export
 
-    export(past, kind, out, weights=weights)
+    export(runs, kind, out, weights=weights)

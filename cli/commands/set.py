@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -33,10 +34,14 @@ def change(run: Path, chosen: dict[str, Any]) -> None:
     with folders.gone_on(run) as seal:
         old, new = config.resumed(run, chosen, besides=MOVED)
         table = config.document(run / config.CONFIG)
-        rest: dict[str, Any] = {k: table[k] for k in ("facts", "versions", "resumed") if k in table}
+        records = (*config.RECORDS, *([config.FOLDS] if isinstance(table.get(config.FOLDS), dict) else []))
+        rest: dict[str, Any] = {k: table[k] for k in records if k in table}
         before, now = old.flat, new.flat
         changed = {k: [before.get(k), now[k]] for k in now if before.get(k) != now[k]}
         words = {k: ["default" if v is None else str(v) for v in values] for k, values in changed.items()}
         seal.accepted.append({"at": datetime.now(UTC).isoformat(timespec="seconds"), "set": words})
         folders.write(seal, {config.CONFIG: folders.config_text(new, rest, seal)})
+    for fold in config.folds(run, new):
+        if os.path.lexists(fold / config.CONFIG):
+            change(fold, chosen)
     tell(f"{run}: " + (", ".join(f"{k} {a} -> {b}" for k, (a, b) in words.items()) or "nothing changes"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from functools import partial
 from pathlib import Path
@@ -78,6 +79,16 @@ def _resume(folder: Path, file: str | None, options: dict[str, Any], trust: bool
     chosen = arguments.settings_of(options)
     arguments.check(folder, chosen, trust, accept)
     old, new = config.resumed(folder, chosen)
+    if runs := config.folds(folder, new):
+        if chosen or how.pop("verify"):
+            raise refusal(f"{folder} is resumed as it is; for other settings, and to verify, name one run: {runs[0]}")
+        for run in runs:
+            if os.path.lexists(run / config.CONFIG):
+                arguments.check(run, {}, trust)
+        from cli import folds
+
+        folds.resume(folder, new, **how)
+        return
     from cli.resuming import resume
 
     resume(folder, old, new, **how)

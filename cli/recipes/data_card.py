@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -106,3 +106,9 @@ class About:
         """The name of the target column, if it has one."""
         names: list[str] = self.fitted.get("targets", {}).get("names", ["targets"])
         return ", ".join(names)
+
+
+def check_alike(abouts: Sequence[About | None]) -> None:
+    """Raise ConfigError unless some runs learned the same from their data: task, classes and number of outputs."""
+    if len({None if a is None else (a.task, a.classes, a.fixed.outputs) for a in abouts}) > 1:
+        raise refusal("the runs learned other classes than the first, so they have no mean; take each alone")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import reduce
 from typing import Any
 
 import torch
+from attrs import frozen
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
@@ -18,8 +20,8 @@ from pipeline.names import LASTS
 from pipeline.programs import batchnorm, data
 from pipeline.programs.hyper import hyper_names, hyper_values, lasting, observed_memory, remembering, scheduled
 from pipeline.programs.mesh import total, whole
-from pipeline.programs.program import Program
-from pipeline.programs.single import Single, carried_buffers, kept
+from pipeline.programs.program import Program, Sums
+from pipeline.programs.single import Single, carried_buffers, kept, summed
 from pipeline.state import Batch, State
 from pipeline.tree import Tree, tree_map
 
@@ -33,22 +35,45 @@ def step(program: Program, state: State, batch: Batch | Shard | None = None) -> 
     return State(tree), metrics
 
 
+@frozen
+class Measured:
+    """Sums of metrics over some data, and what metrics on the host have measured of each batch."""
+
+    sums: Sums
+    seen: Mapping[str, list[Any]]
+
+
 def evaluate(program: Program, state: State, of: Any = None) -> dict[str, Any]:
     """Every metric over all of `of`, exact, as Python numbers."""
+    if program.pipe.host_metrics and program.single is not program:
+        states = [program.member(state, i) for i in range(program.members)]
+        each = [evaluate(program.single, own, of) for own in states]
+        return {name: [results[name] for results in each] for name in each[0]}
+    return finished(program, [measured(program, state, of)])
+
+
+def measured(program: Program, state: State, of: Any = None) -> Measured:
+    """Every metric's sums over all of `of`."""
     pipe, source = program.pipe, data.source(program.pipe, of)
     if pipe.host_metrics:
-        if program.single is not program:
-            states = [program.member(state, i) for i in range(program.members)]
-            each = [evaluate(program.single, own, of) for own in states]
-            return {name: [results[name] for results in each] for name in each[0]}
         return _with_host_metrics(program, state, source)
     sums = program.zeros()
     for shard in data.ahead(pipe, data.epoch(program, source, 0, 0, training=False)):
         sums = program.measure(state.tree, sums, shard)
-    return metrics_of.read(program.finish(total(program, sums)))
+    return Measured(total(program, sums), {})
 
 
-def _with_host_metrics(program: Program, state: State, source: Any) -> dict[str, Any]:
+def finished(program: Program, parts: Sequence[Measured]) -> dict[str, Any]:
+    """Every metric over the data of all parts, as Python numbers. Parts may be of other States, and of programs with
+    the same metrics."""
+    sums: Sums = reduce(summed, [part.sums for part in parts])
+    results = metrics_of.read(program.finish(sums))
+    for s in program.pipe.host_metrics:
+        results |= s.summary([x for part in parts for x in part.seen[s.name]])
+    return results
+
+
+def _with_host_metrics(program: Program, state: State, source: Any) -> Measured:
     pipe, single = program.pipe, program.single
     assert isinstance(single, Single)
     sums, seen = single.zeros(), {s.name: list[Any]() for s in pipe.host_metrics}
@@ -60,10 +85,7 @@ def _with_host_metrics(program: Program, state: State, source: Any) -> dict[str,
             if shard.rows is None or shard.rows.count:
                 seen[s.name].append(s.measured(place.host(read)))
     everyone = pipe.place.everyone(seen)
-    results = metrics_of.read(program.finish(total(program, sums)))
-    for s in pipe.host_metrics:
-        results |= s.summary([x for process in everyone for x in process[s.name]])
-    return results
+    return Measured(total(program, sums), {name: [x for process in everyone for x in process[name]] for name in seen})
 
 
 def results(program: Program, state: State) -> dict[str, Any]:
