@@ -57,7 +57,7 @@ def test_no_imports_go_in_circles():
 @pytest.mark.parametrize(
     ("what", "home"),
     [
-        ("_inductor", "native.py"),
+        ("torch._inductor", "native.py"),
         ("torch.compile(", "torch.py"),
         (" print(", None),
         ("pickle.", None),
