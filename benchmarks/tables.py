@@ -225,7 +225,7 @@ def pytabkit(name: str) -> Callable[[Task], Any]:
 
 WAYS: dict[str, Callable[[Task], tuple[Any, float]]] = {
     "ours": ours("table"),
-    "ours, tabm": ours("tabm"),
+    "ours, realmlp": ours("realmlp"),
     "pytabkit's RealMLP": theirs(pytabkit("RealMLP_TD")),
     "pytabkit's TabM": theirs(pytabkit("TabM_D")),
     "LightGBM": theirs(lightgbm),

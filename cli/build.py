@@ -244,7 +244,7 @@ def threads(job: Job, state: State, wanted: int | None) -> int:
     load, free = job.stages.load, room.free(job.stages.place.device)
     assert load is not None
     samples = min(load.size, len(job.train)) if load.known else load.size
-    nbytes *= samples / load.size / processes.count() / max((g.accumulate for g in job.stages.backwards), default=1)
+    nbytes /= processes.count()
     if nbytes > TIGHT * free:
         raise ConfigError(
             f"a step of {samples:,} samples needs {memory.size(nbytes)} for its activations, and {memory.size(free)} "
@@ -257,29 +257,35 @@ def threads(job: Job, state: State, wanted: int | None) -> int:
 
 
 def size(job: Job, state: State) -> tuple[float, float]:
-    """Estimated floating-point operations of a step, and bytes of its activations."""
-    load = job.stages.load
-    assert load is not None
-    operations = nbytes = 0
+    """Estimated floating-point operations of a step, and bytes of the activations of a part of its batch."""
+    sizes: dict[int, tuple[int, int]] = {}
 
-    def count(module: nn.Module, _: Any, output: Any) -> None:
-        nonlocal operations, nbytes
-        if not isinstance(output, Tensor):
-            return
-        nbytes += output.nbytes
-        for weight in module.parameters(recurse=False) if not isinstance(module, nn.Embedding) else ():
-            if weight.ndim > 1:  # an output channel is a product with one of its rows
-                operations += 2 * weight.numel() * output.numel() // len(weight)
+    def hooked(i: int, root: nn.Module) -> list[Any]:
+        """Sizes of the last call of a model: the trial may call it on other parts first."""
 
-    parts = [part for m in job.stages.models for part in m.module.skeleton().module.modules()]
-    hooks = [part.register_forward_hook(count) for part in parts]
+        def begin(module: nn.Module, _: Any) -> None:
+            sizes[i] = 0, 0
+
+        def count(module: nn.Module, _: Any, output: Any) -> None:
+            if not isinstance(output, Tensor):
+                return
+            operations, nbytes = sizes[i]
+            for weight in module.parameters(recurse=False) if not isinstance(module, nn.Embedding) else ():
+                if weight.ndim > 1:  # an output channel is a product with one of its rows
+                    operations += 2 * weight.numel() * output.numel() // len(weight)
+            sizes[i] = operations, nbytes + output.nbytes
+
+        return [root.register_forward_pre_hook(begin), *(m.register_forward_hook(count) for m in root.modules())]
+
+    roots = [m.module.skeleton(training=True).module for m in job.stages.models]
+    hooks = [hook for i, root in enumerate(roots) for hook in hooked(i, root)]
     try:
-        check(job.pipe.program, state)  # a forward of a few samples; a backward costs twice as much
+        check(job.pipe.program, state)  # a forward; a backward costs twice as much
     finally:
         for hook in hooks:
             hook.remove()
-    scale = load.size / min(2, len(job.train)) if load.known else 1  # for an iterable, the trial took a whole batch
-    return 3 * operations * scale, nbytes * scale
+    parts = max((g.accumulate for g in job.stages.backwards), default=1)  # the trial takes one
+    return 3.0 * parts * sum(o for o, _ in sizes.values()), float(sum(n for _, n in sizes.values()))
 
 
 def parameters(module_params: dict[str, Tensor]) -> int:

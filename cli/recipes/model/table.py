@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from cli.config import TrainConfig
 
 
-TABM = range(200, 5_001)
+TABM = range(200, 2_001)
 """Training rows for which TabM is chosen. It ranks higher than RealMLP, but its steps take 10 times as long, and if
 only a few dozen rows are held out, the end of its training is left to chance."""
 
