@@ -96,9 +96,9 @@ def length(rows: int, config: TrainConfig) -> dict[str, Any]:
     return {"run.epochs": epochs, "run.batch_size": size, **uncompiled}
 
 
-def short(steps: int, config: TrainConfig) -> bool:
+def short(steps: int, config: TrainConfig, most: int = LONG) -> bool:
     """Whether compiling takes longer than it saves in so many steps, and nobody asked for it."""
-    return steps < LONG and not {"run.steps_per_call", "run.backend"} & {*config.given}
+    return steps < most and not {"run.steps_per_call", "run.backend"} & {*config.given}
 
 
 def smoothing(fixed: Fixed, config: TrainConfig) -> float:

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from cli.config import TrainConfig
 
 EPOCHS, PATIENCE = 256, 16
-USUAL = 50
-"""Epochs after which the patience of most tables ends."""
+USUAL, LONG = 50, 1_000
+"""Epochs after which the patience of most tables ends, and steps of a training that is worth compiling."""
 BATCHES = ((2_800, 32), (4_500, 64), (6_400, 128), (32_000, 256))
 """Training rows, at most, and their batch size; 512 for more rows. Source: TabM's defaults in TabArena."""
 
@@ -57,5 +57,5 @@ class TabM(OfColumns):
         return {
             "optimizer.name": "adamw", "optimizer.lr": 2e-3, "optimizer.weight_decay": 3e-4,
             "schedule.name": "constant", "run.epochs": epochs, "run.patience": PATIENCE, "run.batch_size": size,
-            **({"run.compile": False} if short(min(epochs, USUAL) * max(rows // size, 1), config) else {}),
+            **({"run.compile": False} if short(min(epochs, USUAL) * max(rows // size, 1), config, LONG) else {}),
         }  # fmt: skip
