@@ -227,7 +227,7 @@ def _length(data: Any) -> str:
         return "no" if data is None else "some"
 
 
-SMALL = 2e8
+SMALL = 1e9
 """Floating-point operations of a step below which threads cost more than they gain."""
 TIGHT = 4
 """Largest estimate of activations, as a multiple of the free memory: the estimate is rough."""

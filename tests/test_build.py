@@ -24,7 +24,7 @@ def test_a_step_has_the_operations_of_its_products(accumulate):
 def test_large_steps_take_all_threads(model, threads):
     """Unless others are asked for; small ones take one."""
     torch.set_num_threads(2)
-    job, state = sized(model=model, batch_size=512)
+    job, state = sized(model=model, batch_size=1024)
     assert build.threads(job, state, None) == threads
     assert build.threads(job, state, 5) == 5
 
