@@ -277,3 +277,10 @@ def test_runs_that_leave_out_other_rows_have_no_mean(tmp_path):
         code, _, err = run(command, "f", "--data", "bad.csv", "--skip-bad", cwd=tmp_path)
         assert (code, len(err.splitlines())) == (2, 1)
         assert "line 4 can be read by some of the runs alone" in err
+
+
+def test_the_curves_of_all_folds_are_one_picture(root):
+    """Named by their folders."""
+    done = run("plot", "price", "--metric", "loss", "--out", "price.svg", cwd=root)
+    assert done.code == 0, done.err
+    assert all(f"fold-{i}" in (root / "price.svg").read_text() for i in range(FOLDS))

@@ -15,8 +15,14 @@ from cli import config
 @click.option("--metric", "metrics", multiple=True, metavar="NAME", help="metric to draw, such as loss [default: all]")
 @click.option("--out", metavar="FILE", help="[default: the run's curves.svg; for several runs curves.png here]")
 def command(runs: tuple[str, ...], metrics: tuple[str, ...], out: str | None) -> None:
-    """Draw the curves of a RUN, or of several in one picture."""
-    draw([Path(run) for run in runs], metrics, out)
+    """Draw the curves of a RUN, or of several, such as the runs of --folds, in one picture."""
+    draw([run for folder in runs for run in _runs(Path(folder))], metrics, out)
+
+
+def _runs(folder: Path) -> list[Path]:
+    """The runs of folds in a folder that have begun, or the folder itself."""
+    folds = [p for p in folder.glob(config.FOLD.format("*")) if (p / config.CONFIG).exists()]
+    return sorted(folds, key=lambda p: (len(p.name), p.name)) or [folder]
 
 
 def draw(runs: Sequence[Path], metrics: Sequence[str], out: str | None) -> None:
