@@ -100,7 +100,7 @@ def small(where):
 PIPES = {"mlp": mlp, "convnet": convnet, "gpt": gpt, "small": small}
 
 
-def ran(pipe, backend=None, steps=20):
+def ran(pipe, backend=None, steps=50):
     """The losses of some steps, the State that they end with, and what it is worth."""
     state, losses = pipe.init(0), []
     program = pipe.compile(backend=backend) if backend else pipe

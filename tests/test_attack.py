@@ -20,7 +20,7 @@ HELD = ("proof, ", "kills, train run: ", "damage, resume: run/checkpoints")
 @pytest.mark.skipif(sys.platform != "linux" or not shutil.which("cc"), reason="needs Linux and a C compiler")
 def test_attacks_hold() -> None:
     matches = [word for held in HELD for word in ("--match", held)]
-    each, all_of_them = ("12", 35) if PROFILE == "thorough" else ("3", 9)
+    each, all_of_them = ("12", 35) if PROFILE == "thorough" else ("6", 18)
     command = [sys.executable, "-m", "tests.attack", "--only", "proof,kills,damage", "--each", each, "--show", *matches]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]

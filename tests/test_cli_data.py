@@ -262,3 +262,15 @@ def test_transformers_models_train(pipe, tmp_path):
     assert (
         "can't read bert.json" in pipe("train", "--data", "s.npz", "--model", "huggingface", "--config", "bert.json")[2]
     )
+
+
+def test_messages_name_flags(pipe, tmp_path):
+    """A message of the library, which names arguments of Python, names the flags of the command."""
+    rows = "".join(f"1,{i},{i % 2}\n" for i in range(30))
+    (tmp_path / "ragged.csv").write_text(f"a,b,y\n1,2\n{rows}")
+    marks = "".join(f"{i},500;{i % 2}\n" for i in range(1, 30))
+    (tmp_path / "marks.csv").write_text(f"a;y\n{marks}")
+    for name, flag in (("ragged", "; --skip-bad leaves such out"), ("marks", "; say which by --decimal ',' or '.'")):
+        code, _, err = pipe("train", "--data", tmp_path / f"{name}.csv", *QUICK)
+        assert code == 2
+        assert err.strip().endswith(flag)

@@ -54,7 +54,7 @@ def convolutions():
             34,
             True,
         ),
-        pytest.param(convolutions, {"lr": [0.1, 0.01]}, 17, False, marks=pytest.mark.thorough),
+        (convolutions, {"lr": [0.1, 0.01]}, 17, False),
         (tokens, {"update.adamw.lr": [1e-3, 1e-2]}, 50, False),
     ],
     ids=["mlp", "convnet", "transformer"],

@@ -129,13 +129,13 @@ def four(two, folder):
 
 @pytest.mark.parametrize(("team", "backend"), [("two", "uncompiled"), ("four", "uncompiled"), ("two", "aot_eager")])
 def test_a_run_on_a_mesh_is_that_of_one_process(team, backend, request):
-    """Losses of 20 steps and the State after them, data parallel and in shards, with last batches that leave a process
+    """Losses of 50 steps and the State after them, data parallel and in shards, with last batches that leave a process
     without a sample, dropout, BatchNorm and losses that count samples differently."""
     are_of_one_process(request.getfixturevalue(team)[backend])
 
 
-@pytest.mark.thorough  # Inductor takes each process half a minute and more
-@pytest.mark.parametrize("kind", ["small", "mlp", "gpt"])
+# Inductor takes each process over a minute for a gpt.
+@pytest.mark.parametrize("kind", ["small", *[pytest.param(k, marks=pytest.mark.thorough) for k in ("mlp", "gpt")]])
 def test_a_run_by_inductor_on_a_mesh_is_that_of_one_process(kind):
     """The same, with collectives in what Inductor compiles."""
     are_of_one_process(launch(2, "all_cases", kind, "inductor", "2", timeout=600))
@@ -186,7 +186,7 @@ def test_a_checkpoint_is_of_any_number_of_processes(two, four, folder):
 
 
 PIPE = ["train", "--no-compile", "--save-steps", "3"]
-RUN = ["--lr", "0.01", "--epochs", "4"]
+RUN = ["--lr", "0.01", "--epochs", "8"]
 PAIR = ["--processes", "2", "--shard", "2"]
 ENV = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 
@@ -214,7 +214,7 @@ def test_a_killed_process_is_restarted(restarted, tmp_path):
     a, b = (load_file(folder / "model.safetensors") for folder in (one, restarted))
     assert max(float((a[k] - b[k]).abs().max()) for k in a) < 1e-5
     steps = [json.loads(line)["step"] for line in (restarted / "metrics.jsonl").read_text().splitlines()]
-    assert steps == [23 * n for n in range(1, 5)]
+    assert steps == [23 * n for n in range(1, 9)]
 
 
 def test_processes_end_with_their_launcher(restarted, tmp_path):

@@ -176,8 +176,7 @@ def test_coslog_is_0_at_the_ends_of_its_cycles():
 
 
 def test_the_recipe_fills_in_what_is_not_chosen():
-    """A table is learned by its model and that model's numbers; what is chosen stays; other data keep their
-    defaults."""
+    """A table gets the settings of its model; chosen settings stay; other data keep their defaults."""
     small, _ = settled(config.make({"data": "sklearn:diabetes", "epochs": 3, "hidden": [8]}))
     assert (small.model.name, small.model.hidden, small.optimizer.lr) == ("tabm", (8,), 2e-3)
     assert (small.run.epochs, small.loss.smoothing) == (3, 0.0)

@@ -65,7 +65,7 @@ def tokens(model):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("backend", ["auto", pytest.param("aot_eager", marks=pytest.mark.thorough)])
+@pytest.mark.parametrize("backend", ["auto", "aot_eager"])
 def test_sequences_of_many_lengths_take_three_graphs(backend):
     """From the third shape on, one graph has symbolic sizes: 10 lengths and 2 sizes of batches are 3 graphs, and
     equal."""

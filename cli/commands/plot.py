@@ -20,9 +20,10 @@ def command(runs: tuple[str, ...], metrics: tuple[str, ...], out: str | None) ->
 
 
 def _runs(folder: Path) -> list[Path]:
-    """The runs of folds in a folder that have begun, or the folder itself."""
-    folds = [p for p in folder.glob(config.FOLD.format("*")) if (p / config.CONFIG).exists()]
-    return sorted(folds, key=lambda p: (len(p.name), p.name)) or [folder]
+    """The runs of all folds in a folder that have begun, or the folder itself."""
+    config.check_run(folder)
+    folds = config.folds(folder, config.resumed(folder)[1])
+    return [fold for fold in folds if (fold / config.CONFIG).exists()] or [folder]
 
 
 def draw(runs: Sequence[Path], metrics: Sequence[str], out: str | None) -> None:
@@ -38,7 +39,6 @@ def draw(runs: Sequence[Path], metrics: Sequence[str], out: str | None) -> None:
 
     rows = {}
     for folder in runs:
-        config.check_run(folder)
         rows[folder] = ranking.read(folder)
         if not rows[folder]:
             raise ConfigError(f"{folder} has no complete epoch yet")

@@ -80,7 +80,7 @@ class Grid:
         return np.concatenate(([0], self.ends[:-1, -1] + 1))
 
     def _begins_with_numbers(self, column: int) -> bool:
-        """Whether the first cells are plain numbers, not all of which have a point that may be of thousands."""
+        """Whether the first cells are plain numbers, and at least one has no point that could mark thousands."""
         places = zip(self._begins(column)[:SAMPLE].tolist(), self.ends[:SAMPLE, column].tolist(), strict=True)
         cells = [self.raw[b:e].tobytes().decode() for b, e in places if b < e]
         return all(re.match(PLAIN, cell) for cell in cells) and not all(re.match(THOUSANDS, cell) for cell in cells)
