@@ -35,6 +35,7 @@ _CPU: dict[str, Any] = {
     "cpp.vec_isa_ok": True,  # saves seconds of probing the compiler; a compiler too old for the processor fails later
     "cpp_wrapper_build_separate": True,  # the kernels in a file of their own, compiled beside the calls
     "fx_graph_cache": False,
+    "pattern_matcher": False,  # no step measured is faster by them, and they take a second to load
     "size_asserts": False,  # the caller checks shapes
     "alignment_asserts": False,
 }
