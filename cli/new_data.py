@@ -33,12 +33,13 @@ def rows(past: Past, data: str, *, targets: bool, skip_bad: bool = False, say: b
 def _counted(chunks: Iterator[Rows], data: str) -> Iterator[Rows]:
     from pipeline.sources.table import left_out_rows
 
-    lines: list[int] = []
+    numbers, unit = list[int](), "line"
     for chunk in chunks:
-        lines += chunk.skipped
+        numbers += chunk.skipped
+        unit = chunk.unit
         yield chunk
-    if lines:
-        warn(f"{data}: {left_out_rows(lines, 'line')}")
+    if numbers:
+        warn(f"{data}: {left_out_rows(numbers, unit)}")
 
 
 class Batches:

@@ -77,9 +77,9 @@ def together(each: Sequence[Answers], join: Callable[[Tensor], Tensor]) -> Answe
     """The joined answers of some models to the same rows. Raises ConfigError if some leave out other rows."""
     for parts in zip(*each, strict=True):
         rows = parts[0][0]
-        if differ := {line for other, _ in parts for line in {*other.skipped} ^ {*rows.skipped}}:
+        if differ := {row for other, _ in parts for row in {*other.skipped} ^ {*rows.skipped}}:
             raise ConfigError(
-                f"line {min(differ)} can be read by some of the runs alone, so they have no mean; correct it, or take "
+                f"{rows.unit} {min(differ)} can be read by some of the runs alone, so they have no mean; correct it, or take "
                 "each run alone"
             )
         yield rows, join(torch.stack([values for _, values in parts]))

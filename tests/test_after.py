@@ -397,6 +397,10 @@ def test_bad_rows_are_left_out_and_counted(pipe, tmp_path):
     code, out, err = pipe("predict", "kinds", "--data", bad, "--skip-bad")
     assert (code, err.strip()) == (0, f"pipe: {bad}: 2 rows that can't be read are left out: line 4, 5")
     assert out == pipe("predict", "kinds", "--data", "kinds_test.csv")[1]
+    texts = pl.read_csv("\n".join([*lines[:3], ",".join(wrong), *lines[3:]]).encode(), infer_schema=False)
+    texts.write_parquet(tmp_path / "bad.parquet")  # which has rows, no lines
+    _, _, err = pipe("predict", "kinds", "--data", tmp_path / "bad.parquet", "--skip-bad")
+    assert err.strip() == f"pipe: {tmp_path / 'bad.parquet'}: 1 row that can't be read is left out: row 3"
 
 
 def test_patience_ends_a_run_that_can_go_on(pipe, tmp_path):

@@ -49,7 +49,7 @@ def of_table(path: Path, fitted: Mapping[str, Any], *, targets: bool, dialect: D
             continue
         if last is not None:
             yield last
-        last = Rows(frame.cells, apply(fitted, frame, targets=targets, held=held), (*waiting, *skipped))
+        last = Rows(frame.cells, apply(fitted, frame, targets=targets, held=held), (*waiting, *skipped), frame.unit)
         waiting = []
     if last is not None:
         yield evolve(last, skipped=(*last.skipped, *waiting))

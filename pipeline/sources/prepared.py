@@ -86,4 +86,6 @@ class Rows:
     """Columns that identify each: cells of a table, file names, or row numbers."""
     batch: Batch
     skipped: tuple[int, ...] = ()
-    """Lines of rows among them that can't be read and are left out."""
+    """Rows among them that can't be read and are left out, by their numbers in the file."""
+    unit: str = "line"
+    """Unit of these numbers: "line" or "row"."""
