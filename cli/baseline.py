@@ -3,6 +3,7 @@ seen at once; and the classes that a model never predicts."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,10 +16,11 @@ from cli.classes import measuring, unseen
 from cli.decision import Decision, decided
 from cli.recipes.loss import LOG, TARGET_MEAN
 from cli.recipes.task import CLASSES, LABELS, VALUES
-from pipeline import State, evaluate, order
+from pipeline import Pipeline, State, evaluate, order
 from pipeline.direction import rank
 from pipeline.load import batches
-from pipeline.programs.evaluate import better
+from pipeline.programs.evaluate import Measured, better, finished
+from pipeline.programs.program import Program
 from pipeline.sources import Tensors
 from pipeline.stage import Stage
 from pipeline.state import format_metric
@@ -58,6 +60,23 @@ class Baseline:
 def baseline(job: Job, data: Any = None) -> Baseline | None:
     """The baseline of the held-out samples, or of others; None if the task has none, or its targets would have to be
     read sample by sample."""
+    made = constant(job, data)
+    if made is None or job.prepared is None:
+        return None
+    always, data, words = made
+    return Baseline(always.evaluate(always.init(0), data), words, job.prepared.task)
+
+
+def of_folds(program: Program, parts: Sequence[tuple[Measured, str]], task: str) -> Baseline:
+    """The baseline of all folds: what the metrics measured of each one's own constant, and these in words."""
+    words = list(dict.fromkeys(words for _, words in parts))
+    said = words[0] if len(words) == 1 else "the constant of each fold"
+    return Baseline(finished(program, [sums for sums, _ in parts]), said, task)
+
+
+def constant(job: Job, data: Any = None) -> tuple[Pipeline, Any, str] | None:
+    """The pipeline that gives the best constant for the held-out samples, or others; these; and the constant in
+    words."""
     if job.prepared is None or job.fixed is None or job.prepared.task not in SHOWN:
         return None
     found = goal.targets(job.held_out) if data is None and job.held_out is not None else None
@@ -69,11 +88,10 @@ def baseline(job: Job, data: Any = None) -> Baseline | None:
         size = -(-len(found) // order.count(len(found), 1 << 16))
         data = batches(Tensors({"targets": found}), size=size, shuffle=False)
 
-    def constant(targets: Tensor) -> Tensor:
+    def repeated(targets: Tensor) -> Tensor:
         return outputs.expand(len(targets), *outputs.shape)
 
-    always = job.measuring(Stage("constant", constant, writes=("outputs",)))
-    return Baseline(always.evaluate(always.init(0), data), words, job.prepared.task)
+    return job.measuring(Stage("constant", repeated, writes=("outputs",))), data, words
 
 
 def _constant(job: Job) -> tuple[Tensor, str] | None:

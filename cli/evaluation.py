@@ -99,7 +99,8 @@ def of_folds(runs: Sequence[Past], data: str | None, *, skip_bad: bool, weights:
     about, folder = first.about, first.folder.parent
     decision, counting = mean([run.decision(weights) for run in runs]), classes.of_classes(about)
     if data is None:
-        values = out_of_fold(runs, weights, decision, counting)
+        values, base = out_of_fold(runs, weights, decision, counting)
+        judged = [] if base is None else [base.line(first.config.run.best)]
     else:
         (job, state), measuring = first.made, Stage("mean", lambda answered: answered, writes=("outputs",))
         pipe = decided(classes.measuring(job.measuring(measuring), *counting), decision)

@@ -12,10 +12,11 @@ import torch
 from attrs import evolve
 from rich.console import Console
 
+from cli import baseline, goal, processes, record, resuming
 from cli import config as settings
 from cli import folder as folders
-from cli import goal, processes, record, resuming
 from cli import seal as seals
+from cli.baseline import Baseline
 from cli.build import placed
 from cli.classes import measuring
 from cli.config import TrainConfig
@@ -154,13 +155,20 @@ def _lines(ends: Sequence[Mapping[str, float]], whole: Mapping[str, float]) -> I
         yield f"{average} +- {deviation} over {len(ends)} folds, {joined} over all samples"
 
 
-def out_of_fold(runs: Sequence[Past], weights: str, decision: Decision, metrics: Sequence[Stage]) -> dict[str, Any]:
-    """The metrics of all folds, and more `metrics`, over the samples that each held out. The threshold is that of the
-    `decision` of all: a fold's own was chosen on its held-out samples."""
-    parts: list[Views] = []
+def out_of_fold(
+    runs: Sequence[Past], weights: str, decision: Decision, metrics: Sequence[Stage]
+) -> tuple[dict[str, Any], Baseline | None]:
+    """The metrics of all folds, and more `metrics`, over the samples that each held out, and their baseline. The
+    threshold is that of the `decision` of all: a fold's own was chosen on its held-out samples."""
+    parts, constants = list[Views](), list[tuple[Measured, str]]()
     for run in runs:
         job, state, _ = Past(run.folder).repeated(weights)  # its data are freed after it
         own = evolve(run.decision(weights), threshold=decision.threshold)
         pipe = decided(measuring(job.pipe, *metrics), own)
         parts.append(_measured(pipe, state, job.validation))
-    return _joined(pipe.program, parts)
+        if (made := baseline.constant(job)) is not None:
+            always, data, words = made
+            constants.append((measured(always.program, always.init(0), data), words))
+    whole = len(constants) == len(parts)
+    base = baseline.of_folds(always.program, constants, runs[0].about.task) if whole else None
+    return _joined(pipe.program, parts), base

@@ -79,8 +79,8 @@ def together(each: Sequence[Answers], join: Callable[[Tensor], Tensor]) -> Answe
         rows = parts[0][0]
         if differ := {row for other, _ in parts for row in {*other.skipped} ^ {*rows.skipped}}:
             raise ConfigError(
-                f"{rows.unit} {min(differ)} can be read by some of the runs alone, so they have no mean; correct it, or take "
-                "each run alone"
+                f"{rows.unit} {min(differ)} can be read by some of the runs alone, so they have no mean; correct it, "
+                "or take each run alone"
             )
         yield rows, join(torch.stack([values for _, values in parts]))
 

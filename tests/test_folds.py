@@ -208,6 +208,16 @@ def test_eval_without_data_is_out_of_fold(root, name):
         expected = sk.confusion_matrix(targets, sure >= edge)
         assert found["confusion"] == expected.tolist()
         assert found["metrics"]["accuracy"] == pytest.approx(expected.trace() / expected.sum())
+        assert found["baseline"]["accuracy"] == pytest.approx(max(np.bincount(targets)) / len(targets))
+        assert "by always predicting '" in run("eval", root / name, cwd=root)[1]
+    else:
+        outputs, targets = held_out(root / name)
+        counts = [len(load_run(root / name / f"fold-{i}")[2]) for i in range(FOLDS)]
+        folds = np.split(np.asarray(targets).ravel(), np.cumsum(counts)[:-1])
+        means = [np.mean(np.concatenate([*folds[:i], *folds[i + 1 :]])) for i in range(FOLDS)]
+        constants = np.repeat(means, counts)
+        assert found["baseline"]["r2"] == pytest.approx(sk.r2_score(np.concatenate(folds), constants), abs=1e-4)
+        assert "by the constant of each fold" in run("eval", root / name, cwd=root)[1]
 
 
 @pytest.mark.parametrize("name", ["kind", "price"])
