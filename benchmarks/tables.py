@@ -236,8 +236,13 @@ WAYS: dict[str, Callable[[Task], tuple[Any, float]]] = {
 
 
 def measured(found: list[dict[str, Any]]) -> str:
-    """Mean errors by table and way, and over the tables that all ways have: mean rank and median processor seconds."""
+    """Mean errors by table and way, and over the tables that all ways have: mean rank and median processor seconds. Of
+    splits that all ways have, if there are any of the table."""
     ways = [w for w in WAYS if any(r["way"] == w for r in found)]
+    of = {(r["table"], r["split"]): {x["way"] for x in found if (x["table"], x["split"]) == (r["table"], r["split"])}
+          for r in found}  # fmt: skip
+    complete = {table for (table, _), done in of.items() if done >= {*ways}}
+    found = [r for r in found if r["table"] not in complete or of[r["table"], r["split"]] >= {*ways}]
     errors = {(r["table"], r["way"]): [x["error"] for x in found if (x["table"], x["way"]) == (r["table"], r["way"])]
               for r in found}  # fmt: skip
     shown = [n for n in TABLES if any((n, w) in errors for w in ways)]
