@@ -16,7 +16,7 @@ from attrs import evolve
 
 from benchmarks import harness, report
 
-SUITES = ("digits_step", "tutorial_mlp", "loading", "models", "scaling", "members", "grid")
+SUITES = ("digits_step", "tutorial_mlp", "loading", "disk", "models", "scaling", "members", "grid")
 
 
 def main() -> int:

@@ -1,7 +1,9 @@
 """Arrays, token files and texts: what was written comes back, in memory or a batch at a time, and damage is named."""
 
 import importlib
+import os
 import struct
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -100,6 +102,54 @@ def test_large_arrays_are_not_read_as_a_whole(folder, monkeypatch):
         file.truncate(1000)
     with pytest.raises(DataError, match="has become shorter than it was"):
         list(load.batches(data.train, size=8).epoch(0, 0))
+
+
+@pytest.mark.parametrize("cached", [True, False])
+@pytest.mark.parametrize("dtype", [np.float32, np.uint8, ">f8"])
+def test_rows_from_the_cache_and_from_the_disk_are_those_in_memory(folder, monkeypatch, cached, dtype):
+    """Both ways give the batches of an array in memory, bit for bit, also from the middle of an epoch on."""
+    values = np.random.default_rng(0).integers(0, 256, (101, 6, 5)).astype(dtype)
+    path = save(folder, "folder", values, np.arange(101))
+    monkeypatch.setattr(memmap, "HELD", 64)
+    monkeypatch.setattr(memmap.FileRows, "cached", lambda self: cached)
+    on_disk = memmap.Mapped({"inputs": np.load(path / "inputs.npy", mmap_mode="r")})
+    ours, wanted = load.batches(on_disk, size=7), load.batches({"inputs": values}, size=7)
+    for start in (0, 9):
+        pairs = list(zip(ours.epoch(3, 1, start), wanted.epoch(3, 1, start), strict=True))
+        assert len(pairs) == 15 - start
+        assert all(a["inputs"].dtype == b["inputs"].dtype and torch.equal(a["inputs"], b["inputs"]) for a, b in pairs)
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_a_file_cut_between_batches_is_named(folder, monkeypatch, cached):
+    """A map of a file that was cut in an epoch is not touched beyond its end, which would end the process."""
+    path = save(folder, "folder", np.ones((4000, 300), np.float32), np.arange(4000) % 2)
+    monkeypatch.setattr(memmap, "HELD", 64)
+    monkeypatch.setattr(memmap.FileRows, "cached", lambda self: cached)
+    data = memmap.Mapped({"inputs": np.load(path / "inputs.npy", mmap_mode="r")})
+    epoch = load.batches(data, size=8).epoch(0, 0)
+    assert torch.equal(next(epoch)["inputs"], torch.ones(8, 300))
+    os.truncate(path / "inputs.npy", 100_000)
+    with pytest.raises(DataError, match="has become shorter than it was"):
+        list(epoch)
+
+
+def test_a_file_that_was_just_written_and_one_put_out_of_the_cache(folder):
+    """What was written just now is cached, where the system tells; what the system has dropped is not."""
+    path = save(folder, "folder", np.ones((40_000, 300), np.float32), np.arange(40_000) % 2) / "inputs.npy"
+    rows = memmap.FileRows(np.load(path, mmap_mode="r"))
+    handle = rows.file.fileno()
+    try:
+        os.preadv(handle, [bytearray(1)], 0, os.RWF_NOWAIT)
+    except (AttributeError, OSError):
+        pytest.skip("this system does not tell what is cached")
+    assert rows.cached()
+    os.fsync(handle)
+    os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
+    with suppress(OSError):
+        os.preadv(handle, [bytearray(1)], 0, os.RWF_NOWAIT)
+        pytest.skip("this file system drops nothing")
+    assert not rows.cached()
 
 
 @pytest.mark.parametrize("kind", ["npz", "safetensors", "folder"])

@@ -11,6 +11,7 @@ from contextlib import suppress
 import numpy as np
 import pytest
 import torch
+from attrs import evolve
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -308,6 +309,24 @@ def large(tmp_path_factory):
     root = tmp_path_factory.mktemp("large")
     folder(root, 10, size=(40, 40))
     return root
+
+
+@pytest.mark.parametrize("kinds", [(), ("flip",), ("flip", "crop")])
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_batch_is_its_samples_one_by_one(large, kinds, kept):
+    """Images read as a batch are those that any data set of single samples gives, bit for bit."""
+    files = sorted(large.rglob("*.png"))
+    images = px.Images(files, torch.arange(len(files)), (32, 24), "RGB", kinds)
+    images = evolve(images, pixels=images.decoded()) if kept else images
+
+    class Singly:
+        __len__ = lambda self: len(images)  # noqa: E731
+        __getitem__ = lambda self, i: images[i]  # noqa: E731
+
+    order = torch.arange(len(files)).flip(0).split(6)
+    each = (sources.dataset(data).epoch(2, 3, order) for data in (images, Singly()))
+    for together, stacked in zip(*each, strict=True):
+        assert all(torch.equal(together[name], stacked[name]) for name in ("inputs", "targets"))
 
 
 @pytest.mark.parametrize("memory", [1 << 30, 0], ids=["in memory", "from the disk"])
