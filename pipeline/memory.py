@@ -13,6 +13,9 @@ from pipeline.errors import DataError
 
 PAGE = resource.getpagesize()
 
+LARGE = 2**26
+"""Bytes of tensors from which giving memory back to the system pays."""
+
 
 def free() -> int:
     """Bytes that this process may still allocate: the least of the machine's, its container's and its own limit."""
@@ -43,6 +46,11 @@ def check(need: float, what: str, *, instead: str = "", error: type[Exception] =
 def give_back() -> None:
     """Return freed memory to the system, such as the tens of megabytes in cycles that Inductor leaves."""
     gc.collect()
+    trim()
+
+
+def trim() -> None:
+    """Return freed memory to the system, except what is in cycles."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:  # glibc
         trim(0)

@@ -36,9 +36,6 @@ from pipeline.state import Batch, State
 Steps: TypeAlias = int | Literal["epoch"]
 Metrics: TypeAlias = dict[str, Tensor]
 
-_LARGE = 2**26
-"""Bytes of a State above which giving memory back to the system pays."""
-
 
 class Compiled:
     """A pipeline's step as one graph: `state, metrics = compiled(state, batch)`.
@@ -229,7 +226,7 @@ class Compiled:
         # Start all, then wait: their C++ is compiled together.
         started = [self._programs.request(subject, inputs) for subject, inputs in wanted]
         all(started) and all(self._programs.finish(subject, inputs) for subject, inputs in wanted)
-        if self.pipe.place.mesh is not None or sum(t.nbytes for t in self._held.leaves) > _LARGE:
+        if self.pipe.place.mesh is not None or sum(t.nbytes for t in self._held.leaves) > memory.LARGE:
             memory.give_back()  # copies for checks, and the compiler's
         return self.report
 
