@@ -277,7 +277,8 @@ def test_a_native_program_with_wrong_numbers_is_not_used(monkeypatch, tmp_path):
     [graph] = step.report.graphs
     assert graph.backend == "inductor"
     assert "native: its results are not those of the plain functions" in str(graph)
-    assert list(tmp_path.iterdir()) == []
+    # In a new process, the first build puts compilers' own caches there.
+    assert [path.name for path in tmp_path.iterdir() if path.name != "inductor"] == []
 
 
 def test_calls_that_need_more_headers_have_them(monkeypatch, tmp_path):
