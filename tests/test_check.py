@@ -1,12 +1,14 @@
 """The check of a new program: what is more than rounding is seen, and rounding is not taken for more."""
 
 import math
+from unittest import mock
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.compile import verify
 from pipeline.compile.verify import check, distance
 from pipeline.errors import CaptureError
 from tests.strategies import normals, seeds, shapes
@@ -58,6 +60,17 @@ def test_what_is_not_written_into_is_not_copied():
 
     check(program, descend, args, [0], False)
     assert seen == [[False, True]]
+
+
+@given(shapes, seeds, st.sampled_from([math.nan, math.inf, -math.inf, 7.5, 0.0]), st.integers(1, 9))
+def test_pieces_of_a_tensor_measure_what_all_of_it_does(shape, seed, odd, piece):
+    """A tensor compared some elements at a time is as far off, and as large, as in one."""
+    a, b = arguments(shape, seed)
+    b.view(-1)[seed % b.numel()] = odd
+    whole = distance(a, b), verify._largest(b), verify._largest(a, b)
+    with mock.patch.object(verify, "_PIECE", piece):
+        assert (distance(a, b), verify._largest(b), verify._largest(a, b)) == whole
+    assert distance(a, b) >= distance(a, a) == 0
 
 
 def put(w, value):
