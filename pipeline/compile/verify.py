@@ -89,7 +89,7 @@ def _gap(x: Tensor, y: Tensor) -> float:
 
 def _pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """Tensors of one shape, some elements at a time."""
-    return zip(*(t.reshape(-1).split(_PIECE) for t in tensors), strict=True)
+    return zip(*(torch.split(t.reshape(-1), _PIECE) for t in tensors), strict=True)
 
 
 def _within(off: Sequence[float], limits: Sequence[float]) -> bool:
