@@ -1,5 +1,6 @@
 """`python -m benchmarks [name ...]`: run benchmarks and write tables and pictures to benchmarks/results/.
 
+all.md compares all races of the results, whenever they were measured, with those of the last commit.
 `python -m benchmarks draw [name ...]` redraws the pictures from the stored results. `python -m benchmarks
 gpu` runs the benchmarks of a GPU, with options of its own.
 """
@@ -59,6 +60,7 @@ def main() -> int:
         if done:
             report.write(name, question, done, options.out, suite.draw)
         failed |= any(r.error for _, results in done for r in results)
+    report.overview(options.out)
     return int(failed)
 
 

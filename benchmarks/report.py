@@ -79,6 +79,27 @@ def save(name: str, question: str, text: str, **results: Any) -> None:
     print(text)
 
 
+def overview(folder: Path) -> None:
+    """Write all.md: each target of all races in the folder, and what the last commit's results have for it."""
+    heads = ["race", "ours", "beside", "times as fast", "at least", "last commit", "measured"]
+    lines = [_row(heads), _row(["---", "---", "---", "---:", "---:", "---:", "---"])]
+    for path in sorted(folder.glob("*.json")):
+        content = json.loads(path.read_text())
+        committed = git(folder, "show", f"HEAD:./{path.name}")
+        before = _measured(json.loads(committed)) if committed else {}
+        on = f"{content['date'][:10]}, {content['commit'][:10]}, {content['machine']['cpu']}"
+        for (race, ours, beside, factor), ratio in _measured(content).items():
+            now, then = (f"{r:.2f}" if r else "-" for r in (ratio, before.get((race, ours, beside, factor))))
+            lines.append(_row([race, ours, beside, now, f"{factor:.3g}", then, on]))
+    (folder / "all.md").write_text("\n".join(["# All races", "", *lines, ""]), encoding="utf-8")
+
+
+def _measured(content: Mapping[str, Any]) -> dict[tuple[str, str, str, float], float | None]:
+    """(race, ours, beside, times as fast that it should be) -> times as fast that it is."""
+    targets = [(race["title"], t) for race in content.get("races", ()) for t in race["targets"]]
+    return {(title, t["contender"], t["than"], t["factor"]): t["measured"] for title, t in targets}
+
+
 def redraw(name: str, folder: Path, draw: Draw) -> None:
     """Write <name>.png from <name>.json, without measuring."""
     content = json.loads((folder / f"{name}.json").read_text())
