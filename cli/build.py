@@ -190,6 +190,8 @@ def _of_members(measured: list[Stage]) -> list[Stage]:
 def placed(config: TrainConfig) -> place.Place:
     """Place a run on one device, or on all processes that were started together."""
     run, count = config.run, processes.count()
+    if run.precision == "auto":
+        raise ConfigError("--precision auto is chosen by pipe train alone, in one process: name fp32 or bf16")
     if count == 1:
         return place.on(run.device, precision=run.precision)
     if count % run.shard:

@@ -36,6 +36,11 @@ def train(config: TrainConfig, *, quiet: bool = False, verbose: bool = False) ->
     """Train a new run, printing a line an epoch; returns it with its last State. An interrupted run is saved too."""
     say, why = plain(quiet), ""
     config, data = settled(config)
+    precise = ""
+    if config.run.precision == "auto" and processes.count() == 1:
+        from cli import precision  # only if there is a choice
+
+        config, precise = precision.chosen(config, data, say)
     if config.run.device == "auto" and place.resolve("auto").type != "cpu":
         from cli import device  # only if there is a choice
 
@@ -43,6 +48,8 @@ def train(config: TrainConfig, *, quiet: bool = False, verbose: bool = False) ->
     job, state = begin(config, data)
     with folders.new(config) as seal:
         print_head(say, job, state, config, verbose, why)
+        if precise:
+            say.print(f"        {precise}")
         config = goal.settled(config, job)
         text = folders.config_text(config, record.facts(job, state), seal)
         folders.write(seal, {settings.CONFIG: text, **folders.data_text(job)})

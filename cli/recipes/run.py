@@ -63,8 +63,8 @@ class Run:
     )  # fmt: skip
     precision: str = setting(
         "fp32",
-        "of products: fp32, tf32 (of a GPU), bf16 or fp16; weights stay fp32",
-        one_of(("fp32", "tf32", "bf16", "fp16")),
+        "of products: fp32, tf32 (of a GPU), bf16, fp16, or auto: bf16 if a CPU is faster by it; weights stay fp32",
+        one_of(("fp32", "tf32", "bf16", "fp16", "auto")),
     )
     threads: int | None = setting(None, "of the CPU  [default: 1 for small steps, else all cores]", _threads)
     steps_per_call: str = setting(

@@ -1,0 +1,81 @@
+"""--precision auto: bf16 on a CPU that computes in it, if a few steps of the run are faster and lose nothing."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from itertools import islice
+
+import torch
+from attrs import evolve, frozen
+from rich.console import Console
+
+from cli import build
+from cli.config import TrainConfig
+from pipeline import place
+from pipeline.sources import Prepared
+
+LARGE = 1e10
+"""Floating-point operations of a step below which casts cost about what products gain."""
+STEPS = 3
+FASTER, CLOSE = 1.2, 1e-2
+"""Times as fast that bf16 has to be, and the largest relative difference of a loss."""
+
+
+@frozen
+class Look:
+    """A few steps in one precision: seconds of the fastest, and the loss of each."""
+
+    seconds: float
+    losses: Sequence[float]
+
+
+def chosen(config: TrainConfig, data: Prepared | None, say: Console) -> tuple[TrainConfig, str]:
+    """The settings with fp32 or bf16 in place of auto, and the reason in words."""
+    name, why = _chosen(config, data, say)
+    return evolve(config, run=evolve(config.run, precision=name)), f"{name}: {why}"
+
+
+def _chosen(config: TrainConfig, data: Prepared | None, say: Console) -> tuple[str, str]:
+    if place.resolve(config.run.device).type != "cpu":
+        return "fp32", "auto chooses on a CPU alone; on a GPU name bf16"
+    if not torch.cpu._is_avx512_bf16_supported() and not torch.cpu._is_amx_tile_supported():
+        return "fp32", "this processor has no instructions for bf16"
+    exact = evolve(config, run=evolve(config.run, precision="fp32"))
+    job = build.job(exact, data)
+    state = build.first(job, exact)
+    operations = build.size(job, state)[0]
+    if operations < LARGE:
+        return "fp32", f"a step has {operations:.2g} operations, too few to gain by bf16"
+    say.print(f"trying {STEPS} steps in fp32 and in bf16")
+    torch.set_num_threads(build.threads(job, state, config.run.threads))
+    half = build.job(evolve(config, run=evolve(config.run, precision="bf16")), job.prepared)
+    return decided(_look(job, exact), _look(half, exact))
+
+
+def decided(exact: Look, half: Look) -> tuple[str, str]:
+    """The precision by the same steps in fp32 and in bf16, and the reason in words.
+
+    >>> decided(Look(1.2, [2.0]), Look(0.5, [2.001]))
+    ('bf16', 'its steps are 2.4 x as fast here, the losses within 0.05 %')
+    """
+    pairs = list(zip(exact.losses, half.losses, strict=True))
+    off = max(abs(h - e) / max(abs(e), 1e-9) if math.isfinite(h - e) else math.inf for e, h in pairs)
+    if off > CLOSE:
+        return "fp32", f"the losses of bf16 are off by {100 * off:.2g} %"
+    gain = exact.seconds / half.seconds
+    if gain < FASTER:
+        return "fp32", f"steps in bf16 are only {gain:.2g} x as fast here"
+    return "bf16", f"its steps are {gain:.2g} x as fast here, the losses within {100 * off:.2g} %"
+
+
+def _look(job: build.Job, config: TrainConfig) -> Look:
+    state, seconds, losses = build.first(job, config), list[float](), list[float]()
+    assert job.stages.load is not None
+    for batch in islice(job.stages.load.epoch(config.run.seed, 0), STEPS):
+        began = time.perf_counter()
+        state, metrics = job.pipe.step(state, batch)
+        losses.append(float(metrics["loss"]))
+        seconds.append(time.perf_counter() - began)
+    return Look(min(seconds), losses)
