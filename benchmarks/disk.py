@@ -28,7 +28,7 @@ from pipeline.sources import pixels
 ROWS, WIDTH, SIZE, BATCHES = 1 << 22, 256, 256, 1024
 IMAGES, SIDE = 50_000, 64
 MEMORY, DISK = "array in memory", "mapped array"
-LOADER, KEPT, READ = "torch DataLoader, 2 workers", "ours, decoded once", "ours, decoded in each epoch, 2 workers"
+LOADER, KEPT, READ = "torch DataLoader, 2 workers", "ours, decoded once", "ours, decoded each epoch"
 
 
 def filled(array: np.ndarray) -> np.ndarray:
