@@ -52,7 +52,7 @@ def predict(
     for run, model, decision in zip(runs, models, decisions, strict=True):
         rows = new_data.rows(run, data, targets=False, skip_bad=skip_bad, say=run is past)
         each.append(answers(rows, *model[:2], Predictions(run.about, decision).eval()))
-    chunks = predicted(each, about, mean(decisions))
+    chunks = predicted(each, about, mean(decisions), numbered=path is not None and path.suffix == ".npz")
     if path is None:
         for text, _ in _csv(chunks, raw):
             sys.stdout.write(text)

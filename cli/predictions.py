@@ -85,10 +85,13 @@ def together(each: Sequence[Answers], join: Callable[[Tensor], Tensor]) -> Answe
         yield rows, join(torch.stack([values for _, values in parts]))
 
 
-def predicted(each: Sequence[Answers], about: About, decision: Decision) -> Chunks:
-    """The mean predictions of some models for the same rows."""
+def predicted(each: Sequence[Answers], about: About, decision: Decision, *, numbered: bool = False) -> Chunks:
+    """The mean predictions of some models for the same rows; `numbered` by `Rows.numbers`, if there are any."""
     for rows, values in together(each, mean_outputs):
-        yield rows.beside, named(about, values.numpy(), decision)
+        columns = named(about, values.numpy(), decision)
+        if numbered and rows.numbers is not None:
+            columns[rows.unit] = np.asarray(rows.numbers, np.int64)
+        yield rows.beside, columns
 
 
 def in_units(outputs: Tensor, about: About, decision: Decision, like: About) -> Tensor:

@@ -397,6 +397,8 @@ def test_bad_rows_are_left_out_and_counted(pipe, tmp_path):
     code, out, err = pipe("predict", "kinds", "--data", bad, "--skip-bad")
     assert (code, err.strip()) == (0, f"pipe: {bad}: 2 rows that can't be read are left out: line 4, 5")
     assert out == pipe("predict", "kinds", "--data", "kinds_test.csv")[1]
+    assert pipe("predict", "kinds", "--data", bad, "--skip-bad", "--out", tmp_path / "p.npz")[0] == 0
+    assert np.load(tmp_path / "p.npz")["line"].tolist() == [2, 3, *range(6, len(lines) + 3)]
     texts = pl.read_csv("\n".join([*lines[:3], ",".join(wrong), *lines[3:]]).encode(), infer_schema=False)
     texts.write_parquet(tmp_path / "bad.parquet")  # which has rows, no lines
     _, _, err = pipe("predict", "kinds", "--data", tmp_path / "bad.parquet", "--skip-bad")

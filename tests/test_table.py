@@ -243,6 +243,15 @@ def test_a_damaged_file_says_where(folder):
         table(folder, "size,price\n1,2\n", target="prize")
 
 
+@pytest.mark.parametrize("end", ["", "\n"])
+@pytest.mark.parametrize("cell", ["1", '"1"'])
+def test_the_last_row_is_named_by_its_own_line(tmp_path, cell, end):
+    """With quotes and without, whether its line ends or not."""
+    (tmp_path / "t.csv").write_text(f"a,b\n{cell},2\n3,4\n5{end}")
+    with pytest.raises(DataError, match=r"line 4\b"):
+        sources.table(tmp_path / "t.csv")
+
+
 def test_a_format_is_a_reader_and_a_line(folder, monkeypatch):
     """A reader in TABLES is read by `table` and, block by block, by `new_data`, as a CSV of the same rows is."""
 

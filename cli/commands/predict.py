@@ -22,8 +22,8 @@ def command(
     """Predict DATA with a RUN's model: its rows, in their order, with the predictions beside them.
 
     Columns are matched by name; the target may be missing. A file may be larger than memory. A .npz file has only the
-    predictions. The runs of --folds predict their mean. In CSV, a text that a spreadsheet would take for a formula gets
-    a ' in front.
+    predictions, and by --skip-bad the lines of their rows. The runs of --folds predict their mean. In CSV, a text that
+    a spreadsheet would take for a formula gets a ' in front.
     """
     runs = arguments.saved_runs(run, trust, accept)
     from cli.prediction_files import predict

@@ -164,7 +164,7 @@ class Lines:
         if line is None:
             raise StopIteration
         self.within = True
-        self.count += line.endswith("\n")
+        self.count += 1
         return line
 
 
@@ -183,7 +183,7 @@ def _rows(path: Path, dialect: Dialect, lines: Lines, first: int) -> tuple[list[
             return rows, np.array(last)
         if len(row) > 1 or (row and (row[0].strip() or not row[0])):
             rows.append(row)
-            last.append(first + max(lines.count, 1))
+            last.append(first + lines.count)
 
 
 def _ragged(path: Path, lines: np.ndarray, widths: np.ndarray, width: int) -> DataError:

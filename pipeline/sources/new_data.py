@@ -41,15 +41,16 @@ def of_table(path: Path, fitted: Mapping[str, Any], *, targets: bool, dialect: D
     for frame in table_blocks(path, dialect):
         if targets:
             frame = with_targets(frame, fitted["targets"]["names"])
-        skipped = frame.skipped
-        if dialect is not None and dialect.skip_bad:
+        skipped, lenient = frame.skipped, dialect is not None and dialect.skip_bad
+        if lenient:
             frame, skipped = readable(frame, fitted, targets=targets, held=held)
         if targets and not len(frame):
             waiting += skipped
             continue
         if last is not None:
             yield last
-        last = Rows(frame.cells, apply(fitted, frame, targets=targets, held=held), (*waiting, *skipped), frame.unit)
+        batch, numbers = apply(fitted, frame, targets=targets, held=held), frame.lines if lenient else None
+        last = Rows(frame.cells, batch, (*waiting, *skipped), frame.unit, numbers)
         waiting = []
     if last is not None:
         yield evolve(last, skipped=(*last.skipped, *waiting))

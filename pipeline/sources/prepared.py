@@ -89,3 +89,5 @@ class Rows:
     """Rows among them that can't be read and are left out, by their numbers in the file."""
     unit: str = "line"
     """Unit of these numbers: "line" or "row"."""
+    numbers: Any = None
+    """(N,) int64 such numbers of the samples, if others may be left out."""
