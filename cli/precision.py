@@ -25,7 +25,7 @@ FASTER, CLOSE = 1.2, 1e-2
 
 @frozen
 class Look:
-    """A few steps in one precision: seconds of the fastest, and the loss of each."""
+    """Some steps in one precision: seconds of the fastest, and the loss of each."""
 
     seconds: float
     losses: Sequence[float]
@@ -51,7 +51,7 @@ def _chosen(config: TrainConfig, data: Prepared | None, say: Console) -> tuple[s
     say.print(f"trying {STEPS} steps in fp32 and in bf16")
     torch.set_num_threads(build.threads(job, state, config.run.threads))
     half = build.job(evolve(config, run=evolve(config.run, precision="bf16")), job.prepared)
-    return decided(_look(job, exact), _look(half, exact))
+    return decided(*_looks([job, half], exact))
 
 
 def decided(exact: Look, half: Look) -> tuple[str, str]:
@@ -70,12 +70,20 @@ def decided(exact: Look, half: Look) -> tuple[str, str]:
     return "bf16", f"its steps are {gain:.2g} x as fast here, the losses within {100 * off:.2g} %"
 
 
-def _look(job: build.Job, config: TrainConfig) -> Look:
-    state, seconds, losses = build.first(job, config), list[float](), list[float]()
-    assert job.stages.load is not None
-    for batch in islice(job.stages.load.epoch(config.run.seed, 0), STEPS):
-        began = time.perf_counter()
-        state, metrics = job.pipe.step(state, batch)
-        losses.append(float(metrics["loss"]))
-        seconds.append(time.perf_counter() - began)
-    return Look(min(seconds), losses)
+def _looks(jobs: Sequence[build.Job], config: TrainConfig) -> list[Look]:
+    """Steps of each job as the run will take them, in turn, after one that may compile."""
+    run = config.run
+    programs = [j.pipe.compile(backend=run.backend, fallback="eager") if run.compile else None for j in jobs]
+    states, load = [build.first(job, config) for job in jobs], jobs[0].stages.load
+    seconds, losses = [list[float]() for _ in jobs], [list[float]() for _ in jobs]
+    assert load is not None
+    for batch in islice(load.epoch(run.seed, 0), 1 + STEPS):
+        for k, (job, program) in enumerate(zip(jobs, programs, strict=True)):
+            began = time.perf_counter()
+            if program is None:
+                states[k], metrics = job.pipe.step(states[k], batch)
+            else:  # the run's own program, if it gathers its batches
+                states[k], metrics = program.step(states[k], None if program.resident else batch)
+            losses[k].append(float(metrics["loss"]))
+            seconds[k].append(time.perf_counter() - began)
+    return [Look(min(s[1:] or s), each) for s, each in zip(seconds, losses, strict=True)]

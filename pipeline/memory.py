@@ -50,7 +50,7 @@ def give_back() -> None:
 
 
 def trim() -> None:
-    """Return freed memory to the system, except what is in cycles."""
+    """Return freed memory to the system, without collecting cycles first."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:  # glibc
         trim(0)

@@ -142,7 +142,7 @@ def test_a_file_that_was_just_written_and_one_put_out_of_the_cache(folder):
     try:
         os.preadv(handle, [bytearray(1)], 0, os.RWF_NOWAIT)
     except (AttributeError, OSError):
-        pytest.skip("this system does not tell what is cached")
+        pytest.skip("this system can't tell if a file is cached")
     assert rows.cached()
     os.fsync(handle)
     os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)

@@ -314,14 +314,17 @@ def large(tmp_path_factory):
 @pytest.mark.parametrize("kinds", [(), ("flip",), ("flip", "crop")])
 @pytest.mark.parametrize("kept", [True, False])
 def test_a_batch_is_its_samples_one_by_one(large, kinds, kept):
-    """Images read as a batch are those that any data set of single samples gives, bit for bit."""
+    """A batch of images equals the single samples, stacked, bit for bit."""
     files = sorted(large.rglob("*.png"))
     images = px.Images(files, torch.arange(len(files)), (32, 24), "RGB", kinds)
     images = evolve(images, pixels=images.decoded()) if kept else images
 
     class Singly:
-        __len__ = lambda self: len(images)  # noqa: E731
-        __getitem__ = lambda self, i: images[i]  # noqa: E731
+        def __len__(self):
+            return len(images)
+
+        def __getitem__(self, i):
+            return images[i]
 
     order = torch.arange(len(files)).flip(0).split(6)
     each = (sources.dataset(data).epoch(2, 3, order) for data in (images, Singly()))

@@ -43,8 +43,9 @@ def test_a_small_step_stays_in_fp32(able, pipe, tmp_path):
     assert pipe("train", "--resume", tmp_path / "a", "--verify")[0] == 0
 
 
-def test_a_large_step_is_tried_in_both(able, pipe, tmp_path, monkeypatch):
-    """The choice is that of the looks, and the losses that they compare are those of one run in each precision."""
+@pytest.mark.parametrize("way", [["--no-compile"], []], ids=["uncompiled", "compiled"])
+def test_a_large_step_is_tried_in_both(able, pipe, tmp_path, monkeypatch, way):
+    """As the run will take it; its losses are compared, and the run loads the program that was tried."""
     seen = []
 
     def judge(exact, half):
@@ -53,13 +54,15 @@ def test_a_large_step_is_tried_in_both(able, pipe, tmp_path, monkeypatch):
 
     monkeypatch.setattr(precision, "LARGE", 1e3)
     monkeypatch.setattr(precision, "decided", judge)
-    code, out, _ = pipe("train", "--precision", "auto", "--no-compile", "--epochs", "1", "--out", tmp_path / "a")
+    args = ["--epochs", "1", "--out", tmp_path / "a", *way]
+    code, out, _ = pipe("train", "--precision", "auto", *args)
     assert (code, "bf16: for a test" in out) == (0, True)
     assert tomllib.loads((tmp_path / "a" / "config.toml").read_text())["run"]["precision"] == "bf16"
     [(exact, half)] = seen
-    assert len(exact.losses) == len(half.losses) == precision.STEPS
+    assert len(exact.losses) == len(half.losses) == 1 + precision.STEPS
     assert exact.losses == pytest.approx(half.losses, rel=0.02)
     assert exact.losses != half.losses
+    assert way or "from the cache" in out
 
 
 def test_elsewhere_it_is_refused(pipe):
