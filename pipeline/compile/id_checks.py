@@ -81,7 +81,8 @@ def add_id_checks(
         [out] = graph.graph.find_nodes(op="output")
         copies: Any = graph.graph.find_nodes(op="call_function", target=_ATEN.copy_.default)
         writes = [n for n in copies if n.args[0].op == "placeholder"]
-        with graph.graph.inserting_before(writes[0] if writes else out):
+        *_, last = (n for n in graph.graph.nodes if n in flags)
+        with graph.graph.inserting_before(last.next):
             fine = _all(graph, flags)
         for n in writes:
             with graph.graph.inserting_before(n):

@@ -1,4 +1,5 @@
-// Keep small buffers for the next step, one for each place in the code.
+// Keep small buffers for the next step, one for each place in the code and call of it.
+static thread_local int32_t pipeline_call = 0;
 static thread_local std::vector<void*> pipeline_pools;
 
 static AOTITorchError pipeline_empty(
@@ -30,7 +31,8 @@ static AOTITorchError pipeline_part(
   return failed;
 }
 
-#define PIPELINE_KEPT ([] { static thread_local AtenTensorHandle kept = nullptr; return &kept; }())
+#define PIPELINE_KEPT \
+  ([] { static thread_local AtenTensorHandle kept[PIPELINE_CALLS]; return &kept[PIPELINE_CALLS > 1 ? pipeline_call : 0]; }())
 #define aoti_torch_empty_strided(...) pipeline_empty(PIPELINE_KEPT, __VA_ARGS__)
 #define aoti_torch__alloc_from_pool(...) pipeline_part(PIPELINE_KEPT, __VA_ARGS__)
 

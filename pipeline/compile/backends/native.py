@@ -17,12 +17,12 @@ from typing import Any, cast
 from unittest import mock
 
 import torch
-from attrs import define
+from attrs import define, evolve
 from torch import Tensor
 from torch.fx import GraphModule
 
 from pipeline import files, memory
-from pipeline.compile.backends import passes, text
+from pipeline.compile.backends import passes, repeats, text
 from pipeline.compile.backends import torch as generic
 from pipeline.compile.backends.backend import Backend, Context, Output
 from pipeline.compile.backends.library import Call, Library, capsules
@@ -57,7 +57,7 @@ memory to the system costs little in comparison."""
 class Lowered:
     """A program's C++."""
 
-    code: text.Code
+    code: text.Program
     inputs: tuple[int, ...]
     outputs: tuple[Output, ...]
     built: Library | Exception | None = None
@@ -88,26 +88,19 @@ class Native(Backend):
         for node in nodes(traced.graph):
             if isinstance(node.target, torch._ops.OpOverload) and node.target.namespace not in ("aten", "prims"):
                 raise CaptureError(f"it calls {node.target}, which is no operation of torch's C++")
+        chain = repeats.chain(traced.graph)
         # Distinct tensors; their values are never read.
-        examples = [torch.empty_strided(t.shape, t.stride(), dtype=t.dtype) for t in args]
-        programs: list[Lowered] = []
-
-        def backend(module: GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
-            places = {id(t): i for i, t in enumerate(examples)}
-
-            def collect(code: text.Code) -> Callable[[Sequence[Any]], list[Any]]:
-                programs.append(Lowered(code, tuple(places[id(t)] for t in inputs), outputs))
-                # The result of this call only; later calls go to the library.
-                return lambda _: capsules([torch.empty(o.shape, dtype=o.dtype) for o in outputs])
-
-            return _lower(module, inputs, collect)
-
+        examples = tuple(torch.empty_strided(t.shape, t.stride(), dtype=t.dtype) for t in args)
+        parts = chain.parts if chain else (repeats.Part(traced.graph, examples),)
         try:
-            with torch.no_grad():
-                generic.make(traced.graph, backend)(*examples)
-            [lowered] = programs
+            codes, inputs = zip(*map(_part, parts), strict=True)
         except Exception as e:
             raise CaptureError(generic.reason(e)) from e
+        if chain is None:
+            lowered = Lowered(text.Program(codes), inputs[0], outputs)
+        else:
+            calls = tuple(evolve(c, inputs=tuple(c.inputs[i] for i in inputs[c.part])) for c in chain.calls)
+            lowered = Lowered(text.Program(codes, evolve(chain, calls=calls)), chain.inputs, outputs)
         self._waiting.append(lowered)
         return lambda: self._library(lowered)
 
@@ -134,7 +127,31 @@ def compile(graph: GraphModule, inputs: Sequence[Any], **_: Any) -> Callable[...
 
         plain: Any = compile_fx(graph, list(inputs))
         return cast(Callable[..., Any], plain)
-    return _lower(graph, inputs, lambda code: Call(_build([code], text.CALL), text.entry(0), code.outputs))
+    return _lower(graph, inputs, lambda code: Call(_build([text.Program((code,))], text.CALL), text.entry(0), code.outputs))
+
+
+def _part(part: repeats.Part) -> tuple[text.Code, tuple[int, ...]]:
+    """The C++ of a function, and the places of the inputs that it reads, in its order."""
+    found: list[tuple[text.Code, tuple[int, ...]]] = []
+    [output] = part.graph.graph.find_nodes(op="output")
+    results = [n.meta["val"] for n in output.args[0]]
+
+    def backend(module: GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
+        places = {id(t): i for i, t in enumerate(part.examples)}
+
+        def collect(code: text.Code) -> Callable[[Sequence[Any]], list[Any]]:
+            found.append((code, tuple(places[id(t)] for t in inputs)))
+            # The result of this call only; later calls go to the library.
+            return lambda _: capsules([torch.empty_strided(t.shape, t.stride(), dtype=t.dtype) for t in results])
+
+        return _lower(module, inputs, collect)
+
+    with torch.no_grad():
+        generic.make(part.graph, backend)(*part.examples)
+    [(code, inputs)] = found
+    if code.outputs != len(results):
+        raise CaptureError(f"Inductor's C++ returns {code.outputs} tensors, not {len(results)}")
+    return code, inputs
 
 
 def _lower(graph: GraphModule, inputs: Sequence[Any], load: Callable[[text.Code], Any]) -> Callable[..., Any]:
@@ -178,18 +195,18 @@ def _build_all(group: Sequence[Lowered]) -> None:
         group[0].built = e
         for lowered in group if len(group) > 1 else ():
             _build_all([lowered])
-    if max(len(lowered.code.calls) for lowered in group) > _LONG:
+    if max(len(part.calls) for lowered in group for part in lowered.code.parts) > _LONG:
         memory.give_back()
 
 
-def _build(codes: Sequence[text.Code], kind: str) -> Path:
+def _build(programs: Sequence[text.Program], kind: str) -> Path:
     """C++ as a shared library, in a folder of this process. Raises CaptureError if no compiler can."""
     from torch._inductor.cpp_builder import CppBuilder
 
     folder = Path(tempfile.mkdtemp(prefix="pipe-train-"))
     atexit.register(files.remove, folder)
     try:
-        calls, kernels = text.joined(codes, kind)
+        calls, kernels = text.joined(programs, kind)
         versions = {"calls": [calls, text.whole(calls)], "kernels": [kernels]}
         with ThreadPoolExecutor(len(versions)) as pool:
             objects = list(pool.map(lambda name: _compile(folder, name, versions[name]), versions))

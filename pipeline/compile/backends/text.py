@@ -13,6 +13,7 @@ from pathlib import Path
 from attrs import frozen
 
 from pipeline import files
+from pipeline.compile.backends.repeats import Chain
 from pipeline.errors import CaptureError
 
 RUN, CALL = "RUN", "CALL"
@@ -63,13 +64,21 @@ class Code:
         return cls(calls, _KERNEL.sub(lambda k: _serial(k.group()), kernels), outputs)
 
 
+@frozen
+class Program:
+    """The C++ of a program: of the parts of a chain, or of one."""
+
+    parts: tuple[Code, ...]
+    chain: Chain | None = None
+
+
 def entry(k: int) -> str:
     """The name of program k in a library."""
     return f"pipeline_program_{k}"
 
 
-def joined(codes: Sequence[Code], kind: str) -> tuple[str, str]:
-    """The calls and the kernels of all programs, each program in its own namespace. If the calls don't compile, they
+def joined(programs: Sequence[Program], kind: str) -> tuple[str, str]:
+    """The calls and the kernels of all programs, each part in its own namespace. If the calls don't compile, they
     need all headers; see `whole`."""
     includes: dict[str, None] = {
         "#include <cstdint>\n#include <cstring>\n#include <exception>\n#include <vector>\n": None
@@ -77,17 +86,47 @@ def joined(codes: Sequence[Code], kind: str) -> tuple[str, str]:
     kernel_includes: dict[str, None] = {}
     calls: list[str] = []
     kernels: list[str] = []
-    for k, code in enumerate(codes):
-        rename = _renaming(_DEFINED.findall(code.kernels), k)
-        for content, texts, lines in ((code.calls, calls, includes), (code.kernels, kernels, kernel_includes)):
-            lines.update(dict.fromkeys(_INCLUDE.findall(content)))
-            texts.append(f"namespace program_{k} {{\n{rename(_INCLUDE.sub('', content))}\n}}\n")
-    entries = [f"PIPELINE_{kind}({entry(k)}, program_{k})\n" for k in range(len(codes))]
+    chains: list[str] = []
+    for k, program in enumerate(programs):
+        spaces = []
+        for i, code in enumerate(program.parts):
+            spaces.append(f"program_{k}_{i}")
+            rename = _renaming(_DEFINED.findall(code.kernels), f"{k}_{i}")
+            for content, texts, lines in ((code.calls, calls, includes), (code.kernels, kernels, kernel_includes)):
+                lines.update(dict.fromkeys(_INCLUDE.findall(content)))
+                texts.append(f"namespace {spaces[-1]} {{\n{rename(_INCLUDE.sub('', content))}\n}}\n")
+            times = sum(call.part == i for call in program.chain.calls) if program.chain else 1
+            calls[-1] = f"#undef PIPELINE_CALLS\n#define PIPELINE_CALLS {times}\n{calls[-1]}"
+        chains.append(_chained(program.chain, spaces, f"program_{k}") if program.chain else "")
+    space = [f"program_{k}" if program.chain else f"program_{k}_0" for k, program in enumerate(programs)]
+    entries = [f"PIPELINE_{kind}({entry(k)}, {space[k]})\n" for k in range(len(programs))]
     shortcuts = [_source("flush"), _source("products"), *([_source("buffers")] if kind == RUN else [])]
+    if any(chains):
+        chains.insert(0, _source("chain"))
     if kind == RUN:  # each thread has its own register for flushing
         kernels = [_source("flush"), *(_THREAD.sub(r"\g<0> const PipelineFlush flush;", text) for text in kernels)]
     header = "".join(includes).replace(_HEADER, _USED)
-    return "".join([header, *shortcuts, *calls, _source("loop"), *entries]), "".join([*kernel_includes, *kernels])
+    called = "".join([header, *shortcuts, *calls, *chains, _source("loop"), *entries])
+    return called, "".join([*kernel_includes, *kernels])
+
+
+def _chained(chain: Chain, spaces: Sequence[str], name: str) -> str:
+    """The entry of a program in parts; see chain.cpp."""
+    plan: list[int] = []
+    done = [0] * len(spaces)
+    for call in chain.calls:
+        plan += [call.part, done[call.part]]
+        done[call.part] += 1
+        for values in (call.inputs, call.outputs, call.last):
+            plan += [len(values), *values]
+    parts = ", ".join(f"{space}::inductor_entry_impl" for space in spaces)
+    numbers = ", ".join(map(str, plan))
+    facts = f"std::end(plan), {len(chain.inputs)}, {chain.values}, {{{', '.join(map(str, chain.outputs))}}}"
+    return (
+        f"namespace {name} {{\nstatic void inductor_entry_impl(AtenTensorHandle* inputs, AtenTensorHandle* outputs) {{\n"
+        f"  static const PipelinePart parts[] = {{{parts}}};\n  static const int32_t plan[] = {{{numbers}}};\n"
+        f"  pipeline_chain(parts, plan, {facts}, inputs, outputs);\n}}\n}}\n"
+    )
 
 
 def whole(calls: str) -> str:
@@ -95,12 +134,12 @@ def whole(calls: str) -> str:
     return calls.replace(_USED, _HEADER, 1)
 
 
-def _renaming(names: Sequence[str], k: int) -> Callable[[str], str]:
+def _renaming(names: Sequence[str], suffix: str) -> Callable[[str], str]:
     """Number the names of kernels: extern "C" ignores namespaces."""
     if not names:
         return lambda code: code
     words = re.compile(rf"\b({'|'.join(map(re.escape, names))})\b")
-    return lambda code: words.sub(rf"\1_{k}", code)
+    return lambda code: words.sub(rf"\1_{suffix}", code)
 
 
 def _source(name: str) -> str:
