@@ -23,7 +23,6 @@ def schedule(graph: GraphModule) -> None:
     _gather_late(graph)
     _reduce_early(graph)
     _wait_late(graph)
-    graph.recompile()
 
 
 def _gather_late(graph: GraphModule) -> None:

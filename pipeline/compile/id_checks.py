@@ -88,7 +88,6 @@ def add_id_checks(
             with graph.graph.inserting_before(n):
                 n.args = (n.args[0], _call(graph, _ATEN.where.self, fine, n.args[1], n.args[0]))
         out.args = ((*out.args[0], fine),)
-    graph.recompile()
     return tuple(guards.checks.values()), bool(flags)
 
 
@@ -103,7 +102,6 @@ def _check_loop(graph: GraphModule, loop: Any, guards: _Guards) -> list[Node]:
     [out] = body.graph.find_nodes(op="output")
     with body.graph.inserting_before(out):
         out.args = ((*out.args[0], _all(body, flags)),)
-    body.recompile()
     stacked = flags[0].meta["val"].new_empty(len(loop.args[2][0].meta["val"]))
     with graph.graph.inserting_after(loop):
         flag = graph.graph.call_function(operator.getitem, (loop, len(loop.meta["val"])))

@@ -81,7 +81,6 @@ def merge_numbers(graph: GraphModule) -> None:
         if same is not node:
             node.replace_all_uses_with(same)
             graph.graph.erase_node(node)
-    graph.recompile()
 
 
 def lift_constants(graph: GraphModule) -> tuple[Tensor, ...]:
@@ -110,7 +109,6 @@ def lift_constants(graph: GraphModule) -> tuple[Tensor, ...]:
             read.meta.update(node.meta, val=held)
         node.replace_all_uses_with(read)
         graph.graph.erase_node(node)
-    graph.recompile()
     return tuple(constants)
 
 
@@ -132,4 +130,3 @@ def _lift_from_loop(graph: GraphModule, loop: Node) -> None:
             loop.args = (*loop.args[:3], (*loop.args[3], outer))  # type: ignore[misc]  # a tuple of nodes
         held.replace_all_uses_with(places[name])
         body.graph.erase_node(held)
-    body.recompile()

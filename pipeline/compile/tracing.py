@@ -116,7 +116,10 @@ def trace(
                 f"stage {stage_of(node)!r} draws random numbers through {node.target}, which can't be a function of "
                 "(seed, step); draw with torch.rand or nn.Dropout, or use fallback='eager'"
             )
-    return Traced(graph, passes.lift_constants(graph), sizes, id_checks, checks)
+    constants = passes.lift_constants(graph)
+    for module in passes.graphs(graph):
+        module.recompile()
+    return Traced(graph, constants, sizes, id_checks, checks)
 
 
 def _uncaptured(error: StageError) -> CaptureError:

@@ -127,7 +127,9 @@ def compile(graph: GraphModule, inputs: Sequence[Any], **_: Any) -> Callable[...
 
         plain: Any = compile_fx(graph, list(inputs))
         return cast(Callable[..., Any], plain)
-    return _lower(graph, inputs, lambda code: Call(_build([text.Program((code,))], text.CALL), text.entry(0), code.outputs))
+    return _lower(
+        graph, inputs, lambda code: Call(_build([text.Program((code,))], text.CALL), text.entry(0), code.outputs)
+    )
 
 
 def _part(part: repeats.Part) -> tuple[text.Code, tuple[int, ...]]:

@@ -123,7 +123,8 @@ def _chained(chain: Chain, spaces: Sequence[str], name: str) -> str:
     numbers = ", ".join(map(str, plan))
     facts = f"std::end(plan), {len(chain.inputs)}, {chain.values}, {{{', '.join(map(str, chain.outputs))}}}"
     return (
-        f"namespace {name} {{\nstatic void inductor_entry_impl(AtenTensorHandle* inputs, AtenTensorHandle* outputs) {{\n"
+        f"namespace {name} {{\n"
+        "static void inductor_entry_impl(AtenTensorHandle* inputs, AtenTensorHandle* outputs) {\n"
         f"  static const PipelinePart parts[] = {{{parts}}};\n  static const int32_t plan[] = {{{numbers}}};\n"
         f"  pipeline_chain(parts, plan, {facts}, inputs, outputs);\n}}\n}}\n"
     )

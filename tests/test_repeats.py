@@ -1,0 +1,147 @@
+"""Graphs as chains of calls: they compute what the whole graph does, and what repeats is one part."""
+
+from contextlib import contextmanager
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from pipeline import Pipeline, backward, evaluate, forward, load, loss, testing, update
+from pipeline.compile.backends import BACKENDS, native, repeats
+from pipeline.compile.backends.backend import Backend
+from pipeline.compile.backends.torch import Function
+from tests import pipes
+
+
+class Residual(nn.Module):
+    """Blocks of the same shapes, which may share their weights, drop out, or write in place."""
+
+    def __init__(self, depth=6, dropout=0.0, tied=False, in_place=False, width=6):
+        super().__init__()
+        self.first, self.last = nn.Linear(4, width), nn.Linear(width, 3)
+        shared = nn.Linear(width, width)
+        self.layers = nn.ModuleList(shared if tied else nn.Linear(width, width) for _ in range(depth))
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(depth))
+        self.dropout, self.in_place = nn.Dropout(dropout), in_place
+
+    def forward(self, x):
+        x = self.first(x)
+        for layer, norm in zip(self.layers, self.norms, strict=True):
+            y = layer(norm(x))
+            x = x + self.dropout(y.relu_() if self.in_place else y.relu())
+        return self.last(x)
+
+
+class Parts(Backend):
+    """Runs the parts of a chain in plain Python."""
+
+    name = "parts"
+    symbolic = False
+
+    def __init__(self):
+        self.chains = []
+
+    def begin(self, traced, args, outputs, context):
+        chain = repeats.chain(traced.graph)
+        self.chains.append(chain)
+
+        def call(*given):
+            values = dict(enumerate(given[i] for i in chain.inputs))
+            for step in chain.calls:
+                part = chain.parts[step.part]
+                read = [values[i] for i in step.inputs]
+                assert [(t.shape, t.stride(), t.dtype) for t in part.examples] == [
+                    (t.shape, t.stride(), t.dtype) for t in read
+                ]
+                values |= zip(step.outputs, part.graph(*read), strict=True)
+                for i in step.last:
+                    del values[i]
+            assert sorted(values) == sorted({*range(len(chain.inputs)), *chain.outputs})  # the rest is freed
+            return [values[i].view(o.shape) for i, o in zip(chain.outputs, outputs, strict=True)]
+
+        return lambda: Function("parts", traced.graph if chain is None else call, outputs, 0, context)
+
+
+@contextmanager
+def fine():
+    """The backend that runs parts, however short they are."""
+    backend = Parts()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(repeats, "SHORTEST", 4)
+        patch.setattr(repeats, "FEWEST", 8)
+        patch.setattr(repeats, "WORTH", 8)
+        patch.setitem(BACKENDS, "parts", lambda: backend)
+        yield backend
+
+
+def pipeline(model, *updates):
+    samples = {"inputs": torch.randn(20, 4), "targets": torch.arange(20) % 3}
+    stages = forward.model(model), loss.cross_entropy(), backward.gradients(), *updates, evaluate.accuracy()
+    return Pipeline(load.batches(samples, size=5), *stages)
+
+
+UPDATES = {
+    "sgd": [update.sgd(0.1)],
+    "momentum": [update.clip_norm(1.0), update.sgd(0.1, momentum=0.9)],
+    "adamw": [update.clip_norm(1.0), update.adamw(0.01), update.ema(0.9)],
+    "muon": [update.muon(0.01)],
+}
+
+
+@settings(deadline=None)
+@given(st.integers(1, 7), st.sampled_from([0.0, 0.4]), st.booleans(), st.booleans(), st.sampled_from(sorted(UPDATES)))
+def test_parts_compute_what_the_graph_does(depth, dropout, tied, in_place, rule):
+    """Bit for bit, in the order of the calls, each value freed after the last call that reads it."""
+    with fine() as backend:
+        pipe = pipeline(lambda: Residual(depth, dropout, tied, in_place), *UPDATES[rule])
+        step = pipe.compile(backend="parts")
+        testing.compiled_equals_eager(step, pipe.init(0), [pipes.first(pipe, k) for k in range(3)], 0.0)
+    [chain] = backend.chains
+    if depth > 3:
+        assert len(chain.calls) > len(chain.parts)
+
+
+def test_a_deep_model_is_compiled_once_a_block(monkeypatch):
+    """Fewer operations are lowered than run; steps, in one call or in many, and an evaluation are the plain ones."""
+    lowered = []
+    kept = native._part
+    monkeypatch.setattr(native, "_part", lambda part: lowered.append(part) or kept(part))
+    pipe = pipeline(lambda: Residual(12, dropout=0.2), *UPDATES["momentum"])
+    step = pipe.compile(backend="native")
+    fused, metrics = step.advance(pipe.init(0), 0, 0, pipe.load.batches, results=True)
+    assert (
+        sum(n.op == "call_function" for part in lowered for n in part.graph.graph.nodes)
+        < step.report.graphs[0].operations / 2
+    )
+    fused, single, plain = fused.clone(), pipe.init(0), pipe.init(0)
+    for k, values in enumerate(pipe.load.epoch(0, 0)):
+        plain, expected = pipe.step(plain, values)
+        testing.same({name: m[k] for name, m in metrics.items()}, expected, 1e-5)
+        single, one = step.advance(single, 0, k, 1, results=True)  # buffers kept between steps hold nothing of the last
+        testing.same({name: m[k : k + 1] for name, m in metrics.items()}, one)
+    testing.same(fused.tree, plain.tree, 1e-5)
+    testing.same(fused.tree, single.tree)
+    assert step.evaluate(fused) == pytest.approx(pipe.evaluate(fused), rel=1e-5)
+
+
+def test_shallow_models_are_compiled_whole():
+    """A model of few operations has no borders."""
+    with pytest.MonkeyPatch.context() as patch:
+        backend = Parts()
+        patch.setitem(BACKENDS, "parts", lambda: backend)
+        pipe = pipeline(lambda: Residual(2), *UPDATES["adamw"])
+        pipe.compile(backend="parts")(pipe.init(0), pipes.first(pipe))
+    assert backend.chains == [None]
+
+
+@pytest.mark.parametrize("function", [
+    lambda x, y: (torch.add(x, y, out=y.clone()),),
+    lambda x, y: (torch.cond(x.sum() > 0, lambda a: a.sin(), lambda a: a.cos(), (y,)),),
+])  # fmt: skip
+def test_operations_of_unknown_effects_are_left_whole(function):
+    """What writes into another argument than its first, or has graphs inside, is in no part."""
+    graph = make_fx(function, tracing_mode="fake")(torch.ones(3), torch.ones(3))
+    assert repeats.chain(graph) is None
