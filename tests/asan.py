@@ -17,7 +17,7 @@ from pathlib import Path
 FLAGS = ("fsanitize=address", "fsanitize=undefined", "fno-sanitize-recover=undefined", "fno-sanitize=vptr,alignment")
 TOGETHER = 10
 """Programs that are compiled to one library: torch's headers take longer than each."""
-FEW = ("pipe mlp", "ids embedding", "ids scatter")
+FEW = ("pipe mlp", "deep", "ids embedding", "ids scatter")
 
 
 def preloads():
@@ -36,10 +36,11 @@ def preloads():
 
 def programs(drawn):
     """By names, functions that make a compiled step of the native backend, a State, and what is then done with them."""
-    from tests import pipes, test_ids, test_modules
+    from tests import pipes, test_ids, test_modules, test_repeats
 
     found = {f"pipe {name}": functools.partial(held, make) for name, make in pipes.ALL.items()}
     found |= {f"drawn {i}": functools.partial(held, functools.partial(one_drawn, i)) for i in range(drawn)}
+    found["deep"] = functools.partial(held, test_repeats.deep, alone=True)
     for name, kind in test_modules.KINDS.items():
         if kind.fusable and not (kind.refused or kind.uncaptured):
             found[f"net {name}"] = functools.partial(held, functools.partial(test_modules.piped, kind), alone=True)

@@ -91,6 +91,11 @@ UPDATES = {
 }
 
 
+def deep():
+    """A pipeline in parts."""
+    return pipeline(lambda: Residual(12, dropout=0.2), *UPDATES["momentum"])
+
+
 @settings(deadline=None)
 @given(st.integers(1, 7), st.sampled_from([0.0, 0.4]), st.booleans(), st.booleans(), st.sampled_from(sorted(UPDATES)))
 def test_parts_compute_what_the_graph_does(depth, dropout, tied, in_place, rule):
@@ -106,16 +111,14 @@ def test_parts_compute_what_the_graph_does(depth, dropout, tied, in_place, rule)
 
 def test_a_deep_model_is_compiled_once_a_block(monkeypatch):
     """Fewer operations are lowered than run; steps, in one call or in many, and an evaluation are the plain ones."""
-    lowered = []
+    parts = []
     kept = native._part
-    monkeypatch.setattr(native, "_part", lambda part: lowered.append(part) or kept(part))
-    pipe = pipeline(lambda: Residual(12, dropout=0.2), *UPDATES["momentum"])
+    monkeypatch.setattr(native, "_part", lambda part: parts.append(part) or kept(part))
+    pipe = deep()
     step = pipe.compile(backend="native")
     fused, metrics = step.advance(pipe.init(0), 0, 0, pipe.load.batches, results=True)
-    assert (
-        sum(n.op == "call_function" for part in lowered for n in part.graph.graph.nodes)
-        < step.report.graphs[0].operations / 2
-    )
+    lowered = sum(n.op == "call_function" for part in parts for n in part.graph.graph.nodes)
+    assert lowered < step.report.graphs[0].operations / 2
     fused, single, plain = fused.clone(), pipe.init(0), pipe.init(0)
     for k, values in enumerate(pipe.load.epoch(0, 0)):
         plain, expected = pipe.step(plain, values)
