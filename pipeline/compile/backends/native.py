@@ -73,6 +73,8 @@ class Native(Backend):
 
     def __init__(self) -> None:
         self._waiting: list[Lowered] = []
+        self._known: dict[tuple[str, ...], tuple[text.Code, tuple[int, ...]]] = {}
+        """The parts of programs that wait: a step on the last batch updates as one on a whole batch does."""
 
     def settings(self) -> str:
         """All of Inductor's settings."""
@@ -93,7 +95,7 @@ class Native(Backend):
         examples = tuple(torch.empty_strided(t.shape, t.stride(), dtype=t.dtype) for t in args)
         parts = chain.parts if chain else (repeats.Part(traced.graph, examples),)
         try:
-            codes, inputs = zip(*map(_part, parts), strict=True)
+            codes, inputs = zip(*map(self._part, parts), strict=True)
         except Exception as e:
             raise CaptureError(generic.reason(e)) from e
         if chain is None:
@@ -104,9 +106,15 @@ class Native(Backend):
         self._waiting.append(lowered)
         return lambda: self._library(lowered)
 
+    def _part(self, part: repeats.Part) -> tuple[text.Code, tuple[int, ...]]:
+        found = self._known.get(part.words) or _part(part)
+        if part.words:
+            self._known[part.words] = found
+        return found
+
     def _library(self, lowered: Lowered) -> Library:
         if lowered.built is None:
-            group, self._waiting = self._waiting, []
+            group, self._waiting, self._known = self._waiting, [], {}
             _build_all(group)
         assert lowered.built is not None
         if isinstance(lowered.built, Exception):

@@ -1,5 +1,4 @@
-"""Repeats: a graph as a chain of calls of parts, so that parts which are alike, as the blocks of a model, are compiled
-once.
+"""Repeats: a graph as a chain of calls of parts, so that alike parts, such as a model's blocks, are compiled once.
 
 Sequences of operations that follow one another with the same shapes are cut out as parts, and so is the rest between
 them. Parts that are equal, to the last argument, become one function. Views cross no border: a part makes the views
@@ -35,6 +34,8 @@ class Part:
 
     graph: GraphModule
     examples: tuple[Tensor, ...]
+    words: tuple[str, ...] = ()
+    """The same for equal functions, of any graph; empty if it is not known."""
 
 
 @frozen
@@ -154,7 +155,7 @@ class _Sequence:
             self._new[node] = self._graph.placeholder(node.name)
         for node in self.inputs:
             if node.meta["val"].ndim == 0:
-                self._new[node] = self._view(self._new[node], [])
+                self._view(node, [])
         words = [_facts(n) for n in self.inputs]
         self._names = {new: f"input {i}" for i, new in enumerate(self._new.values())}
         for node in steps:
@@ -171,19 +172,18 @@ class _Sequence:
         words.append(f"{node.target} {map_arg((new.args, new.kwargs), self._names.__getitem__)}")
 
     def _view(self, node: Node, shape: list[int]) -> Node:
-        return self._graph.call_function(_ATEN.view.default, (node, shape))
+        """A number as a tensor of one dimension, or the reverse."""
+        self._new[node] = view = self._graph.call_function(_ATEN.view.default, (self._new[node], shape))
+        view.meta["val"] = node.meta["val"].view(shape)
+        return view
 
     def part(self, results: Sequence[int]) -> Part:
         """The finished function, which returns these of its results."""
-        values = [self.results[i].meta["val"].new_empty(()) for i in results]
-        new = [self._new[self.results[i]] for i in results]
-        out = [n if n.meta["val"].ndim else self._view(n, [1]) for n in new]
-        for node, value in zip(out, values, strict=True):
-            node.meta.setdefault("val", value.view(1))
-        self._graph.output(tuple(out))
+        nodes = [self.results[i] for i in results]
+        self._graph.output(tuple(self._new[n] if n.meta["val"].ndim else self._view(n, [1]) for n in nodes))
         shapes = [n.meta["val"] for n in self.inputs]
-        examples = [torch.empty_strided(t.shape or (1,), t.stride() or (1,), dtype=t.dtype) for t in shapes]
-        return Part(GraphModule(torch.nn.Module(), self._graph), tuple(examples))
+        examples = tuple(torch.empty_strided(t.shape or (1,), t.stride() or (1,), dtype=t.dtype) for t in shapes)
+        return Part(GraphModule(torch.nn.Module(), self._graph), examples, (*self.words, str(results)))
 
 
 def _known(node: Node) -> bool:

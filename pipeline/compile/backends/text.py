@@ -41,7 +41,7 @@ _SHARED = re.compile(r"#pragma omp for.*")
 _ADDS = "atomic_add"
 
 
-@frozen
+@frozen(eq=False)
 class Code:
     """Inductor's C++ of one program."""
 
@@ -78,36 +78,45 @@ def entry(k: int) -> str:
 
 
 def joined(programs: Sequence[Program], kind: str) -> tuple[str, str]:
-    """The calls and the kernels of all programs, each part in its own namespace. If the calls don't compile, they
-    need all headers; see `whole`."""
+    """The calls and the kernels of all programs, each distinct part in its own namespace. If the calls don't compile,
+    they need all headers; see `whole`."""
     includes: dict[str, None] = {
         "#include <cstdint>\n#include <cstring>\n#include <exception>\n#include <vector>\n": None
     }
     kernel_includes: dict[str, None] = {}
     calls: list[str] = []
     kernels: list[str] = []
-    chains: list[str] = []
+    times = _times(programs)
+    spaces = {part: f"part_{i}" for i, part in enumerate(times)}
+    for part, space in spaces.items():
+        rename = _renaming(_DEFINED.findall(part.kernels), space)
+        calls.append(f"#undef PIPELINE_CALLS\n#define PIPELINE_CALLS {times[part]}\n")
+        for content, texts, lines in ((part.calls, calls, includes), (part.kernels, kernels, kernel_includes)):
+            lines.update(dict.fromkeys(_INCLUDE.findall(content)))
+            texts.append(f"namespace {space} {{\n{rename(_INCLUDE.sub('', content))}\n}}\n")
+    chains = [_source("chain")] if any(program.chain for program in programs) else []
+    entries = []
     for k, program in enumerate(programs):
-        spaces = []
-        for i, code in enumerate(program.parts):
-            spaces.append(f"program_{k}_{i}")
-            rename = _renaming(_DEFINED.findall(code.kernels), f"{k}_{i}")
-            for content, texts, lines in ((code.calls, calls, includes), (code.kernels, kernels, kernel_includes)):
-                lines.update(dict.fromkeys(_INCLUDE.findall(content)))
-                texts.append(f"namespace {spaces[-1]} {{\n{rename(_INCLUDE.sub('', content))}\n}}\n")
-            times = sum(call.part == i for call in program.chain.calls) if program.chain else 1
-            calls[-1] = f"#undef PIPELINE_CALLS\n#define PIPELINE_CALLS {times}\n{calls[-1]}"
-        chains.append(_chained(program.chain, spaces, f"program_{k}") if program.chain else "")
-    space = [f"program_{k}" if program.chain else f"program_{k}_0" for k, program in enumerate(programs)]
-    entries = [f"PIPELINE_{kind}({entry(k)}, {space[k]})\n" for k in range(len(programs))]
+        names = [spaces[part] for part in program.parts]
+        if program.chain:
+            chains.append(_chained(program.chain, names, f"program_{k}"))
+        entries.append(f"PIPELINE_{kind}({entry(k)}, {f'program_{k}' if program.chain else names[0]})\n")
     shortcuts = [_source("flush"), _source("products"), *([_source("buffers")] if kind == RUN else [])]
-    if any(chains):
-        chains.insert(0, _source("chain"))
     if kind == RUN:  # each thread has its own register for flushing
         kernels = [_source("flush"), *(_THREAD.sub(r"\g<0> const PipelineFlush flush;", text) for text in kernels)]
     header = "".join(includes).replace(_HEADER, _USED)
     called = "".join([header, *shortcuts, *calls, *chains, _source("loop"), *entries])
     return called, "".join([*kernel_includes, *kernels])
+
+
+def _times(programs: Sequence[Program]) -> dict[Code, int]:
+    """Each distinct part, and the most calls of it in one program."""
+    times: dict[Code, int] = {}
+    for program in programs:
+        for i, part in enumerate(program.parts):
+            calls = sum(call.part == i for call in program.chain.calls) if program.chain else 1
+            times[part] = max(calls, times.get(part, 0))
+    return times
 
 
 def _chained(chain: Chain, spaces: Sequence[str], name: str) -> str:
