@@ -90,11 +90,11 @@ class Native(Backend):
         for node in nodes(traced.graph):
             if isinstance(node.target, torch._ops.OpOverload) and node.target.namespace not in ("aten", "prims"):
                 raise CaptureError(f"it calls {node.target}, which is no operation of torch's C++")
-        chain = repeats.chain(traced.graph)
         # Distinct tensors; their values are never read.
         examples = tuple(torch.empty_strided(t.shape, t.stride(), dtype=t.dtype) for t in args)
-        parts = chain.parts if chain else (repeats.Part(traced.graph, examples),)
         try:
+            chain = repeats.chain(traced.graph)
+            parts = chain.parts if chain else (repeats.Part(traced.graph, examples),)
             codes, inputs = zip(*map(self._part, parts), strict=True)
         except Exception as e:
             raise CaptureError(generic.reason(e)) from e

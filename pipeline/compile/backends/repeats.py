@@ -8,8 +8,7 @@ that it reads again.
 from __future__ import annotations
 
 import itertools
-import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -18,11 +17,13 @@ from attrs import frozen
 from torch import Tensor
 from torch.fx import Graph, GraphModule, Node, map_arg
 
+from pipeline.compile.backends.flow import Flow, facts, free_draws, known, ordered, writes
+
 _ATEN = torch.ops.aten
 
-SHORTEST = 32
+SHORTEST = 16
 """Operations of a repeated part: for shorter ones, calls and lost fusions would cost more than compilation."""
-FEWEST = 64
+FEWEST = 48
 """Operations saved by a cut for copies; fewer are not worth a border."""
 WORTH = 200
 """Operations saved in all, about two seconds of compilation; for fewer a graph stays whole, and its step is fastest."""
@@ -62,16 +63,16 @@ class Chain:
 def chain(graph: GraphModule) -> Chain | None:
     """A graph in parts; None if little repeats, or if it is not known which tensors share memory."""
     nodes = [n for n in graph.graph.nodes if n.op not in ("placeholder", "output")]
-    if not all(_known(n) for n in nodes):
+    if not all(known(n) for n in nodes):
         return None
     for node in nodes:
-        if _writes(node):
+        if writes(node):
             node.replace_all_uses_with(node.args[0])
-    flow = _Flow([*_free_draws(graph, nodes), *nodes])
+    flow = Flow([*free_draws(graph, nodes), *nodes])
     [output] = graph.graph.find_nodes(op="output")
     if not {*output.args[0]} <= {*flow.steps}:
         return None
-    steps = _written_early(flow)
+    steps = ordered(flow)
     edges = [0, *_edges(_tokens(steps), flow.sources(steps), 0, len(steps)), len(steps)]
     sequences = [_Sequence(flow, steps[a:b]) for a, b in itertools.pairwise(edges)]
     first: dict[Any, _Sequence] = {}
@@ -109,44 +110,10 @@ def _numbered(
     return Chain(parts, ended, inputs, len(values), returned)
 
 
-class _Flow:
-    """The operations of a graph by the memory that they read: `steps` make new tensors or write, others are views."""
-
-    def __init__(self, nodes: Sequence[Node]) -> None:
-        self._views: set[Node] = set()
-        for node in nodes:
-            if self._is_view(node):
-                self._views.add(node)
-        self.steps = [n for n in nodes if n not in self._views]
-
-    def _is_view(self, node: Node) -> bool:
-        if node.target is operator.getitem:
-            return node.args[0] in self._views
-        if _writes(node):
-            return False
-        read = {v.untyped_storage()._cdata for n in node.all_input_nodes for v in _tensors(n)}
-        return any(v.untyped_storage()._cdata in read for v in _tensors(node))
-
-    def base(self, node: Node) -> Node:
-        """The node that made the memory of a value."""
-        while node in self._views:
-            node = node.all_input_nodes[0]
-        return node
-
-    def read(self, step: Node) -> list[Node]:
-        """The bases that an operation reads or writes."""
-        return [self.base(n) for n in step.all_input_nodes]
-
-    def sources(self, steps: Sequence[Node]) -> list[list[int]]:
-        """The places of the operations that each one reads."""
-        places = {n: i for i, n in enumerate(steps)}
-        return [[places[n] for n in self.read(step) if n in places] for step in steps]
-
-
 class _Sequence:
     """Operations in a row as a graph of their own."""
 
-    def __init__(self, flow: _Flow, steps: Sequence[Node]) -> None:
+    def __init__(self, flow: Flow, steps: Sequence[Node]) -> None:
         self.steps, self._graph, inside = steps, Graph(), {*steps}
         self.inputs = list(dict.fromkeys(n for step in steps for n in flow.read(step) if n not in inside))
         self.results = [n for n in steps if isinstance(n.meta.get("val"), Tensor)]
@@ -156,7 +123,7 @@ class _Sequence:
         for node in self.inputs:
             if node.meta["val"].ndim == 0:
                 self._view(node, [])
-        words = [_facts(n) for n in self.inputs]
+        words = [facts(n) for n in self.inputs]
         self._names = {new: f"input {i}" for i, new in enumerate(self._new.values())}
         for node in steps:
             self._add(node, words)
@@ -186,79 +153,10 @@ class _Sequence:
         return Part(GraphModule(torch.nn.Module(), self._graph), examples, (*self.words, str(results)))
 
 
-def _known(node: Node) -> bool:
-    """Whether it is known which memory an operation of torch writes: none, or that of its first argument, which it
-    returns."""
-    if node.target is operator.getitem:
-        return True
-    if not isinstance(node.target, torch._ops.OpOverload):
-        return False
-    if not node.target._schema.is_mutable:
-        return True
-    written = [a.is_write for a in node.target._schema.arguments]
-    return (
-        written[0] and not any(written[1:]) and isinstance(node.args[0], Node) and _facts(node) == _facts(node.args[0])
-    )
-
-
-def _writes(node: Node) -> bool:
-    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
-
-
-def _tensors(node: Node) -> Iterator[Tensor]:
-    value = node.meta.get("val")
-    return (v for v in (value if isinstance(value, (tuple, list)) else (value,)) if isinstance(v, Tensor))
-
-
-def _facts(node: Node) -> str:
-    return "".join(f"{v.dtype}{tuple(v.shape)}{v.stride()}" for v in _tensors(node))
-
-
-def _free_draws(graph: GraphModule, nodes: Sequence[Node]) -> list[Node]:
-    """Compute the numbers by which draws differ first, and return them: blocks with dropout are alike but for these.
-    The k-th draw of a stage adds a multiple of k to the key; see draws.modes."""
-    numbers: list[Node] = []
-    for node in nodes:
-        if node.target is not _ATEN.add.Tensor or node.meta["val"].ndim or not isinstance(node.args[1], int):
-            continue
-        if abs(node.args[1]) >= 2**16:  # no step of a counter
-            with graph.graph.inserting_before(nodes[0]):
-                dtype = {"dtype": node.meta["val"].dtype}
-                number = graph.graph.call_function(_ATEN.scalar_tensor.default, (node.args[1],), dtype)
-            number.meta["val"] = node.meta["val"].new_empty(())
-            node.args = (node.args[0], number)
-            numbers.append(number)
-    return numbers
-
-
-def _written_early(flow: _Flow) -> list[Node]:
-    """The order in which a tensor is overwritten as soon as its old value is read no more, beside the computation of
-    the new one. Traced steps write at the end."""
-    place = {n: float(i) for i, n in enumerate(flow.steps)}
-    writers: dict[Node, list[Node]] = {}
-    readers: dict[Node, list[Node]] = {}
-    for node in flow.steps:
-        for base in dict.fromkeys(flow.read(node)):
-            readers.setdefault(base, []).append(node)
-        if _writes(node):
-            writers.setdefault(flow.base(node.args[0]), []).append(node)  # type: ignore[arg-type]  # a node, see _known
-    for old, [write, *more] in writers.items():
-        # The new value may be a choice between a result and the old value: if an id is out of range, nothing changes.
-        moved = [*(n for n in flow.read(write) if readers[n] == [write] and n in place), write]
-        read = {n for step in moved for n in flow.read(step)} - {old}
-        if more or any(n in writers for n in read):
-            continue
-        before = [n for n in (*read, *readers[old]) if n in place and n not in moved]
-        earliest = max((place[n] for n in before), default=-1.0) + 0.5
-        for node in moved:
-            place[node] = min(place[node], earliest)
-    return sorted(flow.steps, key=place.__getitem__)
-
-
 def _tokens(steps: Sequence[Node]) -> Any:
     """A number for each operation, the same for those of equal shapes."""
     known: dict[str, int] = {}
-    words = (f"{n.target} {map_arg((n.args, n.kwargs), _facts)} {_facts(n)}" for n in steps)
+    words = (f"{n.target} {map_arg((n.args, n.kwargs), facts)} {facts(n)}" for n in steps)
     return np.array([known.setdefault(word, len(known)) for word in words])
 
 
