@@ -16,24 +16,29 @@ class Flow:
     """The operations of a graph by the memory that they read: `steps` make new tensors or write, others are views."""
 
     def __init__(self, nodes: Sequence[Node]) -> None:
-        self._views: set[Node] = set()
+        self._beneath: dict[Node, Node] = {}
+        """View -> the argument that it is a view of."""
         for node in nodes:
-            if self._is_view(node):
-                self._views.add(node)
-        self.steps = [n for n in nodes if n not in self._views]
+            if (argument := self._viewed(node)) is not None:
+                self._beneath[node] = argument
+        self.steps = [n for n in nodes if n not in self._beneath]
+        self.clear = all(len(n.all_input_nodes) == 1 for n in self._beneath)
+        """Whether each view reads one tensor, so that it can be made again from that alone."""
 
-    def _is_view(self, node: Node) -> bool:
+    def _viewed(self, node: Node) -> Node | None:
         if node.target is operator.getitem:
-            return node.args[0] in self._views
+            [made] = node.all_input_nodes
+            return made if made in self._beneath else None
         if writes(node):
-            return False
-        read = {v.untyped_storage()._cdata for n in node.all_input_nodes for v in tensors(n)}
-        return any(v.untyped_storage()._cdata in read for v in tensors(node))
+            return None
+        memory = {t.untyped_storage()._cdata for t in tensors(node)}
+        shared = (n for n in node.all_input_nodes for t in tensors(n) if t.untyped_storage()._cdata in memory)
+        return next(shared, None)
 
     def base(self, node: Node) -> Node:
         """The node that made the memory of a value."""
-        while node in self._views:
-            node = node.all_input_nodes[0]
+        while node in self._beneath:
+            node = self._beneath[node]
         return node
 
     def read(self, step: Node) -> list[Node]:

@@ -70,7 +70,7 @@ def chain(graph: GraphModule) -> Chain | None:
             node.replace_all_uses_with(node.args[0])
     flow = Flow([*free_draws(graph, nodes), *nodes])
     [output] = graph.graph.find_nodes(op="output")
-    if not {*output.args[0]} <= {*flow.steps}:
+    if not flow.clear or not {*output.args[0]} <= {*flow.steps}:
         return None
     steps = ordered(flow)
     edges = [0, *_edges(_tokens(steps), flow.sources(steps), 0, len(steps)), len(steps)]
