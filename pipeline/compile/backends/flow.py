@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
+from torch._higher_order_ops.scan import scan_op
 from torch.fx import GraphModule, Node
 
 _ATEN = torch.ops.aten
@@ -21,7 +22,7 @@ class Flow:
         for node in nodes:
             if (argument := self._viewed(node)) is not None:
                 self._beneath[node] = argument
-        self.steps = [n for n in nodes if n not in self._beneath]
+        self.steps = [n for n in nodes if n not in self._beneath and n.op != "get_attr"]
         self.clear = all(len(n.all_input_nodes) == 1 for n in self._beneath)
         """Whether each view reads one tensor, so that it can be made again from that alone."""
 
@@ -43,7 +44,7 @@ class Flow:
 
     def read(self, step: Node) -> list[Node]:
         """The bases that an operation reads or writes."""
-        return [self.base(n) for n in step.all_input_nodes]
+        return [self.base(n) for n in step.all_input_nodes if n.op != "get_attr"]  # no body of a loop
 
     def sources(self, steps: Sequence[Node]) -> list[list[int]]:
         """The places of the operations that each one reads."""
@@ -54,7 +55,7 @@ class Flow:
 def known(node: Node) -> bool:
     """Whether it is known which memory an operation of torch writes: none, or that of its first argument, which it
     returns."""
-    if node.target is operator.getitem:
+    if node.target in (operator.getitem, scan_op) or node.op == "get_attr":
         return True
     if not isinstance(node.target, torch._ops.OpOverload):
         return False

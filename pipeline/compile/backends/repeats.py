@@ -115,6 +115,7 @@ class _Sequence:
 
     def __init__(self, flow: Flow, steps: Sequence[Node]) -> None:
         self.steps, self._graph, inside = steps, Graph(), {*steps}
+        self._whole: Any = steps[0].graph.owning_module  # holds the bodies of loops
         self.inputs = list(dict.fromkeys(n for step in steps for n in flow.read(step) if n not in inside))
         self.results = [n for n in steps if isinstance(n.meta.get("val"), Tensor)]
         self._new: dict[Node, Node] = {}
@@ -150,7 +151,7 @@ class _Sequence:
         self._graph.output(tuple(self._new[n] if n.meta["val"].ndim else self._view(n, [1]) for n in nodes))
         shapes = [n.meta["val"] for n in self.inputs]
         examples = tuple(torch.empty_strided(t.shape or (1,), t.stride() or (1,), dtype=t.dtype) for t in shapes)
-        return Part(GraphModule(torch.nn.Module(), self._graph), examples, (*self.words, str(results)))
+        return Part(GraphModule(self._whole, self._graph), examples, (*self.words, str(results)))
 
 
 def _tokens(steps: Sequence[Node]) -> Any:
