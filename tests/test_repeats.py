@@ -35,6 +35,21 @@ class Residual(nn.Module):
         return self.last(x)
 
 
+def run(chain, given):
+    """The results of a chain, whose other values are freed by then."""
+    values = dict(enumerate(given[i] for i in chain.inputs))
+    for step in chain.calls:
+        part = chain.parts[step.part]
+        read = [values[i] for i in step.inputs]
+        for t, like in zip(read, part.examples, strict=True):
+            assert (t.shape, t.stride(), t.dtype) == (like.shape, like.stride(), like.dtype)
+        values |= zip(step.outputs, part.graph(*read), strict=True)
+        for i in step.last:
+            del values[i]
+    assert sorted(values) == sorted({*range(len(chain.inputs)), *chain.outputs})
+    return [values[i] for i in chain.outputs]
+
+
 class Parts(Backend):
     """Runs the parts of a chain in plain Python."""
 
@@ -165,3 +180,33 @@ def test_operations_of_unknown_effects_are_left_whole(function):
     """What writes into another argument than its first, or has graphs inside, is in no part."""
     graph = make_fx(function, tracing_mode="fake")(torch.ones(3), torch.ones(3))
     assert repeats.chain(graph) is None
+
+
+def own_writes(x):
+    """A tensor made here, and overwritten by what is computed from it."""
+    for _ in range(60):
+        x = x.sin().cos().exp().tanh().relu()
+    y = x.exp()
+    y.mul_(y.sigmoid() + y)
+    return y, x + 1
+
+
+def results_apart(x):
+    """Layers of several results, the first of which differs from the others in a number."""
+    norm = torch.ops.aten.native_layer_norm
+    several = norm(x, [6], None, None, 1e-12)
+    for _ in range(2):
+        x, mean, scale = several
+        for _ in range(100):
+            x = (x + mean * scale).tanh()
+        several = norm(x, [6], None, None, 1e-5)
+    return (several[0] + several[1] + several[2],)
+
+
+@pytest.mark.parametrize("function", [own_writes, results_apart])
+def test_cuts_are_where_they_may_be(function):
+    """What is written is made before, and the results of one operation are in one part."""
+    x = torch.rand(5, 6)
+    chain = repeats.chain(make_fx(function, tracing_mode="fake")(x))
+    assert len(chain.calls) > len(chain.parts)
+    testing.same(run(chain, [x.clone()]), list(function(x)))

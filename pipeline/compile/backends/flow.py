@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -83,11 +84,11 @@ def free_draws(graph: GraphModule, nodes: Sequence[Node]) -> list[Node]:
     The k-th draw of a stage adds a multiple of k to the key; see draws.modes."""
     numbers: list[Node] = []
     for node in nodes:
-        if node.target is not _ATEN.add.Tensor or node.meta["val"].ndim or not isinstance(node.args[1], int):
+        if node.target is not _ATEN.add.Tensor or facts(node) != "torch.int64()()" or not isinstance(node.args[1], int):
             continue
         if abs(node.args[1]) >= 2**16:  # no step of a counter
             with graph.graph.inserting_before(nodes[0]):
-                dtype = {"dtype": node.meta["val"].dtype}
+                dtype: dict[str, Any] = {"dtype": torch.int64}
                 number = graph.graph.call_function(_ATEN.scalar_tensor.default, (node.args[1],), dtype)
             number.meta["val"] = node.meta["val"].new_empty(())
             node.args = (node.args[0], number)
@@ -117,13 +118,15 @@ def ordered(flow: Flow) -> list[Node]:
         # The new value may be a choice between a result and the old value: if an id is out of range, nothing changes.
         moved = [*(n for n in flow.read(write) if readers[n] == [write] and n in place), write]
         read = {n for step in moved for n in flow.read(step)} - {old}
-        if more or any(n in writers for n in read):
-            continue
+        if more or old in place or any(n in writers for n in read):
+            continue  # only what is written once, and comes from outside
         before = [n for n in (*read, *readers[old]) if n in place and n not in moved]
         earliest = max((place[n] for n in before), default=-1.0) + 0.5
         for node in moved:
             place[node] = min(place[node], earliest)
-    return sorted(flow.steps, key=place.__getitem__)
+    steps = sorted(flow.steps, key=place.__getitem__)
+    assert all(i > j for i, reads in enumerate(flow.sources(steps)) for j in reads), "a value is read before it is made"
+    return steps
 
 
 def _elementwise(flow: Flow, node: Node) -> bool:

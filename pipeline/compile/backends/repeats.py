@@ -8,6 +8,7 @@ that it reads again.
 from __future__ import annotations
 
 import itertools
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -61,7 +62,8 @@ class Chain:
 
 
 def chain(graph: GraphModule) -> Chain | None:
-    """A graph in parts; None if little repeats, or if it is not known which tensors share memory."""
+    """A graph in parts; None if little repeats, or if it is not known which tensors share memory. The graph itself is
+    changed, to an equal one."""
     nodes = [n for n in graph.graph.nodes if n.op not in ("placeholder", "output")]
     if not all(known(n) for n in nodes):
         return None
@@ -73,8 +75,9 @@ def chain(graph: GraphModule) -> Chain | None:
     if not flow.clear or not {*output.args[0]} <= {*flow.steps}:
         return None
     steps = ordered(flow)
-    edges = [0, *_edges(_tokens(steps), flow.sources(steps), 0, len(steps)), len(steps)]
-    sequences = [_Sequence(flow, steps[a:b]) for a, b in itertools.pairwise(edges)]
+    edges = _edges(_tokens(steps), flow.sources(steps), 0, len(steps))
+    edges = _whole(steps, edges)
+    sequences = [_Sequence(flow, steps[a:b]) for a, b in itertools.pairwise([0, *edges, len(steps)])]
     first: dict[Any, _Sequence] = {}
     for sequence in sequences:
         first.setdefault(sequence.words, sequence)
@@ -115,6 +118,7 @@ class _Sequence:
 
     def __init__(self, flow: Flow, steps: Sequence[Node]) -> None:
         self.steps, self._graph, inside = steps, Graph(), {*steps}
+        self._made = inside
         self._whole: Any = steps[0].graph.owning_module  # holds the bodies of loops
         self.inputs = list(dict.fromkeys(n for step in steps for n in flow.read(step) if n not in inside))
         self.results = [n for n in steps if isinstance(n.meta.get("val"), Tensor)]
@@ -134,7 +138,8 @@ class _Sequence:
     def _add(self, node: Node, words: list[str]) -> None:
         for read in node.all_input_nodes:
             if read not in self._new:
-                self._add(read, words)  # a view
+                assert read not in self._made, "a value is read before it is made"
+                self._add(read, words)  # a view, or the body of a loop
         self._new[node] = new = self._graph.node_copy(node, self._new.__getitem__)
         self._names[new] = str(len(self._names))
         words.append(f"{node.target} {map_arg((new.args, new.kwargs), self._names.__getitem__)}")
@@ -184,6 +189,22 @@ def _edges(tokens: Any, sources: Sequence[Sequence[int]], low: int, high: int) -
     return sorted(inner - {0, len(sources)})
 
 
+def _whole(steps: Sequence[Node], edges: Sequence[int]) -> list[int]:
+    """Edges, each moved behind the results of an operation that has several: they pass borders one by one."""
+    place = {n: i for i, n in enumerate(steps)}
+    ends = [0] * (len(steps) + 1)
+    for i, node in enumerate(steps):
+        if node.target is operator.getitem:
+            made = place[node.all_input_nodes[0]] + 1
+            ends[made] = max(ends[made], i + 1)
+    ends = list(itertools.accumulate(ends, max))
+
+    def moved(edge: int) -> int:
+        return edge if ends[edge] <= edge else moved(ends[edge])
+
+    return sorted({moved(edge) for edge in edges} - {len(steps)})
+
+
 def _least_crossed(sources: Sequence[Sequence[int]], start: int, period: int, length: int) -> int:
     """The shift at which fewest values are read within a period across a cut, as only the sum is that each block adds
     to; the earliest if several are as good."""
@@ -195,5 +216,6 @@ def _least_crossed(sources: Sequence[Sequence[int]], start: int, period: int, le
                 crossed[reader + 1] -= 1
     crossed = np.cumsum(crossed)
     latest = min(period, length - 2 * period + 1)
-    # The first copy may also read what comes before all, so the second cut is the one to look at.
+    # The first copy may also read what comes before all, so the second cut is looked at. Of two copies hardly more than
+    # one fits: then there is no choice.
     return int(np.argmin(crossed[start + period : start + period + latest]))
