@@ -187,7 +187,7 @@ def own_writes(x):
     for _ in range(60):
         x = x.sin().cos().exp().tanh().relu()
     y = x.exp()
-    y.mul_(y.sigmoid() + y)
+    y.mul_(y.sigmoid())
     return y, x + 1
 
 
