@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.compile.backends import text
+from pipeline.compile.backends.repeats import Call, Chain
 from pipeline.errors import CaptureError
 
 HEADER = "#include <torch/csrc/inductor/cpp_wrapper/cpu.h>\n"
@@ -39,6 +40,11 @@ SCATTER = """extern "C"  void cpp_fused_scatter_1(const int64_t* in_ptr0, float*
 
 def read(calls=CALLS, kernels=KERNELS):
     return text.Code.read(calls, kernels, 1)
+
+
+def program(*args, **names):
+    """A program of one part."""
+    return text.Program((read(*args, **names),))
 
 
 def test_the_lock_is_not_released_and_all_else_stays():
@@ -111,11 +117,11 @@ def test_an_unknown_loop_of_atomic_additions_is_refused(pragma):
 
 def test_kernels_of_one_name_do_not_clash():
     """Two programs whose kernels have one name get two names, in what defines and in what calls them."""
-    calls, kernels = text.joined([read(), read()], text.RUN)
+    calls, kernels = text.joined([program(), program()], text.RUN)
     for k in range(2):
         assert calls.count(f"cpp_fused_add_0_{k}(inputs, outputs);") == 1
         assert kernels.count(f'extern "C"  void cpp_fused_add_0_{k}(') == 1
-        assert calls.index(f"namespace program_{k} {{") < calls.index(f"cpp_fused_add_0_{k}(")
+        assert calls.index(f"namespace part_{k} {{") < calls.index(f"cpp_fused_add_0_{k}(")
     assert "cpp_fused_add_0(" not in calls + kernels
 
 
@@ -126,7 +132,7 @@ def test_a_kernel_whose_name_begins_like_anothers_keeps_its_own(count):
     calls = CALLS.replace(
         "cpp_fused_add_0(inputs", "".join(f"cpp_fused_add_{i}(); " for i in range(count)) + "own_cpp_fused_add_0(inputs"
     )
-    joined_calls, joined_kernels = text.joined([read(calls, kernels)], text.CALL)
+    joined_calls, joined_kernels = text.joined([program(calls, kernels)], text.CALL)
     assert joined_calls.count(" own_cpp_fused_add_0(inputs") == 1
     for i in range(count):
         assert joined_calls.count(f" cpp_fused_add_{i}_0();") == 1
@@ -135,13 +141,13 @@ def test_a_kernel_whose_name_begins_like_anothers_keeps_its_own(count):
 
 def test_includes_come_once_and_first():
     """An include that several programs have stands once, in front of every namespace."""
-    joined = text.joined([read(), read(HEADER + CALLS.replace(HEADER, "#  include <vector>\n"))], text.CALL)
+    joined = text.joined([program(), program(HEADER + CALLS.replace(HEADER, "#  include <vector>\n"))], text.CALL)
     for part, lines in zip(
         joined, ([text._USED, "#include <cmath>\n", "#  include <vector>\n"], ["#include <cmath>\n"]), strict=True
     ):
         for line in lines:
             assert part.count(line) == 1
-        assert part.rindex("#include") < part.index("namespace program_0")
+        assert part.rindex("#include") < part.index("namespace part_0")
     assert joined[0].index(text._USED) < joined[0].index("struct PipelineMatrix")
     assert HEADER not in joined[0]
     assert text.whole(joined[0]) == joined[0].replace(text._USED, HEADER)
@@ -150,8 +156,8 @@ def test_includes_come_once_and_first():
 @pytest.mark.parametrize("kind", [text.RUN, text.CALL])
 def test_each_program_has_an_entry(kind):
     """A library has one entry for each program, of its own kind, after what the entries are defined by."""
-    calls, _ = text.joined([read()] * 3, kind)
-    entries = [f"PIPELINE_{kind}({text.entry(k)}, program_{k})\n" for k in range(3)]
+    calls, _ = text.joined([program() for _ in range(3)], kind)
+    entries = [f"PIPELINE_{kind}({text.entry(k)}, part_{k})\n" for k in range(3)]
     assert calls.endswith("".join(entries))
     assert calls.count("#define PIPELINE_RUN(") == 1
     assert len({text.entry(k) for k in range(3)}) == 3
@@ -159,13 +165,29 @@ def test_each_program_has_an_entry(kind):
 
 def test_only_what_runs_steps_keeps_its_buffers():
     """Buffers stay for the next step in a library that runs steps, not in one whose callers keep its results."""
-    run, call = (text.joined([read()], kind)[0] for kind in (text.RUN, text.CALL))
-    assert run.index("PIPELINE_KEPT") < run.index("namespace program_0")
+    run, call = (text.joined([program()], kind)[0] for kind in (text.RUN, text.CALL))
+    assert run.index("PIPELINE_KEPT") < run.index("namespace part_0")
     assert "PIPELINE_KEPT" not in call
 
 
 def test_programs_without_kernels_are_joined_too():
     """A program that only calls torch's operations has no kernel to rename."""
-    calls, kernels = text.joined([read(kernels="")], text.CALL)
+    calls, kernels = text.joined([program(kernels="")], text.CALL)
     assert "cpp_fused_add_0(inputs" in calls
     assert "void" not in kernels
+
+
+def test_a_part_is_compiled_once_for_all_programs():
+    """A part that two programs call has one namespace, and room for the buffers of all calls in one program."""
+    shared, own = read(), read()
+    calls = (Call(0, (0,), (1,), ()), Call(1, (1,), (2,), (1,)), Call(0, (2,), (3,), (2,)))
+    chain = Chain((), calls, (4,), 4, (3,))
+    joined, kernels = text.joined([text.Program((shared, own), chain), text.Program((shared,))], text.RUN)
+    assert joined.count("#define PIPELINE_CALLS 2\nnamespace part_0 {") == 1
+    assert joined.count("#define PIPELINE_CALLS 1\nnamespace part_1 {") == 1
+    assert kernels.count("namespace ") == 2
+    assert "parts[] = {part_0::inductor_entry_impl, part_1::inductor_entry_impl}" in joined
+    # Part, place among its calls, and the inputs, outputs and last values, each after their number.
+    assert "plan[] = {0, 0, 1, 0, 1, 1, 0, 1, 0, 1, 1, 1, 2, 1, 1, 0, 1, 1, 2, 1, 3, 1, 2}" in joined
+    assert "pipeline_chain(parts, plan, std::end(plan), 1, 4, {3}, inputs, outputs)" in joined
+    assert joined.endswith(f"PIPELINE_RUN({text.entry(0)}, program_0)\nPIPELINE_RUN({text.entry(1)}, part_0)\n")

@@ -88,8 +88,8 @@ def joined(programs: Sequence[Program], kind: str) -> tuple[str, str]:
     kernels: list[str] = []
     times = _times(programs)
     spaces = {part: f"part_{i}" for i, part in enumerate(times)}
-    for part, space in spaces.items():
-        rename = _renaming(_DEFINED.findall(part.kernels), space)
+    for i, (part, space) in enumerate(spaces.items()):
+        rename = _renaming(_DEFINED.findall(part.kernels), i)
         calls.append(f"#undef PIPELINE_CALLS\n#define PIPELINE_CALLS {times[part]}\n")
         for content, texts, lines in ((part.calls, calls, includes), (part.kernels, kernels, kernel_includes)):
             lines.update(dict.fromkeys(_INCLUDE.findall(content)))
@@ -144,12 +144,12 @@ def whole(calls: str) -> str:
     return calls.replace(_USED, _HEADER, 1)
 
 
-def _renaming(names: Sequence[str], suffix: str) -> Callable[[str], str]:
+def _renaming(names: Sequence[str], k: int) -> Callable[[str], str]:
     """Number the names of kernels: extern "C" ignores namespaces."""
     if not names:
         return lambda code: code
     words = re.compile(rf"\b({'|'.join(map(re.escape, names))})\b")
-    return lambda code: words.sub(rf"\1_{suffix}", code)
+    return lambda code: words.sub(rf"\1_{k}", code)
 
 
 def _source(name: str) -> str:
