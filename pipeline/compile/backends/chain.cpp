@@ -21,5 +21,5 @@ static void pipeline_chain(
     }
     for (int32_t n = *plan++; n > 0; n--) own[*plan++ - given].reset();
   }
-  for (int32_t value : returned) aoti_torch_new_tensor_handle(all[value], outputs++);
+  for (int32_t value : returned) AOTI_TORCH_ERROR_CODE_CHECK(aoti_torch_new_tensor_handle(all[value], outputs++));
 }
