@@ -1,6 +1,6 @@
 """`python -m benchmarks [name ...]`: run benchmarks and write tables and pictures to benchmarks/results/.
 
-Then all.md lists all results, beside those of the last commit.
+all.md then compares all results with those of the last commit.
 `python -m benchmarks draw [name ...]` redraws the pictures from the stored results. `python -m benchmarks
 gpu` runs the benchmarks of a GPU, with options of its own.
 """

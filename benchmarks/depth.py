@@ -1,13 +1,12 @@
 """How long until the first step of a deeper and deeper transformer, and how long is a step then?
 
-`python -m benchmarks.depth`. Blocks of width 64 with 4 heads, 8 x 32 tokens, SGD with momentum, two threads. Each start is
-a process of its own on empty caches, timed from torch and JAX imported to the first step done; then the median of 100
-steps. "JAX" is the same arithmetic with the same weights under jax.jit, written out by hand; its losses are compared.
+`python -m benchmarks.depth`. Blocks of width 64 with 4 heads, 8 x 32 tokens, SGD with momentum, two threads. Each start
+is a process of its own on empty caches, timed from torch and JAX imported to the first step done. A step is the median
+of 100. "JAX" is the same arithmetic with the same weights under jax.jit, written by hand; its losses are compared.
 """
 
 from __future__ import annotations
 
-import json
 import statistics
 import sys
 import time

@@ -44,7 +44,7 @@ def run(chain, given):
         for t, like in zip(read, part.examples, strict=True):
             assert (t.shape, t.stride(), t.dtype) == (like.shape, like.stride(), like.dtype)
         values |= zip(step.outputs, part.graph(*read), strict=True)
-        for i in step.last:
+        for i in step.freed:
             del values[i]
     assert sorted(values) == sorted({*range(len(chain.inputs)), *chain.outputs})
     return [values[i] for i in chain.outputs]
@@ -72,7 +72,7 @@ class Parts(Backend):
                     (t.shape, t.stride(), t.dtype) for t in read
                 ]
                 values |= zip(step.outputs, part.graph(*read), strict=True)
-                for i in step.last:
+                for i in step.freed:
                     del values[i]
             assert sorted(values) == sorted({*range(len(chain.inputs)), *chain.outputs})  # the rest is freed
             return [values[i].view(o.shape) for i, o in zip(chain.outputs, outputs, strict=True)]
@@ -183,7 +183,7 @@ def test_operations_of_unknown_effects_are_left_whole(function):
 
 
 def own_writes(x):
-    """A tensor made here, and overwritten by what is computed from it."""
+    """Overwrites a new tensor with a function of itself."""
     for _ in range(60):
         x = x.sin().cos().exp().tanh().relu()
     y = x.exp()

@@ -18,6 +18,7 @@ from torch._higher_order_ops.scan import scan_op
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx import GraphModule, Node
 
+from pipeline.compile.passes import written
 from pipeline.errors import StageError
 from pipeline.ids import Ids, id_arguments
 
@@ -121,7 +122,7 @@ class _Guards:
 
     def add(self, graph: GraphModule) -> list[Node]:
         """Replace ids out of range by 0 in each operation; return flags, each true if all its ids were in range."""
-        changed = {n for node in graph.graph.nodes for x in _written(node) for n in _origins(x, {})}
+        changed = {n for node in graph.graph.nodes for x in written(node) for n in _origins(x, {})}
         known: dict[Any, Node] = {}
         flags: list[Node] = []
         in_stages = False
@@ -183,14 +184,6 @@ def _call(graph: GraphModule, target: Any, *args: Any) -> Node:
 def _all(graph: GraphModule, flags: Sequence[Node]) -> Node:
     each = [_call(graph, _ATEN.all.default, n) if n.meta["val"].ndim else n for n in flags]
     return reduce(lambda a, b: _call(graph, _ATEN.logical_and.default, a, b), each)
-
-
-def _written(node: Any) -> list[Node]:
-    """The arguments that an operation writes into."""
-    schema = getattr(node.target, "_schema", None)
-    if schema is None or not schema.is_mutable:
-        return []
-    return [a for s, a in zip(schema.arguments, node.args, strict=False) if s.is_write and isinstance(a, Node)]
 
 
 def _origins(node: Any, sources: Mapping[Node, Node]) -> list[Any]:

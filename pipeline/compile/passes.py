@@ -37,6 +37,14 @@ def is_number(value: Any) -> bool:
     return isinstance(value, Tensor) and value.ndim <= 1 and value.numel() <= MEMBERS
 
 
+def written(node: Any) -> list[Node]:
+    """The arguments that an operation writes into."""
+    schema = getattr(node.target, "_schema", None)
+    if schema is None or not schema.is_mutable:
+        return []
+    return [a for s, a in zip(schema.arguments, node.args, strict=False) if s.is_write and isinstance(a, Node)]
+
+
 def repair(graph: GraphModule) -> None:
     """Remove operations that compilers refuse or get wrong: marks of profilers, and torch.cat of one tensor and empty
     ones. Inductor's clone keeps the tensor's strides, but torch's is contiguous, and later views rely on it.

@@ -1,5 +1,5 @@
 // A program in parts: calls that pass on tensors by number. `plan` lists for each call its part, its place among the
-// calls of that part, and three lists with their lengths: inputs, outputs, and values that no later call reads.
+// calls of that part, and three lists with their lengths: inputs, outputs, and values to free.
 using PipelinePart = void (*)(AtenTensorHandle*, AtenTensorHandle*);
 
 static void pipeline_chain(

@@ -11,6 +11,8 @@ from torch import Tensor
 from torch._higher_order_ops.scan import scan_op
 from torch.fx import GraphModule, Node
 
+from pipeline.compile.passes import written
+
 _ATEN = torch.ops.aten
 
 
@@ -31,7 +33,7 @@ class Flow:
         if node.target is operator.getitem:
             [made] = node.all_input_nodes
             return made if made in self._beneath else None
-        if writes(node):
+        if written(node):
             return None
         memory = {t.untyped_storage()._cdata for t in tensors(node)}
         shared = (n for n in node.all_input_nodes for t in tensors(n) if t.untyped_storage()._cdata in memory)
@@ -62,12 +64,8 @@ def known(node: Node) -> bool:
         return False
     if not node.target._schema.is_mutable:
         return True
-    written = [a.is_write for a in node.target._schema.arguments]
-    return written[0] and not any(written[1:]) and isinstance(node.args[0], Node) and facts(node) == facts(node.args[0])
-
-
-def writes(node: Node) -> bool:
-    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
+    first = node.args[0]
+    return isinstance(first, Node) and written(node) == [first] and facts(node) == facts(first)
 
 
 def tensors(node: Node) -> Iterator[Tensor]:
@@ -109,8 +107,8 @@ def ordered(flow: Flow) -> list[Node]:
     for node in flow.steps:
         for base in dict.fromkeys(flow.read(node)):
             readers.setdefault(base, []).append(node)
-        if writes(node):
-            writers.setdefault(flow.base(node.args[0]), []).append(node)  # type: ignore[arg-type]  # a node, see known
+        for argument in written(node):
+            writers.setdefault(flow.base(argument), []).append(node)
     for node in reversed(flow.steps):
         if node in readers and _elementwise(flow, node) and not any(n in writers for n in (node, *flow.read(node))):
             place[node] = max(place[node], min(place[n] for n in readers[node]) - 0.25)
@@ -119,14 +117,12 @@ def ordered(flow: Flow) -> list[Node]:
         moved = [*(n for n in flow.read(write) if readers[n] == [write] and n in place), write]
         read = {n for step in moved for n in flow.read(step)} - {old}
         if more or old in place or any(n in writers for n in read):
-            continue  # only what is written once, and comes from outside
+            continue  # move only single writes, and only those into inputs
         before = [n for n in (*read, *readers[old]) if n in place and n not in moved]
         earliest = max((place[n] for n in before), default=-1.0) + 0.5
         for node in moved:
             place[node] = min(place[node], earliest)
-    steps = sorted(flow.steps, key=place.__getitem__)
-    assert all(i > j for i, reads in enumerate(flow.sources(steps)) for j in reads), "a value is read before it is made"
-    return steps
+    return sorted(flow.steps, key=place.__getitem__)
 
 
 def _elementwise(flow: Flow, node: Node) -> bool:

@@ -18,7 +18,8 @@ from attrs import frozen
 from torch import Tensor
 from torch.fx import Graph, GraphModule, Node, map_arg
 
-from pipeline.compile.backends.flow import Flow, facts, free_draws, known, ordered, writes
+from pipeline.compile.backends.flow import Flow, facts, free_draws, known, ordered
+from pipeline.compile.passes import written
 
 _ATEN = torch.ops.aten
 
@@ -42,12 +43,12 @@ class Part:
 
 @frozen
 class Call:
-    """A call of a part: the values that it reads, those that it makes, and those that no later call reads."""
+    """A call of a part, with the numbers of its inputs, of its outputs, and of the values to free after it."""
 
     part: int
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
-    last: tuple[int, ...]
+    freed: tuple[int, ...]
 
 
 @frozen
@@ -68,15 +69,16 @@ def chain(graph: GraphModule) -> Chain | None:
     if not all(known(n) for n in nodes):
         return None
     for node in nodes:
-        if writes(node):
+        if written(node):
             node.replace_all_uses_with(node.args[0])
     flow = Flow([*free_draws(graph, nodes), *nodes])
     [output] = graph.graph.find_nodes(op="output")
     if not flow.clear or not {*output.args[0]} <= {*flow.steps}:
         return None
     steps = ordered(flow)
-    edges = _edges(_tokens(steps), flow.sources(steps), 0, len(steps))
-    edges = _whole(steps, edges)
+    sources = flow.sources(steps)
+    assert all(j < i for i, read in enumerate(sources) for j in read), "a value is read before it is made"
+    edges = _whole(steps, _edges(_tokens(steps), sources, 0, len(steps)))
     sequences = [_Sequence(flow, steps[a:b]) for a, b in itertools.pairwise([0, *edges, len(steps)])]
     first: dict[Any, _Sequence] = {}
     for sequence in sequences:
@@ -89,7 +91,7 @@ def chain(graph: GraphModule) -> Chain | None:
 def _numbered(
     sequences: Sequence[_Sequence], first: dict[Any, _Sequence], placeholders: Sequence[Node], outputs: Sequence[Node]
 ) -> Chain:
-    """Each sequence as a call of the first that is equal; it returns what is needed after any of its calls."""
+    """Number all values. Equal sequences are calls of one part, which returns each result that any of them needs."""
     needed = {*outputs, *(n for s in sequences for n in s.inputs)}
     made: dict[Any, dict[int, None]] = {words: {} for words in first}
     for s in sequences:
@@ -160,15 +162,15 @@ class _Sequence:
 
 
 def _tokens(steps: Sequence[Node]) -> Any:
-    """A number for each operation, the same for those of equal shapes."""
+    """Number the operations: equal ones, on tensors of equal shapes, get the same number."""
     known: dict[str, int] = {}
     words = (f"{n.target} {map_arg((n.args, n.kwargs), facts)} {facts(n)}" for n in steps)
     return np.array([known.setdefault(word, len(known)) for word in words])
 
 
 def _edges(tokens: Any, sources: Sequence[Sequence[int]], low: int, high: int) -> list[int]:
-    """Places to cut the operations from `low` to `high`: around the copies of what repeats most, and so on in what is
-    left on both sides."""
+    """Cut the operations from `low` to `high` around the copies of the longest repeat, then again on both sides of
+    it."""
     best, found = FEWEST - 1, None
     for period in range(SHORTEST, (high - low) // 2 + 1):
         same = np.concatenate([[False], tokens[low : high - period] == tokens[low + period : high], [False]])

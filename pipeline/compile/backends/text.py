@@ -43,7 +43,7 @@ _ADDS = "atomic_add"
 
 @frozen(eq=False)
 class Code:
-    """Inductor's C++ of one program."""
+    """Inductor's C++ of a part."""
 
     calls: str
     kernels: str
@@ -126,7 +126,7 @@ def _chained(chain: Chain, spaces: Sequence[str], name: str) -> str:
     for call in chain.calls:
         plan += [call.part, done[call.part]]
         done[call.part] += 1
-        for values in (call.inputs, call.outputs, call.last):
+        for values in (call.inputs, call.outputs, call.freed):
             plan += [len(values), *values]
     parts = ", ".join(f"{space}::inductor_entry_impl" for space in spaces)
     numbers = ", ".join(map(str, plan))
