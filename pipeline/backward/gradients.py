@@ -13,6 +13,7 @@ import torch
 from attrs import field, frozen
 from torch import Tensor
 from torch.func import grad_and_value
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from pipeline.direction import Better
 from pipeline.errors import ConfigError, PipeError, StageError, WiringError, first_line, place_of
@@ -52,11 +53,13 @@ class Gradients(Stage):
         return (self.grads,)
 
     def differentiate(
-        self, objective: Objective, params: dict[str, Tensor], hyper: Mapping[str, Tensor]
+        self, objective: Objective, params: dict[str, Tensor], hyper: Mapping[str, Tensor], alone: bool
     ) -> tuple[dict[str, Tensor], Tree]:
         """(gradients, the objective's other values, detached). As in torch, parameters that the loss does not depend on
-        have no gradient."""
-        if self.taken == "tape":
+        have no gradient. `alone`: nothing that the objective reads has a gradient of its own."""
+        # torch.func takes a third longer, and a second to import.
+        plain = alone and not _transformed() and get_proxy_mode() is None
+        if self.taken == "tape" or (plain and self.route == "auto" and not self.per_example):
             return self._by_tape(objective, params)
         try:
             return _functional(objective, params)
@@ -66,7 +69,7 @@ class Gradients(Stage):
             if self.per_example:  # vmap needs torch.func; per_example.py explains the error
                 raise
             # Under a user's transformation, such as vmap, the tape fails too.
-            if self.route == "functional" or torch._C._functorch.peek_interpreter_stack() is not None:
+            if self.route == "functional" or _transformed():
                 if re.search(r"torch\.func|functorch|doesn't have storage", str(e)):
                     raise StageError(self.name, f'by route="functional": {e}; route="tape" takes such code') from e
                 raise
@@ -91,6 +94,11 @@ class Gradients(Stage):
                 raise StageError(self.name, f"failed: {first_line(e)}{place_of(e)}") from e
         detached = tree_map(lambda x: x.detach() if isinstance(x, Tensor) else x, aux)
         return {k: g for k, g in zip(params, grads, strict=False) if g is not None}, detached
+
+
+def _transformed() -> bool:
+    """Whether this code is under a transformation of torch.func, such as vmap."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def _functional(objective: Objective, params: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tree]:
@@ -123,7 +131,8 @@ def gradients(
       the update leaves it and its memory unchanged.
     - `route`: "functional" (torch.func, which composes with vmap and with itself), "tape" (torch.autograd.grad, which
       accepts code that torch.func refuses: an autograd.Function with ctx in its forward, backward hooks on modules,
-      autograd.grad inside a forward) or "auto": functional, and the tape once that is refused, as `print(pipe)` shows.
+      autograd.grad inside a forward) or "auto": the tape in plain steps; functional in graphs and transformations, and
+      the tape once that is refused, as `print(pipe)` then shows.
     - `accumulate`: split the batch into this many chunks, one after the other, with the memory of one. The result is
       the mean over the whole batch, also for unequal chunks.
     - `per_example`: a gradient for each sample, {name: (B, ...)}, as `update.clip_per_example()` takes them. Sample i

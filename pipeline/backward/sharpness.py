@@ -26,12 +26,12 @@ class SharpnessAware(Gradients):
     adaptive: bool = field(kw_only=True)
 
     def differentiate(
-        self, objective: Objective, params: dict[str, Tensor], hyper: Mapping[str, Tensor]
+        self, objective: Objective, params: dict[str, Tensor], hyper: Mapping[str, Tensor], alone: bool
     ) -> tuple[dict[str, Tensor], Tree]:
         """(gradients at the moved parameters, the objective's other values at the parameters themselves)."""
-        first, aux = super().differentiate(objective, params, hyper)
+        first, aux = super().differentiate(objective, params, hyper, alone)
         moved = _moved(params, first, hyper["rho"], self.adaptive)
-        grads, _ = super().differentiate(objective, moved, hyper)
+        grads, _ = super().differentiate(objective, moved, hyper, alone)
         return grads, aux
 
 

@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 import torch
 from attrs import frozen
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from pipeline import mesh
 from pipeline.backward import Gradients
@@ -157,7 +158,9 @@ def _differentiated(
             value = value * sums[g.name]["weight"].detach().to(value.dtype)
         return (value if scale is None else value * scale), tensors
 
-    grads, tensors = g.differentiate(objective, joined(models), hyper.get(g.name, {}))
+    read = pytree.tree_leaves([values, hyper, memory])
+    alone = not any(isinstance(x, Tensor) and x.requires_grad for x in read)
+    grads, tensors = g.differentiate(objective, joined(models), hyper.get(g.name, {}), alone)
     if not grads:
         raise StageError(
             g.name,
