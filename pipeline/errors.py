@@ -82,13 +82,17 @@ def place_of(error: BaseException) -> str:
     ...     place_of(e)
     ' (net.py:1)'
     """
+    return user_line((f.filename, f.lineno or 0) for f in reversed(traceback.extract_tb(error.__traceback__)))
+
+
+def user_line(lines: Iterable[tuple[str, int]]) -> str:
+    """The first of some lines, each a file and a number, that is user code, for a message; empty if none is."""
     packages = [Path(__file__).parent, Path(getattr(sys.modules.get("torch"), "__file__", "?")).parent]
     skipped = (*[f"{folder}{os.sep}" for folder in packages], "<")
     stdlib = sysconfig.get_path("stdlib")
-    for frame in reversed(traceback.extract_tb(error.__traceback__)):
-        path = frame.filename
+    for path, number in lines:
         if not path.startswith(skipped) and (not path.startswith(stdlib) or "site-packages" in path):
-            return f" ({Path(path).name}:{frame.lineno})"
+            return f" ({Path(path).name}:{number})"
     return ""
 
 

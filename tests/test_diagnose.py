@@ -1,9 +1,12 @@
 """Steps that are not finite: they are found in the graph, named, and stopped at or skipped."""
 
+import re
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
 from pipeline import Pipeline, backward, evaluate, fit, forward, load, loss, models, stage, testing, update
 from pipeline.errors import ConfigError, NonFiniteError
@@ -66,7 +69,7 @@ def test_stop_names_the_step_and_leaves_the_state_before_it(kind):
     """Sample 20 is in batch 3: two steps are done, whatever is asked of the steps after it, and they are those without
     it."""
     pipe = PIPES["stop", "nan"]
-    said = r"step 3 \(epoch 1, batch 3\) is not finite: stage 'spoil' made 'inputs' has NaN"
+    said = r"step 3 \(epoch 1, batch 3\) is not finite: stage 'spoil' made 'inputs' has NaN by \w+"
     with pytest.raises(NonFiniteError, match=said) as caught:
         list(fitted(pipe, kind, epochs=2))
     error = caught.value
@@ -152,11 +155,67 @@ def test_what_is_at_fault():
     worse = state.replace(params={k: p * float("nan") if "3" in k else p for k, p in state.params.items()})
     assert first_nonfinite(pipe.program, worse, Shard(batch)) == "State's params '3.weight' has NaN"
     first = pipe.insert(root.named("root"), after="forward.model")
-    assert first_nonfinite(first.program, first.init(0), Shard(batch)) == "stage 'root' made 'outputs' has NaN"
+    found = first_nonfinite(first.program, first.init(0), Shard(batch))
+    assert re.fullmatch(
+        r"stage 'root' made 'outputs' has NaN by sqrt of values from -[\d.]+ to -?[\d.]+ \(test_diagnose\.py:\d+\)",
+        found,
+    )
     second = pipe.insert(infinite_slope.named("slope"), before="backward.gradients")
     assert first_nonfinite(second.program, second.init(0), Shard(batch)) == "the gradient of '1.weight' has NaN"
     big = state.replace(params={k: p * 1e38 for k, p in state.params.items()})
     assert first_nonfinite(pipe.program, big, Shard(batch)).startswith("stage 'forward.model' made 'outputs' has")
+
+
+class Planted(nn.Module):
+    """A net with a fault in one of its submodules."""
+
+    def __init__(self, fault):
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(4, 5), nn.ReLU())
+        self.fault, self.head = fault, nn.Linear(5, 3)
+
+    def forward(self, x):
+        return self.head(self.fault(self.body(x)))
+
+
+class Call(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x)
+
+
+def vast():
+    layer = nn.Linear(5, 5)
+    nn.init.constant_(layer.weight, 3e38)
+    return layer
+
+
+NUMBERS = r"-?[\d.e+]+ to -?[\d.e+]+"
+PLANTED = {
+    "log": (lambda: Call(lambda x: torch.log(x - 1)), rf"NaN by log of values from {NUMBERS} in 'fault'{{line}}"),
+    "method": (lambda: Call(lambda x: (-x - 1).sqrt()), rf"NaN by sqrt of values from {NUMBERS} in 'fault'{{line}}"),
+    "zero by zero": (lambda: Call(lambda x: x * 0 / (x * 0)),
+                     "NaN by (true)?div(ide)? of values from 0 to 0 and from 0 to 0 in 'fault'{line}"),
+    "overflow": (lambda: nn.Sequential(nn.Identity(), vast()),
+                 rf"(NaN|infinity) by linear of values from {NUMBERS} and from 3e\+38 to 3e\+38 in 'fault\.1'{{line}}"),
+    "mask": (lambda: Call(lambda x: torch.softmax(torch.full_like(x, -torch.inf), -1)),
+             "NaN by softmax of values from -inf to -inf in 'fault'{line}"),
+    "beside a mask": (lambda: Call(lambda x: torch.where(x > 9, 1 / (x * 0), 0) + torch.acos(x + 2)),
+                      rf"NaN by acos of values from {NUMBERS} in 'fault'{{line}}"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", PLANTED)
+def test_the_operation_at_fault_is_named(kind):
+    """With the ranges of its operands, its submodule, and its line in the user's code."""
+    make, said = PLANTED[kind]
+    pipe = Pipeline(forward.model(Planted(make())), loss.cross_entropy(), backward.gradients(), update.sgd(0.1))
+    found = first_nonfinite(pipe.program, pipe.init(0), Shard({"inputs": INPUTS, "targets": torch.arange(40) % 3}))
+    line = r" \(test_diagnose\.py:\d+\)"
+    assert re.fullmatch(rf"stage 'forward\.model' made 'outputs' has {said.format(line=line)}", found), found
 
 
 def test_a_mask_is_not_at_fault():

@@ -20,6 +20,7 @@ from pipeline.errors import NonFiniteError, PipeError
 from pipeline.mesh import Shard
 from pipeline.programs import data
 from pipeline.programs.evaluate import results
+from pipeline.programs.operations import Operations
 from pipeline.programs.program import Program
 from pipeline.stage import Stage
 from pipeline.state import State
@@ -29,7 +30,7 @@ from pipeline.tree import named
 def first_nonfinite(program: Program, state: State, shard: Shard) -> str | None:
     """The first tensor of a step with NaN or infinity, in words: of the batch, of State, or of a stage's outputs.
 
-    None if all are finite, as after another order of rounding.
+    None if all are finite, as after another order of rounding. The operation that made it is named if it is known.
 
     >>> import torch
     >>> from pipeline import Pipeline, forward, loss, models, backward, update
@@ -43,7 +44,8 @@ def first_nonfinite(program: Program, state: State, shard: Shard) -> str | None:
     found = [*_bad("the batch's", placed.values)]
     for name, kept in state.tree.items():
         found += _bad(f"State's {name}", kept if isinstance(kept, Mapping) else {name: kept})
-    program.of(_watched(program, found)).train(dict(state.tree), placed)
+    with Operations() as operations:
+        program.of(_watched(program, found, operations)).train(dict(state.tree), placed)
     return next((words for certain, words in found if certain), found[0][1] if found else None)
 
 
@@ -51,15 +53,18 @@ Fault: TypeAlias = tuple[bool, str]
 """Whether it is certain (minus infinity may be meant: it masks attention), and its words."""
 
 
-def _watched(program: Program, found: list[Fault]) -> list[Element]:
+def _watched(program: Program, found: list[Fault], operations: Operations) -> list[Element]:
     """The stages, each followed by one that looks at its outputs and notes faults."""
 
     def behind(s: Stage) -> Stage:
+        made = f"stage {s.name!r} made"
+
         def look(**written: Any) -> None:
+            by = operations.taken()
             if isinstance(s, Gradients):
                 found.extend(_bad("the gradient of", written[s.grads]))
             else:
-                found.extend(_bad(f"stage {s.name!r} made", written))
+                found.extend((certain, f"{words} by {by}" if by else words) for certain, words in _bad(made, written))
 
         return Stage(f"behind {s.name}", look, names={name: name for name in s.values_written}, when=s.when)
 
