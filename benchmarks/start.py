@@ -2,9 +2,10 @@
 
 `python -m benchmarks.start [large]`. Each start is a process of its own, timed from torch imported to the first step
 done. Digits: the train step for whole batches and for the last one, and the evaluation, as `pipe train` needs them, one
-thread. "inductor": the same programs through torch.compile with Inductor's defaults, in turn. Next: `pipe train` with
-another lr, seed and number of epochs. Large: one train step on a batch, two threads; "by hand" is torch.compile(model)
-and a loop by hand, with its loss and optimizer uncompiled: the recurrent layers are left out of its graph.
+thread. "inductor": the same programs through torch.compile with Inductor's defaults, in turn. Next: `pipe train` that
+waits for its graphs, with another lr, seed and number of epochs. Uncompiled: `pipe train` as it is, on empty caches.
+Large: one train step on a batch, two threads; "by hand" is torch.compile(model) and a loop by hand, with its loss and
+optimizer uncompiled: the recurrent layers are left out of its graph.
 """
 
 from __future__ import annotations
@@ -109,12 +110,17 @@ def cold(code: str, *args: str) -> dict[str, Any]:
 def small() -> dict[str, list[dict[str, Any]]]:
     """The digits, cold by each backend in turn, and the next runs."""
     turns = [(cold(COLD, "auto"), cold(COLD, "inductor")) for _ in range(3)]
+    at_once = []
+    for _ in range(5):
+        with tempfile.TemporaryDirectory() as cache:
+            at_once.append(start(NEXT, cache, "{}", f"{cache}/run"))
     with tempfile.TemporaryDirectory() as cache:
-        start(NEXT, cache, "{}", f"{cache}/first")
-        options = [{"lr": 0.1 / k, "seed": k, "epochs": 2 + k} for k in range(1, 8)]
+        start(NEXT, cache, '{"eager_steps": 0}', f"{cache}/first")
+        options = [{"lr": 0.1 / k, "seed": k, "epochs": 2 + k, "eager_steps": 0} for k in range(1, 8)]
         later = [start(NEXT, cache, json.dumps(o), f"{cache}/{k}") for k, o in enumerate(options)]
     ours, inductor = ([turn[i] for turn in turns] for i in (0, 1))
-    return {"digits, empty caches": ours, "digits, empty caches: inductor": inductor, "digits, next": later}
+    compiled = {"digits, empty caches": ours, "digits, empty caches: inductor": inductor, "digits, next": later}
+    return {**compiled, "digits, uncompiled": at_once}
 
 
 def large() -> dict[str, list[dict[str, Any]]]:

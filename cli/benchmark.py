@@ -19,7 +19,7 @@ import torch
 from attrs import asdict, frozen
 from rich.table import Table
 
-from cli import build, record
+from cli import build, record, step_size
 from cli.config import TrainConfig
 from cli.measure import Floor, Timing, Way, clock, floor, race
 from cli.output import written
@@ -73,7 +73,7 @@ def _run(config: TrainConfig, seconds: float, out: IO[bytes] | None) -> None:
     config, data = settled(config)
     job = build.job(config, data)
     state = build.first(job, config)
-    torch.set_num_threads(build.threads(job, state, config.run.threads))
+    torch.set_num_threads(step_size.threads(job, step_size.measured(job, state), config.run.threads))
     device, number = str(job.stages.place.device), torch.get_num_threads()
     say = plain(False)
     say.print(f"data    {config.source}: {job.data}, batches of {job.stages.load.size if job.stages.load else 0}")

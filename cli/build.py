@@ -10,7 +10,7 @@ import torch
 from attrs import evolve, frozen
 from torch import Tensor, nn
 
-from cli import decision, goal, processes, room
+from cli import decision, goal, processes, room, step_size
 from cli.config import TrainConfig
 from cli.inside import inside
 from cli.prepared import first_samples, fixed, prepared
@@ -28,7 +28,6 @@ from pipeline import (
     forward,
     load,
     loss,
-    memory,
     order,
     place,
     update,
@@ -59,6 +58,8 @@ class Job:
     build: Callable[[], nn.Module] | None = None
     why: str = ""
     """Why `best` is not the task's usual one."""
+    eager_steps: int = 0
+    """Steps to run uncompiled at first."""
 
     @property
     def stages(self) -> Description:
@@ -203,7 +204,9 @@ def begin(config: TrainConfig, data: Prepared | None = None) -> tuple[Job, State
     """The job of a run and its first State, after all checks; `data` if they are prepared already."""
     begun = job(config, data)
     state = first(begun, config)
-    torch.set_num_threads(threads(begun, state, config.run.threads))
+    size = step_size.measured(begun, state)
+    torch.set_num_threads(step_size.threads(begun, size, config.run.threads))
+    begun = evolve(begun, eager_steps=step_size.eager_steps(begun, state, size, config.run))
     if begun.held_out is not None:
         check(begun.pipe.program, state, begun.validation)
     decision.check(config, begun)
@@ -227,67 +230,6 @@ def _length(data: Any) -> str:
         return f"{len(data):,}"
     except TypeError:
         return "no" if data is None else "some"
-
-
-SMALL = 1e9
-"""Floating-point operations of a step below which threads cost more than they gain."""
-TIGHT = 4
-"""Largest estimate of activations, as a multiple of the free memory: the estimate is rough."""
-MANY = 4
-"""Members side by side that keep all cores busy, even if one alone is too small for that."""
-
-
-def threads(job: Job, state: State, wanted: int | None) -> int:
-    """The number of CPU threads: `wanted`, or a function of the step's size alone, and so reproducible.
-
-    The size is measured by trying the pipeline on its data. Raises a PipeError if they do not fit each other.
-    """
-    operations, nbytes = size(job, state)
-    load, free = job.stages.load, room.free(job.stages.place.device)
-    assert load is not None
-    samples = min(load.size, len(job.train)) if load.known else load.size
-    nbytes /= processes.count()
-    if nbytes > TIGHT * free:
-        raise ConfigError(
-            f"a step of {samples:,} samples needs {memory.size(nbytes)} for its activations, and {memory.size(free)} "
-            "are free; use a smaller --batch-size, or --accumulate"
-        )
-    if wanted is not None:
-        return wanted
-    small = operations < SMALL and job.pipe.program.members < MANY
-    return 1 if small else max(torch.get_num_threads(), 1)
-
-
-def size(job: Job, state: State) -> tuple[float, float]:
-    """Estimated floating-point operations of a step, and bytes of the activations of a part of its batch."""
-    sizes: dict[int, tuple[int, int]] = {}
-
-    def hooked(i: int, root: nn.Module) -> list[Any]:
-        """Sizes of the last call of a model: the trial may call it on other parts first."""
-
-        def begin(module: nn.Module, _: Any) -> None:
-            sizes[i] = 0, 0
-
-        def count(module: nn.Module, _: Any, output: Any) -> None:
-            if not isinstance(output, Tensor):
-                return
-            operations, nbytes = sizes[i]
-            for weight in module.parameters(recurse=False) if not isinstance(module, nn.Embedding) else ():
-                if weight.ndim > 1:  # an output channel is a product with one of its rows
-                    operations += 2 * weight.numel() * output.numel() // len(weight)
-            sizes[i] = operations, nbytes + output.nbytes
-
-        return [root.register_forward_pre_hook(begin), *(m.register_forward_hook(count) for m in root.modules())]
-
-    roots = [m.module.skeleton(training=True).module for m in job.stages.models]
-    hooks = [hook for i, root in enumerate(roots) for hook in hooked(i, root)]
-    try:
-        check(job.pipe.program, state)  # a forward; a backward costs twice as much
-    finally:
-        for hook in hooks:
-            hook.remove()
-    parts = max((g.accumulate for g in job.stages.backwards), default=1)  # the trial takes one
-    return 3.0 * parts * sum(o for o, _ in sizes.values()), float(sum(n for _, n in sizes.values()))
 
 
 def parameters(module_params: dict[str, Tensor]) -> int:

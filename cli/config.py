@@ -212,16 +212,17 @@ def code_in(values: Any) -> list[str]:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The settings in a config file, as plain values; for a run's config, with its number of threads."""
+    """The settings in a config file, as plain values; for a run's config, with its threads and uncompiled steps."""
     table = document(path)
     facts = table.get("facts")
-    # The number of threads affects the rounding of sums, so a repeated run keeps it.
-    threads = {"run.threads": facts["threads"]} if isinstance(facts, dict) and "threads" in facts else {}
+    # Both affect the rounding of sums, so a repeated run keeps them.
+    kept = {"eager_steps": 0, **facts} if isinstance(facts, dict) and "threads" in facts else {}
+    rounding = {f"run.{name}": kept[name] for name in ("threads", "eager_steps") if kept}
     if isinstance(table.get(FOLDS), dict):  # results of the folds, named like a setting
         del table[FOLDS]
     values = {name: value for name, value in table.items() if name not in RECORDS}
     _by_table(values)  # raises for unknown settings
-    return {**threads, **values}
+    return {**rounding, **values}
 
 
 BESIDE = ("save_steps", "save_minutes", "keep", "patience", "minutes", "log", "best", "steps_per_call", "threshold",

@@ -9,7 +9,7 @@ import torch
 from attrs import evolve
 from rich.console import Console
 
-from cli import build, measure, processes
+from cli import build, measure, processes, step_size
 from cli.config import TrainConfig
 from pipeline import place
 from pipeline.errors import PipeError
@@ -32,10 +32,10 @@ def chosen(config: TrainConfig, say: Console) -> tuple[TrainConfig, str]:
     host = evolve(config, run=evolve(run, device="cpu"))
     job = build.job(host)
     state = build.first(job, host)
-    operations = build.size(job, state)[0]
-    if operations >= build.SMALL or not run.compile:
-        return config, f"a step has {operations:.2g} operations"
-    torch.set_num_threads(build.threads(job, state, run.threads))
+    size = step_size.measured(job, state)
+    if size.operations >= step_size.SMALL or not run.compile:
+        return config, f"a step has {size.operations:.2g} operations"
+    torch.set_num_threads(step_size.threads(job, size, run.threads))
     name = f"device {measure.identity(config)}"
     known = measure.known().get(name)
     if known in ("cpu", accelerator):

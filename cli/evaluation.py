@@ -71,7 +71,7 @@ def of_run(past: Past, data: str | None, *, skip_bad: bool, weights: str) -> Eva
     pipe = decided(job.pipe, decision)
     program: Any = pipe
     if past.config.run.compile:
-        program = pipe.compile(backend=past.config.run.backend, fallback="eager")
+        program = pipe.compile(backend=past.config.run.backend, fallback="eager", eager_steps=job.eager_steps)
     metrics = validated(pipe.program, program, state, {"": job.validation if data is None else samples})
     figures = None if about is None else classes.figures(job.pipe, about, state, samples, decision)
     base, judged = _judged(past, job, state, metrics, None if data is None else samples)

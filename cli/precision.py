@@ -11,7 +11,7 @@ import torch
 from attrs import evolve, frozen
 from rich.console import Console
 
-from cli import build
+from cli import build, step_size
 from cli.config import TrainConfig
 from pipeline import place
 from pipeline.sources import Prepared
@@ -32,26 +32,29 @@ class Look:
 
 
 def chosen(config: TrainConfig, data: Prepared | None, say: Console) -> tuple[TrainConfig, str]:
-    """The settings with fp32 or bf16 in place of auto, and the reason in words."""
-    name, why = _chosen(config, data, say)
-    return evolve(config, run=evolve(config.run, precision=name)), f"{name}: {why}"
+    """The settings with fp32 or bf16 in place of auto, and the reason in words; a run whose graphs were tried has no
+    uncompiled steps."""
+    name, why, tried = _chosen(config, data, say)
+    eager_steps = 0 if tried and config.run.eager_steps is None else config.run.eager_steps
+    return evolve(config, run=evolve(config.run, precision=name, eager_steps=eager_steps)), f"{name}: {why}"
 
 
-def _chosen(config: TrainConfig, data: Prepared | None, say: Console) -> tuple[str, str]:
+def _chosen(config: TrainConfig, data: Prepared | None, say: Console) -> tuple[str, str, bool]:
+    """The precision, its reason, and whether graphs of both were tried."""
     if place.resolve(config.run.device).type != "cpu":
-        return "fp32", "auto chooses on a CPU alone; on a GPU name bf16"
+        return "fp32", "auto chooses on a CPU alone; on a GPU name bf16", False
     if not torch.cpu._is_avx512_bf16_supported() and not torch.cpu._is_amx_tile_supported():
-        return "fp32", "this processor has no instructions for bf16"
+        return "fp32", "this processor has no instructions for bf16", False
     exact = evolve(config, run=evolve(config.run, precision="fp32"))
     job = build.job(exact, data)
     state = build.first(job, exact)
-    operations = build.size(job, state)[0]
-    if operations < LARGE:
-        return "fp32", f"a step has {operations:.2g} operations, too few to gain by bf16"
+    size = step_size.measured(job, state)
+    if size.operations < LARGE:
+        return "fp32", f"a step has {size.operations:.2g} operations, too few to gain by bf16", False
     say.print(f"trying {STEPS} steps in fp32 and in bf16")
-    torch.set_num_threads(build.threads(job, state, config.run.threads))
+    torch.set_num_threads(step_size.threads(job, size, config.run.threads))
     half = build.job(evolve(config, run=evolve(config.run, precision="bf16")), job.prepared)
-    return decided(*_looks([job, half], exact))
+    return *decided(*_looks([job, half], exact)), config.run.compile
 
 
 def decided(exact: Look, half: Look) -> tuple[str, str]:

@@ -28,6 +28,7 @@ def facts(job: Job, state: State) -> dict[str, Any]:
         "facts": {
             "device": str(job.stages.place.device),
             "threads": torch.get_num_threads(),
+            "eager_steps": job.eager_steps,
             "processor": key.machine()["processor"],
             "model": job.model,
             "parameters": parameters(whole(job.pipe.program, state).params),

@@ -112,7 +112,8 @@ def _verify(
     # No step changes a hyperparameter, so the newest checkpoint has the hyperparameters of all steps since the one
     # before.
     state = before.restore(job.pipe, wanted.hyper) if before else first.replace(hyper=wanted.hyper)
-    program = job.pipe.compile(backend=config.run.backend, fallback="eager") if config.run.compile else False
+    how: dict[str, Any] = {"backend": config.run.backend, "fallback": "eager", "eager_steps": job.eager_steps}
+    program = job.pipe.compile(**how) if config.run.compile else False
     for report in fit(
         job.pipe, epochs=saved.epoch + (saved.batch > 0), state=state, compile=program,
         validate=job.validation if watches(job.pipe.program) else None,

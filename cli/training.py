@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 import sys
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import torch
 from attrs import define, frozen
@@ -14,18 +13,20 @@ from rich.console import Console
 from cli import classes, columns, decision, goal, processes, record, results
 from cli import config as settings
 from cli import folder as folders
-from cli.build import Job, begin, parameters
-from cli.compilation import compiled
+from cli.build import Job, begin, parameters, steps
+from cli.compilation import compiled, tell, unwarned
 from cli.config import TrainConfig
-from cli.progress import interrupts, live, plain, printed, warn
+from cli.progress import Interrupted, interrupts, plain, warn
 from cli.recipes.logger import logged
 from cli.seal import CHECKPOINTS, STATUS, Seal
 from cli.settled import settled
 from pipeline import Report, State, fit, place, plot, until
 from pipeline.checkpoint import Best, Saved, Saver
+from pipeline.compile import Compiled
 from pipeline.errors import ConfigError, NonFiniteError
 from pipeline.programs.hyper import hyper_values
 from pipeline.programs.mesh import whole
+from pipeline.progress import bar, printed
 from pipeline.state import format_metric
 
 SHOWN = 8
@@ -163,16 +164,27 @@ def _fit(
 ) -> None:
     """Train until the last epoch, a stopping rule or a signal. A failing run is saved up to its last step."""
     job, run = t.job, t.config.run
-    program: Any = False
+    program: Compiled | None = None
     if run.compile:
-        program = compiled(job.pipe, job.validation, t.config, progress.state, t.say, t.verbose)
+        program = compiled(
+            job.pipe, job.validation, t.config, progress.state, t.say, t.verbose,
+            eager_steps=job.eager_steps, steps=steps(job.stages.load, t.config),
+        )  # fmt: skip
     stops, due, caught = _stops(t.config, metric, saver), printed(run.epochs), list[int]()
-    where, progress.signals = job.stages.place, caught
+    where, progress.signals, untold = job.stages.place, caught, program is not None and not _made(program)
+
+    def compiling() -> str:
+        """The compilation between uncompiled steps, whose State stays, and others."""
+        return "" if program is None or where.mesh is not None or _made(program) else program.doing
+
     try:
-        with live(t.say) as show, interrupts(caught):
+        with bar(t.say, compiling) as show, interrupts(caught, compiling), unwarned():
             for report in _reports(t, progress.state, program, start):
                 progress.report, progress.state = report, report.state
                 show(report)
+                if untold and program is not None and _made(program):
+                    untold = False
+                    tell(program, t.say, t.verbose)
                 progress.why = where.agreed(next((why for why, stop in stops.items() if stop(report)), ""))
                 if where.mesh is not None:
                     progress.signals = next(filter(None, where.everyone(list(caught))), [])
@@ -187,6 +199,11 @@ def _fit(
                 saver.offer(report, now=progress.complete or progress.ending)
                 if progress.ending:  # perhaps true only since the checkpoint
                     break
+    except Interrupted:
+        if progress.report is None:
+            _save_failed(t, KeyboardInterrupt(), {})
+            raise KeyboardInterrupt from None
+        saver.offer(progress.report, now=True)
     except NonFiniteError as e:
         _save_failed(t, e, results.weight_files(job, e.state, t.seal, None, progress.report, None))
         raise ConfigError(
@@ -197,10 +214,14 @@ def _fit(
         raise
 
 
-def _reports(t: Training, state: State, program: Any, start: tuple[int, int]) -> Iterable[Report]:
+def _made(program: Compiled) -> bool:
+    return bool(program.report.graphs or program.report.fallback)
+
+
+def _reports(t: Training, state: State, program: Compiled | None, start: tuple[int, int]) -> Iterable[Report]:
     run, per_call = t.config.run, t.config.run.steps_per_call
     reports = fit(
-        t.job.pipe, epochs=run.epochs, validate=t.job.validation, state=state, compile=program, interval=0.1,
+        t.job.pipe, epochs=run.epochs, validate=t.job.validation, state=state, compile=program or False, interval=0.1,
         steps_per_call=None if per_call == "auto" else "epoch" if per_call == "epoch" else int(per_call),
         every=run.save_steps, start=start,
     )  # fmt: skip

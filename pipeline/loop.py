@@ -7,13 +7,15 @@ import itertools
 import sys
 import time
 from collections.abc import Generator, Mapping
-from typing import Any
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any
 
 import torch
 from attrs import evolve, frozen
 from torch.utils.data import DataLoader, Dataset
 
 from pipeline.compile import Backend, Compiled, Fallback, Steps
+from pipeline.description import Description
 from pipeline.direction import directions
 from pipeline.element import is_count
 from pipeline.errors import ConfigError, StateError, WiringError
@@ -26,6 +28,9 @@ from pipeline.programs.selfcheck import check_mesh
 from pipeline.programs.stepping import Clock, Epoch, fused, next_step, one_by_one, stacked
 from pipeline.sources import Source
 from pipeline.state import Report, State
+
+if TYPE_CHECKING:
+    from pipeline.progress import Follow
 
 
 @frozen(kw_only=True)
@@ -51,9 +56,11 @@ def fit(
     steps_per_call: Steps | None = None,
     backend: Backend = "auto",
     fallback: Fallback = "error",
+    eager_steps: int = 0,
     interval: float | None = None,
     every: int | None = None,
     start: tuple[int, int] = (0, 0),
+    progress: bool = False,
 ) -> Generator[Report, State | None, None]:
     """Train for `epochs` passes over the pipeline's data, yielding a Report after each.
 
@@ -71,11 +78,15 @@ def fit(
     - `steps_per_call`: steps in one call of the compiled program: a number or "epoch". By default as many as take about
       a tenth of a second, if the data set is in memory and fits on the device, else one; with a number, that many
       batches of any other Source are stacked for a call. The result is the same.
-    - `backend`, `fallback`: as in `Pipeline.compile`.
+    - `backend`, `fallback`, `eager_steps`: as in `Pipeline.compile`. With `eager_steps=1000`, training begins at once:
+      the first 1,000 steps run uncompiled, and a shorter run compiles nothing.
     - `interval`: also yield a Report about every so many seconds inside an epoch; it has no validation.
     - `every`: also yield one if `State.step` is a multiple of this.
     - `start`: with `state`, its position in the order: epochs done, and batches of the next one. The run then goes on
       as if it had not been stopped, and these count among `max_steps`.
+
+    - `progress`: print a line for each epoch and validation (fewer in a long run) and, on a terminal or in a notebook,
+      show the graph being compiled, and a bar with the time left.
 
     A Report's State is spent as soon as `fit` goes on: keep `report.state.clone()`, such as of the best epoch. To go on
     from another State, send it; `send` returns the same Report again, and the loop continues with the next:
@@ -101,10 +112,11 @@ def fit(
         if not (own.load.known and is_count(steps_per_call)):
             Compiled(program, steps=steps_per_call)  # raises for these steps
     sets = _sets(program, validate)
+    batches = own.load.batches
+    lengths = [max_steps, batches * ends.epochs if batches and ends.epochs else None]
+    length = min(filter(None, lengths), default=None)
     if state is None:
-        batches = own.load.batches
-        lengths = [max_steps, batches * ends.epochs if batches and ends.epochs else None]
-        state = program.init(seed, steps=min(filter(None, lengths), default=None))
+        state = program.init(seed, steps=length)
     else:
         run.check_state(program, state)
         state = unstopped(program, state.clone())
@@ -114,10 +126,28 @@ def fit(
     check.check_watched(program, state, sets)
     compiled = compile if isinstance(compile, Compiled) else None
     if compile and compiled is None:
-        compiled = pipe.compile(backend=backend, fallback=fallback)
+        compiled = pipe.compile(backend=backend, fallback=fallback, eager_steps=eager_steps)
+    last = int(state.step) + length - start[0] * (batches or 0) - start[1] if length else None
+    follow = _follow(own, compiled) if progress else None
     if compiled is not None:
-        compiled.prepare(state, *sets.values())
-    return _epochs(program, compiled, state, sets, steps_per_call, interval, ends, start)
+        with follow.compiling() if follow is not None else nullcontext():
+            compiled.prepare(state, *sets.values(), steps=last)
+    if follow is None:
+        return _epochs(program, compiled, state, sets, steps_per_call, interval, ends, start)
+    reports = _epochs(program, compiled, state, sets, steps_per_call, interval or follow.INTERVAL, ends, start)
+
+    def inside(r: Report) -> bool:
+        """Whether a Report would not be there without the bar."""
+        return interval is None and not (r.complete or r.validate or r.step % ends.every == 0 or r.step == last)
+
+    return follow.reports(reports, inside)
+
+
+def _follow(pipe: Description, compiled: Compiled | None) -> Follow:
+    from pipeline.progress import Follow  # rich takes long to import
+
+    mesh = pipe.place.mesh
+    return Follow(mesh is not None and mesh.rank > 0, lambda: "" if compiled is None else compiled.doing)
 
 
 def _ends(

@@ -35,7 +35,8 @@ SWEEP = [
     "save_minutes=0",
 ]
 MODES = {
-    "fused": RUN,
+    "fused": [*RUN, "--no-eager-start"],
+    "eager start": [*RUN, "--eager-steps", "40"],
     "single steps": [*RUN, "--set", "steps_per_call=1"],
     "an epoch a call": [*RUN, "--set", "steps_per_call=epoch"],
     "uncompiled": [*RUN, "--no-compile"],

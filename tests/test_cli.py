@@ -22,7 +22,7 @@ from cli.recipes.model import MODELS
 from cli.recipes.rule import OPTIMIZERS
 from pipeline import fit, models
 from pipeline.errors import ConfigError
-from tests import commands, forked
+from tests import commands, forked, kills
 
 PIPE = [sys.executable, "-c", "from cli.main import main; main()"]
 QUICK = ["--no-compile", "--epochs", "2", "--hidden", "16"]
@@ -42,7 +42,8 @@ def pipe(*args, cwd, **options):
 def run(tmp_path_factory):
     """One run of `pipe train` with the compiled step."""
     cwd = tmp_path_factory.mktemp("run")
-    return cwd, pipe("train", "--epochs", 4, "--hidden", 16, "--batch-size", 479, "--lr", 0.5, cwd=cwd)
+    small = ["--epochs", 4, "--hidden", 16, "--batch-size", 479, "--lr", 0.5]
+    return cwd, pipe("train", *small, "--no-eager-start", cwd=cwd)
 
 
 def test_train_says_what_it_does(run):
@@ -100,6 +101,26 @@ assert "torch._inductor.compile_fx" not in sys.modules
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, env=fresh())
     assert (done.returncode, done.stderr) == (0, "")
     assert "2 from the cache" in done.stdout
+
+
+def test_a_run_begins_at_once(run, tmp_path):
+    """Uncompiled, up to a step that its config records, so that a repetition, a replay and a resumed run have the same
+    bits; a short run is not compiled at all."""
+    small = ["train", "--hidden", 16, "--batch-size", 479, "--lr", 0.5, "--schedule", "constant"]
+    done = commands.run(*small, "--eager-steps", 5, "--save-steps", 2, "--epochs", 3, "--out", "a", cwd=tmp_path)
+    assert (done.code, done.err) == (0, "")
+    lines = done.out.splitlines()
+    assert lines[3] == "compiling beside the first 5 steps; --no-eager-start waits for it"
+    assert [line[:9] for line in lines[4:6]] == ["epoch 1/3", "compiled "]
+    assert commands.run("train", "a/config.toml", "--epochs", 2, "--out", "b", cwd=tmp_path).code == 0
+    assert commands.run("train", "--resume", "b", "--epochs", 3, cwd=tmp_path).code == 0
+    assert kills.ended(tmp_path / "a")[:2] == kills.ended(tmp_path / "b")[:2]
+    assert "the same, bit for bit" in commands.run("train", "--resume", "a", "--verify", cwd=tmp_path).out
+    short = commands.run(*small, "--epochs", 1, "--out", "c", cwd=tmp_path)
+    assert "uncompiled: 3 steps take less time than compiling; --no-eager-start compiles" in short.out
+    facts = [tomllib.loads((tmp_path / name / "config.toml").read_text())["facts"] for name in "bc"]
+    assert facts[0]["eager_steps"] == 5
+    assert facts[1]["eager_steps"] > 1000
 
 
 def test_threads_are_chosen_by_the_size_of_the_step(run, tmp_path):

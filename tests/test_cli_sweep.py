@@ -83,6 +83,7 @@ def test_settings_are_drawn(here):
         (("--random", "3"), "nothing to draw"),
         (("--lr", "0.1,-1"), "out of range"),
         (("--optimizer", "sgd,adamm"), "did you mean 'adam"),
+        (("--eager-steps", "5"), "--eager-steps does not apply to a sweep; leave it out"),
         (("--folds", "3"), "--folds does not apply to a sweep; leave it out"),
         (("--patience", "3"), "--patience does not apply"),
         (("--best", "acuracy"), "did you mean 'accuracy'"),

@@ -11,9 +11,9 @@ import pytest
 ROOT = Path(__file__).parent.parent
 STEPS = ["load", "place", "forward", "loss", "backward", "update", "evaluate"]
 BANDS = {
-    "values": ["errors", "files", "ids", "text", "means", "memory", "html", "mesh", "random", "tree",
+    "values": ["errors", "beside", "files", "ids", "text", "means", "memory", "html", "mesh", "random", "tree",
                "schedules", "direction", "draws", "module", "order", "pace", "state"],
-    "stages": ["element", "stage", "shapes", "joint", *STEPS, "models", "sources", "log", "plot", "until"],
+    "stages": ["element", "stage", "shapes", "joint", *STEPS, "models", "sources", "log", "plot", "progress", "until"],
     "pipeline": ["names", "wiring", "description"],
     "programs": ["programs", "resident", "compile"],
     "runs": ["pipe", "loop", "sweeps", "ensembles", "checkpoint", "runs", "testing", "__init__"],
@@ -79,6 +79,7 @@ OPENS = {"open", "read_text", "read_bytes", "write_text", "write_bytes", "mkdir"
          "copyfile", "move", "NamedTemporaryFile", "TemporaryFile", "TemporaryDirectory"}  # fmt: skip
 MAY_OPEN = {
     "pipeline/files.py": "the one home",
+    "pipeline/beside.py": "the folder of temporary files of a process of ours",
     "pipeline/sources/pixels.py": "Pillow, on a file that files opened",
     "pipeline/sources/files.py": "gzip and members of an archive, on a file that files opened",
     "pipeline/compile/backends/library.py": "a private copy of a library that was checked, which is loaded by a path",

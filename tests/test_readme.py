@@ -20,14 +20,17 @@ RUN = [page for page in DOCS if page.stem not in ("benchmarks", "examples")]
 """Without the page that has no code, and the one of test_examples."""
 
 
-def test_the_command_and_python_of_the_readme_are_the_same_run(tmp_path, monkeypatch, capsys, pipe):
+@pytest.mark.parametrize("start", [(), ("--no-eager-start",)], ids=["as it is", "compiled"])
+def test_the_command_and_python_of_the_readme_are_the_same_run(tmp_path, monkeypatch, capsys, pipe, start):
     """Every line of an epoch but for its speed, every bit of the weights, and what print(pipe) shows."""
     monkeypatch.chdir(tmp_path)
     [block] = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    assert "eager_steps=1000" in block
+    block = block.replace("eager_steps=1000", "eager_steps=0") if start else block
     namespace: dict[str, object] = {"__name__": "readme"}
     exec(compile(block, "README.md", "exec"), namespace)
     python = capsys.readouterr().out
-    code, out, err = pipe("train", "--out", "run")
+    code, out, err = pipe("train", "--out", "run", *start)
     assert (code, err) == (0, "")
     epochs = [re.findall(r"(epoch .*)  [\d,]+ samples/s", said) for said in (python, out)]
     assert len(epochs[0]) == 20

@@ -53,6 +53,8 @@ def command(
 
     assigned = arguments.assigned_settings(options.pop("assigned"))
     single, axes = split_axes({**assigned, **{name: value for name, value in options.items() if value is not None}})
+    if "eager_steps" in single or any(a.name == "eager_steps" for a in axes):  # a run's config may bring one
+        raise refusal("--eager-steps does not apply to a sweep; leave it out")
     base = arguments.train_config(file, single, trust, accept)
     from cli.sweep import run
 

@@ -26,6 +26,7 @@ processes_option = partial(click.option, cls=Option, section="Processes")
 @run_option(
     "--verify", is_flag=True, help="with --resume: replay from the last checkpoint but one and compare the bits"
 )
+@run_option("--no-eager-start", "eager_steps", type=int, flag_value=0, help="wait for the graph: --eager-steps 0")
 @processes_option("--processes", type=click.IntRange(1, 1024), metavar="N", help="train on N processes of this machine")
 @processes_option(
     "--restarts", type=click.IntRange(0, 10**6), default=0, metavar="N",

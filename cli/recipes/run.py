@@ -71,6 +71,10 @@ class Run:
         "auto", "steps in one call of the compiled program: a number, epoch, or auto: about 0.1 s of them", _steps
     )
     compile: bool = setting(True, "run the step as one compiled graph  [default: on; off for small tables]")
+    eager_steps: int | None = setting(
+        None, "first steps to run uncompiled, while the graph is compiled  [default: about 5 seconds of them]",
+        at_least(0),
+    )  # fmt: skip
     backend: str = setting("auto", "of torch.compile: auto, native (for a CPU), inductor, or another of torch's")
     on_nonfinite: str = setting(
         "stop",

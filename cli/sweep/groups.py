@@ -8,7 +8,7 @@ from typing import Any
 from attrs import evolve, frozen
 from torch.utils import _pytree as pytree
 
-from cli import build, room
+from cli import build, room, step_size
 from cli import config as settings
 from cli.build import Job
 from cli.config import TrainConfig
@@ -109,7 +109,7 @@ def memory_of(member: Member) -> int:
     """Bytes of a member in training, roughly: its State, gradients, and a batch's activations."""
     state = member.job.pipe.init(0, steps=1)
     stored: int = sum(t.nbytes for t in pytree.tree_leaves(state.tree))
-    return max(COPIES * stored + int(3 * build.size(member.job, state)[1]), 1)
+    return max(COPIES * stored + int(3 * step_size.measured(member.job, state).activations), 1)
 
 
 def even(count: int, width: int) -> int:

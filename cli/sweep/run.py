@@ -19,7 +19,8 @@ from rich.console import Console
 
 from cli import config as settings
 from cli import folder as folders
-from cli.build import MANY, begin
+from cli import step_size
+from cli.build import begin
 from cli.config import PLAN, TrainConfig
 from cli.progress import interrupts, plain, warn
 from cli.ranking import ranking
@@ -95,7 +96,7 @@ def _sweep(seal: Seal, base: TrainConfig, plan: Plan, quiet: bool) -> None:
     cores = torch.get_num_threads()
     first, _ = begin(members[0].config)
     alone = torch.get_num_threads()
-    torch.set_num_threads(base.run.threads or (cores if len(members) >= MANY else alone))
+    torch.set_num_threads(base.run.threads or (cores if len(members) >= step_size.MANY else alone))
     metric = base.run.best or first.best or "loss"
     say.print(f"data    {base.source}: {first.data}")
     say.print(

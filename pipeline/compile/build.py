@@ -27,17 +27,6 @@ from pipeline.errors import CaptureError, StageError
 from pipeline.programs.program import Program as Functions
 
 
-@contextmanager
-def uncollected() -> Iterator[None]:
-    """Pause the collector: compilers make millions of objects that stay, and scanning them takes 10 % of the time."""
-    restore = gc.enable if gc.isenabled() else gc.disable
-    gc.disable()
-    try:
-        yield
-    finally:
-        restore()
-
-
 @define(eq=False)
 class Build:
     """A program, and the progress of its compilation."""
@@ -81,14 +70,31 @@ class Builder:
         self.program, self.pipe = program, program.pipe
         self.backends = candidates(backend, self.pipe.place.device.type)
         cache.keep_compiler_caches()
-        self.unkept = cache.refusal() if any(b.cached for b in self.backends) else None
+        cached = any(b.cached for b in self.backends)
+        self.unkept = cache.refusal() if cached else None
         """The reason if programs are neither kept nor loaded."""
+        place = self.pipe.place
+        self.keeps = cached and self.unkept is None and place.mesh is None and place.device.type == "cpu"
+        """Whether another process can compile for this one."""
+        self.seconds = 0.0
         self.built: list[Build] = []
         """Compiled and loaded programs, in order."""
         self.doing = ""
         """The current work, in words."""
 
-    @uncollected()
+    @contextmanager
+    def working(self) -> Iterator[None]:
+        """Count the seconds, and pause the collector: compilers make millions of objects that stay, and scanning them
+        takes 10 % of the time."""
+        began, restore = time.perf_counter(), gc.enable if gc.isenabled() else gc.disable
+        gc.disable()
+        try:
+            yield
+        finally:
+            restore()
+            self.doing = ""
+            self.seconds += time.perf_counter() - began
+
     def begin(
         self, subject: Subject, inputs: BatchInputs, args: tuple[Tensor, ...], varying: Sequence[Collection[int]]
     ) -> Build:
@@ -114,7 +120,6 @@ class Builder:
             flat_program(self.program, subject, inputs, args)(*(t.clone() for t in flat_tensors(args)))
         return build
 
-    @uncollected()
     def finish(self, build: Build) -> None:
         """Wait for a program, and check it; if that fails, try the other backends. Raises CaptureError if none can."""
         while build.program is None:

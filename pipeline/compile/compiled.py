@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import Any, Literal, TypeAlias
 
-import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
@@ -22,6 +21,7 @@ from pipeline.compile.flatten import EVALUATION, Subject, flat_tensors
 from pipeline.compile.id_checks import Checked
 from pipeline.compile.programs import Backend, Fallback, Programs
 from pipeline.compile.report import CompileReport
+from pipeline.compile.uncompiled import Metrics, Uncompiled, joined
 from pipeline.element import is_count
 from pipeline.errors import CaptureError, ConfigError, StageError
 from pipeline.mesh import Shard
@@ -34,7 +34,6 @@ from pipeline.resident import Resident
 from pipeline.state import Batch, State
 
 Steps: TypeAlias = int | Literal["epoch"]
-Metrics: TypeAlias = dict[str, Tensor]
 
 
 class Compiled:
@@ -45,13 +44,13 @@ class Compiled:
     - `donate`: the State passed in is used up, and raises an error when it is used again.
     - `backend`: how to compile: "native", our engine for a CPU; "inductor"; or a name or callable that torch.compile
       takes. "auto" is native on a CPU; inductor elsewhere, and for programs that native refuses.
-    - `fallback`: if no backend can, "error" raises CaptureError, and "eager" runs the same functions uncompiled, with
-      one warning.
+    - `fallback`: if no backend can, "error" raises CaptureError; "eager" runs the functions uncompiled, with a warning.
+    - `eager_steps`: steps at a `State.step` below it run uncompiled. Meanwhile another process compiles what `prepare`
+      asks for, if programs are kept (on a CPU, in Linux).
 
     Without a batch, the data set is placed on the device once, and the graph gathers from it. A batch of another shape
     compiles one more graph, counted in `report`; the third shape compiles one of symbolic sizes. A new program runs
-    once on copies, beside the plain functions, before it is used. The native backend's are kept on disk (see
-    pipeline.compile.cache).
+    once on copies, beside the plain functions, before it is used. pipeline.compile.cache keeps the native backend's.
     """
 
     def __init__(
@@ -62,18 +61,19 @@ class Compiled:
         donate: bool = True,
         backend: Backend = "auto",
         fallback: Fallback = "error",
+        eager_steps: int = 0,
     ) -> None:
         if steps != "epoch" and not is_count(steps):
             raise ConfigError(f"steps={steps!r} is neither a positive whole number nor 'epoch'")
         self.program, self.pipe, self.steps = program, program.pipe, steps
-        pipe = program.pipe
-        self._places = pipe.place.mesh is not None or pipe.place.device.type != "cpu"
-        build_modules(pipe)
+        self._places = self.pipe.place.mesh is not None or self.pipe.place.device.type != "cpu"
+        build_modules(self.pipe)
         self._programs = Programs(program, backend, fallback)
         self._data = DataSets(program)
         if steps != 1:
             self._data.own()
         self._held = Held(program, donate)
+        self._uncompiled = Uncompiled(program, self._data, eager_steps)
         self._runs: dict[Signature, Run] = {}
         self._names: tuple[str, ...] = ()
 
@@ -92,12 +92,12 @@ class Compiled:
     @property
     def doing(self) -> str:
         """The current compilation, in words."""
-        return self._programs.builder.doing
+        return self._uncompiled.doing or self._programs.builder.doing
 
     @property
     def seconds(self) -> float:
         """Seconds spent compiling so far."""
-        return self._programs.seconds
+        return self._programs.builder.seconds + self._uncompiled.waited
 
     @property
     def report(self) -> CompileReport:
@@ -119,8 +119,8 @@ class Compiled:
         if batch is None:
             state, metrics = self._own_steps(state, 1)
             return state, {name: m[0] for name, m in metrics.items()}
-        if self._programs.reason is not None:
-            return run.step(self.program, state, batch)
+        if self._programs.reason is not None or self._early(state):
+            return self._uncompiled.step(state, batch)
         self._take(state)
         if isinstance(batch, Shard):
             shard = batch
@@ -132,13 +132,13 @@ class Compiled:
             given, signature = passed_tensors(self._names or tuple(shard.values), shard)
         except CaptureError as e:
             self._programs.fall_back(e)
-            return run.step(self.program, state, shard)
+            return self._uncompiled.step(state, shard)
         bound = self._runs.get(signature)
         if bound is None:
             names = self._names or tuple(shard.values)
             bound = self._bound(self._training(), passed_batch(names, shard), signature)
             if bound is None:
-                return run.step(self.program, state, shard)
+                return self._uncompiled.step(state, shard)
             self._names = names
         try:  # a `with` would cost a microsecond
             values = bound.run(flat_tensors(given))
@@ -150,17 +150,19 @@ class Compiled:
     def advance(
         self, state: State, epoch: int, start: int, count: int, *, results: bool = False
     ) -> tuple[State, Metrics]:
-        """`count` steps on the pipeline's own data, from batch `start` of an epoch on; the epoch must have that many
-        more batches.
-
-        Returns the new State and, if `results`, each metric stacked: (count, ...).
-        """
-        if self._programs.reason is None:
+        """`count` steps on the pipeline's own data, from batch `start` of an epoch on, which must have that many more:
+        the new State and, if `results`, each metric stacked, (count, ...)."""
+        early = self._early(state)
+        if 0 < early < count:
+            state, first = self.advance(state, epoch, start, early)
+            state, rest = self.advance(state, epoch, start + early, count - early, results=results)
+            return state, joined([first, rest] if results else [rest])
+        if self._programs.reason is None and not early:
             home = self._data.home
             self._take(state)
             runs = {size: self._own_run(home, size) for size in home.sizes(start, count)}
-        if self._programs.reason is not None:
-            return self._uncompiled_steps(state, epoch, start, count)
+        if self._programs.reason is not None or early:
+            return self._uncompiled.advance(state, epoch, start, count)
         metrics: list[Metrics] = []
         permute = getattr(next(iter(runs.values())), "permute", None)
         with self._held.restored(any(isinstance(bound, Checked) for bound in runs.values()) and count > 1):
@@ -169,11 +171,11 @@ class Compiled:
                 assert bound is not None
                 rows = bound.run(steps=steps, results=results)
                 metrics.append({o.name: row for o, row in zip(bound.outputs, rows, strict=results)})
-        return self._held.give(count), _joined(metrics)
+        return self._held.give(count), joined(metrics)
 
     def step_each(self, state: State, batches: Sequence[Batch]) -> State:
         """A step on each of some placed batches of one shape: stacked on the device, and done in one call."""
-        if len(batches) > 1 and self._programs.reason is None:
+        if len(batches) > 1 and self._programs.reason is None and not self._early(state):
             self._take(state)
             stack, key = self._data.stack(batches)
             bound = self._bound(self._training(), resident_batch(stack, stack.load.size), key)
@@ -188,7 +190,7 @@ class Compiled:
 
     def evaluate(self, state: State, of: Any = None) -> dict[str, Any]:
         """`Pipeline.evaluate` with each batch as one compiled graph; uncompiled if a metric is computed on the host."""
-        if self.pipe.host_metrics:
+        if self.pipe.host_metrics or self._uncompiled.covers(state):
             return run.evaluate(self.program, state, of)
         source = data.source(self.pipe, of)
         if self._programs.reason is None:
@@ -207,14 +209,28 @@ class Compiled:
 
     def restart_metrics(self, state: State) -> State:
         """`Pipeline.restart_metrics`, in place."""
+        if self._early(state):
+            return run.restart_metrics(self.program, state)
         self._take(state)
         for t in run.of_an_epoch(self.program, self._held.tree):
             t.zero_()
         return self._held.give(0)
 
-    def prepare(self, state: State, *validate: Any) -> CompileReport:
+    def prepare(self, state: State, *validate: Any, steps: int | None = None) -> CompileReport:
         """Compile the graphs of a run in advance, if the shapes of its data are known: full and last batches, and
-        validation."""
+        validation. With `eager_steps`, another process does it; but none if the run ends at such a step, `steps`."""
+        if not self._uncompiled.left(state):
+            return self._prepare(state, validate)
+        if steps is None or steps > self._uncompiled.steps:
+            beside = state if self._programs.builder.keeps else None
+            self._uncompiled.put_off(lambda first: self._prepare(first, validate), beside)
+        return self.report
+
+    def _early(self, state: State) -> int:
+        """Steps from a State on without a graph."""
+        return 0 if not self._uncompiled.steps or self._held.holds(state) else self._uncompiled.early(state)
+
+    def _prepare(self, state: State, validate: tuple[Any, ...]) -> CompileReport:
         self._take(state)
         wanted: list[tuple[Subject, BatchInputs]] = []
         if self.pipe.load is not None and self.pipe.load.known:
@@ -274,23 +290,11 @@ class Compiled:
         batches = self._data.batches
         metrics: list[Metrics] = []
         while count:
-            if self._programs.reason is None:
+            if self._programs.reason is None and not self._early(state):
                 self._take(state)
             epoch, start = self._held.position(state, batches)
             steps = min(count, batches - start)
             state, added = self.advance(state, epoch, start, steps, results=True)
             metrics.append(added)
             count -= steps
-        return state, _joined(metrics)
-
-    def _uncompiled_steps(self, state: State, epoch: int, start: int, count: int) -> tuple[State, Metrics]:
-        own, rows = self._data.own(), []
-        shards = data.ahead(self.pipe, data.epoch(self.program, own, self.program.seed(state.tree), epoch, start))
-        for _ in range(count):
-            state, metrics = run.step(self.program, state, next(shards))
-            rows.append(metrics)
-        return state, {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
-
-
-def _joined(metrics: list[Metrics]) -> Metrics:
-    return metrics[0] if len(metrics) == 1 else {name: torch.cat([m[name] for m in metrics]) for name in metrics[0]}
+        return state, joined(metrics)

@@ -56,6 +56,9 @@ class Held:
             self._step = None
         return False
 
+    def holds(self, state: State) -> bool:
+        return state is self._current
+
     @contextmanager
     def restored(self, copy: bool) -> Iterator[None]:
         """Restore the State if a step fails. A failed step changes nothing; undoing the steps before it takes a

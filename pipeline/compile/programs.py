@@ -44,10 +44,6 @@ class Programs:
         """Tensor -> its version, and the checks of ids that it passed."""
 
     @property
-    def seconds(self) -> float:
-        return sum(build.seconds for build in self.builder.built)
-
-    @property
     def report(self) -> CompileReport:
         graphs = tuple(build.graph for build in self.builder.built)
         tape = tuple(s.name for s in self.pipe.graph if isinstance(s, Gradients) and s.taken == "tape")
@@ -96,7 +92,8 @@ class Programs:
         """Wait for a requested program; False if steps run uncompiled."""
         build = self._builds[subject.signature(inputs)]
         try:
-            self.builder.finish(build)
+            with self.builder.working():
+                self.builder.finish(build)
         except CaptureError as e:
             if build.traced.sizes is None:
                 return self.fall_back(e)
@@ -128,7 +125,8 @@ class Programs:
             if sizes is not None and build.name == subject.program and sizes.fit(flat_tensors(args)):
                 return build
         varying = self._varying(subject.program, inputs)
-        build = self.builder.begin(subject, inputs, args, varying)
+        with self.builder.working():
+            build = self.builder.begin(subject, inputs, args, varying)
         if varying and build.traced.sizes is None:
             self._rigid.add(build.name)
         return build
