@@ -20,13 +20,15 @@ def check(build: Callable[[], nn.Module], rules: Sequence[Stage] = (), members: 
 
     A module that can't be created on the meta device is not checked.
     """
+    available = free(device)
     try:
         with torch.device("meta"):
             params = dict(build().named_parameters())
         need = sum(p.nbytes for p in params.values())
         if rules:
             need += need
-            for s in rules:
+            # Even square matrices of a small model fit, and torch takes long to import what the sizes are taken from.
+            for s in rules if members * need**2 > available else ():
                 with suppress(KeyError):  # its memory depends on other values too
                     need += sum(t.nbytes for t in pytree.tree_leaves(first_memory(s, {"params": params})))
     except (RuntimeError, ValueError, OverflowError) as e:
@@ -35,7 +37,6 @@ def check(build: Callable[[], nn.Module], rules: Sequence[Stage] = (), members: 
         need = 1 << 63
     except Exception:  # an error of a user's module
         return
-    available = free(device)
     if members * need > available:
         what = "its weights, gradients and the optimizer's memory" if rules else "its weights"
         model = f"{members:,} members of this model need" if members > 1 else "this model needs"
