@@ -119,7 +119,7 @@ class Compiled:
         if batch is None:
             state, metrics = self._own_steps(state, 1)
             return state, {name: m[0] for name, m in metrics.items()}
-        if self._programs.reason is not None or self._early(state):
+        if self._programs.reason is not None or (self._uncompiled.steps and self._early(state)):
             return self._uncompiled.step(state, batch)
         self._take(state)
         if isinstance(batch, Shard):
