@@ -105,6 +105,8 @@ def fit(
     _check_start(program, ends, start, state)
     if isinstance(compile, Compiled) and not program.same(compile.program):
         raise ConfigError("compile= was made by another pipeline; use pipe.compile() of this one")
+    if isinstance(compile, Compiled) and eager_steps:
+        raise ConfigError(f"compile= was made already: write pipe.compile(eager_steps={eager_steps})")
     assert own.load is not None
     if steps_per_call not in (None, 1):
         if not compile:

@@ -154,6 +154,11 @@ def test_a_state_of_any_form_goes_over_to_a_graph(form):
     testing.same(last.state.tree, plain.state.tree, 1e-5)
 
 
+def test_a_compiled_step_has_its_own_number():
+    with pytest.raises(ConfigError, match=r"write pipe\.compile\(eager_steps=5\)"):
+        fit(SMALL, epochs=1, compile=small(0)[0], eager_steps=5)
+
+
 @pytest.mark.parametrize("steps", [-1, 1.5, True, "9"])
 def test_a_number_of_steps_that_is_none_is_refused(steps):
     with pytest.raises(ConfigError, match=r"eager_steps=.* is neither a positive whole number nor 0"):

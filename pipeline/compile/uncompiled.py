@@ -47,7 +47,7 @@ class Uncompiled:
         return self.steps > 0 and int(state.step) <= self.steps
 
     def put_off(self, prepare: Callable[[State], Any], state: State | None) -> None:
-        """Prepare graphs at the last of these steps; given a State, in another process from now on, into the cache."""
+        """Prepare graphs after the last of these steps; given a State, another process compiles them until then."""
         self._prepare = prepare
         if state is not None and self._beside is None and beside.possible():
             threads = torch.get_num_threads()
@@ -59,7 +59,7 @@ class Uncompiled:
             self._beside = Beside(work)
 
     def early(self, state: State) -> int:
-        """`left`; at 0, with the graphs prepared."""
+        """`left`; prepares the graphs once it is 0."""
         if not (left := self.left(state)) and self._prepare is not None:
             prepare, self._prepare = self._prepare, None
             if self._beside is not None:
