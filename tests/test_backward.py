@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from pipeline import Pipeline, backward, evaluate, forward, loss, schedules, testing, update
+from pipeline import Pipeline, backward, evaluate, forward, loss, schedules, stage, testing, update
 from pipeline.draws import keyed
 from pipeline.errors import ConfigError, StageError, WiringError
 from tests import by_hand, pipes
@@ -82,10 +82,32 @@ def test_the_route_is_chosen(kind):
         made.append(step(pipe.init(0), BATCH)[0].params)
         if compiled:
             assert step.report.by_tape == (() if kind is pipes.Linear else ("backward.gradients",))
-        assert ("backward.gradients (by tape)" in str(pipe)) == (compiled and kind is not pipes.Linear)
+        known = compiled or kind is WithGradient  # whose own leaf could be one from outside
+        assert ("backward.gradients (by tape)" in str(pipe)) == (known and kind is not pipes.Linear)
     by_hand.train(module, [BATCH], torch.optim.SGD(module.parameters(), lr=0.1))
     for params in made:
         testing.same(params, dict(module.state_dict()), 1e-6)
+
+
+@pytest.mark.parametrize("leaf", [True, False])
+def test_a_plain_step_has_gradients_of_what_a_stage_encloses(leaf):
+    """The tape of a plain step is its own only if nothing else is on it: a number in a closure has the gradient of a
+    whole run, as by differences."""
+
+    def after(factor):
+        weighed = stage(writes="loss")(lambda loss: loss * factor)
+        pipe = Pipeline(
+            forward.model(lambda: nn.Linear(4, 3)), loss.cross_entropy(), weighed.named("weighed"),
+            backward.gradients(), update.sgd(0.5),
+        )  # fmt: skip
+        state, _ = pipe.unroll(pipe.init(0), [BATCH] * 3)
+        return pipe.measured(state, BATCH)["loss"]
+
+    factor = torch.tensor(0.7, requires_grad=True)
+    [slope] = torch.autograd.grad(after(factor if leaf else factor * 1.0), factor)
+    with torch.no_grad():
+        differences = (after(torch.tensor(0.7 + 1e-2)) - after(torch.tensor(0.7 - 1e-2))) / 2e-2
+    assert slope == pytest.approx(float(differences), rel=1e-2)
 
 
 def test_what_no_route_takes_is_said_once():

@@ -6,7 +6,7 @@ The pipeline passes the objective: a function from parameters to (loss, all othe
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -14,6 +14,7 @@ from attrs import field, frozen
 from torch import Tensor
 from torch.func import grad_and_value
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
+from torch.utils import _pytree as pytree
 
 from pipeline.direction import Better
 from pipeline.errors import ConfigError, PipeError, StageError, WiringError, first_line, place_of
@@ -57,10 +58,12 @@ class Gradients(Stage):
     ) -> tuple[dict[str, Tensor], Tree]:
         """(gradients, the objective's other values, detached). As in torch, parameters that the loss does not depend on
         have no gradient. `alone`: nothing that the objective reads has a gradient of its own."""
-        # torch.func takes a third longer, and a second to import.
-        plain = alone and not _transformed() and get_proxy_mode() is None
-        if self.taken == "tape" or (plain and self.route == "auto" and not self.per_example):
-            return self._by_tape(objective, params)
+        # torch.func takes longer, and a second to import.
+        plain = alone and self.taken == "auto" and not (self.per_example or _transformed() or get_proxy_mode())
+        if plain and (found := self._by_tape(objective, params, alone=True)) is not None:
+            return found
+        if self.taken == "tape":
+            return self._taped(objective, params)
         try:
             return _functional(objective, params)
         except torch.OutOfMemoryError:
@@ -73,7 +76,7 @@ class Gradients(Stage):
                 if re.search(r"torch\.func|functorch|doesn't have storage", str(e)):
                     raise StageError(self.name, f'by route="functional": {e}; route="tape" takes such code') from e
                 raise
-        result = self._by_tape(objective, params)  # errors with another cause are raised here
+        result = self._taped(objective, params)  # errors with another cause are raised here
         self.refused.add("functional")
         return result
 
@@ -82,10 +85,21 @@ class Gradients(Stage):
         """The route in use; "auto" until code was refused."""
         return "tape" if self.refused else self.route
 
-    def _by_tape(self, objective: Objective, params: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tree]:
+    def _taped(self, objective: Objective, params: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tree]:
+        found = self._by_tape(objective, params)
+        assert found is not None
+        return found
+
+    def _by_tape(
+        self, objective: Objective, params: dict[str, Tensor], alone: bool = False
+    ) -> tuple[dict[str, Tensor], Tree] | None:
+        """As `differentiate`; None if it has to be `alone`, but the objective depends on other tensors on a tape."""
+        outside = torch.is_grad_enabled()
         with torch.enable_grad():
             leaves = tree_map(lambda p: p.detach().requires_grad_(), params)
             loss, aux = objective(leaves)
+            if alone and outside and _others([loss, *pytree.tree_leaves(aux)], leaves.values()):
+                return None
             try:
                 grads = torch.autograd.grad(loss, [*leaves.values()], allow_unused=True) if loss.requires_grad else ()
             except (PipeError, torch.OutOfMemoryError):
@@ -94,6 +108,24 @@ class Gradients(Stage):
                 raise StageError(self.name, f"failed: {first_line(e)}{place_of(e)}") from e
         detached = tree_map(lambda x: x.detach() if isinstance(x, Tensor) else x, aux)
         return {k: g for k, g in zip(params, grads, strict=False) if g is not None}, detached
+
+
+def _others(roots: Iterable[Any], leaves: Iterable[Tensor]) -> bool:
+    """Whether tensors on a tape depend on any with a gradient besides some leaves, such as one in a stage's closure."""
+    own, tensors = set(map(id, leaves)), [t for t in roots if isinstance(t, Tensor) and t.requires_grad]
+    if any(t.is_leaf and id(t) not in own for t in tensors):
+        return True
+    waiting: list[Any] = [t.grad_fn for t in tensors if t.grad_fn is not None]
+    seen: set[Any] = set()
+    while waiting:
+        node = waiting.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        if type(node).__name__ == "AccumulateGrad" and id(node.variable) not in own:
+            return True
+        waiting += [n for n, _ in node.next_functions if n is not None]
+    return False
 
 
 def _transformed() -> bool:
