@@ -129,7 +129,9 @@ def fit(
     compiled = compile if isinstance(compile, Compiled) else None
     if compile and compiled is None:
         compiled = pipe.compile(backend=backend, fallback=fallback, eager_steps=eager_steps)
-    last = int(state.step) + length - start[0] * (batches or 0) - start[1] if length else None
+    step = int(state.step)
+    past = step if start[0] and batches is None else start[0] * (batches or 0) + start[1]
+    last = step + length - past if length else None
     follow = _follow(own, compiled) if progress else None
     if compiled is not None:
         with follow.compiling() if follow is not None else nullcontext():

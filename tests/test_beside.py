@@ -61,6 +61,30 @@ def test_a_failure_is_its_own(work, capfd):
     assert capfd.readouterr() == ("", "")
 
 
+def test_what_fails_before_its_work_ends_it(tmp_path, monkeypatch):
+    """It never goes on as a second copy of this program."""
+    monkeypatch.setattr(os, "nice", lambda by: 1 / 0)
+    mine = os.getpid()
+    try:
+        Beside((tmp_path / "done").touch).wait()
+    finally:
+        if os.getpid() != mine:
+            (tmp_path / "copy").touch()
+            os._exit(1)
+    assert not [*tmp_path.iterdir()]
+
+
+def test_another_fork_does_not_end_it():
+    """Though it has a copy of what would, as of all objects."""
+    process = Beside(lambda: time.sleep(60))
+    if (pid := os.fork()) == 0:
+        process._end()
+        os._exit(0)
+    os.waitpid(pid, 0)
+    time.sleep(0.2)
+    assert os.waitid(os.P_PID, process._pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
+
+
 def test_no_lock_outlives_its_holder(tmp_path):
     """A file that this process locks, and closes, is free, though the other process goes on."""
     with (tmp_path / "lock").open("w") as file:

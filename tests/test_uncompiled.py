@@ -125,6 +125,17 @@ def test_calls_of_many_steps_pass_the_step():
     assert int(compiled(after)[0].step) == 16
 
 
+def test_an_early_state_leaves_the_place_of_another():
+    """Two runs by one compiled step, in turn: each goes on with its own batches."""
+    state = SMALL.init(0, steps=40)
+    turns, alone = (SMALL.compile(backend=Counting(), steps=2, eager_steps=5) for _ in range(2))
+    for _ in range(4):
+        state, _ = turns(state)
+    kept = state.clone()
+    turns(SMALL.init(1, steps=40))
+    testing.same(turns(state)[0].tree, alone(kept)[0].tree)
+
+
 def test_an_evaluation_is_compiled_if_the_last_step_was():
     """And is that of the pipeline before: a run that ends with the uncompiled steps compiles nothing."""
     compiled = SMALL.compile(backend=Counting(), eager_steps=1)

@@ -38,7 +38,7 @@ class Gradients(Stage):
     per_example: bool = field(kw_only=True, default=False)
     better: Better = field(kw_only=True, default="low")
     refused: set[str] = field(init=False, factory=set)
-    """"functional" once torch.func has refused code under route="auto"."""
+    """Under route="auto": "functional" once torch.func refused code, "alone" once a plain step shared its tape."""
 
     def rename(self, **names: str) -> Stage:
         raise WiringError(
@@ -59,9 +59,11 @@ class Gradients(Stage):
         """(gradients, the objective's other values, detached). As in torch, parameters that the loss does not depend on
         have no gradient. `alone`: nothing that the objective reads has a gradient of its own."""
         # torch.func takes longer, and a second to import.
-        plain = alone and self.taken == "auto" and not (self.per_example or _transformed() or get_proxy_mode())
-        if plain and (found := self._by_tape(objective, params, alone=True)) is not None:
-            return found
+        plain = alone and self.taken == "auto" and "alone" not in self.refused
+        if plain and not (self.per_example or _transformed() or get_proxy_mode()):
+            if (found := self._by_tape(objective, params, alone=True)) is not None:
+                return found
+            self.refused.add("alone")
         if self.taken == "tape":
             return self._taped(objective, params)
         try:
@@ -83,7 +85,7 @@ class Gradients(Stage):
     @property
     def taken(self) -> Route:
         """The route in use; "auto" until code was refused."""
-        return "tape" if self.refused else self.route
+        return "tape" if "functional" in self.refused else self.route
 
     def _taped(self, objective: Objective, params: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tree]:
         found = self._by_tape(objective, params)

@@ -92,7 +92,9 @@ class Held:
 
     def position(self, state: State, batches: int) -> tuple[int, int]:
         """A State's epoch, and its batch in it, on the pipeline's own data."""
-        if state is not self._current or self._step is None:
+        if state is not self._current:  # an uncompiled step's
+            return divmod(int(state.step), batches)
+        if self._step is None:
             self._step = int(state.step)
         return divmod(self._step, batches)
 
