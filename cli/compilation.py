@@ -31,7 +31,8 @@ def compiled(
         alone = f"uncompiled: {steps:,} steps take less time than compiling; --no-eager-start compiles"
         say.print(beside if steps is None or steps > eager_steps else alone)
         return program
-    with unwarned(), compiling(say, lambda: program.doing, "--no-compile avoids it"):
+    with warnings.catch_warnings(), compiling(say, lambda: program.doing, "--no-compile avoids it"):
+        warnings.simplefilter("ignore")  # the compiler's; the fallback's is printed below
         program.prepare(state, held_out)
     tell(program, say, verbose)
     return program
@@ -39,14 +40,14 @@ def compiled(
 
 @contextmanager
 def unwarned() -> Iterator[None]:
-    """Without the warnings that `tell` prints."""
+    """Ignore warnings whose text `tell` prints."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="steps run uncompiled|programs are neither kept nor loaded")
         yield
 
 
 def tell(program: Compiled, say: Console, verbose: bool) -> None:
-    """Print what was compiled, or why nothing was."""
+    """Print the number of compiled graphs, or the reason if there are none."""
     report = program.report
     if report.unkept:
         say.print(f"programs are neither kept nor loaded: {report.unkept}")

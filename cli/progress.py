@@ -54,7 +54,7 @@ class Plain(Console):
 
 
 class Interrupted(BaseException):
-    """A signal was caught at a time that may last: no step ends soon."""
+    """A signal came during a compilation, which may take long."""
 
 
 @contextmanager

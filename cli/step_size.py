@@ -26,7 +26,7 @@ TIGHT = 4
 MANY = 4
 """Members side by side that keep all cores busy, even if one alone is too small for that."""
 EAGER = 5.0
-"""Seconds to lose by uncompiled steps at most, if the graph was compiled before: it could have been ready at once."""
+"""Seconds that uncompiled steps may cost a run whose graph is in the cache."""
 CALL, TENSOR, RATE = 2e-3, 2.5e-4, 1.7e11
 """Estimate of what a graph saves: seconds of a step, seconds for each tensor of weights, and operations a second: of
 large ones about a third of the time."""

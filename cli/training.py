@@ -174,7 +174,7 @@ def _fit(
     where, progress.signals, untold = job.stages.place, caught, program is not None and not _made(program)
 
     def compiling() -> str:
-        """The compilation between uncompiled steps, whose State stays, and others."""
+        """The current compilation, while no graph is made: until then the last Report's State can be saved."""
         return "" if program is None or where.mesh is not None or _made(program) else program.doing
 
     try:

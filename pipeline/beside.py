@@ -1,4 +1,4 @@
-"""Work in a process beside this one, forked from it: it finds everything in memory, and only its files come back."""
+"""Work in a process forked from this one: it has a copy of the memory, and gives back files alone."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def _run(work: Callable[[], Any], parent: int, folder: Path, mask: set[Any]) -> 
 
 
 def _alone(parent: int, folder: Path, mask: set[Any]) -> None:
-    """Cut what ties the process to its parent, but for its end."""
+    """Detach the process from its parent, except that it ends with it."""
     ctypes.CDLL(None).prctl(_DIES_WITH_PARENT, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)

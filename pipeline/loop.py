@@ -84,7 +84,6 @@ def fit(
     - `every`: also yield one if `State.step` is a multiple of this.
     - `start`: with `state`, its position in the order: epochs done, and batches of the next one. The run then goes on
       as if it had not been stopped, and these count among `max_steps`.
-
     - `progress`: print a line for each epoch and validation (fewer in a long run) and, on a terminal or in a notebook,
       show the graph being compiled, and a bar with the time left.
 

@@ -1,4 +1,4 @@
-"""fit(progress=True): what is printed, on a terminal and in a pipe; the run is the same."""
+"""The output of fit(progress=True), on a terminal and in a pipe. The run itself is the same."""
 
 from functools import partial
 from io import StringIO

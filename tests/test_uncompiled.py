@@ -125,6 +125,18 @@ def test_calls_of_many_steps_pass_the_step():
     assert int(compiled(after)[0].step) == 16
 
 
+def test_states_of_uncompiled_steps_stay_as_they_are():
+    """A graph writes into its State in place; what uncompiled steps left as it was is no longer shared then."""
+    compiled = SMALL.compile(backend=Counting(), eager_steps=3)
+    kept = [SMALL.init(0, steps=40)]
+    for _ in range(3):
+        kept.append(compiled.step(kept[-1])[0])
+    copies, state = [s.clone() for s in kept], compiled.step(kept[-1])[0]
+    compiled.step(state.with_hyper(lr=0.5))
+    for before, after in zip(copies[:-1], kept[:-1], strict=True):
+        testing.same(after.tree, before.tree)
+
+
 def test_an_early_state_leaves_the_place_of_another():
     """Two runs by one compiled step, in turn: each goes on with its own batches."""
     state = SMALL.init(0, steps=40)
@@ -152,7 +164,7 @@ def test_an_evaluation_is_compiled_if_the_last_step_was():
     "form", [lambda p: p, lambda p: (p + 0).t().contiguous().t()], ids=["aliased", "other strides"]
 )
 def test_a_state_of_any_form_goes_over_to_a_graph(form):
-    """Even if two of its tensors share storage, or have strides that are not those of the first State."""
+    """Also if two of its tensors share storage, or have other strides than in the first State."""
 
     def follow(params, memory):
         return params, {k: form(p) for k, p in params.items()}

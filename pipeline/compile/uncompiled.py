@@ -71,7 +71,7 @@ class Uncompiled:
 
     def step(self, state: State, batch: Batch | Shard) -> tuple[State, Metrics]:
         after, metrics = run.step(self.program, state, batch)
-        return _formed(after, state) if self.steps else after, metrics
+        return _formed(after, state, self.left(state) == 1) if self.steps else after, metrics
 
     def advance(self, state: State, epoch: int, start: int, count: int) -> tuple[State, Metrics]:
         """`count` steps on the program's own data, and each metric stacked."""
@@ -89,12 +89,13 @@ def joined(metrics: list[Metrics]) -> Metrics:
     return metrics[0] if len(metrics) == 1 else {name: torch.cat([m[name] for m in metrics]) for name in metrics[0]}
 
 
-def _formed(state: State, before: State) -> State:
-    """A State with the strides of the one before, and with storage of its own for each tensor, as a graph needs it."""
-    leaves, spec = pytree.tree_flatten(state.tree)
-    seen: set[int] = set()
+def _formed(state: State, before: State, last: bool) -> State:
+    """A State with the strides of the one before, and with storage of its own for each tensor, as a graph needs it;
+    the last one shares none with earlier States, as the graph writes in place."""
+    (leaves, spec), olds = pytree.tree_flatten(state.tree), pytree.tree_leaves(before.tree)
+    seen = {old.data_ptr() for old in olds if last}
     kept: list[Any] = []
-    for t, old in zip(leaves, pytree.tree_leaves(before.tree), strict=True):
+    for t, old in zip(leaves, olds, strict=True):
         if t.stride() != old.stride() or t.data_ptr() in seen:
             t = torch.empty_strided(t.shape, old.stride(), dtype=t.dtype, device=t.device).copy_(t)
         if t.numel():
