@@ -13,21 +13,28 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from pipeline import mesh
 
-Key = Callable[[], Tensor]
+Key = Callable[[], "int | Tensor"]
 """Returns the key of the next draw."""
 
 MASK = 0xFFFFFFFF
+
+BLOCK = 1 << 14
+"""Numbers hashed at once on the host, so that they stay in the processor's cache."""
+
+SPREAD = 0x2C1B3C6D
 
 
 def mix(x: Any) -> Any:
     """A bijection of the 32-bit integers in which each input bit moves about half of the output bits.
 
-    Takes an int or an int64 tensor of any shape, with values in [0, 2**32).
+    Takes an int, or an int64 tensor or uint32 array of any shape, with values in [0, 2**32).
     """
     x = (x ^ (x >> 16)) * 0x21F0AAAD & MASK
     x = (x ^ (x >> 15)) * 0x735A2D97 & MASK
@@ -55,16 +62,33 @@ def settled(k: Any) -> Any:
     return k.as_strided(k.shape, k.stride()) if isinstance(k, Tensor) else k
 
 
-def bits(k: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Independent 32-bit integers, as int64 of `shape` (up to 2**32 numbers), from a 0-d int64 key."""
+def computed() -> bool:
+    """Whether numbers are computed now, and not traced or mapped."""
+    traced = get_proxy_mode() is not None or torch.compiler.is_compiling()
+    return not traced and torch._C._functorch.peek_interpreter_stack() is None
+
+
+def known(k: int | Tensor) -> int | Tensor:
+    """A number as an int if it is a tensor on the host that is computed now: its arithmetic is quicker."""
+    return int(k) if type(k) is Tensor and k.device.type == "cpu" and computed() else k
+
+
+def bits(k: int | Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Independent 32-bit integers, as int64 of `shape` (up to 2**32 numbers), from a key: an int or 0-d int64."""
     # The multiplication spreads the counter: otherwise streams of two keys could be shifted copies.
-    first = mesh.draw_offset(shape)
-    count = torch.arange(first, first + math.prod(shape), device=k.device) * 0x2C1B3C6D
-    numbers: Tensor = mix((count ^ k) & MASK)
-    return numbers.reshape(shape)
+    first, n, k = mesh.draw_offset(shape), math.prod(shape), known(k)
+    if isinstance(k, Tensor):
+        count = torch.arange(first, first + n, device=k.device)
+        numbers: Tensor = mix((count * SPREAD ^ k) & MASK)
+        return numbers.reshape(shape)
+    hashed = np.empty(n, np.int64)  # by numpy, whose integers may have 32 bits: 10 times as fast
+    for at in range(0, n, BLOCK):
+        block = np.arange(first + at, first + min(at + BLOCK, n)).astype(np.uint32)
+        hashed[at : at + BLOCK] = mix(block * np.uint32(SPREAD) ^ np.uint32(k))
+    return torch.from_numpy(hashed).reshape(shape)
 
 
-def uniform(k: Tensor, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
+def uniform(k: int | Tensor, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
     """Numbers in [0, 1), multiples of 2**-24 (or of the dtype's precision), of `shape`.
 
     >>> x = uniform(torch.tensor(7), (2, 3)); x.shape, bool(((x >= 0) & (x < 1)).all())
@@ -75,7 +99,7 @@ def uniform(k: Tensor, shape: tuple[int, ...], dtype: torch.dtype = torch.float3
     return numbers.to(dtype)
 
 
-def normal(k: Tensor, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
+def normal(k: int | Tensor, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
     """Standard normal numbers of `shape` (Box and Muller, 1958)."""
     radius = torch.sqrt(-2.0 * torch.log1p(-uniform(key(k, 1), shape)))
     return (radius * torch.cos(2.0 * math.pi * uniform(key(k, 2), shape))).to(dtype)

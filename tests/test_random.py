@@ -68,3 +68,13 @@ def test_mix_is_a_bijection_that_spreads_every_bit():
         changed = random.mix(x) ^ random.mix(x ^ (1 << bit))
         ones = (changed.unsqueeze(1) >> torch.arange(32)) & 1
         assert abs(ones.double().mean() - 0.5) < 0.03
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(0, 40_000), st.integers(0, 2**31))
+def test_numbers_are_the_same_by_numpy_and_by_torch(key, n, first):
+    """Numbers hashed on the host are those of a key under vmap, which only tensors compute, at any offset."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(random.mesh, "draw_offset", lambda shape: first)
+        mapped = torch.vmap(lambda k: random.bits(k, (n,)))(torch.tensor([key]))[0]
+        for k in (key, torch.tensor(key)):
+            assert torch.equal(random.bits(k, (n,)), mapped)

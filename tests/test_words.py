@@ -88,9 +88,26 @@ def test_a_text_is_the_mean_of_its_words():
     """Padding does not count, and no text is 0."""
     texts = Texts([(4, 3), (9, 1)])
     made = texts(torch.tensor([[4, 1, 3, 0, 8], [0, 0, 0, 0, 0]]))
-    weight = texts.embeddings[0].weight
+    weight = texts.each[0].words.weight
     torch.testing.assert_close(made[0, :32], (weight[1] + weight[3]) / 2)
     assert not made[1].any()
+
+
+def test_blocks_of_a_transformer_see_the_order_of_words():
+    """The mean of words is one for both orders; with a block it is not, padding still counts for nothing, and texts
+    without words are 0 and have finite gradients."""
+    codes = torch.tensor([[1, 2, 3, 0, 0], [3, 2, 1, 0, 0], [0, 0, 0, 0, 0]])
+    first, other, none = Texts([(4, 5)])(codes)
+    torch.testing.assert_close(first, other)
+    texts = Texts([(4, 5)], depth=1)
+    first, other, none = texts(codes)
+    assert (first - other).abs().max() > 0.01
+    assert not none.any()
+    with torch.no_grad():
+        texts.each[0].words.weight[0] += 1.0
+    torch.testing.assert_close(texts(codes)[0], first)
+    texts(codes).square().sum().backward()
+    assert all(p.grad.isfinite().all() for p in texts.parameters())
 
 
 @pytest.mark.parametrize(("model", "epochs"), [("mlp", 15), ("realmlp", 80), ("tabm", 10)])
@@ -112,12 +129,12 @@ def test_texts_are_learned_predicted_and_exported(pipe, model, epochs, tmp_path,
     assert "held-out samples, off by" in out
 
 
-@pytest.mark.parametrize("model", ["mlp", "realmlp", "tabm"])
+@pytest.mark.parametrize("model", ["mlp --text-depth 1", "realmlp", "tabm"])
 def test_a_text_alone_is_predicted_and_exported(pipe, model, tmp_path, monkeypatch):
     """A table of a text and a label has no numbers, and its run is read again all the same."""
     monkeypatch.chdir(tmp_path)
     reviews(200).drop("price").write_csv("reviews.csv")
-    trained = ("train", "--data", "reviews.csv", "--target", "label", "--model", model, "--epochs", 1)
+    trained = ("train", "--data", "reviews.csv", "--target", "label", "--epochs", 1, "--model", *model.split())
     predicted = ("predict", "run", "--data", "reviews.csv", "--out", "new.csv")
     for line in ((*trained, "--no-compile", "--out", "run", "-q"), ("eval", "run"), predicted, ("export", "run")):
         code, _, err = pipe(*line)

@@ -13,11 +13,11 @@ import torch
 from attrs import field, frozen
 from torch import Tensor
 from torch.func import grad_and_value
-from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from torch.utils import _pytree as pytree
 
 from pipeline.direction import Better
 from pipeline.errors import ConfigError, PipeError, StageError, WiringError, first_line, place_of
+from pipeline.random import computed
 from pipeline.stage import Stage
 from pipeline.tree import Tree, tree_map
 
@@ -60,7 +60,7 @@ class Gradients(Stage):
         have no gradient. `alone`: nothing that the objective reads has a gradient of its own."""
         # torch.func takes longer, and a second to import.
         plain = alone and self.taken == "auto" and "alone" not in self.refused
-        if plain and not (self.per_example or _transformed() or get_proxy_mode()):
+        if plain and not self.per_example and computed():
             if (found := self._by_tape(objective, params, alone=True)) is not None:
                 return found
             self.refused.add("alone")

@@ -12,7 +12,7 @@ from torch import Tensor
 from pipeline.random import Key, bits
 
 
-def _mask(k: Tensor, shape: tuple[int, ...], p: float) -> Tensor:
+def _mask(k: int | Tensor, shape: tuple[int, ...], p: float) -> Tensor:
     return bits(k, shape) >= int(p * 2**32)
 
 

@@ -26,7 +26,7 @@ from pipeline.draws.checkpointing import Recomputed
 from pipeline.draws.inputs import Inputs
 from pipeline.errors import ImpureError
 from pipeline.ids import refused
-from pipeline.random import MASK, Key, key, mix, settled
+from pipeline.random import MASK, Key, key, known, mix, settled
 
 
 class keyed:  # noqa: N801 - used as a word of its own: `with keyed(...)`
@@ -45,7 +45,7 @@ class keyed:  # noqa: N801 - used as a word of its own: `with keyed(...)`
 
     def __init__(self, seed: Tensor, step: Tensor, salt: int, given: Mapping[str, Any] | Inputs | None = None) -> None:
         self._seeds = salt, seed, step
-        self._base: Tensor | None = None
+        self._base: int | Tensor | None = None
         self._draws = 0
         self._given = given if isinstance(given, Inputs) else Inputs(given or {})
         self._modes = _Operators(self._key, self._given), _Functions(self._key, self._given)
@@ -79,11 +79,12 @@ class keyed:  # noqa: N801 - used as a word of its own: `with keyed(...)`
         copy._base, copy._draws = self._base, self._draws
         return copy
 
-    def _key(self) -> Tensor:
+    def _key(self) -> int | Tensor:
         if self._base is None:  # most stages draw nothing
-            self._base = key(*self._seeds)
+            salt, *numbers = self._seeds
+            self._base = key(salt, *map(known, numbers))
         self._draws += 1
-        k: Tensor = settled(mix((self._base + self._draws * 0x3504F333) & MASK))
+        k: int | Tensor = settled(mix((self._base + self._draws * 0x3504F333) & MASK))
         return k
 
 

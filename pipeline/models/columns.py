@@ -8,6 +8,8 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 
+from pipeline.models.transformer import Block
+
 Rows: TypeAlias = Mapping[str, Tensor]
 """Training rows: inputs (N, D) float32, and perhaps categories (N, C) int64 and targets."""
 Size: TypeAlias = int | Sequence[int]
@@ -16,8 +18,8 @@ FEW = 9
 """Values of a category, with the missing one, up to which it is one-hot."""
 WIDTH = 8
 """Width of the embedding of a category of more values."""
-TEXT_WIDTH = 32
-"""Width of the embedding of a text."""
+TEXT_WIDTH, TEXT_HEADS = 32, 4
+"""Width of the embedding of a text, and heads of its attention."""
 CLIP = 3.0
 """Bound of a number that the smooth clip approaches."""
 
@@ -103,32 +105,51 @@ class Texts(nn.Module):
     """Codes (B, K) int64, the last of which are the words of texts, of the sizes (vocabulary, words) -> (B, 32 T): the
     mean embedding of the words of each text, 0 for none.
 
+    With `depth` blocks of a transformer before the mean, the order of words counts.
+
     >>> Texts([(100, 3), (50, 2)])(torch.tensor([[1, 7, 8, 0, 0, 0]])).shape
     torch.Size([1, 64])
     """
 
-    def __init__(self, texts: Sequence[Sequence[int]]) -> None:
+    def __init__(self, texts: Sequence[Sequence[int]], depth: int = 0) -> None:
         super().__init__()
         self.lengths = [length for _, length in texts]
-        self.embeddings = nn.ModuleList(nn.Embedding(vocabulary, TEXT_WIDTH) for vocabulary, _ in texts)
+        self.each = nn.ModuleList(Text(vocabulary, length, depth) for vocabulary, length in texts)
         self.width = TEXT_WIDTH * len(texts)
 
     def forward(self, words: Tensor) -> Tensor:
         texts = torch.split(words[:, words.shape[1] - sum(self.lengths) :], self.lengths, 1)
-        return torch.cat([_mean(embed, text) for embed, text in zip(self.embeddings, texts, strict=True)], 1)
+        return torch.cat([text(codes) for text, codes in zip(self.each, texts, strict=True)], 1)
 
 
-def _mean(embed: nn.Module, text: Tensor) -> Tensor:
-    """Source: Joulin et al., Bag of tricks for efficient text classification (2017), without n-grams."""
-    known = (text > 0).float()[:, :, None]
-    mean: Tensor = (embed(text) * known).sum(1) / known.sum(1).clamp(min=1.0)
-    return mean
+class Text(nn.Module):
+    """The words of a text (B, L) int64 -> (B, 32).
+
+    Source of the mean: Joulin et al., Bag of tricks for efficient text classification (2017), without n-grams.
+    """
+
+    def __init__(self, vocabulary: int, length: int, depth: int) -> None:
+        super().__init__()
+        self.words = nn.Embedding(vocabulary, TEXT_WIDTH)
+        self.positions = nn.Embedding(length, TEXT_WIDTH) if depth else None
+        self.blocks = nn.ModuleList(Block(TEXT_WIDTH, TEXT_HEADS, 0.0) for _ in range(depth))
+
+    def forward(self, text: Tensor) -> Tensor:
+        x, known = self.words(text), text > 0
+        if self.positions is not None:
+            x = x + self.positions.weight
+            seen = known | ~known.any(1, keepdim=True)  # an empty text sees itself: a softmax of nothing is NaN
+            for block in self.blocks:
+                x = block(x, seen[:, None, None, :])
+        count = known.float()[:, :, None]
+        mean: Tensor = (x * count).sum(1) / count.sum(1).clamp(min=1.0)
+        return mean
 
 
-def apart(sizes: Sequence[Size]) -> tuple[list[int], Texts | None]:
-    """The sizes of categories, and the layer of texts, if there are any."""
+def apart(sizes: Sequence[Size], depth: int = 0) -> tuple[list[int], Texts | None]:
+    """The sizes of categories, and the layer of texts, if there are any, with `depth` blocks of a transformer."""
     texts = [size for size in sizes if not isinstance(size, int)]
-    return [size for size in sizes if isinstance(size, int)], Texts(texts) if texts else None
+    return [size for size in sizes if isinstance(size, int)], Texts(texts, depth) if texts else None
 
 
 def split(categories: Sequence[int]) -> tuple[list[int], list[int]]:

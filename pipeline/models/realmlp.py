@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from pipeline.models.columns import WIDTH, OneHot, Robust, Rows, Size, apart, split
 
 FACTORS: Mapping[str, Mapping[str, float]] = {
-    "lr": {"scale": 6.0, "*bias": 0.1, "*.slope": 0.1, "periodic.*": 0.1},
+    "lr": {"scale": 6.0, "*bias": 0.1, "*.slope": 0.1, "periodic.*": 0.1, "texts.*.blocks.*": 0.05},
     "weight_decay": {"*bias": 0.0},
 }
 """Factors of the optimizer's numbers, by patterns of parameters: `update.scaled(rule, **FACTORS)`."""
@@ -90,6 +90,7 @@ class RealMLP(nn.Module):
       `clamp`, standardised targets (N, outputs), which bound what is answered in eval mode. Without one, values are
       placeholders for a trained State's.
     - `activation`: "selu", for classes, or "mish", for values.
+    - `text_depth`: blocks of a transformer over each text.
 
     >>> rows = {"inputs": torch.randn(50, 5), "categories": torch.randint(3, (50, 2))}
     >>> realmlp(5, 3, categories=(4, 13), sample=rows)(**rows).shape
@@ -101,10 +102,11 @@ class RealMLP(nn.Module):
 
     def __init__(
         self, features: int, outputs: int, *, categories: Sequence[Size] = (), hidden: Sequence[int] = (256, 256, 256),
-        activation: str = "selu", dropout: float = 0.15, clamp: bool = False, sample: Rows | None = None,
+        activation: str = "selu", dropout: float = 0.15, clamp: bool = False, text_depth: int = 0,
+        sample: Rows | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
-        sizes, self.texts = apart(categories)
+        sizes, self.texts = apart(categories, text_depth)
         few, many = split(sizes)
         numbers = None if sample is None else sample["inputs"]
         self.robust = Robust(features, numbers) if features else None

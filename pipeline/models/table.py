@@ -15,7 +15,7 @@ class Table(nn.Module):
     """Numbers, embedded categories and texts, side by side, through linear layers with ReLU.
 
     Shapes: inputs (B, features) float, categories (B, C) int64, of the sizes `categories` -> (B, outputs). The size of
-    a text, after all categories, is (vocabulary, words).
+    a text, after all categories, is (vocabulary, words), and `text_depth` the blocks of a transformer over it.
 
     >>> table(5, 3, categories=(4, 13))(torch.zeros(2, 5), torch.zeros(2, 2, dtype=torch.long)).shape
     torch.Size([2, 3])
@@ -23,10 +23,10 @@ class Table(nn.Module):
 
     def __init__(
         self, features: int, outputs: int, *, categories: Sequence[Size] = (), hidden: Sequence[int] = (128,),
-        dropout: float = 0.0,
+        dropout: float = 0.0, text_depth: int = 0,
     ) -> None:  # fmt: skip
         super().__init__()
-        sizes, self.texts = apart(categories)
+        sizes, self.texts = apart(categories, text_depth)
         self.embeddings = nn.ModuleList(nn.Embedding(n, _width(n)) for n in sizes)
         width = features + sum(map(_width, sizes)) + (0 if self.texts is None else self.texts.width)
         self.layers = mlp(width, *hidden, outputs, dropout=dropout)

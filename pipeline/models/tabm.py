@@ -74,6 +74,7 @@ class TabM(nn.Module):
     the loss of each member; in eval mode, joined by `join`, (B, outputs).
 
     - `join`: (M, B, outputs) -> (B, outputs), such as loss.mean_probabilities or mean_outputs.
+    - `text_depth`: blocks of a transformer over each text.
     - `sample`: training rows, for the knots of embeddings. Without one, values are placeholders for a trained
       State.
 
@@ -85,11 +86,12 @@ class TabM(nn.Module):
 
     def __init__(
         self, features: int, outputs: int, *, join: Callable[[Tensor], Tensor], categories: Sequence[Size] = (),
-        hidden: Sequence[int] = (512, 512), members: int = 32, dropout: float = 0.1, sample: Rows | None = None,
+        hidden: Sequence[int] = (512, 512), members: int = 32, dropout: float = 0.1, text_depth: int = 0,
+        sample: Rows | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
         self.piecewise = Piecewise(features, None if sample is None else sample["inputs"]) if features else None
-        sizes, self.texts = apart(categories)
+        sizes, self.texts = apart(categories, text_depth)
         self.one_hot = OneHot(sizes) if sizes else None
         columns = [NUMBER_WIDTH] * features + ([] if self.one_hot is None else [1] * len(self.one_hot.one))
         columns += [] if self.texts is None else [1] * self.texts.width

@@ -10,7 +10,10 @@ from torch.nn import functional as F
 
 
 class Block(nn.Module):
-    """Attention and a two-layer perceptron, each added to its input. Shapes: (B, T, D) -> (B, T, D)."""
+    """Attention and a two-layer perceptron, each added to its input. Shapes: (B, T, D) -> (B, T, D).
+
+    A token attends to those before it, or where `mask` is true: bool, of a shape that broadcasts to (B, 1, T, T).
+    """
 
     def __init__(self, width: int, heads: int, dropout: float) -> None:
         super().__init__()
@@ -22,11 +25,11 @@ class Block(nn.Module):
             nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width), nn.Dropout(dropout)
         )
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         b, t, d = x.shape
         q, k, v = self.qkv(self.norm1(x)).view(b, t, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
         p = self.dropout if self.training else 0.0
-        attended = F.scaled_dot_product_attention(q, k, v, dropout_p=p, is_causal=True)
+        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=p, is_causal=mask is None)
         x = x + F.dropout(self.out(attended.transpose(1, 2).reshape(b, t, d)), p)
         y: Tensor = x + self.mlp(self.norm2(x))
         return y

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from attrs import frozen
 from torch import Tensor
-from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from torch.utils import _pytree as pytree
 
 from pipeline.backward import Gradients
@@ -34,11 +33,6 @@ class Difference:
     said: str
     instead: str
     """Suggested code; empty if no weight makes them equal."""
-
-
-def computed() -> bool:
-    """Whether numbers are computed, and not traced or mapped."""
-    return get_proxy_mode() is None and torch._C._functorch.peek_interpreter_stack() is None
 
 
 def differs(

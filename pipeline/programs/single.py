@@ -22,9 +22,10 @@ from pipeline.mesh import Shard
 from pipeline.names import LASTS
 from pipeline.programs import data
 from pipeline.programs.hyper import hyper_numbers, hyper_values, lasting, remembering
-from pipeline.programs.loss_check import Difference, computed, differs
+from pipeline.programs.loss_check import Difference, differs
 from pipeline.programs.program import Program, Sums
 from pipeline.programs.segments import Hyper, Segment, batch_weight, first_memory, run_stages, segments
+from pipeline.random import computed
 from pipeline.stage import Stage
 from pipeline.state import Batch, State, samples
 from pipeline.tree import Tree, paths, tree_map

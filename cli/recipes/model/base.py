@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 from attrs import frozen
 
-from cli.recipes.setting import refusal, setting
+from cli.recipes.setting import DEEP, at_least, refusal, setting
 
 if TYPE_CHECKING:
     from torch import nn
@@ -107,6 +107,12 @@ class Model:
     def numbers(self) -> Mapping[str, float]:
         """Numbers that the module takes in training by argument, scheduled as `regularization` says."""
         return {}
+
+
+def text_depth() -> Any:
+    """The setting of a model of columns."""
+    help = "blocks of a transformer over a text, so that the order of its words counts  [default: 0: their mean]"
+    return setting(0, help, at_least(0, most=DEEP), fixed=True)
 
 
 def counted(categories: Sequence[Any]) -> str:

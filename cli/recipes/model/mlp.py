@@ -6,7 +6,7 @@ from math import prod
 
 from attrs import frozen
 
-from cli.recipes.model.base import Fixed, Made, Model, counted, dashes
+from cli.recipes.model.base import Fixed, Made, Model, counted, dashes, text_depth
 from cli.recipes.setting import WIDE, at_least, below_one, setting
 
 
@@ -24,6 +24,8 @@ class MLP(Model):
         0.0, "fraction of activations dropped in training  [default: 0; 0.15 for tables]", below_one, fixed=True
     )
 
+    text_depth: int = text_depth()
+
     def make(self, fixed: Fixed) -> Made:
         from pipeline import models
 
@@ -32,6 +34,7 @@ class MLP(Model):
         widths = (prod(fixed.inputs), *self.hidden, fixed.outputs)
         if categories is None:
             return lambda: models.mlp(*widths, dropout=self.dropout), f"mlp {dashes(*widths)}", "inputs"
-        options = {"categories": categories, "hidden": self.hidden, "dropout": self.dropout}
+        names = ("hidden", "dropout", "text_depth")
+        options = {"categories": categories, **{name: getattr(self, name) for name in names}}
         words = f"mlp {dashes(*widths)}, with embeddings of {counted(categories)}"
         return lambda: models.table(widths[0], fixed.outputs, **options), words, ("inputs", "categories")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from attrs import frozen
 
-from cli.recipes.model.base import Fixed, Made, Model, counted, dashes
+from cli.recipes.model.base import Fixed, Made, Model, counted, dashes, text_depth
 from cli.recipes.setting import WIDE, at_least, below_one, refusal, setting
 from cli.recipes.task import CLASSES, VALUES
 
@@ -32,6 +32,8 @@ class OfColumns(Model):
     """A model of a table's columns, fitted to a sample of the training rows."""
 
     whole_batches: ClassVar[bool] = True
+
+    text_depth: int = text_depth()
 
     def make(self, fixed: Fixed) -> Made:
         return self._made(fixed, None)
@@ -68,7 +70,7 @@ class RealMLP(OfColumns):
         values = fixed.task == VALUES
         options = {
             "categories": categories, "hidden": self.hidden, "dropout": self.dropout, "clamp": values,
-            "activation": "mish" if values else "selu", "sample": rows,
+            "text_depth": self.text_depth, "activation": "mish" if values else "selu", "sample": rows,
         }  # fmt: skip
         features, outputs = fixed.inputs[0], fixed.outputs
         words = f"realmlp {dashes(features, *self.hidden, outputs)}"

@@ -42,7 +42,7 @@ class TabM(OfColumns):
         categories = fixed.sizes.get("categories", ())
         options = {
             "join": joins[fixed.task], "categories": categories, "hidden": self.hidden, "members": self.k,
-            "dropout": self.dropout, "sample": rows,
+            "dropout": self.dropout, "text_depth": self.text_depth, "sample": rows,
         }  # fmt: skip
         features, outputs = fixed.inputs[0], fixed.outputs
         widths = "-".join(map(str, (features, *self.hidden, outputs)))
