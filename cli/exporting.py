@@ -28,6 +28,7 @@ from pipeline.sources.columns import CATEGORY, DATE, TEXT, WORDS
 from pipeline.sources.encode import Columns, raw
 from pipeline.sources.table import apply as encoded
 from pipeline.sources.words import WORD
+from pipeline.tree import dtype_name
 
 NAMES = {"torch": "model.pt2", "onnx": "model.onnx", "weights": "weights.safetensors"}
 SCALES = ("mean", "std", "missing", "hours")
@@ -240,4 +241,4 @@ def _outputs(about: About, expected: Tensor) -> list[dict[str, Any]]:
 
 
 def _shaped(t: Tensor) -> dict[str, Any]:
-    return {"dtype": str(t.dtype).removeprefix("torch."), "shape": ["batch", *t.shape[1:]]}
+    return {"dtype": dtype_name(t.dtype), "shape": ["batch", *t.shape[1:]]}

@@ -111,5 +111,6 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message, or its type."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    """The first line of an error's message, or its type; a KeyError's message is a key alone."""
+    said = str(error).strip() or type(error).__name__
+    return (f"no key {said}" if type(error) is KeyError else said).splitlines()[0]

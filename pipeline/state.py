@@ -22,7 +22,7 @@ from torch.utils import _pytree as pytree  # the registry that torch.func and to
 from pipeline import html
 from pipeline.direction import Direction, direction, rank
 from pipeline.errors import ConfigError, DataError, StateError, did_you_mean
-from pipeline.tree import Tree, describe
+from pipeline.tree import Tree, describe, dtype_name
 
 Batch: TypeAlias = Mapping[str, Any]
 
@@ -152,7 +152,7 @@ class State:
         """The parameters as a table, for notebooks."""
         if self.lease.donated:
             return html.escape(repr(self))
-        rows = [(name, "x".join(map(str, t.shape)), str(t.dtype).removeprefix("torch."), t.numel())
+        rows = [(name, "x".join(map(str, t.shape)), dtype_name(t.dtype), t.numel())
                 for name, t in self.params.items()]  # fmt: skip
         foot = ("all", "", "", sum(count for *_, count in rows))
         return html.table(["parameter", "shape", "dtype", "numbers"], rows, foot=foot)

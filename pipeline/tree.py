@@ -59,10 +59,15 @@ def named(tree: Tree) -> dict[str, Any]:
     return leaves
 
 
+def dtype_name(dtype: Any) -> str:
+    """A dtype in a word, such as `float32`."""
+    return str(dtype).removeprefix("torch.")
+
+
 def describe(values: Mapping[str, Any]) -> str:
     """Shapes and dtypes of named tensors, for messages: `inputs (64, 784) float32`."""
     shapes = [
-        f"{name} {tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}"
+        f"{name} {tuple(value.shape)} {dtype_name(value.dtype)}"
         for name, value in paths(dict(values))
         if hasattr(value, "shape") and hasattr(value, "dtype") and value.ndim > 0
     ]

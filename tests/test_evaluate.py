@@ -307,6 +307,34 @@ def test_a_metric_of_ones_own():
     assert measured(worst, *batches) == {"bias": 3.0}
 
 
+@pytest.mark.parametrize("compile", [False, True])
+@pytest.mark.parametrize(
+    ("measure", "finish", "said"),
+    [
+        (lambda y: {"n": y == 1}, dict, r"measures 'n' \(3,\), but declares \(\); sum it over the batch"),
+        (lambda y: {"n": (y == 1).float().mean()}, dict, "'n' in float32, but declares int64; declare evaluate.FLOAT"),
+        (lambda y: {"m": y.sum()}, dict, "returned a dict of 'm', but declares sums of 'n'"),
+        (lambda y: y.sum(), dict, "returned a tensor, but declares sums of 'n'"),
+        (lambda y: {"n": y.sum()}, lambda s: s["n"], "finishes with a tensor; return a dict, {'own': ...}"),
+        (lambda y: {"n": y.sum()}, lambda s: {"n": s["m"]}, r"no key 'm' \(test_evaluate.py:\d+\)"),
+    ],
+)
+def test_sums_that_are_not_as_declared_are_refused(measure, finish, said, compile):
+    """By the metric's name, before they are added: a float would be cut to a whole number in a graph."""
+    own = evaluate.metric("own", lambda targets: measure(targets), finish, {"n": evaluate.INT})
+    rows = load.batches({"inputs": torch.randn(6, 4), "targets": torch.arange(3).repeat(2)}, size=3)
+    model = forward.model(pipes.Linear)
+    pipe = Pipeline(rows, model, loss.cross_entropy(), own, backward.gradients(), update.sgd(0.1))
+    with pytest.raises(StageError, match=f"'own' .*{said}"):
+        list(fit(pipe, epochs=1, compile=compile))
+
+
+def test_sums_may_be_numbers():
+    """Of Python, as a count of rows is."""
+    seen = evaluate.metric("seen", lambda targets: {"n": len(targets)}, lambda s: {"seen": s["n"]}, {"n": evaluate.INT})
+    assert measured(seen, (torch.zeros(2, 3), torch.arange(2)), (torch.zeros(1, 3), torch.arange(1))) == {"seen": 3}
+
+
 def share(name, better=None, of=lambda wrong: {"wrong": wrong}):
     """A metric that says, or does not say, which of its values are better."""
 

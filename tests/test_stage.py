@@ -2,8 +2,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
-from pipeline import Pipeline, Stage, schedules, stage, update
+from pipeline import Pipeline, Stage, backward, fit, forward, load, loss, schedules, stage, update
 from pipeline.errors import ConfigError, StageError, WiringError
 from tests.strategies import normals, shapes
 
@@ -139,6 +140,29 @@ def test_what_was_not_declared_is_an_error(writes, result, message):
     """A result other than what a stage declares raises a StageError that shows both."""
     with pytest.raises(StageError, match=f"stage 'bad' {message}"):
         stage(writes=writes, name="bad")(lambda: result).run({}, {}, None)
+
+
+@pytest.mark.parametrize("shape", [(), (3,)])
+@pytest.mark.parametrize(
+    ("first", "added"),
+    [(torch.int64, 0.5), (torch.bool, 2), (torch.bfloat16, torch.ones(1)), (torch.float32, torch.ones(1).double())],
+)
+def test_memory_keeps_its_dtype(first, added, shape):
+    """A graph writes it in place, and would cut a float to a whole number; a 0-d float is rounded, with and without."""
+
+    @stage(writes="loss", init=lambda params: {"n": torch.zeros(shape, dtype=first)})
+    def counted(loss, memory):
+        return loss, {"n": memory["n"] + torch.as_tensor(added).expand(*shape, 1)[..., 0]}
+
+    rows = load.batches({"inputs": torch.randn(6, 4), "targets": torch.arange(3).repeat(2)}, size=3)
+    pipe = Pipeline(
+        rows, forward.model(nn.Linear(4, 3)), loss.cross_entropy(), counted, backward.gradients(), update.sgd(0.1)
+    )
+    if shape == () and first.is_floating_point:
+        assert pipe.step(pipe.init())[0].tree["memory"]["counted"]["n"].dtype == first
+        return
+    with pytest.raises(StageError, match=r"'counted' makes 'memory/counted/n' \w+ of \w+; return .to\(torch\."):
+        list(fit(pipe, epochs=1))
 
 
 def test_memory_that_was_not_returned_is_an_error():

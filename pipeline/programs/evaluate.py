@@ -69,7 +69,8 @@ def finished(program: Program, parts: Sequence[Measured]) -> dict[str, Any]:
     sums: Sums = reduce(summed, [part.sums for part in parts])
     results = metrics_of.read(program.finish(sums))
     for s in program.pipe.host_metrics:
-        results |= s.summary([x for part in parts for x in part.seen[s.name]])
+        with s.blamed({}):
+            results |= metrics_of.read(s.summary([x for part in parts for x in part.seen[s.name]]))
     return results
 
 

@@ -22,13 +22,14 @@ from pipeline.mesh import Shard
 from pipeline.names import LASTS
 from pipeline.programs import data
 from pipeline.programs.hyper import hyper_numbers, hyper_values, lasting, remembering
+from pipeline.programs.layout import in_layout_of
 from pipeline.programs.loss_check import Difference, differs
 from pipeline.programs.program import Program, Sums
 from pipeline.programs.segments import Hyper, Segment, batch_weight, first_memory, run_stages, segments
 from pipeline.random import computed
 from pipeline.stage import Stage
 from pipeline.state import Batch, State, samples
-from pipeline.tree import Tree, paths, tree_map
+from pipeline.tree import Tree, tree_map
 from pipeline.wiring import check_trained
 
 CARRIED = "buffers carried"
@@ -147,9 +148,8 @@ class Single:
             if pytree.tree_structure(memory[name]) != pytree.tree_structure(before):
                 raise StageError(name, "returned a memory of another structure than its init made")
         old = {name: tree[name] for name in lasting}
-        self._check_shapes({**lasting, "memory": memory}, {**old, "memory": tree["memory"]})
-        lasting, memory = tree_map(_in_dtype_of, (lasting, memory), (old, tree["memory"]))
-        new = {**tree, **lasting, "memory": memory, "step": tree["step"] + 1}
+        lasting = in_layout_of({**old, "memory": tree["memory"]}, {**lasting, "memory": memory}, self.pipe)
+        new = {**tree, **lasting, "step": tree["step"] + 1}
         for s in self.pipe.finite:
             new = s.choose(values[s.writes[0]], tree, new)
         return new
@@ -205,8 +205,10 @@ class Single:
         done: dict[str, Any] = {}
         for s in self.pipe.graph:
             if s.name in sums and s.finish is not None:
+                with s.blamed({"sums": sums[s.name]}):
+                    named = s.finish(sums[s.name])
                 # If two metrics have one name, as with two heads, the second gets its stage's name in front.
-                done.update({f"{s.name}.{k}" if k in done else k: v for k, v in s.finish(sums[s.name]).items()})
+                done.update({f"{s.name}.{k}" if k in done else k: v for k, v in named.items()})
         return done
 
     # -- checks while a step runs
@@ -245,18 +247,6 @@ class Single:
             why = f"is not trained: no loss depends on a parameter in {', '.join(sorted(unreached))}"
             raise StageError(name, f"{why}; if that is meant, write forward.model(..., frozen=True)")
 
-    def _check_shapes(self, new: dict[str, Tree], old: dict[str, Tree]) -> None:
-        """Raise StageError if a tensor of State changes its shape."""
-        for i, (x, y) in enumerate(zip(pytree.tree_leaves(new), pytree.tree_leaves(old), strict=False)):
-            if isinstance(x, Tensor) and x is not y and x.shape != y.shape:
-                path = paths(new)[i][0]
-                name, _, rest = path.partition("/")
-                writer = [s.name for s in self.pipe.graph if name in s.writes or rest.startswith(f"{s.name}/")][-1]
-                instead = "return it as it was"
-                if any(g.per_example for g in self.pipe.backwards) and x.shape[1:] == y.shape:
-                    instead = "gradients are of each sample: put update.clip_per_example() or mean_gradients() before"
-                raise StageError(writer, f"makes {path!r} {tuple(x.shape)} of {tuple(y.shape)}; {instead}")
-
 
 def kept(tree: Mapping[str, Tree]) -> dict[str, Any]:
     """The values of State that stages read by name."""
@@ -289,9 +279,3 @@ def _with_carried(tree: dict[str, Tree], sums: Sums, buffers: Mapping[tuple[str,
         first = tree[name][k] if how == "run" else torch.zeros_like(now)
         new[name] = {**new[name], k: torch.where(begun > 0, now, first)}
     return new
-
-
-def _in_dtype_of(new: Any, old: Any) -> Any:
-    """A 0-d parameter times a learning rate, which is 0-d float64, is float64: State keeps its own dtype."""
-    number = isinstance(new, Tensor) and isinstance(old, Tensor) and new.ndim == 0
-    return new.to(old.dtype) if number and new.dtype != old.dtype else new
