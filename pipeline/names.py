@@ -24,13 +24,14 @@ LASTS = ("memory", "hyper", "step", "seed")
 def check_names(stages: Sequence[Element]) -> None:
     if not stages:
         raise WiringError("a Pipeline needs at least one stage")
-    seen: set[str] = set()
     for s in stages:
         if not isinstance(s, Element):
             raise WiringError(f"a Pipeline is made of stages, not {type(s).__name__}{_instead(s)}")
-        if s.name in seen:
-            raise WiringError(f"two stages are named {s.name!r}; give one another name: .named({s.name + '.2'!r})")
-        seen.add(s.name)
+    names = [s.name for s in stages]
+    if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
+        which = ", and two ".join(repr(name) for name in twice)
+        instead = ", ".join(f".named({name + '.2'!r})" for name in twice)
+        raise WiringError(f"two stages are named {which}; give one another name: {instead}")
     for kind, cls in (("load", Load), ("place", Place)):
         found = [s.name for s in stages if isinstance(s, cls)]
         if len(found) > 1:

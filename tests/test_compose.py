@@ -44,6 +44,10 @@ def doubled(inputs):
         ),
         ((load.batches(DATA, size=2), MODEL, misspelt, GRADS, SGD), r"reads 'target'.*did you mean 'targets'"),
         ((MODEL, MODEL), r"two stages are named 'forward.model'; give one another name"),
+        (
+            (MODEL, loss.mse(), MODEL, loss.mse()),
+            r"named 'forward.model', and two 'loss.mse'; .*: .named\('forward.model.2'\), .named\('loss.mse.2'\)",
+        ),
         ((MODEL, MODEL.named("b")), r"'forward.model' and 'b' both keep 'params'"),
         ((place.on("cpu"), place.on("cpu").named("b")), "one place stage, not 2"),
         ((load.batches(DATA, size=2), load.batches(DATA, size=2).named("b")), "one load stage, not 2"),
