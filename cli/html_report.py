@@ -13,6 +13,7 @@ from cli import classes, ranking, record
 from cli import config as settings
 from cli.flags import words
 from cli.progress import warn
+from cli.sampling import sample_held_out
 from cli.saved_run import Past
 from cli.worst import Sample, worst
 from pipeline import plot
@@ -78,7 +79,19 @@ def _summary(past: Past, facts: dict[str, Any], best: tuple[int, str, float] | N
     if best is not None:
         lines.append(f"best {format_metric(best[1], best[2])} in epoch {best[0]} of {past.rows[-1]['epoch']}")
     seconds = sum(row.get("seconds") or 0 for row in past.rows)
-    return [*lines, f"{seconds:.1f} s of training on {facts.get('device', '?')}, {facts.get('threads', '?')} threads"]
+    return [
+        *lines,
+        f"{_seconds(seconds)} of training on {facts.get('device', '?')}, {facts.get('threads', '?')} threads",
+    ]
+
+
+def _seconds(seconds: float) -> str:
+    """Two digits of less than ten seconds, and tenths of more.
+
+    >>> _seconds(0.0312), _seconds(75.04)
+    ('0.031 s', '75.0 s')
+    """
+    return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.1f} s"
 
 
 def _metrics(past: Past, best: tuple[int, str, float] | None) -> tuple[list[str], list[list[Any]]]:
@@ -98,7 +111,7 @@ def _number(value: Any) -> Any:
 
 def _measured(past: Past) -> dict[str, Any]:
     """Classes and the worst samples of the best epoch on the held-out data, or the reason for leaving them out."""
-    parts: dict[str, Any] = {"fault": None, "classes": None, "worst": (), "worst_table": None}
+    parts: dict[str, Any] = {"fault": None, "classes": None, "worst": (), "worst_table": None, "sample": None}
     if past.config.pipeline.name is not None:
         return parts
     try:
@@ -109,7 +122,9 @@ def _measured(past: Past) -> dict[str, Any]:
         if figures is not None:
             rows = [*zip(figures.names, figures.precision, figures.recall, figures.f1, strict=True)]
             parts["classes"] = {"names": figures.names, "rows": rows, "confusion": figures.confusion}
-        if about.task != "language modelling":
+        if about.task == "language modelling":
+            parts["sample"] = sample_held_out(job, state)
+        else:
             samples = worst(past, job, about)
             parts |= {"worst": samples, "worst_table": _worst_table(samples, about.target)}
     except PipeError as e:

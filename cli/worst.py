@@ -33,6 +33,8 @@ class Sample:
     """A data URI, if the inputs are an image."""
     true: str
     predicted: str
+    wrong: bool | None
+    """Whether its class, or any label, is wrong; None for values."""
     cells: dict[str, Any]
     """Its row in a table's file."""
 
@@ -54,13 +56,13 @@ def worst(past: Past, job: Job, about: About) -> list[Sample]:
         values = head(apply(module, inputs, batch))
     assert job.prepared is not None
     table = job.prepared.raw().cells if job.prepared.raw is not None else {}
-    return [
-        Sample(
-            row, float(loss[row]), _image(batch["inputs"][i]), _true(batch["targets"][i], about),
-            _predicted(values[i : i + 1], about, decision), {name: column[row] for name, column in table.items()},
-        )
-        for i, row in enumerate(rows.tolist())
-    ]  # fmt: skip
+    samples: list[Sample] = []
+    for i, row in enumerate(rows.tolist()):
+        image, true = _image(batch["inputs"][i]), _true(batch["targets"][i], about)
+        predicted, wrong = _predicted(values[i : i + 1], true, about, decision)
+        cells = {name: column[row] for name, column in table.items()}
+        samples.append(Sample(row, float(loss[row]), image, true, predicted, wrong, cells))
+    return samples
 
 
 def _loss(predictions: Tensor, targets: Tensor, about: About) -> Tensor:
@@ -80,14 +82,17 @@ def _true(target: Tensor, about: About) -> str:
     return ", ".join(f"{v:.4g}" for v in target.reshape(-1).tolist())
 
 
-def _predicted(values: Tensor, about: About, decision: Decision) -> str:
+def _predicted(values: Tensor, true: str, about: About, decision: Decision) -> tuple[str, bool | None]:
+    """The prediction in words, and whether it is wrong."""
     columns = named(about, values.numpy(), decision)
     if about.task == "classification":
-        return f"{columns['prediction'][0]} ({float(columns['probability'][0]):.1%})"
+        name = str(columns["prediction"][0])
+        return f"{name} ({float(columns['probability'][0]):.1%})", name != true
     if about.task == "several labels":
         labels = [n.removeprefix("prediction_") for n, v in columns.items() if v.dtype == bool and v[0]]
-        return ", ".join(labels) or "none"
-    return ", ".join(f"{float(v[0]):.4g}" for v in columns.values())
+        said = ", ".join(labels) or "none"
+        return said, said != true
+    return ", ".join(f"{float(v[0]):.4g}" for v in columns.values()), None
 
 
 def _image(inputs: Tensor) -> str | None:

@@ -158,14 +158,18 @@ def _draw_run(axes: Axes, metric: str, rows: Sequence[Row], best: tuple[int, str
 
 def _draw_runs(axes: Axes, metric: str, runs: Mapping[str, Sequence[Row]]) -> None:
     """A curve for each run, of held-out data if it has any, with its own colour and mark."""
-    for k, (name, rows) in enumerate(runs.items()):
-        held_out = _points(rows, f"validate/{metric}")
-        points = held_out if held_out[1] else _points(rows, f"train/{metric}")
+    curves = [_points(rows, f"validate/{metric}") for rows in runs.values()]
+    curves = [c if c[1] else _points(rows, f"train/{metric}") for c, rows in zip(curves, runs.values(), strict=True)]
+    for k, (name, points) in enumerate(zip(runs, curves, strict=True)):
         style = STYLES[k // len(COLOURS) % len(STYLES)]
-        _draw(axes, *points, label=name, color=COLOURS[k % len(COLOURS)], style=style, marker=MARKS[k % 8])
+        hidden = sum(points == later for later in curves[k + 1 :])  # a wide line is seen beneath equal ones
+        _draw(
+            axes, *points, label=name, color=COLOURS[k % len(COLOURS)], style=style, marker=MARKS[k % 8], wider=hidden
+        )
 
 
-def _draw(axes: Axes, epochs: Points, values: Points, *, label: str, color: str, style: str, marker: str) -> None:
+def _draw(axes: Axes, epochs: Points, values: Points, *, label: str, color: str, style: str, marker: str,
+          wider: int = 0) -> None:  # fmt: skip
     """Draw a curve, unless it is empty."""
     if len(epochs) > POINTS:
         places, intervals = (np.array_split(np.asarray(x, dtype=float), POINTS) for x in (epochs, values))
@@ -174,8 +178,9 @@ def _draw(axes: Axes, epochs: Points, values: Points, *, label: str, color: str,
         axes.fill_between(epochs, *ends, color=color, alpha=0.2, linewidth=0)
     if len(epochs):
         every = 1 if marker == "." else max(len(epochs) // 10, 1)
-        marks: dict[str, Any] = {"marker": marker, "markersize": 5, "markevery": every}
-        axes.plot(epochs, values, label=_literal(label), color=color, linestyle=style, linewidth=1.3, **marks)
+        marks: dict[str, Any] = {"marker": marker, "markersize": 5 + 2 * wider, "markevery": every}
+        width = 1.3 + 2 * wider
+        axes.plot(epochs, values, label=_literal(label), color=color, linestyle=style, linewidth=width, **marks)
 
 
 def _points(rows: Sequence[Row], name: str) -> tuple[Points, Points]:
@@ -188,17 +193,18 @@ def _finish(axes: Axes, metric: str, legend: bool) -> None:
     from matplotlib.ticker import MaxNLocator
 
     values = np.concatenate([np.asarray(line.get_ydata(), dtype=float) for line in axes.get_lines()])
-    bounded = "accuracy" in metric or metric.startswith("r2")
-    if not bounded and values.min() > 0 and values.max() > 30 * values.min():
+    # A schedule has a shape of its own, as a cosine, which a logarithm would bend.
+    linear = "accuracy" in metric or metric.startswith("r2") or metric == "learning rate"
+    if not linear and values.min() > 0 and values.max() > 30 * values.min():
         axes.set_yscale("log")
-    axes.set_title(_literal(metric), fontsize=10)
-    axes.set_xlabel("epoch", fontsize=9)
+    axes.set_title(_literal(metric), fontsize=12)
+    axes.set_xlabel("epoch", fontsize=10)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    axes.tick_params(labelsize=8)
+    axes.tick_params(labelsize=10)
     axes.grid(visible=True, linewidth=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     if legend and len(axes.get_legend_handles_labels()[1]) > 1:
-        axes.legend(fontsize=7, frameon=False)
+        axes.legend(fontsize=9, frameon=False)
 
 
 def _rows(run: Curve) -> list[Row]:

@@ -68,6 +68,21 @@ def test_several_runs_are_told_apart():
     assert [axes.get_legend() is not None for axes in figure.axes] == [True, False]
 
 
+def test_equal_runs_are_seen_beneath_each_other():
+    """The first one is the widest."""
+    rows = numbered([{"validate/loss": 0.5}, {"validate/loss": 0.4}])
+    other = numbered([{"validate/loss": 0.5}, {"validate/loss": 0.3}])
+    lines = plot.curves({"a": rows, "b": other, "c": rows}).axes[0].lines
+    assert lines[0].get_linewidth() > lines[1].get_linewidth() == lines[2].get_linewidth()
+
+
+def test_a_schedule_keeps_its_shape():
+    """A learning rate that falls to nearly 0 is linear; a loss that falls as far is not."""
+    falling = [{"train/loss": x, "train/learning rate": x} for x in (1.0, 0.5, 1e-4)]
+    figure = plot.curves(numbered(falling), metrics=["loss", "learning rate"])
+    assert [axes.get_yscale() for axes in figure.axes] == ["log", "linear"]
+
+
 def test_reports_are_taken_as_rows_are():
     """Those inside an epoch are left out; where there is nothing to draw, it is said."""
     inside, whole = (Report(1, 1, 1, 1, 1, complete, {"loss": 0.5}) for complete in (False, True))
