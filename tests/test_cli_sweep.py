@@ -133,6 +133,21 @@ def test_tables_and_pictures_of_few_and_many():
         assert picture.picture(["lr", "momentum"], part, "loss").axes
 
 
+def test_the_best_value_at_an_end_is_said():
+    """A sweep whose best learning rate is the largest may have a better one beyond it; two values have no ends."""
+    axes = [Axis("lr", (0.01, 0.1, 1.0)), Axis("momentum", (0.0, 0.9)), Axis("clip", low=0.1, high=10.0, log=True)]
+    names = [a.name for a in axes]
+    losses = {(1.0, 0.9, 9.9): 0.1, (0.1, 0.0, 1.0): 0.2, (0.01, 0.0, 0.5): 0.3}
+    points = [
+        (dict(zip(names, at, strict=True)), [{"epoch": 1, "validate/loss": loss, "better": {"loss": "low"}}])
+        for at, loss in losses.items()
+    ]
+    assert picture.edges(axes, points[1:], "loss") == []
+    lr, clip = picture.edges(axes, points, "loss")
+    assert lr == "the best lr, 1, is at the upper end of what was tried"
+    assert clip.startswith("the best clip, 9.9, is at the upper end")
+
+
 def test_an_ensemble_is_one_run(here):
     """What is after a run takes all members as one model: figures, answers, a program, from any of its weights."""
     rows = ["a,b,kind", *(f"{x % 7},{x % 5},{'yes' if x % 7 > x % 5 else 'no'}" for x in range(90))]

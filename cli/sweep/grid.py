@@ -38,6 +38,21 @@ class Axis:
         value = _between(self.low, self.high, rng.random(), self.log)
         return round(value) if self.integer else value
 
+    def end(self, value: Any) -> str | None:
+        """The end of the axis at which a number lies, "lower" or "upper": the last of three values or more, or a
+        twentieth of the range.
+
+        >>> Axis("lr", (0.01, 0.1, 1.0)).end(1.0), Axis("lr", low=0.001, high=1.0, log=True).end(0.5)
+        ('upper', None)
+        """
+        if not all(isinstance(v, int | float) for v in (value, *self.values)) or 0 < len(self.values) < 3:
+            return None
+        if self.values:
+            low, high = min(self.values), max(self.values)
+        else:
+            low, high = (_between(self.low, self.high, share, self.log) for share in (0.05, 0.95))
+        return "lower" if value <= low else "upper" if value >= high else None
+
 
 def split_axes(given: Mapping[str, Any]) -> tuple[dict[str, Any], list[Axis]]:
     """Split settings as text into fixed ones, converted to their types, and settings with several values.

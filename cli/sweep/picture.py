@@ -10,6 +10,7 @@ from attrs import frozen
 from rich.table import Table
 
 from cli import ranking
+from cli.sweep.grid import Axis
 from pipeline.log import Row
 from pipeline.plot import COLOURS
 from pipeline.state import format_metric
@@ -87,11 +88,18 @@ def table(names: Sequence[str], points: Sequence[Point], metric: str, *, most: i
     return table
 
 
+def edges(axes: Sequence[Axis], points: Sequence[Point], metric: str) -> list[str]:
+    """The axes at whose end the best mean lies, in words: values beyond it may be better."""
+    chosen = _settings(points, metric)[0].chosen
+    ends = [(a, end) for a in axes if (end := a.end(chosen[a.name]))]
+    return [f"the best {a.name}, {_text(chosen[a.name])}, is at the {end} end of what was tried" for a, end in ends]
+
+
 def _number(metric: str, value: float) -> str:
     return "not finite" if value != value else format_metric(metric, value).removeprefix(f"{metric} ")
 
 
-def picture(names: Sequence[str], points: Sequence[Point], metric: str) -> Figure:
+def picture(names: Sequence[str], points: Sequence[Point], metric: str, title: str = "") -> Figure:
     """The metric over the axis with the most numbers: one line per setting of the other axes, with its range over
     seeds.
 
@@ -118,6 +126,7 @@ def picture(names: Sequence[str], points: Sequence[Point], metric: str) -> Figur
     axes.set_xlabel(x_axis, fontsize=9)
     hollow = " (hollow: stopped earlier)" if any(s.epochs < longest for s in rows) else ""
     axes.set_ylabel(f"held-out {metric}, last epoch{hollow}", fontsize=9)
+    axes.set_title(title, fontsize=10)
     axes.tick_params(labelsize=8)
     axes.grid(visible=True, linewidth=0.3)
     axes.spines[["top", "right"]].set_visible(False)

@@ -168,7 +168,7 @@ def _write_results(
     folders.replace(folder / CSV, text.getvalue().encode())
     if axes:
         points = [(m.chosen, results[m.name]) for m in members]
-        figure = picture.picture([a.name for a in axes], points, metric)
+        figure = picture.picture([a.name for a in axes], points, metric, "\n".join(picture.edges(axes, points, metric)))
         folders.replace(folder / PICTURE, plot.svg(figure).encode())
     files.remove(folder / BEST)
     os.symlink(Path(MEMBERS, _best(members, results, metric).name), folder / BEST)
@@ -184,6 +184,8 @@ def _print_results(
     best = _best(members, results, metric)
     value = format_metric(metric, results[best.name][-1][f"validate/{metric}"])
     say.print(f"best    {value}: {picture.words(best.chosen) or 'the defaults'}, seed {best.config.run.seed}")
+    for edge in picture.edges(axes, points, metric):
+        say.print(f"        {edge}; try beyond it")
     say.print(f"time    {seconds:.1f} s for {len(members)} runs")
     say.print(
         f"sweep   {folder} ({CSV}, {PICTURE}; go on with the best: pipe train --resume {folder / BEST} --epochs N)"
