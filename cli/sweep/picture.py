@@ -99,7 +99,7 @@ def _number(metric: str, value: float) -> str:
     return "not finite" if value != value else format_metric(metric, value).removeprefix(f"{metric} ")
 
 
-def picture(names: Sequence[str], points: Sequence[Point], metric: str, title: str = "") -> Figure:
+def picture(names: Sequence[str], points: Sequence[Point], metric: str, heading: str = "") -> Figure:
     """The metric over the axis with the most numbers: one line per setting of the other axes, with its range over
     seeds.
 
@@ -126,7 +126,7 @@ def picture(names: Sequence[str], points: Sequence[Point], metric: str, title: s
     axes.set_xlabel(x_axis, fontsize=9)
     hollow = " (hollow: stopped earlier)" if any(s.epochs < longest for s in rows) else ""
     axes.set_ylabel(f"held-out {metric}, last epoch{hollow}", fontsize=9)
-    axes.set_title(title, fontsize=10)
+    axes.set_title(heading, fontsize=10)
     axes.tick_params(labelsize=8)
     axes.grid(visible=True, linewidth=0.3)
     axes.spines[["top", "right"]].set_visible(False)
