@@ -23,12 +23,14 @@ from cli import build, record, step_size
 from cli.config import TrainConfig
 from cli.measure import Floor, Timing, Way, clock, floor, race
 from cli.output import written
+from cli.processes import silent
 from cli.progress import plain
 from cli.settled import settled
 from pipeline import Batch, Ensemble, Pipeline, State
 from pipeline.compile import Compiled, CompileReport
 from pipeline.errors import ConfigError
 from pipeline.load import Load
+from pipeline.profiling import profile as profiled
 from pipeline.programs.data import ahead, epoch
 from pipeline.programs.program import Program
 
@@ -70,16 +72,8 @@ def run(config: TrainConfig, *, seconds: float, file: str | None = None) -> None
 def _run(config: TrainConfig, seconds: float, out: IO[bytes] | None) -> None:
     if not 0 < seconds < math.inf:
         raise ConfigError(f"--seconds {seconds} is out of range: it must be above 0")
-    config, data = settled(config)
-    job = build.job(config, data)
-    state = build.first(job, config)
-    torch.set_num_threads(step_size.threads(job, step_size.measured(job, state), config.run.threads))
-    device, number = str(job.stages.place.device), torch.get_num_threads()
-    say = plain(False)
-    say.print(f"data    {config.source}: {job.data}, batches of {job.stages.load.size if job.stages.load else 0}")
-    say.print(f"model   {job.model}: {build.parameters(state.params):,} parameters")
-    precision = "" if config.run.precision == "fp32" else f", {config.run.precision}"
-    say.print(f"device  {device}, {number} thread{'s' if number > 1 else ''}{precision}")
+    config, job, state = _begun(config)
+    say, device, number = plain(False), str(job.stages.place.device), torch.get_num_threads()
     figures = measure(job.pipe, state, seconds, compile=config.run.compile and config.run.backend)
     say.print(f"graphs  {_graphs(figures)}\n")
     say.print(_table(figures))
@@ -96,6 +90,35 @@ def _run(config: TrainConfig, seconds: float, out: IO[bytes] | None) -> None:
         versions = {**record.versions(), "system": platform.platform()}
         facts = {**about, **_plain(figures), "settings": config.flat, "versions": versions}
         out.write(f"{json.dumps(facts, indent=1)}\n".encode())
+
+
+def profile(config: TrainConfig, *, steps: int, trace: str | None) -> None:
+    """Print the profile of a step; write its trace."""
+    if trace is not None:
+        with written(Path(trace)):  # a file that can't be written is an error at once; torch writes by a path
+            pass
+    config, job, state = _begun(config)
+    if isinstance(job.pipe, Ensemble):
+        raise ConfigError("a profile is of one member: leave out --ensemble")
+    with silent():
+        found = profiled(job.pipe, state=state, steps=steps, compile=config.run.compile)
+    plain(False).print(f"\n{found}", highlight=False, soft_wrap=True)
+    if trace is not None:
+        found.trace(trace)
+
+
+def _begun(config: TrainConfig) -> tuple[TrainConfig, build.Job, State]:
+    """The settled config, its job and first State, said in a few lines; sets the threads."""
+    config, data = settled(config)
+    job = build.job(config, data)
+    state = build.first(job, config)
+    torch.set_num_threads(step_size.threads(job, step_size.measured(job, state), config.run.threads))
+    number, say = torch.get_num_threads(), plain(False)
+    say.print(f"data    {config.source}: {job.data}, batches of {job.stages.load.size if job.stages.load else 0}")
+    say.print(f"model   {job.model}: {build.parameters(state.params):,} parameters")
+    precision = "" if config.run.precision == "fp32" else f", {config.run.precision}"
+    say.print(f"device  {job.stages.place.device}, {number} thread{'s' if number > 1 else ''}{precision}")
+    return config, job, state
 
 
 def measure(

@@ -41,9 +41,10 @@ def chosen(config: TrainConfig, data: Prepared | None, say: Console) -> tuple[Tr
 
 def _chosen(config: TrainConfig, data: Prepared | None, say: Console) -> tuple[str, str, bool]:
     """The precision, its reason, and whether graphs of both were tried."""
-    if place.resolve(config.run.device).type != "cpu":
+    device = place.resolve(config.run.device)
+    if device.type != "cpu":
         return "fp32", "auto chooses on a CPU alone; on a GPU name bf16", False
-    if not torch.cpu._is_avx512_bf16_supported() and not torch.cpu._is_amx_tile_supported():
+    if not place.fast_bf16(device):
         return "fp32", "this processor has no instructions for bf16", False
     exact = evolve(config, run=evolve(config.run, precision="fp32"))
     job = build.job(exact, data)

@@ -144,6 +144,20 @@ def drop_closed_outputs() -> None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), file)
 
 
+@contextmanager
+def silent() -> Iterator[None]:
+    """Without what C++ writes to stderr: torch's profiler notes there that it begins and ends."""
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
 def note(name: str, value: str) -> None:
     """Write a note for later restarts of these processes. The first one stays: a run may have others inside."""
     if noted(name) is None and NOTES in os.environ:

@@ -27,6 +27,7 @@ from pipeline.errors import PipeError
 from pipeline.loop import fit
 from pipeline.pipe import Pipeline
 from pipeline.plot import Reports
+from pipeline.profiling import profile
 from pipeline.runs import load_run
 from pipeline.schedules import Schedule
 from pipeline.stage import Stage, stage
@@ -60,6 +61,7 @@ __all__ = [
     "order",
     "place",
     "plot",
+    "profile",
     "schedules",
     "sources",
     "stage",

@@ -181,6 +181,13 @@ def host(tree: Tree) -> Tree:
     return tree_map(lambda t: t.detach().to("cpu", copy=True) if isinstance(t, Tensor) else t, tree)
 
 
+def fast_bf16(device: torch.device) -> bool:
+    """Whether a device multiplies in bf16 by instructions of its own."""
+    if device.type != "cpu":
+        return device.type == "cuda"
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
 def resolve(device: str | torch.device) -> torch.device:
     """The device of a name on this machine."""
     if device == "auto":

@@ -16,7 +16,7 @@ BANDS = {
     "stages": ["element", "stage", "shapes", "joint", *STEPS, "models", "sources", "log", "plot", "progress", "until"],
     "pipeline": ["names", "wiring", "description"],
     "programs": ["programs", "resident", "compile"],
-    "runs": ["pipe", "loop", "sweeps", "ensembles", "checkpoint", "runs", "testing", "__init__"],
+    "runs": ["pipe", "loop", "profiling", "sweeps", "ensembles", "checkpoint", "runs", "testing", "__init__"],
 }  # fmt: skip
 """The modules of `pipeline` by band; a band imports from itself and from those above it."""
 BAND = {name: i for i, names in enumerate(BANDS.values()) for name in names}

@@ -9,6 +9,7 @@ COMMANDS = {
     "init": "Write a commented config to start from",
     "plot": "Draw the curves of runs",
     "predict": "Predict other data with a run's model",
+    "profile": "Show where the time of a step goes",
     "report": "Write a run as one HTML file",
     "runs": "List and compare runs",
     "sample": "Continue a text with a run's language model",
