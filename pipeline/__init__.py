@@ -3,6 +3,11 @@
 The modules are the steps of the training loop, in its order; a Pipeline is a sequence of their stages.
 """
 
+from functools import partial
+from types import ModuleType
+
+from torch import dtype
+
 from pipeline import (
     backward,
     checkpoint,
@@ -69,3 +74,18 @@ __all__ = [
     "until",
     "update",
 ]
+
+
+def _public(module: ModuleType) -> list[str]:
+    """What completion shows of a module: its `__all__`, or else its own functions, classes and dtypes."""
+    own = [
+        name for name, x in vars(module).items()
+        if not name.startswith("_")
+        and (isinstance(x, dtype) or str(getattr(x, "__module__", "")).startswith(module.__name__))
+    ]  # fmt: skip
+    return sorted(getattr(module, "__all__", own))
+
+
+for _module in [x for x in [*globals().values()] if isinstance(x, ModuleType)]:
+    if _module.__name__.removeprefix(f"{__name__}.") in __all__:
+        vars(_module)["__dir__"] = partial(_public, _module)

@@ -12,6 +12,7 @@ import torch
 from attrs import evolve, frozen
 from torch import Tensor
 
+from pipeline import html
 from pipeline.compile import Compiled
 from pipeline.element import is_count
 from pipeline.errors import ConfigError
@@ -23,6 +24,9 @@ from pipeline.state import Batch, State, find
 from pipeline.tree import tree_map
 
 Order: TypeAlias = Literal["shared", "own"]
+
+SHOWN = 40
+"""Most members shown in a notebook."""
 
 
 @frozen(eq=False, slots=False)
@@ -51,6 +55,13 @@ class Sweep:
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.members} of {self.pipe!r})"
+
+    def _repr_html_(self) -> str:
+        """The settings of its first members, and the pipeline."""
+        names = list(dict.fromkeys(name for setting in self.settings for name in setting))
+        rows = [[i, *(setting.get(name, "") for name in names)] for i, setting in enumerate(self.settings[:SHOWN])]
+        more = f"<p>{self.members - SHOWN:,} more</p>" if self.members > SHOWN else ""
+        return html.table(["member", *names], rows) + more + self.pipe._repr_html_()
 
     def init(self, seed: int = 0, *, steps: int | None = None, batch: Batch | None = None) -> State:
         """The first State: each member's as the pipeline makes it by the member's own seed, with its own numbers.

@@ -6,7 +6,22 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import Pipeline, backward, evaluate, fit, forward, load, loss, models, place, schedules, stage, update
+from pipeline import (
+    Pipeline,
+    backward,
+    evaluate,
+    fit,
+    forward,
+    load,
+    log,
+    loss,
+    models,
+    place,
+    schedules,
+    stage,
+    sweep,
+    update,
+)
 from pipeline.errors import StageError, StateError, WiringError
 from pipeline.programs.evaluate import check_state
 from tests import pipes
@@ -208,3 +223,24 @@ def test_evaluation_leaves_out_what_needs_gradients():
     state = pipe.init(0)
     assert set(pipe.evaluate(state, DATA)) == {"loss", "accuracy"}
     assert set(pipe.step(state, DATA)[1]) == {"loss", "accuracy", "grad_norm"}
+
+
+def test_completion_shows_what_is_meant_for_people():
+    """Of a module of steps, its own functions and classes, without imports and hidden names."""
+    assert {"jsonl", "csv", "tensorboard", "read"} <= {*dir(log)}
+    assert not {"json", "Path", "annotations", "_text"} & {*dir(log)}
+    assert {"adamw", "clip_norm", "FLOAT", "accuracy"} <= {*dir(update), *dir(evaluate)}
+    for module in (evaluate, log, update, schedules):
+        assert all(hasattr(module, name) for name in dir(module))
+
+
+def test_sweeps_and_schedules_read_well():
+    """A schedule by its shape and numbers; a sweep by its settings; both as pages of a notebook, with all escaped."""
+    cosine = schedules.cosine(0.1, warmup=5)
+    assert repr(cosine) == "Schedule(cosine of 0.1, warmup=5, floor=0)"
+    assert repr(schedules.schedule(0.5, lambda step, every=10.0: step // every)) == "Schedule(factor of 0.5, every=10)"
+    assert "<svg" in cosine._repr_html_()
+    pipe = Pipeline(MODEL, loss.mse(), backward.gradients(), update.sgd(cosine))
+    page = sweep(pipe, hyper={"lr": [0.1, 0.25]}, seeds=2, order="shared")._repr_html_()
+    assert page.count("<tr>") > 5
+    assert "0.25" in page

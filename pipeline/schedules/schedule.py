@@ -13,10 +13,11 @@ from attrs import field, frozen
 from torch import Tensor
 
 from pipeline.errors import ConfigError, StateError
+from pipeline.html import escape
 from pipeline.schedules.lengths import Length, fill
 
 
-@frozen(eq=False)
+@frozen(eq=False, repr=False)
 class Schedule:
     """`base * factor(step, **numbers)`, or `base * factor(step, memory=..., **numbers)` with a memory."""
 
@@ -30,6 +31,21 @@ class Schedule:
     """`observe(memory, metrics, **numbers)` returns the memory after an epoch with these metrics."""
     watches: tuple[str, ...] = field(default=(), kw_only=True)
     """Metrics that `observe` reads."""
+
+    def __repr__(self) -> str:
+        """As `Schedule(cosine of 0.1, warmup=0, floor=0)`, without lengths that are unknown until a run."""
+        ours = getattr(self.factor, "__module__", "").startswith("pipeline.")
+        name = getattr(self.factor, "__qualname__", "").split(".")[0 if ours else -1].strip("_")
+        known = [f"{k}={v:g}" for k, v in self.numbers.items() if not math.isnan(v)]
+        of = f"{name if name.isidentifier() else 'factor'} of {self.base:g}"
+        return f"Schedule({', '.join([of, *known])})"
+
+    def _repr_html_(self) -> str:
+        """Its curve, over a run of ten epochs."""
+        from pipeline.plot import svg
+        from pipeline.schedules.picture import plot
+
+        return f"<p>{escape(repr(self))}: 1,000 steps, 100 an epoch</p>{svg(plot(self, 1_000, batches=100))}"
 
     def at(self, step: int, steps: int | None = None, batches: int | None = None) -> float:
         """The value at one step, without observations.
