@@ -15,6 +15,7 @@ from cli.recipes.setting import refusal
 from cli.recipes.task import CLASSES, LABELS
 from pipeline.direction import directions
 from pipeline.errors import ConfigError, did_you_mean
+from pipeline.plot import USUAL
 from pipeline.programs.evaluate import better
 from pipeline.sources import Prepared, Source, Subset, Tensors
 from pipeline.sources.memmap import Mapped
@@ -63,9 +64,11 @@ def _percent(share: Tensor) -> str:
 
 
 def settled(config: TrainConfig, job: Job) -> TrainConfig:
-    """The settings with the metric of the best epoch, if it is not the one that the task always has, so that whoever
-    reads the run later knows it."""
-    if config.run.best is not None or job.prepared is None or job.best == result(ALWAYS[job.prepared.task][-1]):
+    """The settings with the metric of the best epoch, if it is not the one that whoever reads the run later takes."""
+    if config.run.best is not None or job.prepared is None:
+        return config
+    seen = [*map(result, ALWAYS[job.prepared.task])]
+    if job.best == next((name for name in USUAL if name in seen), None):
         return config
     return evolve(config, run=evolve(config.run, best=job.best))
 

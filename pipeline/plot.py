@@ -37,6 +37,8 @@ WIDTH, HEIGHT = 5.2, 3.1
 STYLES = ("-", "--", "-.", ":")
 MARKS = "oxsv^d+*"
 _SKIPPED = ("epoch", "step", "seconds", "samples_per_second")
+USUAL = ("accuracy", "r2", "perplexity", "loss")
+"""Metrics of the best epoch unless one is named; the first that there is."""
 _FIRST = ("loss", "accuracy", "r2", "perplexity")
 _LAST = ("gradient norm", "update ratio", "learning rate")
 
@@ -129,8 +131,8 @@ def best_epoch(
 ) -> tuple[int, str, float] | None:
     """Epoch, metric and value of the best validation; ties go by the loss, then to the later one."""
     seen = [{_metric(k): v for k, v in r.items() if not k.startswith("train/")} for r in rows]
-    usual, known = ("accuracy", "r2", "perplexity", "loss"), declared(rows)
-    name = metric or next((n for n in usual if n in known and n in seen[-1]), "")
+    known = declared(rows)
+    name = metric or next((n for n in USUAL if n in known and n in seen[-1]), "")
     if not (seen := [r for r in reversed(seen) if _number(r.get(name))]):
         return None
     way = direction(name, known, better)

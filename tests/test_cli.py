@@ -152,7 +152,8 @@ def test_the_tutorials_random_data(tmp_path):
 
 
 def test_other_models_optimizers_and_files(tmp_path):
-    """A ConvNet with AdamW, a table of values, a table of classes, and tokens all train."""
+    """A ConvNet with AdamW, a table of values, a table of classes, and tokens all train; a report names the best epoch
+    by the same metric."""
     (tmp_path / "houses.csv").write_text("rooms,price\n" + "".join(f"{i % 5},{i % 5 * 1.5 + 0.1}\n" for i in range(60)))
     (tmp_path / "pets.csv").write_text(
         "weight;kind\n" + "".join(f"{i % 2}.5;{['cat', 'dog'][i % 2]}\n" for i in range(40))
@@ -169,6 +170,9 @@ def test_other_models_optimizers_and_files(tmp_path):
         done = commands.run("train", *QUICK[:3], *options, "-v", cwd=tmp_path)
         assert done.code == 0, done.err
         assert f"best    {best}" in done.out
+        folder = done.out.rpartition("\nrun     ")[2].split()[0]
+        assert commands.run("report", folder, "--out", "page.html", cwd=tmp_path).code == 0
+        assert f"<p>best {best}" in (tmp_path / "page.html").read_text()
         assert "backward.gradients" in done.out
         assert ("precision" in done.out) == (best == "accuracy")
 
