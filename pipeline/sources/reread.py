@@ -23,7 +23,7 @@ SAME = "write them as the training rows are"
 
 def reread(frame: Frame, known: Mapping[str, Reading], held: dict[str, Reading]) -> dict[str, Reading]:
     """`held`, with the readings of further columns: as they are `known` of the training rows, or, for texts that do not
-    fit these, in another form. If such columns have another decimal mark, all have it.
+    fit these, in another form. The decimal mark of the file, if some columns tell it, holds for all.
 
     Raises DataError, with a cell, for a column that can be read in two ways.
     """
@@ -32,8 +32,7 @@ def reread(frame: Frame, known: Mapping[str, Reading], held: dict[str, Reading])
     texts = {name: counted(frame, column) for name, column in valued.items() if column.dtype == package().String}
     texts = {name: (seen, counts) for name, (seen, counts) in texts.items() if len(seen)}
     other = [name for name, (seen, _) in texts.items() if from_texts(seen, new[name]).null_count()]
-    written = [name for name in texts if new[name].kind == NUMBER]
-    forms = {name: numbers.forms(*texts[name], 0.0) for name in written if {*written} & {*other}}
+    forms = {name: numbers.forms(*texts[name], 0.0) for name in texts if new[name].kind == NUMBER}
     decimal = decimal_of({}, texts, forms)
     held |= new
     for name, reading in new.items():
