@@ -316,3 +316,13 @@ def test_rows_are_the_same_from_all_sources(folder, task):
             assert side.tensors.keys() == other.tensors.keys()
             for name, t in side.tensors.items():
                 assert torch.equal(t, other.tensors[name]), name
+
+
+def test_one_column_of_floats(tmp_path):
+    """Inputs (N,) are those of (N, 1), as X and y of one variable are saved."""
+    x = np.random.default_rng(0).normal(size=50)
+    for name, inputs in (("flat", x), ("column", x[:, None])):
+        np.savez(tmp_path / f"{name}.npz", X=inputs, y=3 * x)
+    flat, column = (sources.arrays(tmp_path / f"{name}.npz") for name in ("flat", "column"))
+    assert flat.train.tensors["inputs"].shape == (40, 1)
+    assert torch.equal(flat.train.tensors["inputs"], column.train.tensors["inputs"])

@@ -54,6 +54,15 @@ def read(cells, wanted=None, **options):
         (["20200125", "20200202"], "date", "%Y%m%d", [18286, 18294]),
         (["2020-01-25T00:00:00+01:00", "2020-01-25T12:00:00Z"], "date", "%Y-%m-%d", [18286 - 1 / 24, 18286.5]),
         (["2020-01-25T12:00:00.5+00:00"], "date", "%Y-%m-%d", [18286.5 + 0.5 / 86400]),
+        (["2,675E+01", "1,0E2"], "number", ",", [26.75, 100]),  # no thousands with an exponent
+        (["1\u2019234.5", "12"], "number", ".'", [1234.5, 12]),
+        (["R$ 1.005,50", "R$ 5,5"], "number", ",.", [1005.5, 5.5]),
+        (["10,50 kr", "9,00 kr"], "number", ",", [10.5, 9]),
+        (["1.5", "#DIV/0!", "<NA>", "\\N", "#REF!"], "number", ".", [1.5] + 4 * [np.nan]),
+        (["20200125120000", "20200202000000"], "date", "%Y%m%d", [18286.5, 18294]),
+        (["20200125T120000Z", "20200202T000000Z"], "date", "%Y%m%d", [18286.5, 18294]),
+        (["Jan 2020", "February 2020"], "date", "%B %Y", [18262, 18293]),
+        (["01/2020", "2/2020"], "date", "%m/%Y", [18262, 18293]),
         (["13:05", "1:05 pm", "0:00:30"], "time", "", [47100, 47100, 30]),
     ],
 )
@@ -145,6 +154,18 @@ def test_columns_are_named_with_commas_and_patterns(tmp_path):
         (b'size,name\n2",pipe\n3",rod\n', 2, 2),
         (b"a,b\n'1','it, too'\n'2','x'\n", 2, 2),
         (b'a,b\n"say \\"so\\"",1\n"x, y",2\n', 2, 2),
+        ("a;b\n1;\u00fc\n".encode("utf-16-le"), 2, 1),
+        ("a;b\n1;\u00fc\n".encode("utf-16-be"), 2, 1),
+        ("a;b\n1;\u00fc\n".encode("utf-32"), 2, 1),
+        (b"a\tb\n\t\n1\t2\n", 2, 2),
+        (b"a,b,\n1,2,\n3,4,\n", 2, 2),
+        (b"|a|b|\n|1|2|\n|3|4|\n", 3, 2),
+        (b"Sales of 2020,,\n,,\nregion,a,b\nx,1,2\ny,3,4\n", 3, 2),
+        (b"0,1,2\n0.5,1.5,1\n2.5,0.1,0\n", 3, 2),
+        (b",0,1,2\n0,5,6,1\n1,8,9,0\n", 3, 2),
+        (b"land,2018,2019,2020\nFR,5,6,7\nCH,2019,2,3\n", 4, 2),
+        (b"0,1,2\n3,4,5\n6,7,8\n", 3, 3),
+        (b"x,1,2\ny,3,4\nz,5,6\n", 3, 3),
     ],
 )
 def test_files_as_programs_write_them(tmp_path, content, columns, rows):
@@ -152,6 +173,66 @@ def test_files_as_programs_write_them(tmp_path, content, columns, rows):
     (tmp_path / "t.csv").write_bytes(content)
     found = read_table(tmp_path / "t.csv")
     assert found.data.shape == (rows, columns)
+
+
+def test_a_first_row_of_another_width(tmp_path):
+    """It is named, and left out if it has one cell; if it may be the header, it is not."""
+    rows = "".join(f"{i},{i % 3},{i * 0.5}\n" for i in range(20))
+    (tmp_path / "title.csv").write_text(f"Sales of 2020\n\na,b,c\n{rows}")
+    with pytest.raises(DataError, match=r"line 1: 1 columns, but most have 3 \(1 such row\); skip_bad=True"):
+        read_table(tmp_path / "title.csv")
+    found = read_table(tmp_path / "title.csv", Dialect(skip_bad=True))
+    assert (found.data.columns, found.lines[0], found.skipped) == (["a", "b", "c"], 4, (1,))
+    (tmp_path / "names.csv").write_text(f"a,b\n{rows}")
+    for skip in (False, True):
+        with pytest.raises(DataError, match="line 1: 2 columns, but most have 3; if it has the names"):
+            read_table(tmp_path / "names.csv", Dialect(skip_bad=skip))
+    (tmp_path / "blanks.txt").write_text("a::b\n1::2\n")
+    with pytest.raises(DataError, match=r"has one column.*if another mark separates them, name it by separator="):
+        read_table(tmp_path / "blanks.txt")
+
+
+def test_a_cell_that_is_filled_or_not_says_something(tmp_path):
+    """A column of one value and of nothing, as of boxes that are ticked, is an input."""
+    rows = "".join(f"{'x' * (i % 3 > 0)},{'1' * (i % 2)},5,{i}\n" for i in range(40))
+    (tmp_path / "t.csv").write_text(f"box,one,same,y\n{rows}")
+    data = sources.table(tmp_path / "t.csv", task="regression")
+    assert {c["name"]: c["kind"] for c in data.fitted["columns"]} == {"box": "category", "one": "number"}
+    tensors = data.train.tensors
+    assert tensors["inputs"].isfinite().all()
+    assert sorted(tensors["categories"].unique().tolist()) == [0, 1]
+    assert sorted(tensors["inputs"][:, 1].unique().tolist()) == [0, 1]
+
+
+def test_long_whole_numbers_are_classes_of_their_own(tmp_path):
+    """Ids of 64 bits are more than float64 tells apart, in CSV of any size as in Parquet."""
+    ids = [1234567890123456789 + i % 3 for i in range(60)]
+    rows = pl.DataFrame({"x": [float(i) for i in range(60)], "y": ids})
+    rows.write_csv(tmp_path / "t.csv")
+    rows.write_parquet(tmp_path / "t.parquet")
+    wanted = tuple(map(str, ids[:3]))
+    csv_data, parquet = sources.table(tmp_path / "t.csv"), sources.table(tmp_path / "t.parquet")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(csv, "BLOCK", 200)
+        blocks = sources.table(tmp_path / "t.csv")
+    assert wanted == csv_data.classes == parquet.classes == blocks.classes
+    for data in (parquet, blocks):
+        assert torch.equal(data.train.tensors["targets"], csv_data.train.tensors["targets"])
+
+
+def test_a_last_row_of_sums_and_years_to_come_are_said(tmp_path):
+    """A sum among samples is one that nobody measured; 12/31/65 is a birthday of 1965."""
+    rows = [[f"n{i % 3}", i, 2.5 * i, f"12/31/{i + 50}"] for i in range(1, 31)]
+    total = ["Total", sum(r[1] for r in rows), sum(r[2] for r in rows), ""]
+
+    def notes(table):
+        (tmp_path / "t.csv").write_text("\n".join(",".join(map(str, r)) for r in [["place", "a", "y", "day"], *table]))
+        return " ".join(sources.table(tmp_path / "t.csv", target="y").lines)
+
+    assert "line 32 is the sum of the others" in notes([*rows, total])
+    assert "is the sum" not in notes(rows)
+    assert "is the sum" not in notes([*rows, ["n1", 465, 3.5, ""]])
+    assert "'day' years of two digits are read as 1969 to 2068" in notes(rows)
 
 
 def test_new_rows_of_another_dialect_are_the_same(tmp_path):

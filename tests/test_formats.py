@@ -218,6 +218,47 @@ def test_missing_keys_and_mixed_and_nested_values(folder):
     assert any("'nested' is left out" in note for note in sources.table(folder / "mixed.jsonl").lines)
 
 
+def test_keys_keep_their_order_if_the_first_object_lacks_some(folder):
+    """The target is the last column by default."""
+    body = [{"a": i, "b": i * 0.5, "y": i % 2} for i in range(20)]
+    del body[0]["a"], body[0]["b"], body[1]["y"]
+    (folder / "keys.jsonl").write_text("\n".join(map(json.dumps, body)))
+    assert formats.read_table(folder / "keys.jsonl").data.columns == ["a", "b", "y"]
+
+
+def test_an_index_of_pandas_is_the_first_column(folder):
+    """Parquet has it last, where it would be the target."""
+    pd = pytest.importorskip("pandas")
+    pytest.importorskip("pyarrow")
+    index = pd.date_range("2020-01-01", periods=40, name="day")
+    frame = pd.DataFrame({"a": [i % 7 for i in range(40)], "y": [i % 2 for i in range(40)]}, index=index)
+    frame.to_parquet(folder / "day.parquet")
+    frame.to_csv(folder / "day.csv")
+    one, other = sources.table(folder / "day.parquet"), sources.table(folder / "day.csv")
+    assert one.fitted["targets"]["names"] == ("y",)
+    assert torch.equal(one.train.tensors["inputs"], other.train.tensors["inputs"])
+
+
+def test_a_spreadsheet_as_people_make_it(folder):
+    """A title above the table, cells merged over rows, and several sheets, of which the first is read and named."""
+    import xlsxwriter
+
+    with xlsxwriter.Workbook(folder / "people.xlsx") as book:
+        sheet = book.add_worksheet("north")
+        book.add_worksheet("south")
+        sheet.merge_range(1, 1, 1, 3, "Sales of 2020")
+        for row, cells in enumerate([["region", "a", "y"], *([None, i, i * 0.5] for i in range(30))], 3):
+            sheet.write_row(row, 1, cells)
+        for first in range(0, 30, 3):
+            sheet.merge_range(4 + first, 1, 6 + first, 1, "NESW"[first // 3 % 4])
+    frame = formats.read_table(folder / "people.xlsx")
+    assert frame.data.columns == ["region", "a", "y"]
+    assert frame.data["region"].to_list() == ["NESW"[i // 3 % 4] for i in range(30)]
+    assert frame.lines.tolist() == [*range(5, 35)]
+    assert frame.notes[0].startswith("'Sales of 2020' is left out")
+    assert "sheet 'north' is read; others are south, as excel:" in frame.notes[1]
+
+
 def test_a_file_of_several_tables_is_refused_with_their_names(folder):
     import xlsxwriter
 

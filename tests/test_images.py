@@ -128,6 +128,20 @@ def test_every_kind_of_pixel(tmp_path, kind):
     assert (inputs == 1.0).all()
 
 
+@pytest.mark.parametrize("kind", ["LA", "RGBA", "P"])
+def test_what_is_transparent_is_white(tmp_path, kind):
+    """An icon that is black with a shape in its transparency shows that shape."""
+    icon = np.zeros((8, 8, 4), np.uint8)
+    icon[2:6, 2:6, 3] = 255
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        for i in range(2):
+            image = Image.fromarray(icon).quantize() if kind == "P" else Image.fromarray(icon).convert(kind)
+            image.save(tmp_path / name / f"{i}.png")
+    inputs, _ = everything(sources.images(tmp_path).train)
+    assert torch.equal(inputs[0, 0], torch.tensor(icon[..., 3] == 0).float())
+
+
 def test_photos_are_upright(tmp_path):
     """A JPEG that EXIF says lies on its side is turned, and its size with it."""
     exif = Image.Exif()

@@ -37,7 +37,7 @@ def _is_column(c: Any) -> bool:
         return _texts((c["name"], *c["words"])) and _counts((c["length"],))
     known = c["kind"] in ("number", "truth", "date", "time") and type(c["missing"]) is bool
     known &= type(c.get("hours", False)) is bool
-    return known and _texts((c["name"], c["form"])) and _numbers((c["mean"], c["std"]))
+    return known and _texts((c["name"], c["form"], c.get("unit", ""))) and _numbers((c["mean"], c["std"]))
 
 
 @frozen(eq=False)
@@ -85,7 +85,7 @@ class About:
         good &= all(_numbers(fitted.get(key, [])) for key in ("target_mean", "target_std"))
         good &= type(fitted.get("log_outputs", True)) is bool
         targets = fitted.get("targets", {})
-        good &= all(_texts(targets.get(key, [])) for key in ("names", "kinds", "forms", "classes"))
+        good &= all(_texts(targets.get(key, [])) for key in ("names", "kinds", "forms", "classes", "units"))
         good &= "targets" not in fitted or (targets["task"] in TASKS.values() and len(targets["names"]) > 0)
         good &= all(map(_is_column, fitted.get("columns", [])))
         good &= "mode" not in fitted or (fitted["mode"] in ("L", "RGB") and len(fitted["size"]) == 2)

@@ -75,10 +75,10 @@ def arrays(
 ) -> Prepared:  # fmt: skip
     """Inputs (N, ...) and targets (N, ...) as .npz, safetensors, or a folder of .npy files, named like one of PAIRS.
 
-    Inputs (N, D) of floats are prepared as columns of a table. Bytes (N, H, W), (N, C, H, W) or (N, H, W, C) are
-    images, (N, C, H, W) float32 in [0, 1]; other floats are float32, other numbers int64. Targets (N,) are learned as a
-    table's column is; (N, L) of 0 and 1 are several labels, and of the shape of integer inputs the next tokens; others
-    are values. Up to 1 GiB, arrays are read into memory; of larger .npy files, only the rows of a batch.
+    Inputs (N, D) or (N,) of floats are prepared as columns of a table. Bytes (N, H, W), (N, C, H, W) or (N, H, W, C)
+    are images, (N, C, H, W) float32 in [0, 1]; other floats are float32, other numbers int64. Targets (N,) are learned
+    as a table's column is; (N, L) of 0 and 1 are several labels, and of the shape of integer inputs the next tokens;
+    others are values. Up to 1 GiB, arrays are read into memory; of larger .npy files, only the rows of a batch.
 
     - `inputs` and `targets`: names of the arrays; `test`: a file of the held-out samples, instead of a split.
     """
@@ -155,7 +155,13 @@ def _sides(
     for side in made:
         if any(a is not None and (a.ndim == 0 or len(a) == 0) for a in (side.inputs, side.targets)):
             raise DataError(f"{path} is empty: it has no samples")
+    made = [evolve(side, inputs=side.inputs[:, None]) if _is_column(side.inputs) else side for side in made]
     return made[0], (made[1] if len(made) > 1 else None)
+
+
+def _is_column(inputs: np.ndarray) -> bool:
+    """Whether inputs are a single column of a table."""
+    return inputs.ndim == 1 and inputs.dtype.kind == "f"
 
 
 def _cells(array: np.ndarray) -> Any:

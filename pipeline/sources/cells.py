@@ -28,7 +28,7 @@ WIDEST = 1 << 63
 Row: TypeAlias = tuple[int, Mapping[str, Any]]
 """The place of a row in its file, and its cells by column. A column that it has not is missing."""
 Kinds: TypeAlias = dict[str, set[type]]
-"""Types of the values of each column, in the order in which the columns appear."""
+"""Types of the values of each column, in the order of the columns in the row that has the most."""
 
 
 def typed(
@@ -40,17 +40,38 @@ def typed(
     `rows` is called twice for a file of more than one block: the first time for the types.
     """
     kinds: Kinds = {name: set() for name in names}
+    widest = len(names)
     with reading(path, "can't be read as a table"):
         blocks = _blocks(rows())
         first = next(blocks, [])
         second = next(blocks, None)
         for block in [first] if second is None else chain([first, second], blocks):
-            for name in dict.fromkeys(chain.from_iterable(row for _, row in block)):
-                kinds.setdefault(name, set()).update(kinds_of([row.get(name) for _, row in block]))
+            for _, row in block:
+                if len(row) > widest or not row.keys() <= kinds.keys():
+                    both = ([*row], [*kinds]) if len(row) > widest else ([*kinds], [*row])
+                    kinds = {name: kinds.get(name, set()) for name in _in_order(*both)}
+                    widest = max(widest, len(row))
+            for name in kinds:
+                kinds[name].update(kinds_of([row.get(name) for _, row in block]))
         for block in [first] if second is None else _blocks(rows()):
             columns = [series(name, [row.get(name) for _, row in block], seen) for name, seen in kinds.items()]
             lines = np.array([place for place, _ in block], np.int64)
             yield Frame(str(path), package().DataFrame(columns), lines, unit, notes, missing)
+
+
+def _in_order(known: list[str], names: list[str]) -> list[str]:
+    """Some names with further ones, each before the name that follows it.
+
+    >>> _in_order(["b", "d"], ["a", "b", "c", "d", "e"])
+    ['a', 'b', 'c', 'd', 'e']
+    """
+    at = len(known)
+    for name in reversed(names):
+        if name in known:
+            at = known.index(name)
+        else:
+            known.insert(at, name)
+    return known
 
 
 def _blocks(rows: Iterator[Row]) -> Iterator[list[Row]]:

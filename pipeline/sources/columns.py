@@ -18,6 +18,8 @@ MOSTLY = 0.9
 """Smallest share of the texts of a column of numbers or dates that are such; all others are errors."""
 HALF = 0.5
 """A column of texts is noted if at least this share are numbers."""
+EXACT = 1 << 53
+"""Whole numbers up to this are exact as float64."""
 SMALL = 10_000
 """Rows of a column that is read as it is."""
 
@@ -48,6 +50,8 @@ class Reading:
     form: str = ""
     """Form of numbers or dates in texts."""
     note: str = ""
+    unit: str = ""
+    """Unit of numbers in texts, such as "%"."""
 
 
 def readings(frame: Frame, wanted: Readings | None = None) -> dict[str, Reading]:
@@ -55,12 +59,12 @@ def readings(frame: Frame, wanted: Readings | None = None) -> dict[str, Reading]
     wanted = wanted or Readings()
     categorical, numeric = frame.named(wanted.categorical), frame.named(wanted.numeric)
     columns = {name: frame.column(name) for name in frame.data.columns}
-    texts = {name: _counted(frame, column) for name, column in columns.items() if column.dtype == package().String}
+    texts = {name: counted(frame, column) for name, column in columns.items() if column.dtype == package().String}
     forms = {
         name: numbers.forms(seen, counts, 0.0 if name in numeric else MOSTLY, wanted.decimal) if len(seen) else []
         for name, (seen, counts) in texts.items()
     }
-    decimal = wanted.decimal or _decimal(columns, texts, forms)
+    decimal = wanted.decimal or decimal_of(columns, texts, forms)
     found: dict[str, Reading] = {}
     for name, column in columns.items():
         if name in categorical:
@@ -74,23 +78,28 @@ def readings(frame: Frame, wanted: Readings | None = None) -> dict[str, Reading]
     return found
 
 
-def _counted(frame: Frame, column: Any) -> tuple[Any, Any]:
+def counted(frame: Frame, column: Any) -> tuple[Any, Any]:
     """The different texts of a column, but for missing numbers, and how often each occurs."""
     pl = package()
     table = column.drop_nulls().alias("text").value_counts(name="count")
     texts = table.to_series(0)
     if frame.missing == MISSING:
-        table = table.filter(~texts.is_in(list(BLANKS)))
+        table = table.filter(~_blank(texts))
         if not len(table):  # nothing else
             table = pl.DataFrame([texts, table.to_series(1)]).head(0)
     return table.to_series(0), table["count"]
 
 
-def _decimal(columns: Mapping[str, Any], texts: Mapping[str, Any], forms: Mapping[str, list[str]]) -> str | None:
+def _blank(texts: Any) -> Any:
+    """Whether texts are words for a missing number, date or truth value."""
+    return texts.str.to_lowercase().is_in(list(BLANKS))
+
+
+def decimal_of(columns: Mapping[str, Any], texts: Mapping[str, Any], forms: Mapping[str, list[str]]) -> str | None:
     """The decimal mark of a file, if its columns use one alone."""
     marks = set()
     for name, found in forms.items():
-        if len(found) == 1 and (found != ["."] or texts[name][0].str.contains(".", literal=True).any()):
+        if len(found) == 1 and (len(found[0]) > 1 or texts[name][0].str.contains(found[0], literal=True).any()):
             marks.add(found[0][0])
     for column in columns.values():
         if column.dtype.is_float() and not (column.drop_nulls() % 1 == 0).all():
@@ -111,10 +120,19 @@ def _of_values(column: Any) -> Reading:
     return Reading(TIME) if dtype == pl.Time else Reading(OTHER, note=f"it holds values of type {dtype}")
 
 
+def are_long(column: Any) -> bool:
+    """Whether some numbers of a column are whole, and have more digits than float64."""
+    if column.dtype == package().String:
+        return bool(column.str.contains(numbers.LONG).any())
+    return column.dtype.is_integer() and any(abs(end or 0) > EXACT for end in (column.min(), column.max()))
+
+
 def _compact(column: Any) -> bool:
-    """Whether all numbers of a column are days such as 20200131."""
+    """Whether all numbers of a column are days such as 20200131, or times such as 20200131235959."""
     seen = column.drop_nulls()
-    if len(seen) < 2 or not dates.FIRST <= seen.min() <= seen.max() <= dates.LAST or not (seen % 1 == 0).all():
+    if len(seen) < 2 or not any(f <= seen.min() <= seen.max() <= last for f, last in dates.COMPACTS):
+        return False
+    if not (seen % 1 == 0).all():
         return False
     days = seen.unique()
     return bool(len(days) > 1 and dates.dates(_whole(days), dates.COMPACT).is_not_null().all())
@@ -134,17 +152,14 @@ def _of_texts(
     if forms:
         form = numbers.chosen(forms, decimal or ("." if "." in forms else frame.decimal))
         if form is None:
-            why = "has a comma that may be a decimal mark, or one of thousands; say which by decimal=',' or '.'"
-            raise frame.refuse(_differing(frame.column(name), forms), name, why)
+            raise refuse_decimal(frame, name, forms, "say which by decimal=',' or '.'")
         compact = form == "." and _compact(floats(texts)) and len(texts) == len(floats(texts).drop_nulls())
-        return Reading(DATE, dates.COMPACT) if compact else Reading(NUMBER, form)
+        return Reading(DATE, dates.COMPACT) if compact else Reading(NUMBER, form, unit=numbers.unit_of(texts))
     if are_truths(texts):
         return Reading(TRUTH)
     if days := dates.forms(texts, counts, MOSTLY, wanted.day_first):
         if len(days) > 1:
-            first = int(frame.column(name).is_not_null().arg_max() or 0)
-            why = f"is a day as {' or '.join(days)}, and no row tells which; say it by day_first="
-            raise frame.refuse(first, name, why)
+            raise refuse_days(frame, name, days, "say it by day_first=")
         return Reading(DATE, days[0])
     if int(counts.filter(dates.times(texts).is_not_null()).sum()) >= MOSTLY * total:
         return Reading(TIME)
@@ -159,10 +174,16 @@ def _of_texts(
     )
 
 
-def _differing(column: Any, forms: list[str]) -> int:
-    """The first row that two forms read differently."""
-    first, second = (numbers.numbers(column, form) for form in forms[:2])
-    return int((first != second).fill_null(False).arg_max() or 0)
+def refuse_decimal(frame: Frame, name: str, forms: list[str], instead: str) -> DataError:
+    """An error that names the first cell that two forms read differently."""
+    first, second = (numbers.numbers(frame.column(name), form) for form in forms[:2])
+    row = int((first != second).fill_null(False).arg_max() or 0)
+    return frame.refuse(row, name, f"has a comma that may be a decimal mark, or one of thousands; {instead}")
+
+
+def refuse_days(frame: Frame, name: str, forms: list[str], instead: str) -> DataError:
+    first = int(frame.column(name).is_not_null().arg_max() or 0)
+    return frame.refuse(first, name, f"is a day as {' or '.join(forms)}, and no row tells which; {instead}")
 
 
 def are_truths(column: Any) -> bool:
@@ -202,7 +223,8 @@ def values(frame: Frame, name: str, reading: Reading) -> np.ndarray:
     if wrong.any():
         others = column.filter(wrong)
         more = f", and neither are {len(others) - 1:,} others" if len(others) > 1 else ""
-        raise frame.refuse(int(wrong.arg_max() or 0), name, f"is not a {WORDS[reading.kind]}{more}; name words for a "
+        wanted = WORDS[reading.kind] + " with '%'" * (reading.unit == numbers.PERCENT)
+        raise frame.refuse(int(wrong.arg_max() or 0), name, f"is not a {wanted}{more}; name words for a "
                            "missing value by missing=, or the column by categorical=")  # fmt: skip
     read = read.fill_null(np.nan).to_numpy()
     return read if known.all() else np.where(known.to_numpy(), read, np.nan)
@@ -214,8 +236,8 @@ def _read(frame: Frame, column: Any, reading: Reading) -> tuple[Any, Any]:
     if column.dtype != package().String:
         return _from_values(column, reading), known
     if frame.missing == MISSING:
-        known &= ~column.is_in(list(BLANKS)).fill_null(False)
-    return _by_distinct(column, lambda texts: _from_texts(texts, reading)), known
+        known &= ~_blank(column).fill_null(False)
+    return _by_distinct(column, lambda texts: from_texts(texts, reading)), known
 
 
 def _by_distinct(column: Any, function: Callable[[Any], Any]) -> Any:
@@ -237,10 +259,10 @@ def unreadable(frame: Frame, readings: Mapping[str, Reading]) -> np.ndarray:
     return bad
 
 
-def _from_texts(column: Any, reading: Reading) -> Any:
+def from_texts(column: Any, reading: Reading) -> Any:
     pl = package()
     if reading.kind == NUMBER:
-        return numbers.numbers(column, reading.form or ".")
+        return numbers.numbers(column, reading.form or ".", reading.unit)
     if reading.kind == DATE:
         return dates.dates(column, reading.form or "%Y-%m-%d")
     if reading.kind == TIME:
@@ -260,24 +282,8 @@ def _from_values(column: Any, reading: Reading) -> Any:
     if reading.kind == TIME and dtype == pl.Time:
         return column.cast(pl.Int64) / 1e9
     fits = reading.kind in (NUMBER, TRUTH) and (dtype.is_numeric() or dtype == pl.Boolean)
+    fits &= reading.unit != numbers.PERCENT  # 39 % may be 39 or 0.39
     return floats(column) if fits else pl.Series([None], dtype=pl.Float64).new_from_index(0, len(column))
-
-
-def reread(frame: Frame, name: str, known: Reading) -> Reading:
-    """The reading of a column in another file than the one that told what it holds."""
-    column = frame.column(name)
-    if column.dtype != package().String or known.kind not in (NUMBER, DATE):
-        return known
-    texts, counts = _counted(frame, column)
-    if not len(texts) or _from_texts(texts, known).is_not_null().all():
-        return known
-    if known.kind == NUMBER:
-        forms = numbers.forms(texts, counts, 0.0)
-        form = numbers.chosen(forms, "." if "." in forms else frame.decimal) if forms else None
-    else:
-        days = dates.forms(texts, counts, 0.0)
-        form = days[0] if len(days) == 1 else None
-    return Reading(known.kind, form) if form else known
 
 
 def names(frame: Frame, name: str, reading: Reading) -> Any:

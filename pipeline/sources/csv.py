@@ -6,7 +6,7 @@ import codecs
 import csv
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.errors import DataError
-from pipeline.sources.dialect import MARKS, SAMPLE, SEPARATOR_LINE, SPACES, Dialect, is_header
+from pipeline.sources.dialect import SAMPLE, SEPARATOR_LINE, SPACES, Dialect, encoding_of, is_header, titles
 from pipeline.sources.files import reading, unpacked
 from pipeline.sources.frame import Frame, package
 from pipeline.sources.grid import Grid
@@ -40,12 +40,8 @@ def blocks(path: Path, dialect: Dialect, *, numbers: bool = False) -> Iterator[F
     for data, lines, skipped in _parsed(path, dialect, chain([first], texts), numbers):
         notes: tuple[str, ...] = ()
         if not names:
-            sample = data.head(SAMPLE + 1).rows()
-            named = is_header(sample, dialect.words) if dialect.header is None else dialect.header
-            names = column_names(path, sample[0], named)
-            if not named:
-                notes = (f"no header: columns are called {names[0]} to {names[-1]}",)
-            data, lines = data.slice(int(named)), lines[int(named) :]
+            names, above, notes = names_of(path, data.head(SAMPLE + 1).rows(), dialect)
+            data, lines = data.slice(above), lines[above:]
         data.columns = names
         yield Frame(str(path), data, lines, "line", notes, dialect.words, dialect.decimal, skipped)
 
@@ -58,9 +54,8 @@ def _texts(path: Path, encoding: str | None) -> Iterator[str]:
         while True:
             raw = file.read(BLOCK)
             if decoder is None:
-                found = next((name for mark, name in MARKS.items() if raw.startswith(mark)), "utf-8")
-                raw = raw.removeprefix(codecs.BOM_UTF8) if encoding in (None, "utf-8") else raw
-                encoding = encoding or found
+                encoding = encoding or encoding_of(raw)
+                raw = raw.removeprefix(codecs.BOM_UTF8) if encoding == "utf-8" else raw
                 decoder = io.IncrementalNewlineDecoder(codecs.getincrementaldecoder(encoding)(), translate=True)
             try:
                 text += decoder.decode(raw, final=not raw)
@@ -107,16 +102,18 @@ def _parsed(
         else:
             split = dialect.separator != SPACES
             rows = [row if split else "\t".join(row.split()) for row in text.split("\n")]
-            lines = np.array([i for i, row in enumerate(rows, line + 1) if row.strip()])
-            rows = [row for row in rows if row.strip()]
+            kept = [bool(row.strip()) or (split and dialect.separator in row) for row in rows]
+            lines = np.flatnonzero(kept) + line + 1
+            rows = [row for row, keep in zip(rows, kept, strict=True) if keep]
             widths = np.array([row.count(dialect.separator if split else "\t") + 1 for row in rows])
             line += text.count("\n")
         if not rows:
             continue
-        width, skipped = width or widths[0], ()
+        first, skipped = width or int(widths[0]), ()
+        width = width or int(np.bincount(widths[:SAMPLE]).argmax())
         if (widths != width).any():
-            if not dialect.skip_bad:
-                raise _ragged(path, lines, widths, width)
+            if not dialect.skip_bad or 1 < first != width:
+                raise _ragged(path, lines, widths, width, first)
             skipped = tuple(lines[widths != width].tolist())
             rows, lines = [r for r, w in zip(rows, widths, strict=True) if w == width], lines[widths == width]
         if by_hand:
@@ -186,13 +183,31 @@ def _rows(path: Path, dialect: Dialect, lines: Lines, first: int) -> tuple[list[
             last.append(first + lines.count)
 
 
-def _ragged(path: Path, lines: np.ndarray, widths: np.ndarray, width: int) -> DataError:
+def _ragged(path: Path, lines: np.ndarray, widths: np.ndarray, width: int, first: int) -> DataError:
     wrong = np.flatnonzero(widths != width)
-    first = f"line {lines[wrong[0]]}: {widths[wrong[0]]} columns, but the first row has {width}"
-    return DataError(f"{path}, {first} ({len(wrong)} such row{'s' * (len(wrong) > 1)}); skip_bad=True leaves such out")
+    others = "the first row has" if first == width else "most have"
+    where = f"{path}, line {lines[wrong[0]]}: {widths[wrong[0]]} columns, but {others} {width}"
+    if 1 < first != width:
+        return DataError(f"{where}; if it has the names, give each column one, and otherwise delete it")
+    return DataError(f"{where} ({len(wrong)} such row{'s' * (len(wrong) > 1)}); skip_bad=True leaves such out")
 
 
-def column_names(path: Path, first: Any, named: bool) -> list[str]:
+def names_of(path: Path, rows: Sequence[Sequence[str]], dialect: Dialect) -> tuple[list[str], int, tuple[str, ...]]:
+    """The names of the columns of a table that begins with some rows, the number of rows above its values, and notes on
+    these."""
+    above = titles(rows)
+    if not is_header(rows[above:], dialect.words):  # a row without most of its values
+        above = 0
+    notes = tuple(f"{row[0]!r} is left out: it is a title above the table" for row in rows[:above] if row[0])
+    rows = rows[above:]
+    named = is_header(rows, dialect.words) if dialect.header is None else dialect.header
+    names = _column_names(path, rows[0], named)
+    if not named:
+        notes += (f"no header: columns are called {names[0]} to {names[-1]}",)
+    return names, above + named, notes
+
+
+def _column_names(path: Path, first: Any, named: bool) -> list[str]:
     names = [(named and name.strip()) or f"column_{i}" for i, name in enumerate(first, 1)]
     if named and not first[0].strip():
         names[0] = ""  # an index, as written by pandas

@@ -10,12 +10,14 @@ DAYS = (
     "%Y-%m-%d", "%Y/%m/%d", "%Y.%m.%d", "%Y%m%d", "%Y-%m", "%d.%m.%Y", "%d.%m.%y",
     "%m/%d/%Y", "%d/%m/%Y", "%m-%d-%Y", "%d-%m-%Y", "%m/%d/%y", "%d/%m/%y", "%m-%d-%y", "%d-%m-%y",
     "%d-%B-%Y", "%d-%B-%y", "%d %B %Y", "%d. %B %Y", "%B %d, %Y", "%B %d %Y", "%d%B%Y",
+    "%m/%Y", "%B %Y", "%B-%Y",
 )  # fmt: skip
 """Forms of a day, in the words of strftime. Month and day first are two forms."""
 COMPACT = "%Y%m%d"
-MONTH = "%Y-%m"
-FIRST, LAST = 19000101, 21001231
-"""Bounds of numbers that may be days in the compact form."""
+COMPACTS = (19000101, 21001231), (19000101_000000, 21001231_235959)
+"""Bounds of numbers that may be days in the compact form, or days with times."""
+BASIC = r"^(\d{8})[T ]?(\d{2})(\d{2})(\d{2}(?:\.\d+)?)"
+"""A compact time."""
 FIELDS = {
     "%Y": r"\d{4}",
     "%y": r"\d{2}",
@@ -42,11 +44,11 @@ def _pattern(form: str) -> str:
 def dates(texts: Any, form: str) -> Any:
     """Texts as days since 1970 in UTC, float64, null if of another form. A time without a zone is in UTC."""
     pl = package()
-    cells = texts.str.extract_groups(STAMP)
+    cells = texts.str.replace(BASIC, "${1}T${2}:${3}:${4}").str.extract_groups(STAMP)
     day = cells.struct.field("day").str.strip_chars()
     day = day.set(~day.str.contains(_pattern(form)).fill_null(True), None).str.replace_all(r"\s+", " ")
-    if form == MONTH:
-        day, form = day + "-01", "%Y-%m-%d"
+    if "%d" not in form:  # a month
+        day, form = "1 " + day, f"%d {form}"
     whole = day.str.to_date(form, strict=False).cast(pl.Int32).cast(pl.Float64)
     seconds = _seconds(cells)
     if cells.struct.field("hour").null_count() == len(texts):
@@ -79,19 +81,20 @@ def _seconds(cells: Any) -> Any:
     return seconds.set(~good.fill_null(False), None)
 
 
-def forms(texts: Any, counts: Any, share: float, day_first: bool | None = None) -> list[str]:
+def forms(texts: Any, counts: Any, share: float, first: bool | None = None) -> list[str]:
     """Forms that read the most of some different texts, each occurring so many times, and at least a `share` of all;
-    several if these read different days."""
+    several if these read different days. `first` is whether days are before months, if it is known."""
     sample = texts.head(1)[0]
     if not any(c.isdigit() for c in sample):
         return []
-    read = {form: dates(texts, form) for form in DAYS if _fits(form, day_first)}
+    read = {form: dates(texts, form) for form in DAYS if first is None or day_first(form) in (None, first)}
     if COMPACT in read and read[COMPACT].null_count():  # a number is a day only among days
         del read[COMPACT]
     return most_read(read, counts, share)
 
 
-def _fits(form: str, day_first: bool | None) -> bool:
-    if day_first is None or "%B" in form or form.lower().startswith("%y") or "." in form:
-        return True
-    return form.startswith("%d") == day_first
+def day_first(form: str) -> bool | None:
+    """Whether the day is before the month; None for a form that could not be read in the other order."""
+    if "%B" in form or form.lower().startswith("%y") or "." in form:
+        return None
+    return form.startswith("%d")

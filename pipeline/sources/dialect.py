@@ -6,7 +6,7 @@ import codecs
 import csv
 import re
 from collections.abc import Iterable, Sequence
-from itertools import islice
+from itertools import islice, pairwise
 
 from attrs import evolve, frozen
 
@@ -19,10 +19,16 @@ SPACES = " "
 """Separator: any number of blanks and tabs."""
 SAMPLE = 100
 """Rows to look at."""
+NAMES = 3
+"""Numbers in a row that may be the names of columns, at least."""
+YEARS = 1800, 2100
 SEPARATOR_LINE = re.compile(r"\Asep=(.)\s*\n")
 """First line in which Excel names the separator."""
-MARKS = {codecs.BOM_UTF8: "utf-8", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
-"""First bytes of a file -> its encoding."""
+ENCODINGS = {
+    codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32", codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16", rb"([^\0]\0){4}": "utf-16-le", rb"(\0[^\0]){4}": "utf-16-be",
+}  # fmt: skip
+"""First bytes of a file that is not UTF-8 -> its encoding."""
 
 
 @frozen
@@ -101,6 +107,15 @@ class Dialect:
         return widths.count(usual) / len(widths), clean, usual, self.separator != ","
 
 
+def encoding_of(first: bytes) -> str:
+    """The encoding of a text, by its first bytes.
+
+    >>> encoding_of("x,y".encode("utf-16")), encoding_of("x;y;".encode("utf-16-le")), encoding_of(b"x,y")
+    ('utf-16', 'utf-16-le', 'utf-8')
+    """
+    return next((name for mark, name in ENCODINGS.items() if re.match(mark, first, re.DOTALL)), "utf-8")
+
+
 def _quotes(text: str, quote: str) -> bool:
     """Whether a character is a quote: as many cells begin with it as end with it."""
     patterns = rf"(?:^|[{SEPARATORS}]){quote}", rf"{quote}(?:[{SEPARATORS}]|$)"
@@ -131,10 +146,16 @@ def _kind(cell: str) -> str | None:
     return "truth" if any(cell.lower() in pair for pair in TRUTHS) else None
 
 
+def titles(rows: Sequence[Sequence[str]]) -> int:
+    """The number of rows at the top that have nothing, or a word in the first of several columns alone."""
+    alone = (not "".join(row[1:]).strip() and _kind(row[0]) is None for row in rows)
+    return next((i for i, title in enumerate(alone) if not title), 0) if len(rows[0]) > 1 else 0
+
+
 def is_header(rows: Sequence[Sequence[str]], words: Sequence[str]) -> bool:
     """Whether the first row has a word above a column of numbers, dates or truth values; without such a column, whether
-    it has a word that its column has not."""
-    typed, missing = False, {*words, *BLANKS}
+    it has a word that its column has not. Numbers that count up may be names, too."""
+    typed, missing, columns = False, {*words, *BLANKS}, []
     for first, *below in zip(*rows, strict=True):
         kinds = [_kind(cell) for cell in below if cell.strip().lower() not in missing]
         kind = max(set(kinds), key=kinds.count, default=None)
@@ -142,4 +163,24 @@ def is_header(rows: Sequence[Sequence[str]], words: Sequence[str]) -> bool:
             typed = True
             if first.strip().lower() not in missing and _kind(first) != kind:
                 return True
+            columns += [(first, below)] if kind == "number" and first.strip() else []
+    if _count_up([first for first, _ in columns]):
+        others = sum(_is_other(first, below) for first, below in columns)
+        return others > len(columns) / 2 or (rows[0][0] == "" and columns[0][0] == "0")  # of pandas, with its index
     return not typed and not all(first in below for first, *below in zip(*rows, strict=True))
+
+
+def _count_up(cells: Sequence[str]) -> bool:
+    """Whether some numbers are whole, and rise in equal steps."""
+    if len(cells) < NAMES or not all(re.fullmatch(r"\d{1,9}", cell) for cell in cells):
+        return False
+    steps = {int(b) - int(a) for a, b in pairwise(cells)}
+    return len(steps) == 1 and steps.pop() > 0
+
+
+def _is_other(name: str, cells: Sequence[str]) -> bool:
+    """Whether a whole number is of another kind than those of its column: than decimal ones, or a year above others."""
+    whole = [int(cell) for cell in cells if re.fullmatch(r"[-+]?\d{1,18}", cell.strip())]
+    if len(whole) < len(cells) / 2:
+        return True
+    return YEARS[0] <= int(name) <= YEARS[1] and not min(whole) <= int(name) <= max(whole)

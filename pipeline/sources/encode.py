@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.sources import words
-from pipeline.sources.columns import CATEGORY, DATE, OTHER, TEXT, TIME, Reading, names, reread, values
+from pipeline.sources.columns import CATEGORY, DATE, OTHER, TEXT, TIME, Reading, names, values
 from pipeline.sources.frame import Frame, package
+from pipeline.sources.reread import reread
 
 MANY = 100
 """A column is left out if its different texts are more than this, and more than half its rows."""
@@ -42,7 +43,7 @@ def fit(frame: Frame, name: str, reading: Reading, rows: np.ndarray) -> Fitted |
         texts = sorted(named.unique().to_list())
         if len(texts) > MANY and len(texts) > len(seen) / 2:
             return f"{len(texts):,} different texts in {len(seen):,} rows"
-        if len(texts) == 1:
+        if len(texts) == 1 and len(seen) == len(rows):
             return f"all its values are {texts[0]!r}"
         return {"name": name, "kind": CATEGORY, "categories": texts}
     found = words.fit(seen)
@@ -52,21 +53,27 @@ def fit(frame: Frame, name: str, reading: Reading, rows: np.ndarray) -> Fitted |
 def _fit_values(frame: Frame, name: str, reading: Reading, rows: np.ndarray) -> Fitted | str:
     read = values(frame, name, reading)[rows]
     absent = np.isnan(read)
-    known = read[~absent] if absent.any() else read
-    if not len(known):
+    present = read[~absent] if absent.any() else read
+    if not len(present):
         return "it has no values"
-    if (known == known[0]).all():
+    if (present == present[0]).all() and not absent.any():
         return f"all its values are {frame.column(name).gather(rows).drop_nulls()[0]}"
-    fitted = {"name": name, "kind": reading.kind, "form": reading.form, "mean": float(known.mean()),
-              "std": float(known.std()), "missing": bool(absent.any())}  # fmt: skip
-    return {**fitted, "hours": bool((known % 1 != 0).any())} if reading.kind == DATE else fitted
+    fitted = {"name": name, "kind": reading.kind, "form": reading.form, "unit": reading.unit,
+              "mean": float(present.mean()),
+              "std": float(present.std()) or 1.0, "missing": bool(absent.any())}  # fmt: skip
+    return {**fitted, "hours": bool((present % 1 != 0).any())} if reading.kind == DATE else fitted
+
+
+def known(fitted: Sequence[Fitted]) -> dict[str, Reading]:
+    """What the fitted columns hold."""
+    return {f["name"]: Reading(f["kind"], f.get("form", ""), unit=f.get("unit", "")) for f in fitted}
 
 
 def codes(frame: Frame, f: Fitted) -> np.ndarray:
     """A column as int64 (N,) positions in its categories, from 1; 0 for a missing or a new value."""
     pl = package()
-    known = names(frame, f["name"], Reading(CATEGORY)).cast(pl.Enum(f["categories"]), strict=False)
-    codes: np.ndarray = (known.to_physical().cast(pl.Int64) + 1).fill_null(0).to_numpy()
+    seen = names(frame, f["name"], Reading(CATEGORY)).cast(pl.Enum(f["categories"]), strict=False)
+    codes: np.ndarray = (seen.to_physical().cast(pl.Int64) + 1).fill_null(0).to_numpy()
     return codes
 
 
@@ -74,7 +81,7 @@ def raw(frame: Frame, fitted: Sequence[Fitted], held: dict[str, Reading] | None 
     """The input of `Columns`: numbers (N, R) float64, as `values` gives them, and int64 codes (N, K) of categories and
     then of words, as `codes` and `words.codes` give them. `held` keeps what the columns of a file hold, from block to
     block."""
-    held = {} if held is None else held
+    held = reread(frame, known(fitted), {} if held is None else held)
     read: list[np.ndarray] = [np.empty((len(frame), 0))]
     categories: list[np.ndarray] = [np.empty((len(frame), 0), np.int64)]
     texts: list[np.ndarray] = []
@@ -86,8 +93,6 @@ def raw(frame: Frame, fitted: Sequence[Fitted], held: dict[str, Reading] | None 
         if f["kind"] == TEXT:
             texts.append(words.codes(names(frame, name, Reading(TEXT)), f))
             continue
-        if name not in held:
-            held[name] = reread(frame, name, Reading(f["kind"], f["form"]))
         read.append(values(frame, name, held[name])[:, None])
     return torch.from_numpy(np.concatenate(read, 1)), torch.from_numpy(np.concatenate(categories + texts, 1))
 

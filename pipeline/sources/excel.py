@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -11,8 +12,8 @@ from typing import Any
 from pipeline import files, memory
 from pipeline.errors import ConfigError, DataError, did_you_mean
 from pipeline.sources.cells import Row, text, typed
-from pipeline.sources.csv import column_names
-from pipeline.sources.dialect import SAMPLE, Dialect, is_header
+from pipeline.sources.csv import names_of
+from pipeline.sources.dialect import SAMPLE, Dialect
 from pipeline.sources.files import inflated, reading
 from pipeline.sources.frame import Frame
 
@@ -28,22 +29,24 @@ def blocks(path: Path, dialect: Dialect, part: str = "") -> Iterator[Frame]:
     Raises DataError for an unknown sheet, and for a file that is no spreadsheet.
     """
     with reading(path, "is no spreadsheet, or damaged"):
-        sheet = _sheet(path, part)
+        sheet, sheets = _sheet(path, part)
         sample = [["" if cell is None else text(cell) for cell in row] for _, row in islice(_rows(sheet), SAMPLE + 1)]
         if not sample:
             return
-        named = is_header(sample, dialect.words) if dialect.header is None else dialect.header
-        names = column_names(path, sample[0], named)
-        notes = () if named else (f"no header: columns are called {names[0]} to {names[-1]}",)
+        names, above, notes = names_of(path, sample, dialect)
+        if not part and len(sheets) > 1:
+            others = ", ".join(name for name in sheets if name != sheet.name)
+            notes += (f"sheet {sheet.name!r} is read; others are {others}, as excel:{path}?{sheets[1]}",)
 
         def table() -> Iterator[Row]:
-            for place, row in islice(_rows(sheet), int(named), None):
+            for place, row in islice(_rows(sheet), above, None):
                 yield place, dict(zip(names, row, strict=True))
 
         yield from typed(path, table, names, notes=notes, missing=dialect.words)
 
 
-def _sheet(path: Path, part: str) -> Any:
+def _sheet(path: Path, part: str) -> tuple[Any, list[str]]:
+    """A sheet, and the names of all."""
     try:
         from python_calamine import CalamineWorkbook
     except ModuleNotFoundError:
@@ -53,15 +56,24 @@ def _sheet(path: Path, part: str) -> Any:
     if part and part not in book.sheet_names:
         near = did_you_mean(part, book.sheet_names)
         raise DataError(f"{path} has no sheet {part!r}{near}")
-    return book.get_sheet_by_name(part) if part else book.get_sheet_by_index(0)
+    return book.get_sheet_by_name(part) if part else book.get_sheet_by_index(0), book.sheet_names
 
 
 def _rows(sheet: Any) -> Iterator[tuple[int, list[Any]]]:
-    """The rows that are not empty, with their numbers in the sheet."""
-    for place, row in enumerate(sheet.iter_rows(), 1):
+    """The rows that are not empty, with their numbers in the sheet. Rows of a merged cell all have its value, in its
+    first column."""
+    first = (sheet.start or (0, 0))[1]
+    merged: dict[int, tuple[int, Any]] = {}
+    begins = defaultdict[int, list[tuple[int, int]]](list)
+    for (top, column), (end, _) in getattr(sheet, "merged_cell_ranges", None) or ():
+        begins[top].append((column - first, end))
+    for place, row in enumerate(sheet.iter_rows()):
         cells = [None if cell == "" else cell for cell in row]
         if any(cell is not None for cell in cells):
-            yield place, cells
+            for column, (end, value) in merged.items():
+                cells[column] = value if place <= end else cells[column]
+            merged |= {column: (end, cells[column]) for column, end in begins[place] if column < len(cells)}
+            yield place + 1, cells
 
 
 def _check(path: Path) -> None:

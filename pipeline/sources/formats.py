@@ -24,6 +24,7 @@ from pipeline.sources.dialect import Dialect
 from pipeline.sources.files import OPENERS, archive, in_archive, members, reading
 from pipeline.sources.frame import Frame, floats, package, plain
 from pipeline.sources.grid import PLAIN, SAMPLE, THOUSANDS
+from pipeline.sources.numbers import LONG
 from pipeline.sources.parts import expand, joined
 
 
@@ -55,8 +56,9 @@ def read_table(path: str | Path, dialect: Dialect | None = None) -> Frame:
     if not len(frame):
         raise DataError(f"{path} is empty: a table needs a header row and at least one sample")
     if len(frame.data.columns) < 2:
-        raise DataError(f"{path} has one column, but needs at least one of inputs and one of targets")
-    return _without_index(frame)
+        separator = "; if another mark separates them, name it by separator=" * (_readers(path)[0][1] is csv.blocks)
+        raise DataError(f"{path} has one column, but needs at least one of inputs and one of targets{separator}")
+    return _without_index(_without_blank(frame))
 
 
 def table_blocks(path: str | Path, dialect: Dialect | None = None, *, numbers: bool = False) -> Iterator[Frame]:
@@ -147,7 +149,11 @@ def _narrowed(frames: Iterator[Frame]) -> Iterator[Frame]:
                 continue
             column = frame.column(name)
             known = column.drop_nulls()
-            if _plain_numbers(known) and not (len(known) and known.str.contains(THOUSANDS).all()):
+            if (
+                _plain_numbers(known)
+                and not known.str.contains(LONG).any()
+                and not (len(known) and known.str.contains(THOUSANDS).all())
+            ):
                 data = data.with_columns(floats(column))
         yield evolve(frame, data=data)
 
@@ -168,6 +174,14 @@ def _joined(frames: list[Frame], path: str | Path, dialect: Dialect) -> Frame:
         texts = [frame.data.select(mixed) for frame in table_blocks(path, dialect)]
         frames = [evolve(f, data=f.data.with_columns(t)) for f, t in zip(frames, texts, strict=True)]
     return joined(path, frames)
+
+
+def _without_blank(frame: Frame) -> Frame:
+    """Without last columns that have neither a name nor values, as behind a separator that ends each row."""
+    last = frame.data.columns[-1]
+    if frame.unit != "line" or last != f"column_{len(frame.data.columns)}" or frame.column(last).count():
+        return frame
+    return _without_blank(frame.without([last], f"column {last!r} is left out: it has no values"))
 
 
 INDEX = re.compile(r"|Unnamed: 0|__index_level_\d+__")

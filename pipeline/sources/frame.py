@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 MISSING = ("", "na", "n/a", "nan", "null", "none", "?", "#n/a")
 """Texts for a missing value in a format without null, in lower case."""
 
-BLANKS = ("-", "--", ".", "n.a.", "#div/0!", "#value!", "#null!")
+BLANKS = ("-", "--", ".", "n.a.", "nat", "<na>", "\\n", "#div/0!", "#value!", "#null!", "#ref!", "#name?", "#num!")
 """Further texts for a missing number, date or truth value, in such a format."""
 TRUTHS = (("false", "true"), ("no", "yes"), ("f", "t"), ("n", "y"), ("off", "on"))
 

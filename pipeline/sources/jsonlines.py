@@ -10,7 +10,7 @@ from typing import IO, Any
 
 from pipeline.errors import DataError
 from pipeline.sources.cells import Row, typed
-from pipeline.sources.dialect import MARKS, Dialect
+from pipeline.sources.dialect import Dialect, encoding_of
 from pipeline.sources.files import unpacked
 from pipeline.sources.frame import Frame
 
@@ -72,8 +72,7 @@ class Text:
         self._count()
         raw = self.file.read(max(BLOCK, len(self.text) - self.at))  # twice as much, if an object is long
         if self.decoder is None:
-            mark = next((mark for mark in MARKS if raw.startswith(mark)), b"")
-            self.encoding = self.encoding or MARKS.get(mark, "utf-8")
+            self.encoding = self.encoding or encoding_of(raw)
             raw = raw.removeprefix(codecs.BOM_UTF8)
             self.decoder = codecs.getincrementaldecoder(self.encoding)()
         try:

@@ -9,9 +9,10 @@ import numpy as np
 from attrs import asdict, evolve, frozen
 
 from pipeline.errors import DataError, did_you_mean
-from pipeline.sources.columns import NUMBER, OTHER, TRUTH, Reading, are_truths, names, reread, values
+from pipeline.sources.columns import CATEGORY, NUMBER, OTHER, TRUTH, Reading, are_long, are_truths, names, values
 from pipeline.sources.frame import Frame, package
 from pipeline.sources.prepared import Task
+from pipeline.sources.reread import reread
 
 FEW = 20
 """Whole numbers of at most this many different values are classes."""
@@ -50,6 +51,7 @@ class Learned:
     kinds: Sequence[str]
     forms: Sequence[str]
     classes: Sequence[str] = ()
+    units: Sequence[str] = ()
 
     @classmethod
     def of(cls, frame: Frame, targets: Sequence[str], readings: Mapping[str, Reading], task: Task | None) -> Learned:
@@ -73,7 +75,10 @@ class Learned:
         if task is None:
             columns = [values(frame, name, r) for name, r in read.items()]
             task = task_of(np.stack(columns, 1) if len(columns) > 1 else columns[0])
-        learned = cls(tuple(read), task, tuple(r.kind for r in read.values()), tuple(r.form for r in read.values()))
+        if task == "classification" and single.kind == NUMBER and are_long(frame.column(targets[0])):
+            read[targets[0]] = single = Reading(CATEGORY)
+        kinds, forms, units = zip(*((r.kind, r.form, r.unit) for r in read.values()), strict=True)
+        learned = cls(tuple(read), task, kinds, forms, units=units)
         return learned if task != "classification" else evolve(learned, classes=_classes(frame, targets[0], single))
 
     @classmethod
@@ -85,16 +90,19 @@ class Learned:
     def json(self) -> dict[str, Any]:
         return asdict(self)
 
+    @property
+    def readings(self) -> dict[str, Reading]:
+        units = self.units or [""] * len(self.names)
+        columns = zip(self.names, self.kinds, self.forms, units, strict=True)
+        return {name: Reading(kind, form, unit=unit) for name, kind, form, unit in columns}
+
     def targets(self, frame: Frame, held: dict[str, Reading] | None = None) -> np.ndarray:
         """Classes (N,) int64, values (N,) or (N, M) float32, or several labels (N, L) float32 of 0 and 1. `held` keeps
         what the columns of a file hold, from block to block.
 
         Raises DataError for an unknown class, and for a cell of another kind.
         """
-        held = {} if held is None else held
-        for name, kind, form in zip(self.names, self.kinds, self.forms, strict=True):
-            if name not in held:
-                held[name] = reread(frame, name, Reading(kind, form))
+        held = reread(frame, self.readings, {} if held is None else held)
         readings = [held[name] for name in self.names]
         if self.task == "classification":
             return self._codes(frame, self.names[0], readings[0])

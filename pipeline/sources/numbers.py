@@ -13,12 +13,15 @@ from typing import Any
 from pipeline.sources.frame import most_read, package
 
 FORMS = (".", ".,", ". ", ".'", ",", ",.", ", ", ",'")
-UNITS = r"[$€£¥₹₩₽₺฿]|[A-Z]{2}\$|USD|EUR|GBP|CHF|JPY|INR|%"
+UNITS = r"[$€£¥₹₩₽₺฿₪₫₴]|[A-Z]{1,2}\$|USD|EUR|GBP|CHF|JPY|INR|kr|zł|Kč|%"
 WHOLE = re.compile(
     rf"^(?P<minus>[-+(]?)\s*(?P<before>{UNITS})?\s*(?P<sign>[-+]?)(?P<body>[\d.,][\d.,' ]*(?:[eE][-+]?\d+)?)"
     rf"\s*(?P<after>{UNITS})?\s*(?P<close>[-)]?)$"
 )
+PERCENT = "%"
 SPACES = "[\u00a0\u2007\u2009\u202f]"
+LONG = r"^[-+]?\d{16,}$"
+"""A whole number that may be none of float64's."""
 ZEROS = r"^[-+]?0\d+$"
 """A whole number with leading zeros."""
 
@@ -31,33 +34,49 @@ def like(text: str) -> bool:
 
 def _body(form: str) -> str:
     decimal, *thousands = (re.escape(mark) for mark in form)
-    grouped = rf"[1-9]\d{{0,2}}(?:{thousands[0]}\d{{2,3}})*{thousands[0]}\d{{3}}|" if thousands else ""
-    return rf"^(?:(?:{grouped}\d+)(?:{decimal}\d*)?|{decimal}\d+)(?:[eE][-+]?\d+)?$"
+    mark = "".join(thousands)
+    grouped = rf"[1-9]\d{{0,2}}(?:{mark}\d{{2,3}})*{mark}\d{{3}}(?:{decimal}\d*)?|" if thousands else ""
+    return rf"^(?:{grouped}(?:\d+(?:{decimal}\d*)?|{decimal}\d+)(?:[eE][-+]?\d+)?)$"
 
 
-def numbers(texts: Any, form: str) -> Any:
+def numbers(texts: Any, form: str, unit: str | None = None) -> Any:
     """Texts as float64, null if not a number of this form.
 
-    A currency sign is dropped, and so is a percent sign, if all numbers have one; two signs are no one unit.
+    A currency sign is dropped, and so is a percent sign, if all numbers have one; two signs are no one unit. If the
+    `unit` is known, all have it, or, of a currency, none.
     """
     pl = package()
-    simple = texts.cast(pl.Float64, strict=False) if form == "." else None
+    simple = texts.cast(pl.Float64, strict=False) if form == "." and unit != PERCENT else None
     if simple is not None and simple.null_count() == texts.null_count():
         return simple
-    cells = texts.str.replace_all(SPACES, " ").str.replace_all("\u2212", "-").str.extract_groups(WHOLE.pattern)
-    cell = {name: cells.struct.field(name).fill_null("") for name in WHOLE.groupindex}
+    cell = _cells(texts)
     body = cell["body"].str.strip_chars()
     units = cell["before"] + cell["after"]
     known = body.str.contains(_body(form)) & ((cell["minus"] == "(") == (cell["close"] == ")"))
     known &= ((cell["minus"] != "").cast(int) + (cell["sign"] != "").cast(int) + (cell["close"] == "-").cast(int)) < 2
     kinds = set(units.filter(known).unique()) - {""}
-    if len(kinds) > 1 or ("%" in kinds and bool((known & (units == "")).any())):
+    if unit is not None:
+        known &= units == PERCENT if unit == PERCENT else units.is_in(["", unit])
+    elif len(kinds) > 1 or (PERCENT in kinds and bool((known & (units == "")).any())):
         return pl.Series([None], dtype=pl.Float64).new_from_index(0, len(texts))
     if len(form) > 1:
         body = body.str.replace_all(form[1], "", literal=True)
     values = body.str.replace(form[0], ".", literal=True).cast(pl.Float64, strict=False)
     below = (cell["minus"] == "-") | (cell["sign"] == "-") | cell["close"].is_in(["-", ")"])
     return pl.select(pl.when(known).then(pl.when(below).then(-values).otherwise(values))).to_series()
+
+
+def _cells(texts: Any) -> dict[str, Any]:
+    """The parts of numbers, by the groups of WHOLE."""
+    plain = texts.str.replace_all(SPACES, " ").str.replace_all("\u2212", "-").str.replace_all("\u2019", "'")
+    cells = plain.str.extract_groups(WHOLE.pattern)
+    return {name: cells.struct.field(name).fill_null("") for name in WHOLE.groupindex}
+
+
+def unit_of(texts: Any) -> str:
+    """The unit of numbers that have one alone, or none."""
+    cell = _cells(texts)
+    return max((cell["before"] + cell["after"]).unique().to_list(), default="")
 
 
 def forms(texts: Any, counts: Any, share: float, decimal: str | None = None) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from textwrap import shorten
@@ -20,6 +21,10 @@ SAMPLE = 100_000
 """Rows that suspicions are judged by."""
 LONGEST = 12
 """Characters of a category to show."""
+TOTAL = re.compile(r"\W*(grand |sub)?(total|sum|summe|gesamt|somme|suma)\b", re.IGNORECASE)
+CENT = 0.01
+ROWS = 4
+"""Rows without which none is a sum."""
 SAME = 0.9999
 """Correlation with the target from which a column gives it away."""
 
@@ -42,6 +47,21 @@ def overview(
         elif name in learned.names:
             found.append(Column(name, TARGET, _range(frame, name, reading), missing, learned.task))
     return sorted(found, key=lambda column: not column.alarm)
+
+
+def totals(frame: Frame, readings: Mapping[str, Reading]) -> list[str]:
+    """A note on a last row that is the sum of the others."""
+    read = [np.nan_to_num(values(frame, name, r)) for name, r in readings.items() if r.kind == NUMBER]
+    read = [x for x in read if x[-1]]
+    said = any(TOTAL.match(str(cell)) for cell in frame.data.row(-1))
+    if len(frame) < ROWS or len(read) + said < 2 or not all(map(_is_sum, read)):
+        return []
+    return [f"{frame.where(-1)} is the sum of the others; delete it if it is no sample"]
+
+
+def _is_sum(numbers: np.ndarray) -> bool:
+    others, last = numbers[:-1], numbers[-1]
+    return bool(np.isclose(others.sum(), last, 1e-6, CENT) and abs(last) > np.abs(others).max())
 
 
 def _words(fitted: Fitted) -> str:
@@ -89,6 +109,12 @@ def _day(days: float) -> str:
 
 def _suspicion(frame: Frame, name: str, reading: Reading, learned: Learned, targets: np.ndarray) -> str:
     """The fault that a column seems to have, for a reader to judge."""
+    if (
+        reading.kind == DATE
+        and "%y" in reading.form
+        and np.nanmax(values(frame, name, reading)) > datetime.now(UTC).timestamp() / 86400
+    ):
+        return "years of two digits are read as 1969 to 2068, and some days are still to come"
     if len(frame) < ENOUGH or targets.ndim > 1:
         return ""
     away = "alone gives the target away; leave it out by ignore= if new rows will not have it"

@@ -142,7 +142,8 @@ def _opened(item: Item) -> Iterator[Any]:
 
 
 def decode(item: Item, shape: tuple[int, int], mode: str, white: int = WHITE) -> Tensor:
-    """An image as (C, H, W) uint8: upright, scaled to cover (H, W), and cropped to its centre. `white` is the value of
+    """An image as (C, H, W) uint8: upright, on white where it is transparent, scaled to cover
+    (H, W), and cropped to its centre. `white` is the value of
     white in an image of more than 8 bits."""
     with _opened(item) as image:
         ops = _pillow().ImageOps
@@ -154,8 +155,10 @@ def decode(item: Item, shape: tuple[int, int], mode: str, white: int = WHITE) ->
             )
         elif upright.mode == "F":
             raise ValueError("it holds floats; save it with 8 or 16 bits a channel")
-        elif "transparency" in upright.info:
+        elif "transparency" in upright.info or upright.mode in ("LA", "PA", "La", "RGBA", "RGBa"):
             upright = upright.convert("RGBA")
+            paper = _pillow().Image.new("RGBA", upright.size, "white")
+            upright = _pillow().Image.alpha_composite(paper, upright)
         fitted = upright if upright.mode == mode else upright.convert(mode)
         if fitted.size != shape[::-1]:
             fitted = ops.fit(fitted, shape[::-1], method=_pillow().Image.Resampling.BILINEAR)

@@ -21,18 +21,18 @@ from pipeline.sources.columns import (
     Reading,
     Readings,
     readings,
-    reread,
     unreadable,
     values,
     with_values,
 )
 from pipeline.sources.dialect import Dialect
-from pipeline.sources.encode import BLOCK, Columns, Fitted, fit, one_thread, raw
+from pipeline.sources.encode import BLOCK, Columns, Fitted, fit, known, one_thread, raw
 from pipeline.sources.formats import read_table
 from pipeline.sources.frame import Frame, package
 from pipeline.sources.learned import Learned, scale, some
-from pipeline.sources.overview import overview
+from pipeline.sources.overview import overview, totals
 from pipeline.sources.prepared import Prepared, Task
+from pipeline.sources.reread import reread
 from pipeline.sources.split import Split
 from pipeline.sources.tensors import Tensors
 
@@ -104,6 +104,7 @@ def prepare(
         train, held = np.arange(len(frame)), None
     inputs = [n for n in frame.data.columns if n not in (*names, groups)]
     frame = with_values(frame, inputs, kinds)
+    notes += totals(frame, {name: kinds[name] for name in (*inputs, *names)})
     columns, left_out = _fitted(frame, inputs, kinds, train)
     if groups is not None:
         left_out[groups] = "it groups the rows"
@@ -148,21 +149,22 @@ def apply(
 
     Raises DataError for a missing column, a cell of another kind, and an unknown class.
     """
-    learned, held = Learned.read(fitted["targets"]), {} if held is None else held
-    return _encoded(frame, fitted["columns"], learned.targets(frame, held) if targets else None, held)
+    held = reread(frame, _known(fitted, targets), {} if held is None else held)
+    found = Learned.read(fitted["targets"]).targets(frame, held) if targets else None
+    return _encoded(frame, fitted["columns"], found, held)
 
 
 def readable(
     frame: Frame, fitted: Mapping[str, Any], *, targets: bool, held: dict[str, Reading]
 ) -> tuple[Frame, tuple[int, ...]]:
     """The rows that `apply` can read, and the lines of the others."""
-    kinds = {f["name"]: Reading(f["kind"], f.get("form", "")) for f in fitted["columns"]}
-    if targets:
-        learned = Learned.read(fitted["targets"])
-        kinds |= {n: Reading(k, f) for n, k, f in zip(learned.names, learned.kinds, learned.forms, strict=True)}
-    for name in kinds.keys() - held.keys():
-        held[name] = reread(frame, name, kinds[name])
+    kinds = _known(fitted, targets)
+    reread(frame, kinds, held)
     return _without(frame, unreadable(frame, {name: held[name] for name in kinds}))
+
+
+def _known(fitted: Mapping[str, Any], targets: bool) -> dict[str, Reading]:
+    return known(fitted["columns"]) | (Learned.read(fitted["targets"]).readings if targets else {})
 
 
 def _encoded(frame: Frame, fitted: list[Fitted], targets: Any, held: dict[str, Reading]) -> dict[str, Tensor]:
