@@ -170,6 +170,25 @@ def test_parts_of_ones_own(tmp_path):
     assert sources.images(tmp_path / "vehicles").classes == ("car", "train")
 
 
+def test_folders_with_the_same_folders_inside_are_parts_or_asked_for(tmp_path):
+    """seg_train beside seg_test, each with the classes; of years nothing tells, so they are classes, and it is noted; a
+    class whose name begins like a part is one."""
+    for part, count in (("seg_train", 4), ("seg_test", 2)):
+        folder(tmp_path / "seg" / part, count)
+    data = sources.images(tmp_path / "seg")
+    assert (data.classes, len(data.train), len(data.held_out)) == (("cat", "dog"), 8, 4)
+    assert "seg_train is trained on" in data.notes
+    for year in ("2019", "2020"):
+        folder(tmp_path / "years" / year, 4)
+    data = sources.images(tmp_path / "years")
+    assert data.classes == ("2019", "2020")
+    assert any("if those are the classes" in note for note in data.notes)
+    folder(tmp_path / "toys", 4, classes=("trains", "tests"))
+    data = sources.images(tmp_path / "toys")
+    assert data.classes == ("tests", "trains")
+    assert not any("classes, name" in note for note in data.notes)
+
+
 @pytest.mark.parametrize(
     "names",
     [("Train", "Test"), ("training", "testing"), ("TRAIN", "dev"), ("train", "Validation"), ("Training", "eval")],

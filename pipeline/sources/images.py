@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -29,6 +30,8 @@ GREY = ("1", "L", "I", "F")
 AUGMENT = {"none": (), "flip": ("flip",), "crop": ("crop",), "flip+crop": ("flip", "crop"), "auto": ("flip", "crop")}
 HEADERS = 1000
 """Number of images to read headers of, for the size and mode of all."""
+TO_TRAIN, TO_HOLD_OUT = (rf"(^|[^a-z])({words})" for words in ("train|trn", "val|test|tst|dev|eval|hold"))
+"""Names of folders that are the parts of the data if all have the same folders inside, such as seg_train."""
 LARGEST, MEDIAN = 512, 224
 """Largest side, in pixels, of images that keep their size, and of the median that others are scaled to."""
 
@@ -193,13 +196,32 @@ def _shape(size: Any, sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
 def _sides(folder: Path, test: Path | None) -> tuple[Path, Path | None, tuple[str, ...]]:
     """The folders to train on and to hold out, with notes."""
     parts = {f.name.lower(): f for f in _visible(folder) if f.is_dir()}
-    train = next((parts[name] for name in TRAIN if name in parts), None)
-    # If other folders are beside it, train is a class.
-    if train is None or len(parts.keys() & {*TRAIN}) > 1 or not parts.keys() <= {*TRAIN, *HELD_OUT}:
-        return folder, test, ()
+    trains = [f for name, f in parts.items() if name in TRAIN]
     beside = [parts[name] for name in HELD_OUT if name in parts]
+    notes: tuple[str, ...] = ()
+    # If other folders are beside it, train is a class.
+    if len(trains) != 1 or len(beside) + 1 < len(parts):
+        common = _common([*parts.values()])
+        trains = [f for name, f in parts.items() if common and re.search(TO_TRAIN, name)]
+        beside = [f for name, f in parts.items() if common and f not in trains and re.search(TO_HOLD_OUT, name)]
+        if len(trains) != 1 or len(beside) + 1 < len(parts) or not beside:
+            names = ", ".join(shown(name) for name in sorted(common)[:3])
+            asked = f"each of its folders has {names}: if those are the classes, name one folder, and another by --test"
+            return folder, test, ((asked,) if common else ())
+        notes = (f"{trains[0].name} is trained on",)
     held = test or next(iter(beside), None)
-    return train, held, tuple(f"{f} is not read" for f in beside if f != held)
+    return trains[0], held, (*notes, *(f"{f} is not read" for f in beside if f != held))
+
+
+def _common(folders: Sequence[Path]) -> set[str]:
+    """Names of folders, two or more, that are in each of several."""
+    common: set[str] | None = None
+    for folder in folders if len(folders) > 1 else ():
+        inside = {f.name for f in _visible(folder) if f.is_dir()}
+        common = inside if common is None else common & inside
+        if len(common) < 2:
+            return set()
+    return common or set()
 
 
 def _visible(folder: Path) -> list[Path]:
