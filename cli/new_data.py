@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from functools import partial
 
@@ -14,6 +15,7 @@ from cli.recipes.data_card import check_alike
 from cli.saved_run import Past
 from pipeline.sources import Rows
 from pipeline.state import Batch
+from pipeline.text import shown
 
 
 def rows(past: Past, data: str, *, targets: bool, skip_bad: bool = False, say: bool = True) -> Iterator[Rows]:
@@ -33,13 +35,21 @@ def rows(past: Past, data: str, *, targets: bool, skip_bad: bool = False, say: b
 def _counted(chunks: Iterator[Rows], data: str) -> Iterator[Rows]:
     from pipeline.sources.table import left_out_rows
 
-    numbers, unit = list[int](), "line"
+    numbers, unit, count = list[int](), "line", 0
+    unknown: dict[str, Counter[str]] = defaultdict(Counter)
     for chunk in chunks:
         numbers += chunk.skipped
         unit = chunk.unit
+        count += len(next(iter(chunk.batch.values())))
+        for name, values in chunk.unknown.items():
+            unknown[name].update(values)
         yield chunk
     if numbers:
         warn(f"{data}: {left_out_rows(numbers, unit)}")
+    for name, seen in unknown.items():
+        some = ", ".join(shown(value) for value, _ in seen.most_common(3))
+        rows = f"{seen.total():,} of {count:,} rows have values of {shown(name)} that the run never saw"
+        warn(f"{data}: {rows}, such as {some}; they count as missing")
 
 
 class Batches:

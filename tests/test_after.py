@@ -115,6 +115,17 @@ def test_eval_prints_tables(pipe):
     assert pipe("eval", "kinds", "--data", "kinds_test.csv")[1].splitlines()[2:4] == lines[2:4]
 
 
+def test_values_that_a_run_never_saw_are_counted(pipe, tmp_path):
+    """By column, with the most frequent ones; missing values are not among them."""
+    rows = pd.read_csv("kinds_test.csv")
+    rows.loc[:2, "city"] = ["Atlantis", "El Dorado", "Atlantis"]
+    rows.to_csv(tmp_path / "new.csv", index=False)
+    code, _, err = pipe("predict", "kinds", "--data", tmp_path / "new.csv")
+    said = f"3 of {len(rows)} rows have values of city that the run never saw, such as Atlantis, El Dorado"
+    assert (code, err.strip()) == (0, f"pipe: {tmp_path / 'new.csv'}: {said}; they count as missing")
+    assert pipe("predict", "kinds", "--data", "kinds_test.csv")[2] == ""
+
+
 @pytest.mark.parametrize("end", ["csv", "parquet", "npz"])
 def test_predictions_are_beside_the_rows(pipe, end, tmp_path):
     """In the file's order, in each format; the accuracy recomputed from the file is eval's."""

@@ -77,6 +77,17 @@ def codes(frame: Frame, f: Fitted) -> np.ndarray:
     return codes
 
 
+def unknown(frame: Frame, fitted: Sequence[Fitted]) -> dict[str, list[str]]:
+    """Values that are in none of a column's categories, by column; they count as missing."""
+    found: dict[str, list[str]] = {}
+    for f in fitted:
+        if f["kind"] == CATEGORY:
+            seen = names(frame, f["name"], Reading(CATEGORY)).drop_nulls()
+            if others := seen.filter(~seen.is_in(f["categories"])).to_list():
+                found[f["name"]] = others
+    return found
+
+
 def raw(frame: Frame, fitted: Sequence[Fitted], held: dict[str, Reading] | None = None) -> tuple[Tensor, Tensor]:
     """The input of `Columns`: numbers (N, R) float64, as `values` gives them, and int64 codes (N, K) of categories and
     then of words, as `codes` and `words.codes` give them. `held` keeps what the columns of a file hold, from block to

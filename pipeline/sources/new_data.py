@@ -16,6 +16,7 @@ from pipeline.errors import DataError, did_you_mean
 from pipeline.sources.arrays import new_rows
 from pipeline.sources.columns import Reading
 from pipeline.sources.dialect import Dialect
+from pipeline.sources.encode import unknown
 from pipeline.sources.formats import table_blocks
 from pipeline.sources.frame import Frame
 from pipeline.sources.idx import idx, idx_images
@@ -50,7 +51,7 @@ def of_table(path: Path, fitted: Mapping[str, Any], *, targets: bool, dialect: D
         if last is not None:
             yield last
         batch, numbers = apply(fitted, frame, targets=targets, held=held), frame.lines if lenient else None
-        last = Rows(frame.cells, batch, (*waiting, *skipped), frame.unit, numbers)
+        last = Rows(frame.cells, batch, (*waiting, *skipped), frame.unit, numbers, unknown(frame, fitted["columns"]))
         waiting = []
     if last is not None:
         yield evolve(last, skipped=(*last.skipped, *waiting))

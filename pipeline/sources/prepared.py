@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, TypeAlias
 
 from attrs import field, frozen
@@ -91,3 +91,5 @@ class Rows:
     """Unit of these numbers: "line" or "row"."""
     numbers: Any = None
     """(N,) int64 such numbers of the samples, if others may be left out."""
+    unknown: Mapping[str, Sequence[str]] = field(factory=dict)
+    """Values of categories that the run does not know, by column, one for each row that has one."""
