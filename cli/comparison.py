@@ -6,8 +6,9 @@ import json
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from functools import partial
+from io import StringIO
 from pathlib import Path
 from shlex import quote
 from typing import Any
@@ -18,7 +19,7 @@ from rich.console import Console
 
 from cli import config as settings
 from cli import folder as folders
-from cli import goal, processes, ranking, record, results
+from cli import goal, processes, ranking, record, results, resuming
 from cli.build import Job, begin
 from cli.config import TrainConfig
 from cli.paired import paired, picture, sentences
@@ -33,8 +34,9 @@ from cli.sweep.grid import Axis, check_memory
 from cli.sweep.groups import Member, Results
 from cli.sweep.picture import table, words
 from cli.sweep.train import MEMBERS, Trainer, rows_of
+from cli.training import train
 from pipeline import plot
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, StageError, first_line
 from pipeline.programs.members import gathers
 
 FILE, PICTURE, SEEDS, WHAT = "compare.json", "compare.svg", 16, "a comparison"
@@ -189,7 +191,7 @@ def _done(folder: Path, plan: Mapping[str, Any], sides: Sequence[Side]) -> int:
 
 def _trained(seal: Seal, members: Sequence[Member], metric: str, alone: int, say: Console) -> Results:
     """The epochs of all runs, after training those that are not finished. A signal ends it."""
-    over = [m for m in members if os.path.lexists(seal.folder / MEMBERS / m.name / STATUS)]
+    over = [m for m in members if _is_done(seal.folder / MEMBERS / m.name / STATUS)]
     found = {m.name: rows_of(seal.folder, m, m.config.run.epochs) for m in over}
     if over:
         say.print(f"done    {len(over)} of {len(members)} runs")
@@ -204,14 +206,38 @@ def _trained(seal: Seal, members: Sequence[Member], metric: str, alone: int, say
             say.print(f"runs    {len(group)} of {' and '.join(sorted(whose))} as one program, {width} at once{shared}")
             trainer = Trainer(config, seal, say, caught, alone, [])
             name = f"{i}-{group[0].name}-{len(group)}-{width}"  # a chunk is that of an earlier call, or a new one
-            for chunk in groups.chunks(name, job, group, width, (0, config.run.epochs), members[0].config.run.seed):
-                if not caught and trainer.train(chunk, partial(show, chunk)):
-                    found |= {m.name: rows_of(seal.folder, m, chunk.end) for m in chunk.members}
+            try:
+                for chunk in groups.chunks(name, job, group, width, (0, config.run.epochs), members[0].config.run.seed):
+                    if not caught and trainer.train(chunk, partial(show, chunk)):
+                        found |= {m.name: rows_of(seal.folder, m, chunk.end) for m in chunk.members}
+            except StageError as e:  # such as a model that only the tape differentiates
+                say.print(f"runs    one by one: {first_line(e)}")
+                for m in group:
+                    if not caught and _train_alone(m, seal.folder / MEMBERS / m.name, caught):
+                        found[m.name] = rows_of(seal.folder, m, config.run.epochs)
+                        say.print(f"trained {m.chosen['setting']} with seed {m.config.run.seed}")
     if caught:
         done = f"stopped by a signal, with {len(found)} of {len(members)} runs"
         warn(f"{done}; go on with the same command and --out {seal.folder}")
         sys.exit(128 + caught[0])
     return found
+
+
+def _is_done(status: Path) -> bool:
+    return os.path.lexists(status) and settings.document(status).get("state") == "done"
+
+
+def _train_alone(member: Member, folder: Path, caught: list[int]) -> bool:
+    """Train a member as `pipe train` does, or go on with it; False if a signal was caught before the end."""
+    try:
+        with redirect_stdout(StringIO()):
+            if os.path.lexists(folder / settings.CONFIG):
+                resuming.resume(folder, *settings.resumed(folder), quiet=True)
+            else:
+                train(evolve(member.config, run=evolve(member.config.run, out=str(folder))), quiet=True)
+    except SystemExit as e:
+        caught.append(int(e.code or 0) - 128)
+    return not caught
 
 
 def _finish(

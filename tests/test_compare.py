@@ -201,6 +201,44 @@ def test_a_comparison_that_is_stopped_goes_on(here, monkeypatch):
     assert [json.loads(row)["epoch"] for row in rows] == [1, 2, 3]
 
 
+OWN = """
+import torch
+
+class Relu(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x.relu()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad * (ctx.saved_tensors[0] > 0)
+
+class Net(torch.nn.Linear):
+    def forward(self, x):
+        return Relu.apply(super().forward(x))
+
+def make(inputs, outputs):
+    return Net(inputs, outputs)
+"""
+
+
+def test_what_vmap_does_not_take_is_trained_one_by_one(here):
+    """Such as a model that only the tape differentiates: each run is that of pipe train, and is not done again."""
+    (here / "own.py").write_text(OWN)
+    (here / "A.toml").write_text((here / "A.toml").read_text().replace('"mlp"\nhidden = [4]', '"own.py:make"'))
+    args = ("A.toml", "--set", "lr=0.3", "--trust", "--out", "out", "--seeds")
+    done = compare(here, *args, 2)
+    assert (done.code, done.err) == (0, "")
+    assert "one by one: stage 'backward.gradients'" in done.out
+    last = json.loads((here / "out" / "members" / "b-001" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert (last["epoch"], last["validate/accuracy"]) == (3, result(here / "out")["B"][1])
+    assert commands.run("train", "--resume", "out/members/b-001", "--epochs", 3, "--trust", "-q", cwd=here).code == 0
+    again = compare(here, *args, 2)
+    assert "trained" not in again.out
+    assert again.code == 0
+
+
 @pytest.mark.parametrize(
     ("args", "said"),
     [
