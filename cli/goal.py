@@ -137,16 +137,16 @@ def targets(data: Source, read: bool = False) -> Tensor | None:
     return None
 
 
-def check_best(best: str, job: Job, state: State) -> None:
-    """Raise ConfigError if the metric of the best epoch is unknown or declares no direction."""
+def check_best(best: str, job: Job, state: State, flag: str = "--best") -> None:
+    """Raise ConfigError if the metric that a flag names is unknown or declares no direction."""
     program = job.pipe.program
     metrics = [*program.finish(program.zeros())]
     metrics += [f"{name}.{metric}" for name in job.stages.averages for metric in metrics]
     declared = better(program, state)
     if best not in [*metrics, *declared] and declared[""] is None:
-        raise ConfigError(f"--best {best!r} is no metric of this run{did_you_mean(best, metrics)}")
+        raise ConfigError(f"{flag} {best!r} is no metric of this run{did_you_mean(best, metrics)}")
     if best not in (known := directions(declared, [*metrics, best])):
         raise ConfigError(
-            f"nothing says whether --best {best!r} is better high or low: declare it by better='high' or 'low'"
+            f"nothing says whether {flag} {best!r} is better high or low: declare it by better='high' or 'low'"
             f"; known of {', '.join(known)}"
         )

@@ -32,7 +32,7 @@ def facts(job: Job, state: State) -> dict[str, Any]:
             "processor": key.machine()["processor"],
             "model": job.model,
             "parameters": parameters(whole(job.pipe.program, state).params),
-            "data": digest(_tensors(job.train), _tensors(job.held_out)),
+            "data": digest(tensors(job.train), tensors(job.held_out)),
             **({"path": path} if job.fixed is not None and (path := data_path(job.fixed.source)) else {}),
             **{
                 f"{name}_samples": len(data)
@@ -88,7 +88,7 @@ def digest(*groups: Mapping[str, torch.Tensor]) -> str:
     return sha.hexdigest()
 
 
-def _tensors(data: Any) -> dict[str, torch.Tensor]:
+def tensors(data: Any) -> dict[str, torch.Tensor]:
     """Tensors of some data to hash; none of an iterable."""
     if isinstance(data, Tensors):
         return dict(data.tensors)

@@ -71,21 +71,30 @@ def members(base: TrainConfig, rows: Sequence[Mapping[str, Any]], seeds: int) ->
     data: dict[str, Any] = {}
     for row in rows:
         config = settings.make(base.tables, row)
-        for name in WITHOUT:
-            if getattr(config.run, name):
-                raise refusal(f"{flag(name)} does not apply to a sweep; leave it out")
+        check(config)
         if (key := repr((config.data, config.run.split_seed))) not in data and config.pipeline.name is None:
             data[key] = prepared(config)
         job = build.job(config, data.get(key))
-        load = job.stages.load
-        if job.held_out is None or load is None:
-            raise refusal("a sweep needs held-out data, on which its runs are compared")
-        hyper = hyper_numbers(job.stages.graph, build.steps(load, config), load.batches)
-        split = config.run.seed if config.run.split_seed is None else config.run.split_seed
-        for k in range(seeds):
-            run = evolve(config.run, seed=config.run.seed + k, split_seed=split, out=None)
-            result.append(Member(f"{len(result):03d}", evolve(config, run=run), row, job, hyper))
+        result += [evolve(m, name=f"{len(result) + k:03d}") for k, m in enumerate(seeded(config, job, row, seeds))]
     return result
+
+
+def check(config: TrainConfig, what: str = "a sweep") -> None:
+    """Raise ConfigError for a setting that members do not have."""
+    for name in WITHOUT:
+        if getattr(config.run, name):
+            raise refusal(f"{flag(name)} does not apply to {what}; leave it out")
+
+
+def seeded(config: TrainConfig, job: Job, chosen: Mapping[str, Any], seeds: int, what: str = "a sweep") -> list[Member]:
+    """A setting with seeds from its own on, and one split for all."""
+    load = job.stages.load
+    if job.held_out is None or load is None:
+        raise refusal(f"{what} needs held-out data, on which its runs are compared")
+    hyper = hyper_numbers(job.stages.graph, build.steps(load, config), load.batches)
+    split = config.run.seed if config.run.split_seed is None else config.run.split_seed
+    runs = [evolve(config.run, seed=config.run.seed + k, split_seed=split, out=None) for k in range(seeds)]
+    return [Member(f"{k:03d}", evolve(config, run=run), chosen, job, hyper) for k, run in enumerate(runs)]
 
 
 def grouped(members: Sequence[Member]) -> list[list[Member]]:
