@@ -11,6 +11,7 @@ import click
 
 from cli import config
 from cli.flags import kind
+from cli.help import Option
 from cli.recipes.code import is_code
 from cli.recipes.setting import refusal
 
@@ -18,8 +19,12 @@ if TYPE_CHECKING:
     from cli.saved_run import Past
 
 source = click.argument("file", required=False, metavar="[CONFIG.toml | RUN | FILE.py:FUNCTION]")
-trusted = click.option("--trust", is_flag=True, help="run code named in a file but not on the command line")
-accepted = click.option("--accept", is_flag=True, help="accept and record changes to the run's folder")
+trusted = click.option(
+    "--trust", cls=Option, section="Options", is_flag=True, help="run code named in a file but not on the command line"
+)
+accepted = click.option(
+    "--accept", cls=Option, section="Options", is_flag=True, help="accept and record changes to the run's folder"
+)
 skip_bad = click.option("--skip-bad", is_flag=True, help="leave out rows of a table that can't be read")
 weights = click.option(
     "--weights", default="best", metavar="NAME",

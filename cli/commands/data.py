@@ -8,7 +8,8 @@ from typing import Any
 import click
 
 from cli import arguments, config
-from cli.flags import SettingsCommand, settings
+from cli.flags import settings
+from cli.help import SettingsCommand
 
 
 @click.command("data", cls=SettingsCommand)

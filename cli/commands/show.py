@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cli import arguments
-from cli.flags import SettingsCommand, settings
+from cli.flags import settings
+from cli.help import SettingsCommand
 
 if TYPE_CHECKING:
     from cli.config import TrainConfig
