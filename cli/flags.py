@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from types import MappingProxyType
 from typing import Any
 
 import click
 from attrs import frozen
 
-from cli import recipes
+from cli import completion, recipes
 from cli.help import SECTIONS, SHORT, SWEPT, Option
 from cli.recipes import TABLES
 from cli.recipes.setting import SET_ONLY, flag
@@ -25,6 +25,8 @@ class Flag:
     default: str
     """The end of its help."""
     help: str
+    known: Collection[str]
+    """Its values, as far as they have names."""
 
 
 def settings(
@@ -55,6 +57,7 @@ def settings(
             type=str if f.kind in (tuple, list) or (several and f.kind is not bool) else f.kind,
             metavar=None if f.kind is bool else {int: "N", float: "X"}.get(f.kind, name.rpartition("_")[2].upper()),
             default=None,
+            shell_complete=None if f.kind is bool else completion.of_setting(name, f.known),
             help=f.help + bare.get(name, "") + f.default,
             **alone,
         )(command)
@@ -70,7 +73,9 @@ def flags() -> dict[str, Flag]:
         if t.key and table not in SET_ONLY:
             f = recipes.settings(t.recipes[0])[t.key]
             about = t.help or f.metadata["help"]
-            known[table] = Flag(section, str, "" if "[default:" in about else f"  [default: {f.default}]", about)
+            known[table] = Flag(
+                section, str, "" if "[default:" in about else f"  [default: {f.default}]", about, t.names
+            )
         for recipe in t.recipes:
             for key, f in recipes.settings(recipe).items():
                 if key == t.key or key in known or key in SET_ONLY:
@@ -78,7 +83,9 @@ def flags() -> dict[str, Flag]:
                 having = {n: recipes.settings(r)[key] for n, r in t.known.items() if n and key in recipes.settings(r)}
                 only = "" if len(having) == len([n for n in t.known if n]) else f"{', '.join(having)}: "
                 default = _default(f, {n: h for n, h in having.items() if not getattr(t.known[n], "picks", False)})
-                known[key] = Flag(SECTIONS.get(key, section), _type(f), default, only + f.metadata["help"])
+                known[key] = Flag(
+                    SECTIONS.get(key, section), _type(f), default, only + f.metadata["help"], f.metadata["known"]
+                )
     return known
 
 

@@ -3,6 +3,7 @@
 COMMANDS = {
     "bench": "Measure how fast a run would train",
     "cache": "List, verify or clear the compiled programs on disk",
+    "completion": "Print the script that completes commands in a shell",
     "data": "Show how data would be read",
     "eval": "Measure a run's model",
     "export": "Write a run's model as a file for other programs",

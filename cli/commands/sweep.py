@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from cli import arguments
+from cli import arguments, completion
 from cli.flags import settings
 from cli.help import SettingsCommand
 from cli.recipes.setting import refusal
@@ -24,7 +24,7 @@ from cli.recipes.setting import refusal
     help="train at most N members side by side  [default: 32, or as many as fit in memory]",
 )  # fmt: skip
 @click.option("--halving", is_flag=True, help="successive halving: only the better half goes on, again and again")
-@click.option("--resume", metavar="SWEEP", help="go on with a sweep")
+@click.option("--resume", metavar="SWEEP", shell_complete=completion.runs, help="go on with a sweep")
 @click.option("-q", "--quiet", is_flag=True, help="print only the result")
 @arguments.trusted
 @arguments.accepted

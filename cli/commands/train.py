@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from cli import arguments, config, processes
+from cli import arguments, completion, config, processes
 from cli.flags import settings
 from cli.help import Option, SettingsCommand
 from cli.recipes.code import is_code
@@ -24,7 +24,13 @@ processes_option = partial(click.option, cls=Option, section="Processes")
 @click.command("train", cls=SettingsCommand)
 @arguments.source
 @settings
-@run_option("--resume", metavar="RUN", short="", help="go on with a run, exactly from its last checkpoint")
+@run_option(
+    "--resume",
+    metavar="RUN",
+    shell_complete=completion.runs,
+    short="",
+    help="go on with a run, exactly from its last checkpoint",
+)
 @run_option(
     "--verify", is_flag=True, help="with --resume: replay from the last checkpoint but one and compare the bits"
 )
