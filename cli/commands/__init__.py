@@ -5,6 +5,7 @@ COMMANDS = {
     "cache": "List, verify or clear the compiled programs on disk",
     "completion": "Print the script that completes commands in a shell",
     "data": "Show how data would be read",
+    "doctor": "Show whether this machine trains well",
     "eval": "Measure a run's model",
     "export": "Write a run's model as a file for other programs",
     "init": "Write a commented config to start from",
