@@ -9,20 +9,28 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli import config
+from cli import completion, config
 from cli.flags import kind
+from cli.help import Option
 from cli.recipes.code import is_code
 from cli.recipes.setting import refusal
 
 if TYPE_CHECKING:
     from cli.saved_run import Past
 
-source = click.argument("file", required=False, metavar="[CONFIG.toml | RUN | FILE.py:FUNCTION]")
-trusted = click.option("--trust", is_flag=True, help="run code named in a file but not on the command line")
-accepted = click.option("--accept", is_flag=True, help="accept and record changes to the run's folder")
+source = click.argument(
+    "file", required=False, metavar="[CONFIG.toml | RUN | FILE.py:FUNCTION]", shell_complete=completion.runs
+)
+run = click.argument("run", shell_complete=completion.runs)
+trusted = click.option(
+    "--trust", cls=Option, section="Options", is_flag=True, help="run code named in a file but not on the command line"
+)
+accepted = click.option(
+    "--accept", cls=Option, section="Options", is_flag=True, help="accept and record changes to the run's folder"
+)
 skip_bad = click.option("--skip-bad", is_flag=True, help="leave out rows of a table that can't be read")
 weights = click.option(
-    "--weights", default="best", metavar="NAME",
+    "--weights", default="best", metavar="NAME", shell_complete=completion.names(("best", "last")),
     help="best, last, the step of a checkpoint, or the name of an average  [default: best]",
 )  # fmt: skip
 

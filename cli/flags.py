@@ -2,61 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from types import MappingProxyType
 from typing import Any
 
 import click
 from attrs import frozen
 
-from cli import recipes
+from cli import completion, recipes
+from cli.help import SECTIONS, SHORT, SWEPT, Option
 from cli.recipes import TABLES
 from cli.recipes.setting import SET_ONLY, flag
-
-SECTIONS = {
-    "data": "Data", "model": "Model", "loss": "Loss and metrics", "optimizer": "Optimizer and schedule",
-    "schedule": "Optimizer and schedule", "run": "Run", "folds": "Data", "best": "Loss and metrics",
-    "accumulate": "Optimizer and schedule", "clip": "Optimizer and schedule", "ema": "Optimizer and schedule",
-    "shard": "Processes",
-}  # fmt: skip
-"""Section of the help by setting, or else by its table."""
-
-
-class Option(click.Option):
-    """An option with a section of the help."""
-
-    def __init__(self, *args: Any, section: str, **options: Any) -> None:
-        super().__init__(*args, **options)
-        self.section = section
-
-
-class SettingsCommand(click.Command):
-    """A command whose options are settings: its help has sections, and names the settings without a flag."""
-
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
-        names = ", ".join(sorted(SET_ONLY))
-        self.epilog = f"Settings without a flag, for --set: {names}. pipe init DATA writes a file that explains all."
-
-    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        sections: dict[str, list[tuple[str, str]]] = {}
-        for param in self.get_params(ctx):
-            if isinstance(param, click.Option) and (record := param.get_help_record(ctx)) is not None:
-                sections.setdefault(getattr(param, "section", "Options"), []).append(record)
-        for name in sorted(sections, key=[*dict.fromkeys(SECTIONS.values()), *sections].index):
-            with formatter.section(name):
-                formatter.write_dl(sections[name])
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        try:
-            return super().parse_args(ctx, args)
-        except click.NoSuchOption as e:
-            name = e.option_name.removeprefix("--").removeprefix("no-").replace("-", "_")
-            if name not in SET_ONLY:
-                raise
-            raise click.NoSuchOption(
-                e.option_name, f"no such option {e.option_name!r}; write --set {name}=VALUE", ctx=ctx
-            ) from None
 
 
 @frozen
@@ -66,8 +22,11 @@ class Flag:
     section: str
     kind: type
     """bool, int, float, str, tuple for a list of widths, or list for an option given several times."""
-    default: Any
+    default: str
+    """The end of its help."""
     help: str
+    known: Collection[str]
+    """Its values, as far as they have names."""
 
 
 def settings(
@@ -85,10 +44,8 @@ def settings(
     for name, f in reversed(flags().items()):
         if section is not None and (f.section != section or name in TABLES):
             continue
-        names = [f"{flag(name)}/--no-{name}"] if f.kind is bool else [flag(name)]
-        shown = ",".join(map(str, f.default)) if isinstance(f.default, tuple) else f.default
-        has_default = "[default:" in f.help or f.default in (None, "", False, ())
-        default = "" if has_default else f"  [default: {shown}]".replace("True", "on")
+        names = [f"{flag(name)}/--no-{flag(name)[2:]}"] if f.kind is bool else [flag(name)]
+        short = SHORT.get(name) if name in SWEPT or not several else None
         alone: dict[str, Any] = {"is_flag": False, "flag_value": ""} if name in bare else {}
         if f.kind is list:
             alone = {"multiple": True, "callback": lambda context, option, value: list(value) or None}
@@ -96,13 +53,15 @@ def settings(
             *names,
             cls=Option,
             section=f.section,
+            short=short and short + bare.get(name, ""),
             type=str if f.kind in (tuple, list) or (several and f.kind is not bool) else f.kind,
-            metavar=None if f.kind is bool else {int: "N", float: "X"}.get(f.kind, name.upper()),
+            metavar=None if f.kind is bool else {int: "N", float: "X"}.get(f.kind, name.rpartition("_")[2].upper()),
             default=None,
-            help=f.help + bare.get(name, "") + default,
+            shell_complete=None if f.kind is bool else completion.of_setting(name, f.known),
+            help=f.help + bare.get(name, "") + f.default,
             **alone,
         )(command)
-    about = "any setting, such as smoothing=0.1 or optimizer.lr=0.01; flags win over it"
+    about = "any setting, such as smoothing=0.1 or optimizer.lr=0.01; flags win"
     return click.option("--set", "assigned", multiple=True, metavar="NAME=VALUE", help=about)(command)
 
 
@@ -113,15 +72,35 @@ def flags() -> dict[str, Flag]:
         section = SECTIONS.get(table, "")
         if t.key and table not in SET_ONLY:
             f = recipes.settings(t.recipes[0])[t.key]
-            known[table] = Flag(section, str, f.default, t.help or f.metadata["help"])
+            about = t.help or f.metadata["help"]
+            known[table] = Flag(
+                section, str, "" if "[default:" in about else f"  [default: {f.default}]", about, t.names
+            )
         for recipe in t.recipes:
             for key, f in recipes.settings(recipe).items():
                 if key == t.key or key in known or key in SET_ONLY:
                     continue
-                having = [n for n, r in t.known.items() if n and key in recipes.settings(r)]
+                having = {n: recipes.settings(r)[key] for n, r in t.known.items() if n and key in recipes.settings(r)}
                 only = "" if len(having) == len([n for n in t.known if n]) else f"{', '.join(having)}: "
-                known[key] = Flag(SECTIONS.get(key, section), _type(f), f.default, only + f.metadata["help"])
+                default = _default(f, {n: h for n, h in having.items() if not getattr(t.known[n], "picks", False)})
+                known[key] = Flag(
+                    SECTIONS.get(key, section), _type(f), default, only + f.metadata["help"], f.metadata["known"]
+                )
     return known
+
+
+def _default(f: Any, having: Mapping[str, Any]) -> str:
+    """The end of a setting's help: the default of the first recipe, and those of recipes that differ, by name."""
+    if "[default:" in f.metadata["help"]:
+        return ""
+    by_value: dict[Any, list[str]] = {f.default: []}
+    for name, other in having.items():
+        by_value.setdefault(other.default, []).append(name)
+    if len(by_value) == 1 and f.default in (None, "", False, ()):
+        return ""
+    first, *others = [(",".join(map(str, v)) if isinstance(v, tuple) else f"{v:g}" if isinstance(v, float) else v, n)
+                      for v, n in by_value.items()]  # fmt: skip
+    return "; ".join([f"  [default: {first[0]}", *(f"{v} for {', '.join(n)}" for v, n in others)]) + "]"
 
 
 def kind(name: str) -> type | None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +22,17 @@ from cli.config import TrainConfig
 from cli.progress import plain, tell, warn
 from cli.recipes.setting import refusal
 from cli.seal import STATUS
+from cli.sweep.run import BEST
+from cli.sweep.train import MEMBERS
 from pipeline import log
 from pipeline.errors import PipeError
 from pipeline.state import format_metric
 
 COLUMNS = 6
 """Most settings in a list of runs; runs side by side have all."""
-NOT_COMPARED = ("out", "data", "model", "threads", "pipeline", "epochs")
+MOST, WIDE = 24, 1000
+"""Characters of a reason that always have room, and the width of an output that is no terminal."""
+NOT_COMPARED = ("out", "data", "model", "threads", "eager_steps", "pipeline", "epochs")
 """Settings with a column of their own, or without an effect on the result."""
 
 
@@ -86,7 +92,8 @@ def run(paths: Sequence[str], *, sort: str | None, filters: Sequence[str], as_js
         return
     say = plain(False)
     if are_runs and len(entries) > 1:
-        say.print(side_by_side(entries))
+        for i, table in enumerate(side_by_side(entries, say.width if say.is_terminal else WIDE)):
+            say.print(*([""] if i else []), table, width=None if say.is_terminal else WIDE)
     else:
         print_list(say, entries, sort)
 
@@ -101,10 +108,11 @@ def entry(path: Path, name: str) -> Entry:
     """A run read from its folder, or why it can't be read."""
     try:
         config = settings.make(settings.read(path / settings.CONFIG))
-        rows = ranking.read(path)
+        sweep = os.path.lexists(path / settings.PLAN)
+        rows = ranking.read(path / BEST if sweep else path)
+        state, why = _sweep(path) if sweep else _state(path, rows, config)
     except PipeError as e:
         return Entry(name, path, None, [], "failed", str(e))
-    state, why = _state(path, rows, config)
     return Entry(name, path, config, rows, state, why)
 
 
@@ -120,6 +128,19 @@ def _state(path: Path, rows: Sequence[log.Row], config: TrainConfig) -> tuple[st
             warn(str(e))
         # A run that was killed has no status.
         return ("done" if rows and rows[-1]["epoch"] >= config.run.epochs else "stopped"), ""
+
+
+def _sweep(path: Path) -> tuple[str, str]:
+    """The state of a sweep: the last that it writes is the link to its best member."""
+    plan = settings.document(path / settings.PLAN)
+    try:
+        total = len(plan["rows"]) * int(plan["seeds"])
+    except (KeyError, TypeError, ValueError):
+        raise refusal(f"{path / settings.PLAN} is no plan of a sweep") from None
+    if os.path.lexists(path / BEST):
+        return "done", f"{total} runs"
+    done = len([*path.glob(f"{MEMBERS}/*/{STATUS}")])
+    return ("running" if run_folder.is_busy(path) else "stopped"), f"{done}/{total} runs"
 
 
 def _matches(e: Entry, text: str, entries: Sequence[Entry]) -> bool:
@@ -155,47 +176,95 @@ def _orderable(value: Any) -> tuple[bool, Any]:
 
 
 def differing(entries: Sequence[Entry]) -> list[str]:
-    """The settings in which runs differ."""
+    """The settings in which runs differ; those of many values first."""
     names = dict.fromkeys(k for e in entries for k in e.flat if k not in NOT_COMPARED)
-    readable = [e for e in entries if e.config is not None]
-    return [n for n in names if len({str(e.flat.get(n)) for e in readable}) > 1]
+    values = {n: len({str(e.flat.get(n)) for e in entries if e.config is not None}) for n in names}
+    return sorted((n for n in names if values[n] > 1), key=lambda n: -values[n])
 
 
 def print_list(say: Console, entries: Sequence[Entry], sort: str | None) -> None:
-    """Print a line for each run."""
+    """Print a line for each run. A terminal that is too narrow gets fewer columns."""
     names = differing(entries)
-    columns = names[:COLUMNS]
-    table = Table("run", "data", "model", *columns, "best", "epochs", "time", "state", box=None, pad_edge=False)
     metrics = {k for e in entries for r in e.rows for k in r}
     metric = sort if sort is not None and f"validate/{sort}" in metrics else None
-    for e in entries:
-        epochs = f"{e.epochs}/{e.flat['epochs']}" if e.flat else ""
-        table.add_row(
-            e.name, str(e.flat.get("data") or e.flat.get("pipeline") or ""), str(e.flat.get("model") or ""),
-            *(_text(e.flat.get(n)) for n in columns), _best(e, metric), epochs, _time(e.seconds), _line(e),
-        )  # fmt: skip
-    for column in table.columns:
+    columns = {
+        "run": [e.name for e in entries],
+        "data": [str(e.flat.get("data") or e.flat.get("pipeline") or "") for e in entries],
+        "model": [str(e.flat.get("model") or "") for e in entries],
+        **{n: [_text(e.flat.get(n)) for e in entries] for n in names[:COLUMNS]},
+        "best": [_best(e, metric) for e in entries],
+        "epochs": [f"{e.epochs}/{e.flat['epochs']}" if e.flat else "" for e in entries],
+        "time": [_time(e.seconds) for e in entries],
+        "state": [_line(e) for e in entries],
+    }
+    dropped: list[str] = []
+    if say.is_terminal:
+        dropped = fitting(columns, say.width, names)
+        room = say.width - sum(2 + _width((n, *cells)) for n, cells in columns.items() if n not in (*dropped, "state"))
+        columns["state"] = [
+            cell if len(cell) <= room else f"{cell[: max(room, MOST) - 3]}..." for cell in columns["state"]
+        ]
+    table = Table(*(name for name in columns if name not in dropped), box=None, pad_edge=False)
+    for row in zip(*(cells for name, cells in columns.items() if name not in dropped), strict=True):
+        table.add_row(*row)
+    for column in table.columns[1:]:
         column.no_wrap = True
+    table.columns[0].overflow = "fold"
     if not say.is_terminal:
-        say.width = 1000
+        say.width = WIDE
     say.print(table)
-    if len(names) > COLUMNS:
-        say.print(f"\nthey also differ in {', '.join(names[COLUMNS:])}: pipe runs RUN RUN shows them side by side")
+    others = [n for n in dropped if n in names or (n in ("data", "model") and len({*columns[n]}) > 1)] + names[COLUMNS:]
+    if others:
+        text = f"\nthey also differ in {', '.join(others)}: pipe runs RUN RUN shows them side by side"
+        say.print(text, soft_wrap=not say.is_terminal)
 
 
-def side_by_side(entries: Sequence[Entry]) -> Table:
-    """A column for each run: the settings in which they differ, and their results."""
-    table = Table("", *(e.name for e in entries), box=None, pad_edge=False)
+def fitting(columns: Mapping[str, Sequence[str]], width: int, settings: Sequence[str]) -> list[str]:
+    """The columns to leave out, so that the others fit a width without a cut: run, best and state stay, and then the
+    ones that tell runs apart come first."""
+    wide = {name: 2 + _width((name, *cells)) for name, cells in columns.items()}
+    same = [name for name in ("data", "model") if len({*columns[name]}) == 1]
+    left = width + 2 - sum(wide[name] for name in ("run", "best", "state"))
+    dropped = []
+    for name in sorted(
+        ["epochs", "model", *(n for n in settings if n in columns), "time", "data"], key=same.__contains__
+    ):
+        if wide[name] > left:
+            dropped.append(name)
+        else:
+            left -= wide[name]
+    return dropped
+
+
+def _width(cells: Iterable[str]) -> int:
+    """The width of a column; a reason may be cut."""
+    return max(len(cell if len(cell) <= MOST or ": " not in cell else cell[:MOST]) for cell in cells)
+
+
+def side_by_side(entries: Sequence[Entry], width: int) -> Iterator[Table]:
+    """A column for each run: the settings in which they differ, and their results. Runs that do not fit a width are
+    in further tables."""
     names = [n for n in ("data", "model") if len({str(e.flat.get(n)) for e in entries}) > 1] + differing(entries)
-    for name in names:
-        table.add_row(name, *(_text(e.flat.get(name)) for e in entries))
-    if not names:
-        table.add_row("settings", *["the same"] * len(entries))
-    table.add_row("best", *map(_best, entries))
-    table.add_row("epochs", *(f"{e.epochs}/{e.flat.get('epochs', '?')}" for e in entries))
-    table.add_row("time", *(_time(e.seconds) for e in entries))
-    table.add_row("state", *map(_line, entries))
-    return table
+    short = len({e.folder.parent for e in entries}) == 1
+    labels = ["", *(names or ["settings"]), "best", "epochs", "time", "state"]
+    columns = [
+        [
+            e.folder.name if short else e.name,
+            *([_text(e.flat.get(n)) for n in names] or ["the same"]),
+            _best(e), f"{e.epochs}/{e.flat.get('epochs', '?')}", _time(e.seconds), _line(e),
+        ]
+        for e in entries
+    ]  # fmt: skip
+    while columns:
+        room = width - max(map(len, labels))
+        sums = accumulate(2 + _width(cells) for cells in columns)
+        count = max(sum(total <= room for total in sums), 1)
+        header, *rows = zip(labels, *columns[:count], strict=True)
+        table = Table(*header, box=None, pad_edge=False)
+        for row in rows:
+            table.add_row(*row)
+        yield table
+        columns = columns[count:]
 
 
 def _best(e: Entry, metric: str | None = None) -> str:
@@ -210,7 +279,7 @@ def _line(e: Entry) -> str:
 def _text(value: Any) -> str:
     if isinstance(value, tuple):
         return ",".join(map(str, value))
-    return "" if value is None else str(value)
+    return "" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _time(seconds: float) -> str:

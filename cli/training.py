@@ -16,7 +16,7 @@ from cli import folder as folders
 from cli.build import Job, begin, parameters, steps
 from cli.compilation import compiled, tell, unwarned
 from cli.config import TrainConfig
-from cli.progress import Interrupted, interrupts, plain, warn
+from cli.progress import Interrupted, interrupts, narrowed, plain, warn
 from cli.recipes.logger import logged
 from cli.seal import CHECKPOINTS, STATUS, Seal
 from cli.settled import settled
@@ -82,7 +82,7 @@ def print_head(say: Console, job: Job, state: State, config: TrainConfig, verbos
             facts.append(f"the weights in {mesh.shard} shards")
     say.print(f"device  {', '.join(facts)}{f' ({why})' if why else ''}")
     if verbose:
-        say.print(f"\n{job.stages}\n")
+        say.print("", narrowed(str(job.stages), say), "", sep="\n")
 
 
 @frozen(eq=False)

@@ -41,7 +41,8 @@ def compiling(say: Console, doing: Doing, hint: str) -> Iterator[None]:
     spinner, began = Spinner("dots"), time.perf_counter()
 
     def line() -> Spinner:
-        spinner.update(text=Text(f"compiling; {hint}: {doing()}, {time.perf_counter() - began:.0f} s"))
+        text = f"compiling {time.perf_counter() - began:.0f} s: {doing()}; {hint}"
+        spinner.update(text=Text(text, overflow="ellipsis", no_wrap=True))  # a narrow terminal has no room for the hint
         return spinner
 
     with Live(get_renderable=line, console=say, transient=True, refresh_per_second=8):

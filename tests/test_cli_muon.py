@@ -90,7 +90,7 @@ def test_the_command_trains_by_it():
 def test_the_rates_are_settings(pipe, tmp_path, monkeypatch):
     """Shown by the help and the run's config; for another rule, or where nothing is inside, refused in a line."""
     monkeypatch.chdir(tmp_path)
-    assert "rest_lr" in pipe("train", "--help")[1]
+    assert "rest_lr" in pipe("train", "--help-all")[1]
     run = ["train", "--no-compile", "--epochs", 1, "--hidden", 8, "-q", "--out"]
     assert pipe(*run, "a", "--optimizer", "muon")[::2] == (0, "")
     hyper = tomllib.loads((tmp_path / "a/config.toml").read_text())["facts"]["hyper"]

@@ -91,6 +91,7 @@ MAY_OPEN = {
     "cli/prediction_files.py": "a member of an archive, in a file that files opened",
     "cli/version.py": "a file that is part of the command",
     "cli/ending.py": "what is closed when a command begins",
+    "cli/doctor.py": "the name of the folder of temporary files, whose space it shows",
 }
 
 

@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import click
 
+from cli import completion
+
 
 @click.command("cache")
-@click.argument("action", default="list", metavar="[list|verify|clear]")
+@click.argument(
+    "action",
+    default="list",
+    metavar="[list|verify|clear]",
+    shell_complete=completion.names(("list", "verify", "clear")),
+)
 def command(action: str) -> None:
     """List the compiled programs on disk, check them for damage, or remove them all."""
     from cli.program_cache import run

@@ -7,12 +7,13 @@ from typing import Any
 
 import click
 
-from cli import arguments, config
-from cli.flags import SettingsCommand, settings
+from cli import arguments, completion, config
+from cli.flags import settings
+from cli.help import SettingsCommand
 
 
 @click.command("data", cls=SettingsCommand)
-@click.argument("data")
+@click.argument("data", shell_complete=completion.data)
 @partial(settings, section="Data")
 def command(data: str, **options: Any) -> None:
     """Show the target, the task and the kind of each column of DATA, a value of --data."""

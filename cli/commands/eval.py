@@ -6,12 +6,17 @@ import json
 
 import click
 
-from cli import arguments
+from cli import arguments, completion
 
 
 @click.command("eval")
-@click.argument("run")
-@click.option("--data", metavar="DATA", help="other data of the same kind  [default: the run's held-out data]")
+@arguments.run
+@click.option(
+    "--data",
+    metavar="DATA",
+    shell_complete=completion.data,
+    help="other data of the same kind  [default: the run's held-out data]",
+)
 @arguments.skip_bad
 @click.option("--json", "as_json", is_flag=True, help="as JSON")
 @click.option("--weights", default="best", help="best, last, or the step of a checkpoint  [default: best]")

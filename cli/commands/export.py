@@ -8,7 +8,7 @@ from cli import arguments
 
 
 @click.command("export")
-@click.argument("run")
+@arguments.run
 @click.option(
     "--format", "kind", type=click.Choice(["torch", "onnx", "weights"]), default="torch",
     help="a torch.export program, ONNX, or the weights alone  [default: torch]",

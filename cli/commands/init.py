@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli import config
+from cli import completion, config
 from cli.recipes import TABLES, settings
 from cli.recipes.setting import refusal
 
@@ -20,7 +20,7 @@ SMALL = 16
 
 
 @click.command("init")
-@click.argument("data")
+@click.argument("data", shell_complete=completion.data)
 @click.option("--out", default="pipe.toml", metavar="FILE", help="the file to write  [default: pipe.toml]")
 def command(data: str, out: str) -> None:
     """Inspect DATA, a value of --data, and write a commented config to start from: pipe train pipe.toml."""

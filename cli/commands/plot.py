@@ -7,12 +7,20 @@ from pathlib import Path
 
 import click
 
-from cli import config
+from cli import completion, config
+from cli.recipes.metric import METRICS
 
 
 @click.command("plot")
-@click.argument("runs", nargs=-1, required=True, metavar="RUN [RUN ...]")
-@click.option("--metric", "metrics", multiple=True, metavar="NAME", help="metric to draw, such as loss [default: all]")
+@click.argument("runs", nargs=-1, required=True, metavar="RUN [RUN ...]", shell_complete=completion.runs)
+@click.option(
+    "--metric",
+    "metrics",
+    multiple=True,
+    metavar="NAME",
+    shell_complete=completion.names(METRICS),
+    help="metric to draw, such as loss [default: all]",
+)
 @click.option("--out", metavar="FILE", help="[default: the run's curves.svg; for several runs curves.png here]")
 def command(runs: tuple[str, ...], metrics: tuple[str, ...], out: str | None) -> None:
     """Draw the curves of a RUN, or of several, such as the runs of --folds, in one picture."""

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import click
 
-from cli import arguments
+from cli import arguments, completion
 
 
 @click.command("predict")
-@click.argument("run")
-@click.option("--data", required=True, metavar="DATA", help="file or folder of the kind that the run was trained on")
+@arguments.run
+@click.option(
+    "--data",
+    required=True,
+    metavar="DATA",
+    shell_complete=completion.data,
+    help="file or folder of the kind that the run was trained on",
+)
 @click.option("--out", metavar="FILE", help="preds.csv, .parquet or .npz  [default: CSV to the terminal]")
 @click.option("--raw-text", is_flag=True, help="do not escape formulas and control characters in CSV")
 @arguments.skip_bad

@@ -7,7 +7,8 @@ from typing import Any
 import click
 
 from cli import arguments
-from cli.flags import SettingsCommand, settings
+from cli.flags import settings
+from cli.help import SettingsCommand
 
 
 @click.command("profile", cls=SettingsCommand)

@@ -10,7 +10,7 @@ from cli import arguments
 
 
 @click.command("report")
-@click.argument("run")
+@arguments.run
 @click.option("--out", metavar="FILE", help="[default: RUN/report.html]")
 @arguments.trusted
 @arguments.accepted

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import click
 
+from cli import completion
+
 
 @click.command("runs")
-@click.argument("folders", nargs=-1, metavar="[FOLDER | RUN RUN ...]")
+@click.argument("folders", nargs=-1, metavar="[FOLDER | RUN RUN ...]", shell_complete=completion.runs)
 @click.option("--sort", metavar="NAME", help="by a metric (best first), epochs, seconds or a setting")
 @click.option("--filter", "filters", multiple=True, metavar="NAME=VALUE", help="only runs with this setting or state")
 @click.option("--json", "as_json", is_flag=True, help="as JSON")

@@ -8,7 +8,7 @@ from cli import arguments
 
 
 @click.command("sample")
-@click.argument("run")
+@arguments.run
 @click.option("--prompt", default="\n", metavar="TEXT", help="start of the text")
 @click.option(
     "--count", type=click.IntRange(1, 10**7), default=200, metavar="N", help="tokens to generate  [default: 200]"

@@ -16,7 +16,7 @@ MOVED = ("data", "test")
 
 
 @click.command("set")
-@click.argument("run")
+@arguments.run
 @click.argument("assigned", nargs=-1, required=True, metavar="NAME=VALUE ...")
 @arguments.trusted
 def command(run: str, assigned: tuple[str, ...], trust: bool) -> None:

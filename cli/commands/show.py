@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cli import arguments
-from cli.flags import SettingsCommand, settings
+from cli.flags import settings
+from cli.help import SettingsCommand
 
 if TYPE_CHECKING:
     from cli.config import TrainConfig
@@ -39,14 +40,16 @@ def show(config: TrainConfig, *, draw: bool) -> None:
     from rich.table import Table
 
     from cli import build
-    from cli.progress import plain
+    from cli.progress import narrowed, plain
     from cli.settled import settled
 
     config, data = settled(config)
     job = build.job(config, data)
     state = build.first(job, config)
     say = plain(False)
-    say.print(f"{config.source}: {job.data}\n\n{job.stages}\n\n{job.model}")
+    say.print(f"{config.source}: {job.data}\n")
+    say.print(narrowed(str(job.stages), say))
+    say.print(f"\n{job.model}")
     table = Table("parameter", "shape", "numbers", box=None, pad_edge=False, show_footer=True)
     table.columns[2].justify = "right"
     table.columns[0].footer, table.columns[2].footer = "all", f"{build.parameters(state.params):,}"

@@ -8,8 +8,9 @@ from typing import Any
 
 import click
 
-from cli import arguments
-from cli.flags import SettingsCommand, settings
+from cli import arguments, completion
+from cli.flags import settings
+from cli.help import SettingsCommand
 from cli.recipes.setting import refusal
 
 
@@ -23,7 +24,7 @@ from cli.recipes.setting import refusal
     help="train at most N members side by side  [default: 32, or as many as fit in memory]",
 )  # fmt: skip
 @click.option("--halving", is_flag=True, help="successive halving: only the better half goes on, again and again")
-@click.option("--resume", metavar="SWEEP", help="go on with a sweep")
+@click.option("--resume", metavar="SWEEP", shell_complete=completion.runs, help="go on with a sweep")
 @click.option("-q", "--quiet", is_flag=True, help="print only the result")
 @arguments.trusted
 @arguments.accepted
@@ -31,10 +32,9 @@ def command(
     file: str | None, seeds: int | None, draws: int | None, at_once: int | None, halving: bool, resume: str | None,
     quiet: bool, trust: bool, accept: bool, **options: Any,
 ) -> None:  # fmt: skip
-    """Train many models at once, one for each setting and seed, as one compiled step.
-
-    Any setting may have several values, --momentum 0,0.9 or --optimizer sgd,adamw, and a number may have a range,
-    --lr 0.001..1:log:16. All combinations are trained; --random N draws N of them from ranges: --lr 0.001..1:log.
+    """Train many models at once, one for each setting and seed, as one compiled step. Any setting may have several
+    values, --momentum 0,0.9 or --optimizer sgd,adamw, and a number may have a range, --lr 0.001..1:log:16. All
+    combinations are trained; --random N draws N of them from ranges: --lr 0.001..1:log.
 
     Numbers that a step reads as data (lr, momentum, weight_decay, clip, ema) share one program. Other settings form
     groups, which are compiled and trained one after the other. Each member equals pipe train with its settings, and has

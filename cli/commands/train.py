@@ -10,11 +10,13 @@ from typing import Any
 
 import click
 
-from cli import arguments, config, processes
-from cli.flags import Option, SettingsCommand, settings
+from cli import arguments, completion, config, processes
+from cli.flags import settings
+from cli.help import Option, SettingsCommand
 from cli.recipes.code import is_code
 from cli.recipes.setting import refusal
 
+option = partial(click.option, cls=Option, section="Options")
 run_option = partial(click.option, cls=Option, section="Run")
 processes_option = partial(click.option, cls=Option, section="Processes")
 
@@ -22,7 +24,13 @@ processes_option = partial(click.option, cls=Option, section="Processes")
 @click.command("train", cls=SettingsCommand)
 @arguments.source
 @settings
-@run_option("--resume", metavar="RUN", help="go on with a run, exactly from its last checkpoint")
+@run_option(
+    "--resume",
+    metavar="RUN",
+    shell_complete=completion.runs,
+    short="",
+    help="go on with a run, exactly from its last checkpoint",
+)
 @run_option(
     "--verify", is_flag=True, help="with --resume: replay from the last checkpoint but one and compare the bits"
 )
@@ -33,7 +41,7 @@ processes_option = partial(click.option, cls=Option, section="Processes")
     help="with --processes: restart up to N times if one dies, from the last checkpoint  [default: 0]",
 )  # fmt: skip
 @click.option("-q", "--quiet", is_flag=True, help="print only the result")
-@click.option("-v", "--verbose", is_flag=True, help="also print the pipeline, the graphs and each class's figures")
+@option("-v", "--verbose", is_flag=True, help="also print the pipeline, the graphs and each class's figures")
 @arguments.trusted
 @arguments.accepted
 def command(

@@ -57,7 +57,8 @@ class Table:
 TABLES: dict[str, Table] = {
     "data": Table(data.Data, data.DATA, "source", data.Custom, data.help_text()),
     "model": Table(
-        model.Model, model.MODELS, "name", model.Custom, f"{', '.join(model.MODELS)}, or FILE.py:FUNCTION"
+        model.Model, model.MODELS, "name", model.Custom, f"{', '.join(model.MODELS)}, or FILE.py:FUNCTION  "
+        f"[default: mlp; table for {', '.join(kind for kind, recipe in data.DATA.items() if recipe.model)}]",
     ),
     "optimizer": Table(Rule, OPTIMIZERS, "name"),
     "schedule": Table(Course, SCHEDULES, "name"),

@@ -13,7 +13,7 @@ from typing import Any
 
 from attrs import Attribute
 
-from cli.recipes.setting import refusal
+from cli.recipes.setting import knowing, refusal
 
 
 def is_code(name: str) -> bool:
@@ -32,7 +32,7 @@ def each_in(table: Mapping[str, Any]) -> Any:
         if len({*value}) < len(value):
             raise refusal(f"--{attribute.name} names one twice: {', '.join(value)}")
 
-    return check
+    return knowing(check, table)
 
 
 def load(name: str) -> Callable[..., Any]:

@@ -65,22 +65,22 @@ class Rule:
 
     name: str = setting(
         "sgd",
-        ", ".join(OPTIMIZERS) + "  [default: adamw for tables, transformer, lstm, gru, huggingface, else sgd]",
+        ", ".join(OPTIMIZERS) + "  [default: adamw for realmlp, tabm, transformer, lstm, gru, huggingface, else sgd]",
         fixed=True,
     )
     lr: float | None = setting(
         None,
-        "learning rate  [default: 0.3 for sgd; 0.003 for adam, adamw; 0.04 and 0.2 for tables of classes and "
-        "of values; 0.05 for muon; others their own]",
+        "learning rate  [default: realmlp 0.04, of values 0.2; tabm 0.002; sgd 0.3, of tables 0.1; adam, adamw 0.003; "
+        "muon 0.05; others their own]",
         at_least(0, True),
     )
     rest_lr: float | None = setting(
         None, "learning rate for muon's other parameters: embeddings, the last layer, vectors  [default: 0.02]",
         at_least(0, True),
     )  # fmt: skip
-    momentum: float | None = setting(None, "of sgd and rmsprop  [default: 0.9 for sgd]", at_least(0))
+    momentum: float | None = setting(None, "of sgd and rmsprop  [default: 0.9 for sgd, 0 for rmsprop]", at_least(0))
     weight_decay: float | None = setting(
-        None, "[default: 0; 0.02 for tables; 0.01 for adamw and lamb, 0.1 for muon]", at_least(0)
+        None, "[default: realmlp 0.02, tabm 0.0003; adamw, lamb 0.01; muon 0.1; else 0]", at_least(0)
     )
     beta2: float | None = setting(
         None, "of adam and adamw: decay of the mean squared gradient  [default: 0.999]", below_one

@@ -26,11 +26,16 @@ class Run:
     """A training."""
 
     epochs: int = setting(
-        20, "passes over the training data  [default: 20; up to 256 for tables, fewer for many rows]", at_least(1)
+        20, "passes over the training data  [default: 20; by the rows for realmlp and tabm, up to 256]", at_least(1)
     )
-    batch_size: int = setting(64, "samples a step  [default: 64; 256 to 1,024 for tables]", at_least(1), fixed=True)
+    batch_size: int = setting(
+        64,
+        "samples a step  [default: 64; by the rows for realmlp, 256 to 1,024, and tabm, 32 to 512]",
+        at_least(1),
+        fixed=True,
+    )
     accumulate: int = setting(1, "gradient accumulation: microbatches of a batch", at_least(1))
-    clip: float = setting(1.0, "largest gradient norm; 0 for none  [default: 1.0; 0 for tables]", at_least(0))
+    clip: float = setting(1.0, "largest gradient norm; 0 for none  [default: 1; 0 for realmlp]", at_least(0))
     ema: float | None = setting(
         None,
         "decay of an average of the weights, such as 0.999, evaluated and saved as well  [default: none]",
@@ -70,7 +75,9 @@ class Run:
     steps_per_call: str = setting(
         "auto", "steps in one call of the compiled program: a number, epoch, or auto: about 0.1 s of them", _steps
     )
-    compile: bool = setting(True, "run the step as one compiled graph  [default: on; off for small tables]")
+    compile: bool = setting(
+        True, "run the step as one compiled graph  [default: on; off for short runs of realmlp and tabm]"
+    )
     eager_steps: int | None = setting(
         None, "first steps to run uncompiled, while the graph is compiled  [default: about 5 seconds of them]",
         at_least(0),
@@ -93,7 +100,7 @@ class Run:
         False, "measure gradient norm, update ratio and learning rate in each step; --verbose does too", fixed=True
     )
     patience: int | None = setting(
-        None, "stop after so many epochs without improvement  [default: never]", at_least(1)
+        None, "stop after so many epochs without improvement  [default: never; 16 for tabm]", at_least(1)
     )  # fmt: skip
     minutes: float | None = setting(None, "stop after so many minutes  [default: never]", at_least(0, True, most=1e8))
     log: tuple[str, ...] = setting(

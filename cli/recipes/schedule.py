@@ -26,7 +26,7 @@ class Shape:
 
 
 SCHEDULES: dict[str, Shape] = {
-    "auto": Shape("cosine; coslog4 for tables; constant for schedule-free-adamw"),
+    "auto": Shape("cosine; coslog4 for realmlp; constant for tabm and schedule-free-adamw"),
     "constant": Shape(""),
     "cosine": Shape("down to 0", "pipeline.schedules:cosine"),
     "coslog4": Shape("4 cosines from 0 and back, each twice as long as the last", "pipeline.schedules:coslog"),

@@ -17,7 +17,10 @@ def refusal(message: str, word: str = "", known: Any = ()) -> Exception:
 
 def setting(default: Any, help: str, *checks: Any, fixed: bool = False) -> Any:
     """A field with help and checks; a resumed run can't change it if it is `fixed`."""
-    return field(default=default, validator=[_is_text, *checks], metadata={"help": help, "fixed": fixed})
+    known = [name for check in checks for name in getattr(check, "known", ())]
+    return field(
+        default=default, validator=[_is_text, *checks], metadata={"help": help, "fixed": fixed, "known": known}
+    )
 
 
 SET_ONLY = frozenset({
@@ -51,6 +54,12 @@ def one_of(known: Any) -> Any:
         if value is not None and value not in known:
             raise refusal(f"unknown {attribute.name.replace('_', ' ')} {value!r}", value, known)
 
+    return knowing(check, known)
+
+
+def knowing(check: Any, known: Any) -> Any:
+    """A check that says which values it knows."""
+    check.known = known
     return check
 
 

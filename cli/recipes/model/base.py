@@ -74,6 +74,8 @@ class Model:
 
     prefers: ClassVar[Mapping[str, Any]] = {}
     """Settings of the optimizer, if none is chosen."""
+    picks: ClassVar[bool] = False
+    """Whether it stands for another model, by the data."""
     members: ClassVar[bool] = False
     """Whether its outputs in training are of several members, (B, M, ...)."""
     whole_batches: ClassVar[bool] = False

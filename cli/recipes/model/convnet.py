@@ -14,7 +14,9 @@ from cli.recipes.setting import DEEP, WIDE, at_least, below_one, not_empty, sett
 class ConvNet(Model):
     """Blocks of convolution, batch norm and ReLU, halving the image between them."""
 
-    widths: tuple[int, ...] = setting((32, 64), "channels of each block", at_least(1, most=WIDE), not_empty, fixed=True)
+    widths: tuple[int, ...] = setting(
+        (32, 64), "channels of each block or stage", at_least(1, most=WIDE), not_empty, fixed=True
+    )
     dropout: float = setting(0.0, "fraction of activations dropped in training", below_one, fixed=True)
 
     def make(self, fixed: Fixed) -> Made:
@@ -34,7 +36,7 @@ class ResNet(Model):
     widths: tuple[int, ...] = setting(
         (32, 64, 128), "channels of each stage", at_least(1, most=WIDE), not_empty, fixed=True
     )
-    depth: int = setting(1, "blocks of each stage", at_least(1, most=DEEP), fixed=True)
+    depth: int = setting(1, "blocks of each stage, or layers", at_least(1, most=DEEP), fixed=True)
     dropout: float = setting(0.0, "fraction of activations dropped in training", below_one, fixed=True)
 
     def make(self, fixed: Fixed) -> Made:

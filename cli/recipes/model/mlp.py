@@ -15,14 +15,9 @@ class MLP(Model):
     """Linear layers with ReLU between them."""
 
     hidden: tuple[int, ...] = setting(
-        (128,),
-        "widths between input and output, such as 128,64  [default: 128; 256,256,256 for tables]",
-        at_least(1, most=WIDE),
-        fixed=True,
+        (128,), "widths between input and output, such as 128,64", at_least(1, most=WIDE), fixed=True
     )
-    dropout: float = setting(
-        0.0, "fraction of activations dropped in training  [default: 0; 0.15 for tables]", below_one, fixed=True
-    )
+    dropout: float = setting(0.0, "fraction of activations dropped in training", below_one, fixed=True)
 
     text_depth: int = text_depth()
 

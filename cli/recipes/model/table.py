@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from attrs import frozen
 
@@ -23,6 +23,8 @@ only a few dozen rows are held out, the end of its training is left to chance.""
 @frozen
 class Table(RealMLP):
     """TabM for small tables, RealMLP for others; for arrays that are no columns, an MLP."""
+
+    picks: ClassVar[bool] = True
 
     def recipe(self, fixed: Fixed, rows: int, config: TrainConfig) -> Mapping[str, Any]:
         columns = fixed.floats and len(fixed.inputs) == 1

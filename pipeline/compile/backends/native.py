@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import ctypes
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -248,6 +249,26 @@ def _compile(folder: Path, name: str, versions: Sequence[str]) -> str:
             raise
         return _compile(folder, name, versions[1:])
     return part.get_target_file_path()
+
+
+def trial() -> tuple[str, float]:
+    """The C++ compiler, and its seconds for a tiny library, which is loaded and called. Raises CaptureError if one of
+    them fails here."""
+    from torch._inductor.cpp_builder import CppBuilder, get_cpp_compiler
+
+    start = time.perf_counter()
+    try:
+        with tempfile.TemporaryDirectory(prefix="pipe-train-") as folder:
+            path = Path(folder, "trial.cpp")
+            files.replace(path, b'#include <cmath>\n#include <omp.h>\nextern "C" int trial(int x) { return x + 1; }\n')
+            builder = CppBuilder("trial", str(path), _options(False), output_dir=folder)
+            builder.build()
+            if ctypes.CDLL(builder.get_target_file_path()).trial(1) != 2:
+                raise CaptureError("a compiled function gives a wrong number")
+            return get_cpp_compiler(), time.perf_counter() - start
+    except Exception as e:
+        errors = [line.strip() for line in str(e).splitlines() if "error:" in line]
+        raise CaptureError(f"C++ can't be compiled here: {errors[0] if errors else generic.reason(e)}") from e
 
 
 def _options(compile_only: bool, level: str = "") -> Any:
