@@ -255,6 +255,9 @@ BAD = {
     ("train", "--data", "text.npz"): "no .npz archive",
     ("train", "--data", "random", "--model", "convnet"): "inputs of shape (784,)",
     ("train", "--model", "transformer"): "digits has inputs (1, 8, 8) for classification; use mlp or convnet",
+    ("train", "--model", "lstm"): "digits has inputs (1, 8, 8) for classification; use mlp or convnet",
+    ("train", "--data", "book.txt", "--model", "mlp"): "use --model transformer, or convert them",
+    ("train", "--data", "book.txt", "--model", "lstm"): "for language modelling; use transformer",
     ("train", "--out", "/proc/nowhere"): "can't write to the output folder",
     ("train", "none.toml"): "can't read none.toml",
     ("train", "bad.toml"): "unknown setting 'epoch'; did you mean 'epochs'?",
@@ -269,6 +272,7 @@ def test_bad_input_is_one_line_and_exit_code_2(tmp_path):
     np.savez(tmp_path / "empty.npz", inputs=inputs[:0], targets=np.zeros(0, int))
     (tmp_path / "text.npz").write_text("inputs")
     (tmp_path / "bad.toml").write_text("epoch = 3\n")
+    (tmp_path / "book.txt").write_text("to be or not to be " * 400)
     inputs[3] = np.nan
     np.savez(tmp_path / "nan.npz", inputs=inputs, targets=np.arange(9) % 3)
     code = "import sys, shlex\nfrom cli.main import main\n" + (

@@ -46,12 +46,21 @@ class Fixed:
             names["classes"] = self.outputs
         return names
 
+    @property
+    def instead(self) -> str:
+        """Models that take these data."""
+        if self.task == "language modelling":
+            return "transformer"
+        if not self.floats:
+            return "lstm or gru"
+        return {3: "mlp or convnet", 2: "lstm or mlp", 1: "table or mlp"}.get(len(self.inputs), "mlp")
+
     def need_floats(self, model: str) -> None:
         """Raise ConfigError if inputs are ids."""
         if not self.floats:
             raise refusal(
                 f"model {model!r} takes inputs of floats, but {self.source} has token ids or other whole numbers; "
-                "convert them, or use --model transformer or lstm"
+                f"use --model {self.instead}, or convert them"
             )
 
     def need_images(self, model: str) -> None:
@@ -60,7 +69,7 @@ class Fixed:
         if len(self.inputs) != 3:
             raise refusal(
                 f"model {model!r} takes images (channels, height, width), but {self.source} has inputs of shape "
-                f"{self.inputs}; use --model mlp"
+                f"{self.inputs}; use --model {self.instead}"
             )
 
 

@@ -118,7 +118,7 @@ def need_columns(model: str, fixed: Fixed) -> None:
     if len(fixed.inputs) != 1:
         raise refusal(
             f"model {model!r} takes the columns of a table, but {fixed.source} has inputs of shape {fixed.inputs}; use "
-            "--model mlp"
+            f"--model {fixed.instead}"
         )
 
 

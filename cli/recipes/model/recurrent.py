@@ -30,7 +30,7 @@ class LSTM(Model):
         if len(fixed.inputs) != (2 if fixed.floats else 1) or fixed.task == "language modelling":
             raise refusal(
                 f"model {self.kind!r} takes sequences (N, T, features) of floats or (N, T) of token ids, and a class "
-                f"or value for each, but {fixed.source} has inputs {fixed.inputs} for {fixed.task}"
+                f"or value for each, but {fixed.source} has inputs {fixed.inputs} for {fixed.task}; use {fixed.instead}"
             )
         what = {"features": fixed.inputs[1]} if fixed.floats else {"vocabulary": fixed.sizes["vocabulary"]}
         options: dict[str, Any] = {n: getattr(self, n) for n in ("width", "depth", "bidirectional", "dropout")}

@@ -38,7 +38,7 @@ class TabM(OfColumns):
         need_columns(self.name, fixed)
         joins = {CLASSES: loss.mean_probabilities, LABELS: loss.mean_chances, VALUES: loss.mean_outputs}
         if fixed.task not in joins:
-            raise refusal(f"model 'tabm' is not for {fixed.task}; use --model transformer")
+            raise refusal(f"model 'tabm' is not for {fixed.task}; use --model {fixed.instead}")
         categories = fixed.sizes.get("categories", ())
         options = {
             "join": joins[fixed.task], "categories": categories, "hidden": self.hidden, "members": self.k,

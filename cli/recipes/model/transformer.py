@@ -30,7 +30,7 @@ class Transformer(Model):
         if fixed.task != "language modelling":
             raise refusal(
                 f"model 'transformer' takes token ids and targets (N, T) int64, but {fixed.source} has inputs "
-                f"{fixed.inputs} for {fixed.task}; use mlp or convnet"
+                f"{fixed.inputs} for {fixed.task}; use {fixed.instead}"
             )
         heads = self.heads or next(h for h in (8, 4, 2, 1) if self.width % h == 0)
         if self.width % heads:
