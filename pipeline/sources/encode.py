@@ -56,7 +56,7 @@ def _fit_values(frame: Frame, name: str, reading: Reading, rows: np.ndarray) -> 
     present = read[~absent] if absent.any() else read
     if not len(present):
         return "it has no values"
-    if (present == present[0]).all() and not absent.any():
+    if (present == present[0]).all() and (present[0] == 0 or not absent.any()):  # 1 beside blanks is a mark; 0 is none
         return f"all its values are {frame.column(name).gather(rows).drop_nulls()[0]}"
     fitted = {"name": name, "kind": reading.kind, "form": reading.form, "unit": reading.unit,
               "mean": float(present.mean()),
