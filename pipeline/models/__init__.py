@@ -10,11 +10,14 @@ from pipeline.models.resnet import resnet
 from pipeline.models.table import table
 from pipeline.models.tabm import tabm
 from pipeline.models.transformer import transformer
+from pipeline.module import Weights, loaded
 
 __all__ = [
+    "Weights",
     "convnet",
     "from_config",
     "generate",
+    "loaded",
     "mlp",
     "realmlp",
     "recurrent",
