@@ -17,6 +17,7 @@ from cli import seal
 from cli.recipes import TABLES, flag_name, home, settings
 from cli.recipes.code import is_code
 from cli.recipes.data import Data, unknown
+from cli.recipes.finetune import Finetune
 from cli.recipes.loss import Loss
 from cli.recipes.metric import Metrics, best_result
 from cli.recipes.model import Model
@@ -38,6 +39,7 @@ class TrainConfig:
 
     data: Data
     model: Model
+    finetune: Finetune
     optimizer: Rule
     schedule: Course
     loss: Loss
@@ -98,6 +100,8 @@ def make(*layers: Mapping[str, Any]) -> TrainConfig:
     values: dict[str, dict[str, Any]] = {table: {} for table in TABLES}
     for layer in layers:
         for table, new in _by_table(layer).items():
+            if "init" in new:  # the checksum of a lower layer is another file's
+                values[table].pop("init_sha256", None)
             if TABLES[table].key in new and values[table]:
                 # Another recipe: drop settings that only the previous one had.
                 known = settings(_recipe(table, {**values[table], **new}))

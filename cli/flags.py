@@ -14,10 +14,10 @@ from cli.recipes import TABLES
 from cli.recipes.setting import SET_ONLY, flag
 
 SECTIONS = {
-    "data": "Data", "model": "Model", "loss": "Loss and metrics", "optimizer": "Optimizer and schedule",
-    "schedule": "Optimizer and schedule", "run": "Run", "folds": "Data", "best": "Loss and metrics",
-    "accumulate": "Optimizer and schedule", "clip": "Optimizer and schedule", "ema": "Optimizer and schedule",
-    "shard": "Processes",
+    "data": "Data", "model": "Model", "finetune": "Model", "loss": "Loss and metrics",
+    "optimizer": "Optimizer and schedule", "schedule": "Optimizer and schedule", "run": "Run", "folds": "Data",
+    "best": "Loss and metrics", "accumulate": "Optimizer and schedule", "clip": "Optimizer and schedule",
+    "ema": "Optimizer and schedule", "shard": "Processes",
 }  # fmt: skip
 """Section of the help by setting, or else by its table."""
 

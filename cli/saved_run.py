@@ -89,7 +89,7 @@ class Past:
     def made(self) -> tuple[Job, State]:
         """Its job, with its first State; the data are read again."""
         try:
-            return begin(self.config)
+            return begin(self.config, initial=self.config.finetune.intact)
         except PipeError as e:
             path, digest = self.facts.get("path"), self.facts.get("data")
             if not isinstance(path, str) or exists(path):

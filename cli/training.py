@@ -81,6 +81,8 @@ def print_head(say: Console, job: Job, state: State, config: TrainConfig, verbos
         if mesh.shard > 1:
             facts.append(f"the weights in {mesh.shard} shards")
     say.print(f"device  {', '.join(facts)}{f' ({why})' if why else ''}")
+    if job.weights is not None:
+        say.print(f"init    {job.weights.name}: {job.weights.report(job.stages.models[0].module.skeleton().module)}")
     if verbose:
         say.print(f"\n{job.stages}\n")
 

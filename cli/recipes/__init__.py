@@ -9,6 +9,7 @@ from attrs import fields, frozen
 
 from cli.recipes import data, model
 from cli.recipes.code import is_code
+from cli.recipes.finetune import Finetune
 from cli.recipes.loss import LOSSES, Loss
 from cli.recipes.metric import Metrics
 from cli.recipes.pipeline import OwnPipeline
@@ -59,6 +60,7 @@ TABLES: dict[str, Table] = {
     "model": Table(
         model.Model, model.MODELS, "name", model.Custom, f"{', '.join(model.MODELS)}, or FILE.py:FUNCTION"
     ),
+    "finetune": Table(Finetune, {}),
     "optimizer": Table(Rule, OPTIMIZERS, "name"),
     "schedule": Table(Course, SCHEDULES, "name"),
     "loss": Table(Loss, LOSSES, "name"),

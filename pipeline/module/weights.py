@@ -132,8 +132,8 @@ class Weights:
         told = ", ".join(text for text, names in parts.items() if names)
         if not self.rename and (pair := _suggested(own, found)) is not None:
             return f"{told}; write rename={{{pair[0]!r}: {pair[1]!r}}}"
-        if longer := [name for name in fit.differ if _longer(own[name], found[name])]:
-            return f"{told}; write grow={','.join(longer)!r} to keep the rows beyond as initialised"
+        if fit.differ and all(_longer(own[name], found[name]) for name in fit.differ):
+            return f"{told}; write grow={','.join(fit.differ)!r} to keep the rows beyond as initialised"
         if not fit.matched:
             return f"{told}; write rename={{'OLD.': 'NEW.'}} to map names"
         return f"{told}; write strict=False to begin with the {len(fit.matched)} that fit"
