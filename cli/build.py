@@ -35,7 +35,7 @@ from pipeline import (
 from pipeline.description import Description
 from pipeline.errors import ConfigError
 from pipeline.load import Load
-from pipeline.module import Weights, loaded
+from pipeline.module import Weights
 from pipeline.programs.check import check
 from pipeline.programs.members import gathers
 from pipeline.sources import Prepared
@@ -151,8 +151,11 @@ def _of_settings(config: TrainConfig, data: Prepared | None, initial: bool) -> J
     what = fixed(config.data.source, data)
     model = config.model
     build, words, inputs = model.fit(what, data)
-    weights = config.finetune.weights() if initial else None
-    build = build if weights is None else loaded(build, weights)
+    tuned = config.finetune
+    if tuned.lora is not None and tuned.init is None and not isinstance(model, Custom):
+        raise ConfigError("--lora would freeze random weights; name those to begin from by --init FILE")
+    weights = tuned.weights() if initial else None
+    build, words = tuned.built(build, weights), words if tuned.lora is None else f"{words}, lora {tuned.lora}"
     run, aim = config.run, goal.goal(config, data)
     criterion = config.loss.stage(data.task, goal.class_weights(config, data, what.outputs))
     metrics = config.evaluate.stages(what, run.best or aim.metric, quantile=config.loss.quantile)
@@ -176,13 +179,13 @@ def _of_settings(config: TrainConfig, data: Prepared | None, initial: bool) -> J
         *([evaluate.gradient_norm()] if run.telemetry else []),
         update.finite("scale" if run.precision == "fp16" else run.on_nonfinite),
         *([update.clip_norm(run.clip)] if run.clip else []),
-        config.optimizer.stage(rate, hidden, fading, model.factors),
+        tuned.rule(config.optimizer.stage(rate, hidden, fading, model.factors), batches.batches),
         *([evaluate.update_ratio(), evaluate.learning_rate()] if run.telemetry else []),
         *([update.ema(run.ema)] if run.ema is not None else []),
     )
     if processes.count() == 1 and not isinstance(model, Custom):
         rules = [s for s in pipe.stages if isinstance(s, Stage) and s.init is not None and "params" in s.writes]
-        room.check(model.make(what)[0], rules, run.ensemble or 1, str(device.device))
+        room.check(tuned.built(model.make(what)[0]), rules, run.ensemble or 1, str(device.device))
     return Job(pipe, data.held_out, words, aim.metric, data, what, build, weights, aim.why)
 
 

@@ -100,8 +100,6 @@ def make(*layers: Mapping[str, Any]) -> TrainConfig:
     values: dict[str, dict[str, Any]] = {table: {} for table in TABLES}
     for layer in layers:
         for table, new in _by_table(layer).items():
-            if "init" in new:  # the checksum of a lower layer is another file's
-                values[table].pop("init_sha256", None)
             if TABLES[table].key in new and values[table]:
                 # Another recipe: drop settings that only the previous one had.
                 known = settings(_recipe(table, {**values[table], **new}))
@@ -191,8 +189,7 @@ def _unknown(name: str) -> Exception:
     """A ConfigError; there are too many settings to name them all."""
     known = {flag_name(table, key) for table, t in TABLES.items() for r in t.recipes for key in settings(r)}
     close = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean {close[0]!r}?" if close else "see pipe train --help"
-    return refusal(f"unknown setting {name!r}; {hint}")
+    return refusal(f"unknown setting {name!r}; {f'did you mean {close[0]!r}?' if close else 'see pipe train --help'}")
 
 
 def code_in(values: Any) -> list[str]:
@@ -202,8 +199,7 @@ def code_in(values: Any) -> list[str]:
     >>> code_in({"model": {"name": "net.py:make"}, "rows": [{"data": "own.data:digits"}]})
     ['net.py:make', 'own.data:digits']
     """
-    names: dict[str, None] = {}
-    stack = [values]
+    names, stack = dict[str, None](), [values]
     while stack:
         value = stack.pop()
         if isinstance(value, str) and is_code(value):

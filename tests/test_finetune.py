@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pipeline import models, testing
+from pipeline import load_run, models, testing
 
 FEW = ("--data", "sklearn:iris", "--model", "mlp", "--hidden", "8", "--schedule", "constant", "--epochs", 2,
        "--no-compile", "-q")  # fmt: skip
@@ -54,7 +54,7 @@ def test_what_does_not_fit_is_refused_with_flags_to_write(pipe, base):
     given = ("--init", "wrapped.safetensors", "--rename", "module.=", "--lr", 1e-12, "--out", "b")
     assert pipe("train", *FEW, *given)[0] == 0
     testing.same(load_file("b/model.safetensors"), base, 1e-6)
-    refused(pipe("train", *FEW, "--rename", "a=b"), "add --init FILE")
+    refused(pipe("train", *FEW, "--rename", "a=b"), "--rename needs --init; add it")
     refused(pipe("train", *FEW, "--init", "base", "--rename", "ab"), "--rename 'ab' is no OLD=NEW")
     Path("own.py").write_text("def make(): ...\n")
     refused(pipe("train", "own.py:make", "--init", "base"), "--init does not apply to a pipeline of your own")
@@ -124,3 +124,109 @@ def test_folds_sweeps_and_ensembles_begin_from_weights(pipe, base):
     assert len(members) >= 2
     for path in members:
         testing.same(load_file(path), base, 1e-6)
+
+
+def adapted(pipe, *more):
+    code, out, err = pipe("train", *FEW[:-1], "--init", "base", "--lora", 2, "--lr", 0.1, "--out", "tuned", *more)
+    assert (code, err) == (0, "")
+    return out
+
+
+def test_a_run_with_adapters_is_merged_at_export(pipe, base):
+    """The weights and the program that are exported are the plain model's, and answer as the run to 1e-5."""
+    out = adapted(pipe, "--ema", 0.5)
+    assert "lora 2: 46 parameters, and 67 frozen\n" in out
+    tensors = load_file("tuned/best.safetensors")
+    testing.same({k: tensors[k.replace(".", ".base.")] for k in base}, base)
+    for words in (["--format", "weights"], [], ["--weights", "ema", "--out", "ema.pt2"]):
+        code, _, err = pipe("export", "tuned", *words)
+        assert code == 0, err
+    plain = models.mlp(4, 8, 3)
+    plain.load_state_dict(load_file("tuned/weights.safetensors"))
+    pipeline, state, held_out = load_run("tuned")
+    inputs = held_out.tensors["inputs"]
+    with torch.no_grad():
+        expected = pipeline.module(state)(inputs)
+        testing.same(plain.eval()(inputs), expected, 1e-5)
+        plain.load_state_dict(base)
+        assert (plain(inputs) - expected).abs().max() > 1e-2
+    assert not any("lora" in name for name in torch.export.load("tuned/model.pt2").state_dict)
+    assert pipe("export", "tuned", "--format", "peft")[0] == 0
+    again = models.read_adapter(lambda: models.loaded(models.mlp(4, 8, 3), base), "tuned/adapter")()
+    with torch.no_grad():
+        testing.same(again.eval()(inputs), expected, 1e-6)
+    refused(pipe("export", "base", "--format", "peft"), "trained with --lora, which base is not")
+
+
+def test_a_run_with_adapters_goes_on_exactly(pipe, base):
+    """Resumed, replayed and evaluated, in the State of its adapters alone; its folder is no plain file of weights."""
+    adapted(pipe, "--set", "lora_dropout=0.2", "--epochs", 4)
+    whole = Path("tuned/model.safetensors").read_bytes()
+    for path in sorted(Path("tuned").rglob("*"), reverse=True):
+        path.unlink() if path.is_file() else path.rmdir()
+    adapted(pipe, "--set", "lora_dropout=0.2")
+    assert pipe("train", "--resume", "tuned", "--epochs", 4, "-q")[0] == 0
+    assert Path("tuned/model.safetensors").read_bytes() == whole
+    assert "replayed: every tensor" in pipe("train", "--resume", "tuned", "--verify")[1]
+    assert pipe("eval", "tuned")[0] == 0
+    refused(pipe("train", "--resume", "tuned", "--lora", 3), "--lora 3 would not be the same run, which has 2")
+    refused(pipe("train", *FEW, "--init", "tuned"), "does not fit the module")
+
+
+def test_parts_are_frozen_and_thaw(pipe, base):
+    """--freeze leaves what it names as it was; with --thaw it is trained after so many epochs, and not before."""
+    given = ("train", *FEW[:-1], "--init", "base", "--lr", 0.1, "--freeze", "1.*", "--epochs", 2)
+    code, out, err = pipe(*given, "--out", "frozen")
+    assert (code, err) == (0, "")
+    assert "27 parameters, and 40 frozen\n" in out
+    for thaw, name in ((2, "late"), (1, "early")):
+        assert pipe(*given, "--thaw", thaw, "--out", name)[0] == 0
+    frozen, late, early = (load_file(f"{name}/model.safetensors") for name in ("frozen", "late", "early"))
+    for name, t in base.items():
+        assert torch.equal(frozen[name], t) == torch.equal(late[name], t) == name.startswith("1.")
+        assert not torch.equal(early[name], t)
+    testing.same({k: frozen[k] for k in late}, late, 1e-5)
+    assert "replayed: every tensor" in pipe("train", "--resume", "early", "--verify")[1]
+
+
+def test_settings_of_what_is_trained_that_do_not_fit_are_refused(pipe, base):
+    """Random weights that would be frozen, names of nothing, and settings without the one they need: one line each."""
+    new = ("train", *FEW, "--init", "base", "--hidden", 16, "--set", "strict=false")
+    for words, message in (
+        (("train", *FEW, "--lora", 2), "--lora would freeze random weights; name those to begin from by --init FILE"),
+        ((*new, "--lora", 2), "1.weight is not in base, and would be frozen at random values; see --set lora_full"),
+        ((*new, "--freeze", "3.*"), "3.weight is not in base, and would be frozen at random values; see !NAME"),
+        (("train", *FEW, "--init", "base", "--lora", 2, "--lora-targets", "no"), "'no' is no part of the module"),
+        (("train", *FEW, "--init", "base", "--lora", 2, "--freeze", "1.*"), "--lora freezes all but its additions"),
+        (("train", *FEW, "--freeze", "no.*"), "--freeze 'no.*' matches none of the parameters 1.weight, 1.bias, 3."),
+        (("train", *FEW, "--freeze", "*"), "--freeze '*' matches all of the parameters"),
+        (("train", *FEW, "--thaw", 2), "--thaw needs --freeze; add it"),
+        (("train", *FEW, "--lora-targets", "1"), "--lora-targets needs --lora; add it"),
+        (("train", *FEW, "--lora", 0), "--lora 0 is out of range"),
+    ):
+        refused(pipe(*words), message)
+    full = ("--lora", 2, "--lora-targets", "3", "--set", "lora_full=1")
+    assert pipe(*new, *full)[0] == 2  # 3.weight has another shape too
+    head = ("--init", "two.safetensors", "--set", "strict=false", "--lora", 2, "--set", "lora_full=3", "--out", "head")
+    save_file({**base, "3.weight": base["3.weight"][:2], "3.bias": base["3.bias"][:2]}, "two.safetensors")
+    assert pipe("train", *FEW, *head)[0] == 0
+    assert {k for k in load_file("head/model.safetensors") if "lora" in k} == {"1.lora_A", "1.lora_B"}
+
+
+def test_folds_ensembles_and_own_models_have_adapters(pipe, base):
+    """Folds are exported as one program without adapters; a function of the user's may begin from weights itself."""
+    common = ("train", *FEW, "--init", "base", "--lora", 2, "--lr", 0.1)
+    for words in (("--folds", 2), ("--ensemble", 2)):
+        assert pipe(*common, *words, "--out", words[0][2:])[0] == 0
+        code, out, err = pipe("export", words[0][2:])
+        assert code == 0, err
+        assert "off by" in out
+        refused(pipe("export", words[0][2:], "--format", "peft"), "--format peft is of one run")
+    Path("own.py").write_text(
+        "from pipeline import models\n"
+        "def make(features, classes):\n"
+        "    return models.loaded(models.mlp(features, 8, classes), 'base/best.safetensors')\n"
+    )
+    own = ("--model", "own.py:make", "--lora", 2, "--out", "own")
+    assert pipe("train", *FEW[:2], *FEW[6:], *own)[0] == 0
+    assert pipe("export", "own", "--trust")[0] == 0

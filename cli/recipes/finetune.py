@@ -1,4 +1,4 @@
-"""Fine-tuning: the weights that a run begins from."""
+"""Fine-tuning: the weights that a run begins from, and what of them is trained."""
 
 from __future__ import annotations
 
@@ -7,15 +7,24 @@ from typing import TYPE_CHECKING
 
 from attrs import evolve, frozen
 
-from cli.recipes.setting import flag, refusal, setting
+from cli.recipes.setting import at_least, below_one, flag, refusal, setting
 
 if TYPE_CHECKING:
-    from pipeline.module import Weights
+    from torch import nn
+
+    from pipeline.module import Build, Weights
+    from pipeline.stage import Stage
+
+OF = {
+    "rename": "init", "grow": "init", "strict": "init", "init_sha256": "init", "lora_targets": "lora",
+    "lora_alpha": "lora", "lora_dropout": "lora", "lora_full": "lora", "thaw": "freeze",
+}  # fmt: skip
+"""A setting -> the one that it needs."""
 
 
 @frozen
 class Finetune:
-    """What a run begins from."""
+    """What a run begins from, and what of it is trained."""
 
     init: str | None = setting(
         None, "weights to begin from: .safetensors, .pt, or the folder of a run  [default: random ones]", fixed=True
@@ -34,10 +43,33 @@ class Finetune:
         None, "with --init: the file's checksum, without which it is refused; a run records it", fixed=True
     )
 
+    lora: int | None = setting(
+        None, "rank of trained additions to layers that are frozen  [default: none]", at_least(1), fixed=True
+    )
+    lora_targets: str | None = setting(
+        None, 'with --lora: layers by name, the end of it, or pattern: "q_proj,blocks.*"  [default: all linear ones]',
+        fixed=True,
+    )  # fmt: skip
+    lora_alpha: float | None = setting(
+        None, "with --lora: they count alpha / rank  [default: rank]", at_least(0, True), fixed=True
+    )
+    lora_dropout: float | None = setting(None, "with --lora: of their inputs  [default: 0]", below_one, fixed=True)
+    lora_full: str | None = setting(
+        None, "with --lora: modules that are trained in full, such as a new head, likewise by name", fixed=True
+    )
+    freeze: str | None = setting(
+        None, 'parameters that are not trained, by patterns of their names: "body.*,!*.bias"', fixed=True
+    )
+    thaw: int | None = setting(
+        None, "with --freeze: epochs after which they are trained  [default: never]", at_least(1), fixed=True
+    )
+
     def __attrs_post_init__(self) -> None:
-        for name in ("rename", "grow", "strict", "init_sha256"):
-            if self.init is None and getattr(self, name) is not None:
-                raise refusal(f"{flag(name)} is about weights to begin from; add --init FILE")
+        for name, of in OF.items():
+            if getattr(self, of) is None and getattr(self, name) is not None:
+                raise refusal(f"{flag(name)} needs {flag(of)}; add it")
+        if self.lora is not None and self.freeze is not None:
+            raise refusal("--lora freezes all but its additions; leave out --freeze, or see --set lora_full")
         for pair in self.rename or ():
             if "=" not in pair:
                 raise refusal(f"--rename {pair!r} is no OLD=NEW, such as module.= or =model.")
@@ -59,6 +91,55 @@ class Finetune:
             )
         pairs = dict(pair.split("=", 1) for pair in self.rename or ())
         return models.Weights(self._path, rename=pairs, grow=self.grow or "", strict=self.strict is not False)
+
+    def built(self, build: Build, weights: Weights | None = None) -> Build:
+        """A function that makes the module with these weights, and what is frozen and added."""
+        from pipeline.module.weights import changed
+
+        def change(module: nn.Module) -> nn.Module:
+            own = dict(module.named_parameters())
+            random = () if weights is None else weights.into(module).initialised
+            result = self._trained(module)
+            for name in random:
+                if name in own and not own[name].requires_grad:
+                    instead = "--set lora_full" if self.lora is not None else "!NAME in --freeze"
+                    raise refusal(f"{name} is not in {self.init}, and would be frozen at random values; see {instead}")
+            return result
+
+        plain = self.init is None and self.lora is None and self.freeze is None
+        return build if plain else changed(build, change)
+
+    def rule(self, rule: Stage, batches: int | None) -> Stage:
+        """The update of all parameters, those that thaw included, by the update of others."""
+        from pipeline import update
+
+        if self.freeze is None or self.thaw is None:
+            return rule
+        if batches is None:
+            raise refusal("--thaw needs data of a known length")
+        return update.groups({self.freeze: update.thawed(rule, at=self.thaw * batches)}, otherwise=rule)
+
+    def _trained(self, module: nn.Module) -> nn.Module:
+        """The module with its additions, or with parameters frozen."""
+        from pipeline import models
+        from pipeline.module.weights import few
+        from pipeline.update.select import holds
+
+        if self.lora is not None:
+            adapted: nn.Module = models.lora(
+                lambda: module, self.lora, self.lora_targets, alpha=self.lora_alpha, dropout=self.lora_dropout or 0.0,
+                full=self.lora_full or (),
+            )()  # fmt: skip
+            return adapted
+        if self.freeze is not None and self.thaw is None:
+            own = dict(module.named_parameters())
+            chosen = [name for name, p in own.items() if holds(self.freeze, name, p)]
+            if len(chosen) in (0, len(own)):
+                which = "all" if chosen else "none"
+                raise refusal(f"--freeze {self.freeze!r} matches {which} of the parameters {few(own)}")
+            for name in chosen:
+                own[name].requires_grad_(False)
+        return module
 
     @property
     def intact(self) -> bool:

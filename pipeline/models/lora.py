@@ -116,7 +116,10 @@ def merged(module: nn.Module) -> nn.Module:
     plain = {m: copy.deepcopy(m.base) for m in layers.values()}
     for m, base in plain.items():
         base.weight = nn.Parameter(m.weight.detach().clone())
-    return _replaced(copy.deepcopy(module), {name: plain[m] for name, m in layers.items()}).requires_grad_(True)
+    result = _replaced(copy.deepcopy(module), {name: plain[m] for name, m in layers.items()})
+    for p in result.parameters():
+        p.requires_grad_(p.is_floating_point() or p.is_complex())
+    return result
 
 
 def _replaced(module: nn.Module, parts: Mapping[str, nn.Module]) -> nn.Module:
