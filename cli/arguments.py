@@ -56,7 +56,8 @@ def train_config(file: str | None, options: dict[str, Any], trust: bool = False,
     run = earlier.get("run")
     if isinstance(run, dict):
         earlier["run"] = {name: value for name, value in run.items() if name != "out"}
-    return config.make(earlier, chosen)
+    forgotten = {"init_sha256": None} if "finetune.init" in chosen else {}  # it is another file's
+    return config.make(earlier, forgotten, chosen)
 
 
 def saved_run(run: str, trust: bool, accept: bool) -> Past:

@@ -35,6 +35,7 @@ from pipeline import (
 from pipeline.description import Description
 from pipeline.errors import ConfigError
 from pipeline.load import Load
+from pipeline.module import Weights
 from pipeline.programs.check import check
 from pipeline.programs.members import gathers
 from pipeline.sources import Prepared
@@ -56,6 +57,8 @@ class Job:
     """The data; None with a pipeline of the user's own."""
     fixed: Fixed | None = None
     build: Callable[[], nn.Module] | None = None
+    weights: Weights | None = None
+    """Those to begin from."""
     why: str = ""
     """Why `best` is not the task's usual one."""
     eager_steps: int = 0
@@ -108,12 +111,12 @@ class Job:
         return f"{' and '.join(counts)} samples, inputs {shape}, {kind}"
 
 
-def job(config: TrainConfig, data: Prepared | None = None) -> Job:
-    """The job of a run; `data` if they are prepared already. Raises a PipeError if settings, data and pipeline do not
-    fit together."""
+def job(config: TrainConfig, data: Prepared | None = None, *, initial: bool = True) -> Job:
+    """The job of a run; `data` if they are prepared already. Without `initial`, its first State is not needed, nor the
+    weights that it begins from. Raises a PipeError if settings, data and pipeline do not fit together."""
     config, data = settled(config, data)
     own = config.pipeline.name
-    single = _of_settings(config, data) if own is None else _of_code(config, own)
+    single = _of_settings(config, data, initial) if own is None else _of_code(config, own)
     return single if config.run.ensemble is None else _ensemble(single, config.run.ensemble)
 
 
@@ -141,13 +144,18 @@ def _of_code(config: TrainConfig, name: str) -> Job:
     return Job(pipe, held_out, name, None)
 
 
-def _of_settings(config: TrainConfig, data: Prepared | None) -> Job:
+def _of_settings(config: TrainConfig, data: Prepared | None, initial: bool) -> Job:
     """The job of a pipeline built from settings."""
     device = placed(config)
     data = scaled(prepared(config) if data is None else data, config.loss)
     what = fixed(config.data.source, data)
     model = config.model
     build, words, inputs = model.fit(what, data)
+    tuned = config.finetune
+    if tuned.lora is not None and tuned.init is None and not isinstance(model, Custom):
+        raise ConfigError("--lora would freeze random weights; name those to begin from by --init FILE")
+    weights = tuned.weights() if initial else None
+    build, words = tuned.built(build, weights), words if tuned.lora is None else f"{words}, lora {tuned.lora}"
     run, aim = config.run, goal.goal(config, data)
     criterion = config.loss.stage(data.task, goal.class_weights(config, data, what.outputs))
     metrics = config.evaluate.stages(what, run.best or aim.metric, quantile=config.loss.quantile)
@@ -171,14 +179,14 @@ def _of_settings(config: TrainConfig, data: Prepared | None) -> Job:
         *([evaluate.gradient_norm()] if run.telemetry else []),
         update.finite("scale" if run.precision == "fp16" else run.on_nonfinite),
         *([update.clip_norm(run.clip)] if run.clip else []),
-        config.optimizer.stage(rate, hidden, fading, model.factors),
+        tuned.rule(config.optimizer.stage(rate, hidden, fading, model.factors), batches.batches),
         *([evaluate.update_ratio(), evaluate.learning_rate()] if run.telemetry else []),
         *([update.ema(run.ema)] if run.ema is not None else []),
     )
     if processes.count() == 1 and not isinstance(model, Custom):
         rules = [s for s in pipe.stages if isinstance(s, Stage) and s.init is not None and "params" in s.writes]
-        room.check(model.make(what)[0], rules, run.ensemble or 1, str(device.device))
-    return Job(pipe, data.held_out, words, aim.metric, data, what, build, aim.why)
+        room.check(tuned.built(model.make(what)[0]), rules, run.ensemble or 1, str(device.device))
+    return Job(pipe, data.held_out, words, aim.metric, data, what, build, weights, aim.why)
 
 
 def _of_members(measured: list[Stage]) -> list[Stage]:
@@ -200,9 +208,9 @@ def placed(config: TrainConfig) -> place.Place:
     return place.mesh(run.device, shard=run.shard, precision=run.precision, timeout=run.timeout)
 
 
-def begin(config: TrainConfig, data: Prepared | None = None) -> tuple[Job, State]:
-    """The job of a run and its first State, after all checks; `data` if they are prepared already."""
-    begun = job(config, data)
+def begin(config: TrainConfig, data: Prepared | None = None, *, initial: bool = True) -> tuple[Job, State]:
+    """As `job`, with the first State of the run, after all checks."""
+    begun = job(config, data, initial=initial)
     state = first(begun, config)
     size = step_size.measured(begun, state)
     torch.set_num_threads(step_size.threads(begun, size, config.run.threads))

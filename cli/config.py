@@ -17,6 +17,7 @@ from cli import seal
 from cli.recipes import TABLES, flag_name, home, settings
 from cli.recipes.code import is_code
 from cli.recipes.data import Data, unknown
+from cli.recipes.finetune import Finetune
 from cli.recipes.loss import Loss
 from cli.recipes.metric import Metrics, best_result
 from cli.recipes.model import Model
@@ -38,6 +39,7 @@ class TrainConfig:
 
     data: Data
     model: Model
+    finetune: Finetune
     optimizer: Rule
     schedule: Course
     loss: Loss
@@ -187,8 +189,7 @@ def _unknown(name: str) -> Exception:
     """A ConfigError; there are too many settings to name them all."""
     known = {flag_name(table, key) for table, t in TABLES.items() for r in t.recipes for key in settings(r)}
     close = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean {close[0]!r}?" if close else "see pipe train --help"
-    return refusal(f"unknown setting {name!r}; {hint}")
+    return refusal(f"unknown setting {name!r}; {f'did you mean {close[0]!r}?' if close else 'see pipe train --help'}")
 
 
 def code_in(values: Any) -> list[str]:
@@ -198,8 +199,7 @@ def code_in(values: Any) -> list[str]:
     >>> code_in({"model": {"name": "net.py:make"}, "rows": [{"data": "own.data:digits"}]})
     ['net.py:make', 'own.data:digits']
     """
-    names: dict[str, None] = {}
-    stack = [values]
+    names, stack = dict[str, None](), [values]
     while stack:
         value = stack.pop()
         if isinstance(value, str) and is_code(value):

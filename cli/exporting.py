@@ -21,6 +21,7 @@ from cli.progress import tell
 from cli.recipes.data_card import About, check_alike
 from cli.recipes.setting import refusal
 from cli.saved_run import Past
+from pipeline import models
 from pipeline.ensembles import Joined
 from pipeline.errors import ConfigError, first_line
 from pipeline.loss.joint import mean_outputs
@@ -30,7 +31,7 @@ from pipeline.sources.table import apply as encoded
 from pipeline.sources.words import WORD
 from pipeline.tree import dtype_name
 
-NAMES = {"torch": "model.pt2", "onnx": "model.onnx", "weights": "weights.safetensors"}
+NAMES = {"torch": "model.pt2", "onnx": "model.onnx", "weights": "weights.safetensors", "peft": "adapter"}
 SCALES = ("mean", "std", "missing", "hours")
 """Keys of a fitted column that say nothing about its raw values."""
 CHECKED, SIZES, TOLERANCE = 256, (1, 7, 256), 1e-5
@@ -50,9 +51,16 @@ def export(runs: Sequence[Past], kind: str, out: str | None, *, weights: str) ->
     if kind == "weights":
         if others:
             raise refusal(f"--format weights is of one run; name one, such as {past.folder}")
-        folders.replace(path, folders.weights_file(module.state_dict(), {"weights": weights, **epoch}))
+        tensors = models.merged(module).state_dict()
+        folders.replace(path, folders.weights_file(tensors, {"weights": weights, **epoch}))
         facts["model"] = past.document.get("facts", {}).get("model")
-        tell(f"{path}: {len(module.state_dict())} tensors, by the module's own names")
+        tell(f"{path}: {len(tensors)} tensors, by the module's own names")
+    elif kind == "peft":
+        if others or past.config.run.ensemble is not None or past.config.finetune.lora is None:
+            raise refusal(f"--format peft is of one run that was trained with --lora, which {folder} is not")
+        models.write_adapter(module, path, base=past.config.finetune.init)
+        tell(f"{path}: adapter_config.json and adapter_model.safetensors, for peft")
+        return
     else:
         _check_columns(runs)
         decisions = [run.decision(weights) for run in runs]
@@ -62,7 +70,7 @@ def export(runs: Sequence[Past], kind: str, out: str | None, *, weights: str) ->
         samples, expected = _held_out(runs, programs)
         facts |= {"inputs": _inputs(about, programs[0], samples), "outputs": _outputs(about, expected)}
         facts |= mean(decisions).facts(about)
-        program = Joined(programs, mean_outputs).eval() if others else programs[0]
+        program = models.merged(Joined(programs, mean_outputs).eval() if others else programs[0])
         write = _write_torch if kind == "torch" else partial(_write_onnx, names=programs[0].reads)
         error = write(path, program, samples, expected)
         tell(f"{path}: checked on {len(samples[0])} held-out samples, off by {error:.1e} at most")

@@ -9,7 +9,7 @@ import click
 from cli.recipes.setting import SET_ONLY
 
 SECTIONS = {
-    "data": "Data", "model": "Model", "loss": "Loss and metrics", "evaluate": "Loss and metrics",
+    "data": "Data", "model": "Model", "finetune": "Model", "loss": "Loss and metrics", "evaluate": "Loss and metrics",
     "optimizer": "Optimizer and schedule", "schedule": "Optimizer and schedule", "run": "Run", "folds": "Data",
     "best": "Loss and metrics", "accumulate": "Optimizer and schedule", "clip": "Optimizer and schedule",
     "ema": "Optimizer and schedule", "shard": "Processes",

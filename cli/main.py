@@ -107,11 +107,13 @@ def _in_flags(message: str) -> str:
     from cli.recipes.data.files import Table
 
     names = "|".join(fields_dict(Table))
-    return re.sub(
+    message = re.sub(
         rf"\b({names})=(?:True|('[^']*'))",
         lambda m: f"--{m[1].replace('_', '-')} {m[2] or ''}".strip(),
         message,
     )
+    message = re.sub(r"\brename=\{'([^']*)': '([^']*)'\}", r"--rename \1=\2", message)
+    return re.sub(r"\b(grow=|strict=)('[^']*'|False)", lambda m: f"--set {m[1]}{m[2].lower()}", message)
 
 
 def _end(message: str, code: int) -> NoReturn:

@@ -28,6 +28,8 @@ ROUNDS = 10
 SECONDS = 0.5
 """Length of a training for measurement alone."""
 MOST = 1 << 20
+MEASURED = ("data", "model", "finetune", "optimizer", "loss", "evaluate", "pipeline")
+"""Tables of settings that affect the time of a step."""
 """Largest file of measurements, in bytes."""
 
 
@@ -101,7 +103,7 @@ def step_seconds(pipe: Runs, program: Compiled, state: State) -> float:
 def identity(config: TrainConfig) -> str:
     """Key of a measurement: this machine, and the settings that affect the time of a step."""
     about: dict[str, Any] = {"machine": dict(key.machine()), "threads": torch.get_num_threads()}
-    tables = {name: config.tables.get(name) for name in ("data", "model", "optimizer", "loss", "evaluate", "pipeline")}
+    tables = {name: config.tables.get(name) for name in MEASURED}
     run = {name: getattr(config.run, name) for name in ("batch_size", "accumulate", "precision", "device", "backend")}
     return files.checksum({**about, **json.loads(json.dumps(tables, default=str)), "run": run})[:32]
 

@@ -31,7 +31,8 @@ def resume(
     last State."""
     with folders.gone_on(folder) as seal:
         table = settings.document(folder / settings.CONFIG)
-        job, state = begin(config)
+        initial = config.finetune.intact or not checkpoint.steps(folder / CHECKPOINTS)
+        job, state = begin(config, initial=initial)
         say = plain(quiet)
         print_head(say, job, state, config, verbose)
         facts = record.facts(job, state)
@@ -108,6 +109,8 @@ def _verify(
         raise ConfigError(
             f"the settings were changed between steps {done:,} and {saved.step:,}, so they can't be replayed as one"
         )
+    if before is None:
+        config.finetune.weights()  # raises if the replay can't begin from them
     wanted = saved.restore(job.pipe)
     # No step changes a hyperparameter, so the newest checkpoint has the hyperparameters of all steps since the one
     # before.

@@ -26,7 +26,8 @@ def check(build: Callable[[], nn.Module], rules: Sequence[Stage] = (), members: 
             params = dict(build().named_parameters())
         need = sum(p.nbytes for p in params.values())
         if rules:
-            need += need
+            params = {name: p for name, p in params.items() if p.requires_grad}
+            need += sum(p.nbytes for p in params.values())
             # Even square matrices of a small model fit, and torch takes long to import what the sizes are taken from.
             for s in rules if members * need**2 > available else ():
                 with suppress(KeyError):  # its memory depends on other values too

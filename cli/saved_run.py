@@ -89,7 +89,7 @@ class Past:
     def made(self) -> tuple[Job, State]:
         """Its job, with its first State; the data are read again."""
         try:
-            return begin(self.config)
+            return begin(self.config, initial=self.config.finetune.intact)
         except PipeError as e:
             path, digest = self.facts.get("path"), self.facts.get("data")
             if not isinstance(path, str) or exists(path):
@@ -162,7 +162,8 @@ class Past:
         `weights` is "best", "last", a step, or the name of an average. Needs no data; without checkpoints, the files
         of weights are enough.
         """
-        build, _, inputs = self.config.model.make(self.about.fixed)
+        plain, _, inputs = self.config.model.make(self.about.fixed)
+        build = self.config.finetune.built(plain)
         pipe = Pipeline(forward.model(build, inputs=inputs))
         [model] = pipe.models
         pipe.init(self.config.run.seed, batch=_example(self.about))

@@ -13,9 +13,15 @@ from pipeline.sources import Prepared
 
 
 def settled(config: TrainConfig, data: Prepared | None = None) -> tuple[TrainConfig, Prepared | None]:
-    """The settings, with the recipe of the model for the data in the place of defaults; and the data, if they were
-    read. What is chosen stays. A run keeps all settings, so that it needs no recipe when it goes on.
+    """The settings, with the recipe of the model for the data in the place of defaults, and the checksum of the weights
+    to begin from; and the data, if they were read. What is chosen stays. A run keeps all settings, so that it needs no
+    recipe when it goes on.
     """
+    config, data = _with_recipe(config, data)
+    return evolve(config, finetune=config.finetune.sealed()), data
+
+
+def _with_recipe(config: TrainConfig, data: Prepared | None) -> tuple[TrainConfig, Prepared | None]:
     if config.settled or config.pipeline.name is not None or type(config.model).recipe is Model.recipe:
         return config, data
     data = prepared(config) if data is None else data

@@ -20,7 +20,7 @@ from cli.progress import Interrupted, interrupts, narrowed, plain, warn
 from cli.recipes.logger import logged
 from cli.seal import CHECKPOINTS, STATUS, Seal
 from cli.settled import settled
-from pipeline import Report, State, fit, place, plot, until
+from pipeline import Report, State, fit, models, place, plot, until
 from pipeline.checkpoint import Best, Saved, Saver
 from pipeline.compile import Compiled
 from pipeline.errors import ConfigError, NonFiniteError
@@ -71,7 +71,10 @@ def print_head(say: Console, job: Job, state: State, config: TrainConfig, verbos
             say.print(f"        {note}")
     if job.why and config.run.best is None:
         say.print(f"        {job.why}: the best epoch is by {job.best}; --best accuracy overrules")
-    say.print(f"model   {job.model}: {parameters(whole(job.pipe.program, state).params):,} parameters")
+    module = job.stages.models[0].module.skeleton().module
+    frozen = sum(p.numel() for p in module.parameters() if not p.requires_grad)
+    trained = f"{parameters(whole(job.pipe.program, state).params):,} parameters"
+    say.print(f"model   {job.model}: {trained}{f', and {frozen:,} frozen' if frozen else ''}")
     threads, mesh = torch.get_num_threads(), job.stages.place.mesh
     facts = [str(job.stages.place.device), f"{threads} thread{'s' * (threads > 1)}"]
     if config.run.precision != "fp32":
@@ -81,6 +84,8 @@ def print_head(say: Console, job: Job, state: State, config: TrainConfig, verbos
         if mesh.shard > 1:
             facts.append(f"the weights in {mesh.shard} shards")
     say.print(f"device  {', '.join(facts)}{f' ({why})' if why else ''}")
+    if job.weights is not None:
+        say.print(f"init    {job.weights.name}: {job.weights.report(models.merged(module))}")
     if verbose:
         say.print("", narrowed(str(job.stages), say), "", sep="\n")
 

@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 
 from pipeline.element import Number
 from pipeline.errors import StageError, WiringError, did_you_mean
-from pipeline.module import NO_MODULE, Build, Module, copied
+from pipeline.module import NO_MODULE, Build, Module, Source, Weights, copied, loaded
 from pipeline.stage import Stage, buffers_of, parts_of
 from pipeline.state import State
 from pipeline.tree import tree_map
@@ -95,7 +95,7 @@ class Model(Stage):
 
 def model(
     module: nn.Module | Build, *, inputs: Names = "inputs", outputs: Names = "outputs", params: str = "params",
-    frozen: bool = False, train: bool | None = None,
+    frozen: bool = False, train: bool | None = None, weights: Weights | Source | None = None,
     carry: str | Iterable[str] | Mapping[str, str | None] | None = None, name: str = "forward.model",
     hyper: Mapping[str, Number] | None = None,
 ) -> Model:  # fmt: skip
@@ -111,6 +111,8 @@ def model(
     - `frozen`: never trained, in eval mode: a teacher.
     - `train`: True puts all submodules into train mode, as module.train() does; False keeps eval mode for submodules
       given in it. The default keeps it too, with a warning, but trains a module that was given in eval mode as a whole.
+    - `weights`: a file or a state dict to begin from, .safetensors or .pt, whose names and shapes have to fit;
+      `models.Weights(file, strict=False)` and its other options take what fits.
     - `carry`: names or patterns of buffers that evaluation carries from batch to batch, as training does, starting from
       State; {"h": "epoch"} resets to zeros at each epoch and evaluation. Other buffers must not change in evaluation;
       {"h": None}, or () for all, discards their changes.
@@ -123,6 +125,8 @@ def model(
     """
     if not isinstance(module, nn.Module) and not callable(module):
         raise WiringError(f"forward.model() {NO_MODULE} {type(module).__name__}")
+    if weights is not None:
+        module = loaded(module, weights)
     if frozen and train is not None:
         raise WiringError("forward.model(frozen=True) is in eval mode: leave out train=")
     if not isinstance(carry, Mapping):

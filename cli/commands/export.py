@@ -10,10 +10,10 @@ from cli import arguments
 @click.command("export")
 @arguments.run
 @click.option(
-    "--format", "kind", type=click.Choice(["torch", "onnx", "weights"]), default="torch",
-    help="a torch.export program, ONNX, or the weights alone  [default: torch]",
+    "--format", "kind", type=click.Choice(["torch", "onnx", "weights", "peft"]), default="torch",
+    help="a torch.export program, ONNX, the weights alone, or the adapter of --lora  [default: torch]",
 )  # fmt: skip
-@click.option("--out", metavar="FILE", help="[default: RUN/model.pt2, model.onnx or weights.safetensors]")
+@click.option("--out", metavar="FILE", help="[default: RUN/model.pt2, model.onnx or weights.safetensors, adapter]")
 @arguments.weights
 @arguments.trusted
 @arguments.accepted

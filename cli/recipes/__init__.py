@@ -9,6 +9,7 @@ from attrs import fields, frozen
 
 from cli.recipes import data, model
 from cli.recipes.code import is_code
+from cli.recipes.finetune import Finetune
 from cli.recipes.loss import LOSSES, Loss
 from cli.recipes.metric import Metrics
 from cli.recipes.pipeline import OwnPipeline
@@ -60,6 +61,7 @@ TABLES: dict[str, Table] = {
         model.Model, model.MODELS, "name", model.Custom, f"{', '.join(model.MODELS)}, or FILE.py:FUNCTION  "
         f"[default: mlp; table for {', '.join(kind for kind, recipe in data.DATA.items() if recipe.model)}]",
     ),
+    "finetune": Table(Finetune, {}),
     "optimizer": Table(Rule, OPTIMIZERS, "name"),
     "schedule": Table(Course, SCHEDULES, "name"),
     "loss": Table(Loss, LOSSES, "name"),

@@ -24,9 +24,10 @@ def setting(default: Any, help: str, *checks: Any, fixed: bool = False) -> Any:
 
 
 SET_ONLY = frozenset({
-    "augment", "beta2", "bidirectional", "dtype", "fold", "groups", "header", "heads", "inputs", "k", "keep",
+    "augment", "beta2", "bidirectional", "dtype", "fold", "groups", "grow", "header", "heads", "init_sha256",
+    "inputs", "k", "keep", "lora_alpha", "lora_dropout", "lora_full",
     "on_nonfinite", "pipeline", "regularization", "rest_lr", "save_minutes", "size", "smoothing", "split_seed",
-    "steps_per_call", "telemetry", "time", "timeout", "workers",
+    "steps_per_call", "strict", "telemetry", "time", "timeout", "workers",
 })  # fmt: skip
 """Settings too rare for a flag: --set NAME=VALUE and config files have them."""
 
