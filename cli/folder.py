@@ -119,7 +119,8 @@ def accept(folder: Path) -> list[str]:
         differ = seals.accept(folder, log.read(folder / METRICS), saved)
     except OSError as e:
         raise _unwritable(e) from None
-    inside = sorted(path.parent for depth in ("*", "*/*") for path in folder.glob(f"{depth}/{seals.MANIFEST}"))
+    inside = [path.parent for depth in ("*", "*/*") for path in folder.glob(f"{depth}/{seals.MANIFEST}")]
+    inside = sorted(run for run in inside if run.resolve() == folder.resolve() / run.relative_to(folder))  # no links
     return differ + [f"{path.relative_to(folder)}/{name}" for path in inside for name in accept(path)]
 
 
