@@ -46,7 +46,7 @@ def test_names_of_each_table(table):
         (["train", "--help"], ["--help-all", "--help"]),
         (["cache", "v"], ["verify"]),
         (["completion", "f"], ["fish"]),
-        (["comp"], ["completion"]),
+        (["comp"], ["compare", "completion"]),
         (["train", "--out", ""], ["dir"]),
         (["predict", "x", "--data", "other"], ["file"]),
     ],

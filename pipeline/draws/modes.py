@@ -82,7 +82,8 @@ class keyed:  # noqa: N801 - used as a word of its own: `with keyed(...)`
     def _key(self) -> int | Tensor:
         if self._base is None:  # most stages draw nothing
             salt, *numbers = self._seeds
-            self._base = key(salt, *map(known, numbers))
+            ints = [*map(known, numbers)]  # one number on a device, and one on the host, are an error
+            self._base = key(salt, *(ints if all(isinstance(n, int) for n in ints) else numbers))
         self._draws += 1
         k: int | Tensor = settled(mix((self._base + self._draws * 0x3504F333) & MASK))
         return k
