@@ -190,7 +190,7 @@ def _done(folder: Path, plan: Mapping[str, Any], sides: Sequence[Side]) -> int:
 
 
 def _trained(seal: Seal, members: Sequence[Member], metric: str, alone: int, say: Console) -> Results:
-    """The epochs of all runs, after training those that are not finished. A signal ends it."""
+    """The epochs of all runs; unfinished ones are trained first. Exits at a signal."""
     over = [m for m in members if _is_done(seal.folder / MEMBERS / m.name / STATUS)]
     found = {m.name: rows_of(seal.folder, m, m.config.run.epochs) for m in over}
     if over:

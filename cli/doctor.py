@@ -61,7 +61,7 @@ def facts(found: Sequence[Check]) -> dict[str, Any]:
 
 
 def lines(found: Sequence[Check]) -> list[str]:
-    """The checks, and what is slow or stops training, with an advice each."""
+    """The checks, then advice for each that is slow or stops training."""
     shown = [f"{check.name:<10}{check.found}" for check in found]
     bad = [f"{check.state:<6}{check.name}: {check.advice}" for check in found if check.state != "ok"]
     return [*shown, "", *(bad or ["all is well"])]

@@ -20,10 +20,11 @@ from cli.progress import Interrupted, interrupts, narrowed, plain, warn
 from cli.recipes.logger import logged
 from cli.seal import CHECKPOINTS, STATUS, Seal
 from cli.settled import settled
-from pipeline import Report, State, fit, models, place, plot, until
+from pipeline import Report, State, fit, place, plot, until
 from pipeline.checkpoint import Best, Saved, Saver
 from pipeline.compile import Compiled
 from pipeline.errors import ConfigError, NonFiniteError
+from pipeline.models.lora import without_adapters
 from pipeline.programs.hyper import hyper_values
 from pipeline.programs.mesh import whole
 from pipeline.progress import bar, printed
@@ -85,7 +86,7 @@ def print_head(say: Console, job: Job, state: State, config: TrainConfig, verbos
             facts.append(f"the weights in {mesh.shard} shards")
     say.print(f"device  {', '.join(facts)}{f' ({why})' if why else ''}")
     if job.weights is not None:
-        say.print(f"init    {job.weights.name}: {job.weights.report(models.merged(module))}")
+        say.print(f"init    {job.weights.name}: {job.weights.report(without_adapters(module))}")
     if verbose:
         say.print("", narrowed(str(job.stages), say), "", sep="\n")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 _HIDDEN = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 """Control characters other than newline and tab, bidirectional controls, line separators, and lone surrogates."""
@@ -22,6 +23,16 @@ def shown(text: str, *, lines: bool = True) -> str:
 def _escaped(match: re.Match[str]) -> str:
     code = ord(match[0])  # JSON and TOML read four-digit escapes back as the character
     return f"\\x{code:02x}" if code < 0x20 else f"\\u{code:04x}"
+
+
+def some(names: Iterable[str], most: int = 4) -> str:
+    """The first of some names.
+
+    >>> some("abcde")
+    'a, b, c, d, ...'
+    """
+    names = list(names)
+    return ", ".join(names[:most]) + ", ..." * (len(names) > most)
 
 
 def quoted(cell: str) -> str:

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from pipeline import Pipeline, backward, forward, loss, models, testing, update
 from pipeline.errors import ConfigError
 from pipeline.models.huggingface import Logits
-from pipeline.models.lora import Adapted
+from pipeline.models.lora import Adapted, without_adapters
 from tests.pipes import TRACED
 from tests.strategies import seeds
 
@@ -242,3 +242,18 @@ def test_steps_are_those_of_peft(tmp_path, kind):
     back = peft.PeftModel.from_pretrained(copy.deepcopy(inner), tmp_path / "ours").eval()
     outputs = back(x)
     testing.same((outputs.logits if kind == "gpt2" else outputs).detach(), expected, 1e-5)
+
+
+def test_a_shared_weight_is_reported_as_loaded():
+    """Also if one of the layers that share it has an adapter; a merged module has a weight of its own there."""
+
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.tokens, self.head = nn.Embedding(5, 3), nn.Linear(3, 5, bias=False)
+            self.head.weight = self.tokens.weight
+
+    weights = models.Weights({"tokens.weight": torch.randn(5, 3)})
+    adapted = models.lora(models.loaded(Tied(), weights), rank=1, targets="head")
+    assert str(weights.report(without_adapters(adapted))) == "2 of 2 tensors"
+    assert models.merged(adapted).head.weight is not models.merged(adapted).tokens.weight

@@ -1,4 +1,4 @@
-"""`pipe doctor`: whether this machine trains, and what is slow on it."""
+"""`pipe doctor`: check this machine for training."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import click
 @click.command("doctor")
 @click.option("--json", "as_json", is_flag=True, help="as JSON")
 def command(as_json: bool) -> None:
-    """Show what training needs of this machine, what is slow and why, and what to do about it.
+    """Check compiler, cores, GPU, cache, memory and disk, with advice for each problem.
 
     The exit code is 1 if something stops training.
     """

@@ -122,7 +122,7 @@ class Finetune:
     def _trained(self, module: nn.Module) -> nn.Module:
         """The module with its additions, or with parameters frozen."""
         from pipeline import models
-        from pipeline.module.weights import few
+        from pipeline.text import some
         from pipeline.update.select import holds
 
         if self.lora is not None:
@@ -136,7 +136,7 @@ class Finetune:
             chosen = [name for name, p in own.items() if holds(self.freeze, name, p)]
             if len(chosen) in (0, len(own)):
                 which = "all" if chosen else "none"
-                raise refusal(f"--freeze {self.freeze!r} matches {which} of the parameters {few(own)}")
+                raise refusal(f"--freeze {self.freeze!r} matches {which} of the parameters {some(own)}")
             for name in chosen:
                 own[name].requires_grad_(False)
         return module

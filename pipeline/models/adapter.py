@@ -12,7 +12,8 @@ from pipeline import files
 from pipeline.errors import ConfigError
 from pipeline.models.huggingface import Logits
 from pipeline.models.lora import Adapted, adapted
-from pipeline.module.weights import Weights, changed, few, read
+from pipeline.module.weights import Weights, changed, read
+from pipeline.text import some
 
 CONFIG, TENSORS, _PREFIX = "adapter_config.json", "adapter_model.safetensors", "base_model.model."
 _PLAIN = {"peft_type": "LORA", "bias": "none", "use_dora": False, "use_rslora": False, "lora_bias": False,
@@ -44,7 +45,7 @@ def write_adapter(module: nn.Module, folder: str | Path, *, base: str | None = N
     }  # fmt: skip
     try:
         path = files.folder(Path(folder))
-        content = {_PREFIX + name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+        content = {_PREFIX + name: t.detach().contiguous() for name, t in tensors.items()}
         files.replace(path / TENSORS, save(content, {"format": "pt"}))
         files.replace(path / CONFIG, json.dumps(config, indent=2).encode())
     except OSError as e:
@@ -64,7 +65,7 @@ def read_adapter(module: Any, folder: str | Path) -> Any:
         inner = _inner(module)
         every = dict(inner.named_modules(remove_duplicate=False))
         if unknown := [name for name in (*names, *full) if name not in every]:
-            raise ConfigError(f"{folder} is of another model: this one has no {few(unknown)}")
+            raise ConfigError(f"{folder} is of another model: this one has no {some(unknown)}")
         new = adapted(
             inner, {name: every[name] for name in names}, [every[name] for name in full],
             config["r"], config["lora_alpha"], config.get("lora_dropout", 0.0),
@@ -72,7 +73,7 @@ def read_adapter(module: Any, folder: str | Path) -> Any:
         fit = Weights(tensors, strict=False).into(new)
         if fit.differ or fit.unexpected:
             raise ConfigError(
-                f"{folder} is of another model: {few((*fit.differ, *fit.unexpected))} do not fit this one"
+                f"{folder} is of another model: {some((*fit.differ, *fit.unexpected))} do not fit this one"
             )
         return module
 

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.errors import ConfigError
-from pipeline.module.weights import changed, few
+from pipeline.module.weights import changed
+from pipeline.text import some
 
 
 class Adapted(nn.Module):
@@ -104,6 +105,13 @@ def adapted(
     return _replaced(module, {name: layers[m] for name, m in chosen.items()})
 
 
+def without_adapters(module: nn.Module) -> nn.Module:
+    """A copy of a module without its adapters. Layers that share a tensor go on to share it."""
+    result = copy.deepcopy(module)
+    layers = {name: m for name, m in result.named_modules(remove_duplicate=False) if isinstance(m, Adapted)}
+    return _replaced(result, {name: m.base for name, m in layers.items()})
+
+
 def merged(module: nn.Module) -> nn.Module:
     """A copy with the plain architecture, not frozen: each adapter is added to the weight of its layer.
 
@@ -142,10 +150,10 @@ def _found(module: nn.Module, patterns: Sequence[str]) -> dict[str, nn.Module]:
     every = dict(module.named_modules(remove_duplicate=False))
     found: dict[str, nn.Module] = {}
     for p in patterns:
-        some = {k: m for k, m in every.items() if fnmatchcase(k, p) or k.endswith(f".{p}")}
-        if not some:
-            raise ConfigError(f"lora: {p!r} is no part of the module; it has {few(k for k in every if k)}")
-        found |= some
+        own = {k: m for k, m in every.items() if fnmatchcase(k, p) or k.endswith(f".{p}")}
+        if not own:
+            raise ConfigError(f"lora: {p!r} is no part of the module; it has {some(k for k in every if k)}")
+        found |= own
     return found
 
 
@@ -159,11 +167,11 @@ def _chosen(module: nn.Module, wanted: Sequence[str], full: Sequence[nn.Module])
         if isinstance(m, nn.MultiheadAttention) or isinstance(every[name.rpartition(".")[0]], nn.MultiheadAttention):
             raise ConfigError(f"lora: {name!r} is of nn.MultiheadAttention, which calls no layers; name others")
         if name not in able:
-            raise ConfigError(f"lora: {name!r} is {type(m).__name__}, which has no adapter; name {few(able)}")
+            raise ConfigError(f"lora: {name!r} is {type(m).__name__}, which has no adapter; name {some(able)}")
     found = _found(module, wanted) if wanted else {k: m for k, m in able.items() if not isinstance(m, nn.Embedding)}
     chosen = {k: m for k, m in found.items() if k in able}
     if not chosen:
-        raise ConfigError(f"lora: no layer to adapt is chosen; name some of {few(able)}")
+        raise ConfigError(f"lora: no layer to adapt is chosen; name some of {some(able)}")
     return chosen
 
 

@@ -15,10 +15,9 @@ from torch import Tensor, nn
 
 from pipeline import files
 from pipeline.errors import ConfigError, first_line
+from pipeline.text import some
 
 Source: TypeAlias = str | Path | Mapping[str, Tensor]
-FEW = 3
-"""Names to show of many."""
 
 
 @frozen
@@ -47,7 +46,7 @@ class Fit:
     def __str__(self) -> str:
         """`2 of 4 tensors; as initialised: 3.weight, 3.bias`."""
         parts = {"as initialised": self.initialised, "not used": self.unexpected, "grown": self.grown}
-        told = [f"{what}: {few(names)}" for what, names in parts.items() if names]
+        told = [f"{what}: {some(names)}" for what, names in parts.items() if names]
         return "; ".join([f"{len(self.matched)} of {len(self.matched) + len(self.initialised)} tensors", *told])
 
 
@@ -83,7 +82,7 @@ class Weights:
         named = {_renamed(name, self.rename): t for name, t in found.items()}
         for old in self.rename:
             if not any(_is_under(name, old) for name in found):
-                raise ConfigError(f"{self.name} has no {old!r} to rename; it has {few(found)}")
+                raise ConfigError(f"{self.name} has no {old!r} to rename; it has {some(found)}")
         if len(named) < len(found):
             raise ConfigError(f"rename={dict(self.rename)} gives two tensors of {self.name} one name")
         return named
@@ -126,8 +125,8 @@ class Weights:
     def _misfit(self, fit: Fit, own: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:
         """What does not fit, and what to write."""
         first = " is ".join(next(iter(fit.differ.items()), ()))
-        parts = {f"it lacks {len(fit.missing)} ({few(fit.missing)})": fit.missing,
-                 f"it has {len(fit.unexpected)} others ({few(fit.unexpected)})": fit.unexpected,
+        parts = {f"it lacks {len(fit.missing)} ({some(fit.missing)})": fit.missing,
+                 f"it has {len(fit.unexpected)} others ({some(fit.unexpected)})": fit.unexpected,
                  f"{len(fit.differ)} differ ({first})": fit.differ}  # fmt: skip
         told = ", ".join(text for text, names in parts.items() if names)
         if not self.rename and (pair := _suggested(own, found)) is not None:
@@ -187,16 +186,6 @@ def read(path: Path) -> dict[str, Tensor]:
     if not tensors:
         raise ConfigError(f"{path} holds no state dict; write it by torch.save(module.state_dict(), PATH)")
     return tensors
-
-
-def few(names: Iterable[str]) -> str:
-    """The first of some names.
-
-    >>> few("abcd")
-    'a, b, c, ...'
-    """
-    names = list(names)
-    return ", ".join(names[:FEW]) + ", ..." * (len(names) > FEW)
 
 
 def _named(module: nn.Module) -> dict[str, Tensor]:

@@ -13,6 +13,7 @@ from pipeline.sources.columns import CATEGORY, NUMBER, OTHER, TRUTH, Reading, ar
 from pipeline.sources.frame import Frame, package
 from pipeline.sources.prepared import Task
 from pipeline.sources.reread import reread
+from pipeline.text import some
 
 FEW = 20
 """Whole numbers of at most this many different values are classes."""
@@ -150,8 +151,3 @@ def _classes(frame: Frame, name: str, reading: Reading) -> tuple[str, ...]:
     if len(found) < 2:
         raise DataError(f"{learned} is {found[0]!r} in each row")
     return tuple(found)
-
-
-def some(names: Sequence[str]) -> str:
-    """The first of some names."""
-    return ", ".join(names[:SHOWN]) + ", ..." * (len(names) > SHOWN)

@@ -12,8 +12,9 @@ import numpy as np
 from pipeline.sources.columns import CATEGORY, DATE, NUMBER, OTHER, TEXT, TIME, TRUTH, Reading, names, values
 from pipeline.sources.encode import Fitted
 from pipeline.sources.frame import Frame
-from pipeline.sources.learned import Learned, some
+from pipeline.sources.learned import Learned
 from pipeline.sources.prepared import LEFT_OUT, TARGET, Column
+from pipeline.text import some
 
 ENOUGH = 20
 """Samples without which nothing is suspected."""
@@ -51,12 +52,13 @@ def overview(
 
 def totals(frame: Frame, readings: Mapping[str, Reading]) -> list[str]:
     """A note on a last row that is the sum of the others."""
-    read = [np.nan_to_num(values(frame, name, r)) for name, r in readings.items() if r.kind == NUMBER]
-    read = [x for x in read if x[-1]]
-    said = any(TOTAL.match(str(cell)) for cell in frame.data.row(-1))
-    if len(frame) < ROWS or len(read) + said < 2 or not all(map(_is_sum, read)):
-        return []
-    return [f"{frame.where(-1)} is the sum of the others; delete it if it is no sample"]
+    signs = int(any(TOTAL.match(str(cell)) for cell in frame.data.row(-1)))
+    for name, reading in readings.items() if len(frame) >= ROWS else ():
+        if reading.kind == NUMBER and (x := np.nan_to_num(values(frame, name, reading)))[-1]:
+            if not _is_sum(x):  # mostly the first column, so that the others of a large table are not read
+                return []
+            signs += 1
+    return [f"{frame.where(-1)} is the sum of the others; delete it if it is no sample"] if signs > 1 else []
 
 
 def _is_sum(numbers: np.ndarray) -> bool:
@@ -109,11 +111,8 @@ def _day(days: float) -> str:
 
 def _suspicion(frame: Frame, name: str, reading: Reading, learned: Learned, targets: np.ndarray) -> str:
     """The fault that a column seems to have, for a reader to judge."""
-    if (
-        reading.kind == DATE
-        and "%y" in reading.form
-        and np.nanmax(values(frame, name, reading)) > datetime.now(UTC).timestamp() / 86400
-    ):
+    short = reading.kind == DATE and "%y" in reading.form
+    if short and np.nanmax(values(frame, name, reading)) > datetime.now(UTC).timestamp() / 86400:
         return "years of two digits are read as 1969 to 2068, and some days are still to come"
     if len(frame) < ENOUGH or targets.ndim > 1:
         return ""

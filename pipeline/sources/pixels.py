@@ -142,9 +142,8 @@ def _opened(item: Item) -> Iterator[Any]:
 
 
 def decode(item: Item, shape: tuple[int, int], mode: str, white: int = WHITE) -> Tensor:
-    """An image as (C, H, W) uint8: upright, on white where it is transparent, scaled to cover
-    (H, W), and cropped to its centre. `white` is the value of
-    white in an image of more than 8 bits."""
+    """An image as (C, H, W) uint8: upright, on white if it is transparent, scaled to cover (H, W), and cropped to its
+    centre. `white` is the value of white in an image of more than 8 bits."""
     with _opened(item) as image:
         ops = _pillow().ImageOps
         image.draft(None, (2 * max(shape),) * 2)  # decodes a large JPEG at an eighth, a quarter or half of its size

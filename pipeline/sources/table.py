@@ -29,12 +29,13 @@ from pipeline.sources.dialect import Dialect
 from pipeline.sources.encode import BLOCK, Columns, Fitted, fit, known, one_thread, raw
 from pipeline.sources.formats import read_table
 from pipeline.sources.frame import Frame, package
-from pipeline.sources.learned import Learned, scale, some
+from pipeline.sources.learned import Learned, scale
 from pipeline.sources.overview import overview, totals
 from pipeline.sources.prepared import Prepared, Task
 from pipeline.sources.reread import reread
 from pipeline.sources.split import Split
 from pipeline.sources.tensors import Tensors
+from pipeline.text import some
 
 
 def table(
