@@ -8,6 +8,7 @@ COMMANDS = {
     "data": "Show how data would be read",
     "doctor": "Show whether this machine trains well",
     "eval": "Measure a run's model",
+    "explain": "Show what was compiled, and why anything is not",
     "export": "Write a run's model as a file for other programs",
     "init": "Write a commented config to start from",
     "plot": "Draw the curves of runs",
