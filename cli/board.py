@@ -185,7 +185,10 @@ def _curves(rows: Sequence[log.Row], best: int | None, most: int) -> dict[str, A
     """The metrics of a run by epoch, at most about so many, evenly spaced, with the best and the last."""
     every = -(-len(rows) // most) or 1
     kept = [r for i, r in enumerate(rows) if i % every == 0 or i == len(rows) - 1 or r["epoch"] == best]
-    names = dict.fromkeys(k for r in kept for k, v in r.items() if k.count("/") == 1 and isinstance(v, int | float))
+    names = dict.fromkeys(
+        k for r in kept for k, v in r.items()
+        if k.startswith(("train/", "validate/")) and k.count("/") == 1 and isinstance(v, int | float)
+    )  # fmt: skip
     values = {shown(n): [_rounded(r.get(n)) for r in kept] for n in names}
     return {"epochs": [r["epoch"] for r in kept], "best": best, "every": every, "values": values}
 

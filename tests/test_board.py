@@ -262,6 +262,8 @@ $("filter").value = ""; $("filter").oninput(); $("table").focus(); key("End");
 said.push(view.rows.at(-1).id === view.here);
 for (const id of ["logx", "logy"]) $(id).checked = true;
 $("smooth").value = 0.9; $("first").onclick(); key("ArrowUp");
+document.querySelector("figure canvas").focus(); key("ArrowRight"); key("ArrowRight");
+said.push(document.querySelector("figcaption").textContent.split(":")[0].replace(" ", "-"));
 document.body.dataset.said = said.join(" ");
 })</script>"""
 
@@ -273,7 +275,7 @@ def test_it_works_with_the_keyboard(root, tmp_path):
     text = (tmp_path / "b.html").read_text()
     (tmp_path / "used.html").write_text(text.replace("</body>", f"{USED}</body>"))
     shown = opened((tmp_path / "used.html").as_uri(), tmp_path)
-    assert 'data-said="filter 1 table 1 2 true 0 true"' in shown
+    assert 'data-said="filter 1 table 1 2 true 0 true epoch-2"' in shown
     assert "<img" not in shown
 
 

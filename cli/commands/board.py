@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 @click.argument("folders", nargs=-1, metavar="[FOLDER...]", shell_complete=completion.runs)
 @click.option("--out", metavar="FILE", help="[default: FOLDER/board.html; of several board.html here]")
 @click.option("--serve", is_flag=True, help="serve the page to this machine, live, until Ctrl-C")
-@click.option("--port", type=click.IntRange(0, 65535), help="of --serve; 0 is a free one  [default: 8765]")
+@click.option("--port", type=click.IntRange(0, 65535), metavar="N", help="of --serve; 0 is a free one  [default: 8765]")
 def command(folders: tuple[str, ...], out: str | None, serve: bool, port: int | None) -> None:
     """Write one HTML page of all runs in FOLDERs, and in their sweeps: a table to filter and sort, curves over each
     other, parallel coordinates, reports.

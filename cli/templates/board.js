@@ -189,7 +189,7 @@ async function update() {
     const answer = await fetch(`runs.json?after=${board.version}`);
     if (!answer.ok) throw new Error(answer.status);
     const news = await answer.json();
-    if (news.version !== board.version || news.whole) {
+    if (news.version !== board.version || view.lost) {
       if (news.whole) runs.clear();
       for (const { curves: own, ...run } of news.runs) {
         runs.set(run.id, run);
@@ -198,11 +198,13 @@ async function update() {
       for (const id of news.gone) runs.delete(id);
       view.chosen = view.chosen.filter((id) => runs.has(id));
       for (const name of ["version", "columns", "settings", "common"]) board[name] = news[name];
+      view.lost = false;
       drawHead();
+      refresh();
       drawCurves();
     }
-    refresh();
   } catch {
+    view.lost = true;
     $("count").textContent = "the server has ended; this is what it showed last";
   }
   setTimeout(update, 2000);
@@ -229,7 +231,7 @@ function start() {
   $("filter").onkeydown = (event) => { if (event.key === "Enter") { $("table").focus(); move(0); } };
   $("table").onkeydown = keys;
   $("grid").onscroll = () => { if (Math.abs(Math.floor($("grid").scrollTop / ROW) - 10 - view.top) > 5) drawRows(); };
-  $("first").onclick = () => chooseAll(view.rows.slice(0, 8).map((run) => run.id));
+  $("first").onclick = () => chooseAll(view.rows.slice(0, COLOURS.length).map((run) => run.id));
   $("none").onclick = () => chooseAll([]);
   addEventListener("keydown", (event) => {
     if (event.key !== "/" || event.target.tagName === "INPUT" || $("run").open) return;

@@ -113,7 +113,7 @@ function drawPanel(figure, metric, lines, mark) {
   pen.globalAlpha = 1;
   if (mark !== undefined) readOut(figure, lines, pen, x, Math.max(lowX, Math.min(highX, mark)), height);
   else figure.lastChild.textContent = "";
-  element.ariaLabel = `${metric} by epoch: ${lines.map((l) => `${runs.get(l.id).cells[0]} ${l.split} ends at ${label(l.raw.at(-1) ?? NaN)}`).slice(0, 8).join(", ")}`;
+  element.ariaLabel = `${metric} by epoch: ${lines.map((l) => `${runs.get(l.id).cells[0]} ${l.split} ends at ${l.raw.at(-1) ?? "no number"}`).slice(0, 8).join(", ")}`;
   figure.x = x;
   figure.at = mark;
 }
