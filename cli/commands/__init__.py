@@ -2,6 +2,7 @@
 
 COMMANDS = {
     "bench": "Measure how fast a run would train",
+    "board": "Show all runs on one page: table, curves, sweeps",
     "cache": "List, verify or clear the compiled programs on disk",
     "compare": "Tell whether one setting is better than another",
     "completion": "Print the script that completes commands in a shell",
