@@ -54,16 +54,17 @@ def package(past: Past, out: str | None, *, weights: str) -> None:
         with files.making(path) as work:
             error = write_torch(work / "model.pt2", made)
             about = {"weights": weights, **{k: made.facts[k] for k in ("epoch", "step") if k in made.facts}}
-            contents: dict[str, bytes] = {
+            contents = {
                 "config.json": as_json(made.facts),
                 "model.safetensors": folders.weights_file(plain_weights(made.module), about),
                 "README.md": _card(past, kind, made.facts, weights).encode(),
                 "requirements.txt": _requirements(kind).encode(),
                 "predict.py": files.read(HERE / ("text.py" if kind == WORDS else "predict.py")),
-                **({} if kind == WORDS else {"rows.py": files.read(HERE / f"{kind}.py")}),
                 "serve.py": files.read(HERE / "serve.py"),
                 "Dockerfile": files.read(HERE / "Dockerfile"),
             }
+            if kind != WORDS:
+                contents["rows.py"] = files.read(HERE / f"{kind}.py")
             for name, content in contents.items():
                 files.replace(work / name, content)
             files.put(work, path)

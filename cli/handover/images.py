@@ -32,8 +32,10 @@ def _pixels(facts: Mapping[str, Any], row: Any, number: int) -> torch.Tensor:
     try:
         with Image.open(BytesIO(content), formats=FORMATS) as image:
             return _decoded(image, facts["size"], facts["mode"])
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as e:
-        raise ValueError(f"row {number} is no image of {', '.join(FORMATS)}, or damaged: {e}") from None
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        raise ValueError(
+            f"row {number} is no image of {', '.join(FORMATS)} with 8 bits a channel, too large, or damaged"
+        ) from None
 
 
 def _decoded(image: Any, size: Sequence[int], mode: str) -> torch.Tensor:
@@ -42,7 +44,7 @@ def _decoded(image: Any, size: Sequence[int], mode: str) -> torch.Tensor:
     image.draft(None, (2 * max(height, width),) * 2)  # decodes a large JPEG at an eighth, a quarter or half of its size
     upright = ImageOps.exif_transpose(image)
     if upright.mode.startswith("I") or upright.mode == "F":
-        raise ValueError("it has more than 8 bits a channel")
+        raise ValueError
     if "transparency" in upright.info or upright.mode in ("LA", "PA", "La", "RGBA", "RGBa"):
         upright = upright.convert("RGBA")
         upright = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright)
