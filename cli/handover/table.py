@@ -10,7 +10,9 @@ from typing import Any
 import torch
 
 NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?", re.ASCII)
-DAY = re.compile(r"\d{4}-\d\d-\d\d([T ]\d\d:\d\d.*)?", re.ASCII)
+FORMS = {"%Y-%m-%d": re.compile(r"\d{4}-\d\d-\d\d([T ]\d\d:\d\d.*)?", re.ASCII),
+         "%Y%m%d": re.compile(r"(19|20|21)\d{6}", re.ASCII)}  # fmt: skip
+"""Texts of forms of which strptime reads more."""
 CLOCK = re.compile(r"\d\d:\d\d(:\d\d(\.\d{1,6})?)?", re.ASCII)
 TRUTHS = {"false": 0, "no": 0, "f": 0, "n": 0, "off": 0, "true": 1, "yes": 1, "t": 1, "y": 1, "on": 1}
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -90,9 +92,9 @@ def truth(value: Any, _: Any) -> float:
 def day(value: Any, column: Mapping[str, Any]) -> float:
     """Days since 1970 of a date in ISO 8601, or in the form of the training data; UTC without another zone."""
     form, text = column.get("form") or "%Y-%m-%d", str(value)
+    if form in FORMS and not FORMS[form].fullmatch(text):
+        raise ValueError
     if form == "%Y-%m-%d":
-        if not DAY.fullmatch(text):
-            raise ValueError
         when = datetime.fromisoformat(text)
     else:
         when = datetime.strptime(text, form) if "%d" in form else datetime.strptime(f"1 {text}", f"%d {form}")
