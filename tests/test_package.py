@@ -245,3 +245,23 @@ def test_what_cannot_be_packaged_is_refused(folder):
         assert said in err
         assert len(err.splitlines()) == 1
     assert not (folder / "money" / "package").exists()
+
+
+@pytest.mark.parametrize(
+    ("module", "package", "words"),
+    [("polars", "polars", ["train", "--data", "kinds.csv"]),
+     ("sklearn", "scikit-learn", ["train", "--data", "sklearn:wine"]),
+     ("scipy", "scipy", ["compare", "t.toml", "t.toml"])],
+)  # fmt: skip
+def test_a_package_that_is_not_required_is_named(folder, monkeypatch, module, package, words):
+    """Digits train without it; what needs it says in one line what to install, before it trains."""
+    (folder / "t.toml").touch()
+    for name in [name for name in sys.modules if name.partition(".")[0] == module or name.startswith("cli.paired")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.delitem(sys.modules, "cli.comparison", raising=False)
+    monkeypatch.setitem(sys.modules, module, None)
+    code, out, err = commands.run(*words, cwd=folder)
+    assert (code, out) == (2, "")
+    assert err.endswith(f"pip install {package}\n")
+    assert len(err.splitlines()) == 1
+    assert commands.run("train", *FAST, "--out", f"without {package}", cwd=folder).code == 0
