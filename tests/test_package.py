@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from cli.handover import images, table
-from pipeline import log, sources
+from pipeline import load_run, log, sources
+from pipeline.errors import ConfigError
 from pipeline.sources import pixels
 from pipeline.sources.encode import raw
 from pipeline.sources.frame import BLANKS, MISSING, Frame
@@ -265,3 +266,14 @@ def test_a_package_that_is_not_required_is_named(folder, monkeypatch, module, pa
     assert err.endswith(f"pip install {package}\n")
     assert len(err.splitlines()) == 1
     assert commands.run("train", *FAST, "--out", f"without {package}", cwd=folder).code == 0
+
+
+def test_a_file_that_hides_the_command_is_named(tmp_path, monkeypatch):
+    """A user's cli.py beside a script."""
+    (tmp_path / "cli.py").touch()
+    for name in [name for name in sys.modules if name.partition(".")[0] == "cli"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ConfigError, match=r"cli\.py hides; rename that"):
+        load_run(tmp_path)
+    del sys.modules["cli"]
