@@ -53,7 +53,10 @@ def package(past: Past, out: str | None, *, weights: str) -> None:
         files.folder(path.parent)
         with files.making(path) as work:
             error = write_torch(work / "model.pt2", made)
-            about = {"weights": weights, **{k: made.facts[k] for k in ("epoch", "step") if k in made.facts}}
+            about: dict[str, Any] = {
+                "weights": weights,
+                **{k: made.facts[k] for k in ("epoch", "step") if k in made.facts},
+            }
             contents = {
                 "config.json": as_json(made.facts),
                 "model.safetensors": folders.weights_file(plain_weights(made.module), about),
