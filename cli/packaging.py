@@ -81,7 +81,9 @@ def _kind(past: Past) -> str:
     fitted, task = past.about.fitted, past.about.task
     if task == TOKENS:
         if fitted.get("tokenizer") not in (BYTES, CHARACTERS):
-            raise refusal(f"{past.folder} has tokens of a tokenizer that predict.py does not know; use pipe export")
+            raise refusal(
+                f"{past.folder} has tokens that are neither bytes nor characters, which predict.py does not read; use pipe export"
+            )
         return WORDS
     if "columns" in fitted:
         return TABLE
@@ -119,7 +121,7 @@ def _check_rows(past: Past, made: Made) -> None:
             f"rows.py can't read the held-out rows: {e}; use pipe export, whose program takes numbers"
         ) from None
     for mine, wanted in zip(found, made.samples, strict=True):
-        if not torch.equal(mine.nan_to_num(), wanted.nan_to_num()) or not torch.equal(mine.isnan(), wanted.isnan()):
+        if not torch.allclose(mine.double(), wanted.double(), rtol=1e-12, atol=0, equal_nan=True):  # times of day round
             raise refusal("rows.py reads held-out rows otherwise than the run; use pipe export, which takes numbers")
 
 
