@@ -20,6 +20,7 @@ from attrs import asdict, frozen
 from rich.table import Table
 
 from cli import build, record, step_size
+from cli.compilation import compiled
 from cli.config import TrainConfig
 from cli.measure import Floor, Timing, Way, clock, floor, race
 from cli.output import written
@@ -105,6 +106,13 @@ def profile(config: TrainConfig, *, steps: int, trace: str | None) -> None:
     plain(False).print(f"\n{found}", highlight=False, soft_wrap=True)
     if trace is not None:
         found.trace(trace)
+
+
+def explain(config: TrainConfig) -> None:
+    """Print the story of the graphs of a run."""
+    config, job, state = _begun(config)
+    program = compiled(job.pipe, job.validation, config, state, plain(False))
+    plain(False).print(f"\n{program.report.explain()}", highlight=False, soft_wrap=True)
 
 
 def _begun(config: TrainConfig) -> tuple[TrainConfig, build.Job, State]:

@@ -81,9 +81,7 @@ def _kind(past: Past) -> str:
     fitted, task = past.about.fitted, past.about.task
     if task == TOKENS:
         if fitted.get("tokenizer") not in (BYTES, CHARACTERS):
-            raise refusal(
-                f"{past.folder} has tokens that are neither bytes nor characters, which predict.py does not read; use pipe export"
-            )
+            raise refusal(f"{past.folder} has tokens that are neither bytes nor characters; use pipe export")
         return WORDS
     if "columns" in fitted:
         return TABLE
