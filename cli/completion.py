@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from glob import escape, glob
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -82,7 +83,7 @@ def columns(ctx: click.Context, param: click.Parameter, incomplete: str) -> list
 
 def _columns(source: str) -> list[str]:
     """The names in the first line of a table; none of a file that can't be read."""
-    if not os.path.isfile(source):
+    if not os.path.isfile(source) or find_spec("polars") is None:
         return []
     import polars as pl
 

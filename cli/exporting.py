@@ -6,11 +6,11 @@ import json
 import logging
 import warnings
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from attrs import frozen
 from torch import Tensor, nn
 
 from cli import folder as folders
@@ -41,42 +41,77 @@ CHECKED, SIZES, TOLERANCE = 256, (1, 7, 256), 1e-5
 def export(runs: Sequence[Past], kind: str, out: str | None, *, weights: str) -> None:
     """Write a model, or the mean of some, and a JSON beside it that describes inputs and outputs."""
     past, *others = runs
-    about = past.about
-    module, inputs, epoch = past.module(weights)
     folder = past.folder.parent if others else past.folder
     path = Path(out) if out is not None else folder / NAMES[kind]
-    facts: dict[str, Any] = {"format": kind, "run": str(folder), "weights": weights,
-                             **({"folds": len(runs)} if others else epoch), "task": about.task,
-                             "classes": list(about.classes)}  # fmt: skip
     if kind == "weights":
         if others:
             raise refusal(f"--format weights is of one run; name one, such as {past.folder}")
-        tensors = models.merged(module).state_dict()
+        module, _, epoch = past.module(weights)
+        tensors = plain_weights(module)
         folders.replace(path, folders.weights_file(tensors, {"weights": weights, **epoch}))
-        facts["model"] = past.document.get("facts", {}).get("model")
+        facts = {**_facts(runs, kind, weights, epoch), "model": past.facts.get("model")}
         tell(f"{path}: {len(tensors)} tensors, by the module's own names")
     elif kind == "peft":
         if others or past.config.run.ensemble is not None or past.config.finetune.lora is None:
             raise refusal(f"--format peft is of one run that was trained with --lora, which {folder} is not")
-        models.write_adapter(module, path, base=past.config.finetune.init)
+        models.write_adapter(past.module(weights)[0], path, base=past.config.finetune.init)
         tell(f"{path}: adapter_config.json and adapter_model.safetensors, for peft")
         return
     else:
-        _check_columns(runs)
-        decisions = [run.decision(weights) for run in runs]
-        programs = [Program(module, inputs, about, decisions[0]).eval()]
-        for run, decision in zip(others, decisions[1:], strict=True):
-            programs.append(Program(*run.module(weights)[:2], run.about, decision).eval())
-        samples, expected = _held_out(runs, programs)
-        facts |= {"inputs": _inputs(about, programs[0], samples), "outputs": _outputs(about, expected)}
-        facts |= mean(decisions).facts(about)
-        program = models.merged(Joined(programs, mean_outputs).eval() if others else programs[0])
-        write = _write_torch if kind == "torch" else partial(_write_onnx, names=programs[0].reads)
-        error = write(path, program, samples, expected)
-        tell(f"{path}: checked on {len(samples[0])} held-out samples, off by {error:.1e} at most")
+        made = program_of(runs, kind, weights)
+        facts, error = made.facts, (write_torch if kind == "torch" else _write_onnx)(path, made)
+        tell(f"{path}: checked on {len(made.samples[0])} held-out samples, off by {error:.1e} at most")
     beside = path.with_name(f"{path.name}.json")
-    folders.replace(beside, json.dumps(facts, indent=1, ensure_ascii=False).encode())
+    folders.replace(beside, as_json(facts))
     tell(f"{beside}: what goes in, and what comes out")
+
+
+def plain_weights(module: nn.Module) -> dict[str, Tensor]:
+    """By the module's own names, with adapters merged."""
+    return models.merged(module).state_dict()
+
+
+def as_json(facts: Mapping[str, Any]) -> bytes:
+    return json.dumps(facts, indent=1, ensure_ascii=False).encode()
+
+
+@frozen(eq=False)
+class Made:
+    """A program, what it gives for some held-out samples, and what its users need to know."""
+
+    module: nn.Module
+    """The model of the first run."""
+    program: nn.Module
+    names: Sequence[str]
+    """Of its inputs."""
+    samples: Sequence[Tensor]
+    expected: Tensor
+    facts: dict[str, Any]
+
+
+def program_of(runs: Sequence[Past], kind: str, weights: str) -> Made:
+    """The program of a run, or of the mean of some. Raises ConfigError for runs that take different raw data."""
+    modules, about = [run.module(weights) for run in runs], runs[0].about
+    _check_columns(runs)
+    decisions = [run.decision(weights) for run in runs]
+    programs = [
+        Program(*module[:2], run.about, decision).eval()
+        for module, run, decision in zip(modules, runs, decisions, strict=True)
+    ]
+    first, samples, expected = programs[0], *_held_out(runs, programs)
+    facts = _facts(runs, kind, weights, modules[0][2])
+    facts |= {"inputs": _inputs(about, first, samples), "outputs": _outputs(about, expected)}
+    facts |= mean(decisions).facts(about)
+    program = models.merged(Joined(programs, mean_outputs).eval() if len(runs) > 1 else first)
+    return Made(modules[0][0], program, first.reads, samples, expected, facts)
+
+
+def _facts(runs: Sequence[Past], kind: str, weights: str, epoch: Mapping[str, Any]) -> dict[str, Any]:
+    past, *others = runs
+    run = {"run": str(past.folder.parent), "weights": weights, "folds": len(runs)}
+    if not others:
+        run = {"run": str(past.folder), "weights": weights, **epoch}
+    return {"format": kind, **run, "task": past.about.task, "classes": list(past.about.classes)}
 
 
 class Program(nn.Module):
@@ -137,33 +172,31 @@ def _held_out(runs: Sequence[Past], programs: Sequence[Program]) -> tuple[list[T
     return samples, mean_outputs(torch.stack(each))
 
 
-def _write_torch(path: Path, program: nn.Module, samples: Sequence[Tensor], expected: Tensor) -> float:
+def write_torch(path: Path, made: Made) -> float:
     """Write a torch.export program; returns its relative error."""
-    exported = _exported(program, samples)
-    error = _check(lambda *values: exported.module()(*values), samples, expected)
+    exported = _exported(made)
+    error = _check(lambda *values: exported.module()(*values), made)
     with written(path) as file:
         torch.export.save(exported, file)
     return error
 
 
-def _exported(program: nn.Module, samples: Sequence[Tensor]) -> Any:
+def _exported(made: Made) -> Any:
     """A program of torch.export that takes batches of any size."""
     batch = torch.export.Dim("batch", min=1, max=1 << 31)
-    example = tuple(t[:2].repeat(2, *[1] * (t.ndim - 1))[:3] for t in samples)  # 3, even if fewer were held out
+    example = tuple(t[:2].repeat(2, *[1] * (t.ndim - 1))[:3] for t in made.samples)  # 3, even if fewer were held out
     shapes = (tuple({0: batch} for _ in example),)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return torch.export.export(program, example, dynamic_shapes=shapes)
+            return torch.export.export(made.program, example, dynamic_shapes=shapes)
     except Exception as e:  # torch.export raises many types of errors
         raise ConfigError(
             f"the model can't be exported with batches of any size: {first_line(e)}; --format weights has its weights"
         ) from None
 
 
-def _write_onnx(
-    path: Path, program: nn.Module, samples: Sequence[Tensor], expected: Tensor, names: Sequence[str]
-) -> float:
+def _write_onnx(path: Path, made: Made) -> float:
     """Write an ONNX model; returns its relative error."""
     try:
         import onnxruntime
@@ -172,13 +205,13 @@ def _write_onnx(
         raise ConfigError(
             f"--format onnx needs the package {e.name}: pip install onnx onnxscript onnxruntime"
         ) from None
-    exported = _exported(program, samples)
+    exported = _exported(made)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             onnx = torch.onnx.export(
-                exported, (), input_names=names, output_names=["answers"], dynamo=True, verbose=False
+                exported, (), input_names=made.names, output_names=["answers"], dynamo=True, verbose=False
             )
             assert onnx is not None
             with written(path) as file:
@@ -191,24 +224,24 @@ def _write_onnx(
     try:
         return _check(
             lambda *values: torch.from_numpy(
-                session.run(None, {n: v.numpy() for n, v in zip(names, values, strict=True)})[0]
+                session.run(None, {n: v.numpy() for n, v in zip(made.names, values, strict=True)})[0]
             ),
-            samples, expected,
+            made,
         )  # fmt: skip
     except ConfigError:
         path.unlink()
         raise
 
 
-def _check(program: Any, samples: Sequence[Tensor], expected: Tensor) -> float:
+def _check(program: Any, made: Made) -> float:
     """The largest relative error of a program, over batches of several sizes. Raises ConfigError if it is too large."""
     worst = 0.0
     for size in SIZES:
-        at = torch.arange(size) % len(expected)
+        at = torch.arange(size) % len(made.expected)
         with torch.no_grad():
-            result = program(*(t[at].contiguous() for t in samples))
-        scale = expected.abs().max().clamp(min=1)
-        worst = max(worst, float((result - expected[at]).abs().max() / scale))
+            result = program(*(t[at].contiguous() for t in made.samples))
+        scale = made.expected.abs().max().clamp(min=1)
+        worst = max(worst, float((result - made.expected[at]).abs().max() / scale))
     if not worst <= TOLERANCE:
         raise ConfigError(f"the exported program is off by {worst:.1e} on held-out samples, so it is not written")
     return worst
@@ -237,7 +270,7 @@ def _column(f: Mapping[str, Any]) -> dict[str, Any]:
     if f["kind"] == TEXT:
         column |= {"words": f["length"], "of": WORD, "codes": {word: i for i, word in enumerate(f["words"], 1)}}
     if f["kind"] == DATE:
-        column["unit"] = "days since 1970-01-01"
+        column |= {"unit": "days since 1970-01-01", "form": f["form"]}
     return column
 
 

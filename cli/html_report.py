@@ -34,7 +34,7 @@ def page(past: Past) -> str:
     curves = plot.svg(plot.curves(past.rows, best=best[1] if best else None)) if past.rows else None
     return environment.get_template("report.html").render(
         title=past.folder.name,
-        summary=_summary(past, facts, best),
+        summary=summary(past),
         curves=curves and Markup(curves),
         metrics=_metrics(past, best) if past.rows else None,
         command=command(past),
@@ -69,7 +69,9 @@ def command(past: Past) -> str:
     return shlex.join(["pipe", "train", *arguments])
 
 
-def _summary(past: Past, facts: dict[str, Any], best: tuple[int, str, float] | None) -> list[str]:
+def summary(past: Past) -> list[str]:
+    """Lines on the data, the model and the training."""
+    facts, best = past.facts, ranking.best_epoch(past.rows, past.config.run.best)
     training, held_out = (facts.get(f"{name}_samples", "?") for name in ("training", "held_out"))
     lines = [f"{past.config.source}: {training} training and {held_out} held-out samples"]
     if past.config.pipeline.name is None:

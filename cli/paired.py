@@ -9,11 +9,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from attrs import frozen
-from scipy import special
 
 from pipeline.direction import Direction
+from pipeline.errors import ConfigError
 from pipeline.plot import COLOURS
 from pipeline.state import PERCENT
+
+try:
+    from scipy import special
+except ModuleNotFoundError:
+    raise ConfigError("pipe compare tests differences by SciPy, which is missing: pip install scipy") from None
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
@@ -32,4 +33,15 @@ def load_run(
     readers = entry_points(group="pipeline.runs")
     if not readers:
         raise ConfigError("load_run() needs the installed command: pip install pipe-train, or pip install -e . here")
-    return next(iter(readers)).load()(Path(folder), weights, trust)  # type: ignore[no-any-return]  # as declared
+    [found] = [*readers][:1]
+    try:
+        read = found.load()
+    except ModuleNotFoundError as e:
+        home = found.module.partition(".")[0]
+        hides = getattr(sys.modules.get(home), "__file__", None)
+        if hides is None or not str(e.name).startswith(home):
+            raise
+        raise ConfigError(
+            f"load_run() needs the package {home!r} of pipe-train, which {hides} hides; rename that"
+        ) from None
+    return read(Path(folder), weights, trust)  # type: ignore[no-any-return]  # as declared

@@ -12,6 +12,7 @@ COMMANDS = {
     "explain": "Show what was compiled, and why anything is not",
     "export": "Write a run's model as a file for other programs",
     "init": "Write a commented config to start from",
+    "package": "Write a folder that predicts and serves a run's model",
     "plot": "Draw the curves of runs",
     "predict": "Predict other data with a run's model",
     "profile": "Show where the time of a step goes",

@@ -1,14 +1,13 @@
-"""Data sets without a file: scikit-learn's, which need no download, and random numbers."""
+"""Data sets that need no download: digits, which are part of this package, scikit-learn's, and random numbers."""
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from pipeline.errors import DataError, did_you_mean
+from pipeline.errors import ConfigError, DataError, did_you_mean
 from pipeline.sources.frame import Frame, package
 from pipeline.sources.prepared import Prepared
 from pipeline.sources.split import Split, split
@@ -32,10 +31,7 @@ def digits(held_out: float = 0.2, seed: int = 0, parts: Split | None = None) -> 
     Returns (training, held out), the same split for the same seed.
     Source: E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits, UCI (1998), the test part.
     """
-    spec = find_spec("sklearn")  # its import takes longer than training
-    assert spec is not None
-    assert spec.origin is not None
-    path = Path(spec.origin).parent / "datasets" / "data" / "digits.csv.gz"
+    path = Path(__file__).with_name("digits.csv.gz")
     raw = torch.from_numpy(np.loadtxt(path, delimiter=",", dtype=np.float32))
     images, targets = raw[:, :64].reshape(-1, 1, 8, 8) / 16.0, raw[:, 64].long()
     return split(Tensors({"inputs": images, "targets": targets}, tuple("0123456789")), held_out, seed, parts)
@@ -48,7 +44,12 @@ def sklearn(name: str, parts: Split | None = None) -> Prepared:
     if name == "digits":
         train, held_out = digits(parts=parts)
         return Prepared(train, held_out, "classification", train.classes)
-    from sklearn import datasets
+    try:
+        from sklearn import datasets
+    except ModuleNotFoundError:
+        raise ConfigError(
+            f"sklearn:{name} comes with scikit-learn, which is missing: pip install scikit-learn"
+        ) from None
 
     raw = getattr(datasets, f"load_{name}")(**({"scaled": False} if name == "diabetes" else {}))
     classes = raw.get("target_names")

@@ -80,13 +80,10 @@ def readings(frame: Frame, wanted: Readings | None = None) -> dict[str, Reading]
 
 def counted(frame: Frame, column: Any) -> tuple[Any, Any]:
     """The different texts of a column, but for missing numbers, and how often each occurs."""
-    pl = package()
     table = column.drop_nulls().alias("text").value_counts(name="count")
     texts = table.to_series(0)
     if frame.missing == MISSING:
         table = table.filter(~_blank(texts))
-        if not len(table):  # nothing else
-            table = pl.DataFrame([texts, table.to_series(1)]).head(0)
     return table.to_series(0), table["count"]
 
 

@@ -27,7 +27,7 @@ def package() -> Any:
     try:
         import polars
     except ModuleNotFoundError:
-        raise ConfigError("tables are read by polars, which is missing: pip install polars") from None
+        raise ConfigError("tables are read and written by polars, which is missing: pip install polars") from None
     return polars
 
 

@@ -1,0 +1,44 @@
+"""Predictions of the model in this folder: python predict.py FILE prints a JSON object for each row."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from rows import read, tensors  # rows.py, beside this file
+
+FOLDER = Path(__file__).parent
+FACTS = json.loads((FOLDER / "config.json").read_text(encoding="utf-8"))
+PROGRAM = torch.export.load(FOLDER / "model.pt2").module()
+
+
+def predict(rows: list[Any]) -> list[dict[str, Any]]:
+    """An answer for each row. Raises ValueError for a row that the model does not take."""
+    with torch.inference_mode():
+        return [answer(values) for values in PROGRAM(*tensors(FACTS, rows))]
+
+
+def answer(values: torch.Tensor) -> dict[str, Any]:
+    """What the program gives for a row, by name."""
+    numbers: Any = values.tolist()
+    if not values.ndim:
+        return {"prediction": numbers}
+    named = dict(zip(FACTS["classes"] or map(str, range(len(numbers))), numbers, strict=True))
+    if FACTS["task"] == "classification":
+        edge = FACTS.get("threshold", {}).get("from probability")
+        at = int(values.argmax() if edge is None else values[1] >= edge)
+        return {"prediction": [*named][at], "probability": numbers[at], "probabilities": named}
+    if FACTS["task"] == "several labels":
+        return {name: {"prediction": share > 0.5, "probability": share} for name, share in named.items()}
+    return {f"prediction_{name}": value for name, value in named.items()}
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit(__doc__)
+    try:
+        for found in predict(read(sys.argv[1])):
+            print(json.dumps(found, ensure_ascii=False))
+    except (OSError, ValueError) as e:
+        sys.exit(f"predict.py: {e}")
