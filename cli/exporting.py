@@ -38,8 +38,8 @@ CHECKED, SIZES, TOLERANCE = 256, (1, 7, 256), 1e-5
 """Held-out samples to compare a program on, sizes of their batches, and the largest relative error."""
 
 
-def export(runs: Sequence[Past], kind: str, out: str | None, *, weights: str) -> None:
-    """Write a model, or the mean of some, and a JSON beside it that describes inputs and outputs."""
+def export(runs: Sequence[Past], kind: str, out: str | None, *, weights: str) -> dict[str, Any]:
+    """Write a model, or the mean of some, and a JSON beside it that describes inputs and outputs, which is returned."""
     past, *others = runs
     about = past.about
     module, inputs, epoch = past.module(weights)
@@ -60,7 +60,7 @@ def export(runs: Sequence[Past], kind: str, out: str | None, *, weights: str) ->
             raise refusal(f"--format peft is of one run that was trained with --lora, which {folder} is not")
         models.write_adapter(module, path, base=past.config.finetune.init)
         tell(f"{path}: adapter_config.json and adapter_model.safetensors, for peft")
-        return
+        return {"file": str(path), **facts}
     else:
         _check_columns(runs)
         decisions = [run.decision(weights) for run in runs]
@@ -77,6 +77,7 @@ def export(runs: Sequence[Past], kind: str, out: str | None, *, weights: str) ->
     beside = path.with_name(f"{path.name}.json")
     folders.replace(beside, json.dumps(facts, indent=1, ensure_ascii=False).encode())
     tell(f"{beside}: what goes in, and what comes out")
+    return {"file": str(path), "beside": str(beside), **facts}
 
 
 class Program(nn.Module):

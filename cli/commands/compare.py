@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from cli import arguments
+from cli import arguments, as_json
 from cli.recipes.code import is_code
 from cli.recipes.setting import refusal
 
@@ -31,7 +31,7 @@ from cli.recipes.setting import refusal
 def command(
     a: str, b: str | None, assigned: tuple[str, ...], seeds: int | None, metric: str | None, out: str | None,
     no_compile: bool, quiet: bool, trust: bool, accept: bool,
-) -> None:  # fmt: skip
+) -> as_json.Found:  # fmt: skip
     """Tell whether setting B is better than A by training both with the same seeds.
 
     A and B are each a CONFIG.toml, a run or FILE.py:FUNCTION; without B, it is A as changed by --set. Run i of both has
@@ -49,7 +49,7 @@ def command(
 
     how: dict[str, Any] = {"threads": None} if os.path.isdir(a) else {}  # a run alone takes fewer than many at once
     how |= {"compile": False} if no_compile else {}
-    comparison.run(first, second, seeds=seeds, metric=metric, out=out, how=how, quiet=quiet, accept=accept)
+    return comparison.run(first, second, seeds=seeds, metric=metric, out=out, how=how, quiet=quiet, accept=accept)
 
 
 def _found(name: str) -> str:

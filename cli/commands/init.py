@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli import completion, config
+from cli import as_json, completion, config
 from cli.recipes import TABLES, settings
 from cli.recipes.setting import refusal
 
@@ -22,13 +22,13 @@ SMALL = 16
 @click.command("init")
 @click.argument("data", shell_complete=completion.data)
 @click.option("--out", default="pipe.toml", metavar="FILE", help="the file to write  [default: pipe.toml]")
-def command(data: str, out: str) -> None:
+def command(data: str, out: str) -> as_json.Found:
     """Inspect DATA, a value of --data, and write a commented config to start from: pipe train pipe.toml."""
-    write_config(data, Path(out))
+    return write_config(data, Path(out))
 
 
-def write_config(source: str, path: Path) -> None:
-    """Write a config with all settings: the chosen recipes, and the others as comments."""
+def write_config(source: str, path: Path) -> dict[str, Any]:
+    """Write a config with all settings: the chosen recipes, and the others as comments. Returns what it is for."""
     from cli.folder import replace
     from cli.progress import tell
     from cli.settled import settled
@@ -52,6 +52,8 @@ def write_config(source: str, path: Path) -> None:
             lines += _table(table, getattr(chosen, table), decided)
     replace(path, "\n".join(lines).encode())
     tell(f"{path}: {data.task} of {len(data.train):,} samples by {chosen.model.name}; pipe train {path}")
+    return {"file": str(path), "data": source, "task": data.task, "training_samples": len(data.train),
+            "model": chosen.model.name}  # fmt: skip
 
 
 def _model(source: str, data: Prepared) -> str:
