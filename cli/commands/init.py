@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cli import as_json, completion, config
+from cli import schema as schemas
 from cli.recipes import TABLES, settings
 from cli.recipes.setting import refusal
+from cli.schema import FILE
 
 if TYPE_CHECKING:
     from pipeline.sources import Prepared
@@ -20,10 +23,16 @@ SMALL = 16
 
 
 @click.command("init")
-@click.argument("data", shell_complete=completion.data)
+@click.argument("data", required=False, shell_complete=completion.data)
 @click.option("--out", default="pipe.toml", metavar="FILE", help="the file to write  [default: pipe.toml]")
-def command(data: str, out: str) -> as_json.Found:
+@click.option("--schema", is_flag=True, help=f"print the JSON schema of configs, for editors: > {FILE}")
+def command(data: str | None, out: str, schema: bool) -> as_json.Found:
     """Inspect DATA, a value of --data, and write a commented config to start from: pipe train pipe.toml."""
+    if schema:
+        click.echo(json.dumps(made := schemas.schema(), indent=1))
+        return {"schema": made}
+    if data is None:
+        raise refusal("name the data to write a config for, such as: pipe init digits")
     return write_config(data, Path(out))
 
 
@@ -46,7 +55,8 @@ def write_config(source: str, path: Path) -> dict[str, Any]:
     else:
         chosen, decided = config.make({"data": source, "model": model, "optimizer": "adamw"}), set()
     notes = [f"pipe train {path}", *data.lines]
-    lines = [*(f"# {shown(note, lines=False)}" for note in notes), ""]
+    lines = ["#:schema ./" + FILE] if (path.parent / FILE).is_file() else []  # Taplo and Even Better TOML read it
+    lines += [*(f"# {shown(note, lines=False)}" for note in notes), ""]
     for table in TABLES:
         if table != "pipeline":
             lines += _table(table, getattr(chosen, table), decided)
