@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from functools import partial
 from typing import Any
 
@@ -10,14 +11,17 @@ import click
 from cli import arguments, as_json, completion, config
 from cli.flags import settings
 from cli.help import SettingsCommand
+from cli.recipes.setting import refusal
 
 
 @click.command("data", cls=SettingsCommand)
-@click.argument("data", shell_complete=completion.data)
+@click.argument("data", required=False, shell_complete=completion.data)
 @partial(settings, section="Data")
-def command(data: str, **options: Any) -> as_json.Found:
-    """Show the target, the task and the kind of each column of DATA, a value of --data."""
-    return show(config.make({"data": data}, arguments.settings_of(options)))
+def command(data: str | None, **options: Any) -> as_json.Found:
+    """Show the target, the task and the kind of each column of DATA, a value of --data, or of pipe.toml here."""
+    if data is None and not os.path.isfile(arguments.HERE):
+        raise refusal("name the data to show, such as: pipe data houses.csv")
+    return show(arguments.train_config(None, {"data": data, **options}))
 
 
 def show(chosen: config.TrainConfig) -> dict[str, Any]:

@@ -54,7 +54,7 @@ def command(
     single, axes = split_axes({**assigned, **{name: value for name, value in options.items() if value is not None}})
     if "eager_steps" in single or any(a.name == "eager_steps" for a in axes):  # a run's config may bring one
         raise refusal("--eager-steps does not apply to a sweep; leave it out")
-    base = arguments.train_config(file, single, trust, accept)
+    base = arguments.train_config(file, single, trust, accept, [a.name for a in axes])
     from cli.sweep import run
 
     return run.run(base, axes, seeds=seeds or 1, draws=draws, at_once=at_once, halving=halving, quiet=quiet)

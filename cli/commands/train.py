@@ -48,7 +48,7 @@ def command(
     file: str | None, resume: str | None, verify: bool, quiet: bool, verbose: bool, trust: bool, accept: bool,
     processes: int | None, restarts: int, **options: Any,
 ) -> as_json.Found:  # fmt: skip
-    """Train a model; without arguments, an MLP on handwritten digits.
+    """Train a model; without arguments, that of pipe.toml here, or else an MLP on handwritten digits.
 
     CONFIG.toml, or the folder of a RUN, is trained again; options replace its settings. FILE.py:FUNCTION returns a
     Pipeline. With --resume, changes such as more --epochs or another --lr or --schedule are recorded; fixed settings
