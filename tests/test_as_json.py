@@ -20,6 +20,7 @@ def folder(tmp_path_factory):
     here = tmp_path_factory.mktemp("as_json")
     (here / "rows.csv").write_text("a,b,kind\n" + "".join(f"{i % 7},{i % 3},{'xy'[i % 2]}\n" for i in range(60)))
     (here / "a.txt").write_text("to be or not to be, that is the question\n" * 9)
+    (here / "train.py").write_text("import torch\noptimizer = torch.optim.SGD(net.parameters(), 0.1)\n")
     (here / "a.toml").write_text("data.source = 'digits'\n[model]\nhidden = [4]\n[run]\nepochs = 1\n")
     model = ("--model", "transformer", "--set", "heads=1", "--width", "4", "--depth", "1", "--context", "8")
     for args in (("rows.csv", "--model", "mlp", *SHORT[:3]), ("a.txt", *model, *SHORT[:3])):
@@ -37,6 +38,7 @@ CALLS = {
     "export": ("r", "--format", "weights"),
     "init": ("rows.csv",),
     "plot": ("r",),
+    "port": ("train.py",),
     "predict": ("r", "--data", "rows.csv", "--out", "p.csv"),
     "profile": ("--steps", "1", "--no-compile", "--hidden", "4"),
     "report": ("r",),
@@ -49,7 +51,8 @@ CALLS = {
 }
 HAS = {
     "cache": "packages", "data": "columns", "eval": "metrics", "runs": "runs", "sample": "text", "show": "stages",
-    "set": "changes", "sweep": "best", "train": "best", "compare": "result", "bench": "ways", "profile": "rows",
+    "port": "parts", "set": "changes", "sweep": "best", "train": "best", "compare": "result", "bench": "ways",
+    "profile": "rows",
 }  # fmt: skip
 
 

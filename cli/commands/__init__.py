@@ -11,6 +11,7 @@ COMMANDS = {
     "export": "Write a run's model as a file for other programs",
     "init": "Write a commented config to start from",
     "plot": "Draw the curves of runs",
+    "port": "Translate a training script of torch",
     "predict": "Predict other data with a run's model",
     "profile": "Show where the time of a step goes",
     "report": "Write a run as one HTML file",
