@@ -18,6 +18,7 @@ from attrs import asdict, frozen
 from rich.table import Table
 
 from cli import build, record, step_size
+from cli.compilation import compiled
 from cli.config import TrainConfig
 from cli.measure import Floor, Timing, Way, clock, floor, race
 from cli.output import written
@@ -97,6 +98,14 @@ def profile(config: TrainConfig, *, steps: int, trace: str | None) -> dict[str, 
     if trace is not None:
         found.trace(trace)
     return {"trace": trace, **asdict(found, filter=lambda field, _: field.name != "events"), "advice": found.advice()}
+
+
+def explain(config: TrainConfig) -> dict[str, Any]:
+    """Print the story of the graphs of a run; returns what it is made from."""
+    config, job, state = _begun(config)
+    program = compiled(job.pipe, job.validation, config, state, plain(False))
+    plain(False).print(f"\n{program.report.explain()}", highlight=False, soft_wrap=True)
+    return asdict(program.report)
 
 
 def _begun(config: TrainConfig) -> tuple[TrainConfig, build.Job, State]:

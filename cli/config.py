@@ -31,6 +31,7 @@ from cli.version import own_version
 CONFIG, PLAN, FOLDS, FOLD = "config.toml", "sweep.json", "folds", "fold-{}"
 RECORDS = ("facts", "versions", "resumed")
 """Tables of a run's config that hold no settings."""
+_CONVERTER = cattrs.Converter(detailed_validation=False)  # it writes code for each recipe, once
 
 
 @frozen
@@ -165,7 +166,7 @@ def _build(table: str, values: dict[str, Any]) -> Any:
     if options and "options" not in [f.name for f in fields(recipe)]:
         raise _unfitting(table, next(iter(options)), values)
     try:
-        built: Any = cattrs.Converter(detailed_validation=False).structure(own, recipe)
+        built: Any = _CONVERTER.structure(own, recipe)
     except (TypeError, ValueError, OverflowError) as e:
         raise refusal(f"a setting does not fit: {e}") from None
     for name, value in own.items():  # cattrs takes "3" for 3, and True for 1
@@ -261,8 +262,7 @@ def document(path: Path) -> dict[str, Any]:
 
 def folds(folder: Path, config: TrainConfig) -> list[Path]:
     """The folders of the runs in a run of all folds, whether they have begun or not; none in any other run."""
-    count = config.run.folds if config.run.fold is None else None
-    return [folder / FOLD.format(i) for i in range(count or 0)]
+    return [folder / FOLD.format(i) for i in range(config.run.folds or 0) if config.run.fold is None]
 
 
 def check_run(folder: Path) -> None:

@@ -61,7 +61,7 @@ def settings(
             help=f.help + bare.get(name, "") + f.default,
             **alone,
         )(command)
-    about = "any setting, such as smoothing=0.1 or optimizer.lr=0.01; flags win"
+    about = "any setting, such as optimizer.lr=0.01; flags win"
     return click.option("--set", "assigned", multiple=True, metavar="NAME=VALUE", help=about)(command)
 
 

@@ -16,23 +16,23 @@ SECTIONS = {
 }  # fmt: skip
 """Section of the help by setting, or else by its table."""
 SHORT = {
-    "data": "digits, sklearn:NAME, a file or folder, or FILE.py:FUNCTION  [default: digits]",
+    "data": "digits, sklearn:NAME, a file or folder  [default: digits]",
     "target": "column, or columns a,b, to learn  [default: the last]",
-    "held_out": "",
+    "held_out": "held-out share  [default: 0.2; 0.1 for text, tokens]",
     "folds": "",
-    "model": "mlp, table, resnet, transformer and others  [default: mlp; table for tables]",
-    "hidden": "widths between input and output, such as 128,64  [default: by the model]",
-    "loss": "such as cross-entropy, mse, huber or quantile  [default: by the task]",
+    "model": "mlp, table, resnet, ...  [default: mlp; table for tables]",
+    "hidden": "widths inside, such as 128,64  [default: by the model]",
+    "loss": "such as mse, huber or quantile  [default: by the task]",
     "metric": "also measure, such as f1-score, roc-auc or rmse",
-    "optimizer": "sgd, adam, adamw, muon and others  [default: by the model]",
-    "lr": "learning rate  [default: by the model and the optimizer]",
-    "weight_decay": "[default: by the model and the optimizer]",
-    "schedule": "of the learning rate: cosine, wsd and others  [default: by the model]",
-    "epochs": "passes over the training data  [default: 20; by the rows for tables]",
+    "optimizer": "sgd, adamw, muon and others  [default: by the model]",
+    "lr": "learning rate  [default: by model and optimizer]",
+    "weight_decay": "[default: by model and optimizer]",
+    "schedule": "of lr: cosine, wsd and others  [default: by the model]",
+    "epochs": "passes over the data  [default: 20; by the rows for tables]",
     "batch_size": "samples a step  [default: 64; by the rows for tables]",
-    "seed": "of the split, the weights, the order and dropout  [default: 0]",
+    "seed": "of the split, weights, order and dropout  [default: 0]",
     "device": "cpu, cuda, cuda:N, or auto  [default: auto]",
-    "out": "",
+    "out": "folder of the run  [default: the next runs/DATA-MODEL-N]",
 }
 """Settings on the first screen, with a short text if theirs is long."""
 SWEPT = ("data", "target", "model", "optimizer", "lr", "weight_decay", "schedule", "epochs", "batch_size", "out")

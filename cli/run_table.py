@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,7 @@ class Entry:
     state: str
     why: str
 
-    @property
+    @cached_property
     def flat(self) -> dict[str, Any]:
         return {} if self.config is None else self.config.flat
 
@@ -98,8 +99,12 @@ def run(paths: Sequence[str], *, sort: str | None, filters: Sequence[str]) -> di
 
 def entries_in(root: Path) -> list[Entry]:
     """The runs in a folder, and in the runs in it, such as folds."""
-    paths = sorted({p.parent for pattern in ("", "*/", "*/*/") for p in root.glob(pattern + settings.CONFIG)})
-    return [entry(p, str(p.relative_to(root))) for p in paths]
+    return [entry(p, str(p.relative_to(root))) for p in paths_in(root)]
+
+
+def paths_in(root: Path) -> list[Path]:
+    """The folders of these runs."""
+    return sorted({p.parent for pattern in ("", "*/", "*/*/") for p in root.glob(pattern + settings.CONFIG)})
 
 
 def entry(path: Path, name: str) -> Entry:
@@ -189,11 +194,11 @@ def print_list(say: Console, entries: Sequence[Entry], sort: str | None) -> None
         "run": [e.name for e in entries],
         "data": [str(e.flat.get("data") or e.flat.get("pipeline") or "") for e in entries],
         "model": [str(e.flat.get("model") or "") for e in entries],
-        **{n: [_text(e.flat.get(n)) for e in entries] for n in names[:COLUMNS]},
-        "best": [_best(e, metric) for e in entries],
+        **{n: [setting_cell(e.flat.get(n)) for e in entries] for n in names[:COLUMNS]},
+        "best": [best_cell(e, metric) for e in entries],
         "epochs": [f"{e.epochs}/{e.flat['epochs']}" if e.flat else "" for e in entries],
-        "time": [_time(e.seconds) for e in entries],
-        "state": [_line(e) for e in entries],
+        "time": [duration(e.seconds) for e in entries],
+        "state": [state_cell(e) for e in entries],
     }
     dropped: list[str] = []
     if say.is_terminal:
@@ -248,8 +253,8 @@ def side_by_side(entries: Sequence[Entry], width: int) -> Iterator[Table]:
     columns = [
         [
             e.folder.name if short else e.name,
-            *([_text(e.flat.get(n)) for n in names] or ["the same"]),
-            _best(e), f"{e.epochs}/{e.flat.get('epochs', '?')}", _time(e.seconds), _line(e),
+            *([setting_cell(e.flat.get(n)) for n in names] or ["the same"]),
+            best_cell(e), f"{e.epochs}/{e.flat.get('epochs', '?')}", duration(e.seconds), state_cell(e),
         ]
         for e in entries
     ]  # fmt: skip
@@ -265,22 +270,22 @@ def side_by_side(entries: Sequence[Entry], width: int) -> Iterator[Table]:
         columns = columns[count:]
 
 
-def _best(e: Entry, metric: str | None = None) -> str:
+def best_cell(e: Entry, metric: str | None = None) -> str:
     best = e.best(metric)
     return "" if best is None else f"{format_metric(best[1], best[2])} in {best[0]}"
 
 
-def _line(e: Entry) -> str:
+def state_cell(e: Entry) -> str:
     return e.state + (f": {e.why.splitlines()[0]}" if e.why else "")
 
 
-def _text(value: Any) -> str:
+def setting_cell(value: Any) -> str:
     if isinstance(value, tuple):
         return ",".join(map(str, value))
     return "" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _time(seconds: float) -> str:
+def duration(seconds: float) -> str:
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)

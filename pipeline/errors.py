@@ -9,6 +9,7 @@ import sysconfig
 import traceback
 from collections.abc import Iterable
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 
@@ -74,7 +75,7 @@ class ConfigError(PipeError):
 
 
 def place_of(error: BaseException) -> str:
-    """The innermost line of user code in a traceback, for a message; empty if there is none.
+    """The innermost submodule and line of user code in a traceback, for a message; empty if there is none.
 
     >>> try:
     ...     eval(compile("1 / 0", "net.py", "eval"))
@@ -82,15 +83,32 @@ def place_of(error: BaseException) -> str:
     ...     place_of(e)
     ' (net.py:1)'
     """
-    return user_line((f.filename, f.lineno or 0) for f in reversed(traceback.extract_tb(error.__traceback__)))
+    return running(reversed(list(traceback.walk_tb(error.__traceback__))))
 
 
-def user_line(lines: Iterable[tuple[str, int]]) -> str:
-    """The first of some lines, each a file and a number, that is user code, for a message; empty if none is."""
+def running(frames: Iterable[tuple[FrameType, int]]) -> str:
+    """The submodule and the line of user code in frames, with their lines, innermost first: ` in 'head' (net.py:3)`."""
+    frames = list(frames)
+    return _submodule([f.f_locals.get("self") for f, _ in frames]) + _user_line(frames)
+
+
+def _submodule(objects: list[Any]) -> str:
+    """The innermost module, by its name in the outermost."""
+    kind = getattr(sys.modules.get("torch.nn"), "Module", ())
+    modules = [x for x in objects if isinstance(x, kind)]
+    if not modules:
+        return ""
+    inner, outer = modules[0], modules[-1]
+    name = next((n for n, m in outer.named_modules() if m is inner), "")
+    return f" in {name!r}" if name else f" in {type(inner).__name__}"
+
+
+def _user_line(frames: list[tuple[FrameType, int]]) -> str:
     packages = [Path(__file__).parent, Path(getattr(sys.modules.get("torch"), "__file__", "?")).parent]
     skipped = (*[f"{folder}{os.sep}" for folder in packages], "<")
     stdlib = sysconfig.get_path("stdlib")
-    for path, number in lines:
+    for frame, number in frames:
+        path = frame.f_code.co_filename
         if not path.startswith(skipped) and (not path.startswith(stdlib) or "site-packages" in path):
             return f" ({Path(path).name}:{number})"
     return ""
@@ -113,4 +131,4 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 def first_line(error: BaseException) -> str:
     """The first line of an error's message, or its type; a KeyError's message is a key alone."""
     said = str(error).strip() or type(error).__name__
-    return (f"no key {said}" if type(error) is KeyError else said).splitlines()[0]
+    return (f"no key {said}" if type(error) is KeyError else said).splitlines()[0].rstrip(".")

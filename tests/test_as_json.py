@@ -4,7 +4,7 @@ import importlib
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cli import as_json
@@ -30,11 +30,13 @@ def folder(tmp_path_factory):
 
 CALLS = {
     "bench": ("--seconds", "0.01", "--no-compile", "--hidden", "4"),
+    "board": (".",),
     "cache": (),
     "compare": ("a.toml", "--set", "lr=0.2", "--seeds", "2", "--no-compile"),
     "data": ("rows.csv",),
     "doctor": (),
     "eval": ("r",),
+    "explain": ("--backend", "eager", "--hidden", "4"),
     "export": ("r", "--format", "weights"),
     "init": ("rows.csv",),
     "plot": ("r",),
@@ -53,6 +55,7 @@ HAS = {
     "cache": "packages", "data": "columns", "eval": "metrics", "runs": "runs", "sample": "text", "show": "stages",
     "port": "parts", "set": "changes", "sweep": "best", "train": "best", "compare": "result", "bench": "ways",
     "profile": "rows",
+    "explain": "graphs",
 }  # fmt: skip
 
 
@@ -105,6 +108,7 @@ def test_predictions_and_the_object_do_not_share_stdout(folder):
 leaves = st.none() | st.booleans() | st.integers() | st.floats() | st.text()
 
 
+@settings(max_examples=50)
 @given(st.dictionaries(st.text() | st.integers(), st.recursive(leaves, lambda v: st.lists(v) | st.tuples(v, v))))
 def test_strict_is_json(value):
     """Any value of plain Python is read back by a strict parser, with the same numbers."""

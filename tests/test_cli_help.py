@@ -21,7 +21,7 @@ BY_ROWS = {"epochs", "batch_size", "compile", "threads"}
 """Settings whose default depends on the number of rows."""
 
 
-def helped(*words, columns=100):
+def helped(*words, columns=80):
     return CliRunner().invoke(cli, words, prog_name="pipe", terminal_width=columns).output
 
 
@@ -33,10 +33,10 @@ def about(name):
 
 @pytest.mark.parametrize("command", ["", *COMMANDS])
 def test_help_is_a_screen(command):
-    """The help of each command has at most 40 lines of at most 100 columns."""
+    """The help of each command has at most 40 lines of at most 80 columns."""
     lines = helped(*command.split(), "--help").splitlines()
     assert len(lines) <= 40
-    assert max(map(len, lines)) <= 100
+    assert max(map(len, lines)) <= 80
     assert lines[0].startswith("Usage: pipe")
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from pipeline import Pipeline, backward, fit, forward, loss, models, stage, testing, update
+from pipeline.compile import CompileReport
 from pipeline.errors import CaptureError, ConfigError, StageError, StateError
 from tests import pipes
 
@@ -160,6 +161,20 @@ def test_the_report_says_what_was_compiled():
     lines = str(compiled.report).splitlines()
     assert any("train step for inputs (64, 1, 8, 8) float32, targets (64,) int64" in line for line in lines)
     assert compiled.report.seconds == sum(g.seconds for g in compiled.report.graphs) > 0
+
+
+def test_the_story_has_each_operation_of_a_graph_once():
+    """By stage, in its order; a pipeline that can't be compiled has the reason."""
+    pipe, compiled = pipes.compiled("mlp")
+    compiled(pipe.init(0, steps=9), pipes.first(pipe))
+    graph = compiled.report.graphs[0]
+    rows = re.findall(r"^  (\(?[a-z][\w.]*(?: \w+)?\)?) {2,}([\d,]+)", graph.story(), re.MULTILINE)
+    assert sum(int(n.replace(",", "")) for _, n in rows) == graph.operations
+    stages = [s.name for s in pipe.graph if s.name != "backward.gradients"]
+    assert stages == [name for name, _ in rows if "(" not in name]
+    reason = "made uncompiled here"
+    assert CompileReport((), reason).explain() == f"runs uncompiled: {reason}"
+    assert graph.story() in compiled.report.explain()
 
 
 def test_batches_and_states_of_any_strides():

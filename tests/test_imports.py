@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 STEPS = ["load", "place", "forward", "loss", "backward", "update", "evaluate"]
 BANDS = {
-    "values": ["errors", "beside", "files", "ids", "text", "means", "memory", "html", "mesh", "random", "tree",
+    "values": ["errors", "alike", "beside", "files", "ids", "text", "means", "memory", "html", "mesh", "random", "tree",
                "schedules", "direction", "draws", "module", "order", "pace", "state"],
     "stages": ["element", "stage", "shapes", "joint", *STEPS, "models", "sources", "log", "plot", "progress", "until"],
     "pipeline": ["names", "wiring", "description"],

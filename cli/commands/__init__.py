@@ -2,12 +2,14 @@
 
 COMMANDS = {
     "bench": "Measure how fast a run would train",
+    "board": "Show all runs on one page: table, curves, sweeps",
     "cache": "List, verify or clear the compiled programs on disk",
     "compare": "Tell whether one setting is better than another",
     "completion": "Print the script that completes commands in a shell",
     "data": "Show how data would be read",
     "doctor": "Show whether this machine trains well",
     "eval": "Measure a run's model",
+    "explain": "Show what was compiled, and why anything is not",
     "export": "Write a run's model as a file for other programs",
     "init": "Write a commented config to start from",
     "plot": "Draw the curves of runs",

@@ -6,6 +6,7 @@ import gc
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from pipeline.compile.backends.torch import reason
 from pipeline.compile.batches import BatchInputs
 from pipeline.compile.flatten import Subject, flat_program, flat_tensors
 from pipeline.compile.report import Graph
+from pipeline.compile.story import story
 from pipeline.compile.tracing import Traced, trace, watched
 from pipeline.compile.verify import check
 from pipeline.description import Description
@@ -60,7 +62,7 @@ class Build:
         notes = (*self.refused, *([self.program.note] if self.program.note else []))
         batch = self.inputs.words + (" and other sizes" if self.traced.sizes else "")
         facts = self.name, batch, self.traced.operations, self.program.backend
-        return Graph(*facts, self.seconds, self.loaded, notes)
+        return Graph(*facts, self.seconds, self.loaded, notes, partial(story, self))
 
 
 class Builder:

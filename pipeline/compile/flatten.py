@@ -16,6 +16,7 @@ from attrs import frozen
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from pipeline.alike import traced_once
 from pipeline.compile.batches import BatchInputs, Signature
 from pipeline.errors import StateError
 from pipeline.programs.program import Program
@@ -83,11 +84,16 @@ def flat_program(
         storages = {t.untyped_storage()._cdata for t in flat[:n]}
         results = [_read_early(t, storages, state["step"]) for t in metrics.values()]
         changed = [(i, value) for i, value in zip(places, new, strict=True) if value is not flat[i]]
+        write = traced_once(_write)
         for i, value in [(i, _read_early(value, storages, state["step"])) for i, value in changed]:
-            given[i].copy_(value.view(1) if i in numbers else value)
+            write(given[i], value)
         return tuple(t.contiguous().clone() for t in results)
 
     return program
+
+
+def _write(old: Tensor, value: Tensor) -> None:
+    old.copy_(value if value.shape == old.shape else value.view(1))
 
 
 def _read_early(value: Tensor, storages: set[int], step: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from torch._higher_order_ops.scan import scan_op
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx import GraphModule, Node
 
+from pipeline.alike import layout, like
 from pipeline.compile.passes import written
 from pipeline.errors import StageError
 from pipeline.ids import Ids, id_arguments
@@ -176,6 +177,9 @@ def _guard(graph: GraphModule, argument: Ids) -> tuple[Node, Node]:
 def _call(graph: GraphModule, target: Any, *args: Any) -> Node:
     node = graph.graph.call_function(target, args)
     values = [a.meta["val"] if isinstance(a, Node) else a for a in args]
+    if target is _ATEN.where.self and layout(values[1]) == layout(values[2]):
+        node.meta["val"] = like(values[1])  # one for each tensor of a State: a thousandth of a second each by torch
+        return node
     with torch.no_grad(), next(v.fake_mode for v in values if isinstance(v, FakeTensor)):
         node.meta["val"] = target(*values)
     return node

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from attrs import frozen
+from collections.abc import Callable
+
+from attrs import evolve, field, frozen
 
 
 @frozen
@@ -18,6 +20,8 @@ class Graph:
     """Whether an earlier process compiled it, and this one loaded it from disk."""
     refused: tuple[str, ...] = ()
     """Why each earlier backend refused, or the limits of this one."""
+    story: Callable[[], str] = field(default=str, eq=False, repr=False)
+    """Its operations by stage, and the work of the compiler, in words."""
 
     def __str__(self) -> str:
         how = "from the cache" if self.loaded else f"by {self.backend}"
@@ -36,6 +40,14 @@ class CompileReport:
     """Backward stages that torch.func refuses."""
     unkept: str | None = None
     """The reason if programs are neither kept on disk nor loaded, with a remedy."""
+
+    def explain(self) -> str:
+        """The story of each graph, and why anything runs uncompiled.
+
+        Operations of a backward are in one line, as they have no stage of their own.
+        """
+        stories = [f"{g}\n{g.story()}\n" for g in self.graphs]
+        return "\n".join([*stories, str(evolve(self, graphs=()))]).rstrip()
 
     @property
     def seconds(self) -> float:

@@ -9,11 +9,11 @@ from contextlib import suppress
 from types import FrameType
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from pipeline.errors import user_line
+from pipeline.errors import running
 from pipeline.stage import Stage
 
 
@@ -63,15 +63,8 @@ def _words(func: Any, given: list[Tensor]) -> str:
     """`log of values from -1.2 to 3 in 'head' (net.py:12)`."""
     ranges = [f"{float(x.min()):.3g} to {float(x.max()):.3g}" for x in given[:2]]
     name = getattr(func, "__name__", str(func)).strip("_")
-    modules: list[nn.Module] = []
-    lines: list[tuple[str, int]] = []
-    for frame in _frames():
-        lines.append((frame.f_code.co_filename, frame.f_lineno))
-        own = frame.f_locals.get("self")
-        if isinstance(own, nn.Module):
-            modules.append(own)
     of = f" of values from {' and from '.join(ranges)}" if ranges else ""
-    return f"{name}{of}{_submodule(modules)}{user_line(lines)}"
+    return f"{name}{of}{running((frame, frame.f_lineno) for frame in _frames())}"
 
 
 def _frames() -> Iterator[FrameType]:
@@ -80,12 +73,3 @@ def _frames() -> Iterator[FrameType]:
     while frame is not None and frame.f_code is not Stage._run.__code__:
         yield frame
         frame = frame.f_back
-
-
-def _submodule(modules: list[nn.Module]) -> str:
-    """The innermost of running modules, by its name in the outermost."""
-    if not modules:
-        return ""
-    inner, outer = modules[0], modules[-1]
-    name = next((n for n, m in outer.named_modules() if m is inner), "")
-    return f" in {name!r}" if name else f" in {type(inner).__name__}"

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from pipeline import mesh
+from pipeline.alike import traced_once
 from pipeline.element import Number
 from pipeline.stage import Stage
 from pipeline.update.rule import Params, positive
@@ -24,10 +25,12 @@ def clip_norm(limit: Number, *, norm_type: float = 2.0) -> Stage:
 
     def function(grads: Params, limit: Tensor) -> Params:
         # The norm of norms, in torch's own order of operations.
-        norms = torch.stack([torch.linalg.vector_norm(g, norm_type) for g in grads.values()])
+        measure = traced_once(lambda g: torch.linalg.vector_norm(g, norm_type))
+        norms = torch.stack([measure(g) for g in grads.values()])
         norm = mesh.norm_over_shards(torch.linalg.vector_norm(norms, norm_type), norm_type)
         scale = (limit / (norm + 1e-6)).clamp(max=1.0).to(norm.dtype)
-        return {k: g * scale for k, g in grads.items()}
+        scaled = traced_once(torch.mul)
+        return {k: scaled(g, scale) for k, g in grads.items()}
 
     return _clip("update.clip_norm", function, limit)
 

@@ -16,6 +16,7 @@ import torch
 from attrs import frozen
 from torch import Tensor
 
+from pipeline.alike import traced_once
 from pipeline.element import Number, is_number
 from pipeline.errors import ConfigError, did_you_mean
 from pipeline.schedules import Schedule
@@ -108,11 +109,12 @@ def mapped(
     def update_all(params: Params, grads: Params, memory: Mapping[str, Any], hyper: Any) -> tuple[Params, Any]:
         new: Params = {}
         after: dict[str, Params] = {}
+        update = traced_once(update_one)
         for k, p in params.items():
             numbers = {h: value[k] if isinstance(value, dict) else value for h, value in hyper.items()}
             fields = {f: x[k] for f, x in memory.items() if k in x}
             # As in torch, a parameter without a gradient keeps its value and its memory.
-            new[k], fields = update_one(p, grads[k], fields, numbers) if k in grads else (p, fields)
+            new[k], fields = update(p, grads[k], fields, numbers) if k in grads else (p, fields)
             for f, x in fields.items():
                 after.setdefault(f, {})[k] = x
         return new, after
