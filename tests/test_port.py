@@ -232,6 +232,18 @@ def test_nothing_is_dropped(tmp_path, text, what):
     assert f"# not translated: line 2: {what}" in skeleton("train.py", found)
 
 
+def test_one_cycle_is_the_whole_run(tmp_path):
+    """Where torch has epochs and steps in an epoch, which is said."""
+    text = "from torch import optim\no = optim.SGD(n.parameters())\n"
+    cycle = "optim.lr_scheduler.OneCycleLR(o, 0.2, epochs=3, steps_per_epoch=len(loader), cycle_momentum=False)"
+    found, namespace = read(tmp_path, f"{text}import torch\ns = {cycle}\ng = torch.nn.MSELoss()\n")
+    [part] = [p for p in found if p.what == "scheduler"]
+    assert "epochs=3, steps_per_epoch=len(loader): the cycle here is the whole run" in part.notes
+    assert [m for m in part.missing if "step()" not in m] == []
+    pipe = namespace["pipeline"](nn.Linear(1, 1), (torch.zeros(64, 1), torch.zeros(64, 1)))
+    assert "pct_start" in pipe["update.sgd"].hyper["lr"].filled(9, 3)
+
+
 def test_accumulation_multiplies_the_batch(tmp_path):
     """A batch here is all microbatches; a loss that is not divided is said."""
     text = """

@@ -97,7 +97,7 @@ def _bind(script: Script, part: Part, full: str, name: Name) -> None:
         target = name.names.get(key, key)
         if key in given and (value is UNKNOWN or (target not in ours and value != default)):
             part.missing.append(f"{key}={source(given[key])}")
-        elif target in ours and (key in given or p.default is not p.empty) and value != ours[target].default:
+        elif target in ours and (key in given or default is not None) and value != ours[target].default:
             part.arguments[target] = value
     for key, option in OPTIONS.items():
         if part.what in ("optimizer", "clipping") and isinstance(part.arguments.get(key), int | float):
@@ -194,7 +194,9 @@ def _schedule(script: Script, part: Part, rules: list[Part]) -> None:
         elif short in _SMOOTH:
             part.notes.append("stepped once an epoch there; here it moves each step, and agrees as an epoch begins")
     cycles = next((script.value(k.value) for k in call.keywords if k.arg == "cycle_momentum"), True)
-    part.missing = [m for m in part.missing if not m.startswith("cycle_momentum=")]
+    whole = [m for m in part.missing if m.startswith(("epochs=", "steps_per_epoch="))]
+    part.notes += [f"{', '.join(whole)}: the cycle here is the whole run"] * bool(whole)
+    part.missing = [m for m in part.missing if m not in whole and not m.startswith("cycle_momentum=")]
     if short == "one_cycle" and cycles:
         part.missing.append("cycle_momentum, on by default: schedules.one_cycle_momentum() in the place of momentum")
     part.notes.append(f"{part.option} of the command has lengths of its own")

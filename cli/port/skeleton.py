@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -55,6 +56,7 @@ def skeleton(name: str, parts: Sequence[Part]) -> str:
     imports += [""] * (len(imports) > 0) + [f"from pipeline import Pipeline, {', '.join(sorted([*own, 'fit']))}"]
     options = {"epochs": 1} | {k: v for p in (epochs, seed) if p for k, v in p.arguments.items()}
     loop = written("fit", {"pipe": Text("pipeline(model, data)"), **options, "validate": Text("held_out")})
+    name = re.sub(r"[^\w.-]", "_", name)
     return HEAD.format(name=name, module=name.removesuffix(".py"), imports="\n".join(imports), stages=text,
                        todo="\n".join(["", *todo, ""]) if todo else "", fit=loop)  # fmt: skip
 
