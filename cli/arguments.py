@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tomllib
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,9 +36,28 @@ weights = click.option(
 )  # fmt: skip
 
 
-def train_config(file: str | None, options: dict[str, Any], trust: bool = False, accept: bool = False) -> Any:
-    """The TrainConfig of a config file, a run or a function; options replace its settings."""
+HERE = "pipe.toml"
+"""The config of a folder, as `pipe init` writes it."""
+
+
+def here() -> str | None:
+    """The config of the current folder, if there is one; says so."""
+    if not os.path.isfile(HERE):
+        return None
+    from cli.progress import warn
+
+    warn(f"settings are those of {HERE}, as no data, config or run is named")
+    return HERE
+
+
+def train_config(
+    file: str | None, options: dict[str, Any], trust: bool = False, accept: bool = False, named: Collection[str] = ()
+) -> Any:
+    """The TrainConfig of a config file, a run or a function, or, if nothing is named, of the current folder; options
+    replace its settings. `named` are settings with several values."""
     chosen = settings_of(options)
+    if file is None and not {"data", "data.source", "pipeline.name"} & {*chosen, *named}:
+        file = here()
     if file is None:
         return config.make(chosen)
     if is_code(file):

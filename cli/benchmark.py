@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import platform
 import resource
@@ -10,10 +9,9 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from itertools import count, islice
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Any, Literal
 
 import torch
 from attrs import asdict, frozen
@@ -64,13 +62,8 @@ class Figures:
         return self.ways[PRODUCTS].median / self.ways[self.best].median
 
 
-def run(config: TrainConfig, *, seconds: float, file: str | None = None) -> None:
-    """Measure and print; write the same figures to `file` as JSON. A file that can't be written is an error at once."""
-    with written(Path(file)) if file is not None else nullcontext() as out:
-        _run(config, seconds, out)
-
-
-def _run(config: TrainConfig, seconds: float, out: IO[bytes] | None) -> None:
+def run(config: TrainConfig, *, seconds: float) -> dict[str, Any]:
+    """Measure and print; returns the same figures."""
     if not 0 < seconds < math.inf:
         raise ConfigError(f"--seconds {seconds} is out of range: it must be above 0")
     config, job, state = _begun(config)
@@ -85,16 +78,14 @@ def _run(config: TrainConfig, seconds: float, out: IO[bytes] | None) -> None:
     doubtful = [name for name, t in figures.ways.items() if t.spread > WIDE]
     if doubtful:
         say.print(f"note    rounds of {', '.join(doubtful)} differ widely: does something else run on this machine?")
-    if out is not None:
-        about = {"data": config.source, "model": job.model, "parameters": build.parameters(state.params),
-                 "device": device, "threads": number}  # fmt: skip
-        versions = {**record.versions(), "system": platform.platform()}
-        facts = {**about, **_plain(figures), "settings": config.flat, "versions": versions}
-        out.write(f"{json.dumps(facts, indent=1)}\n".encode())
+    about = {"data": config.source, "model": job.model, "parameters": build.parameters(state.params),
+             "device": device, "threads": number}  # fmt: skip
+    versions = {**record.versions(), "system": platform.platform()}
+    return {**about, **_plain(figures), "settings": config.flat, "versions": versions}
 
 
-def profile(config: TrainConfig, *, steps: int, trace: str | None) -> None:
-    """Print the profile of a step; write its trace."""
+def profile(config: TrainConfig, *, steps: int, trace: str | None) -> dict[str, Any]:
+    """Print the profile of a step, and write its trace; returns the profile."""
     if trace is not None:
         with written(Path(trace)):  # a file that can't be written is an error at once; torch writes by a path
             pass
@@ -106,13 +97,15 @@ def profile(config: TrainConfig, *, steps: int, trace: str | None) -> None:
     plain(False).print(f"\n{found}", highlight=False, soft_wrap=True)
     if trace is not None:
         found.trace(trace)
+    return {"trace": trace, **asdict(found, filter=lambda field, _: field.name != "events"), "advice": found.advice()}
 
 
-def explain(config: TrainConfig) -> None:
-    """Print the story of the graphs of a run."""
+def explain(config: TrainConfig) -> dict[str, Any]:
+    """Print the story of the graphs of a run; returns what it is made from."""
     config, job, state = _begun(config)
     program = compiled(job.pipe, job.validation, config, state, plain(False))
     plain(False).print(f"\n{program.report.explain()}", highlight=False, soft_wrap=True)
+    return asdict(program.report)
 
 
 def _begun(config: TrainConfig) -> tuple[TrainConfig, build.Job, State]:

@@ -67,8 +67,11 @@ class Side:
 def run(
     a: TrainConfig, b: TrainConfig, *, seeds: int | None, metric: str | None, out: str | None,
     how: Mapping[str, Any], quiet: bool, accept: bool,
-) -> None:  # fmt: skip
-    """Train the runs that a comparison lacks, and print and write its result. `how` are settings of A as given here."""
+) -> dict[str, Any]:  # fmt: skip
+    """Train the runs that a comparison lacks; print, write and return its result.
+
+    `how` are settings of A as given here.
+    """
     if processes.count() > 1:
         raise refusal("a comparison trains its runs side by side in one process; start it alone")
     say, cores = plain(quiet), torch.get_num_threads()
@@ -99,7 +102,7 @@ def run(
         base, split = first.config.run.seed, first.config.run.split_seed
         say.print(f"seeds   {base} to {base + count - 1} in both, all on the split of seed {split}")
         found = _trained(seal, members, first.metric, alone, say)
-        _finish(seal, plan, members, found, sides)
+        return _finish(seal, plan, members, found, sides)
 
 
 def _side(
@@ -242,8 +245,8 @@ def _train_alone(member: Member, folder: Path, caught: list[int]) -> bool:
 
 def _finish(
     seal: Seal, plan: Mapping[str, Any], members: Sequence[Member], found: Results, sides: tuple[Side, Side]
-) -> None:
-    """Write and print the result."""
+) -> dict[str, Any]:
+    """Write, print and return the result."""
     metric, key, say = sides[0].metric, f"validate/{sides[0].metric}", plain(False)
     ends: dict[str, Any] = {m.name: found[m.name][-1] for m in members}
     for lost in [m for m in members if None in (ends[m.name].get(key), ends[m.name].get("train/loss"))]:
@@ -253,10 +256,11 @@ def _finish(
     better = ranking.direction_of(metric, found[members[0].name][:1])
     test = paired([y - x for x, y in zip(a, b, strict=True)])
     values = {"seeds": [m.config.run.seed for m in members[::2]], "metric": metric, "better": better, "A": a, "B": b}
-    text = json.dumps({**plan, "result": {**values, **asdict(test)}}, indent=1)
-    folders.write(seal, {FILE: text.encode()})
+    whole = {**plan, "result": {**values, **asdict(test)}}
+    folders.write(seal, {FILE: json.dumps(whole, indent=1).encode()})
     folders.replace(seal.folder / PICTURE, plot.svg(picture(a, b, test, metric)).encode())
     say.print(table([AXIS.name], [(m.chosen, found[m.name]) for m in members], metric))
     for line in sentences(test, metric, better):
         say.print(line)
     say.print(f"folder  {seal.folder} ({FILE}, {PICTURE}; for more seeds: --seeds {2 * len(a)} --out {seal.folder})")
+    return {"folder": str(seal.folder), **whole}

@@ -57,7 +57,7 @@ def well(found: Sequence[Check]) -> bool:
 
 def facts(found: Sequence[Check]) -> dict[str, Any]:
     """The checks as one object."""
-    return {"well": well(found), "checks": [asdict(check) for check in found]}
+    return {"ok": well(found), "checks": [asdict(check) for check in found]}
 
 
 def lines(found: Sequence[Check]) -> list[str]:

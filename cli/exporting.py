@@ -38,8 +38,8 @@ CHECKED, SIZES, TOLERANCE = 256, (1, 7, 256), 1e-5
 """Held-out samples to compare a program on, sizes of their batches, and the largest relative error."""
 
 
-def export(runs: Sequence[Past], kind: str, out: str | None, *, weights: str) -> None:
-    """Write a model, or the mean of some, and a JSON beside it that describes inputs and outputs."""
+def export(runs: Sequence[Past], kind: str, out: str | None, *, weights: str) -> dict[str, Any]:
+    """Write a model, or the mean of some, and a JSON beside it that describes inputs and outputs, which is returned."""
     past, *others = runs
     folder = past.folder.parent if others else past.folder
     path = Path(out) if out is not None else folder / NAMES[kind]
@@ -56,7 +56,7 @@ def export(runs: Sequence[Past], kind: str, out: str | None, *, weights: str) ->
             raise refusal(f"--format peft is of one run that was trained with --lora, which {folder} is not")
         models.write_adapter(past.module(weights)[0], path, base=past.config.finetune.init)
         tell(f"{path}: adapter_config.json and adapter_model.safetensors, for peft")
-        return
+        return {"file": str(path), **facts}
     else:
         made = program_of(runs, kind, weights)
         facts, error = made.facts, (write_torch if kind == "torch" else _write_onnx)(path, made)
@@ -64,6 +64,7 @@ def export(runs: Sequence[Past], kind: str, out: str | None, *, weights: str) ->
     beside = path.with_name(f"{path.name}.json")
     folders.replace(beside, as_json(facts))
     tell(f"{beside}: what goes in, and what comes out")
+    return {"file": str(path), "beside": str(beside), **facts}
 
 
 def plain_weights(module: nn.Module) -> dict[str, Tensor]:

@@ -84,7 +84,7 @@ def flags() -> dict[str, Flag]:
                 only = "" if len(having) == len([n for n in t.known if n]) else f"{', '.join(having)}: "
                 default = _default(f, {n: h for n, h in having.items() if not getattr(t.known[n], "picks", False)})
                 known[key] = Flag(
-                    SECTIONS.get(key, section), _type(f), default, only + f.metadata["help"], f.metadata["known"]
+                    SECTIONS.get(key, section), type_of(f), default, only + f.metadata["help"], f.metadata["known"]
                 )
     return known
 
@@ -111,10 +111,12 @@ def kind(name: str) -> type | None:
     """
     table, key = recipes.home(name) or ("", "")
     known = [recipes.settings(r) for r in (TABLES[table].recipes if table else ())]
-    return next((_type(fields[key]) for fields in known if key in fields), None)
+    return next((type_of(fields[key]) for fields in known if key in fields), None)
 
 
-def _type(field: Any) -> type:
+def type_of(field: Any) -> type:
+    """The type of a setting: tuple for numbers, list for texts."""
+    """The type of a setting; tuple for numbers, list for texts."""
     kinds: dict[str, type] = {"tuple[str": list, "tuple": tuple, "bool": bool, "int": int, "float": float, "str": str}
     return next(kind for word, kind in kinds.items() if word in str(field.type))
 

@@ -40,9 +40,9 @@ Views: TypeAlias = dict[str, Measured]
 """What metrics measured of a State, under "", and of each average of its weights."""
 
 
-def train_folds(config: TrainConfig, *, quiet: bool = False, verbose: bool = False) -> None:
+def train_folds(config: TrainConfig, *, quiet: bool = False, verbose: bool = False) -> Path:
     """Train a run for each fold, in folders of one, and print mean and standard deviation of their last metrics, and
-    the metrics over the held-out samples of all.
+    the metrics over the held-out samples of all. Returns that folder.
 
     `pipe predict` answers with the mean of all.
     """
@@ -60,6 +60,7 @@ def train_folds(config: TrainConfig, *, quiet: bool = False, verbose: bool = Fal
         # A folder with a config can be resumed.
         folders.write(seal, {settings.CONFIG: _config_text(config, seal)})
         _train(seal, config, say, quiet=quiet, verbose=verbose)
+        return seal.folder
 
 
 def resume(folder: Path, config: TrainConfig, *, quiet: bool = False, verbose: bool = False) -> None:
@@ -88,10 +89,10 @@ def _train(seal: Seal, config: TrainConfig, say: Console, **how: bool) -> None:
                 job, state, _ = Past(folder).repeated("last")
             elif begun:
                 old, new = settings.resumed(folder)
-                job, state = resuming.resume(folder, old, new, **how)
+                job, state, _ = resuming.resume(folder, old, new, **how)
             else:
                 run = evolve(config.run, out=str(folder), fold=i)
-                job, state = train(evolve(config, run=run), **how)
+                job, state, _ = train(evolve(config, run=run), **how)
         first = first or job.about
         check_alike([first, job.about])
         parts.append(_measured(job.pipe, state, job.validation))

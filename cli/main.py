@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 import click
 
-from cli import ending, processes
+from cli import as_json, ending, processes
 from cli.commands import COMMANDS
 
 
@@ -27,6 +27,8 @@ class Commands(click.Group):
         if cmd_name not in COMMANDS:
             return None
         command: click.Command = import_module(f"cli.commands.{cmd_name}").command
+        if cmd_name not in as_json.WITHOUT and as_json.OPTION not in command.params:
+            command.params.append(as_json.OPTION)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -40,6 +42,12 @@ def cli() -> None:
     """Train models with pipelines of pure stages, compiled as one graph."""
     # torch built for CUDA warns there that a machine has no GPU; we print the device ourselves.
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+
+
+@cli.result_callback()
+@click.pass_context
+def _tell(ctx: click.Context, found: as_json.Found) -> None:
+    as_json.tell(ctx, found)
 
 
 def main() -> None:

@@ -34,8 +34,11 @@ ENDS = (".csv", ".parquet", ".npz")
 
 def predict(
     runs: Sequence[Past], data: str, out: str | None, *, weights: str, raw: bool = False, skip_bad: bool = False
-) -> None:
-    """Write the rows of some data with the mean prediction of some runs; `raw` leaves texts in CSV unescaped."""
+) -> dict[str, Any] | None:
+    """Write the rows of some data with the mean prediction of some runs; `raw` leaves texts in CSV unescaped.
+
+    Returns the file and its number of rows, if there is a file.
+    """
     past = runs[0]
     about = past.about
     if about.task == "language modelling":
@@ -56,7 +59,7 @@ def predict(
     if path is None:
         for text, _ in _csv(chunks, raw):
             sys.stdout.write(text)
-        return
+        return None
     write: dict[str, Callable[[IO[bytes], Chunks], int]] = {
         ".csv": partial(_write_csv, raw=raw),
         ".npz": partial(_write_npz, folder=path.parent),
@@ -67,6 +70,7 @@ def predict(
     epoch = f", weights of epoch {models[0][2]['epoch']}" if models[0][2] and len(runs) == 1 else ""
     by = str(past.folder) if len(runs) == 1 else f"the mean of {len(runs)} runs in {past.folder.parent}"
     tell(f"{path}: {count:,} rows, {about.target} predicted by {by}{epoch}")
+    return {"file": str(path), "rows": count, "target": about.target, "run": str(past.folder), "weights": weights}
 
 
 def _frames(chunks: Chunks) -> Iterator[Any]:

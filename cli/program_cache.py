@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from rich.console import Console
 from rich.table import Table
@@ -19,19 +18,19 @@ Packages: TypeAlias = dict[Path, Package | None]
 """The cache's folders, and the package in each; None if it can't be read."""
 
 
-def run(action: str) -> None:
-    """Do an action on the packages."""
+def run(action: str) -> dict[str, Any]:
+    """Do an action on the packages; returns what it found."""
     actions = {"list": show, "verify": verify, "clear": clear}
     if action not in actions:
         raise refusal(f"unknown action {action!r}", action, actions)
     say = plain(False)
     packages = read()
-    if action != "clear" and (why := cache.refusal()):
+    if (why := cache.refusal()) and action != "clear":
         say.print(f"programs are neither kept here nor loaded: {why}")
     if not packages and not size(cache.folder() / cache.INDUCTOR):
         say.print(f"no packages in {cache.folder()}")
-        return
-    actions[action](say, packages)
+    found = actions[action](say, packages) if packages or size(cache.folder() / cache.INDUCTOR) else {"packages": []}
+    return {"action": action, "folder": str(cache.folder()), "refusal": why, **found}
 
 
 def read() -> Packages:
@@ -44,43 +43,48 @@ def size(path: Path) -> int:
     return 0 if path.is_symlink() else sum(file.lstat().st_size for file in path.rglob("*") if file.is_file())
 
 
-def show(say: Console, packages: Packages) -> None:
+def show(say: Console, packages: Packages) -> dict[str, Any]:
     """Print a table of the packages."""
     table = Table("program", "operations", "size", "made", "torch", "model", "batch", box=None, pad_edge=False)
     table.columns[1].justify = table.columns[2].justify = "right"
     for column in table.columns:
         column.no_wrap = True
+    facts: list[dict[str, Any]] = []
     for path, p in packages.items():
         if p is None:
             continue
         date = time.strftime("%Y-%m-%d %H:%M", time.localtime((path / cache.FACTS).stat().st_mtime))
         torch = p.identity.get("torch", "?") if isinstance(p.identity, dict) else "?"
         table.add_row(str(p.program), str(p.operations), _bytes(size(path)), date, str(torch), p.model, str(p.batch))
+        facts.append({"name": path.name, "program": str(p.program), "operations": p.operations, "bytes": size(path),
+                      "made": date, "torch": torch, "model": p.model, "batch": str(p.batch)})  # fmt: skip
     say.print(f"{cache.folder()}\n")
     say.width = 1000  # a batch is long
     say.print(table)
     inductor = size(cache.folder() / cache.INDUCTOR)
     beside = f"; {_bytes(inductor)} of Inductor's own" if inductor else ""
     say.print(f"\n{_count(packages)}, {_bytes(sum(map(size, packages)))}{beside}{_broken(packages)}")
+    return {"packages": facts, "broken": sum(p is None for p in packages.values()), "inductor_bytes": inductor}
 
 
-def verify(say: Console, packages: Packages) -> None:
-    """Print whether each package is whole; exit with 1 if one is not."""
-    faults = 0
+def verify(say: Console, packages: Packages) -> dict[str, Any]:
+    """Print whether each package is whole."""
+    faults: dict[str, str] = {}
     finished = [path for path in packages if cache.finished(path)]
     for path in finished:
         p = packages[path]
         fault = p.fault() if p else f"{cache.FACTS} can't be read"
-        faults += fault is not None
+        faults |= {} if fault is None else {path.name: fault}
         about = f"ok  {p.program} for {p.batch}" if p else ""
         say.print(f"{path.name[:8]}  {fault or about}")
     if faults:
-        say.print(f"{faults} of {len(finished)} at fault; each is rebuilt when it is needed")
-        sys.exit(1)
-    say.print(f"{_count(packages)}, none at fault{_broken(packages)}")
+        say.print(f"{len(faults)} of {len(finished)} at fault; each is rebuilt when it is needed")
+    else:
+        say.print(f"{_count(packages)}, none at fault{_broken(packages)}")
+    return {"ok": not faults, "packages": [path.name for path in finished], "faults": faults}
 
 
-def clear(say: Console, packages: Packages) -> None:
+def clear(say: Console, packages: Packages) -> dict[str, Any]:
     """Remove all packages, and Inductor's cache."""
     total = sum(map(size, (*packages, cache.folder() / cache.INDUCTOR)))
     cache.clear()
@@ -88,6 +92,7 @@ def clear(say: Console, packages: Packages) -> None:
     if left:
         raise refusal(f"can't remove {next(iter(left))}; {len(packages) - len(left)} others are removed")
     say.print(f"removed {len(packages)} packages, {_bytes(total)}, from {cache.folder()}")
+    return {"packages": [path.name for path in packages], "bytes": total}
 
 
 def _count(packages: Packages) -> str:

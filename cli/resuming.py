@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,9 +25,9 @@ from pipeline.programs.evaluate import watches
 def resume(
     folder: Path, old: TrainConfig, config: TrainConfig, *, verify: bool = False, quiet: bool = False,
     verbose: bool = False,
-) -> tuple[Job, State]:  # fmt: skip
+) -> tuple[Job, State, dict[str, Any]]:  # fmt: skip
     """Resume the run in a folder from its newest good checkpoint, or verify the steps up to it; returns it with its
-    last State."""
+    last State, and what was verified."""
     with folders.gone_on(folder) as seal:
         table = settings.document(folder / settings.CONFIG)
         initial = config.finetune.intact or not checkpoint.steps(folder / CHECKPOINTS)
@@ -44,8 +43,7 @@ def resume(
         if verify:
             if old != config:
                 raise ConfigError("--verify replays the run as it was; leave out other settings")
-            _verify(job, config, seal, state, saved, past, say)
-            return job, state
+            return job, state, _verify(job, config, seal, state, saved, past, say)
         done = None
         if saved is None:
             say.print("resume  no checkpoint yet, so from the beginning")
@@ -59,7 +57,7 @@ def resume(
             entry = {"step": saved.step if saved else 0, **facts["versions"], **_changes(old, config)}
             text = folders.config_text(config, {**facts, "resumed": [*past, entry]}, seal)
             folders.write(seal, {settings.CONFIG: text, **folders.data_text(job)})
-        return job, train_from(Training(job, config, seal, say, verbose), state, saved, done=bool(done))
+        return job, train_from(Training(job, config, seal, say, verbose), state, saved, done=bool(done)), {}
 
 
 def _newest(seal: Seal) -> Saved | None:
@@ -99,8 +97,9 @@ def _place(job: Job, saved: Saved) -> str:
 
 def _verify(
     job: Job, config: TrainConfig, seal: Seal, first: State, saved: Saved | None, past: Sequence[Any], say: Console
-) -> None:
-    """Replay from the checkpoint before the newest, or from the beginning, and compare every bit."""
+) -> dict[str, Any]:
+    """Replay from the checkpoint before the newest, or from the beginning, and compare every bit; returns the steps and
+    the tensors that differ."""
     if saved is None:
         raise ConfigError(f"{seal.folder} has no checkpoint yet that could be verified")
     before = checkpoint.newest(seal.folder / CHECKPOINTS, below=saved.step, check=seal.fault).saved
@@ -128,8 +127,9 @@ def _verify(
     differ = testing.differences(report.state.tree, wanted.tree)
     if differ:
         warn(f"the replay of {steps} differs from the run in {len(differ)} tensors, the first is {differ[0]}")
-        sys.exit(1)
-    say.print(f"verify  {steps} replayed: every tensor of the State is the same, bit for bit")
+    else:
+        say.print(f"verify  {steps} replayed: every tensor of the State is the same, bit for bit")
+    return {"ok": not differ, "verified": [done + 1, saved.step], "differ": differ}
 
 
 def _changed(entry: Any, after: int, before: int) -> bool:

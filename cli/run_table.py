@@ -20,7 +20,7 @@ from cli import ranking
 from cli import seal as seals
 from cli.arguments import assigned_settings
 from cli.config import TrainConfig
-from cli.progress import plain, tell, warn
+from cli.progress import plain, warn
 from cli.recipes.setting import refusal
 from cli.seal import STATUS
 from cli.sweep.run import BEST
@@ -76,8 +76,8 @@ class Entry:
         }  # fmt: skip
 
 
-def run(paths: Sequence[str], *, sort: str | None, filters: Sequence[str], as_json: bool) -> None:
-    """Print the runs in folders, or some runs side by side."""
+def run(paths: Sequence[str], *, sort: str | None, filters: Sequence[str]) -> dict[str, Any]:
+    """Print and return the runs in folders, or some runs side by side."""
     folders = [Path(p) for p in paths] or [Path("runs")]
     are_runs = all((p / settings.CONFIG).exists() for p in folders)
     if len(folders) == 1 and not are_runs and not folders[0].is_dir():
@@ -88,15 +88,13 @@ def run(paths: Sequence[str], *, sort: str | None, filters: Sequence[str], as_js
     entries = [e for e in entries if all(_matches(e, text, entries) for text in filters)]
     if sort is not None:
         entries = _sorted(entries, sort)
-    if as_json:
-        tell(json.dumps([e.json for e in entries], indent=1, ensure_ascii=False, default=list))
-        return
     say = plain(False)
     if are_runs and len(entries) > 1:
         for i, table in enumerate(side_by_side(entries, say.width if say.is_terminal else WIDE)):
             say.print(*([""] if i else []), table, width=None if say.is_terminal else WIDE)
     else:
         print_list(say, entries, sort)
+    return {"runs": [e.json for e in entries]}
 
 
 def entries_in(root: Path) -> list[Entry]:

@@ -9,7 +9,6 @@ import torch
 from torch import nn
 
 from cli.build import Job
-from cli.progress import tell
 from cli.recipes.setting import refusal
 from cli.saved_run import Past
 from pipeline import State, models, sources
@@ -21,13 +20,13 @@ TEMPERATURE = 0.8
 
 def sample(
     past: Past, prompt: str, *, weights: str, count: int, temperature: float, top_k: int | None, seed: int
-) -> None:
-    """Print a prompt, continued by the model of a run."""
+) -> str:
+    """A prompt, continued by the model of a run."""
     about = past.about
     if about.task != "language modelling":
         raise refusal(f"{past.folder} learned {about.task}, not a text")
     module, _, _ = past.module(weights)
-    tell(continued(module, about.fitted, prompt, count, temperature=temperature, top_k=top_k, seed=seed))
+    return continued(module, about.fitted, prompt, count, temperature=temperature, top_k=top_k, seed=seed)
 
 
 def continued(module: nn.Module, fitted: Mapping[str, Any], prompt: str, count: int, **options: Any) -> str:

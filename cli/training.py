@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import torch
 from attrs import define, frozen
@@ -34,8 +35,9 @@ SHOWN = 8
 """Columns of a table to describe at the begin of a training."""
 
 
-def train(config: TrainConfig, *, quiet: bool = False, verbose: bool = False) -> tuple[Job, State]:
-    """Train a new run, printing a line an epoch; returns it with its last State. An interrupted run is saved too."""
+def train(config: TrainConfig, *, quiet: bool = False, verbose: bool = False) -> tuple[Job, State, Path]:
+    """Train a new run, printing a line an epoch; returns it, its last State and its folder. An interrupted run is saved
+    too."""
     say, why = plain(quiet), ""
     config, data = settled(config)
     precise = ""
@@ -56,7 +58,7 @@ def train(config: TrainConfig, *, quiet: bool = False, verbose: bool = False) ->
         text = folders.config_text(config, record.facts(job, state), seal)
         folders.write(seal, {settings.CONFIG: text, **folders.data_text(job)})
         processes.note(processes.FOLDER, str(seal.folder))
-        return job, train_from(Training(job, config, seal, say, verbose), state)
+        return job, train_from(Training(job, config, seal, say, verbose), state), seal.folder
 
 
 def print_head(say: Console, job: Job, state: State, config: TrainConfig, verbose: bool, why: str = "") -> None:

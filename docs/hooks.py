@@ -1,11 +1,13 @@
-"""What the site has besides docs/: the README as its first page, other Markdown of the repository, and the reference.
+"""What the site has besides docs/: the README as its first page, other Markdown, the reference, and llms.txt.
 
 The reference has all names of `pipeline.__all__`. Of a module, it has the names of its own `__all__`, or else its
 public functions and classes. The code is read, not run.
 """
 
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import griffe
@@ -15,6 +17,10 @@ ROOT = Path(__file__).parent.parent
 BESIDE = ("CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/LOG.md", "benchmarks/results/*.md", "benchmarks/results/*.png")
 ALSO = ["testing"]
 """Public modules that `import pipeline` alone does not import."""
+LONGEST = 200
+"""Characters of what a page is about, in llms.txt."""
+OPTIONAL = {"Project": "Optional"}
+"""Sections of the nav that a reader of llms.txt may skip."""
 
 
 def on_files(files: Files, config: Any) -> Files:
@@ -23,9 +29,40 @@ def on_files(files: Files, config: Any) -> Files:
     for pattern in BESIDE:
         for path in sorted(ROOT.glob(pattern)):
             files.append(File.generated(config, path.relative_to(ROOT).as_posix(), abs_src_path=str(path)))
-    for name, markdown in reference():
+    notes = {}
+    for name, note, markdown in reference():
+        notes[f"reference/{name}.md"] = note
         files.append(File.generated(config, f"reference/{name}.md", content=markdown))
+    pages = {
+        file.src_uri: (file.url, notes.get(file.src_uri) or opening(file.content_string))
+        for file in files
+        if file.is_documentation_page()
+    }
+    text = llms(config.site_name, config.site_description, config.nav, pages)
+    files.append(File.generated(config, "llms.txt", content=text))
     return files
+
+
+def llms(name: str, about: str, nav: Sequence[Any], pages: Mapping[str, tuple[str, str]]) -> str:
+    """The pages of the site in the form of https://llmstxt.org: a section for each of the nav, a line for each page.
+
+    `pages`: source -> its address in the site, and what it is about.
+    """
+    lines = [f"# {name}", "", f"> {about}"]
+    for section, entries in (item for part in nav for item in part.items()):
+        lines += ["", f"## {OPTIONAL.get(section, section)}", ""]
+        for entry in [{section: entries}] if isinstance(entries, str) else entries:
+            title, source = next(iter(entry.items())) if isinstance(entry, dict) else (section, entry)
+            url, note = pages[source]
+            lines.append(f"- [{title}]({url}): {note}")
+    return "\n".join(lines) + "\n"
+
+
+def opening(markdown: str) -> str:
+    """The begin of the first paragraph that is plain text, or else the headings of the sections."""
+    plain = [p for p in re.sub(r"```.*?```", "", markdown, flags=re.DOTALL).split("\n\n") if re.match(r"[\w`*]", p)]
+    text = plain[0] if plain else "; ".join(re.findall(r"^##+ (.*)", markdown, re.MULTILINE))
+    return shorten(re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", text).replace("**", ""), LONGEST, placeholder=" ...")
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
@@ -34,18 +71,22 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     return markdown.replace("](../", "](") if in_docs else markdown.replace("](docs/", "](")
 
 
-def reference() -> Iterator[tuple[str, str]]:
-    """Name and Markdown of each page of the reference."""
+def reference() -> Iterator[tuple[str, str, str]]:
+    """Name of each page of the reference, what it is about, and its Markdown."""
     pipeline = griffe.load("pipeline", search_paths=[ROOT])
     own, steps = [], list(ALSO)
     for name in pipeline.exports or []:
         (steps if pipeline.imports[str(name)] == f"pipeline.{name}" else own).append(str(name))
     listed = "\n".join(f"- [`pipeline.{name}`]({name}.md): {summary(pipeline[name])}" for name in sorted(steps))
-    yield "index", f"# pipeline\n\n{listed}\n\n{entries(pipeline, own)}"
+    yield "index", "all public names", f"# pipeline\n\n{listed}\n\n{entries(pipeline, own)}"
     for name in steps:
         module = pipeline[name]
         options = "{members: false, show_root_heading: false}"
-        yield name, f"# pipeline.{name}\n\n::: pipeline.{name}\n    options: {options}\n\n{entries(module)}"
+        yield (
+            name,
+            summary(module),
+            f"# pipeline.{name}\n\n::: pipeline.{name}\n    options: {options}\n\n{entries(module)}",
+        )
 
 
 def summary(module: Any) -> str:

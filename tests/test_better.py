@@ -43,7 +43,7 @@ def test_metrics_of_ones_own_choose_the_best_epoch(pipe, tmp_path, monkeypatch):
         rows = log.read(f"{best}/metrics.jsonl")
         assert [r.get("better") for r in rows] == [{"wer": "low", "loss": "low", "far": "low"}, None, None]
         least = min(r[f"validate/{best}"] for r in rows)
-        [run] = json.loads(pipe("runs", best, "--json")[1])
+        [run] = json.loads(pipe("runs", best, "--json")[1])["runs"]
         assert (run["best"]["metric"], run["best"]["value"]) == (best, least)
         assert checkpoint.newest(f"{best}/checkpoints").saved.best.value == least
         assert pipe("plot", best, "--out", f"{best}.svg")[0] == 0
@@ -63,7 +63,7 @@ def test_metrics_of_ones_own_choose_the_best_epoch(pipe, tmp_path, monkeypatch):
     assert log.read("all/best/metrics.jsonl")[-1]["validate/wer"] == min(ends)
     lines = tmp_path / "wer" / "metrics.jsonl"
     lines.write_text(re.sub(', "better": {[^}]*}', "", lines.read_text()))
-    assert json.loads(pipe("runs", "wer", "--json")[1])[0]["best"] is None
+    assert json.loads(pipe("runs", "wer", "--json")[1])["runs"][0]["best"] is None
     rows = log.read("wer/metrics.jsonl")
     assert better.best_epoch(better.read(tmp_path / "wer"), None)[2] == min(r["validate/loss"] for r in rows)
 

@@ -155,7 +155,7 @@ def test_an_ensemble_is_one_run(here):
     data = ("--data", "data.csv", "--target", "kind", "--ensemble", "3")
     assert pipe("train", *data, *SMALL, "--batch-size", "8", "--out", "whole").exit_code == 0
     last = json.loads((here / "whole" / "metrics.jsonl").read_text().splitlines()[-1])
-    found = json.loads(pipe("eval", "whole", "--weights", "last", "--json").output)["metrics"]
+    found = json.loads(pipe("eval", "whole", "--weights", "last", "--json").stdout)["metrics"]
     assert found == pytest.approx({k: last[f"validate/{k}"] for k in found})
     assert {"votes.accuracy", "members.accuracy", "members.accuracy/2", "calibration error"} <= found.keys()
     told = pipe("predict", "whole", "--data", "data.csv").output

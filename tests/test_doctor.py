@@ -25,7 +25,7 @@ def test_a_machine_that_trains(tmp_path):
     said, as_json = pipe("doctor", cwd=tmp_path), pipe("doctor", "--json", cwd=tmp_path)
     assert said.code == as_json.code == 0
     facts = json.loads(as_json.out)
-    assert facts["well"]
+    assert facts["ok"]
     for check in facts["checks"]:
         assert check["state"] in ("ok", "slow")
         assert (check["state"] == "ok") == (not check["advice"])

@@ -99,7 +99,7 @@ def test_states_of_a_sweep(tmp_path):
     assert pipe("sweep", "--lr", "0.1,0.3", "--epochs", 1, "--no-compile", "-q", "--out", tmp_path / "s").code == 0
 
     def listed():
-        return {Path(e["run"]).name: e for e in json.loads(pipe("runs", tmp_path, "--json").out)}
+        return {Path(e["run"]).name: e for e in json.loads(pipe("runs", tmp_path, "--json").out)["runs"]}
 
     both = listed()
     assert (both["s"]["state"], both["s"]["why"]) == ("done", "2 runs")

@@ -14,6 +14,7 @@ COMMANDS = {
     "init": "Write a commented config to start from",
     "package": "Write a folder that predicts and serves a run's model",
     "plot": "Draw the curves of runs",
+    "port": "Translate a training script of torch",
     "predict": "Predict other data with a run's model",
     "profile": "Show where the time of a step goes",
     "report": "Write a run as one HTML file",

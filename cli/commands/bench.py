@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from cli import arguments
+from cli import arguments, as_json
 from cli.flags import settings
 from cli.help import SettingsCommand
 
@@ -15,8 +15,7 @@ from cli.help import SettingsCommand
 @arguments.source
 @settings
 @click.option("--seconds", type=float, metavar="X", default=2.0, help="seconds to measure each way  [default: 2]")
-@click.option("--json", "out_json", metavar="FILE", help="write the figures of each round to a file")
-def command(file: str | None, seconds: float, out_json: str | None, **options: Any) -> None:
+def command(file: str | None, seconds: float, **options: Any) -> as_json.Found:
     """Measure the speed of `pipe train` with the same options on this machine. Trains nothing.
 
     The ways to step are timed in turns: eager, compiled with one step a call, and fused with many steps a call. The
@@ -25,4 +24,4 @@ def command(file: str | None, seconds: float, out_json: str | None, **options: A
     """
     from cli.benchmark import run
 
-    run(arguments.train_config(file, options), seconds=seconds, file=out_json)
+    return run(arguments.train_config(file, options), seconds=seconds)

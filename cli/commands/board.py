@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cli import completion
+from cli import as_json, completion
 from cli.recipes.setting import refusal
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 @click.option("--out", metavar="FILE", help="[default: FOLDER/board.html; of several board.html here]")
 @click.option("--serve", is_flag=True, help="serve the page to this machine, live, until Ctrl-C")
 @click.option("--port", type=click.IntRange(0, 65535), metavar="N", help="of --serve; 0 is a free one  [default: 8765]")
-def command(folders: tuple[str, ...], out: str | None, serve: bool, port: int | None) -> None:
+def command(folders: tuple[str, ...], out: str | None, serve: bool, port: int | None) -> as_json.Found:
     """Write one HTML page of all runs in FOLDERs, and in their sweeps: a table to filter and sort, curves over each
     other, parallel coordinates, reports.
 
@@ -37,12 +37,13 @@ def command(folders: tuple[str, ...], out: str | None, serve: bool, port: int | 
     roots = [Path(folder) for folder in folders or ("runs",)]
     if serve:
         _serve(Board(roots), 8765 if port is None else port)
-        return
+        return {"folders": [str(root) for root in roots]}
     path = Path(out) if out is not None else (roots[0] if len(roots) == 1 else Path()) / "board.html"
     board = Board(roots, path.parent)
     with written(path) as file:
         file.write(board.page().encode())
     tell(str(path))
+    return {"folders": [str(root) for root in roots], "file": str(path)}
 
 
 def _serve(board: Board, port: int) -> None:

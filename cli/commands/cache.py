@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from cli import completion
+from cli import as_json, completion
 
 
 @click.command("cache")
@@ -14,8 +14,8 @@ from cli import completion
     metavar="[list|verify|clear]",
     shell_complete=completion.names(("list", "verify", "clear")),
 )
-def command(action: str) -> None:
+def command(action: str) -> as_json.Found:
     """List the compiled programs on disk, check them for damage, or remove them all."""
     from cli.program_cache import run
 
-    run(action)
+    return run(action)

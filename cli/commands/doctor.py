@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import sys
-
 import click
+
+from cli import as_json
 
 
 @click.command("doctor")
-@click.option("--json", "as_json", is_flag=True, help="as JSON")
-def command(as_json: bool) -> None:
+def command() -> as_json.Found:
     """Check compiler, cores, GPU, cache, memory and disk, with advice for each problem.
 
     The exit code is 1 if something stops training.
@@ -19,9 +17,6 @@ def command(as_json: bool) -> None:
     from cli.progress import tell
 
     found = doctor.examined()
-    if as_json:
-        tell(json.dumps(doctor.facts(found), indent=1, ensure_ascii=False))
-    else:
-        for line in doctor.lines(found):
-            tell(line)
-    sys.exit(0 if doctor.well(found) else 1)
+    for line in doctor.lines(found):
+        tell(line)
+    return doctor.facts(found)

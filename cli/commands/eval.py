@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
-
 import click
 
-from cli import arguments, completion
+from cli import arguments, as_json, completion
 
 
 @click.command("eval")
@@ -18,13 +16,12 @@ from cli import arguments, completion
     help="other data of the same kind  [default: the run's held-out data]",
 )
 @arguments.skip_bad
-@click.option("--json", "as_json", is_flag=True, help="as JSON")
 @click.option("--weights", default="best", help="best, last, or the step of a checkpoint  [default: best]")
 @arguments.trusted
 @arguments.accepted
 def command(
-    run: str, data: str | None, skip_bad: bool, as_json: bool, weights: str, trust: bool, accept: bool
-) -> None:  # fmt: skip
+    run: str, data: str | None, skip_bad: bool, weights: str, trust: bool, accept: bool
+) -> as_json.Found:  # fmt: skip
     """Measure a RUN's model: all metrics, each class, and the confusion matrix.
 
     On the run's held-out data, the figures equal the training's output for that epoch. The runs of --folds are measured
@@ -32,15 +29,13 @@ def command(
     """
     runs = arguments.saved_runs(run, trust, accept)
     from cli import evaluation
-    from cli.progress import plain, tell
+    from cli.progress import plain
 
     if len(runs) > 1:
         found = evaluation.of_folds(runs, data, skip_bad=skip_bad, weights=weights)
     else:
         found = evaluation.of_run(runs[0], data, skip_bad=skip_bad, weights=weights)
-    if as_json:
-        tell(json.dumps(found.json, indent=1, ensure_ascii=False))
-        return
     say = plain(False)
     for line in found.lines:
         say.print(line)
+    return found.json

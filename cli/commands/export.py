@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from cli import arguments
+from cli import arguments, as_json
 
 
 @click.command("export")
@@ -17,7 +17,7 @@ from cli import arguments
 @arguments.weights
 @arguments.trusted
 @arguments.accepted
-def command(run: str, kind: str, out: str | None, weights: str, trust: bool, accept: bool) -> None:
+def command(run: str, kind: str, out: str | None, weights: str, trust: bool, accept: bool) -> as_json.Found:
     """Write a RUN's model as a file that needs none of our code, with its data preparation inside.
 
     Batches may have any size. The file is compared with the model on held-out samples before it is written; a JSON
@@ -27,4 +27,4 @@ def command(run: str, kind: str, out: str | None, weights: str, trust: bool, acc
     runs = arguments.saved_runs(run, trust, accept)
     from cli.exporting import export
 
-    export(runs, kind, out, weights=weights)
+    return export(runs, kind, out, weights=weights)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli import completion, config
+from cli import as_json, completion, config
+from cli import schema as schemas
 from cli.recipes import TABLES, settings
 from cli.recipes.setting import refusal
+from cli.schema import FILE
 
 if TYPE_CHECKING:
     from pipeline.sources import Prepared
@@ -20,15 +23,21 @@ SMALL = 16
 
 
 @click.command("init")
-@click.argument("data", shell_complete=completion.data)
+@click.argument("data", required=False, shell_complete=completion.data)
 @click.option("--out", default="pipe.toml", metavar="FILE", help="the file to write  [default: pipe.toml]")
-def command(data: str, out: str) -> None:
+@click.option("--schema", is_flag=True, help=f"print the JSON schema of configs, for editors: > {FILE}")
+def command(data: str | None, out: str, schema: bool) -> as_json.Found:
     """Inspect DATA, a value of --data, and write a commented config to start from: pipe train pipe.toml."""
-    write_config(data, Path(out))
+    if schema:
+        click.echo(json.dumps(made := schemas.schema(), indent=1))
+        return {"schema": made}
+    if data is None:
+        raise refusal("name the data to write a config for, such as: pipe init digits")
+    return write_config(data, Path(out))
 
 
-def write_config(source: str, path: Path) -> None:
-    """Write a config with all settings: the chosen recipes, and the others as comments."""
+def write_config(source: str, path: Path) -> dict[str, Any]:
+    """Write a config with all settings: the chosen recipes, and the others as comments. Returns what it is for."""
     from cli.folder import replace
     from cli.progress import tell
     from cli.settled import settled
@@ -46,12 +55,15 @@ def write_config(source: str, path: Path) -> None:
     else:
         chosen, decided = config.make({"data": source, "model": model, "optimizer": "adamw"}), set()
     notes = [f"pipe train {path}", *data.lines]
-    lines = [*(f"# {shown(note, lines=False)}" for note in notes), ""]
+    lines = ["#:schema ./" + FILE] if (path.parent / FILE).is_file() else []  # Taplo and Even Better TOML read it
+    lines += [*(f"# {shown(note, lines=False)}" for note in notes), ""]
     for table in TABLES:
         if table != "pipeline":
             lines += _table(table, getattr(chosen, table), decided)
     replace(path, "\n".join(lines).encode())
     tell(f"{path}: {data.task} of {len(data.train):,} samples by {chosen.model.name}; pipe train {path}")
+    return {"file": str(path), "data": source, "task": data.task, "training_samples": len(data.train),
+            "model": chosen.model.name}  # fmt: skip
 
 
 def _model(source: str, data: Prepared) -> str:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 
-from cli import completion, config
+from cli import as_json, completion, config
 from cli.recipes.metric import METRICS
 
 
@@ -22,9 +23,9 @@ from cli.recipes.metric import METRICS
     help="metric to draw, such as loss [default: all]",
 )
 @click.option("--out", metavar="FILE", help="[default: the run's curves.svg; for several runs curves.png here]")
-def command(runs: tuple[str, ...], metrics: tuple[str, ...], out: str | None) -> None:
+def command(runs: tuple[str, ...], metrics: tuple[str, ...], out: str | None) -> as_json.Found:
     """Draw the curves of a RUN, or of several, such as the runs of --folds, in one picture."""
-    draw([run for folder in runs for run in _runs(Path(folder))], metrics, out)
+    return draw([run for folder in runs for run in _runs(Path(folder))], metrics, out)
 
 
 def _runs(folder: Path) -> list[Path]:
@@ -34,7 +35,7 @@ def _runs(folder: Path) -> list[Path]:
     return [fold for fold in folds if (fold / config.CONFIG).exists()] or [folder]
 
 
-def draw(runs: Sequence[Path], metrics: Sequence[str], out: str | None) -> None:
+def draw(runs: Sequence[Path], metrics: Sequence[str], out: str | None) -> dict[str, Any]:
     """Draw the curves of runs, and write the picture."""
     from cli import folder as folders
     from cli import ranking
@@ -68,3 +69,4 @@ def draw(runs: Sequence[Path], metrics: Sequence[str], out: str | None) -> None:
     except ValueError as e:
         raise ConfigError(f"can't write {path}: {e}") from None
     tell(str(path))
+    return {"file": str(path), "runs": [str(folder) for folder in runs]}

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import click
 
-from cli import arguments, completion
+from cli import arguments, as_json, completion
+from cli.recipes.setting import refusal
 
 
 @click.command("predict")
@@ -24,14 +25,16 @@ from cli import arguments, completion
 @arguments.accepted
 def command(
     run: str, data: str, out: str | None, raw_text: bool, skip_bad: bool, weights: str, trust: bool, accept: bool
-) -> None:  # fmt: skip
+) -> as_json.Found:  # fmt: skip
     """Predict DATA with a RUN's model: its rows, in their order, with the predictions beside them.
 
     Columns are matched by name; the target may be missing. A file may be larger than memory. A .npz file has only the
     predictions, and by --skip-bad the lines of their rows. The runs of --folds predict their mean. In CSV, a text that
     a spreadsheet would take for a formula gets a ' in front.
     """
+    if out is None and as_json.asked():
+        raise refusal("--json needs a file for the predictions: add --out preds.csv")
     runs = arguments.saved_runs(run, trust, accept)
     from cli.prediction_files import predict
 
-    predict(runs, data, out, weights=weights, raw=raw_text, skip_bad=skip_bad)
+    return predict(runs, data, out, weights=weights, raw=raw_text, skip_bad=skip_bad)

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from cli import arguments
+from cli import arguments, as_json
 from cli.flags import settings
 from cli.help import SettingsCommand
 
@@ -16,7 +16,7 @@ from cli.help import SettingsCommand
 @settings
 @click.option("--steps", type=click.IntRange(1, 10_000), metavar="N", default=10, help="steps to look at [default: 10]")
 @click.option("--trace", metavar="FILE", help="write a trace for https://ui.perfetto.dev")
-def command(file: str | None, steps: int, trace: str | None, **options: Any) -> None:
+def command(file: str | None, steps: int, trace: str | None, **options: Any) -> as_json.Found:
     """Show the time and the memory of a step by stage and submodule. Trains nothing.
 
     With the options of `pipe train`. The step is uncompiled, as a graph has no stages any more; the time of a compiled
@@ -25,4 +25,4 @@ def command(file: str | None, steps: int, trace: str | None, **options: Any) -> 
     """
     from cli.benchmark import profile
 
-    profile(arguments.train_config(file, options), steps=steps, trace=trace)
+    return profile(arguments.train_config(file, options), steps=steps, trace=trace)

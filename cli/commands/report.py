@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from cli import arguments
+from cli import arguments, as_json
 
 
 @click.command("report")
@@ -14,7 +14,7 @@ from cli import arguments
 @click.option("--out", metavar="FILE", help="[default: RUN/report.html]")
 @arguments.trusted
 @arguments.accepted
-def command(run: str, out: str | None, trust: bool, accept: bool) -> None:
+def command(run: str, out: str | None, trust: bool, accept: bool) -> as_json.Found:
     """Write one HTML file about a RUN: curves, classes, its worst predictions, settings."""
     past = arguments.saved_run(run, trust, accept)
     from cli.folder import replace
@@ -24,3 +24,4 @@ def command(run: str, out: str | None, trust: bool, accept: bool) -> None:
     path = Path(out) if out is not None else past.folder / "report.html"
     replace(path, page(past).encode())
     tell(str(path))
+    return {"file": str(path), "run": run}

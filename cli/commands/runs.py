@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import click
 
-from cli import completion
+from cli import as_json, completion
 
 
 @click.command("runs")
 @click.argument("folders", nargs=-1, metavar="[FOLDER | RUN RUN ...]", shell_complete=completion.runs)
 @click.option("--sort", metavar="NAME", help="by a metric (best first), epochs, seconds or a setting")
 @click.option("--filter", "filters", multiple=True, metavar="NAME=VALUE", help="only runs with this setting or state")
-@click.option("--json", "as_json", is_flag=True, help="as JSON")
-def command(folders: tuple[str, ...], sort: str | None, filters: tuple[str, ...], as_json: bool) -> None:
+def command(folders: tuple[str, ...], sort: str | None, filters: tuple[str, ...]) -> as_json.Found:
     """List the runs in a FOLDER, with the settings in which they differ; show two or more RUNs side by side."""
     from cli.run_table import run
 
-    run(folders, sort=sort, filters=filters, as_json=as_json)
+    return run(folders, sort=sort, filters=filters)

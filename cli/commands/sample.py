@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from cli import arguments
+from cli import arguments, as_json
 
 
 @click.command("sample")
@@ -30,9 +30,12 @@ from cli import arguments
 def command(
     run: str, prompt: str, count: int, temperature: float, top_k: int | None, seed: int, weights: str, trust: bool,
     accept: bool,
-) -> None:  # fmt: skip
+) -> as_json.Found:  # fmt: skip
     """Continue a text with the language model of a RUN."""
     past = arguments.saved_run(run, trust, accept)
+    from cli.progress import tell
     from cli.sampling import sample
 
-    sample(past, prompt, weights=weights, count=count, temperature=temperature, top_k=top_k, seed=seed)
+    text = sample(past, prompt, weights=weights, count=count, temperature=temperature, top_k=top_k, seed=seed)
+    tell(text)
+    return {"run": run, "prompt": prompt, "text": text}

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from cli import arguments, config
+from cli import arguments, as_json, config
 
 MOVED = ("data", "test")
 """Paths of data: fixed settings that may change, because data are identified by their contents."""
@@ -19,15 +19,15 @@ MOVED = ("data", "test")
 @arguments.run
 @click.argument("assigned", nargs=-1, required=True, metavar="NAME=VALUE ...")
 @arguments.trusted
-def command(run: str, assigned: tuple[str, ...], trust: bool) -> None:
+def command(run: str, assigned: tuple[str, ...], trust: bool) -> as_json.Found:
     """Change settings of a RUN before resuming it, such as lr=0.01, or data=PATH if its data have moved."""
     chosen = config.whole(arguments.assigned_settings(assigned))
     arguments.check(Path(run), chosen, trust)
-    change(Path(run), chosen)
+    return {"run": run, "changes": change(Path(run), chosen)}
 
 
-def change(run: Path, chosen: dict[str, Any]) -> None:
-    """Rewrite the config of a run, and record the change in its manifest."""
+def change(run: Path, chosen: dict[str, Any]) -> dict[str, Any]:
+    """Rewrite the config of a run, and record the change in its manifest; returns name -> [before, now]."""
     from cli import folder as folders
     from cli.progress import tell
 
@@ -45,3 +45,4 @@ def change(run: Path, chosen: dict[str, Any]) -> None:
         if os.path.lexists(fold / config.CONFIG):
             change(fold, chosen)
     tell(f"{run}: " + (", ".join(f"{k} {a} -> {b}" for k, (a, b) in words.items()) or "nothing changes"))
+    return changed

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cli import arguments
+from cli import arguments, as_json
 from cli.flags import settings
 from cli.help import SettingsCommand
 
@@ -26,17 +26,17 @@ WIDTH, HEIGHT = 72, 13
 @click.command("show", cls=SettingsCommand)
 @arguments.source
 @partial(settings, bare={"schedule": "; --schedule alone draws the run's"})
-def command(file: str | None, **options: Any) -> None:
+def command(file: str | None, **options: Any) -> as_json.Found:
     """Show the stages, parameters and wiring of `pipe train` with the same options.
 
     With --schedule, also draw each hyperparameter that has a schedule.
     """
     draw = options["schedule"] is not None
     options["schedule"] = options["schedule"] or None
-    show(arguments.train_config(file, options), draw=draw)
+    return show(arguments.train_config(file, options), draw=draw)
 
 
-def show(config: TrainConfig, *, draw: bool) -> None:
+def show(config: TrainConfig, *, draw: bool) -> dict[str, Any]:
     from rich.table import Table
 
     from cli import build
@@ -59,6 +59,9 @@ def show(config: TrainConfig, *, draw: bool) -> None:
     say.print("\n" + wiring(job.stages))
     if draw:
         say.print("\n" + schedules(job.stages, state, build.steps(job.stages.load, config) or 0))
+    stages = [{"name": s.name, "reads": s.values_read, "writes": s.values_written} for s in job.stages.stages]
+    shapes = {name: tensor.shape for name, tensor in state.params.items()}
+    return {"data": config.source, "model": job.model, "parameters": shapes, "stages": stages, "settings": config.flat}
 
 
 def schedules(pipe: Description, state: State, steps: int) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from cli import arguments, completion
+from cli import arguments, as_json, completion
 from cli.flags import settings
 from cli.help import SettingsCommand
 from cli.recipes.setting import refusal
@@ -31,7 +31,7 @@ from cli.recipes.setting import refusal
 def command(
     file: str | None, seeds: int | None, draws: int | None, at_once: int | None, halving: bool, resume: str | None,
     quiet: bool, trust: bool, accept: bool, **options: Any,
-) -> None:  # fmt: skip
+) -> as_json.Found:  # fmt: skip
     """Train many models at once, one for each setting and seed, as one compiled step. Any setting may have several
     values, --momentum 0,0.9 or --optimizer sgd,adamw, and a number may have a range, --lr 0.001..1:log:16. All
     combinations are trained; --random N draws N of them from ranges: --lr 0.001..1:log.
@@ -47,15 +47,14 @@ def command(
         arguments.check(Path(resume), {}, trust, accept)
         from cli.sweep import run
 
-        run.resume(Path(resume), quiet=quiet)
-        return
+        return run.resume(Path(resume), quiet=quiet)
     from cli.sweep.grid import split_axes
 
     assigned = arguments.assigned_settings(options.pop("assigned"))
     single, axes = split_axes({**assigned, **{name: value for name, value in options.items() if value is not None}})
     if "eager_steps" in single or any(a.name == "eager_steps" for a in axes):  # a run's config may bring one
         raise refusal("--eager-steps does not apply to a sweep; leave it out")
-    base = arguments.train_config(file, single, trust, accept)
+    base = arguments.train_config(file, single, trust, accept, [a.name for a in axes])
     from cli.sweep import run
 
-    run.run(base, axes, seeds=seeds or 1, draws=draws, at_once=at_once, halving=halving, quiet=quiet)
+    return run.run(base, axes, seeds=seeds or 1, draws=draws, at_once=at_once, halving=halving, quiet=quiet)

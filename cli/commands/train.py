@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from cli import arguments, completion, config, processes
+from cli import arguments, as_json, completion, config, processes
 from cli.flags import settings
 from cli.help import Option, SettingsCommand
 from cli.recipes.code import is_code
@@ -47,8 +47,8 @@ processes_option = partial(click.option, cls=Option, section="Processes")
 def command(
     file: str | None, resume: str | None, verify: bool, quiet: bool, verbose: bool, trust: bool, accept: bool,
     processes: int | None, restarts: int, **options: Any,
-) -> None:  # fmt: skip
-    """Train a model; without arguments, an MLP on handwritten digits.
+) -> as_json.Found:  # fmt: skip
+    """Train a model; without arguments, that of pipe.toml here, or else an MLP on handwritten digits.
 
     CONFIG.toml, or the folder of a RUN, is trained again; options replace its settings. FILE.py:FUNCTION returns a
     Pipeline. With --resume, changes such as more --epochs or another --lr or --schedule are recorded; fixed settings
@@ -59,14 +59,13 @@ def command(
     """
     if processes is not None:
         launch(processes, restarts)
-        return
+        return None
     if restarts:
         raise refusal("--restarts is for --processes; torchrun has --max-restarts")
     if (begun := begun_before_restart()) is not None and resume is None:
         file, resume = None, begun
     if resume is not None:
-        _resume(Path(resume), file, options, trust, accept, verify=verify, quiet=quiet, verbose=verbose)
-        return
+        return _resume(Path(resume), file, options, trust, accept, verify=verify, quiet=quiet, verbose=verbose)
     if verify:
         raise refusal("--verify needs --resume RUN, the run to verify")
     if verbose and not (file and is_code(file)):
@@ -75,14 +74,17 @@ def command(
     if chosen.run.folds is not None and chosen.run.fold is None:
         from cli.folds import train_folds
 
-        train_folds(chosen, quiet=quiet, verbose=verbose)
+        folder = train_folds(chosen, quiet=quiet, verbose=verbose)
     else:
         from cli.training import train
 
-        train(chosen, quiet=quiet, verbose=verbose)
+        _, _, folder = train(chosen, quiet=quiet, verbose=verbose)
+    return partial(_told, folder)
 
 
-def _resume(folder: Path, file: str | None, options: dict[str, Any], trust: bool, accept: bool, **how: bool) -> None:
+def _resume(
+    folder: Path, file: str | None, options: dict[str, Any], trust: bool, accept: bool, **how: bool
+) -> as_json.Found:
     if file is not None:
         raise refusal(f"--resume goes on with the config of its run; leave out {file}")
     chosen = arguments.settings_of(options)
@@ -97,10 +99,19 @@ def _resume(folder: Path, file: str | None, options: dict[str, Any], trust: bool
         from cli import folds
 
         folds.resume(folder, new, **how)
-        return
+        return partial(_told, folder)
     from cli.resuming import resume
 
-    resume(folder, old, new, **how)
+    _, _, verified = resume(folder, old, new, **how)
+    return {**_told(folder), **verified} if verified else partial(_told, folder)
+
+
+def _told(folder: Path) -> dict[str, Any]:
+    """The result of a run, as `pipe runs --json` has it, and of all its folds."""
+    from cli.run_table import entry
+
+    table = config.document(folder / config.CONFIG).get(config.FOLDS)
+    return {**entry(folder, str(folder)).json, **({config.FOLDS: table} if isinstance(table, dict) else {})}
 
 
 def launch(count: int, restarts: int) -> None:

@@ -18,9 +18,9 @@ def refusal(message: str, word: str = "", known: Any = ()) -> Exception:
 def setting(default: Any, help: str, *checks: Any, fixed: bool = False) -> Any:
     """A field with help and checks; a resumed run can't change it if it is `fixed`."""
     known = [name for check in checks for name in getattr(check, "known", ())]
-    return field(
-        default=default, validator=[_is_text, *checks], metadata={"help": help, "fixed": fixed, "known": known}
-    )
+    bounds = {name: bound for check in checks for name, bound in getattr(check, "bounds", {}).items()}
+    about = {"help": help, "fixed": fixed, "known": known, "bounds": bounds}
+    return field(default=default, validator=[_is_text, *checks], metadata=about)
 
 
 SET_ONLY = frozenset({
@@ -86,9 +86,18 @@ def _is_text(_: Any, attribute: Attribute[Any], value: Any) -> None:
         raise refusal(f"{given(attribute.name, repr(value))} is no text: it has a NUL, or is no UTF-8")
 
 
+def bounded(check: Any, **bounds: float | None) -> Any:
+    """A check that says its bounds, as JSON schema names them."""
+    check.bounds = {name: bound for name, bound in bounds.items() if bound is not None}
+    return check
+
+
 def below_one(_: Any, attribute: Attribute[Any], value: float | None) -> None:
     if value is not None and not 0 <= value < 1:
         raise _out_of_range(attribute.name, value, "from 0 to below 1")
+
+
+bounded(below_one, minimum=0, exclusiveMaximum=1)
 
 
 def between(low: int, high: int, bound: str) -> Any:
@@ -98,7 +107,7 @@ def between(low: int, high: int, bound: str) -> Any:
         if value is not None and not low <= value <= high:
             raise _out_of_range(attribute.name, value, bound)
 
-    return check
+    return bounded(check, minimum=low, maximum=high)
 
 
 def at_least(low: float, above: bool = False, most: float | None = None) -> Any:
@@ -115,7 +124,7 @@ def at_least(low: float, above: bool = False, most: float | None = None) -> Any:
             if number > (end := most or (MOST if isinstance(number, int) else LARGE)):
                 raise _out_of_range(attribute.name, number, f"at most {end:,}")
 
-    return check
+    return bounded(check, **{"exclusiveMinimum" if above else "minimum": low}, maximum=most)
 
 
 def not_empty(_: Any, attribute: Attribute[Any], value: tuple[int, ...]) -> None:

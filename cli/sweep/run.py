@@ -68,8 +68,8 @@ class Plan:
 def run(
     base: TrainConfig, axes: Sequence[Axis], *, seeds: int, draws: int | None, at_once: int | None, halving: bool,
     quiet: bool,
-) -> None:  # fmt: skip
-    """Train all combinations of the axes, or random ones, with each of the seeds."""
+) -> dict[str, Any]:  # fmt: skip
+    """Train all combinations of the axes, or random ones, with each of the seeds; returns the result."""
     if draws is not None and not axes:
         raise refusal("--random has nothing to draw: give a setting several values, such as --lr 0.001..1:log")
     base, _ = settled(base)
@@ -77,19 +77,19 @@ def run(
     with folders.new(base, f"sweep-{base.title}") as seal:
         # A folder with a config can be resumed, so the config is last.
         folders.write(seal, {PLAN: plan.text, settings.CONFIG: folders.config_text(base, {}, seal)})
-        _sweep(seal, base, plan, quiet)
+        return _sweep(seal, base, plan, quiet)
 
 
-def resume(folder: Path, *, quiet: bool) -> None:
+def resume(folder: Path, *, quiet: bool) -> dict[str, Any]:
     """Go on with a sweep. Finished members stay unchanged."""
     settings.check_run(folder)
     layer = settings.read(folder / settings.CONFIG)
     plan = Plan.read(folder)
     with folders.gone_on(folder) as seal:
-        _sweep(seal, settings.make(layer), plan, quiet)
+        return _sweep(seal, settings.make(layer), plan, quiet)
 
 
-def _sweep(seal: Seal, base: TrainConfig, plan: Plan, quiet: bool) -> None:
+def _sweep(seal: Seal, base: TrainConfig, plan: Plan, quiet: bool) -> dict[str, Any]:
     say, folder = plain(quiet), seal.folder
     members = groups.members(base, plan.rows, plan.seeds)
     grouped = groups.grouped(members)
@@ -121,7 +121,7 @@ def _sweep(seal: Seal, base: TrainConfig, plan: Plan, quiet: bool) -> None:
         warn(f"stopped by a signal; go on with: pipe sweep --resume {folder}")
         sys.exit(128 + trainer.caught[0])
     _write_results(folder, plan.axes, members, results, metric)
-    _print_results(folder, plan.axes, members, results, metric, time.perf_counter() - began)
+    return _print_results(folder, plan.axes, members, results, metric, time.perf_counter() - began)
 
 
 def _with_widths(plan: Plan, grouped: Sequence[Sequence[Member]], seal: Seal, say: Console) -> Plan:
@@ -177,7 +177,8 @@ def _write_results(
 def _print_results(
     folder: Path, axes: Sequence[Axis], members: Sequence[Member], results: Mapping[str, Sequence[log.Row]],
     metric: str, seconds: float,
-) -> None:  # fmt: skip
+) -> dict[str, Any]:  # fmt: skip
+    """Print and return the result."""
     say = plain(False)
     points = [(m.chosen, results[m.name]) for m in members]
     say.print(picture.table([a.name for a in axes], points, metric))
@@ -190,6 +191,10 @@ def _print_results(
     say.print(
         f"sweep   {folder} ({CSV}, {PICTURE}; go on with the best: pipe train --resume {folder / BEST} --epochs N)"
     )
+    runs = [{"run": str(folder / MEMBERS / m.name), "chosen": m.chosen, "seed": m.config.run.seed,
+             "last": results[m.name][-1]} for m in members]  # fmt: skip
+    return {"sweep": str(folder), "metric": metric, "best": str(folder / MEMBERS / best.name), "seconds": seconds,
+            "runs": runs}  # fmt: skip
 
 
 def _best(members: Sequence[Member], results: Mapping[str, Sequence[log.Row]], metric: str) -> Member:

@@ -44,7 +44,7 @@ TRAIN = ("run", "ensemble", "sweep", "folds", "table")
 OTHER = {
     "show": ("show", "--data", "table.csv"),
     "init": ("init", "table.csv", "--out", "out.toml"),
-    "bench": ("bench", "--data", "table.csv", "--no-compile", "--seconds", "0.05", "--json", "out.json"),
+    "bench": ("bench", "--data", "table.csv", "--no-compile", "--seconds", "0.05", "--json"),
     "predict csv": ("predict", "table", "--data", "table.csv", "--out", "out.csv"),
     "predict parquet": ("predict", "run", "--data", "rows.npz", "--out", "out.parquet"),
     "predict npz": ("predict", "run", "--data", "rows.npz", "--out", "out.npz"),

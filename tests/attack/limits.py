@@ -135,7 +135,7 @@ COMMANDS = {
     "cache": ("cache",),
     "cache verify": ("cache", "verify"),
     "sample": ("sample", "text", "--count", "20"),
-    "bench": ("bench", "--data", "arrays.npz", "--no-compile", "--seconds", "0.05", "--json", "out.json"),
+    "bench": ("bench", "--data", "arrays.npz", "--no-compile", "--seconds", "0.05", "--json"),
     **{word: args for word, args in made.commands("run").items() if word != "predict"},
     "predict": ("predict", "table", "--data", "table.csv"),
 }

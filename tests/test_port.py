@@ -1,0 +1,337 @@
+"""pipe port: what it reads from a training script, and that the pipeline it writes does the same step."""
+
+import ast
+import inspect
+import json
+from pathlib import Path
+from pkgutil import resolve_name
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from cli.flags import flags
+from cli.port.names import METHODS, NAMES
+from cli.port.parts import parts
+from cli.port.script import Script
+from cli.port.skeleton import skeleton
+from cli.recipes.setting import flag
+from tests import by_hand
+from tests.commands import run
+
+ROOT = Path(__file__).parent.parent
+MNIST = """
+import argparse
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from torch import optim
+from torch.optim.lr_scheduler import StepLR
+from torch.utils.data import DataLoader
+from own import Net, train_set, test_set
+
+def train(args, model, loader, optimizer, epoch):
+    model.train()
+    for batch, (data, target) in enumerate(loader):
+        optimizer.zero_grad()
+        loss = F.nll_loss(model(data), target)
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 2.0)
+        optimizer.step()
+
+def test(model, loader):
+    model.eval()
+    with torch.no_grad():
+        for data, target in loader:
+            F.nll_loss(model(data), target, reduction="sum")
+
+parser = argparse.ArgumentParser()
+parser.add_argument("--batch-size", type=int, default=64)
+parser.add_argument("-n", "--epochs", type=int, default=14)
+parser.add_argument("--lr", type=float, default=1.0)
+args = parser.parse_args()
+torch.manual_seed(7)
+train_loader = DataLoader(train_set, batch_size=args.batch_size, shuffle=True, num_workers=1)
+test_loader = DataLoader(test_set, 1000)
+model = Net().cuda()
+optimizer = optim.Adadelta(model.parameters(), lr=args.lr, weight_decay=config.decay)
+scheduler = StepLR(optimizer, step_size=1, gamma=0.7)
+for epoch in range(1, args.epochs + 1):
+    train(args, model, train_loader, optimizer, epoch)
+    test(model, test_loader)
+    scheduler.step()
+"""
+
+
+def read(folder, text):
+    """The parts of a script, and its skeleton as a namespace."""
+    (folder / "train.py").write_text(text)
+    found = parts(Script.read(folder / "train.py"))
+    namespace = {}
+    exec(compile(skeleton("train.py", found), "skeleton", "exec"), namespace)
+    return found, namespace
+
+
+def test_a_known_script(tmp_path):
+    """Aliases, argparse's defaults and loops are followed; what is unknown is listed with its line."""
+    (tmp_path / "train.py").write_text(MNIST)
+    code, out, _ = run("port", "train.py", "--json", cwd=tmp_path)
+    found = json.loads(out)
+    assert code == 0
+    text = found["pipeline"]
+    for line in (
+        "load.batches(data=data, size=64, shuffle=True),",
+        "loss.function(partial(F.nll_loss", "update.clip_norm(limit=2.0),",
+        "update.adadelta(lr=schedules.step(base=1.0, every=1 * schedules.EPOCH, gamma=0.7)),",
+        "epochs=14, seed=7, validate=held_out",
+    ):  # fmt: skip
+        assert line.split("(partial")[0] in text, line
+    assert "loss.function(F.nll_loss)" in text  # not the evaluation's sum
+    number = MNIST.splitlines().index(next(n for n in MNIST.splitlines() if "config.decay" in n)) + 1
+    assert [p["not_translated"] for p in found["parts"] if p["not_translated"]] == [["weight_decay=config.decay"]]
+    assert f"# not translated: line {number}: weight_decay=config.decay" in text
+    assert {p["what"] for p in found["parts"]} >= {"seed", "data", "loss", "optimizer", "scheduler", "eval", "epochs"}
+    ast.parse(text)
+
+
+def test_the_skeleton_trains(tmp_path):
+    """In a file of its own, with a model and data."""
+    (tmp_path / "train.py").write_text(MNIST.replace("F.nll_loss", "F.cross_entropy"))
+    assert run("port", "train.py", "--out", "new.py", cwd=tmp_path).code == 0
+    assert "exists" in run("port", "train.py", "--out", "new.py", cwd=tmp_path).err
+    namespace = {}
+    exec((tmp_path / "new.py").read_text().replace("epochs=14", "epochs=2, compile=False"), namespace)
+    data = torch.randn(128, 3), torch.randint(0, 4, (128,))
+    state = namespace["train"](nn.Linear(3, 4), data)
+    assert int(state.step) == 4
+
+
+small = st.floats(1e-4, 0.5)
+betas = st.tuples(st.floats(0.1, 0.9), st.floats(0.5, 0.99))
+RULES = {
+    "SGD": st.fixed_dictionaries({"lr": small}, optional={
+        "momentum": small, "weight_decay": small, "dampening": small, "maximize": st.booleans()}),
+    "Adam": st.fixed_dictionaries({}, optional={
+        "lr": small, "betas": betas, "eps": small, "weight_decay": small, "amsgrad": st.booleans()}),
+    "AdamW": st.fixed_dictionaries({}, optional={"lr": small, "betas": betas, "weight_decay": small}),
+    "RMSprop": st.fixed_dictionaries({}, optional={
+        "lr": small, "alpha": small, "momentum": small, "centered": st.booleans(), "eps": small}),
+    "Adagrad": st.fixed_dictionaries({}, optional={"lr": small, "lr_decay": small, "weight_decay": small}),
+    "NAdam": st.fixed_dictionaries({}, optional={"momentum_decay": small, "decoupled_weight_decay": st.booleans()}),
+}  # fmt: skip
+LOSSES = {
+    "CrossEntropyLoss": st.fixed_dictionaries({}, optional={
+        "label_smoothing": st.floats(0, 0.9), "ignore_index": st.integers(-1, 3),
+        "reduction": st.sampled_from(["mean", "sum"])}),
+    "MSELoss": st.fixed_dictionaries({}, optional={"reduction": st.sampled_from(["mean", "sum"])}),
+    "HuberLoss": st.fixed_dictionaries({}, optional={"delta": st.floats(0.1, 2)}),
+    "SmoothL1Loss": st.fixed_dictionaries({}, optional={"beta": st.floats(0.1, 2)}),
+}  # fmt: skip
+
+
+def drawn(table):
+    return st.sampled_from(sorted(table)).flatmap(lambda name: st.tuples(st.just(name), table[name]))
+
+
+@settings(max_examples=30)
+@given(drawn(RULES), drawn(LOSSES), st.sampled_from(["torch.optim", "O", "from"]), st.integers(0, 9))
+def test_a_step_is_torchs(tmp_path_factory, rule, criterion, how, seed):
+    """One step of the skeleton gives the weights of the script's own loss and optimizer, whatever their arguments."""
+    folder = tmp_path_factory.mktemp("port")
+    (kind, options), (of, arguments) = rule, criterion
+    head = {"torch.optim": f"rule = torch.optim.{kind}", "O": f"import torch.optim as O\nrule = O.{kind}",
+            "from": f"from torch.optim import {kind} as rule"}[how]  # fmt: skip
+    lr = {"lr": options["lr"]} if "lr" in options else {}
+    rest = ", ".join(f"{k}={v!r}" for k, v in options.items() if k != "lr")
+    given = ", ".join(filter(None, ["net.parameters()", *map(repr, lr.values()), rest]))
+    criterion = f"nn.{of}({', '.join(f'{k}={v!r}' for k, v in arguments.items())})"
+    found, namespace = read(
+        folder, f"import torch\nfrom torch import nn\n{head}\nstep = rule({given})\nf = {criterion}\n"
+    )
+    assert not [m for p in found for m in p.missing]
+    torch.manual_seed(seed)
+    net, inputs = nn.Linear(3, 4), torch.randn(8, 3)
+    targets = torch.randint(0, 4, (8,)) if of == "CrossEntropyLoss" else torch.randn(8, 4)
+    pipe = namespace["pipeline"](net, (inputs, targets))
+    batch = {"inputs": inputs, "targets": targets}
+    state, _ = pipe.step(pipe.init(0), batch)
+    optimizer = getattr(torch.optim, kind)(net.parameters(), **options)
+    by_hand.train(net, [batch], optimizer, criterion=getattr(nn, of)(**arguments))
+    for name, p in net.named_parameters():
+        if not p.isnan().any():  # torch's 0 / 0 if all are ignored
+            torch.testing.assert_close(state.params[name], p.detach(), rtol=1e-4, atol=1e-5)
+
+
+SCHEDULERS = {
+    "StepLR": {"step_size": 2, "gamma": 0.5}, "MultiStepLR": {"milestones": [2, 3]}, "LinearLR": {"total_iters": 3},
+    "ExponentialLR": {"gamma": 0.9}, "PolynomialLR": {"total_iters": 4, "power": 2.0},
+    "CosineAnnealingLR": {"T_max": 5, "eta_min": 0.01}, "CosineAnnealingWarmRestarts": {"T_0": 2, "T_mult": 2},
+    "OneCycleLR": {"max_lr": 0.3, "total_steps": 5, "cycle_momentum": False},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("per", ["batch", "epoch"])
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_a_schedule_is_torchs(tmp_path, name, per):
+    """At each step if it is stepped after each batch; otherwise where an epoch begins, which is said if it matters."""
+    arguments = ", ".join(f"{k}={v!r}" for k, v in SCHEDULERS[name].items())
+    step = " " * (8 if per == "batch" else 4) + "s.step()"
+    text = f"""
+import torch
+o = torch.optim.SGD(net.parameters(), 0.1)
+s = torch.optim.lr_scheduler.{name}(o, {arguments})
+f = torch.nn.MSELoss()
+for epoch in range(5):
+    for x, y in loader:
+        f(net(x), y).backward()
+        o.step()
+{step}
+"""
+    found, namespace = read(tmp_path, text)
+    [part] = [p for p in found if p.what == "scheduler"]
+    if (name, per) == ("OneCycleLR", "epoch"):
+        assert "once an epoch" in part.missing[0]
+        return
+    assert part.missing == []
+    assert any("once an epoch" in n for n in part.notes) == (per == "epoch" and "Step" not in name)
+    optimizer = torch.optim.SGD([torch.zeros(1)], 0.1)
+    scheduler = getattr(torch.optim.lr_scheduler, name)(optimizer, **SCHEDULERS[name])
+    pipe = namespace["pipeline"](nn.Linear(1, 1), (torch.zeros(256, 1), torch.zeros(256, 1)))
+    assert pipe.load.batches == 4
+    rate = pipe["update.sgd"].hyper["lr"].filled(20, 4)
+    schedule = pipe["update.sgd"].hyper["lr"]
+    for at in range(5):
+        here = schedule.factor(
+            torch.tensor(at * (4 if per == "epoch" else 1)), **{k: torch.tensor(v) for k, v in rate.items()}
+        )
+        assert float(here) * schedule.base == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-6, abs=1e-9)
+        optimizer.step()
+        if at < 4:
+            scheduler.step()
+
+
+@pytest.mark.parametrize(("text", "what"), {
+    "torch.optim.SGD(groups, lr=0.1)": "the parameters of groups",
+    "torch.optim.SGD(n.parameters(), **options)": "**options",
+    "torch.optim.SGD(n.parameters(), lr=rate())": "lr=rate()",
+    "torch.optim.LBFGS(n.parameters())": "torch.optim.LBFGS(n.parameters())",
+    "torch.optim.lr_scheduler.LambdaLR(o, f)": "torch.optim.lr_scheduler.LambdaLR(o, f)",
+    "torch.optim.lr_scheduler.OneCycleLR(torch.optim.SGD(n.parameters()), 0.1)": "cycle_momentum, on by default",
+    "torch.nn.CrossEntropyLoss(weight=w)": "weight=w",
+    "torch.nn.MSELoss(reduction='none')": "reduction='none'",
+    "torch.utils.data.DataLoader(d, sampler=s)": "sampler=s",
+    "torch.autocast('cuda', dtype=kind)": "dtype=kind",
+    "torch.manual_seed(args.seed)": "the seed torch.manual_seed(args.seed)",
+}.items())  # fmt: skip
+def test_nothing_is_dropped(tmp_path, text, what):
+    """What can't be told is listed, in the table and in the skeleton."""
+    found, _ = read(tmp_path, f"import torch\n{text}\n")
+    assert any(m.startswith(what) for p in found for m in p.missing), found
+    assert f"# not translated: line 2: {what}" in skeleton("train.py", found)
+
+
+def test_one_cycle_is_the_whole_run(tmp_path):
+    """Where torch has epochs and steps in an epoch, which is said."""
+    text = "from torch import optim\no = optim.SGD(n.parameters())\n"
+    cycle = "optim.lr_scheduler.OneCycleLR(o, 0.2, epochs=3, steps_per_epoch=len(loader), cycle_momentum=False)"
+    found, namespace = read(tmp_path, f"{text}import torch\ns = {cycle}\ng = torch.nn.MSELoss()\n")
+    [part] = [p for p in found if p.what == "scheduler"]
+    assert "epochs=3, steps_per_epoch=len(loader): the cycle here is the whole run" in part.notes
+    assert [m for m in part.missing if "step()" not in m] == []
+    pipe = namespace["pipeline"](nn.Linear(1, 1), (torch.zeros(64, 1), torch.zeros(64, 1)))
+    assert "pct_start" in pipe["update.sgd"].hyper["lr"].filled(9, 3)
+
+
+def test_accumulation_multiplies_the_batch(tmp_path):
+    """A batch here is all microbatches; a loss that is not divided is said."""
+    text = """
+from torch import optim, nn
+from torch.utils.data import DataLoader
+N, f, loader = 4, nn.MSELoss(), DataLoader(d, 8, True)
+o = optim.SGD(net.parameters(), 0.1)
+for i, (x, y) in enumerate(loader):
+    (f(net(x), y) / N).backward()
+    if (i + 1) % N == 0:
+        o.step()
+"""
+    found, namespace = read(tmp_path, text)
+    pipe = namespace["pipeline"](nn.Linear(1, 1), (torch.zeros(64, 1), torch.zeros(64, 1)))
+    assert (pipe.load.size, pipe["backward.gradients"].accumulate) == (32, 4)
+    assert not [m for p in found for m in p.missing]
+    assert any("not divided" in m for p in read(tmp_path, text.replace(" / N", ""))[0] for m in p.missing)
+
+
+def test_every_name_on_our_side_exists():
+    """And torch's, their arguments, ours for them, and the options of the command."""
+    known = {flag(name) for name in flags()} | {"--processes"}
+    for full, name in {**NAMES, **METHODS}.items():
+        ours = resolve_name(f"pipeline:{name.here}")
+        assert {*name.option.split()[:1]} <= known, name.option
+        if full in NAMES:
+            renamed = {theirs for theirs, own in name.names.items() if own}
+            assert renamed <= {*inspect.signature(resolve_name(full)).parameters}
+            assert {n for n in (*name.names.values(), *name.lengths, *name.shares) if n} <= {
+                *inspect.signature(ours).parameters}  # fmt: skip
+
+
+BAD = {
+    "def f(:\n": "train.py:1: ", "x = (\n": "train.py:1: ", "a = 1\n  b = 2\n": "train.py:2: ", "\0": "train.py:1: ",
+    "# -*- coding: nope -*-\n": "train.py:", "(" * 1000: "train.py:1: ", "1" * 5000 + "\n": "train.py:1: ",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("text", BAD)
+def test_what_is_no_python_is_one_line(tmp_path, text):
+    """With the file and the line, and exit code 2."""
+    (tmp_path / "train.py").write_text(text)
+    code, out, err = run("port", "train.py", cwd=tmp_path)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert BAD[text] in err
+    assert run("port", "none.py", cwd=tmp_path).err == "pipe: can't read none.py: No such file or directory\n"
+
+
+names = st.sampled_from(sorted(NAMES))
+texts = st.sampled_from(
+    [
+        "x",
+        "0.1",
+        "-1",
+        "None",
+        "[1, 2]",
+        "'a'",
+        "1e999",
+        "True",
+        "a.b",
+        "n.parameters()",
+        "*c",
+        "f()",
+        "9 ** 9",
+        "1 / 0",
+        "{}",
+    ]
+)
+calls = st.tuples(names, st.lists(texts, max_size=4), st.dictionaries(
+    st.sampled_from(["lr", "betas", "T_max", "eta_min", "weight", "reduction", "batch_size", "shuffle", "dtype", "no"]),
+    texts.filter(lambda t: t != "*c"), max_size=4))  # fmt: skip
+
+
+@settings(max_examples=60)
+@given(st.lists(calls, max_size=5))
+def test_any_arguments_are_read(tmp_path_factory, drawn):
+    """Whatever is called with what: no error, and the skeleton is Python."""
+    lines = ["import torch"]
+    for i, (name, args, more) in enumerate(drawn):
+        lines.append(f"v{i} = {name}({', '.join([*args, *(f'{k}={v}' for k, v in more.items())])})")
+    path = tmp_path_factory.getbasetemp() / "any.py"
+    path.write_text("\n".join(lines) + "\n")
+    ast.parse(skeleton("any.py", parts(Script.read(path))))
+
+
+@pytest.mark.parametrize(
+    "file", ["pipeline/update/sgd.py", "cli/training.py", "tests/test_port.py", "tests/by_hand.py"]
+)
+def test_any_file_is_read(file):
+    """Files that are no training scripts, too."""
+    ast.parse(skeleton("x.py", parts(Script.read(ROOT / file))))
