@@ -54,9 +54,10 @@ def export(runs: Sequence[Past], kind: str, out: str | None, *, weights: str) ->
     elif kind == "peft":
         if others or past.config.run.ensemble is not None or past.config.finetune.lora is None:
             raise refusal(f"--format peft is of one run that was trained with --lora, which {folder} is not")
-        models.write_adapter(past.module(weights)[0], path, base=past.config.finetune.init)
+        module, _, epoch = past.module(weights)
+        models.write_adapter(module, path, base=past.config.finetune.init)
         tell(f"{path}: adapter_config.json and adapter_model.safetensors, for peft")
-        return {"file": str(path), **facts}
+        return {"file": str(path), **_facts(runs, kind, weights, epoch)}
     else:
         made = program_of(runs, kind, weights)
         facts, error = made.facts, (write_torch if kind == "torch" else _write_onnx)(path, made)
