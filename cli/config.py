@@ -20,7 +20,7 @@ from cli.recipes.data import Data, unknown
 from cli.recipes.finetune import Finetune
 from cli.recipes.loss import Loss
 from cli.recipes.metric import Metrics, best_result
-from cli.recipes.model import Model
+from cli.recipes.model import Model, Pretrained
 from cli.recipes.pipeline import IN_PIPELINE, OwnPipeline
 from cli.recipes.rule import Rule
 from cli.recipes.run import Run
@@ -113,6 +113,11 @@ def make(*layers: Mapping[str, Any]) -> TrainConfig:
     if "name" not in values["optimizer"]:
         prefers = _recipe("model", values["model"]).prefers or _recipe("data", values["data"]).prefers
         values["optimizer"] = {**prefers, **values["optimizer"]}
+    if (recipe := _recipe("model", values["model"])) is Pretrained:
+        for table, implied in recipe.implies(values["model"]["name"]).items():
+            known = settings(_recipe(table, values[table]))
+            if known.keys() >= implied.keys() and not implied.keys() & values[table].keys():
+                values[table] |= implied
     values["run"] |= best_result(values["run"]) if values["pipeline"].get("name") is None else {}
     return TrainConfig(**{table: _build(table, values[table]) for table in TABLES}, given=given)
 

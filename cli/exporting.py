@@ -31,7 +31,8 @@ from pipeline.sources.table import apply as encoded
 from pipeline.sources.words import WORD
 from pipeline.tree import dtype_name
 
-NAMES = {"torch": "model.pt2", "onnx": "model.onnx", "weights": "weights.safetensors", "peft": "adapter"}
+NAMES = {"torch": "model.pt2", "onnx": "model.onnx", "weights": "weights.safetensors", "peft": "adapter",
+         "transformers": "transformers"}  # fmt: skip
 SCALES = ("mean", "std", "missing", "hours")
 """Keys of a fitted column that say nothing about its raw values."""
 CHECKED, SIZES, TOLERANCE = 256, (1, 7, 256), 1e-5
@@ -60,6 +61,14 @@ def export(runs: Sequence[Past], kind: str, out: str | None, *, weights: str) ->
             raise refusal(f"--format peft is of one run that was trained with --lora, which {folder} is not")
         models.write_adapter(module, path, base=past.config.finetune.init)
         tell(f"{path}: adapter_config.json and adapter_model.safetensors, for peft")
+        return
+    elif kind == "transformers":
+        if others:
+            raise refusal(f"--format transformers is of one run; name one, such as {past.folder}")
+        from cli.transformers_folder import write as write_folder
+
+        error = write_folder(past, module, path)
+        tell(f"{path}: for from_pretrained({str(path)!r}), checked on random tokens, off by {error:.1e} at most")
         return
     else:
         _check_columns(runs)

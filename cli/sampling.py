@@ -35,7 +35,8 @@ def continued(module: nn.Module, fitted: Mapping[str, Any], prompt: str, count: 
     ids = torch.tensor([sources.encode(fitted, prompt)])
     if not ids.numel():
         raise refusal("the prompt is empty; give at least one character")
-    [tokens] = models.generate(module, ids, count, context=fitted["context"], **options)
+    options |= {"context": fitted["context"], "vocabulary": fitted["vocabulary"]}
+    [tokens] = models.generate(module, ids, count, **options)
     return sources.decode(fitted, tokens.tolist())
 
 

@@ -69,7 +69,7 @@ def text(path: str | Path, *, context: int = 128, tokenizer: str | None = None, 
         alphabet = "".join(sorted(set(_decoded(path, raw))))
         fitted |= {"alphabet": alphabet, "vocabulary": len(alphabet)}
     elif tokenizer != BYTES:
-        fitted["vocabulary"] = _library(tokenizer, lambda t: t.get_vocab_size())
+        fitted["vocabulary"] = _library(tokenizer, lambda t: max(t.get_vocab().values()) + 1)
     ids = _ids(path, raw, fitted)
     fitted["bytes_per_token"] = len(raw) / max(len(ids), 1)
     return _prepared(path, ids, context, int(fitted["vocabulary"]), parts, fitted)
