@@ -17,6 +17,7 @@ from cli import seal
 from cli.recipes import TABLES, flag_name, home, settings
 from cli.recipes.code import is_code
 from cli.recipes.data import Data, unknown
+from cli.recipes.data.files import Table
 from cli.recipes.finetune import Finetune
 from cli.recipes.loss import Loss
 from cli.recipes.metric import Metrics, best_result
@@ -29,6 +30,8 @@ from cli.recipes.setting import flag, refusal
 from cli.version import own_version
 
 CONFIG, PLAN, FOLDS, FOLD = "config.toml", "sweep.json", "folds", "fold-{}"
+CHATS = (".jsonl", ".ndjson", ".parquet", ".jsonl.gz")
+"""Endings of tables that a model of the transformers library takes as texts."""
 RECORDS = ("facts", "versions", "resumed")
 """Tables of a run's config that hold no settings."""
 
@@ -114,6 +117,8 @@ def make(*layers: Mapping[str, Any]) -> TrainConfig:
         prefers = _recipe("model", values["model"]).prefers or _recipe("data", values["data"]).prefers
         values["optimizer"] = {**prefers, **values["optimizer"]}
     if (recipe := _recipe("model", values["model"])) is Pretrained:
+        if _recipe("data", values["data"]) is Table and (source := values["data"]["source"]).endswith(CHATS):
+            values["data"]["source"] = f"chat:{source}"
         for table, implied in recipe.implies(values["model"]["name"]).items():
             known = settings(_recipe(table, values[table]))
             if known.keys() >= implied.keys() and not implied.keys() & values[table].keys():

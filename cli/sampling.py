@@ -46,6 +46,8 @@ def sample_held_out(job: Job, state: State) -> str | None:
     fitted = job.prepared.fitted
     if fitted.get("tokenizer") is None:
         return None
-    first = job.prepared.held_out[torch.tensor([0])]["inputs"][0, :PROMPT].tolist()
-    prompt = sources.decode(fitted, first)
+    batch = job.prepared.held_out[torch.tensor([0])]
+    learned = batch["targets"][0] >= 0
+    count = PROMPT if learned.all() else int(learned.nonzero()[0]) + 1  # a question, without its answer
+    prompt = sources.decode(fitted, batch["inputs"][0, :count].tolist())
     return continued(job.pipe.module(state).cpu(), fitted, prompt, SHOWN, temperature=TEMPERATURE)

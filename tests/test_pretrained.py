@@ -8,9 +8,9 @@ import torch
 from safetensors.torch import load_file
 
 from pipeline import load_run
+from tests import hub
 
 hf = pytest.importorskip("transformers")
-tokenizers = pytest.importorskip("tokenizers")
 
 WIDTH = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
 GPT2 = {"n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 16, "bos_token_id": 0, "eos_token_id": 0}
@@ -22,13 +22,7 @@ FEW = ("--context", 8, "--epochs", 1, "--no-compile", "-q")
 def models(tmp_path_factory):
     """Folders of small models, and a text."""
     folder = tmp_path_factory.mktemp("hub")
-    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
-    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = tokenizers.decoders.ByteLevel()
-    letters = tokenizers.pre_tokenizers.ByteLevel.alphabet()
-    trainer = tokenizers.trainers.BpeTrainer(vocab_size=280, special_tokens=["<eos>"], initial_alphabet=letters)
-    tokenizer.train_from_iterator([TEXT], trainer)
-    fast = hf.PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>")
+    fast = hub.tokenizer(TEXT)
     count = len(fast)
     torch.manual_seed(0)
     for name, model in {

@@ -43,7 +43,7 @@ class Pretrained(Model):
 
     @classmethod
     def implies(cls, name: str) -> dict[str, dict[str, Any]]:
-        """Settings of other tables that a folder chooses, if there is none of them."""
+        """Settings of other tables that a folder chooses, if they are not given."""
         return {"finetune": {"init": name}, "data": {"tokenizer": str(Path(name, TOKENIZER))}}
 
     def make(self, fixed: Fixed) -> Made:
