@@ -103,7 +103,7 @@ def test_what_is_no_such_folder_is_one_line(pipe, here, tmp_path, monkeypatch):
     """A pickle, a missing file, a tokenizer of more tokens, a long context, a model of both sides, no library."""
     given = ("--data", "t.txt", *FEW)
     refused(pipe("train", "--model", "small", *given), "tokens, but the model in small only 2")
-    refused(pipe("train", "--model", "gpt2", *given, "--context", 17), "--context 17 is longer than the 16 positions")
+    refused(pipe("train", "--model", "gpt2", *given, "--context", 17), "but gpt2 has 16 positions; write --context 16")
     refused(pipe("train", "--model", "bert", *given), 'write "is_decoder": true in its config')
     refused(pipe("train", "--model", "gpt2", "-q"), "gpt2 takes token ids, but digits has inputs of floats")
     old = tmp_path / "old"

@@ -60,7 +60,10 @@ class Pretrained(Model):
             )
         most = next((config[key] for key in ("max_position_embeddings", "n_positions") if config.get(key)), None)
         if most is not None and fixed.inputs[0] > most:
-            raise refusal(f"--context {fixed.inputs[0]} is longer than the {most:,} positions of {self.name}")
+            raise refusal(
+                f"{fixed.source} has {fixed.inputs[0]} tokens in a row, but {self.name} has {most} positions; write "
+                f"--context {most}"
+            )
         words = f"{self.name}: transformers' {config.get('model_type', '?')}"
         sizes: dict[str, Any] = {"classes": fixed.outputs, "vocabulary": tokens}
         return lambda: models.from_config(config, fixed.task, **sizes), words, "inputs"
