@@ -17,11 +17,10 @@ from cli import seal
 from cli.recipes import TABLES, flag_name, home, settings
 from cli.recipes.code import is_code
 from cli.recipes.data import Data, unknown
-from cli.recipes.data.files import Table
 from cli.recipes.finetune import Finetune
 from cli.recipes.loss import Loss
 from cli.recipes.metric import Metrics, best_result
-from cli.recipes.model import Model, Pretrained
+from cli.recipes.model import Model
 from cli.recipes.pipeline import IN_PIPELINE, OwnPipeline
 from cli.recipes.rule import Rule
 from cli.recipes.run import Run
@@ -30,8 +29,6 @@ from cli.recipes.setting import flag, refusal
 from cli.version import own_version
 
 CONFIG, PLAN, FOLDS, FOLD = "config.toml", "sweep.json", "folds", "fold-{}"
-CHATS = (".jsonl", ".ndjson", ".parquet", ".jsonl.gz")
-"""Endings of tables that a model of the transformers library takes as texts."""
 RECORDS = ("facts", "versions", "resumed")
 """Tables of a run's config that hold no settings."""
 
@@ -116,13 +113,7 @@ def make(*layers: Mapping[str, Any]) -> TrainConfig:
     if "name" not in values["optimizer"]:
         prefers = _recipe("model", values["model"]).prefers or _recipe("data", values["data"]).prefers
         values["optimizer"] = {**prefers, **values["optimizer"]}
-    if (recipe := _recipe("model", values["model"])) is Pretrained:
-        if _recipe("data", values["data"]) is Table and (source := values["data"]["source"]).endswith(CHATS):
-            values["data"]["source"] = f"chat:{source}"
-        for table, implied in recipe.implies(values["model"]["name"]).items():
-            known = settings(_recipe(table, values[table]))
-            if known.keys() >= implied.keys() and not implied.keys() & values[table].keys():
-                values[table] |= implied
+    _recipe("model", values["model"]).imply(values, _recipe("data", values["data"]))
     values["run"] |= best_result(values["run"]) if values["pipeline"].get("name") is None else {}
     return TrainConfig(**{table: _build(table, values[table]) for table in TABLES}, given=given)
 
@@ -168,8 +159,7 @@ def _recipe(table: str, values: Mapping[str, Any]) -> Any:
 
 
 def _build(table: str, values: dict[str, Any]) -> Any:
-    recipe = _recipe(table, values)
-    known = settings(recipe)
+    known = settings(recipe := _recipe(table, values))
     own = {key: value for key, value in values.items() if key in known}
     options = {key: value for key, value in values.items() if key not in known}
     if options and "options" not in [f.name for f in fields(recipe)]:

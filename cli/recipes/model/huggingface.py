@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from attrs import frozen
 
+from cli.recipes.data.files import Chat, Table, Text
 from cli.recipes.model.base import Fixed, Made, Model
 from cli.recipes.setting import DEEP, refusal, setting
 
@@ -41,10 +42,14 @@ class Pretrained(Model):
     def title(self) -> str:
         return Path(self.name).name
 
-    @classmethod
-    def implies(cls, name: str) -> dict[str, dict[str, Any]]:
-        """Settings of other tables that a folder chooses, if they are not given."""
-        return {"finetune": {"init": name}, "data": {"tokenizer": str(Path(name, TOKENIZER))}}
+    @staticmethod
+    def imply(values: dict[str, dict[str, Any]], data: type) -> None:
+        name, given = values["model"]["name"], values["data"]
+        values["finetune"].setdefault("init", name)
+        if data is Table and given["source"].endswith(CHATS):
+            given["source"], data = f"chat:{given['source']}", Chat
+        if data in (Text, Chat):
+            given.setdefault("tokenizer", str(Path(name, TOKENIZER)))
 
     def make(self, fixed: Fixed) -> Made:
         from pipeline import models
@@ -70,6 +75,8 @@ class Pretrained(Model):
 
 
 CONFIG, TOKENIZER = "config.json", "tokenizer.json"
+CHATS = (".jsonl", ".ndjson", ".parquet", ".jsonl.gz")
+"""Endings of tables that are read as texts."""
 
 
 def _read(path: Path) -> dict[str, Any]:
