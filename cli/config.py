@@ -114,6 +114,7 @@ def make(*layers: Mapping[str, Any]) -> TrainConfig:
     if "name" not in values["optimizer"]:
         prefers = _recipe("model", values["model"]).prefers or _recipe("data", values["data"]).prefers
         values["optimizer"] = {**prefers, **values["optimizer"]}
+    _recipe("model", values["model"]).imply(values, _recipe("data", values["data"]))
     values["run"] |= best_result(values["run"]) if values["pipeline"].get("name") is None else {}
     return TrainConfig(**{table: _build(table, values[table]) for table in TABLES}, given=given)
 
@@ -159,8 +160,7 @@ def _recipe(table: str, values: Mapping[str, Any]) -> Any:
 
 
 def _build(table: str, values: dict[str, Any]) -> Any:
-    recipe = _recipe(table, values)
-    known = settings(recipe)
+    known = settings(recipe := _recipe(table, values))
     own = {key: value for key, value in values.items() if key in known}
     options = {key: value for key, value in values.items() if key not in known}
     if options and "options" not in [f.name for f in fields(recipe)]:

@@ -31,7 +31,10 @@ from pipeline.sources.table import apply as encoded
 from pipeline.sources.words import WORD
 from pipeline.tree import dtype_name
 
-NAMES = {"torch": "model.pt2", "onnx": "model.onnx", "weights": "weights.safetensors", "peft": "adapter"}
+NAMES = {"torch": "model.pt2", "onnx": "model.onnx", "weights": "weights.safetensors", "peft": "adapter",
+         "transformers": "transformers"}  # fmt: skip
+OF_ONE = ("weights", "peft", "transformers")
+"""Formats of one run, not of the mean of some."""
 SCALES = ("mean", "std", "missing", "hours")
 """Keys of a fitted column that say nothing about its raw values."""
 CHECKED, SIZES, TOLERANCE = 256, (1, 7, 256), 1e-5
@@ -43,21 +46,28 @@ def export(runs: Sequence[Past], kind: str, out: str | None, *, weights: str) ->
     past, *others = runs
     folder = past.folder.parent if others else past.folder
     path = Path(out) if out is not None else folder / NAMES[kind]
-    if kind == "weights":
+    if kind in OF_ONE:
         if others:
-            raise refusal(f"--format weights is of one run; name one, such as {past.folder}")
+            raise refusal(f"--format {kind} is of one run; name one, such as {past.folder}")
         module, _, epoch = past.module(weights)
+        facts = _facts(runs, kind, weights, epoch)
+    if kind == "weights":
         tensors = plain_weights(module)
         folders.replace(path, folders.weights_file(tensors, {"weights": weights, **epoch}))
-        facts = {**_facts(runs, kind, weights, epoch), "model": past.facts.get("model")}
+        facts["model"] = past.facts.get("model")
         tell(f"{path}: {len(tensors)} tensors, by the module's own names")
     elif kind == "peft":
-        if others or past.config.run.ensemble is not None or past.config.finetune.lora is None:
+        if past.config.run.ensemble is not None or past.config.finetune.lora is None:
             raise refusal(f"--format peft is of one run that was trained with --lora, which {folder} is not")
-        module, _, epoch = past.module(weights)
         models.write_adapter(module, path, base=past.config.finetune.init)
         tell(f"{path}: adapter_config.json and adapter_model.safetensors, for peft")
-        return {"file": str(path), **_facts(runs, kind, weights, epoch)}
+        return {"file": str(path), **facts}
+    elif kind == "transformers":
+        from cli.transformers_folder import write as write_folder
+
+        error = write_folder(past, module, path)
+        tell(f"{path}: for from_pretrained({str(path)!r}), checked on random tokens, off by {error:.1e} at most")
+        return {"file": str(path), **facts}
     else:
         made = program_of(runs, kind, weights)
         facts, error = made.facts, (write_torch if kind == "torch" else _write_onnx)(path, made)

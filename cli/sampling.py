@@ -34,7 +34,8 @@ def continued(module: nn.Module, fitted: Mapping[str, Any], prompt: str, count: 
     ids = torch.tensor([sources.encode(fitted, prompt)])
     if not ids.numel():
         raise refusal("the prompt is empty; give at least one character")
-    [tokens] = models.generate(module, ids, count, context=fitted["context"], **options)
+    options |= {"context": fitted["context"], "vocabulary": fitted["vocabulary"]}
+    [tokens] = models.generate(module, ids, count, **options)
     return sources.decode(fitted, tokens.tolist())
 
 
@@ -44,6 +45,8 @@ def sample_held_out(job: Job, state: State) -> str | None:
     fitted = job.prepared.fitted
     if fitted.get("tokenizer") is None:
         return None
-    first = job.prepared.held_out[torch.tensor([0])]["inputs"][0, :PROMPT].tolist()
-    prompt = sources.decode(fitted, first)
+    batch = job.prepared.held_out[torch.tensor([0])]
+    learned = batch["targets"][0] >= 0
+    count = PROMPT if learned.all() else int(learned.nonzero()[0]) + 1  # a question, without its answer
+    prompt = sources.decode(fitted, batch["inputs"][0, :count].tolist())
     return continued(job.pipe.module(state).cpu(), fitted, prompt, SHOWN, temperature=TEMPERATURE)

@@ -233,7 +233,9 @@ def _reports(t: Training, state: State, program: Compiled | None, start: tuple[i
         steps_per_call=None if per_call == "auto" else "epoch" if per_call == "epoch" else int(per_call),
         every=run.save_steps, start=start,
     )  # fmt: skip
-    return logged(run.log if processes.first() else (), reports, lambda name: folders.inside(t.seal, name))
+    names, title = run.log if processes.first() else (), f"{t.seal.folder.resolve().name}-{t.seal.run}"
+    known = {name: value for name, value in t.config.flat.items() if value is not None}
+    return logged(names, reports, lambda name: folders.inside(t.seal, name), title, known)
 
 
 def _stops(config: TrainConfig, metric: str | None, saver: Saver) -> dict[str, until.Stop]:

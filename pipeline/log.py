@@ -5,7 +5,8 @@
         print(report)
 
 Each writes the Reports of complete epochs and of validations; with `inside`, all. `send` reaches `fit`. A resumed run
-keeps the rows of a file from earlier epochs. For any other service, log `row(report)`.
+keeps the rows of a file from earlier epochs. `wandb`, `mlflow` and `trackio` log to a run of that service, of which no
+step has two points. For any other service, log `row(report)`.
 """
 
 from __future__ import annotations
@@ -14,37 +15,21 @@ import csv as table
 import io
 import json
 import math
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
-from typing import IO, Any, TypeAlias
+from typing import IO, Any
 
 from pipeline import files, memory
 from pipeline.direction import Direction
 from pipeline.errors import ConfigError
-from pipeline.state import Report, State
+from pipeline.passing import Reports, Row, package, passed, row, scalars
+from pipeline.state import Report
+from pipeline.trackers import mlflow, trackio, wandb
 
-Reports: TypeAlias = Generator[Report, State | None, None]
-Row: TypeAlias = dict[str, Any]
-Open: TypeAlias = Callable[[Report], AbstractContextManager[Callable[[Report], None]]]
-"""First Report -> function that writes Reports."""
-
-
-def row(report: Report) -> Row:
-    """A Report as one flat mapping for JSON: `epoch`, `step`, `train/loss`, `validate/loss`, ..., `seconds` and
-    `samples_per_second`. NaN and infinity are None.
-
-    >>> row(Report(1, 4, 23, 23, 23, True, {"loss": 0.5}))["train/loss"]
-    0.5
-    """
-    both = (("train", report.train), ("validate", report.validate))
-    return {
-        "epoch": report.epoch,
-        "step": report.step,
-        **{f"{kind}/{name}": _finite(value) for kind, metrics in both for name, value in metrics.items()},
-        "seconds": report.seconds,
-        "samples_per_second": report.samples_per_second,
-    }
+__all__ = [
+    "Reports", "Row", "csv", "declared", "jsonl", "line", "mlflow", "read", "row", "tensorboard", "trackio", "wandb",
+]  # fmt: skip
 
 
 def line(report: Report, before: Iterable[Row] = ()) -> Row:
@@ -59,54 +44,30 @@ def declared(rows: Iterable[Row]) -> Mapping[str, Direction]:
 
 def jsonl(reports: Iterable[Report], path: str | Path, *, inside: bool = False) -> Reports:
     """A line of JSON for each Report, for `pandas.read_json(path, lines=True)`."""
-    return _logged(reports, lambda first: _jsonl(Path(path), first), inside)
+    return passed(reports, lambda first: _jsonl(Path(path), first), inside)
 
 
 def csv(reports: Iterable[Report], path: str | Path, *, inside: bool = False) -> Reports:
     """A row for each Report, with a header, of the metrics that are numbers."""
-    return _logged(reports, lambda first: _csv(Path(path), first), inside)
+    return passed(reports, lambda first: _csv(Path(path), first), inside)
 
 
 def tensorboard(reports: Iterable[Report], folder: str | Path, *, inside: bool = False) -> Reports:
     """A TensorBoard scalar for each number of each Report, at its step. Needs the package tensorboard."""
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise ConfigError("log.tensorboard() needs the package tensorboard: pip install tensorboard") from None
+    writer = package("torch.utils.tensorboard", "tensorboard").SummaryWriter
 
     @contextmanager
     def begin(first: Report) -> Iterator[Callable[[Report], None]]:
-        with closing(SummaryWriter(str(folder), purge_step=first.step)) as board:
+        with closing(writer(str(folder), purge_step=first.step)) as board:
 
             def write(report: Report) -> None:
-                for name, value in row(report).items():
-                    if isinstance(value, int | float) and name != "step":
-                        board.add_scalar(name, value, report.step)
+                for name, value in scalars(report).items():
+                    board.add_scalar(name, value, report.step)
                 board.flush()
 
             yield write
 
-    return _logged(reports, begin, inside)
-
-
-def _logged(reports: Iterable[Report], begin: Open, inside: bool) -> Reports:
-    """Yield each Report after writing it."""
-    source = iter(reports)
-    sent: State | None = None
-    write: Callable[[Report], None] | None = None
-    with ExitStack() as stack:
-        if isinstance(source, Generator):
-            stack.callback(source.close)
-        while True:
-            try:
-                report = next(source) if sent is None else source.send(sent)  # type: ignore[attr-defined]  # fit's has it
-            except StopIteration:
-                return
-            # `send` returns the same Report again.
-            if sent is None and (report.complete or report.validate or inside):
-                write = write or stack.enter_context(begin(report))
-                write(report)
-            sent = yield report
+    return passed(reports, begin, inside)
 
 
 @contextmanager
@@ -191,10 +152,3 @@ def _valid(name: str, value: Any) -> bool:
     if isinstance(value, float):
         return math.isfinite(value)
     return value is None or (type(value) is int and abs(value) < 1 << 1000)  # fits into a float
-
-
-def _finite(value: Any) -> Any:
-    """A value as JSON, which has no NaN."""
-    if isinstance(value, list):
-        return [_finite(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -41,7 +41,7 @@ def test_names_of_each_table(table):
         (["train", "--metric", "r"], [name for name in METRICS if name.startswith("r")]),
         (["plot", "x", "--metric", "f1"], ["f1-score"]),
         (["train", "--precision", "b"], ["bf16"]),
-        (["train", "--log", ""], ["csv", "tensorboard"]),
+        (["train", "--log", ""], ["csv", "tensorboard", "wandb", "mlflow", "trackio"]),
         (["train", "--device", "c"], ["cpu", "cuda"]),
         (["train", "--help"], ["--help-all", "--help"]),
         (["cache", "v"], ["verify"]),

@@ -13,7 +13,8 @@ STEPS = ["load", "place", "forward", "loss", "backward", "update", "evaluate"]
 BANDS = {
     "values": ["errors", "alike", "beside", "files", "ids", "text", "means", "memory", "html", "mesh", "random", "tree",
                "schedules", "direction", "draws", "module", "order", "pace", "state"],
-    "stages": ["element", "stage", "shapes", "joint", *STEPS, "models", "sources", "log", "plot", "progress", "until"],
+    "stages": ["element", "stage", "shapes", "joint", *STEPS, "models", "sources", "passing", "trackers", "log", "plot",
+               "progress", "until"],
     "pipeline": ["names", "wiring", "description"],
     "programs": ["programs", "resident", "compile"],
     "runs": ["pipe", "loop", "profiling", "sweeps", "ensembles", "checkpoint", "runs", "testing", "__init__"],

@@ -10,10 +10,14 @@ from cli import arguments, as_json
 @click.command("export")
 @arguments.run
 @click.option(
-    "--format", "kind", type=click.Choice(["torch", "onnx", "weights", "peft"]), default="torch",
-    help="a torch.export program, ONNX, the weights alone, or the adapter of --lora  [default: torch]",
+    "--format", "kind", type=click.Choice(["torch", "onnx", "weights", "peft", "transformers"]),
+    default="torch",
+    help="a torch.export program, ONNX, the weights alone, the adapter of --lora, or a folder of transformers  "
+    "[default: torch]",
 )  # fmt: skip
-@click.option("--out", metavar="FILE", help="[default: RUN/model.pt2, model.onnx or weights.safetensors, adapter]")
+@click.option(
+    "--out", metavar="FILE", help="[default: RUN/model.pt2, model.onnx, weights.safetensors, adapter or transformers]"
+)
 @arguments.weights
 @arguments.trusted
 @arguments.accepted

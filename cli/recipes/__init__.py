@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -30,6 +31,8 @@ class Table:
     """The setting that names the recipe; its flag is the table's name."""
     own: type | None = None
     """The recipe of the user's own code."""
+    folder: type | None = None
+    """The recipe of a folder."""
     help: str = ""
 
     @property
@@ -52,13 +55,16 @@ class Table:
         """The recipe of a name; None if unknown."""
         if self.own is not None and is_code(name):
             return self.own
+        if self.folder is not None and name not in self.names and os.path.isdir(name):
+            return self.folder
         return self.known.get(data.kind_of(name) or name) if self.recipe is data.Data else self.known.get(name)
 
 
 TABLES: dict[str, Table] = {
-    "data": Table(data.Data, data.DATA, "source", data.Custom, data.help_text()),
+    "data": Table(data.Data, data.DATA, "source", data.Custom, help=data.help_text()),
     "model": Table(
-        model.Model, model.MODELS, "name", model.Custom, f"{', '.join(model.MODELS)}, or FILE.py:FUNCTION  "
+        model.Model, model.MODELS, "name", model.Custom, model.Pretrained,
+        f"{', '.join(model.MODELS)}, a folder of the transformers library, or FILE.py:FUNCTION  "
         f"[default: mlp; table for {', '.join(kind for kind, recipe in data.DATA.items() if recipe.model)}]",
     ),
     "finetune": Table(Finetune, {}),

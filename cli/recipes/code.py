@@ -22,14 +22,14 @@ def is_code(name: str) -> bool:
     return bool(colon) and function.isidentifier() and (module.endswith(".py") or _is_dotted(module))
 
 
-def each_in(table: Mapping[str, Any]) -> Any:
-    """A check of a tuple: each is a name in the table, or code."""
+def each_in(table: Mapping[str, Any], base: Callable[[str], str] = str) -> Any:
+    """A check of a tuple: the `base` of each is a name in the table, or code."""
 
     def check(_: Any, attribute: Attribute[Any], value: tuple[str, ...]) -> None:
-        for name in value:
+        for name in map(base, value):
             if name not in table and not is_code(name):
                 raise refusal(f"unknown {attribute.name} {name!r}", name, table)
-        if len({*value}) < len(value):
+        if len({*map(base, value)}) < len(value):
             raise refusal(f"--{attribute.name} names one twice: {', '.join(value)}")
 
     return knowing(check, table)

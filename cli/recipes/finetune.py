@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from attrs import evolve, frozen
 
@@ -27,7 +27,9 @@ class Finetune:
     """What a run begins from, and what of it is trained."""
 
     init: str | None = setting(
-        None, "weights to begin from: .safetensors, .pt, or the folder of a run  [default: random ones]", fixed=True
+        None,
+        "weights to begin from: .safetensors, .pt, or the folder of a run or of transformers  [default: random ones]",
+        fixed=True,
     )
     rename: tuple[str, ...] | None = setting(
         None, "with --init: OLD=NEW, of names in the file; one that ends with a dot, or is empty, is a prefix",
@@ -89,7 +91,9 @@ class Finetune:
                 f"{self.init} is another file than the run began from: its SHA-256 is {now[:12]}, not "
                 f"{str(self.init_sha256)[:12]}; bring that back, or name another by --init in a new run"
             )
-        pairs = dict(pair.split("=", 1) for pair in self.rename or ())
+        pairs: Any = dict(pair.split("=", 1) for pair in self.rename or ())
+        if self.rename is None and Path(self.init, "config.json").is_file():
+            pairs = None  # of transformers, whose models we wrap
         return models.Weights(self._path, rename=pairs, grow=self.grow or "", strict=self.strict is not False)
 
     def built(self, build: Build, weights: Weights | None = None) -> Build:
@@ -161,9 +165,19 @@ class Finetune:
 
     def _sha256(self) -> str:
         from cli import seal
+        from cli.folder import WEIGHTS
         from pipeline import files
 
+        if (path := self._path).is_dir():
+            pickled = next(
+                (f" ({p.name} is read from no folder: a pickle may run code)" for p in path.glob("*.bin")), ""
+            )
+            parts = " in one file" if any(path.glob("*.safetensors")) else ""
+            raise refusal(
+                f"{path} has no {WEIGHTS}{parts}{pickled}; write it by transformers' model.save_pretrained(FOLDER, "
+                "max_shard_size='1TB')"
+            )
         try:
-            return files.sha256(seal.checked(self._path))
+            return files.sha256(seal.checked(path))
         except OSError as e:
             raise refusal(f"can't read {self._path}, which the run begins from: {e.strerror or e}") from None

@@ -7,7 +7,7 @@ from typing import Any
 from attrs import Attribute, frozen
 
 from cli.recipes.code import each_in
-from cli.recipes.logger import LOGGERS
+from cli.recipes.logger import LOGGERS, base
 from cli.recipes.setting import at_least, below_one, between, given, one_of, refusal, setting
 
 _threads = between(1, 4096, "from 1 to 4096")
@@ -105,8 +105,8 @@ class Run:
     minutes: float | None = setting(None, "stop after so many minutes  [default: never]", at_least(0, True, most=1e8))
     log: tuple[str, ...] = setting(
         (),
-        f"also log, in the run's folder: {', '.join(LOGGERS)}, or FILE.py:FUNCTION of reports and a folder",
-        each_in(LOGGERS),
+        f"also log: {', '.join(LOGGERS)}, the last three with :PROJECT, or FILE.py:FUNCTION of reports and a folder",
+        each_in(LOGGERS, base),
     )
     best: str | None = setting(
         None,

@@ -46,6 +46,9 @@ def from_config(config: Mapping[str, Any], task: str, *, classes: int, vocabular
     auto: Any
     sizes: dict[str, Any] = {} if vocabulary is None else {"vocab_size": vocabulary}
     if task == "language modelling":
+        both = kind in transformers.models.auto.modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
+        if both and not (config.get("is_decoder") or config.get("is_encoder_decoder")):
+            raise ConfigError(f'{kind} sees the tokens it has to predict; write "is_decoder": true in its config')
         auto, sizes = transformers.AutoModelForCausalLM, {**sizes, "use_cache": False}
     else:
         auto = transformers.AutoModelForImageClassification if vocabulary is None else (
@@ -53,6 +56,7 @@ def from_config(config: Mapping[str, Any], task: str, *, classes: int, vocabular
         sizes = {**sizes, "num_labels": classes}
         if vocabulary is not None and config.get("pad_token_id") is None:
             sizes["pad_token_id"] = 0
+    sizes["dtype"] = "float32"
     options = {k: v for k, v in _without(config, _NAMES).items() if k != "model_type"}
     try:
         with mock.patch.object(constants, "HF_HUB_OFFLINE", True):

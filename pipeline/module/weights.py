@@ -56,7 +56,7 @@ class Weights:
 
     - `source`: a .safetensors file, a file of `torch.save(module.state_dict(), ...)`, or a state dict.
     - `rename`: names in the file -> names in the module. A name that ends with a dot, or is empty, is a prefix:
-      {"module.": ""} strips it, {"": "model."} adds it.
+      {"module.": ""} strips it, {"": "model."} adds it. None: the prefixes by which most fits.
     - `grow`: patterns of tensors, separated by commas, that may have more rows here, such as an embedding of more
       tokens. Rows beyond the file's stay as initialised.
     - `strict`: raise ConfigError unless all names and shapes fit. With False, what does not fit stays as initialised,
@@ -68,7 +68,7 @@ class Weights:
     """
 
     source: Source
-    rename: Mapping[str, str] = field(factory=dict, kw_only=True)
+    rename: Mapping[str, str] | None = field(factory=dict, kw_only=True)
     grow: str = field(default="", kw_only=True)
     strict: bool = field(default=True, kw_only=True)
 
@@ -76,24 +76,29 @@ class Weights:
     def name(self) -> str:
         return "the state dict" if isinstance(self.source, Mapping) else str(self.source)
 
-    def tensors(self) -> dict[str, Tensor]:
-        """The tensors, renamed."""
+    def _tensors(self, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The tensors, renamed for a module with these."""
         found = self.source if isinstance(self.source, Mapping) else read(Path(self.source))
-        named = {_renamed(name, self.rename): t for name, t in found.items()}
-        for old in self.rename:
+        rename = self.rename
+        if rename is None:
+            rename = {} if (pair := _suggested(own, found)) is None else dict([pair])
+        named = {_renamed(name, rename): t for name, t in found.items()}
+        for old in rename:
             if not any(_is_under(name, old) for name in found):
                 raise ConfigError(f"{self.name} has no {old!r} to rename; it has {some(found)}")
         if len(named) < len(found):
-            raise ConfigError(f"rename={dict(self.rename)} gives two tensors of {self.name} one name")
+            raise ConfigError(f"rename={dict(rename)} gives two tensors of {self.name} one name")
         return named
 
     def report(self, module: nn.Module) -> Fit:
         """What fits a module, and what does not."""
-        return self._fit(_named(module), self.tensors())
+        own = _named(module)
+        return self._fit(own, self._tensors(own))
 
     def into(self, module: nn.Module) -> Fit:
         """Load what fits into a module, in place. Raises ConfigError if nothing fits, or not all and `strict`."""
-        own, found = _named(module), self.tensors()
+        own = _named(module)
+        found = self._tensors(own)
         fit = self._fit(own, found)
         if not fit.matched or (self.strict and not fit.exact):
             raise ConfigError(f"{self.name} does not fit the module: {self._misfit(fit, own, found)}")

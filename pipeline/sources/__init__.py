@@ -3,6 +3,7 @@ tables and arrays are in `formats`."""
 
 from pipeline.sources.arrays import arrays
 from pipeline.sources.bundled import digits, random, sklearn
+from pipeline.sources.chat import chat
 from pipeline.sources.columns import Readings
 from pipeline.sources.dataset import Subset, dataset
 from pipeline.sources.dialect import Dialect
@@ -29,6 +30,7 @@ __all__ = [
     "Task",
     "Tensors",
     "arrays",
+    "chat",
     "dataset",
     "decode",
     "digits",

@@ -25,10 +25,10 @@ def blocks(path: Path, dialect: Dialect) -> Iterator[Frame]:
 
     Raises DataError, with the line, for anything else than an object.
     """
-    yield from typed(path, lambda: _rows(path, dialect.encoding), unit="line")
+    yield from typed(path, lambda: objects(path, dialect.encoding), unit="line")
 
 
-def _rows(path: Path, encoding: str | None) -> Iterator[Row]:
+def objects(path: Path, encoding: str | None = None) -> Iterator[Row]:
     """The objects, with the lines on which they begin."""
     decode = json.JSONDecoder(object_pairs_hook=_once).raw_decode
     with unpacked(path) as file:

@@ -14,6 +14,7 @@ from attrs import evolve
 
 from pipeline.errors import DataError, did_you_mean
 from pipeline.sources.arrays import new_rows
+from pipeline.sources.chat import samples
 from pipeline.sources.columns import Reading
 from pipeline.sources.dialect import Dialect
 from pipeline.sources.encode import unknown
@@ -142,3 +143,10 @@ def of_text(path: Path, fitted: Mapping[str, Any], *, dtype: str | None = None) 
     windows = Windows(ids, context, 0, count)
     for rows in _blocks(count):
         yield Rows({"row": rows}, windows[rows])
+
+
+def of_chat(path: Path, fitted: Mapping[str, Any]) -> Iterator[Rows]:
+    """Rows of questions and answers."""
+    data = samples(path, fitted)
+    for rows in _blocks(len(data)):
+        yield Rows({"row": rows}, data[rows])

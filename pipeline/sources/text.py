@@ -69,7 +69,7 @@ def text(path: str | Path, *, context: int = 128, tokenizer: str | None = None, 
         alphabet = "".join(sorted(set(_decoded(path, raw))))
         fitted |= {"alphabet": alphabet, "vocabulary": len(alphabet)}
     elif tokenizer != BYTES:
-        fitted["vocabulary"] = _library(tokenizer, lambda t: t.get_vocab_size())
+        fitted["vocabulary"] = library(tokenizer, lambda t: max(t.get_vocab().values()) + 1)
     ids = _ids(path, raw, fitted)
     fitted["bytes_per_token"] = len(raw) / max(len(ids), 1)
     return _prepared(path, ids, context, int(fitted["vocabulary"]), parts, fitted)
@@ -168,7 +168,7 @@ def encode(fitted: Mapping[str, Any], words: str) -> list[int]:
             raise DataError(f"the training text has no character {e.args[0]!r}{near}") from None
     if kind is None:
         raise DataError("the data were token ids: there is no tokenizer to read a text by")
-    ids: list[int] = _library(kind, lambda t: t.encode(words).ids)
+    ids: list[int] = library(kind, lambda t: t.encode(words).ids)
     return ids
 
 
@@ -185,11 +185,12 @@ def decode(fitted: Mapping[str, Any], ids: Sequence[int]) -> str:
         return "".join(fitted["alphabet"][i] for i in ids)
     if kind is None:
         return " ".join(map(str, ids))
-    words: str = _library(kind, lambda t: t.decode(list(ids)))
+    words: str = library(kind, lambda t: t.decode(list(ids)))
     return words
 
 
-def _library(path: str, use: Callable[[Any], Any]) -> Any:
+def library(path: str, use: Callable[[Any], Any]) -> Any:
+    """What a tokenizer of a file of the tokenizers library gives."""
     try:
         import tokenizers
     except ModuleNotFoundError:

@@ -23,6 +23,7 @@ DATA: dict[str, type[Data]] = {
         "images": "files:Images",
         "text": "files:Text",
         "tokens": "files:Tokens",
+        "chat": "files:Chat",
         "huggingface": "files:HuggingFace",
     }.items()
 }

@@ -206,6 +206,25 @@ class Text(Windows):
 
 
 @frozen
+class Chat(File):
+    """Questions and answers in JSON lines or Parquet, of which the answers are learned."""
+
+    reader, others_reader, fits = "chat", "of_chat", "template"
+
+    held_out: float = setting(0.1, "held-out share of the samples", share, fixed=True)
+    context: int = setting(512, "most tokens of a row", at_least(1), fixed=True)
+    tokenizer: str | None = setting(None, "bytes, or a tokenizers' JSON file  [default: bytes]", fixed=True)
+    template: str | None = setting(
+        None, 'text of a row, the last column of which is learned: "Q: {question} A: {answer}"  [default: by the '
+        "columns messages, prompt and completion, or text]", fixed=True,
+    )  # fmt: skip
+
+    def arguments(self) -> dict[str, Any]:
+        template = self.template and self.template.replace("\\n", "\n").replace("\\t", "\t")
+        return {**File.arguments(self), "template": template}
+
+
+@frozen
 class Tokens(Windows):
     """A file of token ids."""
 

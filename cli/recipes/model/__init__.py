@@ -6,6 +6,7 @@ from pkgutil import resolve_name
 
 from cli.recipes.model.base import Fixed, Model
 from cli.recipes.model.custom import Custom
+from cli.recipes.model.huggingface import Pretrained
 
 MODELS: dict[str, type[Model]] = {
     name: resolve_name(f"cli.recipes.model.{home}")
@@ -23,4 +24,4 @@ MODELS: dict[str, type[Model]] = {
     }.items()
 }
 
-__all__ = ["MODELS", "Custom", "Fixed", "Model"]
+__all__ = ["MODELS", "Custom", "Fixed", "Model", "Pretrained"]

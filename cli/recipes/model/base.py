@@ -97,6 +97,10 @@ class Model:
         """Its share of a run's name."""
         return self.name
 
+    @staticmethod
+    def imply(values: dict[str, dict[str, Any]], data: type) -> None:
+        """Set what the model chooses of other tables, if it is not given; `data` is the recipe of the data."""
+
     def make(self, fixed: Fixed) -> Made:
         """The model for some data. Raises ConfigError if it does not fit them."""
         raise NotImplementedError

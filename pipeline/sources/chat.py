@@ -1,0 +1,122 @@
+"""Chat: rows of questions and answers as tokens, of which only the answers are learned."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pipeline import files, memory
+from pipeline.errors import ConfigError, DataError
+from pipeline.sources.files import reading
+from pipeline.sources.frame import package
+from pipeline.sources.jsonlines import objects
+from pipeline.sources.prepared import Prepared
+from pipeline.sources.split import Split
+from pipeline.sources.tensors import Tensors
+from pipeline.sources.text import BYTES, CHARACTERS, library
+from pipeline.sources.turns import Turns, turns
+
+IGNORED = -100
+"""The target of a token that is not learned."""
+
+
+def chat(
+    path: str | Path, *, context: int = 512, tokenizer: str | None = None, template: str | None = None,
+    parts: Split | None = None,
+) -> Prepared:  # fmt: skip
+    """Rows of JSON lines or Parquet with `messages`, `prompt` and `completion`, or `text`; or with the columns that a
+    `template` names, the last of which is the answer: "Q: {question} A: {answer}".
+
+    A row is a sample: `inputs` and `targets` (N, T) int64; targets are the next tokens, and -100 where these belong to
+    a prompt or to padding. Messages go by the chat template beside the tokenizer's file, or else as `user: ...` lines.
+    Rows of more than `context` tokens are cut at the end, and left out without an answer; `notes` count both.
+    """
+    path, tokenizer = Path(path), str(tokenizer or BYTES)
+    fitted: dict[str, Any] = {"tokenizer": tokenizer, "template": template, "vocabulary": 256, "context": context}
+    if tokenizer == CHARACTERS:
+        raise ConfigError("questions and answers take tokenizer bytes, or a tokenizers' JSON file, not characters")
+    if tokenizer != BYTES:
+        fitted["vocabulary"] = library(tokenizer, lambda t: max(t.get_vocab().values()) + 1)
+    form = _form(fitted)
+    rows = [(ids, learned) for _, ids, learned in _rows(path, fitted, form)]
+    lengths = [len(ids) - 1 for ids, _ in rows]
+    fitted["context"] = min(context, max(lengths, default=0))
+    tensors, cut, empty = _padded(path, rows, fitted["context"])
+    train, held_out = (parts or Split(0.1)).rows(len(tensors["inputs"]))
+    learned = float((tensors["targets"] != IGNORED).sum()) / max(sum(min(n, fitted["context"]) for n in lengths), 1)
+    notes = [f"{len(rows):,} rows of {min(lengths):,} to {max(lengths):,} tokens, padded to {fitted['context']:,}; "
+             f"{100 * learned:.0f} % of the tokens are learned"]  # fmt: skip
+    if cut:
+        notes.append(f"{cut:,} rows are cut to {context:,} tokens, and {empty:,} left out, whose answer begins later")
+    elif empty:
+        notes.append(f"{empty:,} rows without an answer are left out")
+    if not form.own and template is None and "messages" in next(_objects(path))[1]:
+        notes.append(f"without a chat template, messages are lines of 'role: ...', and {form.end!r} ends the text")
+    sizes = {name: fitted[name] for name in ("vocabulary", "context")}
+    sides = [Tensors({name: t[side] for name, t in tensors.items()}) for side in (train, held_out)]
+    return Prepared(sides[0], sides[1], "language modelling", (), sizes, tuple(notes), fitted)
+
+
+def samples(path: Path, fitted: Mapping[str, Any]) -> Tensors:
+    """Other rows, as those of a run."""
+    rows = [(ids, learned) for _, ids, learned in _rows(path, fitted, _form(fitted))]
+    return Tensors(_padded(path, rows, fitted["context"])[0])
+
+
+def _form(fitted: Mapping[str, Any]) -> Turns:
+    tokenizer = fitted["tokenizer"]
+    return turns(None if tokenizer == BYTES else Path(tokenizer), fitted["template"])
+
+
+def _rows(path: Path, fitted: Mapping[str, Any], form: Turns) -> Iterator[tuple[int, list[int], list[bool]]]:
+    """The number of each row, its tokens, and which of them are learned."""
+    chats = form.own and form.template is None
+    for number, row in _objects(path):
+        try:
+            text, spans = form.told({name: value for name, value in row.items() if value is not None})
+        except ValueError as e:
+            raise DataError(f"{path}, row {number} {e}") from None
+        special = not (chats and ("messages" in row or isinstance(row.get("prompt"), list)))
+        ids, begins = _encoded(fitted["tokenizer"], text, special)
+        yield number, ids, [any(begin <= at < end for begin, end in spans) for at in begins]
+
+
+def _objects(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    with reading(path, "can't be read as rows of JSON or Parquet"):
+        if path.suffix.lower() in (".parquet", ".pq"):
+            yield from zip(count(1), package().read_parquet(files.plain(path)).iter_rows(named=True), strict=False)
+        else:
+            yield from objects(path)
+
+
+def _encoded(tokenizer: str, text: str, special: bool) -> tuple[list[int], list[int]]:
+    """Tokens, and the character at which the text of each begins; -1 for one of no text."""
+    if tokenizer == BYTES:
+        return list(text.encode()), [at for at, letter in enumerate(text) for _ in letter.encode()]
+    found = library(tokenizer, lambda t: t.encode(text, add_special_tokens=special))
+    return found.ids, [begin if end > begin else -1 for begin, end in found.offsets]
+
+
+def _padded(
+    path: Path, rows: list[tuple[list[int], list[bool]]], context: int
+) -> tuple[dict[str, Tensor], int, int]:  # fmt: skip
+    """Inputs and targets (N, context), the number of rows that are cut, and of those without a learned token."""
+    memory.check(16 * len(rows) * context, f"{len(rows):,} rows of {context:,} tokens")
+    inputs = torch.zeros(len(rows), context, dtype=torch.int64)
+    targets = torch.full_like(inputs, IGNORED)
+    for i, (ids, learned) in enumerate(rows):
+        now = torch.tensor(ids[: context + 1])
+        inputs[i, : len(now) - 1] = now[:-1]
+        targets[i, : len(now) - 1] = torch.where(
+            torch.tensor(learned[1 : len(now)], dtype=torch.bool), now[1:], IGNORED
+        )
+    kept = (targets != IGNORED).any(1)
+    if not kept.any():
+        raise DataError(f"{path} has no row with an answer within {context:,} tokens")
+    cut = sum(len(ids) - 1 > context for ids, _ in rows)
+    return {"inputs": inputs[kept], "targets": targets[kept]}, cut, int((~kept).sum())

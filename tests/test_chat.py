@@ -1,0 +1,188 @@
+"""Questions and answers: only answers are learned, and nothing is cut or left out in silence."""
+
+import json
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline import PipeError, loss, models, sources
+from pipeline.sources.chat import IGNORED, samples
+from tests import hub
+
+LETTERS = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=12)
+CHAT = [{"messages": [{"role": "system", "content": "Add."}, {"role": "user", "content": "1+1"},
+                      {"role": "assistant", "content": "2"}, {"role": "user", "content": "1+2"},
+                      {"role": "assistant", "content": "3"}]}] * 20  # fmt: skip
+TEMPLATE = (
+    "{% for m in messages %}<|{{ m.role }}|>{% if m.role == 'assistant' %}{% generation %}{{ m.content }}<eos>{% "
+    "endgeneration %}{% else %}{{ m.content }}{% endif %}{% endfor %}{% if add_generation_prompt %}<|assistant|>{% "
+    "endif %}"
+)
+
+
+def written(folder, rows, name="rows.jsonl"):
+    path = folder / name
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    return path
+
+
+def whole(data):
+    """All samples."""
+    return {name: torch.cat([data.train.tensors[name], data.held_out.tensors[name]]) for name in ("inputs", "targets")}
+
+
+def learned(batch):
+    """The bytes that are learned, and all of them, of each sample."""
+    for inputs, targets in zip(batch["inputs"], batch["targets"], strict=True):
+        yield bytes(targets[targets != IGNORED].tolist()).decode(errors="replace"), bytes(inputs.tolist())
+
+
+@given(st.lists(st.tuples(LETTERS, LETTERS), min_size=3, max_size=6), st.integers(1, 40))
+def test_the_targets_are_the_next_tokens_of_answers(tmp_path_factory, pairs, context):
+    """For any texts: inputs are the text's bytes, targets those of the answer and its end, one place before."""
+    pairs = [("?" + prompt, answer) for prompt, answer in pairs]
+    path = written(tmp_path_factory.getbasetemp(), [{"prompt": p, "completion": c} for p, c in pairs])
+    rows = [(p.encode(), (c + "\n" * (not c.endswith("\n"))).encode()) for p, c in pairs]
+    cut = [(p, a[: max(context + 1 - len(p), 0)]) for p, a in rows]
+    kept = sum(bool(a) for _, a in cut)
+    if kept < 2:
+        with pytest.raises(PipeError):
+            sources.chat(path, context=context)
+        return
+    data = sources.chat(path, context=context)
+    found = whole(data)
+    assert len(found["inputs"]) == kept
+    expected = set()
+    for p, a in cut:
+        text, at = (p + a)[: context + 1], len(p)
+        if a:
+            width = data.sizes["context"]
+            inputs = [*text[:-1], *[0] * (width - len(text) + 1)]
+            targets = [b if i + 1 >= at else IGNORED for i, b in enumerate(text[1:])]
+            expected.add((*inputs, *targets, *[IGNORED] * (width - len(targets))))
+    assert {(*i.tolist(), *t.tolist()) for i, t in zip(found["inputs"], found["targets"], strict=True)} == expected
+    longer = sum(len(p) + len(a) - 1 > context for p, a in rows)
+    assert any(f"{longer} rows are cut to {context} tokens, and {len(rows) - kept} left" in n for n in data.notes) == (
+        longer > 0
+    )
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_messages_are_lines_without_a_chat_template(tmp_path, kind):
+    """All answers are learned, with their line's end; a note says the form."""
+    path = written(tmp_path, CHAT)
+    if kind == "parquet":
+        pl.DataFrame(CHAT).write_parquet(path := tmp_path / "rows.parquet")
+    data = sources.chat(path)
+    [(answers, text), *_] = learned(whole(data))
+    assert answers == "2\n3\n"
+    assert text.rstrip(b"\0") == b"system: Add.\nuser: 1+1\nassistant: 2\nuser: 1+2\nassistant: 3"
+    assert any("messages are lines of 'role: ...'" in note for note in data.notes)
+
+
+def test_a_template_and_prompts_of_messages(tmp_path):
+    """The last column of a template is the answer; of a prompt of messages, none of its answers are learned."""
+    rows = [{"q": f"{i}+1", "a": i + 1} for i in range(20)]
+    found = learned(whole(sources.chat(written(tmp_path, rows), template="Q: {q}\nA: {a}.")))
+    assert sorted(answer for answer, _ in found) == sorted(f"{i + 1}.\n" for i in range(20))
+    [messages] = CHAT[0].values()
+    rows = [{"prompt": messages[:-1], "completion": messages[-1:]}] * 20
+    assert {answer for answer, _ in learned(whole(sources.chat(written(tmp_path, rows))))} == {"3\n"}
+    [(text, _), *_] = learned(whole(sources.chat(written(tmp_path, [{"text": "abc"}] * 20))))
+    assert text == "bc\n"  # nothing comes before the first
+
+
+def test_the_loss_and_its_gradient_are_those_of_answers_alone(tmp_path):
+    """The loss is the mean over learned tokens, as written by hand; logits of others have no gradient."""
+    data = sources.chat(
+        written(tmp_path, [{"prompt": "?" * (i % 7), "completion": "ab" * (1 + i % 3)} for i in range(20)])
+    )
+    model, batch = models.transformer(256, context=data.sizes["context"], width=16, heads=2, depth=1), whole(data)
+    total, count = 0.0, 0
+    logits = model(batch["inputs"]).detach().requires_grad_()
+    for row, targets in zip(logits, batch["targets"], strict=True):
+        for scores, target in zip(row, targets.tolist(), strict=True):
+            if target != IGNORED:
+                total, count = total - scores.log_softmax(0)[target], count + 1
+    value, weight = loss.cross_entropy(dim=-1)(logits, batch["targets"])
+    assert weight == count
+    assert value.item() == pytest.approx(total.item() / count, rel=1e-6)
+    [gradient] = torch.autograd.grad(value, logits)
+    assert ((gradient != 0).any(-1) == (batch["targets"] != IGNORED)).all()
+
+
+@pytest.mark.parametrize(
+    ("rows", "options", "said"),
+    [
+        ([{"a": 1}], {}, "row 1 has a, but no messages"),
+        ([{"prompt": 1, "completion": "b"}], {}, "row 1 has a prompt that is no text"),
+        ([{"messages": [{"role": "user"}]}], {}, "row 1 has a content that is no text"),
+        ([{"messages": "hi"}], {}, "that are no list of a role and a content each"),
+        ([{"q": "a", "answer": "b"}], {"template": "{q} {anser}"}, "has no 'anser'; did you mean 'answer'"),
+        ([{"q": "a"}], {"template": "{q.__class__}"}, "its fields are the names of columns"),
+        ([{"q": "a"}], {"template": "{q!r:>9}"}, "its fields are the names of columns"),
+        ([{"q": "a"}], {"template": "{q"}, "template '{q' is none"),
+        ([{"prompt": "abc", "completion": "d"}], {"context": 2}, "no row with an answer within 2 tokens"),
+        ([{"text": "a"}], {"tokenizer": "characters"}, "not characters"),
+    ],
+)  # fmt: skip
+def test_other_rows_are_one_line(tmp_path, rows, options, said):
+    """With the row, and what to write."""
+    with pytest.raises(PipeError) as refused:
+        sources.chat(written(tmp_path, rows), **options)
+    assert said in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A small model of the transformers library, whose tokenizer has a chat template."""
+    hf, home = pytest.importorskip("transformers"), tmp_path_factory.mktemp("hub") / "gpt2"
+    special = [f"<|{role}|>" for role in ("system", "user", "assistant")]
+    fast = hub.tokenizer("the answer is the answer of the question " * 9, *special, chat_template=TEMPLATE)
+    fast.save_pretrained(home)
+    torch.manual_seed(0)
+    sizes = {"n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 64, "attn_pdrop": 0, "embd_pdrop": 0}
+    hf.GPT2LMHeadModel(hf.GPT2Config(vocab_size=len(fast), **sizes, resid_pdrop=0)).save_pretrained(home)
+    return home
+
+
+def test_a_chat_template_has_the_masks_of_transformers(tmp_path, folder):
+    """Ids and learned tokens are those of apply_chat_template, whose template marks the answers."""
+    hf = pytest.importorskip("transformers")
+    data = sources.chat(written(tmp_path, CHAT), tokenizer=str(folder / "tokenizer.json"))
+    expected = hf.AutoTokenizer.from_pretrained(folder).apply_chat_template(
+        CHAT[0]["messages"], return_dict=True, return_assistant_tokens_mask=True
+    )
+    ids, mask = np.array(expected["input_ids"]), np.array(expected["assistant_masks"], bool)
+    assert data.train.tensors["inputs"][0].tolist() == ids[:-1].tolist()
+    assert data.train.tensors["targets"][0].tolist() == np.where(mask, ids, IGNORED)[1:].tolist()
+    assert sources.decode(data.fitted, ids[mask].tolist()).replace("<eos>", "") == "23"
+
+
+def test_the_command_has_the_loss_of_labels_by_hand(tmp_path, folder, pipe, monkeypatch):
+    """Of prompts and completions, as transformers computes it from labels that are -100 on prompts and padding."""
+    hf = pytest.importorskip("transformers")
+    monkeypatch.chdir(tmp_path)
+    rows = [{"prompt": f"question {i}:", "completion": " the answer" * (1 + i % 3)} for i in range(20)]
+    written(tmp_path, rows)
+    code, out, err = pipe("train", "--model", folder, "--data", "rows.jsonl", "--epochs", 1, "--lr", 1e-12,
+                          "--no-compile", "--out", "run")  # fmt: skip
+    assert (code, err) == (0, "")
+    assert "20 rows of " in out
+    assert pipe("eval", "run", "--data", "chat:rows.jsonl", "--json")[0] == 0
+    tokenizer, model = hf.AutoTokenizer.from_pretrained(folder), hf.AutoModelForCausalLM.from_pretrained(folder).eval()
+    total, count = 0.0, 0
+    for row in rows:
+        prompt, answer = (tokenizer(text)["input_ids"] for text in (row["prompt"], row["completion"] + "<eos>"))
+        labels = torch.tensor([[*[-100] * len(prompt), *answer]])
+        with torch.no_grad():
+            total += model(torch.tensor([[*prompt, *answer]]), labels=labels).loss.item() * len(answer)
+        count += len(answer)
+    found = json.loads(pipe("eval", "run", "--data", "chat:rows.jsonl", "--json")[1])["metrics"]["loss"]
+    assert found == pytest.approx(total / count, rel=1e-6)
+    assert samples(tmp_path / "rows.jsonl", json.loads((tmp_path / "run/data.json").read_text())["fitted"]).names
