@@ -72,11 +72,12 @@ class Rule:
     lr: float | None = setting(
         None,
         "learning rate  [default: realmlp 0.04, of values 0.2; tabm 0.002; sgd 0.3, of tables 0.1; adam, adamw 0.003; "
-        "muon 0.05; others their own]",
+        "muon 0.05, of transformer 0.02; others their own]",
         at_least(0, True),
     )
     rest_lr: float | None = setting(
-        None, "learning rate for muon's other parameters: embeddings, the last layer, vectors  [default: 0.02]",
+        None, "learning rate for muon's other parameters: embeddings, the last layer, vectors  [default: 0.02; resnet "
+        "0.01; transformer 0.01, less of a wider one]",
         at_least(0, True),
     )  # fmt: skip
     momentum: float | None = setting(None, "of sgd and rmsprop  [default: 0.9 for sgd, 0 for rmsprop]", at_least(0))

@@ -55,9 +55,19 @@ class ResNet(Model):
     activation: str = setting("relu", "gelu, relu or silu", one_of(("gelu", "relu", "silu")), fixed=True)
     zero_init: bool = setting(False, "begin with blocks that add nothing", fixed=True)
     whitening: bool = setting(False, "a fixed first layer that whitens patches of the images", fixed=True)
-    shift: int = setting(0, "pixels by which images are moved at random in training", at_least(0), fixed=True)
+    shift: int = setting(
+        0,
+        "pixels by which images are moved at random in training  [default: an eighth of the side; 0 if the data are "
+        "augmented]",
+        at_least(0),
+        fixed=True,
+    )
     views: int = setting(
-        1, "of an image in evaluation: 1; 2: also mirrored; 6: and both moved by a pixel", one_of((1, 2, 6)), fixed=True
+        1,
+        "of an image in evaluation: 1; 2: also mirrored; 6: and both moved by a pixel  [default: 1; 2 for images of "
+        "32x32 and more in colours]",
+        one_of((1, 2, 6)),
+        fixed=True,
     )
 
     def make(self, fixed: Fixed) -> Made:
@@ -80,11 +90,13 @@ class ResNet(Model):
         if len(fixed.inputs) != 3:
             return {}  # make() refuses them
         channels, height, width = fixed.inputs
-        flips = channels == 3 and min(height, width) >= FLIPPED and hasattr(config.data, "augment")
+        kind = getattr(config.data, "augment", "")
+        flips = (kind == "auto" and channels == 3 and min(height, width) >= FLIPPED) or kind.startswith(("flip", "alt"))
         return {
             "model.widths": tuple(16 * (self.depth + 1) * k for k in (1, 2, 4)), "model.zero_init": True,
-            "model.whitening": True, "model.shift": 0 if flips else min(height, width) // 8,
-            "model.views": 2 if flips else 1, **({"data.augment": "alternate+crop"} if flips else {}),
+            "model.whitening": True, "model.views": 2 if flips else 1,
+            "model.shift": 0 if flips or kind not in ("", "auto") else min(height, width) // 8,
+            **({"data.augment": "alternate+crop"} if flips else {}),
             "optimizer.name": "muon", "optimizer.lr": 0.05, "optimizer.rest_lr": 0.01,
             "schedule.name": "polynomial", "loss.smoothing": smoothing(fixed, config), "run.clip": 0.0,
         }  # fmt: skip

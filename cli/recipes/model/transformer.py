@@ -32,7 +32,12 @@ class Transformer(Model):
 
     prefers: ClassVar[Mapping[str, Any]] = {"name": "adamw"}
 
-    width: int = setting(128, "features of a token", at_least(1, most=WIDE), fixed=True)
+    width: int = setting(
+        128,
+        "features of a token, or units  [default: 128; 32 for each block of transformer]",
+        at_least(1, most=WIDE),
+        fixed=True,
+    )
     heads: int | None = setting(
         None, "of the attention  [default: the largest divisor of --width among 8, 4, 2, 1]", at_least(1), fixed=True
     )
