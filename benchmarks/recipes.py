@@ -80,7 +80,7 @@ IMAGES: dict[str, dict[str, Any]] = {
     "new default": {},
     "old default": OLD_IMAGES,
     "torchvision's recipe": {**OLD_IMAGES, "lr": 0.1, "weight_decay": 1e-4, "clip": 0.0, "augment": "flip+crop"},
-    "without whitening": {"whitening": False},
+    "with whitening": {"whitening": True},
     "without zero init": {"zero_init": False},
     "without shifts": {"shift": 0},
     "flips at random": {"augment": "flip+crop"},

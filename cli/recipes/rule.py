@@ -55,6 +55,7 @@ OPTIMIZERS: dict[str, Optimizer] = {
     "rprop": Optimizer("pipeline.update:rprop", 0.001, decays=False),
     "schedule-free-adamw": Optimizer("pipeline.update:schedule_free_adamw", 0.01, schedule_free=True),
 }
+BETA2 = 0.999
 REST = 0.02
 """The default learning rate of the parameters that muon leaves to adamw."""
 
@@ -147,8 +148,7 @@ class Rule:
 
             if not hidden:
                 raise refusal("--optimizer muon has no matrix between this model's inputs and outputs; use adamw")
-            betas = {} if self.beta2 is None else {"betas": (0.9, self.beta2)}
-            rest = update.adamw(rate(self.rest_lr or REST), **betas, **options)
+            rest = update.adamw(rate(self.rest_lr or REST), betas=(0.9, self.beta2 or BETA2), **options)
             return update.muon(rate(self.base), matrices=lambda name, _: name in hidden, rest=rest, **options)
         if self.own_momentum is not None:
             options = {**options, "momentum": self.own_momentum}

@@ -9,8 +9,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.gelu, "silu": F.silu}
-VIEWS = (1, 2, 6)
-"""Views of an image in evaluation: itself, also mirrored, and both also moved by a pixel either way."""
 EPS = 5e-4
 """Added to the variances by which patches are whitened."""
 
@@ -55,7 +53,8 @@ class Whitening(nn.Module):
         self.register_buffer("filters", torch.cat([kept, -kept]).reshape(2 * size, channels, 2, 2))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.conv2d(F.pad(x, (0, 1, 0, 1), mode="replicate"), self.filters, self.bias)
+        whitened: Tensor = F.conv2d(F.pad(x, (0, 1, 0, 1), mode="replicate"), self.filters, self.bias)
+        return whitened
 
 
 def _whitening(images: Tensor) -> Tensor:

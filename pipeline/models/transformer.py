@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,6 @@ NORMS: dict[str, Callable[[int], nn.Module]] = {
     "layer": nn.LayerNorm,
     "rms": lambda width: nn.RMSNorm(width, elementwise_affine=False),
 }
-ACTIVATIONS = ("gelu", "relu2", "swiglu")
 
 
 class Squared(nn.Module):
@@ -67,9 +67,7 @@ class Block(nn.Module):
         if turns is not None:
             q, k = rotated(q, turns), rotated(k, turns)
         p = self.dropout if self.training else 0.0
-        attended = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, dropout_p=p, is_causal=mask is None, scale=QK_SCALE if self.qk_norm else None
-        )
+        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=p, is_causal=mask is None)
         x = x + F.dropout(self.out(attended.transpose(1, 2).reshape(b, t, d)), p)
         y: Tensor = x + self.mlp(self.norm2(x))
         return y
@@ -86,12 +84,23 @@ def rotated(x: Tensor, turns: Tensor) -> Tensor:
     """Queries or keys (B, H, T, size), each pair of features turned by its position's angle."""
     cos, sin = turns.to(x.dtype)
     half = cos.shape[-1]
-    a, b, rest = x.split((half, half, x.shape[-1] - 2 * half), -1)
+    a, b, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
     return torch.cat([a * cos + b * sin, b * cos - a * sin, rest], -1)
 
 
 class Transformer(nn.Module):
-    """Token ids (B, T) int64 -> logits of the next token (B, T, vocabulary); T up to `context`.
+    """Token ids (B, T) int64 -> logits of the next token (B, T, vocabulary); T up to `context`, or any with "rotary"
+    positions.
+
+    - `positions`: "learned", or "rotary": queries and keys turned by an angle for each position. Source: Su et al.,
+      RoFormer (2021), section 3.2.
+    - `norm`: "layer", or "rms", without weights, of the embedding too. `qk_norm` normalizes queries and keys of heads.
+    - `activation`: "gelu"; "relu2", relu(x) ** 2; or "swiglu", with as many weights.
+    - `zero_init`: blocks add nothing at first, and logits are 0, unless `tied`: the head is the embedding.
+    - `softcap`: logits z become z / sqrt(1 + (z / softcap) ** 2).
+    - `bigrams`: rows of an embedding of pairs of tokens, hashed, which is added to the tokens' and begins with zeros.
+
+    Source of all but the pairs: Jordan et al., modded-nanogpt (2024).
 
     >>> transformer(50, width=16, heads=2, depth=1)(torch.zeros(2, 7, dtype=torch.long)).shape
     torch.Size([2, 7, 50])
@@ -104,12 +113,18 @@ class Transformer(nn.Module):
         bigrams: int = 0,
     ) -> None:  # fmt: skip
         super().__init__()
-        self.softcap, self.size, self.depth, self.vocabulary = softcap, width // heads, depth, vocabulary
+        self.softcap, self.size, self.vocabulary = softcap, width // heads, vocabulary
         self.tokens = nn.Embedding(vocabulary, width)
         self.positions = nn.Embedding(context, width) if positions == "learned" else None
         self.pairs = nn.Embedding(bigrams, width) if bigrams else None
         self.first = NORMS[norm](width) if norm == "rms" else nn.Identity()
-        options = {"norm": norm, "activation": activation, "qk_norm": qk_norm, "bias": bias, "zero_init": zero_init}
+        options: dict[str, Any] = {
+            "norm": norm,
+            "activation": activation,
+            "qk_norm": qk_norm,
+            "bias": bias,
+            "zero_init": zero_init,
+        }
         self.blocks = nn.Sequential(*(Block(width, heads, dropout, **options) for _ in range(depth)))
         self.norm = NORMS[norm](width)
         self.head = None if tied else nn.Linear(width, vocabulary, bias=False)
@@ -133,11 +148,10 @@ class Transformer(nn.Module):
         for block in self.blocks:
             x = block(x, None, turns)
         x = self.norm(x)
-        logits = F.linear(x, self.tokens.weight) * x.shape[-1] ** -0.5 if self.head is None else self.head(x)
+        logits: Tensor = F.linear(x, self.tokens.weight) * x.shape[-1] ** -0.5 if self.head is None else self.head(x)
         if self.softcap:
             logits = logits * torch.rsqrt(1.0 + (logits / self.softcap).square())
         return logits
 
 
-QK_SCALE = None
 transformer: Callable[..., Transformer] = Transformer

@@ -9,7 +9,7 @@ from attrs import frozen
 
 from cli.recipes.model.base import Fixed, Made, Model, dashes
 from cli.recipes.model.realmlp import smoothing
-from cli.recipes.setting import DEEP, WIDE, at_least, below_one, not_empty, one_of, setting
+from cli.recipes.setting import DEEP, WIDE, at_least, below_one, given, not_empty, one_of, refusal, setting
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,6 +21,11 @@ PIXELS = 1 << 22
 """Values of training images, at most, to which a whitening is fitted."""
 FLIPPED = 32
 """Height and width from which images in colours may be mirrored, as --set augment=auto does."""
+
+
+def _views(_: object, attribute: object, value: int) -> None:
+    if value not in (1, 2, 6):
+        raise refusal(f"{given('views', value)} is none of 1, 2 and 6")
 
 
 @frozen
@@ -66,7 +71,7 @@ class ResNet(Model):
         1,
         "of an image in evaluation: 1; 2: also mirrored; 6: and both moved by a pixel  [default: 1; 2 for images of "
         "32x32 and more in colours]",
-        one_of((1, 2, 6)),
+        _views,
         fixed=True,
     )
 
@@ -94,7 +99,7 @@ class ResNet(Model):
         flips = (kind == "auto" and channels == 3 and min(height, width) >= FLIPPED) or kind.startswith(("flip", "alt"))
         return {
             "model.widths": tuple(16 * (self.depth + 1) * k for k in (1, 2, 4)), "model.zero_init": True,
-            "model.whitening": True, "model.views": 2 if flips else 1,
+            "model.views": 2 if flips else 1,
             "model.shift": 0 if flips or kind not in ("", "auto") else min(height, width) // 8,
             **({"data.augment": "alternate+crop"} if flips else {}),
             "optimizer.name": "muon", "optimizer.lr": 0.05, "optimizer.rest_lr": 0.01,
