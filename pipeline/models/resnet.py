@@ -62,7 +62,8 @@ def _whitening(images: Tensor) -> Tensor:
     patches = F.unfold(F.pad(images, (0, 1, 0, 1), mode="replicate"), 2).transpose(1, 2).flatten(0, 1)
     centred = patches - patches.mean(0)
     variances, vectors = torch.linalg.eigh(centred.T @ centred / len(centred))
-    return (vectors / (variances.clamp(min=0) + EPS).sqrt()).T
+    rows: Tensor = (vectors / (variances.clamp(min=0) + EPS).sqrt()).T
+    return rows
 
 
 class ResNet(nn.Module):

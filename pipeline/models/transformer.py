@@ -119,12 +119,8 @@ class Transformer(nn.Module):
         self.pairs = nn.Embedding(bigrams, width) if bigrams else None
         self.first = NORMS[norm](width) if norm == "rms" else nn.Identity()
         options: dict[str, Any] = {
-            "norm": norm,
-            "activation": activation,
-            "qk_norm": qk_norm,
-            "bias": bias,
-            "zero_init": zero_init,
-        }
+            "norm": norm, "activation": activation, "qk_norm": qk_norm, "bias": bias, "zero_init": zero_init,
+        }  # fmt: skip
         self.blocks = nn.Sequential(*(Block(width, heads, dropout, **options) for _ in range(depth)))
         self.norm = NORMS[norm](width)
         self.head = None if tied else nn.Linear(width, vocabulary, bias=False)
