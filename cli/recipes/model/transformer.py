@@ -18,7 +18,7 @@ STEP = 32
 """Features of a token for each block."""
 LARGE = 64
 """Tokens of a vocabulary for each feature, from which the head is tied: most of the weights would be in the two."""
-TOKENS = 1_024
+TOKENS = 2_048
 """Tokens of a step for a width of 128."""
 PAIRS = 64
 """Rows of the embedding of pairs of tokens for each feature."""
