@@ -214,15 +214,15 @@ def code_in(values: Any) -> list[str]:
 
 def read(path: Path) -> dict[str, Any]:
     """The settings in a config file, as plain values; for a run's config, with its threads and uncompiled steps."""
-    table = document(path)
-    facts = table.get("facts")
+    facts = (table := document(path)).get("facts")
     # Both affect the rounding of sums, so a repeated run keeps them.
     kept = {"eager_steps": 0, **facts} if isinstance(facts, dict) and "threads" in facts else {}
     rounding = {f"run.{name}": kept[name] for name in ("threads", "eager_steps") if kept}
-    if isinstance(table.get(FOLDS), dict):  # results of the folds, named like a setting
-        del table[FOLDS]
-    values = {name: value for name, value in table.items() if name not in RECORDS}
-    _by_table(values)  # raises for unknown settings
+    results = {FOLDS} if isinstance(table.get(FOLDS), dict) else set()  # of the folds, named like a setting
+    values = {name: value for name, value in table.items() if name not in {*RECORDS, *results}}
+    model = _by_table(values)["model"]  # raises for unknown settings
+    if "versions" in table and model:  # a run's: its model's recipe is in it, and later settings are off
+        values["model"] = {**{name: f.default for name, f in settings(_recipe("model", model)).items()}, **model}
     return {**rounding, **values}
 
 

@@ -32,4 +32,6 @@ def _with_recipe(config: TrainConfig, data: Prepared | None) -> tuple[TrainConfi
     if "optimizer.name" in given:  # the numbers of a rule suit no other
         recipe = {name: value for name, value in recipe.items() if not name.startswith("optimizer.")}
     chosen = settings.make(recipe, given) if recipe else config
+    if chosen.data != config.data:
+        data = prepared(chosen)
     return evolve(chosen, settled=True), data

@@ -32,7 +32,7 @@ class Optimizer:
     decays: bool = True
     """Whether it has weight decay."""
     betas: bool = False
-    """Whether it takes `betas`."""
+    """Whether it, or muon's adamw, takes `betas`."""
     schedule_free: bool = False
     """Whether its learning rate needs no schedule."""
 
@@ -50,11 +50,12 @@ OPTIMIZERS: dict[str, Optimizer] = {
     "adagrad": Optimizer("pipeline.update:adagrad", 0.03),
     "lamb": Optimizer("pipeline.update:lamb", 0.01),
     "lion": Optimizer("pipeline.update:lion", 0.001),
-    "muon": Optimizer("pipeline.update:muon", 0.05),  # for its matrices; REST is for all other parameters
+    "muon": Optimizer("pipeline.update:muon", 0.05, betas=True),  # for its matrices; REST is for all other parameters
     "rmsprop": Optimizer("pipeline.update:rmsprop", 0.003, momentum=0.0),
     "rprop": Optimizer("pipeline.update:rprop", 0.001, decays=False),
     "schedule-free-adamw": Optimizer("pipeline.update:schedule_free_adamw", 0.01, schedule_free=True),
 }
+BETA2 = 0.999
 REST = 0.02
 """The default learning rate of the parameters that muon leaves to adamw."""
 
@@ -65,25 +66,28 @@ class Rule:
 
     name: str = setting(
         "sgd",
-        ", ".join(OPTIMIZERS) + "  [default: adamw for realmlp, tabm, transformer, lstm, gru, huggingface, else sgd]",
+        ", ".join(OPTIMIZERS) + "  [default: muon for transformer, resnet; adamw for realmlp, tabm, lstm, gru, "
+        "huggingface; else sgd]",
         fixed=True,
     )
     lr: float | None = setting(
         None,
         "learning rate  [default: realmlp 0.04, of values 0.2; tabm 0.002; sgd 0.3, of tables 0.1; adam, adamw 0.003; "
-        "muon 0.05; others their own]",
+        "muon 0.05, of transformer 0.02; others their own]",
         at_least(0, True),
     )
     rest_lr: float | None = setting(
-        None, "learning rate for muon's other parameters: embeddings, the last layer, vectors  [default: 0.02]",
+        None, "learning rate for muon's other parameters: embeddings, the last layer, vectors  [default: 0.02; resnet "
+        "0.01; transformer 0.01, less of a wider one]",
         at_least(0, True),
     )  # fmt: skip
     momentum: float | None = setting(None, "of sgd and rmsprop  [default: 0.9 for sgd, 0 for rmsprop]", at_least(0))
     weight_decay: float | None = setting(
         None, "[default: realmlp 0.02, tabm 0.0003; adamw, lamb 0.01; muon 0.1; else 0]", at_least(0)
     )
+    nesterov: bool = setting(False, "Nesterov's momentum for sgd", fixed=True)
     beta2: float | None = setting(
-        None, "of adam and adamw: decay of the mean squared gradient  [default: 0.999]", below_one
+        None, "of adam, adamw and muon's: decay of the mean squared gradient  [default: 0.999]", below_one
     )
     no_decay: str | None = setting(
         None, 'parameters without weight decay, by patterns of their names: "*.bias,*norm*"', fixed=True
@@ -94,7 +98,11 @@ class Rule:
             fitting = " or ".join(name for name, known in OPTIMIZERS.items() if known.momentum is not None)
             raise refusal(f"--momentum belongs to --optimizer {fitting}, not to {self.name}; leave it out")
         if self.beta2 is not None and not OPTIMIZERS[self.name].betas:
-            raise refusal(f"{flag('beta2')} belongs to --optimizer adam or adamw, not to {self.name}; leave it out")
+            raise refusal(
+                f"{flag('beta2')} belongs to --optimizer adam, adamw or muon, not to {self.name}; leave it out"
+            )
+        if self.nesterov and (self.name != "sgd" or not self.own_momentum):
+            raise refusal(f"{flag('nesterov')} belongs to --optimizer sgd with --momentum; leave it out")
         if self.rest_lr is not None and self.name != "muon":
             raise refusal(f"{flag('rest_lr')} belongs to --optimizer muon, not to {self.name}; leave it out")
         if not OPTIMIZERS[self.name].decays and (self.weight_decay is not None or self.no_decay is not None):
@@ -140,10 +148,12 @@ class Rule:
 
             if not hidden:
                 raise refusal("--optimizer muon has no matrix between this model's inputs and outputs; use adamw")
-            rest = update.adamw(rate(self.rest_lr or REST), **options)
+            rest = update.adamw(rate(self.rest_lr or REST), betas=(0.9, self.beta2 or BETA2), **options)
             return update.muon(rate(self.base), matrices=lambda name, _: name in hidden, rest=rest, **options)
         if self.own_momentum is not None:
             options = {**options, "momentum": self.own_momentum}
+        if self.nesterov:
+            options = {**options, "nesterov": True}
         if self.beta2 is not None:
             options = {**options, "betas": (0.9, self.beta2)}
         stage: Stage = resolve_name(OPTIMIZERS[self.name].home)(rate(self.base), **options)

@@ -30,12 +30,15 @@ class Run:
     )
     batch_size: int = setting(
         64,
-        "samples a step  [default: 64; by the rows for realmlp, 256 to 1,024, and tabm, 32 to 512]",
+        "samples a step  [default: 64; by the rows for realmlp, 256 to 1,024, and tabm, 32 to 512; by width and "
+        "context for transformer]",
         at_least(1),
         fixed=True,
     )
     accumulate: int = setting(1, "gradient accumulation: microbatches of a batch", at_least(1))
-    clip: float = setting(1.0, "largest gradient norm; 0 for none  [default: 1; 0 for realmlp]", at_least(0))
+    clip: float = setting(
+        1.0, "largest gradient norm; 0 for none  [default: 1; 0 for realmlp, transformer, resnet]", at_least(0)
+    )
     ema: float | None = setting(
         None,
         "decay of an average of the weights, such as 0.999, evaluated and saved as well  [default: none]",

@@ -26,7 +26,10 @@ class Shape:
 
 
 SCHEDULES: dict[str, Shape] = {
-    "auto": Shape("cosine; coslog4 for realmlp; constant for tabm and schedule-free-adamw"),
+    "auto": Shape(
+        "cosine; coslog4 for realmlp; trapezoid for transformer; polynomial for resnet; constant for tabm and "
+        "schedule-free-adamw"
+    ),
     "constant": Shape(""),
     "cosine": Shape("down to 0", "pipeline.schedules:cosine"),
     "coslog4": Shape("4 cosines from 0 and back, each twice as long as the last", "pipeline.schedules:coslog"),
@@ -52,6 +55,10 @@ SCHEDULES: dict[str, Shape] = {
     ),
     "polynomial": Shape("a line down to 0", "pipeline.schedules:polynomial"),
     "step": Shape("/10 in each third", "pipeline.schedules:step", lambda steps: {"every": max(steps // 3, 1)}),
+    "trapezoid": Shape(
+        "constant, then a line down to 0 over the last 0.6", "pipeline.schedules:warmup_stable_decay",
+        lambda steps: {"steps": steps, "warmup": 0, "decay": 0.6},
+    ),
     "wsd": Shape(
         "up from 0 in the first 0.05 or in the --warmup, down to 0 in the last 0.2",
         "pipeline.schedules:warmup_stable_decay", lambda steps: {"steps": steps, "warmup": 0.05},

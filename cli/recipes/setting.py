@@ -24,10 +24,11 @@ def setting(default: Any, help: str, *checks: Any, fixed: bool = False) -> Any:
 
 
 SET_ONLY = frozenset({
-    "augment", "beta2", "bidirectional", "dtype", "fold", "groups", "grow", "header", "heads", "init_sha256",
-    "inputs", "k", "keep", "lora_alpha", "lora_dropout", "lora_full",
-    "on_nonfinite", "pipeline", "regularization", "rest_lr", "save_minutes", "size", "smoothing", "split_seed",
-    "steps_per_call", "strict", "telemetry", "time", "timeout", "workers",
+    "activation", "augment", "beta2", "bias", "bidirectional", "bigrams", "dtype", "fold", "groups", "grow",
+    "header", "heads", "init_sha256", "inputs", "k", "keep", "lora_alpha", "lora_dropout", "lora_full",
+    "nesterov", "norm", "on_nonfinite", "pipeline", "positions", "qk_norm", "regularization", "rest_lr",
+    "save_minutes", "size", "smoothing", "softcap", "split_seed", "steps_per_call", "strict", "telemetry",
+    "tied", "time", "timeout", "whitening", "workers", "zero_init",
 })  # fmt: skip
 """Settings too rare for a flag: --set NAME=VALUE and config files have them."""
 

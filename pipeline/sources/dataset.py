@@ -69,8 +69,8 @@ class Batched(ABC):
     """A data set of ours that reads whole batches faster than sample by sample. It draws from torch's generator."""
 
     @abstractmethod
-    def batch(self, indices: Sequence[int], seed: Callable[[int], None]) -> Sequence[Tensor]:
-        """The samples at these indices, each drawn after `seed` of its index."""
+    def batch(self, indices: Sequence[int], epoch: int, seed: Callable[[int], None]) -> Sequence[Tensor]:
+        """The samples at these indices in an epoch, each drawn after `seed` of its index."""
 
 
 def _seed(k: int) -> None:
@@ -91,7 +91,7 @@ class Reader:
         samples = []
         with _generators_restored():
             if isinstance(self.data, Batched):
-                values = self.data.batch(indices, lambda i: _seed(key(self.seed, seed, epoch, i)))
+                values = self.data.batch(indices, epoch, lambda i: _seed(key(self.seed, seed, epoch, i)))
                 return dict(zip(self.names, values, strict=True))
             for i in indices:
                 k = key(self.seed, seed, epoch, i)

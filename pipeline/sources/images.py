@@ -27,7 +27,10 @@ from pipeline.text import shown
 
 GREY = ("1", "L", "I", "F")
 """What Pillow's names of grey modes begin with."""
-AUGMENT = {"none": (), "flip": ("flip",), "crop": ("crop",), "flip+crop": ("flip", "crop"), "auto": ("flip", "crop")}
+AUGMENT = {
+    "none": (), "flip": ("flip",), "crop": ("crop",), "flip+crop": ("flip", "crop"), "alternate": ("alternate",),
+    "alternate+crop": ("alternate", "crop"), "auto": ("flip", "crop"),
+}  # fmt: skip
 HEADERS = 1000
 """Number of images to read headers of, for the size and mode of all."""
 TO_TRAIN, TO_HOLD_OUT = (rf"(^|[^a-z])({words})" for words in ("train|trn", "val|test|tst|dev|eval|hold"))
@@ -53,9 +56,9 @@ def images(
     - `size`: H and W, or one number for both; images are scaled to cover it and cropped to the centre. By default their
       own size, if all have the same and no side is above 512, else the median short side, a multiple of 8 up to 224.
     - `mode`: "L" for grey images, C = 1, or "RGB"; by default grey if all are.
-    - `augment`: "flip" (left and right, half of the time), "crop" (a shift by up to an eighth, reflected at the edges),
-      "flip+crop" or "none", of training samples, drawn again in each epoch. "auto" is both, but none for grey images or
-      below 32 pixels.
+    - `augment`: "flip" (left and right, half of the time), "alternate" (half of them, then in the next epoch the other
+      half), "crop" (a shift by up to an eighth, reflected at the edges), "flip+crop", "alternate+crop" or "none", of
+      training samples, drawn again in each epoch. "auto" is flip+crop, but none for grey images or below 32 pixels.
     - `workers`: processes that decode and augment ahead.
 
     Images of less than 1 GiB are kept in memory. Raises ConfigError without Pillow, and DataError for a folder without

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from pipeline import files, memory
 from pipeline.errors import ConfigError, DataError
+from pipeline.random import key
 from pipeline.sources.dataset import Batched, dataset
 from pipeline.sources.files import reading
 from pipeline.sources.tensors import Source, Tensors
@@ -53,8 +54,8 @@ class Images(Batched):
     def __getitem__(self, i: int) -> tuple[Tensor, Tensor]:
         return augmented(self._image(i), self.augment).float().div_(255.0), self.targets[i]
 
-    def batch(self, indices: Sequence[int], seed: Callable[[int], None]) -> tuple[Tensor, Tensor]:
-        """The samples at these indices, each drawn after `seed` of its index."""
+    def batch(self, indices: Sequence[int], epoch: int, seed: Callable[[int], None]) -> tuple[Tensor, Tensor]:
+        """The samples at these indices in an epoch, each drawn after `seed` of its index."""
         at = torch.tensor(indices)
         if self.pixels is not None and not self.augment:
             chosen = self.pixels.index_select(0, at)
@@ -62,7 +63,7 @@ class Images(Batched):
             chosen = torch.empty((len(indices), len(self.mode), *self.shape), dtype=torch.uint8)
             for image, i in zip(chosen, indices, strict=True):
                 seed(i)
-                image.copy_(augmented(self._image(i), self.augment))
+                image.copy_(augmented(self._image(i), self.augment, (key(i) + epoch) % 2 == 1))
         return chosen.float().div_(255.0), self.targets.index_select(0, at)
 
     def _image(self, i: int) -> Tensor:
@@ -93,8 +94,9 @@ class Images(Batched):
         return dataset(evolve(self, pixels=self.decoded()) if self.nbytes < MEMORY else self, workers=workers)
 
 
-def augmented(image: Tensor, kinds: Sequence[str]) -> Tensor:
-    """An image (C, H, W), mirrored ("flip") or shifted ("crop") at random by torch's global generator.
+def augmented(image: Tensor, kinds: Sequence[str], turn: bool = False) -> Tensor:
+    """An image (C, H, W), mirrored ("flip") or shifted ("crop") at random by torch's global generator, or mirrored
+    ("alternate") if it is its `turn`.
 
     A shift pads by an eighth, reflected, and crops to the same size (K. He et al., "Deep residual learning for image
     recognition", 2015, pads with zeros).
@@ -102,7 +104,7 @@ def augmented(image: Tensor, kinds: Sequence[str]) -> Tensor:
     if not kinds:
         return image
     rows, columns = (np.arange(n) for n in image.shape[1:])
-    if "flip" in kinds and torch.rand(()).item() < 0.5:
+    if ("flip" in kinds and torch.rand(()).item() < 0.5) or ("alternate" in kinds and turn):
         columns = columns[::-1]
     if "crop" in kinds:
         rows = rows[_shifted(len(rows))]

@@ -181,7 +181,7 @@ class Images(File):
         None, "height and width of images  [default: as they are]", at_least(1, most=1 << 14), fixed=True
     )
     target: str | None = setting(None, "column, or columns a,b, to learn  [default: the last]", fixed=True)
-    augment: str = setting("auto", "auto, none, flip, crop, or flip+crop", fixed=True)
+    augment: str = setting("auto", "auto, none, flip, crop, flip+crop, alternate, or alternate+crop", fixed=True)
     workers: int = setting(0, "processes that prepare samples", at_least(0, most=1024))
 
 
