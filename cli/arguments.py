@@ -13,7 +13,7 @@ import click
 from cli import completion, config
 from cli.flags import kind
 from cli.help import Option
-from cli.recipes.code import is_code
+from cli.recipes.code import code_in, is_code
 from cli.recipes.setting import refusal
 
 if TYPE_CHECKING:
@@ -113,9 +113,9 @@ def check(path: Path, chosen: dict[str, Any], trust: bool, accept: bool = False,
         accepted(path)
     if run:
         config.check_run(path)
-    known = config.code_in(chosen)
+    known = code_in(chosen)
     for file in config.files(path) if run else (path,):
-        unknown = [name for name in config.code_in(config.document(file)) if name not in known]
+        unknown = [name for name in code_in(config.document(file)) if name not in known]
         if unknown and not trust:
             raise refusal(f"{file} names code, {', '.join(unknown)}, which would be run; if you know it, add --trust")
 

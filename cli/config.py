@@ -7,15 +7,16 @@ import json
 import os
 import tomllib
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import suppress
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import cattrs
 from attrs import asdict, evolve, field, fields, frozen
 
 from cli import seal
 from cli.recipes import TABLES, flag_name, home, settings
-from cli.recipes.code import is_code
 from cli.recipes.data import Data, unknown
 from cli.recipes.finetune import Finetune
 from cli.recipes.loss import Loss
@@ -32,6 +33,7 @@ CONFIG, PLAN, FOLDS, FOLD = "config.toml", "sweep.json", "folds", "fold-{}"
 RECORDS = ("facts", "versions", "resumed")
 """Tables of a run's config that hold no settings."""
 _CONVERTER = cattrs.Converter(detailed_validation=False)  # it writes code for each recipe, once
+_KINDS = cache(get_type_hints)
 
 
 @frozen
@@ -165,14 +167,16 @@ def _build(table: str, values: dict[str, Any]) -> Any:
     options = {key: value for key, value in values.items() if key not in known}
     if options and "options" not in [f.name for f in fields(recipe)]:
         raise _unfitting(table, next(iter(options)), values)
-    try:
-        built: Any = _CONVERTER.structure(own, recipe)
-    except (TypeError, ValueError, OverflowError) as e:
-        raise refusal(f"a setting does not fit: {e}") from None
+    kinds = _KINDS(recipe)
     for name, value in own.items():  # cattrs takes "3" for 3, and True for 1
-        kept, plain = getattr(built, name), tuple(value) if isinstance(value, list) else value
-        if kept != plain or isinstance(kept, bool) != isinstance(plain, bool):
-            raise refusal(f"setting {flag_name(table, name)} can't be {value!r}")
+        with suppress(TypeError, ValueError, OverflowError):
+            kept, plain = _CONVERTER.structure(value, kinds[name]), tuple(value) if isinstance(value, list) else value
+            if kept == plain and isinstance(kept, bool) == isinstance(plain, bool):
+                continue
+        listed = "tuple" in str(kinds[name]) and isinstance(value, int | float)
+        instead = f"; write [{value}]" if listed else ""
+        raise refusal(f"setting {flag_name(table, name)} can't be {value!r}{instead}")
+    built: Any = _CONVERTER.structure(own, recipe)
     return evolve(built, options=options) if options else built
 
 
@@ -191,25 +195,6 @@ def _unknown(name: str) -> Exception:
     known = {flag_name(table, key) for table, t in TABLES.items() for r in t.recipes for key in settings(r)}
     close = difflib.get_close_matches(name, known, n=1)
     return refusal(f"unknown setting {name!r}; {f'did you mean {close[0]!r}?' if close else 'see pipe train --help'}")
-
-
-def code_in(values: Any) -> list[str]:
-    """The user's functions named in a config, a layer of settings or the rows of a sweep, at any depth: every text in
-    the form of a function's name.
-
-    >>> code_in({"model": {"name": "net.py:make"}, "rows": [{"data": "own.data:digits"}]})
-    ['net.py:make', 'own.data:digits']
-    """
-    names, stack = dict[str, None](), [values]
-    while stack:
-        value = stack.pop()
-        if isinstance(value, str) and is_code(value):
-            names[value] = None
-        elif isinstance(value, Mapping):
-            stack += reversed([*value.values()])
-        elif isinstance(value, list | tuple):
-            stack += reversed(value)
-    return list(names)
 
 
 def read(path: Path) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from cli.build import Job, begin
 from cli.config import TrainConfig
 from cli.decision import Decision
 from cli.progress import warn
+from cli.recipes.code import code_in
 from cli.recipes.data import kind_prefix
 from cli.recipes.data_card import About
 from cli.recipes.setting import refusal
@@ -220,8 +221,8 @@ def _example(about: About) -> dict[str, Any]:
 def load_run(folder: Path, weights: str, trust: bool) -> tuple[Pipeline | Ensemble, State, Any]:
     """The entry point of pipeline.load_run."""
     past = Past(folder)
-    code = settings.code_in(past.document)
-    if code and not trust:
-        raise refusal(f"{folder} names code, {', '.join(code)}, which would be run; if you know it, pass trust=True")
+    names = code_in(past.document)
+    if names and not trust:
+        raise refusal(f"{folder} names code, {', '.join(names)}, which would be run; if you know it, pass trust=True")
     job, state, _ = past.restored(weights)
     return job.pipe, state, job.held_out

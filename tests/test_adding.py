@@ -10,7 +10,7 @@ import pytest
 
 from cli import config
 from cli.build import job
-from cli.recipes import data, logger, loss, metric, model, rule, schedule
+from cli.recipes import code, data, logger, loss, metric, model, rule, schedule
 from pipeline import fit
 from pipeline.errors import ConfigError
 
@@ -219,7 +219,7 @@ def test_the_users_own_code_needs_no_line(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("own.py").write_text(METRIC + LOGGER)
     made = config.make({"metric": ["own.py:sure"], "log": ["own.py:names"], "batch_size": 512})
-    assert config.code_in(made.tables) == ["own.py:sure", "own.py:names"]
+    assert code.code_in(made.tables) == ["own.py:sure", "own.py:names"]
     made_job = job(made)
     reports = logger.logged(made.run.log, fit(made_job.pipe, epochs=1, compile=False), lambda name: Path(name))
     assert "sure" in [*reports][-1].train

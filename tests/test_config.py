@@ -74,10 +74,11 @@ def test_assignments_are_tomls_or_text(texts, found):
     ("settings", "message"),
     [
         ({"epoch": 3}, "unknown setting 'epoch'; did you mean 'epochs'?"),
-        ({"epochs": "many"}, "a setting does not fit"),
+        ({"epochs": "many"}, "setting epochs can't be 'many'"),
         ({"compile": 3}, "setting compile can't be 3"),
         ({"epochs": 2.7}, "setting epochs can't be 2.7"),
         ({"hidden": "64"}, "setting hidden can't be '64'"),
+        ({"hidden": 64}, "setting hidden can't be 64; write [64]"),
         ({"epochs": True}, "setting epochs can't be True"),
         ({"hidden": [64, -1]}, "--hidden -1 is out of range"),
         ({"model": "resnet", "heads": 3}, "--set heads belongs to --model transformer, not to resnet; leave it out"),

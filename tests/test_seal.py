@@ -279,8 +279,8 @@ NAMES = ["net.py:make", "own.net:make"]
 def test_all_code_that_something_names_is_found(name):
     """Wherever it stands, and all of it."""
     nested = {"model": {"name": "mlp", "deep": [{"a": ("x", name)}]}, "data": {"source": "other.py:data"}}
-    assert sorted(config.code_in(nested)) == sorted([name, "other.py:data"])
-    assert config.code_in({"a": ["C:b", "table:x.csv", "12:30", "mlp", 3, None]}) == []
+    assert sorted(code.code_in(nested)) == sorted([name, "other.py:data"])
+    assert code.code_in({"a": ["C:b", "table:x.csv", "12:30", "mlp", 3, None]}) == []
 
 
 def test_nothing_but_what_is_code_is_loaded(monkeypatch):

@@ -22,6 +22,25 @@ def is_code(name: str) -> bool:
     return bool(colon) and function.isidentifier() and (module.endswith(".py") or _is_dotted(module))
 
 
+def code_in(values: Any) -> list[str]:
+    """The user's functions named in a config, a layer of settings or the rows of a sweep, at any depth: every text in
+    the form of a function's name.
+
+    >>> code_in({"model": {"name": "net.py:make"}, "rows": [{"data": "own.data:digits"}]})
+    ['net.py:make', 'own.data:digits']
+    """
+    names, stack = dict[str, None](), [values]
+    while stack:
+        value = stack.pop()
+        if isinstance(value, str) and is_code(value):
+            names[value] = None
+        elif isinstance(value, Mapping):
+            stack += reversed([*value.values()])
+        elif isinstance(value, list | tuple):
+            stack += reversed(value)
+    return list(names)
+
+
 def each_in(table: Mapping[str, Any], base: Callable[[str], str] = str) -> Any:
     """A check of a tuple: the `base` of each is a name in the table, or code."""
 
