@@ -38,8 +38,8 @@ SERVER = ("starlette>=0.40", "uvicorn>=0.30")
 HERE = Path(__file__).with_name("handover")
 
 
-def package(past: Past, out: str | None, *, weights: str) -> None:
-    """Write the folder. Raises ConfigError for a run whose rows the folder's programs can't read."""
+def package(past: Past, out: str | None, *, weights: str) -> Path:
+    """Write the folder; returns its path. Raises ConfigError for a run whose rows the folder's programs can't read."""
     path = Path(out) if out is not None else past.folder / "package"
     if path.exists():
         raise refusal(f"{path} exists already; name another folder by --out")
@@ -75,6 +75,7 @@ def package(past: Past, out: str | None, *, weights: str) -> None:
         raise ConfigError(f"can't write {path}: {e.strerror or e}") from None
     tell(f"{path}: {', '.join(['model.pt2', *contents])}; off by {error:.1e} at most on held-out samples")
     tell(f"fill in the licence in {path / 'README.md'}; to share it: hf upload NAME {shlex.quote(str(path))}")
+    return path
 
 
 def _kind(past: Past) -> str:

@@ -81,7 +81,7 @@ def fit(
     - `backend`, `fallback`, `eager_steps`: as in `Pipeline.compile`. With `eager_steps=1000`, training begins at once:
       the first 1,000 steps run uncompiled, and a shorter run compiles nothing.
     - `interval`: also yield a Report about every so many seconds inside an epoch; it has no validation.
-    - `every`: also yield one if `State.step` is a multiple of this.
+    - `every`: also yield one if `State.step` is a multiple of this. Its metrics are means since the epoch began.
     - `start`: with `state`, its position in the order: epochs done, and batches of the next one. The run then goes on
       as if it had not been stopped, and these count among `max_steps`.
     - `progress`: print a line for each epoch and validation (fewer in a long run) and, on a terminal or in a notebook,
@@ -131,6 +131,7 @@ def fit(
     step = int(state.step)
     past = step if start[0] and batches is None else start[0] * (batches or 0) + start[1]
     last = step + length - past if length else None
+    check.warn_of_order(program, state, last)
     follow = _follow(own, compiled) if progress else None
     if compiled is not None:
         with follow.compiling() if follow is not None else nullcontext():

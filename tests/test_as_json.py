@@ -39,6 +39,7 @@ CALLS = {
     "explain": ("--backend", "eager", "--hidden", "4"),
     "export": ("r", "--format", "weights"),
     "init": ("rows.csv",),
+    "package": ("r",),
     "plot": ("r",),
     "port": ("train.py",),
     "predict": ("r", "--data", "rows.csv", "--out", "p.csv"),

@@ -96,7 +96,7 @@ def written(folder, out):
 def test_it_shows_what_the_list_of_runs_does(root, tmp_path):
     """The same runs with the same cells; all settings that differ have a column, and the others are told once."""
     shown = json.loads(written(root, tmp_path / "b.html").scripts["data"])
-    listed = {e["run"]: e for e in json.loads(pipe("runs", root, "--json").out)}
+    listed = {e["run"]: e for e in json.loads(pipe("runs", root, "--json").out)["runs"]}
     entries = {str(e.folder): e for e in run_table.entries_in(root)}
     assert len(shown["runs"]) == len(listed) == 6
     assert {*run_table.differing([*entries.values()])} <= {*shown["settings"]}

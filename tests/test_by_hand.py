@@ -212,7 +212,7 @@ def built(name, monkeypatch):
     for block in PAGES[name]:
         try:
             exec(compile(block, name, "exec"), namespace)
-        except (PipeError, OSError):  # compiles, trains members, or needs the files of a command
+        except (PipeError, OSError, ImportError):  # compiles, trains members, or needs the files of a command
             continue
         finally:
             for made in namespace.values():

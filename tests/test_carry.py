@@ -1,5 +1,7 @@
 """Buffers that are carried from batch to batch, in training and in evaluation."""
 
+import warnings
+
 import pytest
 import torch
 from torch import nn
@@ -83,6 +85,17 @@ def test_a_state_is_carried_as_by_hand(carry, in_place, way):
     testing.same(reports[-1][1].params, dict(net.named_parameters()), 1e-6)
     testing.same(reports[-1][1].buffers, dict(net.named_buffers()))
     testing.evaluation_changes_nothing(pipe, reports[-1][1], BATCHES[0])
+
+
+def test_shuffled_samples_of_a_sequence_are_warned_of():
+    """A state that is carried through an epoch needs samples that follow one another."""
+    rows = {name: torch.cat([batch[name] for batch in BATCHES]) for name in BATCHES[0]}
+    with pytest.warns(UserWarning, match=r"'h' is carried .* write load.batches\(..., shuffle=False, drop_last=True\)"):
+        next(fit(piped({"h": "epoch"}, data=load.batches(rows, size=4)), epochs=1, compile=False))
+    ordered = load.batches(rows, size=4, shuffle=False, drop_last=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        next(fit(piped({"h": "epoch"}, data=ordered), epochs=1, compile=False))
 
 
 @pytest.mark.parametrize("carry", ["h", {"h": "epoch"}])

@@ -1,5 +1,7 @@
 """fit: what it yields, and what it refuses before the first step."""
 
+import warnings
+
 import pytest
 import torch
 from torch import nn
@@ -87,6 +89,23 @@ def test_the_schedules_length_is_that_of_the_run():
     pipe = pipeline(None, update.sgd(schedules.cosine(0.1)))
     state = run(pipe, epochs=3)[-1].state
     assert pipe.hyper(state.tree)["update.sgd"]["lr"].item() == pytest.approx(0.0, abs=1e-12)
+
+
+def test_a_schedule_that_ends_before_the_run_is_warned_of():
+    """With the lengths to set, which end the warning; a run that only goes on, or a length given by hand, has none."""
+    pipe = pipeline(None, update.sgd(schedules.cosine(0.1)))
+    first, *_ = run(pipe, epochs=2)
+    state = first.state.clone()
+    with pytest.warns(UserWarning, match=r"goes on to step 12: state.with_hyper\({'update.sgd.lr.steps': 12.0}\)"):
+        run(pipe, epochs=4, state=state, start=(1, 0))
+    with pytest.warns(UserWarning, match=r"goes on to step 9"):
+        run(pipe, epochs=2, state=state)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run(pipe, epochs=2, state=state, start=(1, 0))
+        run(pipe, epochs=4, state=state.with_hyper({"update.sgd.lr.steps": 12.0}), start=(1, 0))
+        fixed = pipeline(None, update.sgd(schedules.cosine(0.1, steps=6)))
+        run(fixed, epochs=4, state=run(fixed, epochs=1)[-1].state)
 
 
 @pytest.mark.parametrize(

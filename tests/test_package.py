@@ -252,7 +252,7 @@ def test_what_cannot_be_packaged_is_refused(folder):
     ("module", "package", "words"),
     [("polars", "polars", ["train", "--data", "kinds.csv"]),
      ("sklearn", "scikit-learn", ["train", "--data", "sklearn:wine"]),
-     ("scipy", "scipy", ["compare", "t.toml", "t.toml"])],
+     ("scipy", "scipy", ["compare", "t.toml", "--set", "lr=0.2"])],
 )  # fmt: skip
 def test_a_package_that_is_not_required_is_named(folder, monkeypatch, module, package, words):
     """Digits train without it; what needs it says in one line what to install, before it trains."""

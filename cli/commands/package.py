@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from cli import arguments
+from cli import arguments, as_json
 
 
 @click.command("package")
@@ -13,7 +13,7 @@ from cli import arguments
 @arguments.weights
 @arguments.trusted
 @arguments.accepted
-def command(run: str, out: str | None, weights: str, trust: bool, accept: bool) -> None:
+def command(run: str, out: str | None, weights: str, trust: bool, accept: bool) -> as_json.Found:
     """Write a folder that predicts and serves a RUN's model, and needs none of our code.
 
     It has the weights, the model as a program, a model card, predict.py, serve.py for HTTP, requirements.txt and a
@@ -22,4 +22,4 @@ def command(run: str, out: str | None, weights: str, trust: bool, accept: bool) 
     past = arguments.saved_run(run, trust, accept)
     from cli.packaging import package
 
-    package(past, out, weights=weights)
+    return {"file": str(package(past, out, weights=weights)), "run": run}

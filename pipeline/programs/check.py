@@ -15,7 +15,7 @@ from pipeline import load
 from pipeline.load import Load
 from pipeline.programs import data
 from pipeline.programs.hyper import check_watched as check_names
-from pipeline.programs.hyper import hyper_values, scheduled
+from pipeline.programs.hyper import hyper_values, outlived, scheduled
 from pipeline.programs.loss_check import check_held
 from pipeline.programs.mesh import whole
 from pipeline.programs.program import Program
@@ -55,6 +55,27 @@ def check(program: Program, state: State, of: Any = None) -> None:
             made = _try(single, s, values, state, batch, source, labels)
             values.update(made)
             labels = {k: x for k, x in labels.items() if k not in made}
+
+
+def warn_of_order(program: Program, state: State, last: int | None) -> None:
+    """Warn of schedules in a State that end before a run's last step, and of a state carried through an epoch whose
+    samples are shuffled."""
+    pipe = program.pipe
+    assert pipe.load is not None
+    ends = {} if last is None else outlived(pipe.graph, state.hyper, last, pipe.load.batches)
+    if ends:
+        warnings.warn(
+            f"{' and '.join(ends)} of this State were made for a shorter run, and this one goes on to step {last:,}: "
+            f"state.with_hyper({ends}) makes its schedules as long",
+            stacklevel=3,
+        )
+    carried = [name for m in pipe.models for name, how in m.module.carry.items() if how == "epoch"]
+    if carried and getattr(pipe.load.order, "shuffle", False):
+        warnings.warn(
+            f"{carried[0]!r} is carried from batch to batch, whose samples load.batches() shuffles: if they follow one "
+            "another, write load.batches(..., shuffle=False, drop_last=True)",
+            stacklevel=3,
+        )
 
 
 def _warn_of_parts(

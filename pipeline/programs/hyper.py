@@ -61,6 +61,12 @@ def hyper_numbers(stages: Iterable[Stage], steps: int | None, batches: int | Non
     return numbers
 
 
+def outlived(stages: Iterable[Stage], hyper: Mapping[str, Tensor], steps: int, batches: int | None) -> dict[str, float]:
+    """Lengths by name, as they would be in a run of `steps`, of schedules in State that end before it."""
+    fresh, longer = (hyper_numbers(stages, n, batches) for n in (steps, 2 * steps))
+    return {k: n for k, n in fresh.items() if n != longer[k] and k in hyper and bool((hyper[k] < n).any())}
+
+
 def hyper_value(full: str, number: Any, tree: Mapping[str, Tree]) -> Tensor:
     """A hyperparameter at this step: 0-d float64."""
     hyper = tree["hyper"]
