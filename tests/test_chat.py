@@ -9,6 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cli import config
+from cli.recipes.data.files import Chat, Table
 from pipeline import PipeError, loss, models, sources
 from pipeline.sources.chat import IGNORED, samples
 from tests import hub
@@ -115,12 +117,66 @@ def test_the_loss_and_its_gradient_are_those_of_answers_alone(tmp_path):
     assert ((gradient != 0).any(-1) == (batch["targets"] != IGNORED)).all()
 
 
+def tokens(folder, pre, words, post=None):
+    """The file of a tokenizer of such words, beside its end of a text."""
+    library = pytest.importorskip("tokenizers")
+    made = library.Tokenizer(library.models.WordLevel({w: i for i, w in enumerate(["?", "<end>", *words])}, "?"))
+    made.pre_tokenizer = pre(library)
+    made.add_special_tokens(["<end>"])
+    if post is not None:
+        made.post_processor = post(library)
+    made.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text('{"eos_token": "<end>"}')
+    return str(folder / "tokenizer.json")
+
+
+def byte_level(library):
+    return library.pre_tokenizers.ByteLevel(add_prefix_space=False)
+
+
+@pytest.mark.parametrize(
+    ("pre", "post", "words", "answers"),
+    [(byte_level, lambda library: library.processors.ByteLevel(trim_offsets=False), ["In", ":", "ĠParis"], [4]),
+     (byte_level, lambda library: library.processors.ByteLevel(trim_offsets=True), ["In", ":", "ĠParis"], [4]),
+     (byte_level, lambda library: library.processors.ByteLevel(trim_offsets=True), ["In", ":", "Ġ", "ĠParis"], [4, 5]),
+     (lambda library: library.pre_tokenizers.Metaspace(), None, ["▁In:", "▁Paris"], [3])],
+)  # fmt: skip
+def test_a_token_that_overlaps_the_answer_is_learned(tmp_path, pre, post, words, answers):
+    """Also if the tokenizer joins it with the space before it, or gives a space no place; so is the end."""
+    blank = " " * (len(answers) - 1)
+    rows = [{"prompt": "In: " if not blank else "In:", "completion": f"{blank} Paris" if blank else "Paris"}] * 20
+    data = sources.chat(written(tmp_path, rows), tokenizer=tokens(tmp_path, pre, words, post))
+    targets = whole(data)["targets"][0]
+    assert targets[targets != IGNORED].tolist() == [*answers, 1]
+
+
+def test_messages_end_with_the_end_of_a_text(tmp_path):
+    """Without a chat template, after an answer: it is learned. After a question it is not."""
+    pre = lambda library: library.pre_tokenizers.Split("", "isolated")  # noqa: E731
+    tokenizer = tokens(tmp_path, pre, [*"aeinrstu: 123+.Adsmy\n"])
+    found = whole(sources.chat(written(tmp_path, CHAT), tokenizer=tokenizer))
+    assert (found["targets"][:, -1] == 1).all()
+    [messages] = CHAT[0].values()
+    found = whole(sources.chat(written(tmp_path, [{"messages": messages[:-1]}] * 20), tokenizer=tokenizer))
+    assert (found["targets"] != 1).all()
+
+
+def test_rows_without_an_answer_are_told_from_cut_ones(tmp_path):
+    """A row of questions alone is not one whose answer begins later."""
+    question = {"messages": [{"role": "user", "content": "Hi"}]}
+    long = {"prompt": "?" * 50, "completion": "a"}
+    data = sources.chat(written(tmp_path, [question, question, long, *CHAT]), context=40)
+    assert "21 rows are cut to 40 tokens, and 1 left out, whose answer begins later" in data.notes
+    assert "2 rows without an answer are left out" in data.notes
+
+
 @pytest.mark.parametrize(
     ("rows", "options", "said"),
     [
         ([{"a": 1}], {}, "row 1 has a, but no messages"),
         ([{"prompt": 1, "completion": "b"}], {}, "row 1 has a prompt that is no text"),
         ([{"messages": [{"role": "user"}]}], {}, "row 1 has a content that is no text"),
+        ([{"text": "b"}, {"text": "a \ud800"}], {}, "row 2 has a lone surrogate"),
         ([{"messages": "hi"}], {}, "that are no list of a role and a content each"),
         ([{"q": "a", "answer": "b"}], {"template": "{q} {anser}"}, "has no 'anser'; did you mean 'answer'"),
         ([{"q": "a"}], {"template": "{q.__class__}"}, "its fields are the names of columns"),
@@ -149,6 +205,21 @@ def folder(tmp_path_factory):
     sizes = {"n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 64, "attn_pdrop": 0, "embd_pdrop": 0}
     hf.GPT2LMHeadModel(hf.GPT2Config(vocab_size=len(fast), **sizes, resid_pdrop=0)).save_pretrained(home)
     return home
+
+
+def test_a_file_is_a_chat_by_its_columns(tmp_path):
+    """With --model FOLDER, a table of other columns is a table, unless a template names them."""
+    rows = {"chat": {"prompt": "a", "completion": "b"}, "table": {"x": 1, "y": 2}}
+    for kind, row in rows.items():
+        written(tmp_path, [row], f"{kind}.jsonl")
+        pl.DataFrame([row]).write_parquet(tmp_path / f"{kind}.parquet")
+        for end in ("jsonl", "parquet"):
+            layer = {"model": str(tmp_path), "data": str(tmp_path / f"{kind}.{end}")}
+            assert type(config.make(layer).data).__name__.lower() == kind
+            assert isinstance(config.make({**layer, "data": f"table:{layer['data']}"}).data, Table)
+    assert isinstance(config.make({**layer, "template": "{x} {y}"}).data, Chat)
+    (tmp_path / "bad.jsonl").write_text("{")
+    assert isinstance(config.make({**layer, "data": str(tmp_path / "bad.jsonl")}).data, Chat)
 
 
 def test_a_chat_template_has_the_masks_of_transformers(tmp_path, folder):

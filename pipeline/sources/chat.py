@@ -19,10 +19,11 @@ from pipeline.sources.prepared import Prepared
 from pipeline.sources.split import Split
 from pipeline.sources.tensors import Tensors
 from pipeline.sources.text import BYTES, CHARACTERS, library
-from pipeline.sources.turns import Turns, turns
+from pipeline.sources.turns import FORMS, Turns, turns
 
 IGNORED = -100
 """The target of a token that is not learned."""
+PARQUET, WRONG = (".parquet", ".pq"), "can't be read as rows of JSON or Parquet"
 
 
 def chat(
@@ -51,15 +52,22 @@ def chat(
     learned = float((tensors["targets"] != IGNORED).sum()) / max(sum(min(n, fitted["context"]) for n in lengths), 1)
     notes = [f"{len(rows):,} rows of {min(lengths):,} to {max(lengths):,} tokens, padded to {fitted['context']:,}; "
              f"{100 * learned:.0f} % of the tokens are learned"]  # fmt: skip
+    none = sum(not any(learned[1:]) for _, learned in rows)
     if cut:
-        notes.append(f"{cut:,} rows are cut to {context:,} tokens, and {empty:,} left out, whose answer begins later")
-    elif empty:
-        notes.append(f"{empty:,} rows without an answer are left out")
-    if not form.own and template is None and "messages" in next(_objects(path))[1]:
+        late = empty - none
+        notes.append(f"{cut:,} rows are cut to {context:,} tokens, and {late:,} left out, whose answer begins later")
+    if none:
+        notes.append(f"{none:,} rows without an answer are left out")
+    if not form.own and template is None and "messages" in _columns(path):
         notes.append(f"without a chat template, messages are lines of 'role: ...', and {form.end!r} ends the text")
     sizes = {name: fitted[name] for name in ("vocabulary", "context")}
     sides = [Tensors({name: t[side] for name, t in tensors.items()}) for side in (train, held_out)]
     return Prepared(sides[0], sides[1], "language modelling", (), sizes, tuple(notes), fitted)
+
+
+def is_chat(path: Path) -> bool:
+    """Whether a file has the columns of a chat without a template. Raises DataError if it can't be read."""
+    return any(form <= _columns(path) for form in FORMS)
 
 
 def samples(path: Path, fitted: Mapping[str, Any]) -> Tensors:
@@ -79,27 +87,39 @@ def _rows(path: Path, fitted: Mapping[str, Any], form: Turns) -> Iterator[tuple[
     for number, row in _objects(path):
         try:
             text, spans = form.told({name: value for name, value in row.items() if value is not None})
+            text.encode()
+        except UnicodeEncodeError:
+            raise DataError(f"{path}, row {number} has a lone surrogate, half of a character; write it whole") from None
         except ValueError as e:
             raise DataError(f"{path}, row {number} {e}") from None
         special = not (chats and ("messages" in row or isinstance(row.get("prompt"), list)))
-        ids, begins = _encoded(fitted["tokenizer"], text, special)
-        yield number, ids, [any(begin <= at < end for begin, end in spans) for at in begins]
+        ids, places = _encoded(fitted["tokenizer"], text, special)
+        yield number, ids, [any(max(b, begin) < min(e, end) for begin, end in spans) for b, e in places]
 
 
 def _objects(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    with reading(path, "can't be read as rows of JSON or Parquet"):
-        if path.suffix.lower() in (".parquet", ".pq"):
+    with reading(path, WRONG):
+        if path.suffix.lower() in PARQUET:
             yield from zip(count(1), package().read_parquet(files.plain(path)).iter_rows(named=True), strict=False)
         else:
             yield from objects(path)
 
 
-def _encoded(tokenizer: str, text: str, special: bool) -> tuple[list[int], list[int]]:
-    """Tokens, and the character at which the text of each begins; -1 for one of no text."""
+def _columns(path: Path) -> set[str]:
+    """The columns of the first row; none if there is none."""
+    if path.suffix.lower() not in PARQUET:
+        return {*next(_objects(path), (0, {}))[1]}
+    with reading(path, WRONG):
+        return {*package().read_parquet_schema(files.plain(path))}
+
+
+def _encoded(tokenizer: str, text: str, special: bool) -> tuple[list[int], list[tuple[int, int]]]:
+    """Tokens, and where the characters of each begin and end."""
     if tokenizer == BYTES:
-        return list(text.encode()), [at for at, letter in enumerate(text) for _ in letter.encode()]
+        return list(text.encode()), [(at, at + 1) for at, letter in enumerate(text) for _ in letter.encode()]
     found = library(tokenizer, lambda t: t.encode(text, add_special_tokens=special))
-    return found.ids, [begin if end > begin else -1 for begin, end in found.offsets]
+    # trim_offsets leaves a token of blanks empty, at their end; one that the tokenizer adds is empty at 0
+    return found.ids, [(min(begin, end - 1), end) for begin, end in found.offsets]
 
 
 def _padded(

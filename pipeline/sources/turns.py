@@ -19,6 +19,10 @@ Render: TypeAlias = Callable[[Sequence[Mapping[str, Any]], bool], str]
 """Messages, and whether an answer follows -> text."""
 
 
+FORMS = ({"messages"}, {"prompt", "completion"}, {"text"})
+"""The columns of rows without a template."""
+
+
 @frozen
 class Turns:
     """How a row becomes a text."""
@@ -85,7 +89,10 @@ class Turns:
             raise
         except Exception as e:  # the template's own
             raise ValueError(f"does not fit the chat template: {first_line(e)}") from None
-        return whole, spans
+        if self.own or whole.endswith(self.end):
+            return whole, spans
+        ended = whole + self.end
+        return ended, [(begin, len(ended) if end == len(whole) else end) for begin, end in spans]
 
 
 def fields(template: str) -> list[str]:

@@ -46,7 +46,7 @@ class Pretrained(Model):
     def imply(values: dict[str, dict[str, Any]], data: type) -> None:
         name, given = values["model"]["name"], values["data"]
         values["finetune"].setdefault("init", name)
-        if data is Table and given["source"].endswith(CHATS):
+        if data is Table and given["source"].endswith(CHATS) and _is_chat(given):
             given["source"], data = f"chat:{given['source']}", Chat
         if data in (Text, Chat):
             given.setdefault("tokenizer", str(Path(name, TOKENIZER)))
@@ -56,7 +56,10 @@ class Pretrained(Model):
 
         config = _read(Path(self.name, CONFIG))
         if fixed.floats:
-            raise refusal(f"{self.name} takes token ids, but {fixed.source} has inputs of floats; give it a text")
+            raise refusal(
+                f"{self.name} takes token ids, but {fixed.source} has inputs of floats; give it a text, or the columns "
+                'of a question and its answer: --template "{question} {answer}"'
+            )
         tokens = config.get("vocab_size")
         if tokens is not None and (own := fixed.sizes.get("vocabulary", 0)) > tokens:
             raise refusal(
@@ -77,6 +80,17 @@ class Pretrained(Model):
 CONFIG, TOKENIZER = "config.json", "tokenizer.json"
 CHATS = (".jsonl", ".ndjson", ".parquet", ".jsonl.gz")
 """Endings of tables that are read as texts."""
+
+
+def _is_chat(given: Mapping[str, Any]) -> bool:
+    from pipeline.errors import DataError
+    from pipeline.sources.chat import is_chat
+
+    path = Path(given["source"])
+    try:
+        return "template" in given or is_chat(path)
+    except DataError:  # which says more when it is read; a pattern of files is a table
+        return path.is_file()
 
 
 def _read(path: Path) -> dict[str, Any]:
