@@ -81,6 +81,9 @@ def test_the_command_trains_by_it():
     assert {*state.memory["update.muon"]["matrices"]["velocity"]} == {"features.4.weight"}
     hyper = state.hyper
     assert (float(hyper["update.muon.matrices.lr"]), float(hyper["update.muon.otherwise.lr"])) == (0.05, 0.01)
+    for chosen, beta2 in ({}, 0.999), ({"beta2": 0.5}, 0.5), ({"beta2": 0.0}, 0.0):
+        _, state = build.begin(config.make({"optimizer": "muon", "hidden": [8], **chosen}))
+        assert float(state.hyper["update.muon.otherwise.beta2"]) == pytest.approx(beta2)
     for more in ({"ensemble": 2}, {"no_decay": "*.bias"}):
         made, state = build.begin(config.make({"optimizer": "muon", "hidden": [8], **more}))
         after, _ = made.pipe.step(state)

@@ -148,7 +148,8 @@ class Rule:
 
             if not hidden:
                 raise refusal("--optimizer muon has no matrix between this model's inputs and outputs; use adamw")
-            rest = update.adamw(rate(self.rest_lr or REST), betas=(0.9, self.beta2 or BETA2), **options)
+            beta2 = BETA2 if self.beta2 is None else self.beta2
+            rest = update.adamw(rate(self.rest_lr or REST), betas=(0.9, beta2), **options)
             return update.muon(rate(self.base), matrices=lambda name, _: name in hidden, rest=rest, **options)
         if self.own_momentum is not None:
             options = {**options, "momentum": self.own_momentum}
