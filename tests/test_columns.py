@@ -252,6 +252,20 @@ def test_new_rows_of_another_dialect_are_the_same(tmp_path):
             assert torch.equal(torch.cat([b[key] for b in batches]), t), (name, key)
 
 
+def test_a_number_is_no_truth_value(tmp_path):
+    """But 0 and 1, whatever the format; pipe predict would answer for what was never learned."""
+    rows = {"ok": [i % 3 == 0 for i in range(20)], "y": [i % 2 for i in range(20)]}
+    pl.DataFrame(rows).write_parquet(tmp_path / "t.parquet")
+    fitted = sources.table(tmp_path / "t.parquet").fitted
+    for value, good in ((1, True), (0.0, True), (None, True), (5, False), (0.5, False)):
+        pl.DataFrame({"ok": [1, value]}, strict=False).write_parquet(tmp_path / "new.parquet")
+        if good:
+            assert len([*new_data.of_table(tmp_path / "new.parquet", fitted, targets=False)]) == 1
+        else:
+            with pytest.raises(DataError, match=r"column 'ok': [\d.]+ is not a truth value"):
+                list(new_data.of_table(tmp_path / "new.parquet", fitted, targets=False))
+
+
 def test_a_file_without_rows(tmp_path):
     """It gives one empty block to predict, and no rows to measure."""
     (tmp_path / "t.csv").write_text("x,y\n" + "\n".join(f"{i},{i % 2}" for i in range(20)))

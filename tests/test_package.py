@@ -3,6 +3,7 @@
 import base64
 import json
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -131,6 +132,30 @@ def posted(url, content):
             return answer.status, json.load(answer)
     except HTTPError as e:
         return e.code, json.load(e)
+
+
+def test_values_that_the_model_never_saw_are_told(folder, monkeypatch, capsys):
+    """On stderr, as pipe predict does; answers are on stdout alone."""
+    people(30, 1).drop("kind", "price").with_columns(city=pl.lit("Genf")).write_csv(folder / "far.csv")
+    monkeypatch.syspath_prepend(folder / "kinds" / "package")
+    monkeypatch.setattr(sys, "argv", ["predict.py", str(folder / "far.csv")])
+    runpy.run_path(str(folder / "kinds" / "package" / "predict.py"), run_name="__main__")
+    del sys.modules["rows"]
+    out, err = capsys.readouterr()
+    said = "30 of 30 rows have values of 'city' that the model never saw, such as 'Genf'; they count as missing"
+    assert (len(out.splitlines()), err) == (30, f"predict.py: {said}\n")
+    assert said.replace("'", "").replace("model", "run") in commands.run(
+        "predict", "kinds", "--data", "far.csv", "--out", "far-kinds.csv", cwd=folder
+    ).err.replace("'", "")
+    assert table.unseen(json.loads((folder / "kinds/package/config.json").read_text()), people(30, 1).to_dicts()) == []
+
+
+@pytest.mark.parametrize(("name", "value"), [("truth", 5), ("truth", 0.5), ("truth", [1]), ("number", True)])
+def test_a_value_of_another_kind_is_refused(name, value):
+    """By a line, instead of a prediction beyond what was learned."""
+    with pytest.raises(ValueError, match=f"row 1, column '{name}': .* is not a {name}"):
+        table.cell({"missing": MISSING, "blanks": BLANKS}, {name: value}, 1, {"name": name, "kind": name})
+    assert table.cell({"missing": MISSING, "blanks": BLANKS}, {name: 1}, 1, {"name": name, "kind": name}) == [1]
 
 
 BAD = {

@@ -5,18 +5,18 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import rows  # rows.py, beside this file
 import torch
-from rows import read, tensors  # rows.py, beside this file
 
 FOLDER = Path(__file__).parent
 FACTS = json.loads((FOLDER / "config.json").read_text(encoding="utf-8"))
 PROGRAM = torch.export.load(FOLDER / "model.pt2").module()
 
 
-def predict(rows: list[Any]) -> list[dict[str, Any]]:
+def predict(given: list[Any]) -> list[dict[str, Any]]:
     """An answer for each row. Raises ValueError for a row that the model does not take."""
     with torch.inference_mode():
-        return [answer(values) for values in PROGRAM(*tensors(FACTS, rows))]
+        return [answer(values) for values in PROGRAM(*rows.tensors(FACTS, given))]
 
 
 def answer(values: torch.Tensor) -> dict[str, Any]:
@@ -38,7 +38,11 @@ if __name__ == "__main__":
     if len(sys.argv) != 2:
         sys.exit(__doc__)
     try:
-        for found in predict(read(sys.argv[1])):
+        given = rows.read(sys.argv[1])
+        answers = predict(given)
+        for line in rows.unseen(FACTS, given) if hasattr(rows, "unseen") else ():  # of a table
+            print(f"predict.py: {line}", file=sys.stderr)
+        for found in answers:
             print(json.dumps(found, ensure_ascii=False))
     except (OSError, ValueError) as e:
         sys.exit(f"predict.py: {e}")

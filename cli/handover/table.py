@@ -70,6 +70,19 @@ def cell(facts: Mapping[str, Any], row: Any, number: int, column: Mapping[str, A
     return [read]
 
 
+def unseen(facts: Mapping[str, Any], rows: Sequence[Any]) -> list[str]:
+    """A line for each column with categories that the model never saw; of rows as `read` gives them."""
+    found = []
+    for column in (c for given in facts["inputs"] for c in given["columns"] if c["kind"] == "category"):
+        name, codes, missing = column["name"], column["codes"], facts["missing"]
+        cells = [row[name].strip() for row in rows]
+        if new := [c for c in cells if c not in codes and c.lower() not in missing]:
+            some = ", ".join(map(repr, [*dict.fromkeys(new)][:3]))
+            about = f"{len(new)} of {len(rows)} rows have values of {name!r} that the model never saw, such as {some}"
+            found.append(f"{about}; they count as missing")
+    return found
+
+
 def split(text: str) -> list[str]:
     """The words of a text in lower case: letters, marks and digits, with what follows an apostrophe."""
     text = text.lower()
@@ -79,14 +92,18 @@ def split(text: str) -> list[str]:
 
 def number(value: Any, _: Any) -> float:
     """A number, or a text such as 4500.5."""
-    if isinstance(value, str) and not NUMBER.fullmatch(value):
+    if isinstance(value, bool) or (isinstance(value, str) and not NUMBER.fullmatch(value)):
         raise ValueError
     return float(value)
 
 
 def truth(value: Any, _: Any) -> float:
     """A truth value, 0 or 1, or a word for it."""
-    return float(TRUTHS[value.lower()] if isinstance(value, str) else value)
+    if isinstance(value, str):
+        return TRUTHS[value.lower()]
+    if value not in (0, 1) and value == value:  # NaN is missing
+        raise ValueError
+    return float(value)
 
 
 def day(value: Any, column: Mapping[str, Any]) -> float:

@@ -280,7 +280,10 @@ def _from_values(column: Any, reading: Reading) -> Any:
         return column.cast(pl.Int64) / 1e9
     fits = reading.kind in (NUMBER, TRUTH) and (dtype.is_numeric() or dtype == pl.Boolean)
     fits &= reading.unit != numbers.PERCENT  # 39 % may be 39 or 0.39
-    return floats(column) if fits else pl.Series([None], dtype=pl.Float64).new_from_index(0, len(column))
+    if not fits:
+        return pl.Series([None], dtype=pl.Float64).new_from_index(0, len(column))
+    read = floats(column)
+    return read if reading.kind == NUMBER else read.set(~(read.is_in([0.0, 1.0]) | read.is_nan()), None)
 
 
 def names(frame: Frame, name: str, reading: Reading) -> Any:
