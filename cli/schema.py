@@ -13,6 +13,8 @@ FILE = "pipe.schema.json"
 """Its file: a config that `pipe init` writes beside one names it."""
 CODE = {"pattern": r"^(.+\.py|\w+(\.\w+)+):\w+$"}
 """FILE.py:FUNCTION or PACKAGE.MODULE:FUNCTION."""
+FOLDER = {"pattern": r"/|^\.\.?$"}
+"""A folder; one of the current folder is ./NAME."""
 _TYPES = {bool: "boolean", int: "integer", float: "number", str: "string", tuple: "array", list: "array"}
 
 
@@ -43,6 +45,8 @@ def _table(name: str, t: Table) -> dict[str, Any]:
         "type": ["object", "string"] if t.key else "object",
         "properties": {key: _setting(t, key, fields) for key, fields in each.items()},
     }
+    if t.key:  # its recipe's name alone
+        table["allOf"] = [{"if": {"type": "string"}, "then": {"$ref": f"#/properties/{name}/properties/{t.key}"}}]
     if t.own is None:
         return {**table, "additionalProperties": False}
     own = {"required": [t.key], "properties": {t.key: CODE}}  # then the rest are arguments of that function
@@ -56,8 +60,10 @@ def _setting(t: Table, key: str, fields: list[Any]) -> dict[str, Any]:
         known = [*t.names] if t.recipe is not recipes.data.Data else []
     value: dict[str, Any] = {"type": _TYPES[kind], "description": (key == t.key and t.help) or f.metadata["help"]}
     one = {**({"enum": list(known)} if known else {}), **f.metadata["bounds"]}
-    if known and (kind is list or (key == t.key and t.own)):
-        one = {"anyOf": [one, CODE]}
+    own = key == t.key and t.own and t.recipe is not recipes.data.Data
+    if own or (known and kind is list):
+        folder = [FOLDER] if own and t.folder else []
+        one = {"anyOf": [*([one] if known else []), CODE, *folder, *f.metadata["forms"]]}
     value |= {"items": {"type": "string" if kind is list else "integer", **one}} if kind in (tuple, list) else one
     defaults = {other.default for other in fields}
     return value if len(defaults) > 1 or f.default is None else {**value, "default": f.default}

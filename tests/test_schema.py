@@ -56,6 +56,24 @@ def test_what_the_schema_refuses_the_command_refuses(name, value):
         config.make({table: {**chosen, key: value}})
 
 
+@pytest.mark.parametrize("layer", [
+    {"log": ["wandb:proj", "csv"]}, {"log": ["csv:proj"]}, {"model": "./hf"}, {"model": {"name": "./hf"}},
+    {"views": 6, "model": "resnet"}, {"views": 3, "model": "resnet"}, {"held_out": 0.5}, {"held_out": 1.0},
+    {"steps_per_call": "7"}, {"steps_per_call": "each"}, {"pipeline": "a.py:f"}, {"best": []},
+    *({name: "bogus"} for name, table in TABLES.items() if table.key and name != "data"),
+])  # fmt: skip
+def test_the_schema_takes_what_the_command_takes(tmp_path, monkeypatch, layer):
+    """Also of a name alone, of a folder and of a service's project."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "hf").mkdir()
+    try:
+        config.make(layer)
+    except ConfigError:
+        assert not VALIDATOR.is_valid(layer)
+    else:
+        VALIDATOR.validate(layer)
+
+
 def test_each_setting_is_told():
     """By its table and by its flag's name, with a type, a description, and the default if there is one for all."""
     for name in SETTINGS:

@@ -41,8 +41,8 @@ def code_in(values: Any) -> list[str]:
     return list(names)
 
 
-def each_in(table: Mapping[str, Any], base: Callable[[str], str] = str) -> Any:
-    """A check of a tuple: the `base` of each is a name in the table, or code."""
+def each_in(table: Mapping[str, Any], base: Callable[[str], str] = str, forms: Any = ()) -> Any:
+    """A check of a tuple: the `base` of each is a name in the table, or code. `forms`: JSON schemas of other names."""
 
     def check(_: Any, attribute: Attribute[Any], value: tuple[str, ...]) -> None:
         for name in map(base, value):
@@ -51,6 +51,7 @@ def each_in(table: Mapping[str, Any], base: Callable[[str], str] = str) -> Any:
         if len({*map(base, value)}) < len(value):
             raise refusal(f"--{attribute.name} names one twice: {', '.join(value)}")
 
+    check.forms = forms  # type: ignore[attr-defined]
     return knowing(check, table)
 
 

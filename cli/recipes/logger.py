@@ -37,6 +37,10 @@ LOGGERS: dict[str, Logger] = {
 }
 
 
+PROJECT = {"pattern": f"^({'|'.join(name for name, logger in LOGGERS.items() if logger.service)}):."}
+"""JSON schema of a service with its project."""
+
+
 def base(name: str) -> str:
     """The logger of `wandb:PROJECT`."""
     logger, _, project = name.partition(":")

@@ -63,7 +63,7 @@ def result(name: str) -> str:
 
 def best_result(run: Mapping[str, Any]) -> dict[str, Any]:
     """The setting `best` of a run by the name of its result, if it names a metric of the command."""
-    return {"best": result(run["best"])} if run.get("best") in METRICS else {}
+    return {"best": result(run["best"])} if str(run.get("best")) in METRICS else {}
 
 
 @frozen

@@ -7,8 +7,8 @@ from typing import Any
 from attrs import Attribute, frozen
 
 from cli.recipes.code import each_in
-from cli.recipes.logger import LOGGERS, base
-from cli.recipes.setting import at_least, below_one, between, given, one_of, refusal, setting
+from cli.recipes.logger import LOGGERS, PROJECT, base
+from cli.recipes.setting import at_least, below_one, between, bounded, given, one_of, refusal, setting
 
 _threads = between(1, 4096, "from 1 to 4096")
 _seed = between(0, 2**63 - 1, "from 0 to 2**63 - 1")
@@ -19,6 +19,9 @@ def _steps(_: Any, attribute: Attribute[Any], value: str) -> None:
         raise refusal(
             f"{given('steps_per_call', repr(value))} is neither a positive whole number below 10**9, 'epoch' nor 'auto'"
         )
+
+
+bounded(_steps, pattern=r"^(auto|epoch|\d{1,9})$")
 
 
 @frozen
@@ -109,7 +112,7 @@ class Run:
     log: tuple[str, ...] = setting(
         (),
         f"also log: {', '.join(LOGGERS)}, the last three with :PROJECT, or FILE.py:FUNCTION of reports and a folder",
-        each_in(LOGGERS, base),
+        each_in(LOGGERS, base, [PROJECT]),
     )
     best: str | None = setting(
         None,

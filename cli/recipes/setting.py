@@ -19,7 +19,8 @@ def setting(default: Any, help: str, *checks: Any, fixed: bool = False) -> Any:
     """A field with help and checks; a resumed run can't change it if it is `fixed`."""
     known = [name for check in checks for name in getattr(check, "known", ())]
     bounds = {name: bound for check in checks for name, bound in getattr(check, "bounds", {}).items()}
-    about = {"help": help, "fixed": fixed, "known": known, "bounds": bounds}
+    forms = [form for check in checks for form in getattr(check, "forms", ())]
+    about = {"help": help, "fixed": fixed, "known": known, "bounds": bounds, "forms": forms}
     return field(default=default, validator=[_is_text, *checks], metadata=about)
 
 
@@ -87,7 +88,7 @@ def _is_text(_: Any, attribute: Attribute[Any], value: Any) -> None:
         raise refusal(f"{given(attribute.name, repr(value))} is no text: it has a NUL, or is no UTF-8")
 
 
-def bounded(check: Any, **bounds: float | None) -> Any:
+def bounded(check: Any, **bounds: Any) -> Any:
     """A check that says its bounds, as JSON schema names them."""
     check.bounds = {name: bound for name, bound in bounds.items() if bound is not None}
     return check

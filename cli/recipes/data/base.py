@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from attrs import frozen
 
-from cli.recipes.setting import refusal, setting
+from cli.recipes.setting import bounded, refusal, setting
 
 if TYPE_CHECKING:
     from cli.recipes.data_card import About
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 def share(_: object, attribute: object, value: float) -> None:
     if not 0 < value < 1:
         raise refusal(f"--held-out {value} is out of range: it must be between 0 and 1")
+
+
+bounded(share, exclusiveMinimum=0, exclusiveMaximum=1)
 
 
 @frozen

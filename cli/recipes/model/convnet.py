@@ -9,7 +9,7 @@ from attrs import frozen
 
 from cli.recipes.model.base import Fixed, Made, Model, dashes
 from cli.recipes.model.realmlp import smoothing
-from cli.recipes.setting import DEEP, WIDE, at_least, below_one, given, not_empty, one_of, refusal, setting
+from cli.recipes.setting import DEEP, WIDE, at_least, below_one, bounded, given, not_empty, one_of, refusal, setting
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,6 +26,9 @@ FLIPPED = 32
 def _views(_: object, attribute: object, value: int) -> None:
     if value not in (1, 2, 6):
         raise refusal(f"{given('views', value)} is none of 1, 2 and 6")
+
+
+bounded(_views, enum=[1, 2, 6])
 
 
 @frozen
