@@ -375,6 +375,13 @@ def test_trouble_on_disk_is_said_and_earlier_ones_stay(saved, monkeypatch):
     assert checkpoint.newest(folder / "nowhere").saved is None
 
 
+def test_a_folder_is_a_path_or_a_text(saved):
+    """For all that look into one."""
+    folder = saved[0].path.parent
+    assert checkpoint.steps(str(folder)) == checkpoint.steps(folder) == [(1, saved[0].path)]
+    assert checkpoint.newest(str(folder)).saved.path == checkpoint.at(str(folder), 1).path == saved[0].path
+
+
 LIMITED = """
 import resource, sys
 from pipeline import checkpoint, models

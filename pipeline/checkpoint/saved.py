@@ -162,10 +162,10 @@ def path_of(folder: Path, step: int) -> Path:
     return folder / f"{_PREFIX}{step:09d}"
 
 
-def steps(folder: Path) -> list[tuple[int, Path]]:
+def steps(folder: str | Path) -> list[tuple[int, Path]]:
     """The checkpoints in a folder, with their steps, in order."""
     try:
-        numbers = [(p.name.removeprefix(_PREFIX), p) for p in folder.iterdir() if p.name.startswith(_PREFIX)]
+        numbers = [(p.name.removeprefix(_PREFIX), p) for p in Path(folder).iterdir() if p.name.startswith(_PREFIX)]
     except FileNotFoundError:
         return []
     except OSError as e:
