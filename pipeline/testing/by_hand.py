@@ -77,4 +77,7 @@ def _largest(got: dict[str, Any], expected: dict[str, Any], tolerance: float) ->
     off = {k: float((a - b).abs().max()) for k, (a, b) in pairs.items()
            if not torch.allclose(a, b, rtol=tolerance, atol=tolerance, equal_nan=True)}  # fmt: skip
     worst = max(off, key=off.__getitem__, default="")
-    return worst and f"{worst} is {off[worst]:.2g} off, of {len(off)} that are"
+    return worst and (
+        f"{worst} is off by {off[worst]:.2g}, the most of {len(off)} beyond tolerance={tolerance:g}; if that is "
+        "rounding, pass a larger one"
+    )
