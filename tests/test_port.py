@@ -354,7 +354,10 @@ LISTED = {
     },
     "        out = net(x)": {
         "        out, h = net(x, h)\n        h = h.detach()": "out: what the loss is of",
-        "        x = x + noise\n        out = net(x)": "out: what the loss is of",
+        "        x = x + noise\n        out = net(x)": "x: the inputs are not the loader's",
+        "        net.norm.eval()\n        out = net(x)": "net.norm.eval(): it is trained in eval mode",
+        "        with torch.autocast('cuda', enabled=amp):\n            out = net(x)": "enabled=amp",
+        "        with torch.autocast('cpu'):\n            out = net(x)": "it is not around the model and the loss",
         "        out = net(x).squeeze()": "out: what the loss is of",
         "        out = teacher(x)": "out: what the loss is of",
     },
@@ -363,10 +366,14 @@ LISTED = {
         "net.fc.parameters()": "the parameters of net.fc.parameters()",
         "[p for p in net.parameters() if p.ndim > 1]": "the parameters of [",
     },
+    "net = Net()": {"net = Net()\nnet.requires_grad_(False)": "a change in place",
+                            "torch.set_default_dtype(torch.double)\nnet = Net()": "torch.set_default_dtype("},
     "sched = ": {"opt2 = torch.optim.Adam(critic.parameters())\nsched = ": "a second optimizer"},
     "for epoch in range(30):\n    for i, (x, y) in enumerate(loader):": {
         "for step in range(5000):\n    for micro in range(4):": "these are steps, and no epochs",
         "while True:\n    for i, (x, y) in enumerate(loader):": "the epochs of while True",
+        "for epoch in count(range(30)):\n    for i, (x, y) in enumerate(loader):": "the epochs of for epoch in count(",
+        "for fold in range(5):\n  for epoch in range(30):\n    for i, (x, y) in enumerate(loader):": "a loop around",
         "for epoch in range(30):\n    for i, (x, y) in enumerate(rows()):": "no DataLoader is found",
     },
 }  # fmt: skip

@@ -21,6 +21,10 @@ def listed(node: Any, why: str, there: str = "") -> Part:
     return Part(node.lineno, "step", there, "", missing=[f"{there}: {why}"])
 
 
+_CHANGES = ("add_param_group", "half", "double", "bfloat16", "register_hook")
+"""Methods that change what is trained."""
+
+
 @define(eq=False)
 class Place:
     """Where a call is: the loops around it, the innermost first, and what else decides whether it is reached."""
@@ -87,7 +91,7 @@ class Loops:
         loop = next((n for n in a if isinstance(n, LOOPS) and n in b), None)
         if loop is None:
             return False
-        i, j = (next(k for k, s in enumerate(loop.body) if s in path) for path in (a, b))
+        i, j = (next((k for k, s in enumerate(loop.body) if s in path), len(loop.body)) for path in (a, b))
         return bool((i, first.lineno, first.col_offset) < (j, second.lineno, second.col_offset))  # type: ignore[attr-defined]
 
     def _accumulation(self) -> None:
@@ -122,23 +126,42 @@ class Loops:
             yield self._accumulated(self.accumulate, divided)
         around = self.at.loops
         every = {*around, *Place.of(self.script, self.backward).loops}
-        for node in self.script.above:
-            jumps = isinstance(node, ast.Break | ast.Continue) and self.script.loop(node) in every
-            returns = isinstance(node, ast.Return) and not every.isdisjoint(self.script.inside(node, *LOOPS))
-            if jumps or returns:
-                yield listed(node, "it leaves a loop of the training early")
+        yield from self._left(every)
+        yield from self._modes(self.backward)
         if not around:
             yield listed(self.step, "no loop is found around it")
-        elif _range(around[0]) is not None:
+        elif numbers(around[0]) is not None:
             yield listed(around[0], "these are steps, and no epochs: fit(max_steps=...)", _head(around[0]))
         elif not isinstance(around[0], ast.For):
             yield listed(around[0], "no loop over a loader", _head(around[0]))
         for loop in around[2:]:
             yield listed(loop, "a loop around the epochs", _head(loop))
         for loop in around[1:2]:
-            yield self._epochs(loop, len(around) == 2 and _range(around[0]) is None)
-        if len(around) == 1 and _range(around[0]) is None:
+            yield self._epochs(loop, len(around) == 2 and numbers(around[0]) is None)
+        if len(around) == 1 and numbers(around[0]) is None:
             yield listed(around[0], "no loop over epochs is found around it", _head(around[0]))
+
+    def _left(self, every: set[Any]) -> Iterator[Part]:
+        """What leaves a loop, or a function inside it, before its end."""
+        script, ways = self.script, (ast.If, ast.Try, ast.Match, *LOOPS)
+        functions = [n for c in (self.backward, self.step) if c for n in script.path(c)]
+        for node in script.above:
+            if isinstance(node, ast.Break | ast.Continue):
+                left = script.loop(node) in every
+            else:
+                left = isinstance(node, ast.Return) and script.scope(node) in functions
+                left = left and not every.isdisjoint(Place.of(script, node).loops) and any(script.inside(node, *ways))
+            if left:
+                yield listed(node, "it leaves a loop of the training early")
+
+    def _modes(self, backward: ast.Call) -> Iterator[Part]:
+        """Modules that are trained in eval mode."""
+        script, first = self.script, next(iter(self.at.loops[-1:]), None)
+        for on, call in script.methods("eval"):
+            ahead = first is not None and script.scope(call) is script.scope(first) and call.lineno < first.lineno
+            back = [c for to, c in script.methods("train") if to == on and not self.before(c, call)]
+            if (ahead or self.before(call, backward)) and not any(self.before(c, backward) for c in back):
+                yield listed(call, "it is trained in eval mode")
 
     def _accumulated(self, of: ast.expr, divided: bool) -> Part:
         count = self.script.value(of)
@@ -152,8 +175,8 @@ class Loops:
         return part
 
     def _epochs(self, loop: Any, surely: bool) -> Part:
-        part, numbers = Part(loop.lineno, "epochs", _head(loop), "fit"), _range(loop)
-        ends = [self.script.value(a) for a in numbers or []]
+        part = Part(loop.lineno, "epochs", _head(loop), "fit")
+        ends = [self.script.value(a) for a in numbers(loop) or []]
         if surely and 0 < len(ends) < 3 and all(type(e) is int for e in ends) and (count := len(range(*ends))):
             part.arguments, part.option = {"epochs": count}, f"--epochs {count}"
         else:
@@ -167,15 +190,23 @@ def _head(node: Any) -> str:
         f"for {source(node.target)} in {source(node.iter)}")  # fmt: skip
 
 
-def _range(loop: Any) -> Sequence[ast.expr] | None:
+def iterated(loop: Any) -> Any:
+    """What a loop is over, without enumerate() and a bar."""
+    node = getattr(loop, "iter", None)
+    while isinstance(node, ast.Call) and source(node.func).rpartition(".")[2] in ("enumerate", "tqdm") and node.args:
+        node = node.args[0]
+    return node
+
+
+def numbers(loop: Any) -> Sequence[ast.expr] | None:
     """The arguments of a loop over range()."""
-    calls = [c for c in ast.walk(loop.iter) if isinstance(c, ast.Call)] if isinstance(loop, ast.For) else []
-    return next((c.args for c in calls if isinstance(c.func, ast.Name) and c.func.id in ("range", "trange")), None)
+    call = iterated(loop)
+    return call.args if isinstance(call, ast.Call) and source(call.func) in ("range", "trange") else None
 
 
 def _times(loop: Any) -> ast.expr | None:
-    numbers = _range(loop)
-    return numbers[0] if numbers is not None and len(numbers) == 1 else None
+    ends = numbers(loop)
+    return ends[0] if ends is not None and len(ends) == 1 else None
 
 
 def _every(guard: Any, counted: str) -> ast.expr | None:
@@ -211,5 +242,5 @@ def _by_hand(script: Script) -> Iterator[Part]:
         elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
             name = node.func.attr
             own = name in ("unscale_", "manual_seed_all") or script.dotted(node.func)
-            if name.endswith("_") and not name.endswith("__") and not own:
-                yield listed(node, "a change in place")
+            if not own and (name in _CHANGES or (name.endswith("_") and not name.endswith("__"))):
+                yield listed(node, "a change in place" if name not in _CHANGES else "it changes what is trained")

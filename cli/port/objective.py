@@ -8,7 +8,7 @@ from typing import Any
 
 from attrs import define, field
 
-from cli.port.loops import Loops, listed
+from cli.port.loops import Loops, iterated, listed, numbers
 from cli.port.part import Part
 from cli.port.script import Script, source
 
@@ -26,6 +26,8 @@ class Objective:
     divided: bool = False
     """Whether it is divided by the number of backwards before a step."""
     missing: list[Part] = field(factory=list)
+    calls: list[ast.Call] = field(factory=list)
+    """The calls of the loss and the model."""
 
     @classmethod
     def read(cls, script: Script, loops: Loops, found: Sequence[Part]) -> Objective:
@@ -38,12 +40,18 @@ class Objective:
 
     def _loader(self, loop: Any) -> None:
         """Mark the loader that the loop iterates."""
-        of = self.script.told(iterated(loop)) if isinstance(loop, ast.For) else ""
+        loader = iterated(loop) if isinstance(loop, ast.For) else None
+        of = self.script.told(loader) if loader is not None else ""
         for part in self.found:
-            if part.what == "data" and part.call and of and self.script.assigned(part.call) == of:
+            if (
+                part.what == "data"
+                and part.call
+                and of
+                and (part.call is loader or self.script.assigned(part.call) == of)
+            ):
                 part.trained = True
                 return
-        if isinstance(loop, ast.For):
+        if isinstance(loop, ast.For) and numbers(loop) is None:
             self.missing.append(listed(loop, "its batches: no DataLoader is found for them", source(loop.iter)))
 
     def _loss(self, backward: ast.Call) -> None:
@@ -66,6 +74,7 @@ class Objective:
             self.missing.append(listed(call or backward, "the loss is no bare call of a loss of torch", there))
             return
         part.trained = True
+        self.calls.append(call)
         named = {k.arg: k.value for k in call.keywords if k.arg}
         names = ("input", "target")
         both = dict(zip(names, call.args, strict=False)) | {k: v for k, v in named.items() if k in names}
@@ -87,6 +96,14 @@ class Objective:
             if part.call and (part.call in (call, call.func) or (told and self.script.assigned(part.call) == told)):
                 return part
         return None
+
+    def autocast(self, part: Part) -> bool:
+        """Whether autocast is around the loss and the outputs."""
+        own: Any = part.call
+        names = {source(own), self.script.assigned(own)}
+        around = [[source(i.context_expr) for w in self.script.path(c) if isinstance(w, ast.With) for i in w.items]
+                  for c in self.calls]  # fmt: skip
+        return all(not names.isdisjoint(a) for a in around)
 
     def _value(self, name: ast.Name) -> ast.expr | None:
         """The expression that a name was surely assigned before."""
@@ -110,12 +127,15 @@ class Objective:
             node = self._value(node) if isinstance(node, ast.Name) else node
         if not isinstance(node, ast.Call) or len(node.args) != 1 or node.keywords:
             return False
+        self.calls.append(node)
         told, script = self.script.told(node.func), self.script
         models = {m for p in self.found if p.what == "optimizer" and p.call and (m := model(script, p.call))}
         wrap = script.values.get(told)
         if isinstance(wrap, ast.Call) and wrap.args and script.known(wrap) in _WRAPS:
             told = source(wrap.args[0]) if told not in models else told
-        return told in models and self._sample(node.args[0]) == 0
+        if told in models and self._sample(node.args[0]) != 0:
+            self.missing.append(listed(node.args[0], "the inputs are not the loader's as they are"))
+        return told in models
 
     def _sample(self, node: ast.expr, depth: int = 9) -> int | None:
         """Which part of a batch an expression is, on whatever device."""
@@ -143,14 +163,6 @@ class Objective:
         """Whether a name is the batch of the loader."""
         store = self.script.last(name)
         return store is not None and store is drawn(self.loops.batches)
-
-
-def iterated(loop: ast.For) -> ast.expr:
-    """What a loop is over, without enumerate() and a bar."""
-    node = loop.iter
-    while isinstance(node, ast.Call) and source(node.func).rpartition(".")[2] in ("enumerate", "tqdm") and node.args:
-        node = node.args[0]
-    return node
 
 
 def drawn(loop: Any) -> ast.expr | None:

@@ -22,6 +22,9 @@ OTHERS = {
     "torch.optim.lr_scheduler.": ("scheduler", "schedules.schedule() makes one of a function"),
     "torch.optim.swa_utils.": ("average", "update.ema() and update.swa() average weights"),
     "torch.optim.": ("optimizer", "update.rule makes one of a function"),
+    "torch.nn.utils.clip_": ("clipping", "update.rule makes one of a function"),
+    "torch.autograd.grad": ("backward", "backward.gradients() has them"),
+    "torch.set_default_dtype": ("dtype", "give model and data that dtype"),
     "torch.nn.DataParallel": ("processes", "place.mesh() is for several processes"),
     "torch.utils.data.distributed.": ("data", "place.mesh() gives each process its samples"),
 }
@@ -39,6 +42,12 @@ def parts(script: Script) -> list[Part]:
     by_loops = [*objective.missing, *loops.parts(objective.divided)]
     for part in [p for p in found if p.what == "clipping"]:
         _clipping(script, part, loops)
+    for part in [p for p in found if p.what == "amp" and p.here == "place.on" and not objective.autocast(p)]:
+        part.missing.append(f"{part.there}: it is not around the model and the loss of the training")
+        part.here = part.option = ""
+    for part in [p for p in found if p.what in ("optimizer", "scheduler") and p.call]:
+        if part.call and not {*Place.of(script, part.call).loops}.isdisjoint(loops.at.loops):
+            part.missing.append(f"{part.there}: a new one in each turn of a loop")
     options(script, [*found, *by_loops])
     for part in [p for p in found if p.what == "scheduler" and p.call]:
         _schedule(script, part, loops, [r for r in rules if r.call])
@@ -56,7 +65,7 @@ def _clipping(script: Script, part: Part, loops: Loops) -> None:
     elif scaled and not any(True for _ in script.methods("unscale_")):
         part.missing.append(f"{part.there}: of gradients that are scaled: no unscale_()")
     if part.missing:
-        part.here = part.option = ""
+        part.here, part.option, part.arguments, part.notes = "", "", {}, []
 
 
 def _of_call(script: Script, call: ast.Call) -> Part | None:
@@ -167,6 +176,7 @@ def _amp(part: Part, full: str, script: Script) -> None:
 def _seed(part: Part, full: str, script: Script) -> None:
     call: Any = part.call
     value = script.value(call.args[0]) if call.args else UNKNOWN
+    value = value if type(value) is int else UNKNOWN
     part.arguments = {} if value is UNKNOWN else {"seed": value}
     part.missing = [f"the seed {source(call)}"] if value is UNKNOWN else []
     part.option = f"--seed {value}" if value is not UNKNOWN else ""
