@@ -346,6 +346,9 @@ LISTED = {
         "        if ready:\n            loss.backward()": "if ready: the step depends on it",
         "        loss.backward()\n        if bad:\n            continue": "continue: it leaves",
     },
+    "        loss.backward()\n        opt.step()": {
+        "        for micro in range(4):\n            (loss / 4).backward()\n        opt.step()": "in other loops than",
+    },
     "        opt.step()": {
         "        opt.step()\n        net.weight.data.clamp_(-1, 1)": "a change in place",
         "        opt.step()\n        h = h.detach()\n        state[0].copy_(h)": "a change in place",
@@ -358,6 +361,8 @@ LISTED = {
         "        net.norm.eval()\n        out = net(x)": "net.norm.eval(): it is trained in eval mode",
         "        with torch.autocast('cuda', enabled=amp):\n            out = net(x)": "enabled=amp",
         "        with torch.autocast('cpu'):\n            out = net(x)": "it is not around the model and the loss",
+        "        out = net(x)\n        out[y == 3] = 0": "out[y == 3] = 0: a change in place",
+        "        y[y == 3] = 0\n        out = net(x)": "y[y == 3] = 0: a change in place",
         "        out = net(x).squeeze()": "out: what the loss is of",
         "        out = teacher(x)": "out: what the loss is of",
     },

@@ -95,7 +95,7 @@ class Loops:
         return bool((i, first.lineno, first.col_offset) < (j, second.lineno, second.col_offset))  # type: ignore[attr-defined]
 
     def _accumulation(self) -> None:
-        """A step if (i + 1) % N == 0, or an inner loop over range(N)."""
+        """A step if (i + 1) % N == 0."""
         assert self.backward is not None
         assert self.step is not None
         there, here = Place.of(self.script, self.backward), self.at
@@ -104,8 +104,6 @@ class Loops:
             counted = self.script.targets(here.loops[0])[0] if here.loops else ""
             if len(guards) == 1 and (of := _every(guards[0], counted)) is not None:
                 self.accumulate, guards = of, []
-        elif there.loops[1:] == here.loops and here.loops and (of := _times(there.loops[0])) is not None:
-            self.accumulate = of
         else:
             self.others.append(listed(self.step, "it is in other loops than backward()"))
         found = {g: listed(g, "the step depends on it", _head(g)) for g in [*there.guards, *guards]}
@@ -202,11 +200,6 @@ def numbers(loop: Any) -> Sequence[ast.expr] | None:
     """The arguments of a loop over range()."""
     call = iterated(loop)
     return call.args if isinstance(call, ast.Call) and source(call.func) in ("range", "trange") else None
-
-
-def _times(loop: Any) -> ast.expr | None:
-    ends = numbers(loop)
-    return ends[0] if ends is not None and len(ends) == 1 else None
 
 
 def _every(guard: Any, counted: str) -> ast.expr | None:

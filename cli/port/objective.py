@@ -28,15 +28,26 @@ class Objective:
     missing: list[Part] = field(factory=list)
     calls: list[ast.Call] = field(factory=list)
     """The calls of the loss and the model."""
+    names: list[ast.Name] = field(factory=list)
+    """The names on the way from the batch to the backward."""
 
     @classmethod
     def read(cls, script: Script, loops: Loops, found: Sequence[Part]) -> Objective:
         own = cls(script, loops, found)
         if (call := loops.backward) is not None:
             own._loss(call)
+            own._changed()
             if loops.batches is not None:
                 own._loader(loops.batches)
         return own
+
+    def _changed(self) -> None:
+        """List what changes elements of the outputs or the batch."""
+        known = {(n.id, self.script.scope(n)) for n in self.names}
+        for node in self.script.above:
+            of = node.value if isinstance(node, ast.Subscript) and isinstance(node.ctx, ast.Store) else None
+            if isinstance(of, ast.Name) and (of.id, self.script.scope(of)) in known:
+                self.missing.append(listed(self.script.above[node], "a change in place"))
 
     def _loader(self, loop: Any) -> None:
         """Mark the loader that the loop iterates."""
@@ -107,6 +118,7 @@ class Objective:
 
     def _value(self, name: ast.Name) -> ast.expr | None:
         """The expression that a name was surely assigned before."""
+        self.names.append(name)
         store = self.script.last(name)
         statement = self.script.above.get(store) if store is not None else None
         if isinstance(statement, ast.AugAssign) and isinstance(store, ast.Name):
@@ -149,6 +161,7 @@ class Objective:
             return at if self._whole(node.value) else None
         if not isinstance(node, ast.Name) or not depth:
             return None
+        self.names.append(node)
         store = self.script.last(node)
         pair = self.script.above.get(store) if store is not None else None
         if isinstance(pair, ast.Tuple | ast.List) and store in pair.elts and len(pair.elts) == 2:

@@ -67,7 +67,8 @@ def _line(here: str, part: Part | None, arguments: Mapping[str, Any], needed: st
         todo = f"not translated: no {needed} is found"
         return f"        # {todo}" if not here else f"        {written(here, arguments)},  # {todo}"
     call = here if "(" in here else written(here, arguments or (part.arguments if part else {}))
-    return f"        {call}," + (f"  # line {part.line}{', in part' * bool(part.missing)}" if part else "")
+    partly = part is not None and (part.missing or (part.what in ("loss", "data") and not part.trained))
+    return f"        {call}," + (f"  # line {part.line}{', in part' * bool(partly)}" if part else "")
 
 
 def _first(parts: Sequence[Part], what: str, here: str = "") -> Part | None:
