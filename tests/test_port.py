@@ -366,11 +366,19 @@ LISTED = {
         "        out = net(x).squeeze()": "out: what the loss is of",
         "        out = teacher(x)": "out: what the loss is of",
     },
+    "        out = net(x)\n": {
+        "        net.train(False)\n        out = net(x)\n": "net.train(False): it may change",
+        "        with torch.no_grad():\n            out = net(x)\n": "torch.no_grad(): it is around",
+        "        out = net(x)\n        net.load_state_dict(average)\n": "net.load_state_dict(average): it may change",
+        "        out = net(x)\n        opt.state.clear()\n": "opt.state.clear(): it may change",
+        "        torch._foreach_mul_(list(net.parameters()), 0.9)\n        out = net(x)\n": "net.parameters(): it may",
+    },
     "        opt.zero_grad()": {"": "gradients that are not cleared"},
     "net.parameters()": {
         "net.fc.parameters()": "the parameters of net.fc.parameters()",
         "[p for p in net.parameters() if p.ndim > 1]": "the parameters of [",
     },
+    "test_loader = ": {"from own import crit\ntest_loader = ": "crit(out, y): the loss"},
     "net = Net()": {"net = Net()\nnet.requires_grad_(False)": "a change in place",
                             "torch.set_default_dtype(torch.double)\nnet = Net()": "torch.set_default_dtype("},
     "sched = ": {"opt2 = torch.optim.Adam(critic.parameters())\nsched = ": "a second optimizer"},
@@ -384,12 +392,45 @@ LISTED = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("old", "new", "what"), [(o, n, w) for o, news in LISTED.items() for n, w in news.items()])
+CHANGES = [(old, new, what) for old, news in LISTED.items() for new, what in news.items()]
+
+
+@pytest.mark.parametrize(("old", "new", "what"), CHANGES)
 def test_what_is_no_plain_step_is_listed(tmp_path, old, new, what):
     """Each change of a plain loop that changes what is trained."""
     assert SCRIPT.count(old) == 1
     found = missing(tmp_path, SCRIPT.replace(old, new))
     assert any(what in m for m in found), found
+
+
+HARMLESS = [
+    "total += loss.item()", "print(i, loss)", "history['loss'].append(float(loss))", "writer.add_scalar('l', loss, i)",
+    "right += (out.argmax(1) == y).sum().item()", "seen = x.shape[0]",
+    "if i % 10 == 0:\n            print(opt.param_groups[0]['lr'])",
+    "for name in names:\n            if name:\n                break",
+]  # fmt: skip
+
+
+@settings(max_examples=30)
+@given(st.lists(st.sampled_from(HARMLESS), max_size=4), st.lists(st.sampled_from(HARMLESS), max_size=4),
+       st.sampled_from([("", "", None), *CHANGES]))  # fmt: skip
+def test_what_only_tells_changes_nothing(tmp_path_factory, before, after, change):
+    """Lines that print or count hide nothing and are not listed, wherever they are."""
+    old, new, what = change
+    text = SCRIPT.replace(old, new) if old else SCRIPT
+    for line, lines in (("        loss = crit(out, y)\n", before), ("        opt.step()\n", after)):
+        text = text.replace(line, line + "".join(f"        {n}\n" for n in lines))
+    found = missing(tmp_path_factory.getbasetemp(), text)
+    assert any(what in m for m in found) if what else found == KNOWN
+
+
+def test_a_loop_that_runs_twice_is_listed(tmp_path):
+    """As one of a function with two calls."""
+    head, body = SCRIPT[: SCRIPT.index("for epoch")], SCRIPT[SCRIPT.index("for epoch") :]
+    twice = f"{head}def work():\n    {body.replace(chr(10), chr(10) + '    ')}\nwork()\n"
+    assert missing(tmp_path, twice) == KNOWN
+    assert any("called more than once" in m for m in missing(tmp_path, f"{twice}work()\n"))
+    assert any("second backward" in m for m in missing(tmp_path, SCRIPT + body))
 
 
 @pytest.mark.parametrize("given", ["[p for p in net.parameters() if p.requires_grad]",

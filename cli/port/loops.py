@@ -126,6 +126,9 @@ class Loops:
         every = {*around, *Place.of(self.script, self.backward).loops}
         yield from self._left(every)
         yield from self._modes(self.backward)
+        end = [n for n in self.script.path(self.step) if isinstance(n, ast.FunctionDef)][-1:]
+        if any(len(self.script.calls_of(f)) > 1 for f in end):
+            yield listed(self.step, "its function is called more than once")
         if not around:
             yield listed(self.step, "no loop is found around it")
         elif numbers(around[0]) is not None:
@@ -235,5 +238,8 @@ def _by_hand(script: Script) -> Iterator[Part]:
         elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
             name = node.func.attr
             own = name in ("unscale_", "manual_seed_all") or script.dotted(node.func)
-            if not own and (name in _CHANGES or (name.endswith("_") and not name.endswith("__"))):
+            dtype = name == "to" and any(script.dotted(a).startswith("torch.") for a in node.args)
+            if dtype:
+                yield listed(node, "give model and data that dtype")
+            elif not own and (name in _CHANGES or (name.endswith("_") and not name.endswith("__"))):
                 yield listed(node, "a change in place" if name not in _CHANGES else "it changes what is trained")

@@ -8,12 +8,14 @@ from typing import Any
 
 from attrs import define, field
 
-from cli.port.loops import Loops, iterated, listed, numbers
+from cli.port.loops import Loops, Place, iterated, listed, numbers
 from cli.port.part import Part
 from cli.port.script import Script, source
 
 _WRAPS = ("torch.nn.parallel.DistributedDataParallel", "torch.nn.DataParallel", "torch.compile",
           "torch.distributed.fsdp.FullyShardedDataParallel")  # fmt: skip
+_PLAIN = ("train", "eval", "zero_grad", "step", "state_dict", "no_sync")
+"""Methods of a model and an optimizer that are read elsewhere, or change nothing."""
 
 
 @define(eq=False)
@@ -37,6 +39,7 @@ class Objective:
         if (call := loops.backward) is not None:
             own._loss(call)
             own._changed()
+            own._touched()
             if loops.batches is not None:
                 own._loader(loops.batches)
         return own
@@ -48,6 +51,36 @@ class Objective:
             of = node.value if isinstance(node, ast.Subscript) and isinstance(node.ctx, ast.Store) else None
             if isinstance(of, ast.Name) and (of.id, self.script.scope(of)) in known:
                 self.missing.append(listed(self.script.above[node], "a change in place"))
+
+    def _touched(self) -> None:
+        """List what else the loops do with the model, its optimizer and gradients, and what is around the outputs."""
+        script, loops = self.script, {*self.loops.at.loops}
+        rules = [p.call for p in self.found if p.what == "optimizer" and p.call]
+        names = {n for c in rules for n in (script.assigned(c), model(script, c))} - {""}
+        clips = [p.call for p in self.found if p.what == "clipping"]
+        for node in script.above:
+            if not isinstance(node, ast.Attribute) or script.of_module(node):
+                continue
+            of, outer = script.told(node.value), script.above[node]
+            if not any(of == n or of.startswith((f"{n}.", f"{n}[")) for n in names):
+                continue
+            given = isinstance(outer, ast.Call) and node is outer.func
+            plain = node.attr in (_PLAIN if of in names else ()) and (not given or not _told(outer))
+            plain = plain or (node.attr == "parameters" and script.above[outer] in clips)
+            inside = isinstance(node.ctx, ast.Store) or (given and not plain)
+            if inside and not loops.isdisjoint(Place.of(script, node).loops):
+                self.missing.append(listed(outer, "it may change what is trained"))
+        casts = {
+            name for p in self.found if p.what == "amp" and p.call for name in (source(p.call), script.assigned(p.call))
+        }
+        for call in self.calls[:1] + self.calls[-1:]:
+            for w in [
+                n
+                for n in script.path(call)
+                if isinstance(n, ast.With) and not loops.isdisjoint(Place.of(script, n).loops)
+            ]:
+                around = [i.context_expr for i in w.items if source(i.context_expr) not in casts]
+                self.missing += [listed(e, "it is around the outputs or the loss") for e in around]
 
     def _loader(self, loop: Any) -> None:
         """Mark the loader that the loop iterates."""
@@ -176,6 +209,12 @@ class Objective:
         """Whether a name is the batch of the loader."""
         store = self.script.last(name)
         return store is not None and store is drawn(self.loops.batches)
+
+
+def _told(call: ast.AST) -> bool:
+    """Whether train() or eval() has an argument."""
+    named = isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute) and call.func.attr in ("train", "eval")
+    return named and isinstance(call, ast.Call) and bool(call.args or call.keywords)
 
 
 def drawn(loop: Any) -> ast.expr | None:

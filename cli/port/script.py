@@ -68,6 +68,11 @@ class Script:
         return script
 
     def _note(self, node: ast.AST) -> None:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and not isinstance(self.above[node], ast.ClassDef):
+            self._assign(ast.Name(node.name), None)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            for a in node.names:
+                self._assign(ast.Name(a.asname or a.name.partition(".")[0]), None)
         if isinstance(node, ast.Import):
             for a in node.names:
                 self.imports[a.asname or a.name.partition(".")[0]] = a.name if a.asname else a.name.partition(".")[0]
@@ -194,13 +199,15 @@ class Script:
 
     def called(self, function: ast.AST) -> ast.Call | None:
         """The one call of a function of the script, if it has one."""
-        name = getattr(function, "name", None)
-        if isinstance(self.above.get(function), ast.ClassDef):
-            calls = [c for _, c in self.methods(name or "")]
-        else:
-            calls = [c for c in self.calls if isinstance(c.func, ast.Name) and c.func.id == name]
+        name, calls = getattr(function, "name", None), self.calls_of(function)
         defined = [n for n in self.above if isinstance(n, _FUNCTIONS) and getattr(n, "name", "") == name]
         return calls[0] if len(calls) == len(defined) == 1 else None
+
+    def calls_of(self, function: ast.AST) -> list[ast.Call]:
+        name = getattr(function, "name", "")
+        if isinstance(self.above.get(function), ast.ClassDef):
+            return [c for _, c in self.methods(name)]
+        return [c for c in self.calls if isinstance(c.func, ast.Name) and c.func.id == name]
 
     def given(self, node: ast.expr) -> ast.expr:
         """What a parameter of a function stands for: the argument of the function's one call."""
