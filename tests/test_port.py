@@ -354,6 +354,11 @@ LISTED = {
         "        opt.step()\n        h = h.detach()\n        state[0].copy_(h)": "a change in place",
         "        if i % 2 == 0:\n            opt.step()": "the step depends on it",
         "        opt.step(closure)": "a step with a closure",
+        "        opt.step()\n        prune(net)": "prune(net): it may change",
+        "        opt.step()\n        average.update_parameters(net)": "average.update_parameters(net): it may change",
+        "        with warm.dampening():\n            opt.step()": "warm.dampening(): it is around",
+        "        opt.step()\n        if i > 9:\n            exit()": "exit(): it leaves",
+        "        opt.step()\n        loader.dataset.grow()": "loader.dataset.grow(): it may change",
     },
     "        out = net(x)": {
         "        out, h = net(x, h)\n        h = h.detach()": "out: what the loss is of",
@@ -379,7 +384,8 @@ LISTED = {
         "[p for p in net.parameters() if p.ndim > 1]": "the parameters of [",
     },
     "test_loader = ": {"from own import crit\ntest_loader = ": "crit(out, y): the loss"},
-    "net = Net()": {"net = Net()\nnet.requires_grad_(False)": "a change in place",
+    "net = Net()": {"net = Net()\nnet.register_full_backward_hook(f)": "it may change gradients",
+                  "net = Net()\nnet.requires_grad_(False)": "a change in place",
                             "torch.set_default_dtype(torch.double)\nnet = Net()": "torch.set_default_dtype("},
     "sched = ": {"opt2 = torch.optim.Adam(critic.parameters())\nsched = ": "a second optimizer"},
     "for epoch in range(30):\n    for i, (x, y) in enumerate(loader):": {
@@ -460,6 +466,8 @@ def test_a_schedule_of_microbatches_is_listed(tmp_path):
     every = text.replace("        opt.step()\n", update + "            sched.step()\n")
     assert missing(tmp_path, every) == KNOWN
     assert "accumulate=4" in skeleton("train.py", read(tmp_path, every)[0])
+    assert any("not cleared once a step" in m for m in missing(
+        tmp_path, every.replace("        out = net(x)", "        opt.zero_grad()\n        out = net(x)")))  # fmt: skip
     micro = missing(tmp_path, text.replace("        opt.step()\n", update + "        sched.step()\n"))
     assert any(m.startswith("sched.step() is neither") for m in micro)
 

@@ -21,7 +21,7 @@ def listed(node: Any, why: str, there: str = "") -> Part:
     return Part(node.lineno, "step", there, "", missing=[f"{there}: {why}"])
 
 
-_CHANGES = ("add_param_group", "half", "double", "bfloat16", "register_hook")
+_CHANGES = ("add_param_group", "half", "double", "bfloat16")
 """Methods that change what is trained."""
 
 
@@ -102,7 +102,9 @@ class Loops:
         guards = [*here.guards]
         if there.loops == here.loops:
             counted = self.script.targets(here.loops[0])[0] if here.loops else ""
-            if len(guards) == 1 and (of := _every(guards[0], counted)) is not None:
+            again = [n for n in ast.walk(here.loops[0]) if isinstance(n, ast.Name) and n.id == counted
+                     and isinstance(n.ctx, ast.Store)] if counted else []  # fmt: skip
+            if len(guards) == len(again) == 1 and (of := _every(guards[0], counted)) is not None:
                 self.accumulate, guards = of, []
         else:
             self.others.append(listed(self.step, "it is in other loops than backward()"))
@@ -110,7 +112,12 @@ class Loops:
         self.others += found.values()
         clears = [c for _, c in self.script.methods("zero_grad")]
         fitting = [c for c in clears if Place.of(self.script, c).same(here)]
-        if not fitting or any(self.before(self.backward, c) and self.before(c, self.step) for c in fitting):
+        others = [c for c in clears if not {*there.loops}.isdisjoint(Place.of(self.script, c).loops)]
+        if (
+            not fitting
+            or len(others) > len(fitting)
+            or any(self.before(self.backward, c) and self.before(c, self.step) for c in fitting)
+        ):
             why = "gradients that are not cleared once a step: no zero_grad() beside step()"
             self.others.append(listed(self.backward, why))
 
@@ -149,6 +156,8 @@ class Loops:
         for node in script.above:
             if isinstance(node, ast.Break | ast.Continue):
                 left = script.loop(node) in every
+            elif isinstance(node, ast.Call) and source(node.func) in ("exit", "quit", "sys.exit", "os._exit"):
+                left = not every.isdisjoint(Place.of(script, node).loops)
             else:
                 left = isinstance(node, ast.Return) and script.scope(node) in functions
                 left = left and not every.isdisjoint(Place.of(script, node).loops) and any(script.inside(node, *ways))
@@ -241,5 +250,7 @@ def _by_hand(script: Script) -> Iterator[Part]:
             dtype = name == "to" and any(script.dotted(a).startswith("torch.") for a in node.args)
             if dtype:
                 yield listed(node, "give model and data that dtype")
+            elif name.startswith("register_") and name.endswith("hook"):
+                yield listed(node, "it may change gradients")
             elif not own and (name in _CHANGES or (name.endswith("_") and not name.endswith("__"))):
                 yield listed(node, "a change in place" if name not in _CHANGES else "it changes what is trained")

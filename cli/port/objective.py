@@ -14,7 +14,7 @@ from cli.port.script import Script, source
 
 _WRAPS = ("torch.nn.parallel.DistributedDataParallel", "torch.nn.DataParallel", "torch.compile",
           "torch.distributed.fsdp.FullyShardedDataParallel")  # fmt: skip
-_PLAIN = ("train", "eval", "zero_grad", "step", "state_dict", "no_sync")
+_PLAIN = ("train", "eval", "zero_grad", "step", "state_dict", "tqdm", "enumerate")
 """Methods of a model and an optimizer that are read elsewhere, or change nothing."""
 
 
@@ -38,10 +38,10 @@ class Objective:
         own = cls(script, loops, found)
         if (call := loops.backward) is not None:
             own._loss(call)
-            own._changed()
-            own._touched()
             if loops.batches is not None:
                 own._loader(loops.batches)
+            own._changed()
+            own._touched()
         return own
 
     def _changed(self) -> None:
@@ -57,6 +57,7 @@ class Objective:
         script, loops = self.script, {*self.loops.at.loops}
         rules = [p.call for p in self.found if p.what == "optimizer" and p.call]
         names = {n for c in rules for n in (script.assigned(c), model(script, c))} - {""}
+        names |= {script.assigned(p.call) for p in self.found if p.what == "data" and p.trained and p.call} - {""}
         clips = [p.call for p in self.found if p.what == "clipping"]
         for node in script.above:
             if not isinstance(node, ast.Attribute) or script.of_module(node):
@@ -66,14 +67,15 @@ class Objective:
                 continue
             given = isinstance(outer, ast.Call) and node is outer.func
             plain = node.attr in (_PLAIN if of in names else ()) and (not given or not _told(outer))
-            plain = plain or (node.attr == "parameters" and script.above[outer] in clips)
+            plain = plain or node.attr == "set_epoch" or (node.attr == "parameters" and script.above[outer] in clips)
             inside = isinstance(node.ctx, ast.Store) or (given and not plain)
             if inside and not loops.isdisjoint(Place.of(script, node).loops):
                 self.missing.append(listed(outer, "it may change what is trained"))
+        self._handed(names, loops)
         casts = {
             name for p in self.found if p.what == "amp" and p.call for name in (source(p.call), script.assigned(p.call))
         }
-        for call in self.calls[:1] + self.calls[-1:]:
+        for call in [*self.calls[:1], *self.calls[-1:], *(c for _, c in script.methods("step"))]:
             for w in [
                 n
                 for n in script.path(call)
@@ -81,6 +83,25 @@ class Objective:
             ]:
                 around = [i.context_expr for i in w.items if source(i.context_expr) not in casts]
                 self.missing += [listed(e, "it is around the outputs or the loss") for e in around]
+
+    def _handed(self, names: set[str], loops: set[Any]) -> None:
+        """List calls, of what is not in the script, that are handed the model, its optimizer or the batch."""
+        script = self.script
+        known = {p.call for p in self.found if p.call}
+        own = {n.name for n in script.above if isinstance(n, ast.FunctionDef)} | {"print", "len", "next", "iter"}
+        batch = {n.id for n in self.names}
+        for call in script.calls:
+            short = source(call.func).rpartition(".")[2]
+            if call in known or call in self.calls or short in own or short in (*_PLAIN, "unscale_"):
+                continue
+            given = [*call.args, *(k.value for k in call.keywords)]
+            of = script.values.get(script.told(call.func.value)) if isinstance(call.func, ast.Attribute) else None
+            holds = isinstance(of, ast.Call) and of not in known and not names.isdisjoint(map(source, of.args))
+            mixes = isinstance(call.func, ast.Name) and isinstance(script.above[call], ast.Expr) and any(
+                isinstance(a, ast.Name) and a.id in batch for a in given)  # fmt: skip
+            inside = not loops.isdisjoint(Place.of(script, call).loops) and not script.of_module(call)
+            if inside and (holds or mixes or any(script.told(a) in names for a in given)):
+                self.missing.append(listed(call, "it may change what is trained"))
 
     def _loader(self, loop: Any) -> None:
         """Mark the loader that the loop iterates."""
