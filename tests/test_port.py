@@ -65,6 +65,38 @@ for epoch in range(1, args.epochs + 1):
 """
 
 
+LOOP = """
+for epoch in range(2):
+    for x, y in loader:
+        step.zero_grad()
+        f(net(x), y).backward()
+        step.step()
+"""
+SCRIPT = """
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
+N, crit, aux = 4, nn.CrossEntropyLoss(), nn.MSELoss()
+test_loader = DataLoader(test, 100)
+loader = DataLoader(data, 8, sampler=balanced)
+net = Net()
+opt = torch.optim.SGD(net.parameters(), lr=0.1)
+sched = torch.optim.lr_scheduler.StepLR(opt, 1000)
+for epoch in range(30):
+    for i, (x, y) in enumerate(loader):
+        x, y = x.to(device), y.to(device)
+        opt.zero_grad()
+        out = net(x)
+        loss = crit(out, y)
+        loss.backward()
+        opt.step()
+    sched.step()
+"""
+KNOWN = ["sampler=balanced"]
+"""What of SCRIPT is not translated."""
+
+
 def read(folder, text):
     """The parts of a script, and its skeleton as a namespace."""
     (folder / "train.py").write_text(text)
@@ -148,7 +180,9 @@ def test_a_step_is_torchs(tmp_path_factory, rule, criterion, how, seed):
     given = ", ".join(filter(None, ["net.parameters()", *map(repr, lr.values()), rest]))
     criterion = f"nn.{of}({', '.join(f'{k}={v!r}' for k, v in arguments.items())})"
     found, namespace = read(
-        folder, f"import torch\nfrom torch import nn\n{head}\nstep = rule({given})\nf = {criterion}\n"
+        folder,
+        f"import torch\nfrom torch import nn\nfrom torch.utils.data import DataLoader\n{head}\n"
+        f"step = rule({given})\nf = {criterion}\nloader = DataLoader(data, 8)\n{LOOP}",
     )
     assert not [m for p in found for m in p.missing]
     torch.manual_seed(seed)
@@ -185,6 +219,7 @@ s = torch.optim.lr_scheduler.{name}(o, {arguments})
 f = torch.nn.MSELoss()
 for epoch in range(5):
     for x, y in loader:
+        o.zero_grad()
         f(net(x), y).backward()
         o.step()
 {step}
@@ -234,12 +269,14 @@ def test_nothing_is_dropped(tmp_path, text, what):
 
 def test_one_cycle_is_the_whole_run(tmp_path):
     """Where torch has epochs and steps in an epoch, which is said."""
-    text = "from torch import optim\no = optim.SGD(n.parameters())\n"
-    cycle = "optim.lr_scheduler.OneCycleLR(o, 0.2, epochs=3, steps_per_epoch=len(loader), cycle_momentum=False)"
-    found, namespace = read(tmp_path, f"{text}import torch\ns = {cycle}\ng = torch.nn.MSELoss()\n")
+    text = "from torch import optim\nstep = optim.SGD(net.parameters())\n"
+    cycle = "optim.lr_scheduler.OneCycleLR(step, 0.2, epochs=3, steps_per_epoch=len(loader), cycle_momentum=False)"
+    found, namespace = read(
+        tmp_path, f"{text}import torch\ns = {cycle}\nf = torch.nn.MSELoss()\n{LOOP}        s.step()\n"
+    )
     [part] = [p for p in found if p.what == "scheduler"]
     assert "epochs=3, steps_per_epoch=len(loader): the cycle here is the whole run" in part.notes
-    assert [m for m in part.missing if "step()" not in m] == []
+    assert part.missing == []
     pipe = namespace["pipeline"](nn.Linear(1, 1), (torch.zeros(64, 1), torch.zeros(64, 1)))
     assert "pct_start" in pipe["update.sgd"].hyper["lr"].filled(9, 3)
 
@@ -251,16 +288,210 @@ from torch import optim, nn
 from torch.utils.data import DataLoader
 N, f, loader = 4, nn.MSELoss(), DataLoader(d, 8, True)
 o = optim.SGD(net.parameters(), 0.1)
-for i, (x, y) in enumerate(loader):
-    (f(net(x), y) / N).backward()
-    if (i + 1) % N == 0:
-        o.step()
+for epoch in range(2):
+    for i, (x, y) in enumerate(loader):
+        (f(net(x), y) / N).backward()
+        if (i + 1) % N == 0:
+            o.step()
+            o.zero_grad()
 """
     found, namespace = read(tmp_path, text)
     pipe = namespace["pipeline"](nn.Linear(1, 1), (torch.zeros(64, 1), torch.zeros(64, 1)))
     assert (pipe.load.size, pipe["backward.gradients"].accumulate) == (32, 4)
     assert not [m for p in found for m in p.missing]
-    assert any("not divided" in m for p in read(tmp_path, text.replace(" / N", ""))[0] for m in p.missing)
+    for other in (text.replace(" / N", ""), text.replace(" / N", "") + "x / N\n"):
+        assert any("not divided" in m for p in read(tmp_path, other)[0] for m in p.missing)
+
+
+def missing(folder, text):
+    return [m for p in read(folder, text)[0] for m in p.missing]
+
+
+def test_a_plain_loop_is_read_whole(tmp_path):
+    """Its own loader with its size, its schedule once an epoch, and no accumulation."""
+    found, _ = read(tmp_path, SCRIPT)
+    assert missing(tmp_path, SCRIPT) == KNOWN
+    text = skeleton("train.py", found)
+    for line in ("size=8", "epochs=30", "every=1000 * schedules.EPOCH", "backward.gradients(),", "cross_entropy(),"):
+        assert line in text
+    assert "shuffle=False" in text
+
+
+LISTED = {
+    "    sched.step()": {
+        "    if epoch % 2 == 0:\n        sched.step()": "sched.step() is neither",
+        "": "no one step() of it",
+        "    break": "break: it leaves",
+        "    for p in net.parameters():\n        p.grad.clamp_(-1, 1)": "weights or gradients by hand",
+        "    for g in opt.param_groups:\n        g['lr'] *= 0.9": "g['lr'] *= 0.9; a schedule",
+        "sched.step()": "sched.step() is neither",
+    },
+    "        loss = crit(out, y)": {
+        "        loss = crit(out, y) + 0.1 * aux(out, y)": "crit(out, y) + 0.1 * aux(out, y): the loss",
+        "        loss = crit(out, y) + 1e-4 * sum(p.abs().sum() for p in net.parameters())": "crit(out, y) + 0.0001",
+        "        loss = 0.5 * F.cross_entropy(out, y)": "0.5 * F.cross_entropy(out, y): the loss",
+        "        loss = crit(net(x) / 0.07, y)": "net(x) / 0.07: what the loss is of",
+        "        loss = crit(out.view(-1, 10), y)": "out.view(-1, 10): what the loss is of",
+        "        loss = crit(out, y.flatten())": "y.flatten(): the targets",
+        "        loss = crit(out, y)\n        loss += aux(out, y)": "the loss is no bare call",
+        "        loss = crit(out, y)\n        if hard:\n            loss = aux(out, y)": "the loss is no bare call",
+        "        loss = own(out, y)": "own(out, y): the loss",
+        "        loss = crit(y, out)": "y: what the loss is of",
+    },
+    "        loss.backward()": {
+        "        (2.0 * loss).backward()": "2.0 * loss: the loss",
+        "        (loss / 3).backward()": "loss / 3: the loss",
+        "        loss.backward(retain_graph=True)": "a backward() with arguments",
+        "        loss.backward()\n        other.backward()": "a second backward()",
+        "        if ready:\n            loss.backward()": "if ready: the step depends on it",
+        "        loss.backward()\n        if bad:\n            continue": "continue: it leaves",
+    },
+    "        loss.backward()\n        opt.step()": {
+        "        for micro in range(4):\n            (loss / 4).backward()\n        opt.step()": "in other loops than",
+    },
+    "        opt.step()": {
+        "        opt.step()\n        net.weight.data.clamp_(-1, 1)": "a change in place",
+        "        opt.step()\n        h = h.detach()\n        state[0].copy_(h)": "a change in place",
+        "        if i % 2 == 0:\n            opt.step()": "the step depends on it",
+        "        opt.step(closure)": "a step with a closure",
+        "        opt.step()\n        prune(net)": "prune(net): it may change",
+        "        opt.step()\n        average.update_parameters(net)": "average.update_parameters(net): it may change",
+        "        with warm.dampening():\n            opt.step()": "warm.dampening(): it is around",
+        "        opt.step()\n        if i > 9:\n            exit()": "exit(): it leaves",
+        "        opt.step()\n        loader.dataset.grow()": "loader.dataset.grow(): it may change",
+    },
+    "        out = net(x)": {
+        "        out, h = net(x, h)\n        h = h.detach()": "out: what the loss is of",
+        "        x = x + noise\n        out = net(x)": "x: the inputs are not the loader's",
+        "        net.norm.eval()\n        out = net(x)": "net.norm.eval(): it is trained in eval mode",
+        "        with torch.autocast('cuda', enabled=amp):\n            out = net(x)": "enabled=amp",
+        "        with torch.autocast('cpu'):\n            out = net(x)": "it is not around the model and the loss",
+        "        out = net(x)\n        out[y == 3] = 0": "out[y == 3] = 0: a change in place",
+        "        y[y == 3] = 0\n        out = net(x)": "y[y == 3] = 0: a change in place",
+        "        out = net(x).squeeze()": "out: what the loss is of",
+        "        out = teacher(x)": "out: what the loss is of",
+    },
+    "        out = net(x)\n": {
+        "        net.train(False)\n        out = net(x)\n": "net.train(False): it may change",
+        "        with torch.no_grad():\n            out = net(x)\n": "torch.no_grad(): it is around",
+        "        out = net(x)\n        net.load_state_dict(average)\n": "net.load_state_dict(average): it may change",
+        "        out = net(x)\n        opt.state.clear()\n": "opt.state.clear(): it may change",
+        "        torch._foreach_mul_(list(net.parameters()), 0.9)\n        out = net(x)\n": "net.parameters(): it may",
+    },
+    "        opt.zero_grad()": {"": "gradients that are not cleared"},
+    "net.parameters()": {
+        "net.fc.parameters()": "the parameters of net.fc.parameters()",
+        "[p for p in net.parameters() if p.ndim > 1]": "the parameters of [",
+    },
+    "test_loader = ": {"from own import crit\ntest_loader = ": "crit(out, y): the loss"},
+    "net = Net()": {"net = Net()\nnet.register_full_backward_hook(f)": "it may change gradients",
+                  "net = Net()\nnet.requires_grad_(False)": "a change in place",
+                            "torch.set_default_dtype(torch.double)\nnet = Net()": "torch.set_default_dtype("},
+    "sched = ": {"opt2 = torch.optim.Adam(critic.parameters())\nsched = ": "a second optimizer"},
+    "for epoch in range(30):\n    for i, (x, y) in enumerate(loader):": {
+        "for step in range(5000):\n    for micro in range(4):": "these are steps, and no epochs",
+        "while True:\n    for i, (x, y) in enumerate(loader):": "the epochs of while True",
+        "for epoch in count(range(30)):\n    for i, (x, y) in enumerate(loader):": "the epochs of for epoch in count(",
+        "for fold in range(5):\n  for epoch in range(30):\n    for i, (x, y) in enumerate(loader):": "a loop around",
+        "for epoch in range(30):\n    for i, (x, y) in enumerate(rows()):": "no DataLoader is found",
+    },
+}  # fmt: skip
+
+
+CHANGES = [(old, new, what) for old, news in LISTED.items() for new, what in news.items()]
+
+
+@pytest.mark.parametrize(("old", "new", "what"), CHANGES)
+def test_what_is_no_plain_step_is_listed(tmp_path, old, new, what):
+    """Each change of a plain loop that changes what is trained."""
+    assert SCRIPT.count(old) == 1
+    found = missing(tmp_path, SCRIPT.replace(old, new))
+    assert any(what in m for m in found), found
+
+
+HARMLESS = [
+    "total += loss.item()", "print(i, loss)", "history['loss'].append(float(loss))", "writer.add_scalar('l', loss, i)",
+    "right += (out.argmax(1) == y).sum().item()", "seen = x.shape[0]",
+    "if i % 10 == 0:\n            print(opt.param_groups[0]['lr'])",
+    "for name in names:\n            if name:\n                break",
+]  # fmt: skip
+
+
+@settings(max_examples=30)
+@given(st.lists(st.sampled_from(HARMLESS), max_size=4), st.lists(st.sampled_from(HARMLESS), max_size=4),
+       st.sampled_from([("", "", None), *CHANGES]))  # fmt: skip
+def test_what_only_tells_changes_nothing(tmp_path_factory, before, after, change):
+    """Lines that print or count hide nothing and are not listed, wherever they are."""
+    old, new, what = change
+    text = SCRIPT.replace(old, new) if old else SCRIPT
+    for line, lines in (("        loss = crit(out, y)\n", before), ("        opt.step()\n", after)):
+        text = text.replace(line, line + "".join(f"        {n}\n" for n in lines))
+    found = missing(tmp_path_factory.getbasetemp(), text)
+    assert any(what in m for m in found) if what else found == KNOWN
+
+
+def test_a_loop_that_runs_twice_is_listed(tmp_path):
+    """As one of a function with two calls."""
+    head, body = SCRIPT[: SCRIPT.index("for epoch")], SCRIPT[SCRIPT.index("for epoch") :]
+    twice = f"{head}def work():\n    {body.replace(chr(10), chr(10) + '    ')}\nwork()\n"
+    assert missing(tmp_path, twice) == KNOWN
+    assert any("called more than once" in m for m in missing(tmp_path, f"{twice}work()\n"))
+    assert any("second backward" in m for m in missing(tmp_path, SCRIPT + body))
+
+
+@pytest.mark.parametrize("given", ["[p for p in net.parameters() if p.requires_grad]",
+                                   "filter(lambda p: p.requires_grad, net.parameters())"])  # fmt: skip
+def test_parameters_without_gradients_may_be_left_out(tmp_path, given):
+    assert missing(tmp_path, SCRIPT.replace("net.parameters()", given)) == KNOWN
+
+
+def test_a_helper_does_what_its_body_does(tmp_path):
+    """A schedule stepped beside it is one of steps."""
+    body = SCRIPT[SCRIPT.index("        out = ") : SCRIPT.index("    sched.step()")]
+    helper = "def work(model, o, x, y):\n    o.zero_grad()\n" + body.replace("        ", "    ").replace(
+        "net(", "model("
+    )
+    text = SCRIPT.replace("        opt.zero_grad()\n", "").replace(body, "        work(net, opt, x, y)\n").replace(
+        "opt.step()", "o.step()").replace("    sched.step()", "        sched.step()")  # fmt: skip
+    text = text.replace("for epoch in", helper.replace("opt.step", "o.step") + "for epoch in")
+    assert missing(tmp_path, text) == KNOWN
+    assert "every=1000)" in skeleton("train.py", read(tmp_path, text)[0])
+
+
+def test_a_schedule_of_microbatches_is_listed(tmp_path):
+    """And one of updates is of updates here."""
+    text = SCRIPT.replace("        opt.zero_grad()\n", "").replace("    sched.step()\n", "").replace(
+        "loss.backward()", "(loss / N).backward()")  # fmt: skip
+    update = "        if (i + 1) % N == 0:\n            opt.step()\n            opt.zero_grad()\n"
+    every = text.replace("        opt.step()\n", update + "            sched.step()\n")
+    assert missing(tmp_path, every) == KNOWN
+    assert "accumulate=4" in skeleton("train.py", read(tmp_path, every)[0])
+    assert any("not cleared once a step" in m for m in missing(
+        tmp_path, every.replace("        out = net(x)", "        opt.zero_grad()\n        out = net(x)")))  # fmt: skip
+    micro = missing(tmp_path, text.replace("        opt.step()\n", update + "        sched.step()\n"))
+    assert any(m.startswith("sched.step() is neither") for m in micro)
+
+
+@pytest.mark.parametrize(("rule", "option"), {
+    "SGD(net.parameters(), lr=0.1)": "--optimizer sgd --lr 0.1 --momentum 0.0 --weight-decay 0.0",
+    "SGD(net.parameters(), 0.1, 0.9, nesterov=True)":
+        "--optimizer sgd --lr 0.1 --momentum 0.9 --weight-decay 0.0 --set nesterov=True",
+    "Adam(net.parameters(), betas=(0.9, 0.95))": "--optimizer adam --lr 0.001 --weight-decay 0.0 --set beta2=0.95",
+    "Adam(net.parameters(), eps=1e-6)": "",
+}.items())  # fmt: skip
+def test_options_are_the_whole_rule(tmp_path, rule, option):
+    """The command's defaults are other ones, and are written out; a rule that it has not has no options."""
+    text = "\n".join(n for n in SCRIPT.replace("SGD(net.parameters(), lr=0.1)", rule).splitlines() if "sched" not in n)
+    [part] = [p for p in read(tmp_path, text)[0] if p.what == "optimizer"]
+    assert part.option == option + " --clip 0 --schedule constant" * bool(option)
+
+
+def test_a_resumed_run_is_resumed(tmp_path):
+    """If the optimizer's state is loaded too; weights alone are --init."""
+    for lines, option in (("net.load_state_dict(torch.load('a'))\n", "--init"),
+                          ("net.load_state_dict(c)\nopt.load_state_dict(c)\n", "--resume RUN")):  # fmt: skip
+        found, _ = read(tmp_path, SCRIPT.replace("sched =", f"{lines}sched ="))
+        assert {p.option for p in found if p.what == "checkpoint"} == {option}
 
 
 def test_every_name_on_our_side_exists():

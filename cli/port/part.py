@@ -38,4 +38,4 @@ class Part:
     """Values by the names of our parameters."""
     call: ast.Call | None = None
     trained: bool = False
-    """Whether a loss is beside a backward."""
+    """Whether it is the loss, or the loader, of the training."""

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import ast
 import inspect
+import re
 from collections.abc import Callable
 from pkgutil import resolve_name
 from typing import Any
 
-from cli.port import loops
+from cli.port.loops import Loops, Place
 from cli.port.names import METHODS, NAMES, SPEED, Name
+from cli.port.objective import Objective, model
+from cli.port.options import options
 from cli.port.part import Part, Text, written
 from cli.port.script import UNKNOWN, Script, source
 
@@ -19,11 +22,13 @@ OTHERS = {
     "torch.optim.lr_scheduler.": ("scheduler", "schedules.schedule() makes one of a function"),
     "torch.optim.swa_utils.": ("average", "update.ema() and update.swa() average weights"),
     "torch.optim.": ("optimizer", "update.rule makes one of a function"),
+    "torch.nn.utils.clip_": ("clipping", "update.rule makes one of a function"),
+    "torch.autograd.grad": ("backward", "backward.gradients() has them"),
+    "torch.set_default_dtype": ("dtype", "give model and data that dtype"),
     "torch.nn.DataParallel": ("processes", "place.mesh() is for several processes"),
     "torch.utils.data.distributed.": ("data", "place.mesh() gives each process its samples"),
 }
 """Beginnings of names that are not in NAMES, what they are, and what to write."""
-OPTIONS = {"lr": "--lr", "momentum": "--momentum", "weight_decay": "--weight-decay", "limit": "--clip"}
 _SMOOTH = ("cosine", "linear", "polynomial", "exponential", "cosine_restarts")
 """Schedules that move at every step."""
 
@@ -31,17 +36,36 @@ _SMOOTH = ("cosine", "linear", "polynomial", "exponential", "cosine_restarts")
 def parts(script: Script) -> list[Part]:
     """The parts of a script, by line."""
     found = [part for call in script.calls if (part := _of_call(script, call)) is not None]
-    rules = [p for p in found if p.what == "optimizer" and p.call]
-    scopes = [script.scope(c) for _, c in script.methods("backward")]
-    for part in [p for p in found if p.what == "loss" and p.call]:
-        call: Any = part.call
-        called = [c for c in script.calls if source(c.func) == script.assigned(call)]
-        part.trained = any(script.scope(c) in scopes for c in (called or [call]))
+    rules = [p for p in found if p.what == "optimizer"]
+    loops = Loops.read(script, rules)
+    objective = Objective.read(script, loops, found)
+    by_loops = [*objective.missing, *loops.parts(objective.divided)]
+    for part in [p for p in found if p.what == "clipping"]:
+        _clipping(script, part, loops)
+    for part in [p for p in found if p.what == "amp" and p.here == "place.on" and not objective.autocast(p)]:
+        part.missing.append(f"{part.there}: it is not around the model and the loss of the training")
+        part.here = part.option = ""
+    for part in [p for p in found if p.what in ("optimizer", "scheduler") and p.call]:
+        if part.call and not {*Place.of(script, part.call).loops}.isdisjoint(loops.at.loops):
+            part.missing.append(f"{part.there}: a new one in each turn of a loop")
+    options(script, [*found, *by_loops])
     for part in [p for p in found if p.what == "scheduler" and p.call]:
-        _schedule(script, part, rules)
-    return sorted(
-        [*found, *loops.epochs(script), *loops.accumulation(script), *loops.rates(script)], key=lambda part: part.line
-    )
+        _schedule(script, part, loops, [r for r in rules if r.call])
+    return sorted([*found, *by_loops], key=lambda part: part.line)
+
+
+def _clipping(script: Script, part: Part, loops: Loops) -> None:
+    """Clipping is between the backward and the step, or listed."""
+    call: Any = part.call
+    scaled = any(script.known(c).endswith("GradScaler") for c in script.calls)
+    if not loops.step or not loops.backward or not Place.of(script, call).same(loops.at):
+        part.missing.append(f"{part.there}: it is not beside the step of the optimizer")
+    elif not (loops.before(loops.backward, call) and loops.before(call, loops.step)):
+        part.missing.append(f"{part.there}: it is not between backward() and step()")
+    elif scaled and not any(True for _ in script.methods("unscale_")):
+        part.missing.append(f"{part.there}: of gradients that are scaled: no unscale_()")
+    if part.missing:
+        part.here, part.option, part.arguments, part.notes = "", "", {}, []
 
 
 def _of_call(script: Script, call: ast.Call) -> Part | None:
@@ -87,7 +111,7 @@ def _bind(script: Script, part: Part, full: str, name: Name) -> None:
             part.missing.append(f"{key}={source(node)}")
         elif script.flag(node) is not None:
             part.notes.append(f"{key}={source(node)} is the default of that option")
-        elif key == "params" and not source(node).endswith(".parameters()"):
+        elif key in ("params", "parameters") and not re.fullmatch(r"(self\.)?\w+", model(script, call)):
             part.missing.append(f"the parameters of {source(node)}: update.groups() and update.frozen() choose some")
     for key, p in torchs.items():
         if key in (*SPEED, *_GIVEN):
@@ -99,9 +123,6 @@ def _bind(script: Script, part: Part, full: str, name: Name) -> None:
             part.missing.append(f"{key}={source(given[key])}")
         elif target in ours and (key in given or default is not None) and value != ours[target].default:
             part.arguments[target] = value
-    for key, option in OPTIONS.items():
-        if part.what in ("optimizer", "clipping") and isinstance(part.arguments.get(key), int | float):
-            part.option = f"{part.option.replace(option, '')} {option} {part.arguments[key]}".strip()
 
 
 def _loss(part: Part, full: str, script: Script) -> None:
@@ -133,7 +154,6 @@ def _data(part: Part, full: str, script: Script) -> None:
         part.arguments["size"] = 64
         part.missing.append(f"batch_size={size}")
     part.notes += ["load.loader(loader) takes a loader as it is"] * bool(part.missing)
-    part.option = f"--data DATA --batch-size {part.arguments['size']}"
 
 
 def _amp(part: Part, full: str, script: Script) -> None:
@@ -156,6 +176,7 @@ def _amp(part: Part, full: str, script: Script) -> None:
 def _seed(part: Part, full: str, script: Script) -> None:
     call: Any = part.call
     value = script.value(call.args[0]) if call.args else UNKNOWN
+    value = value if type(value) is int else UNKNOWN
     part.arguments = {} if value is UNKNOWN else {"seed": value}
     part.missing = [f"the seed {source(call)}"] if value is UNKNOWN else []
     part.option = f"--seed {value}" if value is not UNKNOWN else ""
@@ -168,31 +189,36 @@ def _of_epochs(count: Any) -> Text:
     return Text(f"{count!r} * schedules.EPOCH")
 
 
-def _schedule(script: Script, part: Part, rules: list[Part]) -> None:
+def _schedule(script: Script, part: Part, loops: Loops, rules: list[Part]) -> None:
     """A schedule in the place of its rule's learning rate: lengths in steps, and values as shares of that rate."""
     call: Any = part.call
     full = script.known(call)
     name, short = NAMES[full], part.here.rpartition(".")[2]
     of = source(next(iter([*call.args, *(k.value for k in call.keywords if k.arg == "optimizer")]), ast.Name("")))
-    rule = next((r for r in rules if r.call and script.assigned(r.call) == of), rules[0] if rules else None)
+    rule = next((r for r in rules if r.call and script.assigned(r.call) == of), None)
     base = rate(rule) if rule is not None else UNKNOWN
     for key in [k for k in name.shares if k in part.arguments]:
         if isinstance(value := part.arguments.pop(key), int | float) and isinstance(base, int | float) and base:
             part.arguments[key] = value / base
         else:
             part.missing.append(f"{key} as a share of the learning rate")
-    stepped = next((script.loop(c) for on, c in script.methods("step") if on == script.assigned(call)), None)
-    if stepped not in [script.loop(c) for c in loops.steps(script, rules)] or stepped is None:
+    steps = [c for on, c in script.methods("step") if on and on == script.assigned(call)]
+    per, at = loops.at, Place.of(script, steps[0]) if steps else None
+    plateau = short == "reduce_on_plateau"
+    if at is None or len(steps) != 1 or not loops.step or (steps[0].args and not plateau):
+        why = "its step() with an argument" if steps and steps[0].args else "no one step() of it is found"
+        part.missing.append(f"{part.there}: {why}")
+    elif at.same(Place(per.loops[1:], [])) and len(at.loops) == 1 and loops.before(loops.step, steps[0]):
         for key in name.lengths:
             if (length := part.arguments.get(key, 1 if key == "every" else None)) is not None:
                 many = isinstance(length, list | tuple)
                 part.arguments[key] = [*map(_of_epochs, length)] if many else _of_epochs(length)
-        if stepped is None and short != "reduce_on_plateau":
-            part.missing.append("where its step() is called, so it is taken for once an epoch")
         if short == "one_cycle":
             part.missing.append("its step() once an epoch: here it moves at every step, to slightly other values")
         elif short in _SMOOTH:
             part.notes.append("stepped once an epoch there; here it moves each step, and agrees as an epoch begins")
+    elif plateau or not (at.same(per) and loops.before(loops.step, steps[0])):
+        part.missing.append(f"{source(steps[0])} is neither after each update nor once after each epoch")
     cycles = next((script.value(k.value) for k in call.keywords if k.arg == "cycle_momentum"), True)
     whole = [m for m in part.missing if m.startswith(("epochs=", "steps_per_epoch="))]
     part.notes += [f"{', '.join(whole)}: the cycle here is the whole run"] * bool(whole)
@@ -200,8 +226,11 @@ def _schedule(script: Script, part: Part, rules: list[Part]) -> None:
     if short == "one_cycle" and cycles:
         part.missing.append("cycle_momentum, on by default: schedules.one_cycle_momentum() in the place of momentum")
     part.notes.append(f"{part.option} of the command has lengths of its own")
+    part.option = ""
     given = {} if short == "one_cycle" or base is UNKNOWN else {"base": base}
     part.here = written(part.here, {**given, **part.arguments})
+    if [m for m in part.missing if "step()" in m and "once an epoch" not in m]:
+        return
     if rule is not None and isinstance(rule.arguments.get("lr"), Text):
         part.missing.append("a second scheduler: schedules.sequence() or product() joins them")
     elif rule is not None and (short == "one_cycle" or base is not UNKNOWN):

@@ -19,6 +19,7 @@ from pipeline import files
 
 UNKNOWN: Any = object()
 """A value that only running the script would tell."""
+LOOPS = (ast.For, ast.AsyncFor, ast.While)
 _FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
 _PREFIXES = sorted({name.rpartition(".")[0] + "." for name in NAMES} - {"torch."}, key=len, reverse=True)
 _PLAIN = (bool, int, float, str, type(None))
@@ -67,6 +68,11 @@ class Script:
         return script
 
     def _note(self, node: ast.AST) -> None:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and not isinstance(self.above[node], ast.ClassDef):
+            self._assign(ast.Name(node.name), None)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            for a in node.names:
+                self._assign(ast.Name(a.asname or a.name.partition(".")[0]), None)
         if isinstance(node, ast.Import):
             for a in node.names:
                 self.imports[a.asname or a.name.partition(".")[0]] = a.name if a.asname else a.name.partition(".")[0]
@@ -160,7 +166,7 @@ class Script:
         """The calls of a method, with what it is called on."""
         for call in self.calls:
             if isinstance(call.func, ast.Attribute) and call.func.attr == name:
-                yield source(call.func.value), call
+                yield self.told(call.func.value), call
 
     def inside(self, node: ast.AST, *kinds: type[ast.AST]) -> Iterator[Any]:
         """The nodes of some kinds around a node in its function, the innermost first."""
@@ -177,7 +183,94 @@ class Script:
 
     def loop(self, node: ast.AST) -> ast.AST | None:
         """The innermost loop around a node in its function."""
-        return next(self.inside(node, ast.For, ast.AsyncFor, ast.While), None)
+        return next(self.inside(node, *LOOPS), None)
+
+    def path(self, node: ast.AST) -> list[ast.AST]:
+        """The statements that a node is inside, the innermost first, and on from a function's one call."""
+        found: list[ast.AST] = []
+        outer = self.above.get(node)
+        while outer is not None and outer not in found:
+            head = getattr(outer, "iter", None), getattr(outer, "test", None)
+            found += [outer] if node not in head else []
+            node, outer = outer, self.above.get(outer)
+            if isinstance(node, _FUNCTIONS):
+                outer = self.called(node)
+        return found
+
+    def called(self, function: ast.AST) -> ast.Call | None:
+        """The one call of a function of the script, if it has one."""
+        name, calls = getattr(function, "name", None), self.calls_of(function)
+        defined = [n for n in self.above if isinstance(n, _FUNCTIONS) and getattr(n, "name", "") == name]
+        return calls[0] if len(calls) == len(defined) == 1 else None
+
+    def calls_of(self, function: ast.AST) -> list[ast.Call]:
+        name = getattr(function, "name", "")
+        if isinstance(self.above.get(function), ast.ClassDef):
+            return [c for _, c in self.methods(name)]
+        return [c for c in self.calls if isinstance(c.func, ast.Name) and c.func.id == name]
+
+    def given(self, node: ast.expr) -> ast.expr:
+        """What a parameter of a function stands for: the argument of the function's one call."""
+        for _ in range(9):
+            function = self.scope(node)
+            if not isinstance(node, ast.Name) or not isinstance(function, ast.FunctionDef):
+                break
+            own = isinstance(self.above[function], ast.ClassDef)
+            names = [a.arg for a in (*function.args.posonlyargs, *function.args.args)][own:]
+            call = self.called(function) if node.id in names else None
+            if call is None or any(isinstance(a, ast.Starred) for a in call.args):
+                break
+            named = dict(zip(names, call.args, strict=False)) | {k.arg: k.value for k in call.keywords if k.arg}
+            if node.id not in named:
+                break
+            node = named[node.id]
+        return node
+
+    def told(self, node: ast.expr) -> str:
+        """An expression as text, of what parameters stand for."""
+        return source(self.given(node))
+
+    def targets(self, loop: Any) -> list[str]:
+        """The names that a loop assigns, in order; an index of enumerate() from 0 is the first."""
+        counts = isinstance(loop, ast.For) and any(
+            isinstance(c, ast.Call) and source(c.func) == "enumerate" and len(c.args) == 1 and not c.keywords
+            for c in ast.walk(loop.iter)
+        )
+        found = loop.target.elts if counts and isinstance(loop.target, ast.Tuple) else []
+        return [source(n) for n in found] or [""]
+
+    def last(self, name: ast.Name) -> ast.Name | None:
+        """Where a name is assigned before it is read, if it is; a Name of nothing if only some runs get there."""
+        around, scope, end = self._around(name), self.scope(name), (name.lineno, name.col_offset)
+        stores = []
+        for n in self.above:
+            if not (isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store) and n.id == name.id):
+                continue
+            inside = [o for o in self._around(n) if not isinstance(o, ast.Tuple | ast.List | ast.Starred)]
+            reads = inside[0] in around and not isinstance(inside[0], (*LOOPS, *_FUNCTIONS, ast.Module))
+            if self.scope(n) is scope and (n.lineno, n.col_offset) < end and not reads:
+                stores.append((n.lineno, n.col_offset, n, inside))
+        if not stores:
+            return None
+        _, _, store, inside = max(stores, key=lambda s: s[:2])
+        kinds = (*LOOPS, ast.If, ast.IfExp, ast.Try, ast.Match, ast.comprehension)
+        sure = all(o in around for o in inside if isinstance(o, kinds))
+        return store if sure else ast.Name("", ast.Store())
+
+    def _around(self, node: ast.AST) -> list[ast.AST]:
+        """The nodes around a node in its function."""
+        found = []
+        while (outer := self.above.get(node)) is not None and not isinstance(outer, _FUNCTIONS):
+            found.append(outer)
+            node = outer
+        return found
+
+    def of_module(self, node: ast.AST | None) -> bool:
+        """Whether a node is in the class of a module."""
+        while (node := self.above.get(node)) is not None:  # type: ignore[arg-type]
+            if isinstance(node, ast.ClassDef) and any(getattr(n, "name", "") == "forward" for n in node.body):
+                return True
+        return False
 
     def assigned(self, call: ast.Call) -> str:
         """The name that a call's result gets."""

@@ -32,7 +32,7 @@ def train(model, data, held_out=None):
 
 def skeleton(name: str, parts: Sequence[Part]) -> str:
     """A module with a pipeline and its loop. Of several parts that have one place, the first is taken."""
-    loaded, loss, rule = _loader(parts), _loss(parts), _first(parts, "optimizer")
+    loaded, loss, rule = _trained(parts, "data"), _trained(parts, "loss"), _first(parts, "optimizer")
     accumulate, seed, epochs = (_first(parts, what) for what in ("accumulation", "seed", "epochs"))
     size = (loaded.arguments["size"] if loaded else 64) * (
         accumulate.arguments.get("accumulate", 1) if accumulate else 1
@@ -45,7 +45,7 @@ def skeleton(name: str, parts: Sequence[Part]) -> str:
         _line(loss.here if loss else "", loss, {}, "loss"),
         _line("backward.gradients", accumulate, {}),
         *(_line("update.finite", p, {}) for p in [_first(parts, "amp", "update.finite")] if p),
-        *(_line(p.here, p, {}) for p in parts if p.what == "clipping"),
+        *(_line(p.here, p, {}) for p in parts if p.what == "clipping" and p.here),
         _line(rule.here if rule else "", rule, {}, "optimizer"),
     ]
     text = "\n".join(stages)
@@ -67,20 +67,15 @@ def _line(here: str, part: Part | None, arguments: Mapping[str, Any], needed: st
         todo = f"not translated: no {needed} is found"
         return f"        # {todo}" if not here else f"        {written(here, arguments)},  # {todo}"
     call = here if "(" in here else written(here, arguments or (part.arguments if part else {}))
-    return f"        {call}," + (f"  # line {part.line}" if part else "")
+    partly = part is not None and (part.missing or (part.what in ("loss", "data") and not part.trained))
+    return f"        {call}," + (f"  # line {part.line}{', in part' * bool(partly)}" if part else "")
 
 
 def _first(parts: Sequence[Part], what: str, here: str = "") -> Part | None:
     return next((p for p in parts if p.what == what and p.here and here in p.here), None)
 
 
-def _loader(parts: Sequence[Part]) -> Part | None:
-    """The loader of the training: the first that shuffles, or else the first."""
-    found = [p for p in parts if p.what == "data" and p.here]
-    return next((p for p in found if p.arguments.get("shuffle")), found[0] if found else None)
-
-
-def _loss(parts: Sequence[Part]) -> Part | None:
-    """The loss that is minimized: the first one beside a backward, or else the first."""
-    found = [p for p in parts if p.what == "loss" and p.here]
-    return next((p for p in found if p.trained), found[0] if found else None)
+def _trained(parts: Sequence[Part], what: str) -> Part | None:
+    """The loss or loader of the training, or the only one."""
+    found = [p for p in parts if p.what == what and p.here]
+    return next((p for p in found if p.trained), found[0] if len(found) == 1 else None)
