@@ -168,10 +168,10 @@ def _build(table: str, values: dict[str, Any]) -> Any:
     if options and "options" not in [f.name for f in fields(recipe)]:
         raise _unfitting(table, next(iter(options)), values)
     kinds = _KINDS(recipe)
-    for name, value in own.items():  # cattrs takes "3" for 3, and True for 1
+    for name, value in own.items():  # cattrs takes "3" for 3, and True for 1; NaN is refused by its range
         with suppress(TypeError, ValueError, OverflowError):
             kept, plain = _CONVERTER.structure(value, kinds[name]), tuple(value) if isinstance(value, list) else value
-            if kept == plain and isinstance(kept, bool) == isinstance(plain, bool):
+            if (kept == plain or plain != plain) and isinstance(kept, bool) == isinstance(plain, bool):
                 continue
         listed = "tuple" in str(kinds[name]) and isinstance(value, int | float)
         instead = f"; write [{value}]" if listed else ""

@@ -19,6 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+import cli
 from cli.handover import images, table
 from pipeline import load_run, log, sources
 from pipeline.errors import ConfigError
@@ -284,7 +285,9 @@ def test_a_package_that_is_not_required_is_named(folder, monkeypatch, module, pa
     (folder / "t.toml").touch()
     for name in [name for name in sys.modules if name.partition(".")[0] == module or name.startswith("cli.paired")]:
         monkeypatch.delitem(sys.modules, name)
-    monkeypatch.delitem(sys.modules, "cli.comparison", raising=False)
+    for name in ("comparison", "paired"):  # as a module and as an attribute of its package
+        monkeypatch.delitem(sys.modules, f"cli.{name}", raising=False)
+        monkeypatch.delattr(cli, name, raising=False)
     monkeypatch.setitem(sys.modules, module, None)
     code, out, err = commands.run(*words, cwd=folder)
     assert (code, out) == (2, "")
