@@ -201,7 +201,8 @@ def test_runs_from_before_are_as_they_were(name, text, tmp_path):
 def test_recipes_train(name, text):
     """A step of two members by the recipe lowers the loss, as a step of one does."""
     source = text if name == "transformer" else "digits"
-    small = {"depth": 1, "width": 16} if name == "transformer" else {"widths": [4, 8]}
+    image = {"optimizer": "muon", "lr": 0.05, "rest_lr": 0.01, "zero_init": True, "shift": 1, "smoothing": 0.1}
+    small = {"depth": 1, "width": 16} if name == "transformer" else {"widths": [4, 8], **image}
     start = config.make(
         {"data": source, "model": name, "ensemble": 2, "batch_size": 16 if name == "transformer" else 128, **small}
     )

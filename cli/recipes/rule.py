@@ -66,8 +66,8 @@ class Rule:
 
     name: str = setting(
         "sgd",
-        ", ".join(OPTIMIZERS) + "  [default: muon for transformer, resnet; adamw for realmlp, tabm, lstm, gru, "
-        "huggingface; else sgd]",
+        ", ".join(OPTIMIZERS) + "  [default: muon for transformer, and resnet from 16x16 on; adamw for realmlp, "
+        "tabm, lstm, gru, huggingface; else sgd]",
         fixed=True,
     )
     lr: float | None = setting(
