@@ -21,8 +21,6 @@ _NUDGE, _NUDGE_LOW = 1e-6, 1e-2
 """Relative perturbations of the inputs, as large as rounding inside a step."""
 _TRIES, _TIMES = 3, 10.0
 """Perturbations to try, and the multiple of their effect that an error may have."""
-_FLUSHED = 1e-35
-"""Sum of subnormal numbers of float32 that a program may have taken for 0."""
 _PIECE = 2**20
 """Elements to compare at a time: each takes tens of bytes meanwhile."""
 
@@ -115,10 +113,8 @@ def _inexact(t: Tensor) -> bool:
 
 
 def _rounding(t: Tensor) -> float:
-    """Some units in the last place, and of the smallest normal number: a program may flush subnormal ones to 0, before
-    it adds them up."""
-    kind = torch.finfo(t.dtype) if _inexact(t) else None
-    return 8 * kind.eps * _largest(t) + max(kind.tiny, _FLUSHED) if kind else 0.0
+    """Some units in the last place, and the smallest normal number: a program may flush subnormal ones to 0."""
+    return 8 * torch.finfo(t.dtype).eps * _largest(t) + torch.finfo(t.dtype).tiny if _inexact(t) else 0.0
 
 
 def _nudged(t: Tensor, size: float, seed: int) -> Tensor:
