@@ -169,7 +169,7 @@ def _signature(path: Path) -> object:
 
 
 def _head(entries: Sequence[Entry], several: bool) -> dict[str, Any]:
-    """The columns, those of them that are settings, and the settings that all runs share."""
+    """The columns, the names of the settings among them, and the settings that all runs share."""
     flats = [e.flat for e in entries if e.config is not None]
     every = dict.fromkeys(n for flat in flats for n in flat)
     texts = {n: {run_table.setting_cell(flat.get(n)) for flat in flats} for n in every}

@@ -9,7 +9,7 @@ COMMANDS = {
     "data": "Show how data would be read",
     "doctor": "Show whether this machine trains well",
     "eval": "Measure a run's model",
-    "explain": "Show what was compiled, and why anything is not",
+    "explain": "Show the compiled graphs of a run, or why it has none",
     "export": "Write a run's model as a file for other programs",
     "init": "Write a commented config to start from",
     "package": "Write a folder that predicts and serves a run's model",

@@ -14,7 +14,7 @@ FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF")
 
 
 def read(path: str) -> list[dict[str, str]]:
-    """The row of an image file, or those of the image files of a folder, by name."""
+    """A row for an image file; for a folder, a row for each of its image files, sorted by name."""
     files = sorted(Path(path).iterdir()) if Path(path).is_dir() else [Path(path)]
     return [{"image": base64.b64encode(file.read_bytes()).decode()} for file in files]
 

@@ -92,7 +92,8 @@ class Loops:
         if loop is None:
             return False
         i, j = (next((k for k, s in enumerate(loop.body) if s in path), len(loop.body)) for path in (a, b))
-        return bool((i, first.lineno, first.col_offset) < (j, second.lineno, second.col_offset))  # type: ignore[attr-defined]
+        places = [(k, getattr(n, "lineno", 0), getattr(n, "col_offset", 0)) for k, n in ((i, first), (j, second))]
+        return places[0] < places[1]
 
     def _accumulation(self) -> None:
         """A step if (i + 1) % N == 0."""

@@ -184,8 +184,9 @@ class Objective:
         if store is None and (given := self.script.given(name)) is not name:
             return given
         if isinstance(statement, ast.Tuple) and isinstance(assign := self.script.above[statement], ast.Assign):
-            same = isinstance(assign.value, ast.Tuple) and len(assign.value.elts) == len(statement.elts)
-            return assign.value.elts[statement.elts.index(store)] if same else None  # type: ignore
+            value = assign.value
+            if isinstance(value, ast.Tuple) and len(value.elts) == len(statement.elts):
+                return value.elts[[*map(id, statement.elts)].index(id(store))]
         return None
 
     def _is_outputs(self, node: ast.expr | None) -> bool:
@@ -233,7 +234,7 @@ class Objective:
 
 
 def _told(call: ast.AST) -> bool:
-    """Whether train() or eval() has an argument."""
+    """Whether a call of train or eval has an argument."""
     named = isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute) and call.func.attr in ("train", "eval")
     return named and isinstance(call, ast.Call) and bool(call.args or call.keywords)
 
@@ -242,8 +243,10 @@ def drawn(loop: Any) -> ast.expr | None:
     """The target of a loop that is a batch."""
     if not isinstance(loop, ast.For):
         return None
-    counts = "enumerate(" in source(loop.iter) and isinstance(loop.target, ast.Tuple)
-    return loop.target.elts[-1] if counts and len(loop.target.elts) == 2 else loop.target  # type: ignore[attr-defined]
+    target = loop.target
+    if "enumerate(" in source(loop.iter) and isinstance(target, ast.Tuple) and len(target.elts) == 2:
+        return target.elts[-1]
+    return target
 
 
 def model(script: Script, call: ast.Call) -> str:

@@ -81,10 +81,11 @@ class Script:
         elif isinstance(node, ast.Assign | ast.AnnAssign | ast.NamedExpr) and node.value is not None:
             for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
                 parts = target.elts if isinstance(target, ast.Tuple) else [target]
-                same = isinstance(node.value, ast.Tuple) and len(node.value.elts) == len(parts)
+                value = node.value
+                elements = value.elts if isinstance(value, ast.Tuple) and len(value.elts) == len(parts) else None
                 for i, part in enumerate(parts):
-                    self._assign(part, node.value.elts[i] if same and len(parts) > 1 else  # type: ignore[attr-defined]
-                                 None if len(parts) > 1 else node.value)  # fmt: skip
+                    several = elements[i] if elements is not None else None
+                    self._assign(part, several if len(parts) > 1 else value)
         elif isinstance(node, ast.AugAssign | ast.For | ast.AsyncFor | ast.comprehension):
             self._assign(node.target, None)
         elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "add_argument":
@@ -267,7 +268,7 @@ class Script:
 
     def of_module(self, node: ast.AST | None) -> bool:
         """Whether a node is in the class of a module."""
-        while (node := self.above.get(node)) is not None:  # type: ignore[arg-type]
+        while (node := self.above.get(node)) is not None:  # type: ignore[arg-type]  # None ends it
             if isinstance(node, ast.ClassDef) and any(getattr(n, "name", "") == "forward" for n in node.body):
                 return True
         return False

@@ -51,7 +51,7 @@ def each_in(table: Mapping[str, Any], base: Callable[[str], str] = str, forms: A
         if len({*map(base, value)}) < len(value):
             raise refusal(f"--{attribute.name} names one twice: {', '.join(value)}")
 
-    check.forms = forms  # type: ignore[attr-defined]
+    check.forms = forms  # type: ignore[attr-defined]  # read by the schema
     return knowing(check, table)
 
 

@@ -28,6 +28,7 @@ def story(build: Build) -> str:
     Operations of a backward have no stage of their own: they are in the line of gradients.
     """
     traced, program = build.traced, build.program
+    unchecked = "unchecked" in ((program.note if program is not None else None) or "")  # the graph's line says why
     operations = [n for n in nodes(traced.graph) if n.op == "call_function"]
     places = _places(operations, "(sums)" if build.name == "evaluation" else "(gradients)")
     stages, products = Counter(places), Counter(p for p, n in zip(places, operations, strict=True) if _is_product(n))
@@ -35,12 +36,13 @@ def story(build: Build) -> str:
     lines += [f"  {stage:<32}{n:>11,}{products[stage] or '':>10}" for stage, n in stages.items()]
     held = f", and {len(traced.constants)} held by stages are inputs" if traced.constants else ""
     memory = len({n.args[0] for n in operations if written(n)})
+    when = ", when it was compiled" if build.loaded else ""
     facts = {
         "memory": f"{memory} tensors are written in place{held}",
         "ids": "checked in each step" if traced.checks else "checked once" if traced.id_checks else "",
         "parts": _parts(build) if isinstance(program, Library) else "",
         "fused": _fused(program) if isinstance(program, Library) else "",
-        "check": "its results are those of the uncompiled stages" + ", when it was compiled" * build.loaded,
+        "check": "" if unchecked else "its results are those of the uncompiled stages" + when,
         "cache": "" if build.identity is None else "kept for runs of the same graph; pipe cache lists all",
     }
     return "\n".join([*lines, *(f"  {name}: {words}" for name, words in facts.items() if words)])
