@@ -118,6 +118,18 @@ def test_a_source_from_what_people_have(data):
     torch.testing.assert_close(dict(found), {"inputs": torch.eye(3)[[2, 0]], "targets": torch.tensor([2, 0])})
 
 
+def test_a_tensor_dataset_of_ones_own_is_read_by_its_getitem():
+    """Its transforms are not left out."""
+
+    class Flipped(torch.utils.data.TensorDataset):
+        def __getitem__(self, i):
+            x, y = super().__getitem__(i)
+            return -x, y
+
+    found = sources.source(Flipped(torch.eye(3), torch.arange(3)))[torch.tensor([2, 0])]
+    torch.testing.assert_close(dict(found), {"inputs": -torch.eye(3)[[2, 0]], "targets": torch.tensor([2, 0])})
+
+
 def test_tensors_are_not_copied():
     """A source over tensors, or float32 arrays, shares their memory."""
     tensor, array = torch.zeros(3, 2), np.zeros((3, 2), np.float32)

@@ -129,7 +129,7 @@ def _refuse_non_finite(name: str, tensor: Tensor) -> None:
 
 def source(data: Any) -> Source:
     """A Source from a Source, a mapping of arrays, inputs alone, an (inputs, targets) pair, or a torch Dataset."""
-    if isinstance(data, torch.utils.data.TensorDataset):
+    if type(data) is torch.utils.data.TensorDataset:  # a subclass may have a __getitem__ of its own
         data = data.tensors
     if isinstance(data, Tensor | np.ndarray):
         data = {"inputs": data}
