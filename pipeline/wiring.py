@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+import itertools
+import warnings
+from collections.abc import Callable, Collection, Mapping, Sequence
 
+import torch
 from attrs import evolve
+from torch import Tensor, nn
 
 from pipeline.backward import Gradients
 from pipeline.backward.per_example import check
 from pipeline.element import GIVEN, OF_A_STEP, Element
-from pipeline.errors import WiringError, did_you_mean
+from pipeline.errors import StageError, WiringError, did_you_mean
 from pipeline.evaluate import HostMetric
 from pipeline.forward import Model
 from pipeline.joint import jointly
 from pipeline.load import Load
+from pipeline.module.leftovers import read_by
 from pipeline.place import Place
 from pipeline.stage import Stage
 from pipeline.update import Finite
@@ -109,6 +114,28 @@ def check_trained(stages: Sequence[Element], parameters: Callable[[Model], bool]
             why = f"no update changes it after {by[0]!r}" if by else "no loss with a backward depends on it"
             never = f"the model of stage {s.name!r} is never trained: {why}"
             raise WiringError(f"{never}; train it, or write forward.model(..., frozen=True)")
+
+
+def warn_of_twins(models: Sequence[Model], tree: Mapping[str, Mapping[str, Tensor]]) -> None:
+    """Warn of trained models that begin with equal weights, as those of equal factories do: they may stay equal."""
+    trained = [m for m in models if not m.module.frozen and not isinstance(m.module.build, nn.Module)]
+    for a, b in itertools.combinations(trained, 2):
+        one, other = tree[a.params], tree[b.params]
+        if one and one.keys() == other.keys() and all(torch.equal(t, other[k]) for k, t in one.items()):
+            why = f"{a.params!r} and {b.params!r} begin with equal weights, as equal factories give them"
+            warnings.warn(f"models {why}; for others, give modules: forward.model(make())", stacklevel=5)
+
+
+def check_read(stages: Sequence[Stage]) -> None:
+    """Raise StageError for a stage that reads what a forward leaves on its module, which is called as a copy."""
+    for model in [s for s in stages if isinstance(s, Model) and s.module.left]:
+        own = model.module.build
+        if not isinstance(own, nn.Module):
+            continue
+        for s in stages:
+            if not isinstance(s, Model) and (name := read_by(s.function, model.module.left, own)):
+                why = f"reads the module's {name!r}, which the forward of {model.name!r} sets on a copy alone"
+                raise StageError(s.name, f"{why}: return it, by forward.model(..., outputs=('outputs', {name!r}))")
 
 
 def check_changed(stages: Sequence[Element], parameters: Callable[[Model], bool]) -> None:

@@ -662,6 +662,15 @@ def facts_kept(self, x):
     return y
 
 
+@net(lambda: {**layer(), "seen": {"mean": 0.0}}, refused=r"forward\.model.*'seen'.*register_buffer")
+def statistics_for_evaluation_alone(self, x):
+    y = self.layer(x)
+    if not self.training:
+        return y - self.seen["mean"]
+    self.seen["mean"] = 0.9 * self.seen["mean"] + 0.1 * y.detach().mean(0)
+    return y
+
+
 @net(lambda: {**layer(), "history": []}, refused=r"forward\.model.*'history'.*register_buffer")
 def list_that_grows(self, x):
     self.history.append(self.layer(x).detach())
@@ -1082,3 +1091,46 @@ def test_a_collective_in_a_stage_is_said_to_be_one():
     pipe = piped(Kind(lambda: nn.Linear(4, 3))).insert(summed, after="forward.model")
     with pytest.raises(StageError, match=r"stage 'summed' calls the collective c10d\.allreduce_"):
         pipe.compile(backend="aot_eager")(pipe.init(0), KINDS["layer norm"].batches[0])
+
+
+class Balanced(nn.Module):
+    """Leaves a second loss on itself, as mixtures of experts do."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.balance = nn.Linear(4, 3), 0.0
+
+    def forward(self, x):
+        y = self.layer(x)
+        self.balance = y.square().mean()
+        return y
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_what_a_forward_leaves_on_its_module_is_returned_and_not_read(compiled):
+    """A stage would read the first value for ever, as steps call a copy: it is refused by name, however it reads it."""
+    net = Balanced()
+
+    @stage(writes="loss")
+    def total(outputs, targets):
+        return F.cross_entropy(outputs, targets) + net.balance
+
+    every = loss.function(
+        lambda outputs, targets: (
+            F.cross_entropy(outputs, targets) + sum(m.balance for m in net.modules() if hasattr(m, "balance"))
+        )
+    )
+    for made in (total, every):
+        pipe = Pipeline(forward.model(net), made, backward.gradients(), update.sgd(0.1))
+        step = pipe.compile(backend=pipes.TRACED) if compiled else pipe.step
+        with pytest.raises(StageError, match=f"'{made.name}' reads the module's 'balance'.*return it"):
+            step(pipe.init(0), {"inputs": FLAT["inputs"][:6], "targets": TARGETS[:6]})
+
+
+def test_trained_models_with_equal_weights_are_warned_of():
+    """Those of two equal factories stay equal if nothing tells them apart."""
+    twins = [forward.model(lambda: nn.Linear(4, 3), outputs=k, params=k, name=k) for k in ("one", "other")]
+    mean = stage(writes="outputs", name="mean")(lambda one, other: (one + other) / 2)
+    pipe = Pipeline(*twins, mean, loss.cross_entropy(), backward.gradients(), update.sgd(0.1))
+    with pytest.warns(UserWarning, match="models 'one' and 'other' begin with equal weights"):
+        pipe.init(0)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import copy
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from operator import attrgetter
-from types import FunctionType, MethodType
+from types import CodeType, FunctionType, MethodType
 from typing import Any
 
 import numpy as np
@@ -23,25 +24,29 @@ _TORCHS = ("training", "_parameters", "_buffers", "_modules")
 """Attributes that torch itself changes, or that are checked elsewhere."""
 
 
-def leaves_nothing(
+def leaves(
     skeleton: Skeleton, called: list[nn.Module], tensors: dict[str, Tensor], args: Any, kwargs: Any
-) -> bool:
-    """Raise ImpureError if attributes that a call left on its submodules `called` would change later calls.
+) -> set[str] | None:
+    """Names of the attributes that a call left on its submodules `called`. Raises ImpureError if they would change
+    later calls.
 
-    Compares a next call, on other numbers, with and without them. False if that is impossible.
+    Compares a next call, on other numbers, with and without them, in train and in eval mode. None if that is
+    impossible.
     """
     levels = torch._C._functorch.get_interpreter_stack() or []
     if any(level.key() == torch._C._functorch.TransformType.Vmap for level in levels):
-        return False  # values under vmap can't be compared
+        return None  # values under vmap can't be compared
     fresh = skeleton.instance(tensors).modules()
     left = [(i, *at) for i, (old, new) in enumerate(zip(fresh, called, strict=False)) for at in _changed(old, new)]
     numbers = [t for t in pytree.tree_leaves((tensors, args, kwargs)) if isinstance(t, Tensor)]
     if not left or not numbers:
-        return True
+        return {key for _, _, key in left}
     zero = numbers[0].detach().new_zeros((), dtype=torch.int64)
 
-    def call_again(keep: bool, args: Any, kwargs: Any) -> tuple[list[nn.Module], list[Tensor]]:
+    def call_again(keep: bool, args: Any, kwargs: Any, evals: bool = False) -> tuple[list[nn.Module], list[Tensor]]:
         module = skeleton.instance({name: t.detach().clone() for name, t in tensors.items()})
+        if evals:
+            module.eval()
         submodules = list(module.modules())
         for i, attributes, key in left if keep else ():
             value = attributes(called[i])[key]
@@ -54,7 +59,7 @@ def leaves_nothing(
         args, kwargs = tree_map(other_numbers, (args, kwargs))
         without, expected = call_again(False, args, kwargs)
     except Exception:  # not all code accepts other numbers
-        return False
+        return None
     try:
         after, result = call_again(True, args, kwargs)
         equal = all(map(torch.equal, result, expected))
@@ -63,12 +68,35 @@ def leaves_nothing(
                   and not same(attributes(without[i]).get(key), v)]  # fmt: skip
     except Exception:  # it can't be called twice
         equal, counts = False, []
+    if equal and not counts:
+        with suppress(Exception):  # it may have no result in eval mode
+            expected = call_again(False, args, kwargs, evals=True)[1]
+            equal = all(map(torch.equal, call_again(True, args, kwargs, evals=True)[1], expected))
     if not equal or counts:
         i, key = counts[0] if counts else (left[0][0], left[0][2])
         attribute = f"{[*dict(skeleton.module.named_modules())][i]}.{key}".lstrip(".")
         why = "for later calls, which State does not hold; give it a first value by register_buffer()"
         raise ImpureError(f"changes its attribute {attribute!r} {why}")
-    return True
+    return {key for _, _, key in left}
+
+
+def read_by(f: Any, names: set[str], module: nn.Module, depth: int = 4) -> str | None:
+    """The first of some attributes that a function reads by name, if it, or one that it holds, holds the module."""
+    f = getattr(f, "func", f)  # of a partial
+    code = getattr(f, "__code__", None)
+    if code is None or not depth:
+        return None
+    read, codes = list[str](), [code]
+    for c in codes:
+        read += c.co_names
+        codes += [inner for inner in c.co_consts if isinstance(inner, CodeType)]
+    held = [getattr(f, "__self__", None), *(f.__defaults__ or ()), *(f.__globals__.get(name) for name in read)]
+    for cell in f.__closure__ or ():
+        with suppress(ValueError):  # it is empty
+            held.append(cell.cell_contents)
+    if {id(h) for h in held} & {id(m) for m in module.modules()}:
+        return next((name for name in read if name in names), None)
+    return next(filter(None, (read_by(h, names, module, depth - 1) for h in held if callable(h))), None)
 
 
 def _changed(before: nn.Module, after: nn.Module) -> Iterator[tuple[Callable[[nn.Module], dict[str, Any]], str]]:
@@ -81,7 +109,7 @@ def _changed(before: nn.Module, after: nn.Module) -> Iterator[tuple[Callable[[nn
             yield attrgetter("_buffers"), key
 
 
-def same(a: Any, b: Any, depth: int = 3) -> bool:
+def same(a: Any, b: Any, depth: int = 5) -> bool:
     """Whether two values are equal, compared to this depth."""
     if a is b or not depth:
         return True

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from pipeline.errors import ImpureError, WiringError, did_you_mean, place_of
-from pipeline.module.leftovers import leaves_nothing, other_numbers, same
+from pipeline.module.leftovers import leaves, other_numbers, same
 from pipeline.module.skeleton import Skeleton
 from pipeline.tree import tree_map
 
@@ -44,6 +44,8 @@ class Module:
     """By train mode; made on first use."""
     _unannounced: list[str] = field(factory=list, init=False, repr=False)
     """Submodules in eval mode, until training has warned of them."""
+    left: set[str] = field(factory=set, init=False, repr=False)
+    """Attributes that a first call in train mode set, on a copy."""
     _checked: set[bool] = field(factory=set, init=False, repr=False)
     """Train modes in which a first call was found to leave nothing behind."""
 
@@ -172,8 +174,9 @@ class Module:
             raise ImpureError("draws by a generator that the module holds; use torch.rand: draws follow (seed, step)")
         checked = training in self._checked
         unchecked = training and not checked and not torch.compiler.is_compiling()
-        if unchecked and leaves_nothing(skeleton, submodules, {**params, **given}, args, kwargs):
+        if unchecked and (left := leaves(skeleton, submodules, {**params, **given}, args, kwargs)) is not None:
             self._checked.add(training)
+            self.left.update(left)
         if not training and get_proxy_mode() is None:
             # Not every in-place write bumps a version: the first call compares values.
             after = {k: _tensor_at(module, k) for k in given if self._carry_of(k) == ""}
