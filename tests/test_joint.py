@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from pipeline import Pipeline, backward, checkpoint, evaluate, fit, forward, load, loss, stage, sweep, update
+from pipeline import Pipeline, backward, checkpoint, evaluate, fit, forward, load, loss, place, stage, sweep, update
 from pipeline.errors import StageError, WiringError
 from tests.pipes import TRACED
 
@@ -288,6 +288,18 @@ def test_parts_that_count_alike_by_chance_or_are_too_small_do_not_hide_a_loss():
             next(fit(Pipeline(load.batches(data, size=16, shuffle=False), *stages), epochs=1, compile=False))
 
 
+@pytest.mark.parametrize(("std", "precision"), [(0.0, "fp32"), (0.02, "bf16")])
+def test_a_model_that_has_learned_nothing_does_not_hide_a_loss(std, precision):
+    """If all samples have nearly the same loss at first, parts agree with any mean of them."""
+    head = nn.Linear(4, 5, bias=False)
+    nn.init.normal_(head.weight, std=std)
+    stages = loss.function(masked), backward.gradients(accumulate=2), update.sgd(0.1)
+    pipe = Pipeline(place.on("cpu", precision=precision), forward.model(head), *stages)
+    batch = {"inputs": X[:16], "targets": Y[:16], "mask": torch.tensor([1.0] * 9 + [0.0] * 7)}
+    with pytest.raises(StageError, match=r"'masked' makes a loss .* leave out accumulate=2"):
+        pipe.step(pipe.init(0), batch)
+
+
 @pytest.mark.parametrize(
     ("made", "message"),
     [
@@ -368,7 +380,7 @@ def test_a_part_in_which_nothing_counts_is_none_of_the_whole(way):
 
 @pytest.mark.parametrize("parts", [1, 2, 3])
 def test_an_update_between_two_backwards_is_done_once(parts):
-    """A critic, and then what it judges, whatever the number of parts."""
+    """A critic and its average, and then what it judges, whatever the number of parts."""
     maker, judge = nn.Linear(4, 4), nn.Linear(4, 1)
     make = forward.model(maker, outputs="made", params="maker", name="maker")
     critic = forward.model(judge, inputs="made", outputs="score", params="judge", name="judge")
@@ -379,6 +391,7 @@ def test_an_update_between_two_backwards_is_done_once(parts):
         stage(writes="high", name="high")(lambda score: F.softplus(score).mean()),
         backward.gradients(of="high", wrt="judge", accumulate=parts, name="first"),
         update.adam(0.1).rename(params="judge").named("judged"),
+        update.ema(0.5, of="judge"),
         make.again(outputs="anew"),
         critic.again(inputs="anew", outputs="scored"),
         stage(writes="low", name="low")(lambda scored: F.softplus(-scored).mean()),
@@ -388,10 +401,14 @@ def test_an_update_between_two_backwards_is_done_once(parts):
     *_, report = fit(pipe, epochs=2, compile=False)
     plain = copy.deepcopy((maker, judge))
     rules = [torch.optim.Adam(m.parameters(), 0.1) for m in plain]
+    average = copy.deepcopy(plain[1])
     for x in [*X.split(16)] * 2:
         for rule, sign in ((rules[1], 1), (rules[0], -1)):
             rule.zero_grad()
             F.softplus(sign * plain[1](plain[0](x))).mean().backward()
             rule.step()
+            for mean, new in zip(average.parameters(), plain[1].parameters(), strict=True):
+                mean.data.lerp_(new.data, 0.5 if sign == 1 else 0.0)
     close(report.state["maker"], plain[0])
     close(report.state["judge"], plain[1])
+    close(report.state["ema"], average)

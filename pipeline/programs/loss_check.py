@@ -57,19 +57,29 @@ def differs(
         return written[g.of].double(), sums[g.name]["weight"].double()
 
     with torch.enable_grad():
-        made = {**batch, **run_stages(stages[: last + 1], values, hyper, memory)[0]}
-        try:
-            whole, _ = loss(made, size)
-            if not whole.isfinite() or not torch.equal(whole, loss(made, size, seed=1)[0]):
-                return None  # it draws
-        except StageError:
-            return None  # a model has no loss in eval mode
-        for count in dict.fromkeys(min(n, size) for n in (parts, parts + 1)):  # even parts may count alike by chance
-            with suppress(StageError):  # there may be no loss of so few samples
-                each = [loss(part, n) for part, n in _parts(made, size, count)]
-                if (found := _apart(g, writer.name, whole, size, each, _CLOSE_LOW if low else _CLOSE)) is not None:
-                    return found
+        outputs = run_stages(stages[: last + 1], values, hyper, memory)[0]
+        # A model that has learned nothing yet may give all samples the same loss: others are tried too.
+        for made in ({**batch, **outputs}, {**batch, **tree_map(_moved, outputs)}):
+            try:
+                whole, _ = loss(made, size)
+                if not whole.isfinite() or not torch.equal(whole, loss(made, size, seed=1)[0]):
+                    return None  # it draws
+            except StageError:
+                return None  # a model has no loss in eval mode, or a loss none of such outputs
+            for count in dict.fromkeys(min(n, size) for n in (parts, parts + 1)):  # even ones may agree by chance
+                with suppress(StageError):  # there may be no loss of so few samples
+                    each = [loss(part, n) for part, n in _parts(made, size, count)]
+                    if (found := _apart(g, writer.name, whole, size, each, _CLOSE_LOW if low else _CLOSE)) is not None:
+                        return found
     return None
+
+
+def _moved(x: Any) -> Any:
+    """A tensor of other numbers, of a size as its own."""
+    if not isinstance(x, Tensor) or not x.is_floating_point() or not x.ndim:
+        return x
+    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float32).to(x)
+    return x.detach() + noise * (1 + x.detach().abs().mean())
 
 
 def _apart(

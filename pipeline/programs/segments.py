@@ -18,6 +18,7 @@ from pipeline.backward import Gradients
 from pipeline.backward.accumulate import Written, in_parts
 from pipeline.backward.per_example import each_sample
 from pipeline.errors import StageError
+from pipeline.forward import Model
 from pipeline.joint import by_model, joined
 from pipeline.stage import Stage
 from pipeline.state import Batch, samples
@@ -103,7 +104,7 @@ def segments(stages: Iterable[Stage]) -> tuple[Segment, ...]:
     for end, s in enumerate(stages):
         if isinstance(s, Gradients):
             begun = stages[begin:end]
-            if (i := begin + max(_settled(begun, s), _updated(begun, s, grads))) > begin:
+            if (i := begin + max(_settled(begun, s), _updated(begun, s, grads, kept))) > begin:
                 split.append(Segment(stages[begin:i]))
             begin, grads = end + 1, grads | {s.grads}
             wanted = frozenset(name for t in stages[begin:] for name in (*t.reads, *t.optional))
@@ -126,11 +127,13 @@ def _settled(stages: Sequence[Stage], g: Gradients) -> int:
     return 0
 
 
-def _updated(stages: Sequence[Stage], g: Gradients, grads: Collection[str]) -> int:
-    """Index after the updates by earlier gradients, if they precede the models, so that they run once, and not for each
-    part of a batch."""
+def _updated(stages: Sequence[Stage], g: Gradients, grads: Collection[str], kept: Collection[str]) -> int:
+    """Index after the updates by earlier gradients, and other stages that change State or a memory (averages), if
+    they precede the models, so that they run once, and not for each part of a batch."""
     models = [i for i, s in enumerate(stages) if {*s.reads} & {*g.wrt}]
-    return max((i + 1 for i, s in enumerate(stages) if {*s.reads} & {*grads} and i < min(models, default=0)), default=0)
+    once = [i for i, s in enumerate(stages) if not isinstance(s, Model) and (
+            {*s.reads} & {*grads} or {*s.writes} & {*kept} or (s.remembers and s.finish is None))]  # fmt: skip
+    return max((i + 1 for i in once if i < min(models, default=0)), default=0)
 
 
 def _differentiated(
