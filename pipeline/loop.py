@@ -197,6 +197,8 @@ def _epochs(
     done, seed = int(state.step) - k, program.seed(state.tree)
     batches, warned, better = pipe.load.batches, False, run.better(program, state)
     past = done if first and batches is None else first * (batches or 0)  # steps of this run before the epoch
+    # A State from elsewhere goes on in the order of its own steps, and not with the first epoch again.
+    behind = done // batches if batches and start == (0, 0) else 0
 
     def left(k: int) -> int:
         """Steps from batch k on until a call has to end."""
@@ -211,7 +213,8 @@ def _epochs(
             state = run.restart_metrics(program, state) if compiled is None else compiled.restart_metrics(state)
         seconds, seen, clock = 0.0, 0, Clock(pipe.place, interval)
         began, compiling = time.perf_counter(), _compile_seconds(compiled)
-        progress, sent, over = _steps(program, compiled, state, Epoch(seed, epoch - 1, k, per_call, left)), None, False
+        order = Epoch(seed, behind + epoch - 1, k, per_call, left)
+        progress, sent, over = _steps(program, compiled, state, order), None, False
         while not over:
             reached = next_step(progress, sent)
             state, k, seen = reached or (state, k, seen)
@@ -222,7 +225,7 @@ def _epochs(
             due, sent = due or validates or (done + k) % ends.every == 0, state
             if not over and (whole or not due):
                 continue
-            metrics = results_so_far(program, state, epoch, done)  # waits for the device
+            metrics = results_so_far(program, state, epoch, done, behind)  # waits for the device
             warned = warned or warn_nonfinite(program, metrics, done + k)
             seconds += time.perf_counter() - began - (_compile_seconds(compiled) - compiling)
             results = validated(program, compiled, state, sets) if over or validates else {}

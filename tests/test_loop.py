@@ -76,12 +76,13 @@ def test_a_dataloader_trains_and_a_used_up_iterator_says_so():
 
 
 def test_fit_goes_on_from_a_state_without_touching_it():
-    """A State passed in is copied; training from it is training that never stopped, but for the order of epochs."""
+    """A State passed in is copied; training from it is training that never stopped."""
     state = run(epochs=1)[-1].state
     before = state.clone()
     after = run(epochs=1, state=state)[-1].state
     testing.same(state.tree, before.tree)
     assert int(after.step) == 6
+    testing.same(after.tree, run(epochs=2)[-1].state.tree)
 
 
 def test_the_schedules_length_is_that_of_the_run():

@@ -110,8 +110,9 @@ def warn_nonfinite(program: Program, metrics: Mapping[str, Any], step: int) -> b
     return False
 
 
-def results_so_far(program: Program, state: State, epoch: int, done: int) -> dict[str, Any]:
-    """The metrics so far. Raises NonFiniteError if State was stopped, with the cause in that step."""
+def results_so_far(program: Program, state: State, epoch: int, done: int, behind: int = 0) -> dict[str, Any]:
+    """The metrics so far. Raises NonFiniteError if State was stopped, with the cause in that step. `behind`: epochs of
+    the order before the run's first one."""
     found = stopped(program, state)
     if found is None:
         return results(program, state)
@@ -122,7 +123,7 @@ def results_so_far(program: Program, state: State, epoch: int, done: int) -> dic
     why = None
     if load.known:
         seed = program.seed(state.tree)
-        shard = next(data.epoch(single, load, seed[i] if isinstance(seed, tuple) else seed, epoch - 1, k))
+        shard = next(data.epoch(single, load, seed[i] if isinstance(seed, tuple) else seed, behind + epoch - 1, k))
         with suppress(PipeError, RuntimeError):  # such as too little memory for an uncompiled step
             why = first_nonfinite(single, own, shard)
         why = next(filter(None, program.pipe.place.everyone(why)), None)
