@@ -10,7 +10,9 @@ function belongs to the xorshift-multiply family: C. Wellons, "Prospecting for h
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -88,12 +90,46 @@ def bits(k: int | Tensor, shape: tuple[int, ...]) -> Tensor:
     return torch.from_numpy(hashed).reshape(shape)
 
 
+def seed_torch(k: int) -> None:
+    """Seed torch's global generator; torch.manual_seed would also seed each GPU."""
+    torch.default_generator.manual_seed(k)
+
+
+def seed_all(k: int) -> None:
+    """Seed the global generators of torch, Python and NumPy."""
+    seed_torch(k)
+    random.seed(k)
+    np.random.seed(k)
+
+
+@contextmanager
+def restored() -> Iterator[None]:
+    """Context after which the global generators are as before."""
+    before = torch.default_generator.get_state(), random.getstate(), np.random.get_state()
+    try:
+        yield
+    finally:
+        torch.default_generator.set_state(before[0])
+        random.setstate(before[1])
+        np.random.set_state(before[2])
+
+
+@contextmanager
+def seeded(k: int) -> Iterator[None]:
+    """Context in which draws from the global generators are a function of a key."""
+    with restored():
+        seed_all(k)
+        yield
+
+
 def uniform(k: int | Tensor, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
     """Numbers in [0, 1), multiples of 2**-24 (or of the dtype's precision), of `shape`.
 
     >>> x = uniform(torch.tensor(7), (2, 3)); x.shape, bool(((x >= 0) & (x < 1)).all())
     (torch.Size([2, 3]), True)
     """
+    if dtype.is_complex:
+        return torch.complex(*(uniform(key(k, i), shape, dtype.to_real()) for i in (1, 2)))
     digits = min(24, 1 - round(math.log2(torch.finfo(dtype).eps)))  # more would round up to 1
     numbers: Tensor = (bits(k, shape) >> (32 - digits)).to(torch.float32) * 2.0**-digits
     return numbers.to(dtype)
@@ -101,5 +137,7 @@ def uniform(k: int | Tensor, shape: tuple[int, ...], dtype: torch.dtype = torch.
 
 def normal(k: int | Tensor, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
     """Standard normal numbers of `shape` (Box and Muller, 1958)."""
+    if dtype.is_complex:  # of variance 1, as torch's
+        return torch.complex(*(math.sqrt(0.5) * normal(key(k, i), shape, dtype.to_real()) for i in (1, 2)))
     radius = torch.sqrt(-2.0 * torch.log1p(-uniform(key(k, 1), shape)))
     return (radius * torch.cos(2.0 * math.pi * uniform(key(k, 2), shape))).to(dtype)

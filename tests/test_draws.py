@@ -1,6 +1,8 @@
 import math
+import random
 import re
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -9,9 +11,10 @@ from torch import distributions as D
 from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
-from pipeline import Pipeline, backward, checkpoint, evaluate, forward, load, loss, stage, testing, update
+from pipeline import Pipeline, backward, checkpoint, evaluate, forward, load, loss, place, stage, testing, update
 from pipeline.draws import keyed
 from pipeline.errors import ImpureError, StageError
+from pipeline.programs import data
 from tests.pipes import TRACED
 from tests.strategies import fractions, seeds
 
@@ -312,6 +315,56 @@ def test_an_evaluation_that_draws_is_a_function_of_the_state():
     state = pipe.init(0)
     first = testing.pure(pipe.evaluate, state, BATCH)
     assert first == pipe.evaluate(state, BATCH)
+
+
+def test_each_batch_of_an_evaluation_has_draws_of_its_own():
+    """So that a loss of noisy samples rests on as many draws as samples; the same in a graph, and the next time."""
+
+    @stage(writes="times", when="always")
+    def times(inputs):
+        return torch.randint(10**6, (len(inputs),))
+
+    seen = evaluate.on_host("seen", lambda times: {*times.tolist()}, lambda seen: {"all": len(set().union(*seen))})
+    mean = evaluate.metric("mean", lambda times: {"sum": times.sum()}, lambda sums: {"sum": sums["sum"]},
+                           {"sum": torch.int64})  # fmt: skip
+    pipe = Pipeline(load.batches(torch.zeros(64, 2), size=8), times, mean)
+    state = pipe.init(0)
+    assert pipe.evaluate(state) == pipe.evaluate(state)
+    assert pipe.compile(backend=TRACED).evaluate(state) == pipe.evaluate(state)
+    assert Pipeline(*pipe.stages, seen).evaluate(state)["all"] > 60
+
+
+def test_draws_of_a_stage_on_the_host_are_a_function_of_its_batch():
+    """Of the seed, the epoch and the batch, by whatever generator: two runs are the same, and global ones untouched."""
+
+    @stage(writes="noise", when="train")
+    def noise(inputs):
+        return torch.rand(len(inputs)) + random.random() + np.random.rand()
+
+    pipe = Pipeline(load.batches(torch.zeros(8, 2), size=4), noise, place.on("cpu"))
+    before = torch.get_rng_state()
+    epochs = [[b.values["noise"] for b in data.epoch(pipe.program, pipe.load, *at)] for at in ((0, 0), (0, 1), (1, 0))]
+    again = [b.values["noise"] for b in data.epoch(pipe.program, pipe.load, 0, 0, 1)]
+    assert torch.equal(again[0], epochs[0][1])
+    assert len({float(x) for epoch in epochs for batch in epoch for x in batch}) == 24
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_complex_draws_are_complex():
+    """Both parts, of half the variance, and in [0, 1)."""
+    z = under(lambda: torch.randn(N, dtype=torch.complex64))
+    assert z.real.var().item() == pytest.approx(0.5, rel=0.02)
+    assert z.imag.var().item() == pytest.approx(0.5, rel=0.02)
+    u = under(lambda: torch.rand_like(z))
+    assert [u.real.mean().item(), u.imag.mean().item()] == pytest.approx([0.5, 0.5], abs=0.01)
+
+
+def test_a_row_that_attends_to_nothing_is_zero():
+    """As in torch, where it is not NaN."""
+    mask = torch.ones(5, 5, dtype=torch.bool).tril(-1)
+    made = under(lambda: F.scaled_dot_product_attention(Q, Q, Q, attn_mask=mask, dropout_p=0.5))
+    assert not made[..., 0, :].any()
+    assert made.isfinite().all()
 
 
 def test_a_refused_draw_names_its_stage():

@@ -76,7 +76,9 @@ def attention(k: Key, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tens
         scores = scores.masked_fill(~allowed, -math.inf)
     if attn_mask is not None:
         scores = scores.masked_fill(~attn_mask, -math.inf) if attn_mask.dtype == torch.bool else scores + attn_mask
-    return dropout(k, torch.softmax(scores, -1), dropout_p) @ value
+    # A row that may attend to nothing is 0, as in torch, where softmax would be NaN.
+    weights = torch.softmax(scores, -1) if attn_mask is None else torch._safe_softmax(scores, -1)
+    return dropout(k, weights, dropout_p) @ value
 
 
 def recurrent(layer: Callable[..., Any], states: int) -> Callable[..., Any]:

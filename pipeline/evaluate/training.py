@@ -124,7 +124,8 @@ def _squared_norms(params: Tree, grads: Tree) -> Tensor:
 
 def _square(tensors: Iterable[Tensor]) -> Tensor:
     """Sum of squares, 0-d float64."""
-    total: Tensor = sum((t * t).sum().to(FLOAT) for t in tensors)  # type: ignore[assignment]  # there are some
+    squares = ((t * t.conj()).real if t.is_complex() else t * t for t in tensors)
+    total: Tensor = sum(s.sum().to(FLOAT) for s in squares)  # type: ignore[assignment]  # there are some
     return total
 
 

@@ -13,6 +13,7 @@ from pipeline.errors import WiringError
 from pipeline.load import Load
 from pipeline.mesh import Shard
 from pipeline.programs.segments import run_stages
+from pipeline.random import key, seeded
 from pipeline.state import Batch, State, samples
 from pipeline.tree import tree_map
 
@@ -33,21 +34,24 @@ def epoch(program: Program, of: Load, seed: Any, number: int, start: int = 0, tr
     (M, B, ...) from the training data."""
     pipe, mesh = program.pipe, program.pipe.place.mesh
     if mesh is not None:
-        for shard in of.shards(seed, number, start, mesh.rows):
-            yield Shard(prepared(pipe, shard.values, training), shard.rows)
+        for k, shard in enumerate(of.shards(seed, number, start, mesh.rows), start):
+            yield Shard(prepared(pipe, shard.values, training, (seed, number, k, mesh.rank)), shard.rows)
         return
     if isinstance(seed, tuple):
         each = zip(*(of.epoch(own, number, start) for own in seed), strict=True)
         yield from (Shard(tree_map(lambda *xs: torch.stack(xs), *batches)) for batches in each)
         return
-    for batch in of.epoch(seed, number, start):
-        yield Shard(prepared(pipe, batch, training))
+    for k, batch in enumerate(of.epoch(seed, number, start), start):
+        yield Shard(prepared(pipe, batch, training, (seed, number, k)))
 
 
-def prepared(pipe: Description, batch: Batch, training: bool) -> Batch:
-    """A batch after the stages on the host."""
+def prepared(pipe: Description, batch: Batch, training: bool, place: tuple[int, ...] = ()) -> Batch:
+    """A batch after the stages on the host, whose draws are a function of its place: (seed, epoch, batch)."""
     host = [s for s in pipe.host if s.runs(training)]
-    return {**batch, **run_stages(host, {**batch, "training": training}, {}, {})[0]} if host else batch
+    if not host:
+        return batch
+    with seeded(key(*place)):
+        return {**batch, **run_stages(host, {**batch, "training": training}, {}, {})[0]}
 
 
 def placed(pipe: Description, batch: Batch) -> Shard:

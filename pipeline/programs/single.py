@@ -11,7 +11,7 @@ from attrs import evolve, field, frozen
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from pipeline import load, place
+from pipeline import load, place, random
 from pipeline.backward import Gradients
 from pipeline.description import Description
 from pipeline.element import Element
@@ -30,9 +30,9 @@ from pipeline.random import computed
 from pipeline.stage import Stage
 from pipeline.state import Batch, State, samples
 from pipeline.tree import Tree, tree_map
-from pipeline.wiring import check_trained
+from pipeline.wiring import check_read, check_trained, warn_of_twins
 
-CARRIED = "buffers carried"
+CARRIED, COUNT = "buffers carried", "batches measured"
 """Key among the sums of an evaluation: its carried buffers, and whether it has begun."""
 
 
@@ -90,6 +90,7 @@ class Single:
             earlier = partial(self._before, s, {**tree, "memory": schedules, **numbers}, batch)
             tree.update(s.create(seed, earlier, tree))
         check_trained(pipe.stages, lambda m: bool(tree[m.params]))
+        warn_of_twins(pipe.models, tree)
         local = self._local(tree)
         seen = {s: local if s.sharded else tree for s in lasting(pipe.graph)}
         memory = {s.name: first_memory(s, {**values, **numbers}) for s, values in seen.items()}
@@ -130,6 +131,7 @@ class Single:
             sums |= added
             gradients += [(g, written[g.grads]) for g in (segment.gradients,) if g is not None]
         self._check_reached(gradients, tree)
+        check_read(self.pipe.graph)
         memory |= {name: tree_map(torch.add, memory[name], s) for name, s in sums.items()}
         return self._next(tree, values, memory), self.finish(sums)
 
@@ -166,7 +168,8 @@ class Single:
     # -- measure
 
     def zeros(self) -> Sums:
-        sums = {s.name: first_memory(s, {}) for s in self.pipe.evaluation if s.finish}
+        sums: Sums = {s.name: first_memory(s, {}) for s in self.pipe.evaluation if s.finish}
+        sums[COUNT] = torch.zeros((), dtype=torch.int64)
         buffers = carried_buffers(self.pipe.evaluation)
         if carried := {at: torch.zeros(t.shape, dtype=t.dtype) for at, (_, t) in buffers.items()}:
             sums[CARRIED] = {"begun": torch.zeros((), dtype=torch.int64), **carried}
@@ -179,8 +182,9 @@ class Single:
     def measured(self, tree: dict[str, Tree], sums: Sums, shard: Shard) -> tuple[Sums, dict[str, Any]]:
         """The sums after one more batch, and the outputs of the stages."""
         tree = _with_carried(tree, sums, carried_buffers(self.pipe.evaluation))
+        tree["seed"] = random.key(tree["seed"], sums[COUNT])  # so that each batch has draws of its own
         added, written = self.batch_sums(tree, shard, self.pipe.evaluation)
-        return summed(sums, added), written
+        return summed(sums, {**added, COUNT: torch.ones_like(tree["step"])}), written
 
     def batch_sums(self, tree: dict[str, Tree], shard: Shard, stages: Sequence[Stage]) -> tuple[Sums, dict[str, Any]]:
         """Sums of one batch by stages of the evaluation, and their outputs. A loss keeps its gradient."""

@@ -111,7 +111,7 @@ def of_pair(pair: Pair, other: Pair | None = None, parts: Split | None = None, t
         train, held_out = train.take(rows[0]), train.take(rows[1])
     if isinstance(train, Mapped):
         notes = (*notes, f"{(pair.inputs.nbytes + pair.targets.nbytes) / 1e9:.1f} GB, read as they are needed")
-    fitted: dict[str, Any] = {"targets": learned.json}
+    fitted: dict[str, Any] = {"targets": learned.json, "bytes": _are_pixels(pair.inputs)}
     if learned.task == "regression":
         fitted |= scale(train.tensors["targets"].numpy() if isinstance(train, Tensors) else np.asarray(pair.targets))
     return Prepared(train, held_out, learned.task, tuple(learned.classes), sizes, notes, fitted)
@@ -132,7 +132,12 @@ def new_rows(
     pair = _sides(path, read_arrays(path), names, need_targets=targets)[0]
     if not targets:
         pair = evolve(pair, targets=None)
-    return pair.frame() if "columns" in fitted else _source(pair, learned)
+    if "columns" in fitted:
+        return pair.frame()
+    if fitted.get("bytes", here := _are_pixels(pair.inputs)) != here:
+        was = "numbers, not bytes" if here else "bytes of images, divided by 255"
+        raise DataError(f"{path} has inputs of {pair.inputs.dtype}, and the run's were {was}; give them as those were")
+    return _source(pair, learned)
 
 
 def _sides(
@@ -202,9 +207,13 @@ def _source(pair: Pair, learned: Learned) -> Source:
                    tuple(learned.classes))  # fmt: skip
 
 
+def _are_pixels(array: np.ndarray) -> bool:
+    return array.dtype == np.uint8 and array.ndim in (3, 4)
+
+
 def tensor(array: np.ndarray) -> Tensor:
     """Inputs as a model takes them: images (N, C, H, W) float32 in [0, 1], float32, or int64."""
-    if array.dtype == np.uint8 and array.ndim in (3, 4):
+    if _are_pixels(array):
         pixels = torch.from_numpy(array)
         if array.ndim == 3:
             pixels = pixels.unsqueeze(1)

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import os
-import random
 import signal
 import threading
 import traceback
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from multiprocessing import parent_process
 from typing import Any, TypeAlias
 
@@ -22,7 +20,7 @@ from torch.utils import _pytree as pytree
 from torch.utils.data import DataLoader, IterableDataset, default_collate
 
 from pipeline.errors import ConfigError, DataError, place_of
-from pipeline.random import key
+from pipeline.random import key, restored, seed_all, seed_torch
 from pipeline.sources.tensors import EMPTY, Source, as_tensor, in_epoch
 from pipeline.state import Batch
 
@@ -73,10 +71,6 @@ class Batched(ABC):
         """The samples at these indices in an epoch, each drawn after `seed` of its index."""
 
 
-def _seed(k: int) -> None:
-    torch.default_generator.manual_seed(k)  # torch.manual_seed would also seed each GPU
-
-
 @frozen(eq=False)
 class Reader:
     """Reads batches, in this process or in a worker."""
@@ -89,15 +83,12 @@ class Reader:
         """The samples of a batch, each with the global generators seeded by its key."""
         seed, epoch, indices = job
         samples = []
-        with _generators_restored():
+        with restored():
             if isinstance(self.data, Batched):
-                values = self.data.batch(indices, epoch, lambda i: _seed(key(self.seed, seed, epoch, i)))
+                values = self.data.batch(indices, epoch, lambda i: seed_torch(key(self.seed, seed, epoch, i)))
                 return dict(zip(self.names, values, strict=True))
             for i in indices:
-                k = key(self.seed, seed, epoch, i)
-                _seed(k)
-                random.seed(k)
-                np.random.seed(k)
+                seed_all(key(self.seed, seed, epoch, i))
                 samples.append(self._sample(i))
         try:
             batch = default_collate(samples)
@@ -243,17 +234,6 @@ def _end_with_parent(_worker: int) -> None:
 def _tensor(value: Any) -> Any:
     """Arrays and numbers as tensors, of the same dtypes as in any Source."""
     return as_tensor("a sample", value) if isinstance(value, np.ndarray | np.generic | float | int) else value
-
-
-@contextmanager
-def _generators_restored() -> Iterator[None]:
-    before = torch.default_generator.get_state(), random.getstate(), np.random.get_state()
-    try:
-        yield
-    finally:
-        torch.default_generator.set_state(before[0])
-        random.setstate(before[1])
-        np.random.set_state(before[2])
 
 
 @frozen(eq=False)

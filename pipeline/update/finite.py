@@ -60,7 +60,8 @@ def finite(otherwise: str = "stop", *, loss: str = "loss", grads: str = "grads")
 
     def all_finite(loss: Tensor, grads: Params) -> Tensor:
         # A float64 sum is finite if all its terms are, and takes one pass over memory.
-        total = torch.stack([x.sum(dtype=torch.float64) for x in (loss, *grads.values())]).sum()
+        real = (torch.view_as_real(x) if x.is_complex() else x for x in (loss, *grads.values()))
+        total = torch.stack([x.sum(dtype=torch.float64) for x in real]).sum()
         return mesh.over_shards(total).isfinite()
 
     def skip(loss: Tensor, grads: Params) -> tuple[Tensor, Any]:
