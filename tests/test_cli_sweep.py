@@ -61,6 +61,44 @@ def test_a_grid_of_settings_and_seeds(here):
     assert "accuracy" in pipe("eval", str(folder / "members" / "000")).output
 
 
+@pytest.mark.parametrize(
+    ("source", "axis"),
+    [
+        ("table.csv", ("optimizer", ("sgd", "adamw"))),
+        ("table.csv", ("model", ("mlp", "realmlp"))),
+        ("book.txt", ("depth", ("1", "2"))),
+    ],
+)
+def test_a_member_has_the_defaults_of_its_own_model_and_optimizer(here, source, axis):
+    """Those that pipe train chooses for its settings, and not those chosen for another value on the axis."""
+    x = [0.1 * (k % 37) for k in range(240)]
+    (here / "table.csv").write_text("a,b,y\n" + "".join(f"{v},{v * v},{3 * v - 1}\n" for v in x))
+    (here / "book.txt").write_text("the quick brown fox jumps over the lazy dog\n" * 40)
+    name, values = axis
+    given = ("--data", source, *(["--model", "transformer"] * (source == "book.txt")), "--epochs", "1", "--no-compile")
+    assert pipe("sweep", *given, f"--{name}", ",".join(values), "--out", "sweep", "-q").exit_code == 0
+    for k, value in enumerate(values):
+        config = ("train", *given, f"--{name}", value, "--set", "split_seed=0", "--out", value, "-q")
+        assert pipe(*config).exit_code == 0
+        mine, alone = (settings.make(settings.read(p / "config.toml")).flat for p in
+                       (here / "sweep" / "members" / f"00{k}", here / value))  # fmt: skip
+        assert {n: v for n, v in mine.items() if v != alone[n]}.keys() <= {"out", "best", "eager_steps"}
+    assert pipe("sweep", "--resume", str(here / "sweep"), "-q").exit_code == 0
+
+
+def test_models_of_other_numbers_of_epochs_need_one(here):
+    """And the patience that a model's defaults bring is said to be left out."""
+    (here / "table.csv").write_text("a,y\n" + "".join(f"{v % 37},{v % 5}\n" for v in range(240)))
+    given = ("--data", "table.csv", "--no-compile")
+    with pytest.raises(ConfigError, match="a sweep has one number of epochs, not 256 and 20: add --epochs 256"):
+        pipe("sweep", *given, "--model", "tabm,mlp")
+    done = pipe("sweep", *given, "--model", "tabm", "--epochs", "1", "--lr", "0.001,0.002")
+    assert done.exit_code == 0
+    assert "1 of each run: the model's patience does not apply to a sweep" in done.output
+    with pytest.raises(ConfigError, match="--patience does not apply"):
+        pipe("sweep", *given, "--lr", "0.1,0.2", "--patience", "3")
+
+
 def test_settings_are_drawn(here):
     """So many as are asked for, and other models are groups of their own."""
     done = pipe(
@@ -232,7 +270,7 @@ def test_halving_goes_by_what_was_known_then(here):
 @pytest.mark.parametrize(("copies", "width"), [(1000, 32), (20, 20), (0.5, 1)])
 def test_members_at_once_fit_in_half_of_the_memory(monkeypatch, copies, width):
     """32 on a CPU, fewer if they do not fit, and always one."""
-    [member] = groups.members(settings.make({"hidden": [8]}), [{}], 1)
+    [member] = groups.members([{}], [settings.make({"hidden": [8]})], 1)
     monkeypatch.setattr(groups.room, "free", lambda device: 2 * copies * groups.memory_of(member))
     assert groups.width([member]) == width
 

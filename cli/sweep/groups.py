@@ -15,10 +15,12 @@ from cli.config import TrainConfig
 from cli.prepared import prepared
 from cli.ranking import ranking
 from cli.recipes.setting import flag, refusal
+from cli.settled import settled
 from pipeline import Pipeline, Sweep
 from pipeline.log import Row
 from pipeline.programs.hyper import hyper_numbers
 from pipeline.programs.members import gathers
+from pipeline.sources import Prepared
 from pipeline.sweeps import Order
 
 NUMBERS = ("lr", "rest_lr", "momentum", "weight_decay", "clip", "ema")
@@ -65,18 +67,32 @@ class Chunk:
     end: int
 
 
-def members(base: TrainConfig, rows: Sequence[Mapping[str, Any]], seeds: int) -> list[Member]:
-    """Each setting with each seed. Raises ConfigError for a setting that a sweep does not have."""
-    result: list[Member] = []
-    data: dict[str, Any] = {}
+def settle(base: TrainConfig, rows: Sequence[Mapping[str, Any]]) -> Iterator[TrainConfig]:
+    """The settings of each row, as those of a run of its own. Raises ConfigError for one that a sweep does not have."""
+    data: dict[str, Prepared | None] = {}
     for row in rows:
-        config = settings.make(base.tables, row)
+        config = settings.make(base.given, row)
         check(config)
-        if (key := repr((config.data, config.run.split_seed))) not in data and config.pipeline.name is None:
+        key = _data(config)
+        config, data[key] = settled(config, data.get(key))
+        yield config
+
+
+def members(rows: Sequence[Mapping[str, Any]], configs: Sequence[TrainConfig], seeds: int) -> list[Member]:
+    """Each setting with each seed."""
+    result: list[Member] = []
+    data: dict[str, Prepared] = {}
+    for row, config in zip(rows, configs, strict=True):
+        if (key := _data(config)) not in data and config.pipeline.name is None:
             data[key] = prepared(config)
         job = build.job(config, data.get(key))
         result += [evolve(m, name=f"{len(result) + k:03d}") for k, m in enumerate(seeded(config, job, row, seeds))]
     return result
+
+
+def _data(config: TrainConfig) -> str:
+    """The data and their split in words."""
+    return repr((config.data, config.run.split_seed))
 
 
 def check(config: TrainConfig, what: str = "a sweep") -> None:

@@ -26,7 +26,6 @@ from cli.progress import interrupts, plain, warn
 from cli.ranking import ranking
 from cli.recipes.setting import refusal
 from cli.seal import Seal
-from cli.settled import settled
 from cli.sweep import groups, live, picture
 from cli.sweep.grid import Axis, combinations
 from cli.sweep.groups import Chunk, Member, Results
@@ -45,6 +44,8 @@ class Plan:
 
     axes: tuple[Axis, ...]
     rows: tuple[Mapping[str, Any], ...]
+    settings: tuple[Mapping[str, Any], ...]
+    """All settings of each row, as tables."""
     seeds: int
     halving: bool
     at_once: int | None
@@ -56,7 +57,8 @@ class Plan:
         try:
             plan = settings.document(folder / PLAN)
             axes = tuple(Axis(**{**a, "values": tuple(a["values"])}) for a in plan.pop("axes"))
-            return cls(axes, tuple(plan.pop("rows")), widths=tuple(plan.pop("widths")), **plan)
+            rows, every, widths = (tuple(plan.pop(name)) for name in ("rows", "settings", "widths"))
+            return cls(axes, rows, every, widths=widths, **plan)
         except (TypeError, KeyError, ValueError):
             raise refusal(f"{folder / PLAN} is no plan of a sweep") from None
 
@@ -72,8 +74,15 @@ def run(
     """Train all combinations of the axes, or random ones, with each of the seeds; returns the result."""
     if draws is not None and not axes:
         raise refusal("--random has nothing to draw: give a setting several values, such as --lr 0.001..1:log")
-    base, _ = settled(base)
-    plan = Plan(tuple(axes), tuple(combinations(axes, draws, base.run.seed, seeds)), seeds, halving, at_once)
+    rows = tuple(combinations(axes, draws, base.run.seed, seeds))
+    settled = [*groups.settle(base, ({}, *rows))]
+    base, *configs = (evolve(c, run=evolve(c.run, patience=None)) for c in settled)
+    if len(epochs := dict.fromkeys(c.run.epochs for c in configs)) > 1:
+        raise refusal(f"a sweep has one number of epochs, not {' and '.join(map(str, epochs))}: add --epochs "
+                      f"{max(epochs)}")  # fmt: skip
+    if any(c.run.patience for c in settled[1:]):
+        plain(quiet).print(f"epochs  {max(epochs)} of each run: the model's patience does not apply to a sweep")
+    plan = Plan(tuple(axes), rows, tuple(c.tables for c in configs), seeds, halving, at_once)
     with folders.new(base, f"sweep-{base.title}") as seal:
         # A folder with a config can be resumed, so the config is last.
         folders.write(seal, {PLAN: plan.text, settings.CONFIG: folders.config_text(base, {}, seal)})
@@ -91,7 +100,8 @@ def resume(folder: Path, *, quiet: bool) -> dict[str, Any]:
 
 def _sweep(seal: Seal, base: TrainConfig, plan: Plan, quiet: bool) -> dict[str, Any]:
     say, folder = plain(quiet), seal.folder
-    members = groups.members(base, plan.rows, plan.seeds)
+    configs = [evolve(settings.make(tables), settled=True) for tables in plan.settings]
+    members = groups.members(plan.rows, configs, plan.seeds)
     grouped = groups.grouped(members)
     cores = torch.get_num_threads()
     first, _ = begin(members[0].config)
@@ -104,7 +114,7 @@ def _sweep(seal: Seal, base: TrainConfig, plan: Plan, quiet: bool) -> dict[str, 
         f"{len(grouped)} group{'s' * (len(grouped) > 1)}"
     )
     plan = _with_widths(plan, grouped, seal, say)
-    ends = groups.rungs(len(members), base.run.epochs, plan.halving)
+    ends = groups.rungs(len(members), configs[0].run.epochs, plan.halving)
     if len(ends) > 1:
         say.print(f"halving after epoch {', '.join(map(str, ends[:-1]))}: the better half goes on")
     trainer = Trainer(base, seal, say, [], alone, [])
