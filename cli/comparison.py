@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,6 +24,7 @@ from cli import goal, processes, ranking, record, results, resuming
 from cli.build import Job, begin
 from cli.config import TrainConfig
 from cli.paired import paired, picture, sentences
+from cli.prepared import prepared
 from cli.progress import interrupts, plain, warn
 from cli.recipes import flag_name
 from cli.recipes.metric import result
@@ -37,7 +39,9 @@ from cli.sweep.train import MEMBERS, Trainer, rows_of
 from cli.training import train
 from pipeline import plot
 from pipeline.errors import ConfigError, StageError, first_line
+from pipeline.log import Row
 from pipeline.programs.members import gathers
+from pipeline.sources import Prepared
 
 FILE, PICTURE, SEEDS, WHAT = "compare.json", "compare.svg", 16, "a comparison"
 AXIS = Axis("setting", ("A", "B"))
@@ -54,6 +58,7 @@ class Side:
     name: str
     config: TrainConfig
     job: Job
+    data: Prepared | None
     metric: str
     facts: Mapping[str, Any]
 
@@ -101,6 +106,9 @@ def run(
             say.print(f"{s.name}       {s.config.source}, {s.job.model}: {words(shown)}")
         base, split = first.config.run.seed, first.config.run.split_seed
         say.print(f"seeds   {base} to {base + count - 1} in both, all on the split of seed {split}")
+        for s in sides:
+            if s.config.run.patience:
+                say.print(f"epochs  {s.name}: of the best one, until none was better for {s.config.run.patience}")
         found = _trained(seal, members, first.metric, alone, say)
         return _finish(seal, plan, members, found, sides)
 
@@ -109,18 +117,19 @@ def _side(
     name: str, config: TrainConfig, how: Mapping[str, Any], metric: str | None, other: Side | None = None
 ) -> Side:
     """A setting with its job; the `other` one's data are shared if they are the same."""
-    groups.check(config, WHAT)
+    groups.check(evolve(config, run=evolve(config.run, patience=None)), WHAT)
     split = config.run.seed if config.run.split_seed is None else config.run.split_seed
     alike = other is not None and (other.config.data, other.config.run.split_seed) == (config.data, split)
-    config, data = settled(config, other.job.prepared if other is not None and alike else None)
+    config, data = settled(config, other.data if other is not None and alike else None)
     config = evolve(config, run=evolve(config.run, split_seed=split, **how))
+    data = prepared(config) if data is None and config.pipeline.name is None else data
     job, state = begin(config, data)
     if metric is not None:
         goal.check_best(metric := result(metric), job, state, "--metric")
     metric = metric or results.best_metric(job, config, state) or "loss"
     if job.prepared is not None:
         config = evolve(config, run=evolve(config.run, best=metric))
-    return Side(name, config, job, metric, record.facts(job, state))
+    return Side(name, config, job, data, metric, record.facts(job, state))
 
 
 def _differing(a: Side, b: Side) -> list[str]:
@@ -237,10 +246,26 @@ def _train_alone(member: Member, folder: Path, caught: list[int]) -> bool:
             if os.path.lexists(folder / settings.CONFIG):
                 resuming.resume(folder, *settings.resumed(folder), quiet=True)
             else:
-                train(evolve(member.config, run=evolve(member.config.run, out=str(folder))), quiet=True)
+                run = evolve(member.config.run, out=str(folder), patience=None)  # _end looks after it
+                train(evolve(member.config, run=run), quiet=True)
     except SystemExit as e:
         caught.append(int(e.code or 0) - 128)
     return not caught
+
+
+def _end(rows: Sequence[Row], metric: str, patience: int | None) -> Row:
+    """The epoch that `pipe train` would keep the weights of: the last, or the best one until the patience ends."""
+    if patience is None:
+        return rows[-1]
+    key = ranking.ranking(metric, rows[:1])
+    best, least, since = rows[0], math.inf, 0
+    for i, row in enumerate(rows, 1):
+        best = row if key(row) <= key(best) else best
+        if key(row)[0] < least:
+            least, since = key(row)[0], i
+        if i - since >= patience:
+            break
+    return best
 
 
 def _finish(
@@ -248,7 +273,8 @@ def _finish(
 ) -> dict[str, Any]:
     """Write, print and return the result."""
     metric, key, say = sides[0].metric, f"validate/{sides[0].metric}", plain(False)
-    ends: dict[str, Any] = {m.name: found[m.name][-1] for m in members}
+    ends: dict[str, Any] = {m.name: _end(found[m.name], metric, m.config.run.patience) for m in members}
+    found = {name: [*rows[:-1], {**ends[name], "epoch": rows[-1]["epoch"]}] for name, rows in found.items()}
     for lost in [m for m in members if None in (ends[m.name].get(key), ends[m.name].get("train/loss"))]:
         whose = f"{lost.chosen['setting']} with seed {lost.config.run.seed}"
         raise ConfigError(f"the run of {whose} did not end with a finite {metric} and loss; try a lower learning rate")

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from cli import build, step_size
 from cli.config import TrainConfig
+from cli.prepared import prepared
 from pipeline import place
 from pipeline.sources import Prepared
 
@@ -47,6 +48,7 @@ def _chosen(config: TrainConfig, data: Prepared | None, say: Console) -> tuple[s
     if not place.fast_bf16(device):
         return "fp32", "this processor has no instructions for bf16", False
     exact = evolve(config, run=evolve(config.run, precision="fp32"))
+    data = prepared(exact) if data is None and config.pipeline.name is None else data
     job = build.job(exact, data)
     state = build.first(job, exact)
     size = step_size.measured(job, state)
@@ -54,7 +56,7 @@ def _chosen(config: TrainConfig, data: Prepared | None, say: Console) -> tuple[s
         return "fp32", f"a step has {size.operations:.2g} operations, too few to gain by bf16", False
     say.print(f"trying {STEPS} steps in fp32 and in bf16")
     torch.set_num_threads(step_size.threads(job, size, config.run.threads))
-    half = build.job(evolve(config, run=evolve(config.run, precision="bf16")), job.prepared)
+    half = build.job(evolve(config, run=evolve(config.run, precision="bf16")), data)
     return *decided(*_looks([job, half], exact)), config.run.compile
 
 

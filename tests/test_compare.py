@@ -14,6 +14,7 @@ from scipy import stats
 
 from cli import comparison
 from cli.paired import MOST, POWER, paired, power, sentences, settling
+from pipeline import Report, until
 from tests import commands
 
 NUMBERS = st.floats(-100, 100, allow_nan=False).map(lambda x: round(x, 3))
@@ -157,6 +158,38 @@ def test_pairs_are_the_runs_of_pipe_train(here):
     changed = compare(here, "A.toml", "B.toml", "--out", "out")
     assert changed.code == 2
     assert "have changed since the run was made" in changed.err
+
+
+def test_counts_are_compared_in_their_own_units(here):
+    """The targets of B are scaled once, as A's are, though both have the same data."""
+    rows = [(x % 40 / 40, 1 + x % 40) for x in range(120)]
+    with (here / "counts.csv").open("w") as file:
+        csv.writer(file).writerows([("a", "count"), *rows])
+    config = CONFIG.format(lr=0.01).replace("data.csv", "counts.csv").replace("kind", "count")
+    (here / "C.toml").write_text(config + '[loss]\nname = "poisson"\n')
+    done = compare(here, "C.toml", "--set", "lr=0.0101", "--seeds", 2, "--out", "counts")
+    assert (done.code, done.err) == (0, "")
+    found = result(here / "counts")
+    assert found["metric"] == "poisson deviance"
+    assert found["B"] == pytest.approx(found["A"], rel=0.05)
+
+
+@given(st.lists(st.integers(0, 6) | st.just(None), min_size=1, max_size=20), st.integers(1, 4))
+def test_a_run_with_a_patience_counts_by_its_best_epoch_until_then(losses, patience):
+    """The one that pipe train keeps: fit, until.no_better and Saver in the place of what is compared."""
+    better = {"loss": "low"}
+    rows = [{"epoch": k, "better": better, "validate/loss": loss} for k, loss in enumerate(losses, 1)]
+    assert comparison._end(rows, "loss", None) is rows[-1]
+    stop = until.no_better("loss", epochs=patience)
+    best = None
+    for k, loss in enumerate(losses, 1):
+        value = math.nan if loss is None else float(loss)
+        if value == value and (best is None or value <= best[0]):
+            best = value, k
+        if stop(Report(k, 1, k, 1, 1.0, True, {}, {"loss": value}, better=better)):
+            break
+    found = comparison._end(rows, "loss", patience)
+    assert best is None or found["epoch"] == best[1]
 
 
 def test_other_shapes_are_two_programs(here):

@@ -126,6 +126,7 @@ LOG = "log_outputs"
 
 def scaled(data: Prepared, loss: Loss) -> Prepared:
     """Data whose targets are scaled for a loss: counts by their mean alone."""
+    assert LOG not in data.fitted, "they are scaled already"
     if not loss.criterion(data.task)[1].log:
         return data
     if TARGET_MEAN not in data.fitted:
