@@ -34,11 +34,11 @@ def best_metric(job: Job, config: TrainConfig, state: State) -> str | None:
 
 
 def weight_files(
-    job: Job, state: State, seal: Seal, best: Best | None, report: Report | None, saved: Saved | None
+    job: Job, last: State, seal: Seal, best: Best | None, report: Report | None, saved: Saved | None
 ) -> dict[str, bytes]:
     """Contents of the files of weights by name: of the last epoch, of each average, and of the best epoch."""
-    averages = {name: whole(job.pipe.program, average) for name, average in job.pipe.averaged(state).items()}
-    state = whole(job.pipe.program, state)
+    averages = {name: whole(job.pipe.program, average) for name, average in job.pipe.averaged(last).items()}
+    state = whole(job.pipe.program, last)
     epoch = report.epoch if report is not None else saved.epoch if saved is not None else 0
     now = {"epoch": epoch, "step": int(state.step)}
     files = {folders.WEIGHTS: (job.pipe.weights(state), {"weights": "last", **now})}
@@ -48,11 +48,12 @@ def weight_files(
         about = {"weights": "best", "epoch": best.epoch, "step": best.step, best.metric: best.value}
         try:
             weights: Any = state
-            if best.step != now["step"]:
+            if job.average_of(best.metric) is not None:
+                own = last if best.step == now["step"] else _at(seal, best).restore(job.pipe, last.hyper)
+                weights = whole(job.pipe.program, job.measured_by(best.metric, own))
+            elif best.step != now["step"]:
                 [model, *_] = job.stages.models
-                weights = checkpoint.at(seal.folder / CHECKPOINTS, best.step, seal.fault).kept(
-                    model.params, model.buffers
-                )
+                weights = _at(seal, best).kept(model.params, model.buffers)
             files[folders.BEST] = job.pipe.weights(weights), about
         except CheckpointError as e:
             warn(f"{e}, so {folders.BEST} is not written")
@@ -63,13 +64,18 @@ def states(job: Job, state: State, seal: Seal, best: Best | None) -> dict[str, S
     """The State of the best epoch, then the last; none of it without held-out data or on several processes."""
     if job.prepared is None or job.held_out is None or job.stages.place.mesh is not None:
         return {}
-    if best is None or best.step == int(state.step):
-        return {"best": state, "last": state} if best is not None else {"last": state}
+    if best is None:
+        return {"last": state}
     try:
-        saved = checkpoint.at(seal.folder / CHECKPOINTS, best.step, seal.fault)
+        own = state if best.step == int(state.step) else _at(seal, best).restore(job.pipe, state.hyper)
     except CheckpointError:  # weight_files has warned of it
         return {"last": state}
-    return {"best": saved.restore(job.pipe, state.hyper), "last": state}
+    return {"best": job.measured_by(best.metric, own), "last": state}
+
+
+def _at(seal: Seal, best: Best) -> Saved:
+    """The checkpoint of the best epoch. Raises CheckpointError."""
+    return checkpoint.at(seal.folder / CHECKPOINTS, best.step, seal.fault)
 
 
 def beside(

@@ -127,11 +127,14 @@ class Past:
 
     def restored(self, weights: str) -> tuple[Job, State, Saved]:
         """Its job, and the State of its best epoch, of the last one, or of a step, with the hyperparameters of its
-        config: the schedule may have been changed since."""
+        config: the schedule may have been changed since. If the best epoch is an average's, it is in the place of the
+        weights."""
         job, new = self.made
         saved = self.saved(weights)
         try:
-            return job, saved.restore(job.pipe, new.hyper), saved
+            state = saved.restore(job.pipe, new.hyper)
+            best = saved.best if weights == "best" else None
+            return job, state if best is None else job.measured_by(best.metric, state), saved
         except PipeError:
             list(record.differences(self.document, record.facts(job, new)))  # perhaps the data have changed
             raise
@@ -170,7 +173,8 @@ class Past:
         pipe.init(self.config.run.seed, batch=_example(self.about))
         saved = self._found(weights) if weights in WEIGHTS or _is_step(weights) else None
         members = self.config.run.ensemble
-        if saved is not None:
+        averaged = weights == "best" and saved is not None and saved.best is not None and "." in saved.best.metric
+        if saved is not None and not averaged:
             kept = saved.kept(model.params, model.buffers)
             tensors = {**kept[model.params], **kept[model.buffers]}
             at = {"epoch": saved.epoch, "step": saved.step}

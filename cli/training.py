@@ -282,7 +282,8 @@ def _print_results(t: Training, progress: Progress, best: Best | None, beside: S
     for line in beside:
         say.print(line)
     averages = "".join(f", {name}.safetensors: their average" for name in job.stages.averages)
-    and_best = f"{folders.BEST}: the weights of the best epoch, " if best is not None else ""
+    what = "weights" if best is None or job.average_of(best.metric) is None else "average"
+    and_best = f"{folders.BEST}: the {what} of the best epoch, " if best is not None else ""
     say.print(f"run     {folder} ({and_best}{folders.WEIGHTS}: the weights as they are now{averages})")
     if report is None:
         return

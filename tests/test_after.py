@@ -277,6 +277,26 @@ def test_weights_say_what_they_are_of(pipe, tmp_path):
                 assert all(torch.equal(t, file.get_tensor(k)) for k, t in tensors.items())
 
 
+def test_the_best_weights_are_the_average_if_its_metric_says_so(pipe, tmp_path):
+    """The file, predictions, eval and load_run have the weights of which the metric is, not those beside them."""
+    run = tmp_path / "averaged"
+    how = ("--model", "mlp", "--no-compile", "-q", "--epochs", 4, "--ema", 0.9, "--best", "ema.loss")
+    code, out, _ = pipe("train", "--data", "kinds.csv", "--target", "kind", *how, "--out", run)
+    assert code == 0
+    assert "best.safetensors: the average of the best epoch" in out
+    best = min(log.read(run / "metrics.jsonl"), key=lambda r: r["validate/ema.loss"])
+    assert best["validate/loss"] != pytest.approx(best["validate/ema.loss"], rel=1e-3)
+    found = json.loads(pipe("eval", run, "--json")[1])
+    assert (found["epoch"], found["metrics"]["loss"]) == (best["epoch"], pytest.approx(best["validate/ema.loss"]))
+    stages, state, held_out = load_run(run)
+    assert stages.evaluate(state, held_out)["loss"] == pytest.approx(best["validate/ema.loss"])
+    own = stages.weights(state)
+    pipe("export", run, "--format", "weights", "--out", tmp_path / "w.safetensors")
+    for path in (run / "best.safetensors", tmp_path / "w.safetensors"):
+        with safe_open(path, framework="pt") as file:
+            assert all(torch.equal(t, file.get_tensor(k)) for k, t in own.items())
+
+
 def test_a_run_comes_back_in_python():
     """load_run gives the pipeline, the State and the data; module() the trained nn.Module."""
     pipe, state, held_out = load_run("digits", weights="last")
