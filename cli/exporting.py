@@ -271,6 +271,8 @@ def _inputs(about: About, program: Program, samples: Sequence[Tensor]) -> list[d
             description["missing"] = 0 if name == "categories" else "NaN"
         elif "mode" in about.fitted:
             description["pixels"] = "0 to 1"
+        elif about.fitted.get("bytes"):
+            description["pixels"] = "0 to 1: bytes divided by 255"
         inputs.append(description)
     return inputs
 

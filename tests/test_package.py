@@ -20,12 +20,14 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import cli
-from cli.handover import images, table
+from cli.handover import arrays, images, table
 from pipeline import load_run, log, sources
 from pipeline.errors import ConfigError
 from pipeline.sources import pixels
+from pipeline.sources.arrays import tensor
 from pipeline.sources.encode import raw
 from pipeline.sources.frame import BLANKS, MISSING, Frame
+from pipeline.tree import dtype_name
 from tests import commands
 
 FAST = ("--no-compile", "-q", "--model", "mlp", "--hidden", "8", "--epochs", "2")
@@ -159,6 +161,21 @@ def test_a_value_of_another_kind_is_refused(name, value):
     assert table.cell({"missing": MISSING, "blanks": BLANKS}, {name: 1}, 1, {"name": name, "kind": name}) == [1]
 
 
+@given(
+    st.sampled_from([(4, 4), (1, 4, 4), (3, 2, 4), (4, 2, 3), (5, 4, 4)]), st.sampled_from(["u1", "f4", "i8"]),
+    st.integers(0, 99),
+)  # fmt: skip
+def test_bytes_of_images_are_read_as_the_run_reads_them(tmp_path_factory, shape, dtype, seed):
+    """Divided by 255, with the channels first; other arrays as they are."""
+    values = np.random.default_rng(seed).integers(0, 256, (3, *shape)).astype(dtype)
+    path = tmp_path_factory.getbasetemp() / "bytes.npz"
+    np.savez(path, inputs=values, targets=np.arange(3))
+    wanted = tensor(values)
+    facts = {"inputs": [{"name": "inputs", "dtype": dtype_name(wanted.dtype), "shape": ["batch", *wanted.shape[1:]]}]}
+    [found] = arrays.tensors(facts, arrays.read(path))
+    assert torch.equal(found, wanted)
+
+
 BAD = {
     "no column 'since'": b'{"rows": [{"age": 3}]}',
     "row 2, column 'age': 'old' is not a number": None,
@@ -175,6 +192,11 @@ def test_the_server_answers_as_predict_py(folder, url):
     assert (code, found) == (200, {"predictions": answers(folder, "kinds")})
     card = (folder / "kinds" / "package" / "README.md").read_text()
     assert posted(f"{url}/predict", shlex.split(re.search(r"curl \S+ -d (.*)", card)[1])[0].encode())[0] == 200
+    far = json.dumps({"rows": [{**rows[0], "city": city} for city in ("Genf", 5.0, None, rows[0]["city"])]}).encode()
+    _, found = posted(f"{url}/predict", far)
+    assert len(found["predictions"]) == 4
+    told = "2 of 4 rows have values of 'city' that the model never saw, such as 'Genf', '5'; they count as missing"
+    assert found["warnings"] == [told]
     wrong = json.dumps({"rows": [rows[0], {**rows[0], "age": "old"}]}).encode()
     for said, content in BAD.items():
         code, found = posted(f"{url}/predict", content or wrong)

@@ -3,17 +3,27 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 
 def read(path: str) -> list[dict[str, Any]]:
     """The rows of a file of arrays, .npz."""
-    import numpy as np
-
     with np.load(path, allow_pickle=False) as file:
         names = [name for name in file.files if name != "targets"]
-        columns = [file[name].tolist() for name in names]
+        columns = [_values(file[name]).tolist() for name in names]
     return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
+
+
+def _values(array: np.ndarray) -> np.ndarray:
+    """Bytes of images as (N, C, H, W) in [0, 1]; other arrays as they are."""
+    if array.dtype != np.uint8 or array.ndim not in (3, 4):
+        return array
+    if array.ndim == 3:
+        array = array[:, None]
+    elif array.shape[1] not in (1, 3, 4) and array.shape[3] in (1, 3, 4):
+        array = array.transpose(0, 3, 1, 2)
+    return array.astype(np.float32) / np.float32(255)
 
 
 def tensors(facts: Mapping[str, Any], rows: Sequence[Any]) -> list[torch.Tensor]:

@@ -19,6 +19,11 @@ def predict(given: list[Any]) -> list[dict[str, Any]]:
         return [answer(values) for values in PROGRAM(*rows.tensors(FACTS, given))]
 
 
+def unseen(given: list[Any]) -> list[str]:
+    """A line for each column of a table with categories that the model never saw."""
+    return rows.unseen(FACTS, given) if hasattr(rows, "unseen") else []
+
+
 def answer(values: torch.Tensor) -> dict[str, Any]:
     """What the program gives for a row, by name."""
     numbers: Any = values.tolist()
@@ -40,7 +45,7 @@ if __name__ == "__main__":
     try:
         given = rows.read(sys.argv[1])
         answers = predict(given)
-        for line in rows.unseen(FACTS, given) if hasattr(rows, "unseen") else ():  # of a table
+        for line in unseen(given):
             print(f"predict.py: {line}", file=sys.stderr)
         for found in answers:
             print(json.dumps(found, ensure_ascii=False))

@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from predict import predict  # predict.py, beside this file
+from predict import predict, unseen  # predict.py, beside this file
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
@@ -16,7 +16,7 @@ MOST_BYTES, MOST_ROWS = 32 << 20, 10_000
 
 
 async def answer(request: Request) -> JSONResponse:
-    """{"rows": [...]} -> {"predictions": [...]}, one for each row."""
+    """{"rows": [...]} -> {"predictions": [...]}, one for each row, with "warnings" of values that no model knows."""
     content = bytearray()
     async for part in request.stream():
         content += part
@@ -27,7 +27,8 @@ async def answer(request: Request) -> JSONResponse:
         rows = given.get("rows") if isinstance(given, dict) else None
         if not isinstance(rows, list) or not 0 < len(rows) <= MOST_ROWS:
             raise ValueError(f'send {{"rows": [...]}} with 1 to {MOST_ROWS:,} rows')
-        return JSONResponse({"predictions": await run_in_threadpool(predict, rows)})
+        answers = {"predictions": await run_in_threadpool(predict, rows)}
+        return JSONResponse(answers | ({"warnings": found} if (found := unseen(rows)) else {}))
     except (ValueError, RecursionError) as e:  # also of JSON and of UTF-8
         raise HTTPException(400, str(e)) from None
 

@@ -49,13 +49,11 @@ def cell(facts: Mapping[str, Any], row: Any, number: int, column: Mapping[str, A
     words = isinstance(value, str) and value.lower()
     blank = value is None or words in facts["missing"]
     if kind in ("category", "text"):
-        if isinstance(value, float) and value.is_integer():
-            value = int(value)
         if isinstance(value, list | dict):
             raise ValueError(f"row {number}, column {name!r}: {value!r} is no text")
         if kind == "category":
-            return [0 if blank else column["codes"].get(str(value), 0)]
-        codes = [] if blank else [column["codes"].get(word) for word in split(str(value))]
+            return [0 if blank else column["codes"].get(label(value), 0)]
+        codes = [] if blank else [column["codes"].get(word) for word in split(label(value))]
         known = [code for code in codes if code is not None][: column["words"]]
         return known + [0] * (column["words"] - len(known))
     if blank or words in facts["blanks"]:
@@ -70,12 +68,17 @@ def cell(facts: Mapping[str, Any], row: Any, number: int, column: Mapping[str, A
     return [read]
 
 
+def label(value: Any) -> str:
+    """A cell as text: 5.0 is "5"."""
+    return str(int(value) if isinstance(value, float) and value.is_integer() else value).strip()
+
+
 def unseen(facts: Mapping[str, Any], rows: Sequence[Any]) -> list[str]:
-    """A line for each column with categories that the model never saw; of rows as `read` gives them."""
+    """A line for each column with categories that the model never saw; of rows that `tensors` takes."""
     found = []
     for column in (c for given in facts["inputs"] for c in given["columns"] if c["kind"] == "category"):
         name, codes, missing = column["name"], column["codes"], facts["missing"]
-        cells = [row[name].strip() for row in rows]
+        cells = [label(row[name]) for row in rows if row[name] is not None]
         if new := [c for c in cells if c not in codes and c.lower() not in missing]:
             some = ", ".join(map(repr, [*dict.fromkeys(new)][:3]))
             about = f"{len(new)} of {len(rows)} rows have values of {name!r} that the model never saw, such as {some}"

@@ -18,6 +18,11 @@ def predict(rows: list[Any]) -> list[dict[str, Any]]:
     return [{"text": continued(row, i)} for i, row in enumerate(rows, 1)]
 
 
+def unseen(rows: list[Any]) -> list[str]:
+    """None: a prompt has no categories."""
+    return []
+
+
 def continued(row: Any, number: int) -> str:
     """The prompt of a row, with `count` tokens after it."""
     if not isinstance(row, dict) or not isinstance(row.get("prompt"), str) or not row["prompt"]:

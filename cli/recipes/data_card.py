@@ -83,7 +83,7 @@ class About:
         good &= _counts((f.sizes.get("vocabulary", 1), f.sizes.get("context", 1)))
         good &= all(_counts(c if isinstance(c, tuple | list) else (c,)) for c in f.sizes.get("categories", ()))
         good &= all(_numbers(fitted.get(key, [])) for key in ("target_mean", "target_std"))
-        good &= type(fitted.get("log_outputs", True)) is bool
+        good &= all(type(fitted.get(key, True)) is bool for key in ("log_outputs", "bytes"))
         targets = fitted.get("targets", {})
         good &= all(_texts(targets.get(key, [])) for key in ("names", "kinds", "forms", "classes", "units"))
         good &= "targets" not in fitted or (targets["task"] in TASKS.values() and len(targets["names"]) > 0)
