@@ -1,4 +1,4 @@
-"""`python -m benchmarks [name ...]`: run benchmarks and write tables and pictures to benchmarks/results/.
+"""`python -m benchmarks [name ...|all]`: run benchmarks and write tables and pictures to benchmarks/results/.
 
 all.md then compares all results with those of the last commit.
 `python -m benchmarks draw [name ...]` redraws the pictures from the stored results. `python -m benchmarks
@@ -28,7 +28,7 @@ def main() -> int:
 
         return run.main(sys.argv[2:])
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Measure, interleaved, beside the peers.")
-    which = f"of: {', '.join(SUITES)} (all); after the word draw: only draw again"
+    which = f"of: {', '.join(SUITES)}; all without a name; after the word draw: only draw again"
     parser.add_argument("names", nargs="*", metavar="name", help=which)
     parser.add_argument("--rounds", type=int, help="interleaved rounds, instead of each benchmark's own number")
     parser.add_argument("--only", default="", help="only contenders, or races, with one of these, comma-separated")
@@ -36,11 +36,12 @@ def main() -> int:
     arguments = sys.argv[1:]
     redraw = arguments[:1] == ["draw"]
     options = parser.parse_args(arguments[redraw:])
-    unknown = set(options.names) - set(SUITES)
+    names = SUITES if options.names in ([], ["all"]) else options.names
+    unknown = set(names) - set(SUITES)
     if unknown:
         parser.error(f"no benchmark {', '.join(sorted(unknown))}; there are {', '.join(SUITES)}")
     failed = False
-    for name in options.names or SUITES:
+    for name in names:
         suite = importlib.import_module(f"benchmarks.{name}")
         if redraw:
             report.redraw(name, options.out, suite.draw)

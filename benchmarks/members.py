@@ -136,7 +136,7 @@ for _count in (32, 256):
     RACES += [
         Race(
             title=f"{_count} members, {threads} thread{'s' * (threads > 1)}", contenders=_names, baseline=_single,
-            targets=_targets, threads=threads, rounds=7, seconds=0.2, tolerance=0.2,
+            targets=_targets, threads=threads, rounds=3, seconds=0.2, tolerance=0.2,
         )
         for threads in (1, 2)
     ]  # fmt: skip

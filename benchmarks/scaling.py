@@ -129,7 +129,7 @@ RACES = [
         title=point,
         contenders=[f"{OURS}, {point}", f"{HAND}, {point}"],
         baseline=f"{HAND}, {point}",
-        rounds=7,
+        rounds=3,
         tolerance=0.1,
     )
     for point in POINTS
