@@ -42,6 +42,9 @@ from pipeline.sources import Prepared
 from pipeline.stage import Stage
 from pipeline.state import State
 
+SHARE = 0.05
+"""Of the samples of an epoch that a shorter last batch may leave out without a word."""
+
 
 @frozen(eq=False)
 class Job:
@@ -99,12 +102,24 @@ class Job:
         mean_loss = Stage("mean loss", g.function, init=g.init, finish=g.finish, names=g.names, when="evaluation")
         return Pipeline(place.on("cpu"), outputs, *measures, mean_loss)
 
+    def average_of(self, metric: str) -> str | None:
+        """The average of weights that a metric is of: "ema" for `ema.accuracy`."""
+        return next((name for name in self.stages.averages if f".{name}." in f".{metric}"), None)
+
+    def measured_by(self, metric: str, state: State) -> State:
+        """The State with the weights that a metric is of."""
+        average = self.average_of(metric)
+        return state if average is None else self.pipe.averaged(state)[average]
+
     @property
     def data(self) -> str:
         counts = [f"{_length(part)} {what}" for part, what in ((self.train, "training"), (self.held_out, "held-out"))]
         if self.prepared is None:
             return f"{' and '.join(counts)} samples"
         inputs = first_samples(self.prepared.train)["inputs"]
+        load = self.stages.load
+        if load is not None and load.drop_last and (left := load.order.n % load.size) > SHARE * load.order.n:
+            counts[0] += f" ({left:,} of them, drawn anew, in no batch of an epoch)"
         shape = "x".join(map(str, inputs.shape[1:])) or "1"
         classes = self.prepared.classes if self.prepared.task == CLASSES else ()
         kind = f"{len(classes)} classes" if classes else self.prepared.task
@@ -162,8 +177,9 @@ def _of_settings(config: TrainConfig, data: Prepared | None, initial: bool) -> J
     measured = standardized(data, criterion, metrics)
     if model.members:
         measured = _of_members(measured)
-    # A text's shorter last batch is not worth a graph of its own.
-    whole = data.task == TOKENS or (model.whole_batches and len(data.train) >= run.batch_size)
+    size, count = run.batch_size, len(data.train)
+    # A few windows of a text, another choice of them in each epoch, are not worth a graph of their own.
+    whole = count >= size and (model.whole_batches or (data.task == TOKENS and count % size <= SHARE * count))
     batches = load.batches(data.train, size=run.batch_size, drop_last=whole, weights=goal.draws(config, data))
     length, free = steps(batches, config) or 0, config.optimizer.schedule_free
     rate = partial(config.schedule.learning_rate, steps=length, free=free)
