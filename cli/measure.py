@@ -28,9 +28,9 @@ ROUNDS = 10
 SECONDS = 0.5
 """Length of a training for measurement alone."""
 MOST = 1 << 20
+"""Largest file of measurements, in bytes."""
 MEASURED = ("data", "model", "finetune", "optimizer", "loss", "evaluate", "pipeline")
 """Tables of settings that affect the time of a step."""
-"""Largest file of measurements, in bytes."""
 
 
 @frozen
