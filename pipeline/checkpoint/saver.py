@@ -94,7 +94,7 @@ class Saver:
             self.best, self._unwritten = improved, None
         due = now or self._due(report)
         if self._on is not None:  # all processes write
-            due = self._on.mesh.agreed(due or improved is not None)
+            due = mesh.broadcast(due or improved is not None)
         if due:
             self.save(report.state, epoch, batch)
             return True
