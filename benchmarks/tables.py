@@ -110,7 +110,7 @@ def task(name: str, seed: int) -> Task:
     frame = _sklearn(name) if file == "sklearn" else _shipped(file)
     frame = tables.with_targets(frame.without(frame.named(ignored)), [target])
     whole = tables.prepare(lambda: frame, target, Split(0.2, seed))
-    labels = Learned.read(whole.fitted["targets"]).targets(frame) if whole.task == "classification" else None
+    labels = Learned(**whole.fitted["targets"]).targets(frame) if whole.task == "classification" else None
     train, held = (rows.numpy() for rows in Split(0.2, seed).rows(len(frame), labels=labels))
     data = tables.prepare(lambda: frame.take(train), target, Split(0.2, seed), whole.task)
     return Task(data, tables.apply(data.fitted, frame.take(held)), seed)

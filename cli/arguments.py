@@ -120,32 +120,23 @@ def check(path: Path, chosen: dict[str, Any], trust: bool, accept: bool = False,
             raise refusal(f"{file} names code, {', '.join(unknown)}, which would be run; if you know it, add --trust")
 
 
-def assigned(texts: tuple[str, ...]) -> dict[str, Any]:
-    """The settings of `--set optimizer.lr=0.01`: TOML values, or text."""
-    layer: dict[str, Any] = {}
+def assigned_settings(texts: tuple[str, ...]) -> dict[str, Any]:
+    """The settings of --set: TOML values, or text. A setting that is text stays text: --set steps_per_call=2.
+
+    >>> assigned_settings(("keep=2", "steps_per_call=2", "optimizer.lr=0.1"))
+    {'keep': 2, 'steps_per_call': '2', 'optimizer.lr': 0.1}
+    """
+    found: dict[str, Any] = {}
     for text in texts:
         name, equals, value = text.partition("=")
         if not equals:
             raise refusal(f"--set {text!r} is no NAME=VALUE, such as optimizer.lr=0.01")
         try:
-            layer[name.strip()] = tomllib.loads(f"value = {value}")["value"]
+            found[name.strip()] = tomllib.loads(f"value = {value}")["value"]
         except (tomllib.TOMLDecodeError, RecursionError):
-            layer[name.strip()] = value
-    return layer
-
-
-def assigned_settings(texts: tuple[str, ...]) -> dict[str, Any]:
-    """The settings of --set. A setting that is text stays text: --set steps_per_call=2.
-
-    >>> assigned_settings(("keep=2", "steps_per_call=2", "optimizer.lr=0.1"))
-    {'keep': 2, 'steps_per_call': '2', 'optimizer.lr': 0.1}
-    """
-    try:
-        found = assigned(texts)
-    except ValueError as e:  # such as a number of thousands of digits
-        raise refusal(f"a value of --set does not fit: {e}") from None
-    for text in texts:
-        name, _, value = text.partition("=")
+            found[name.strip()] = value
+        except ValueError as e:  # such as a number of thousands of digits
+            raise refusal(f"a value of --set does not fit: {e}") from None
         if kind(name.strip()) is str and isinstance(found[name.strip()], int | float):
             found[name.strip()] = value.strip()
     return found

@@ -8,7 +8,6 @@ from typing import Any
 
 from attrs import evolve, frozen
 
-from cli.build import Job
 from cli.decision import PLAIN, Decision, decided
 from cli.recipes.data_card import About
 from pipeline import Ensemble, Pipeline, State, evaluate
@@ -96,12 +95,6 @@ def measuring(pipe: Pipeline | Ensemble, *metrics: Stage) -> Pipeline | Ensemble
 def changed(pipe: Pipeline | Ensemble, change: Callable[[Pipeline], Pipeline]) -> Pipeline | Ensemble:
     """A pipeline, or each member's, after a change."""
     return evolve(pipe, pipe=change(pipe.pipe)) if isinstance(pipe, Ensemble) else change(pipe)
-
-
-def table(job: Job, state: State) -> str:
-    """Figures of each class on the held-out data, as text."""
-    assert job.about is not None
-    return str(figures(job.pipe, job.about, state, job.held_out))
 
 
 def unseen(names: Sequence[str], true: Sequence[int], predicted: Sequence[int]) -> list[str]:

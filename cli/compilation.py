@@ -12,12 +12,12 @@ from rich.console import Console
 from cli.config import TrainConfig
 from pipeline import State
 from pipeline.compile import Compiled
-from pipeline.programs.program import Runs
+from pipeline.pipe import Trainable
 from pipeline.progress import compiling
 
 
 def compiled(
-    pipe: Runs, held_out: Any, config: TrainConfig, state: State, say: Console, verbose: bool = False, *,
+    pipe: Trainable, held_out: Any, config: TrainConfig, state: State, say: Console, verbose: bool = False, *,
     eager_steps: int = 0, steps: int | None = None,
 ) -> Compiled:  # fmt: skip
     """The compiled step with all its graphs; if compiling fails, prints the reason and returns an eager step.

@@ -38,7 +38,9 @@ def of_setting(name: str, known: Iterable[str]) -> Completed:
         return columns
     if name == "data":
         return data
-    return _paths(FILES[name]) if name in FILES else names({"best": METRICS, **OPEN}.get(name, known))
+    if name in FILES:
+        return lambda ctx, param, incomplete: _path(FILES[name])
+    return names({"best": METRICS, **OPEN}.get(name, known))
 
 
 def names(known: Iterable[str]) -> Completed:
@@ -56,10 +58,6 @@ def data(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[Co
     """Names of data that are no files, with files beside them; or files alone."""
     found = [name for name, recipe in DATA.items() if recipe.bundled and name.startswith(incomplete)]
     return _items(found + sorted(glob(escape(incomplete) + "*"))) if found else _path("file")
-
-
-def _paths(kind: str) -> Completed:
-    return lambda ctx, param, incomplete: _path(kind)
 
 
 def runs(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
@@ -111,4 +109,4 @@ def _items(found: Iterable[str]) -> list[CompletionItem]:
 def _path(kind: str) -> list[CompletionItem]:
     from click.shell_completion import CompletionItem
 
-    return [CompletionItem("", type=kind)] if kind else []
+    return [CompletionItem("", type=kind)]

@@ -116,7 +116,6 @@ def kind(name: str) -> type | None:
 
 def type_of(field: Any) -> type:
     """The type of a setting: tuple for numbers, list for texts."""
-    """The type of a setting; tuple for numbers, list for texts."""
     kinds: dict[str, type] = {"tuple[str": list, "tuple": tuple, "bool": bool, "int": int, "float": float, "str": str}
     return next(kind for word, kind in kinds.items() if word in str(field.type))
 

@@ -9,7 +9,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from cli import classes, ranking, record
+from cli import classes, ranking, record, run_table
 from cli import config as settings
 from cli.flags import words
 from cli.progress import warn
@@ -81,19 +81,8 @@ def summary(past: Past) -> list[str]:
     if best is not None:
         lines.append(f"best {format_metric(best[1], best[2])} in epoch {best[0]} of {past.rows[-1]['epoch']}")
     seconds = sum(row.get("seconds") or 0 for row in past.rows)
-    return [
-        *lines,
-        f"{_seconds(seconds)} of training on {facts.get('device', '?')}, {facts.get('threads', '?')} threads",
-    ]
-
-
-def _seconds(seconds: float) -> str:
-    """Two digits of less than ten seconds, and tenths of more.
-
-    >>> _seconds(0.0312), _seconds(75.04)
-    ('0.031 s', '75.0 s')
-    """
-    return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.1f} s"
+    took = f"{run_table.duration(seconds)} of training on {facts.get('device', '?')}"
+    return [*lines, f"{took}, {facts.get('threads', '?')} threads"]
 
 
 def _metrics(past: Past, best: tuple[int, str, float] | None) -> tuple[list[str], list[list[Any]]]:

@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 from cli.config import TrainConfig
 from pipeline import Batch, Ensemble, Pipeline, State, files, fit
 from pipeline.compile import Compiled, cache, key
-from pipeline.programs.program import Runs
+from pipeline.pipe import Trainable
 
 Way: TypeAlias = Callable[[int], float]
 """Runs a number of steps, and returns the seconds they took."""
@@ -28,9 +28,9 @@ ROUNDS = 10
 SECONDS = 0.5
 """Length of a training for measurement alone."""
 MOST = 1 << 20
+"""Largest file of measurements, in bytes."""
 MEASURED = ("data", "model", "finetune", "optimizer", "loss", "evaluate", "pipeline")
 """Tables of settings that affect the time of a step."""
-"""Largest file of measurements, in bytes."""
 
 
 @frozen
@@ -88,7 +88,7 @@ def clock(device: torch.device) -> float:
     return time.perf_counter()
 
 
-def step_seconds(pipe: Runs, program: Compiled, state: State) -> float:
+def step_seconds(pipe: Trainable, program: Compiled, state: State) -> float:
     """Seconds of a step in a training: the fastest stretch."""
     best, done, before = float("inf"), 0, 0.0
     began = time.perf_counter()

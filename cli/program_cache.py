@@ -11,6 +11,7 @@ from rich.table import Table
 
 from cli.progress import plain
 from cli.recipes.setting import refusal
+from pipeline import memory
 from pipeline.compile import cache
 from pipeline.compile.cache import Package
 
@@ -21,8 +22,6 @@ Packages: TypeAlias = dict[Path, Package | None]
 def run(action: str) -> dict[str, Any]:
     """Do an action on the packages; returns what it found."""
     actions = {"list": show, "verify": verify, "clear": clear}
-    if action not in actions:
-        raise refusal(f"unknown action {action!r}", action, actions)
     say = plain(False)
     packages = read()
     if (why := cache.refusal()) and action != "clear":
@@ -55,15 +54,16 @@ def show(say: Console, packages: Packages) -> dict[str, Any]:
             continue
         date = time.strftime("%Y-%m-%d %H:%M", time.localtime((path / cache.FACTS).stat().st_mtime))
         torch = p.identity.get("torch", "?") if isinstance(p.identity, dict) else "?"
-        table.add_row(str(p.program), str(p.operations), _bytes(size(path)), date, str(torch), p.model, str(p.batch))
-        facts.append({"name": path.name, "program": str(p.program), "operations": p.operations, "bytes": size(path),
+        used = size(path)
+        table.add_row(str(p.program), str(p.operations), memory.size(used), date, str(torch), p.model, str(p.batch))
+        facts.append({"name": path.name, "program": str(p.program), "operations": p.operations, "bytes": used,
                       "made": date, "torch": torch, "model": p.model, "batch": str(p.batch)})  # fmt: skip
     say.print(f"{cache.folder()}\n")
     say.width = 1000  # a batch is long
     say.print(table)
     inductor = size(cache.folder() / cache.INDUCTOR)
-    beside = f"; {_bytes(inductor)} of Inductor's own" if inductor else ""
-    say.print(f"\n{_count(packages)}, {_bytes(sum(map(size, packages)))}{beside}{_broken(packages)}")
+    beside = f"; {memory.size(inductor)} of Inductor's own" if inductor else ""
+    say.print(f"\n{_count(packages)}, {memory.size(sum(map(size, packages)))}{beside}{_broken(packages)}")
     return {"packages": facts, "broken": sum(p is None for p in packages.values()), "inductor_bytes": inductor}
 
 
@@ -91,7 +91,7 @@ def clear(say: Console, packages: Packages) -> dict[str, Any]:
     left = read()
     if left:
         raise refusal(f"can't remove {next(iter(left))}; {len(packages) - len(left)} others are removed")
-    say.print(f"removed {len(packages)} packages, {_bytes(total)}, from {cache.folder()}")
+    say.print(f"removed {len(packages)} packages, {memory.size(total)}, from {cache.folder()}")
     return {"packages": [path.name for path in packages], "bytes": total}
 
 
@@ -103,10 +103,3 @@ def _count(packages: Packages) -> str:
 def _broken(packages: Packages) -> str:
     number = sum(p is None for p in packages.values())
     return f"; {number} unfinished or broken: see pipe cache verify" if number else ""
-
-
-def _bytes(number: int) -> str:
-    for unit, power in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if number >= power:
-            return f"{number / power:.1f} {unit}"
-    return f"{number} bytes"

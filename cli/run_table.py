@@ -286,8 +286,13 @@ def setting_cell(value: Any) -> str:
 
 
 def duration(seconds: float) -> str:
+    """Seconds in words.
+
+    >>> duration(0.0312), duration(3725)
+    ('0.031 s', '1 h 02 min')
+    """
     if seconds < 60:
-        return f"{seconds:.1f} s"
+        return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"

@@ -273,7 +273,8 @@ def _print_results(t: Training, progress: Progress, best: Best | None, beside: S
     job, folder, report = t.job, t.seal.folder, progress.report
     task = None if job.prepared is None or report is None else job.prepared.task
     if t.verbose and task == "classification":
-        t.say.print(f"\n{classes.table(job, progress.state)}\n")
+        assert job.about is not None
+        t.say.print(f"\n{classes.figures(job.pipe, job.about, progress.state, job.held_out)}\n")
     if report is not None and task == "language modelling":
         results.print_text(job, progress.state, report, t.say)
     say = plain(False)

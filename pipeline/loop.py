@@ -20,10 +20,11 @@ from pipeline.direction import directions
 from pipeline.element import is_count
 from pipeline.errors import ConfigError, StateError, WiringError
 from pipeline.load import Load
+from pipeline.pipe import Trainable
 from pipeline.programs import check
 from pipeline.programs import evaluate as run
 from pipeline.programs.diagnose import results_so_far, unstopped, warn_nonfinite
-from pipeline.programs.program import Program, Runs
+from pipeline.programs.program import Program
 from pipeline.programs.selfcheck import check_mesh
 from pipeline.programs.stepping import Clock, Epoch, fused, next_step, one_by_one, stacked
 from pipeline.sources import Source
@@ -44,7 +45,7 @@ class _Ends:
 
 
 def fit(
-    pipe: Runs,
+    pipe: Trainable,
     *,
     epochs: int | None = None,
     max_steps: int | None = None,

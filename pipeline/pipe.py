@@ -17,27 +17,19 @@ from pipeline.programs import data
 from pipeline.programs import evaluate as run
 from pipeline.programs.hyper import hyper_values
 from pipeline.programs.mesh import build, whole
+from pipeline.programs.program import Program
 from pipeline.programs.single import Single
 from pipeline.state import Batch, State
 from pipeline.tree import Tree
 
 
-class Pipeline(Description):
-    """An immutable sequence of stages. Raises WiringError if two do not fit.
+class Trainable:
+    """A Pipeline, a Sweep or an Ensemble: the functions of its State."""
 
-    >>> import torch
-    >>> from pipeline import Pipeline, forward, loss, models, update, backward
-    >>> model = forward.model(lambda: models.mlp(4, 2))
-    >>> pipe = Pipeline(model, loss.cross_entropy(), backward.gradients(), update.sgd(0.1))
-    >>> state, metrics = pipe.step(pipe.init(seed=0), {"inputs": torch.zeros(8, 4), "targets": torch.arange(8) % 2})
-    >>> sorted(metrics), int(state.step)
-    (['loss'], 1)
-    """
-
-    @cached_property
-    def program(self) -> Single:
+    @property
+    def program(self) -> Program:
         """The functions that train and evaluate, as `fit` and `compile` take them."""
-        return build(self)
+        raise NotImplementedError
 
     def init(self, seed: int = 0, *, steps: int | None = None, batch: Batch | None = None) -> State:
         """The first State, on the device.
@@ -66,12 +58,6 @@ class Pipeline(Description):
         """The same step as one compiled graph: see pipeline.compile.Compiled."""
         return Compiled(self.program, **options)
 
-    # -- other views of a State
-
-    def whole(self, state: State) -> State:
-        """The State with whole tensors, gathered from the shards of a mesh; all processes have to call it."""
-        return whole(self.program, state)
-
     def averaged(self, state: State) -> dict[str, State]:
         """For each average of weights in the pipeline ("ema", "swa"), the State to evaluate and to save.
 
@@ -87,6 +73,30 @@ class Pipeline(Description):
         BatchNorm comes back as it is.
         """
         return run.refreshed(self.program, state, data)
+
+
+class Pipeline(Description, Trainable):
+    """An immutable sequence of stages. Raises WiringError if two do not fit.
+
+    >>> import torch
+    >>> from pipeline import Pipeline, forward, loss, models, update, backward
+    >>> model = forward.model(lambda: models.mlp(4, 2))
+    >>> pipe = Pipeline(model, loss.cross_entropy(), backward.gradients(), update.sgd(0.1))
+    >>> state, metrics = pipe.step(pipe.init(seed=0), {"inputs": torch.zeros(8, 4), "targets": torch.arange(8) % 2})
+    >>> sorted(metrics), int(state.step)
+    (['loss'], 1)
+    """
+
+    @cached_property
+    def program(self) -> Single:
+        """The functions that train and evaluate, as `fit` and `compile` take them."""
+        return build(self)
+
+    # -- other views of a State
+
+    def whole(self, state: State) -> State:
+        """The State with whole tensors, gathered from the shards of a mesh; all processes have to call it."""
+        return whole(self.program, state)
 
     def module(self, state: State, params: str = "params") -> nn.Module:
         """The model as a plain nn.Module with the weights of a State, in eval mode; it shares nothing with the State.

@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from pipeline.element import Element
 from pipeline.errors import DeviceError, did_you_mean
-from pipeline.mesh import Mesh, make, processes
+from pipeline.mesh import Mesh, broadcast, make, processes
 from pipeline.sources.tensors import as_tensor
 from pipeline.state import Batch
 from pipeline.tree import Tree, tree_map
@@ -51,7 +51,7 @@ class Place(Element):
 
     def agreed(self, value: Any) -> Any:
         """The first process's value, for values that differ between processes, such as a time. A collective."""
-        return value if self.mesh is None else self.mesh.agreed(value)
+        return value if self.mesh is None else broadcast(value)
 
     def everyone(self, value: Any) -> list[Any]:
         """Each process's value. A collective."""

@@ -6,21 +6,18 @@ import itertools
 import operator
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 import torch
 from attrs import evolve, frozen
-from torch import Tensor
 
 from pipeline import html
-from pipeline.compile import Compiled
 from pipeline.element import is_count
 from pipeline.errors import ConfigError
-from pipeline.pipe import Pipeline
-from pipeline.programs import evaluate as run
+from pipeline.pipe import Pipeline, Trainable
 from pipeline.programs.hyper import hyper_names
 from pipeline.programs.members import Members, Setting, members
-from pipeline.state import Batch, State, find
+from pipeline.state import State, find
 from pipeline.tree import tree_map
 
 Order: TypeAlias = Literal["shared", "own"]
@@ -30,12 +27,12 @@ SHOWN = 40
 
 
 @frozen(eq=False, slots=False)
-class Sweep:
+class Sweep(Trainable):
     """Members of one pipeline, which differ in their seeds and in numbers: made by `pipeline.sweep`.
 
     `init`, `step`, `evaluate`, `compile` and `fit` are as a pipeline's, on a State with leading dimension M, and each
-    metric has one number per member, (M,). `settings` lists each member's settings, and `member(state, i)` is one
-    member's State, in the pipeline's own form.
+    metric has one number per member, (M,). `seed` of `init` is added to the seeds of all. `settings` lists each
+    member's settings, and `member(state, i)` is one member's State, in the pipeline's own form.
     """
 
     pipe: Pipeline
@@ -62,33 +59,6 @@ class Sweep:
         rows = [[i, *(setting.get(name, "") for name in names)] for i, setting in enumerate(self.settings[:SHOWN])]
         more = f"<p>{self.members - SHOWN:,} more</p>" if self.members > SHOWN else ""
         return html.table(["member", *names], rows) + more + self.pipe._repr_html_()
-
-    def init(self, seed: int = 0, *, steps: int | None = None, batch: Batch | None = None) -> State:
-        """The first State: each member's as the pipeline makes it by the member's own seed, with its own numbers.
-
-        `seed` is added to the seeds of all.
-        """
-        return self.program.init(seed, steps=steps, batch=batch)
-
-    def step(self, state: State, batch: Batch | None = None) -> tuple[State, dict[str, Tensor]]:
-        """One uncompiled step of all members: see Pipeline.step."""
-        return run.step(self.program, state, batch)
-
-    def evaluate(self, state: State, data: Any = None) -> dict[str, Any]:
-        """Every metric of each member, (M,): see Pipeline.evaluate."""
-        return run.evaluate(self.program, state, data)
-
-    def compile(self, **options: Any) -> Compiled:
-        """The step of all members as one compiled graph: see pipeline.compile.Compiled."""
-        return Compiled(self.program, **options)
-
-    def averaged(self, state: State) -> dict[str, State]:
-        """See Pipeline.averaged."""
-        return run.averaged(self.program, state)
-
-    def refreshed(self, state: State, data: Any = None) -> State:
-        """See Pipeline.refreshed."""
-        return run.refreshed(self.program, state, data)
 
     # -- members
 

@@ -6,8 +6,7 @@ import shutil
 
 import pytest
 
-from cli import ranking as better
-from pipeline import checkpoint, evaluate, log
+from pipeline import checkpoint, log
 from pipeline.direction import direction, directions, rank
 from pipeline.errors import ConfigError
 
@@ -33,8 +32,8 @@ def make():
 
 
 def test_metrics_of_ones_own_choose_the_best_epoch(pipe, tmp_path, monkeypatch):
-    """By what they declare: in train, runs, plot and sweep, also on the host; of a run whose lines do not say it, ours
-    alone do; what declares nothing is refused before the first step."""
+    """By what they declare: in train, runs, plot and sweep, also on the host; what declares nothing is refused
+    before the first step, and a run whose lines declare nothing has no best epoch."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "own.py").write_text(OWN)
     options = ("--epochs", "3", "--no-compile", "-q")
@@ -64,20 +63,6 @@ def test_metrics_of_ones_own_choose_the_best_epoch(pipe, tmp_path, monkeypatch):
     lines = tmp_path / "wer" / "metrics.jsonl"
     lines.write_text(re.sub(', "better": {[^}]*}', "", lines.read_text()))
     assert json.loads(pipe("runs", "wer", "--json")[1])["runs"][0]["best"] is None
-    rows = log.read("wer/metrics.jsonl")
-    assert better.best_epoch(better.read(tmp_path / "wer"), None)[2] == min(r["validate/loss"] for r in rows)
-
-
-def test_what_ours_declare_is_what_they_are():
-    """For runs of before they said it: derived from the metrics, not from a list of words."""
-    found = better.built_in()
-    assert {k: v for k, v in found.items() if v is not None} == {
-        "accuracy": "high", "calibration error": "low", **{f"top{k}": "high" for k in range(1, 11)},
-        "precision": "high", "recall": "high", "f1": "high", "mae": "low", "mse": "low", "r2": "high",
-        "perplexity": "low", "loss": "low", "balanced accuracy": "high", "f1 score": "high", "roc auc": "high",
-        "average precision": "high", "log loss": "low", "rmse": "low", "pinball": "low", "poisson deviance": "low",
-    }  # fmt: skip
-    assert found["accuracy"] == evaluate.accuracy().better
 
 
 def test_views_have_the_direction_of_their_metric():

@@ -46,9 +46,9 @@ def test_list(pipe, cache):
     assert lines[2].split() == ["program", "operations", "size", "made", "torch", "model", "batch"]
     for p, line in zip(sorted(made, key=lambda p: p.path), lines[3:], strict=False):
         day = r"\d{4}-\d\d-\d\d \d\d:\d\d"
-        pattern = rf"train step +12 +\d\.\d kB +{day} +{re.escape(torch.__version__)} +{re.escape(p.batch)} *"
+        pattern = rf"train step +12 +[\d.]+ kB +{day} +{re.escape(torch.__version__)} +{re.escape(p.batch)} *"
         assert re.fullmatch(pattern, line)
-    assert re.fullmatch(r"2 packages, \d\.\d kB", lines[-1])
+    assert re.fullmatch(r"2 packages, [\d.]+ kB", lines[-1])
 
 
 def test_verify(pipe, cache):
@@ -74,7 +74,7 @@ def test_verify(pipe, cache):
     assert out.splitlines()[-1] == "4 of 5 at fault; each is rebuilt when it is needed"
     code, out, _ = pipe("cache", "list")
     assert code == 0
-    assert re.search(r"4 packages, \d\.\d kB; 2 unfinished or broken: see pipe cache verify", out)
+    assert re.search(r"4 packages, [\d.]+ kB; 2 unfinished or broken: see pipe cache verify", out)
 
 
 def test_a_folder_that_others_may_write_is_said(pipe, cache):
@@ -116,7 +116,7 @@ def test_clear(pipe, cache):
     (folder / "photos" / "one").write_text("")
     code, out, _ = pipe("cache", "clear")
     assert code == 0
-    removed = re.fullmatch(rf"removed 4 packages, (\d\.\d) kB, from {re.escape(str(folder))}\n", out)
+    removed = re.fullmatch(rf"removed 4 packages, ([\d.]+) kB, from {re.escape(str(folder))}\n", out)
     assert removed
     assert float(removed[1]) * 1000 > total
     assert [path.name for path in folder.iterdir()] == ["photos"]
@@ -125,9 +125,10 @@ def test_clear(pipe, cache):
 
 
 def test_an_unknown_action_is_one_line_and_exit_code_2(pipe, cache):
-    """It names what is meant, and touches nothing."""
+    """It names the actions, and touches nothing."""
     folder, add = cache
     add("a")
     code, out, err = pipe("cache", "cler")
-    assert (code, out, err) == (2, "", "pipe: unknown action 'cler'; did you mean 'clear'?\n")
+    assert (code, out) == (2, "")
+    assert "'cler' is not one of 'list', 'verify', 'clear'" in err
     assert len(list(folder.iterdir())) == 1

@@ -160,7 +160,7 @@ def test_the_report_says_what_was_compiled():
     compiled(pipe.init(0, steps=9), pipes.first(pipe))
     lines = str(compiled.report).splitlines()
     assert any("train step for inputs (64, 1, 8, 8) float32, targets (64,) int64" in line for line in lines)
-    assert compiled.report.seconds == sum(g.seconds for g in compiled.report.graphs) > 0
+    assert all(g.seconds > 0 for g in compiled.report.graphs)
 
 
 def test_the_story_has_each_operation_of_a_graph_once():

@@ -67,7 +67,7 @@ def test_a_later_layer_wins(values, others):
 )
 def test_assignments_are_tomls_or_text(texts, found):
     """--set takes numbers, lists and words without quotes."""
-    assert arguments.assigned(texts) == found
+    assert arguments.assigned_settings(texts) == found
 
 
 @pytest.mark.parametrize(

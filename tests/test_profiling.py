@@ -4,10 +4,11 @@ import json
 
 import pytest
 import torch
+from attrs import evolve
 from torch import nn
 from torch.nn.modules import module as hooks
 
-from pipeline import Pipeline, backward, forward, load, loss, profile, sweep, update
+from pipeline import Pipeline, backward, forward, load, loss, place, profile, sweep, update
 from pipeline.errors import ConfigError
 
 ROWS = {"inputs": torch.randn(96, 64), "targets": torch.arange(96) % 10}
@@ -66,6 +67,17 @@ def test_a_profile_reads_as_a_table_and_writes_a_trace(profiled, tmp_path):
     profiled.trace(tmp_path / "trace.json")
     names = {e.get("name") for e in json.loads((tmp_path / "trace.json").read_text())["traceEvents"]}
     assert {"pipe: step", "pipe: stage loss.cross_entropy", "pipe: module large"} <= names
+
+
+def test_bf16_is_advised_where_it_is_faster(profiled, monkeypatch):
+    """Not on a device without instructions for it, nor for a pipeline that has it."""
+    monkeypatch.setattr("pipeline.profiling.fast_bf16", lambda device: True)
+    stages = forward.model(Two), loss.cross_entropy(), backward.gradients(), update.sgd(0.1)
+    lows = [profile(Pipeline(place.on("cpu", precision=p), *stages), ROWS, steps=1).low for p in ("fp32", "bf16")]
+    assert lows == [True, False]
+    for low in lows:
+        advice = evolve(profiled, products=profiled.total, low=low).advice()
+        assert any("bf16" in text for text in advice) is low
 
 
 def test_a_profile_needs_one_pipeline_and_batches():

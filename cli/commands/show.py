@@ -27,7 +27,7 @@ WIDTH, HEIGHT = 72, 13
 @arguments.source
 @partial(settings, bare={"schedule": "; --schedule alone draws the run's"})
 def command(file: str | None, **options: Any) -> as_json.Found:
-    """Show the stages, parameters and wiring of `pipe train` with the same options.
+    """Show the stages, their wiring and the parameters of `pipe train` with the same options.
 
     With --schedule, also draw each hyperparameter that has a schedule.
     """
@@ -56,7 +56,6 @@ def show(config: TrainConfig, *, draw: bool) -> dict[str, Any]:
     for name, tensor in state.params.items():
         table.add_row(name, "x".join(map(str, tensor.shape)), f"{tensor.numel():,}")
     say.print(table)
-    say.print("\n" + wiring(job.stages))
     if draw:
         say.print("\n" + schedules(job.stages, state, build.steps(job.stages.load, config) or 0))
     stages = [{"name": s.name, "reads": s.values_read, "writes": s.values_written} for s in job.stages.stages]
@@ -103,14 +102,3 @@ def chart(title: str, steps: Sequence[int], values: Sequence[float]) -> str:
     figure.draw(figure.signal([*steps], [*values], marker="braille").lines())
     lines = figure.build().string(colorless=True).splitlines()
     return "\n".join(line.rstrip() for line in lines)
-
-
-def wiring(pipe: Description) -> str:
-    """A line for each value that passes from one stage to another: `outputs: forward.model -> loss.cross_entropy`."""
-    writers = {name: "State" for s in pipe.stages for name in s.keeps}
-    readers: dict[tuple[str, str], list[str]] = {}
-    for s in pipe.graph:
-        for name in s.values_read:
-            readers.setdefault((name, writers.get(name, "batch")), []).append(s.name)
-        writers |= dict.fromkeys(s.values_written, s.name)
-    return "\n".join(f"{name}: {writer} -> {', '.join(names)}" for (name, writer), names in readers.items())

@@ -35,7 +35,9 @@ processes_option = partial(click.option, cls=Option, section="Processes")
     "--verify", is_flag=True, help="with --resume: replay from the last checkpoint but one and compare the bits"
 )
 @run_option("--no-eager-start", "eager_steps", type=int, flag_value=0, help="wait for the graph: --eager-steps 0")
-@processes_option("--processes", type=click.IntRange(1, 1024), metavar="N", help="train on N processes of this machine")
+@processes_option(
+    "--processes", "count", type=click.IntRange(1, 1024), metavar="N", help="train on N processes of this machine"
+)
 @processes_option(
     "--restarts", type=click.IntRange(0, 10**6), default=0, metavar="N",
     help="with --processes: restart up to N times if one dies, from the last checkpoint  [default: 0]",
@@ -46,7 +48,7 @@ processes_option = partial(click.option, cls=Option, section="Processes")
 @arguments.accepted
 def command(
     file: str | None, resume: str | None, verify: bool, quiet: bool, verbose: bool, trust: bool, accept: bool,
-    processes: int | None, restarts: int, **options: Any,
+    count: int | None, restarts: int, **options: Any,
 ) -> as_json.Found:  # fmt: skip
     """Train a model; without arguments, that of pipe.toml here, or else an MLP on handwritten digits.
 
@@ -57,12 +59,12 @@ def command(
     --processes, or torchrun -m cli.main, trains the same run on several processes; it may go on with another number
     of them.
     """
-    if processes is not None:
-        launch(processes, restarts)
+    if count is not None:
+        processes.launch(count, restarts, _without(sys.argv[1:], "--processes", "--restarts"))
         return None
     if restarts:
         raise refusal("--restarts is for --processes; torchrun has --max-restarts")
-    if (begun := begun_before_restart()) is not None and resume is None:
+    if resume is None and processes.restarted() and (begun := processes.noted(processes.FOLDER)):
         file, resume = None, begun
     if resume is not None:
         return _resume(Path(resume), file, options, trust, accept, verify=verify, quiet=quiet, verbose=verbose)
@@ -112,15 +114,6 @@ def _told(folder: Path) -> dict[str, Any]:
 
     table = config.document(folder / config.CONFIG).get(config.FOLDS)
     return {**entry(folder, str(folder)).json, **({config.FOLDS: table} if isinstance(table, dict) else {})}
-
-
-def launch(count: int, restarts: int) -> None:
-    processes.launch(count, restarts, _without(sys.argv[1:], "--processes", "--restarts"))
-
-
-def begun_before_restart() -> str | None:
-    """Folder of the run that these restarted processes resume."""
-    return processes.noted(processes.FOLDER) if processes.restarted() else None
 
 
 def _without(arguments: list[str], *names: str) -> list[str]:

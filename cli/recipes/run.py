@@ -8,10 +8,9 @@ from attrs import Attribute, frozen
 
 from cli.recipes.code import each_in
 from cli.recipes.logger import LOGGERS, PROJECT, base
-from cli.recipes.setting import at_least, below_one, between, bounded, given, one_of, refusal, setting
+from cli.recipes.setting import at_least, below_one, bounded, given, one_of, refusal, setting
 
-_threads = between(1, 4096, "from 1 to 4096")
-_seed = between(0, 2**63 - 1, "from 0 to 2**63 - 1")
+_seed = at_least(0, most=2**63 - 1)
 
 
 def _steps(_: Any, attribute: Attribute[Any], value: str) -> None:
@@ -77,7 +76,9 @@ class Run:
         "of products: fp32, tf32 (of a GPU), bf16, fp16, or auto: bf16 if a CPU is faster by it; weights stay fp32",
         one_of(("fp32", "tf32", "bf16", "fp16", "auto")),
     )
-    threads: int | None = setting(None, "of the CPU  [default: 1 for small steps, else all cores]", _threads)
+    threads: int | None = setting(
+        None, "of the CPU  [default: 1 for small steps, else all cores]", at_least(1, most=4096)
+    )
     steps_per_call: str = setting(
         "auto", "steps in one call of the compiled program: a number, epoch, or auto: about 0.1 s of them", _steps
     )

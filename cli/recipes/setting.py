@@ -102,16 +102,6 @@ def below_one(_: Any, attribute: Attribute[Any], value: float | None) -> None:
 bounded(below_one, minimum=0, exclusiveMaximum=1)
 
 
-def between(low: int, high: int, bound: str) -> Any:
-    """A number from `low` to `high`, or None; `bound` says it in words."""
-
-    def check(_: Any, attribute: Attribute[Any], value: int | None) -> None:
-        if value is not None and not low <= value <= high:
-            raise _out_of_range(attribute.name, value, bound)
-
-    return bounded(check, minimum=low, maximum=high)
-
-
 def at_least(low: float, above: bool = False, most: float | None = None) -> Any:
     """A number of at least `low` (`above`: greater), or a tuple of them; at most `most`, by default MOST or LARGE."""
 

@@ -6,7 +6,7 @@ The pipeline passes the objective: a function from parameters to (loss, all othe
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -95,12 +95,13 @@ class Gradients(Stage):
     def _by_tape(
         self, objective: Objective, params: dict[str, Tensor], alone: bool = False
     ) -> tuple[dict[str, Tensor], Tree] | None:
-        """As `differentiate`; None if it has to be `alone`, but the objective depends on other tensors on a tape."""
+        """As `differentiate`; None if it has to be `alone`, but the objective depends on other tensors on a tape,
+        such as one in a stage's closure."""
         outside = torch.is_grad_enabled()
         with torch.enable_grad():
             leaves = tree_map(lambda p: p.detach().requires_grad_(), params)
             loss, aux = objective(leaves)
-            if alone and outside and _others([loss, *pytree.tree_leaves(aux)], leaves.values()):
+            if alone and outside and {*map(id, leaves_of((loss, aux)))} - {*map(id, leaves.values())}:
                 return None
             try:
                 grads = torch.autograd.grad(loss, [*leaves.values()], allow_unused=True) if loss.requires_grad else ()
@@ -112,22 +113,17 @@ class Gradients(Stage):
         return {k: g for k, g in zip(params, grads, strict=False) if g is not None}, detached
 
 
-def _others(roots: Iterable[Any], leaves: Iterable[Tensor]) -> bool:
-    """Whether tensors on a tape depend on any with a gradient besides some leaves, such as one in a stage's closure."""
-    own, tensors = set(map(id, leaves)), [t for t in roots if isinstance(t, Tensor) and t.requires_grad]
-    if any(t.is_leaf and id(t) not in own for t in tensors):
-        return True
-    waiting: list[Any] = [t.grad_fn for t in tensors if t.grad_fn is not None]
-    seen: set[Any] = set()
+def leaves_of(tree: Any) -> list[Tensor]:
+    """Leaf tensors that require gradients, below values: those in it, and those that its tensors were computed from."""
+    found = [x for x in pytree.tree_leaves(tree) if isinstance(x, Tensor) and x.requires_grad]
+    leaves, waiting, seen = [x for x in found if x.is_leaf], list[Any](x.grad_fn for x in found), set[Any]()
     while waiting:
         node = waiting.pop()
-        if node in seen:
-            continue
-        seen.add(node)
-        if type(node).__name__ == "AccumulateGrad" and id(node.variable) not in own:
-            return True
-        waiting += [n for n, _ in node.next_functions if n is not None]
-    return False
+        if node is not None and node not in seen:
+            seen.add(node)
+            leaves += [node.variable] if type(node).__name__ == "AccumulateGrad" else []
+            waiting += [n for n, _ in node.next_functions]
+    return leaves
 
 
 def _transformed() -> bool:

@@ -16,8 +16,8 @@ from torch.utils import _pytree as pytree
 from pipeline import files
 from pipeline.errors import CheckpointError, first_line
 from pipeline.mesh.collectives import pad
+from pipeline.pipe import Trainable
 from pipeline.programs.mesh import Sharding, sharding_of
-from pipeline.programs.program import Runs
 from pipeline.state import State
 from pipeline.tree import named
 
@@ -99,7 +99,7 @@ class Saved:
                 values[name][rest] = t
         return values
 
-    def restore(self, pipe: Runs, hyper: Mapping[str, Tensor] | None = None) -> State:
+    def restore(self, pipe: Trainable, hyper: Mapping[str, Tensor] | None = None) -> State:
         """The State, on the pipeline's device; with other hyperparameters, if given.
 
         Raises CheckpointError if another pipeline wrote it.

@@ -17,8 +17,8 @@ from pipeline.checkpoint.write import Content, unwritable, write, write_shards
 from pipeline.direction import Direction, direction, rank
 from pipeline.element import is_count
 from pipeline.errors import CheckpointError, ConfigError, did_you_mean
+from pipeline.pipe import Trainable
 from pipeline.programs.mesh import sharding_of
-from pipeline.programs.program import Runs
 from pipeline.state import Report, State
 
 SHARE = 0.005
@@ -50,7 +50,7 @@ class Saver:
     def __init__(
         self, folder: str | Path, *, keep: int = 2, best: str | None = None, better: Direction | None = None,
         steps: int | None = None, minutes: float = 5.0, saved: Saved | None = None, beside: Sequence[Path] = (),
-        pipe: Runs | None = None, run: str | None = None,
+        pipe: Trainable | None = None, run: str | None = None,
         wrote: Callable[[str, str, Collection[str]], None] | None = None,
     ) -> None:  # fmt: skip
         for name, value in (("keep", keep), ("steps", steps)):
@@ -94,7 +94,7 @@ class Saver:
             self.best, self._unwritten = improved, None
         due = now or self._due(report)
         if self._on is not None:  # all processes write
-            due = self._on.mesh.agreed(due or improved is not None)
+            due = mesh.broadcast(due or improved is not None)
         if due:
             self.save(report.state, epoch, batch)
             return True

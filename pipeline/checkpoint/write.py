@@ -15,7 +15,7 @@ from torch import Tensor
 from pipeline import files
 from pipeline.checkpoint.saved import FACTS, FORMAT, STATE, Best, path_of
 from pipeline.errors import CheckpointError, first_line
-from pipeline.mesh import Mesh
+from pipeline.mesh import Mesh, broadcast
 from pipeline.programs.mesh import Sharding
 from pipeline.tree import named
 
@@ -74,7 +74,7 @@ def write_shards(
                 with files.updated(work / STATE) as new:
                     new.write(header)
                     new.truncate(len(header) + sum(size for _, size in places.values()))
-        work = Path(mesh.agreed(str(work)))
+        work = Path(broadcast(str(work)))
         with _together(mesh, path):
             if mesh.rank < mesh.shard:  # other processes have copies of the same shards
                 _write_rows(work / STATE, mesh, tensors, full, {k: len(header) + at for k, (at, _) in places.items()})

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from attrs import define, evolve, field
 from torch import Tensor
+from torch.fx.traceback import annotate
 
 from pipeline.compile import cache, key
 from pipeline.compile.backends import candidates
@@ -104,7 +105,8 @@ class Builder:
         of them is specialized to a number. Raises CaptureError or StageError."""
         self.doing = f"tracing the {subject.program}"
         began, names = time.perf_counter(), list[str]()
-        function = flat_program(watched(self.program), subject, inputs, args, names)
+        noting = watched(self.program, lambda name: annotate({"stage": name}))
+        function = flat_program(noting, subject, inputs, args, names)
         kept = len(subject.tensors)
         fixed = range(kept, kept + len(inputs.static) - inputs.moved)
         traced = trace(function, flat_tensors(args), varying, fixed)

@@ -49,10 +49,6 @@ class CompileReport:
         stories = [f"{g}\n{g.story()}\n" for g in self.graphs]
         return "\n".join([*stories, str(evolve(self, graphs=()))]).rstrip()
 
-    @property
-    def seconds(self) -> float:
-        return sum(g.seconds for g in self.graphs)
-
     def __str__(self) -> str:
         lines = [str(g) for g in self.graphs]
         lines += [f"{name} goes by the tape" for name in self.by_tape]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,7 +19,7 @@ from torch._subclasses import fake_tensor
 from torch.distributions import Distribution
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
-from torch.fx.traceback import annotate, preserve_node_meta
+from torch.fx.traceback import preserve_node_meta
 
 from pipeline.backward import Gradients
 from pipeline.compile import collectives, passes
@@ -27,6 +27,7 @@ from pipeline.compile.id_checks import IdCheck, add_id_checks
 from pipeline.compile.passes import nodes, stage_of
 from pipeline.compile.recurrent import kept_whole
 from pipeline.draws import drops_nothing
+from pipeline.element import Element
 from pipeline.errors import CaptureError, StageError, first_line, place_of
 from pipeline.programs.program import Program
 from pipeline.stage import Stage
@@ -151,20 +152,21 @@ _INSTEAD = {
 """Operators that no graph can have -> their effect, and a replacement to write."""
 
 
-def watched(program: Program) -> Program:
-    """The same pipeline, whose stages note their names in the graph."""
+def watched(program: Program, within: Callable[[str], AbstractContextManager[Any]]) -> Program:
+    """The same pipeline, whose stages after place run within a context made of their names."""
 
-    def watch(s: Stage) -> Stage:
+    def watch(s: Element) -> Element:
+        if not isinstance(s, Stage) or isinstance(s, Gradients) or s not in program.pipe.graph:
+            return s  # a backward remembers its route
+
         @functools.wraps(s.function)
         def function(*args: Any, **kwargs: Any) -> Any:
-            with annotate({"stage": s.name}):
+            with within(s.name):
                 return s.function(*args, **kwargs)
 
         return evolve(s, function=function)
 
-    # Not for a backward, which remembers its route.
-    stages = program.pipe.stages
-    return program.of([watch(s) if isinstance(s, Stage) and not isinstance(s, Gradients) else s for s in stages])
+    return program.of([watch(s) for s in program.pipe.stages])
 
 
 @contextmanager

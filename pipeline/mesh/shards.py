@@ -169,10 +169,6 @@ class Mesh:
 
     # -- objects on the host
 
-    def agreed(self, value: Any) -> Any:
-        """The first process's value."""
-        return broadcast(value)
-
     def everyone(self, value: Any) -> list[Any]:
         """Each process's value."""
         values: list[Any] = [None] * self.processes

@@ -10,20 +10,17 @@ from contextlib import ExitStack, contextmanager
 from typing import Any, TypeAlias
 
 import torch
-from attrs import evolve
 from torch import nn
 from torch.nn.modules import module as hooks
 from torch.profiler import ProfilerActivity, record_function
 
-from pipeline.backward import Gradients
-from pipeline.element import Element
+from pipeline.compile.tracing import watched
 from pipeline.errors import ConfigError
 from pipeline.pipe import Pipeline
 from pipeline.place import fast_bf16
 from pipeline.profiling.result import Profile, Row
 from pipeline.programs import data
 from pipeline.programs.evaluate import step
-from pipeline.stage import Stage
 from pipeline.state import Batch, State
 
 STEP, LOAD, STAGE, MODULE = "pipe: step", "pipe: load", "pipe: stage ", "pipe: module "
@@ -65,11 +62,11 @@ def profile(
     if batch is None and pipe.load is None:
         raise ConfigError("the pipeline has no load stage: pass a batch")
     first = state or pipe.init(batch=batch)
-    with _ranges(pipe) as watched:
+    with _ranges(pipe) as looked_at:
         took, now = _timed(pipe, pipe, first, batch, steps)
         activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if _cuda(pipe) else [])]
         with torch.profiler.profile(activities=activities, profile_memory=True, with_flops=True) as events:
-            _run(watched, pipe, now, batch, steps)
+            _run(looked_at, pipe, now, batch, steps)
     compiled = None
     if compile:
         own = pipe.compile()
@@ -128,18 +125,7 @@ def _ranges(pipe: Pipeline) -> Iterator[Callable[..., Any]]:
     def leave(module: nn.Module, args: Any, outputs: Any) -> None:
         open_ranges.pop().close()
 
-    def watch(s: Element) -> Element:
-        if not isinstance(s, Stage) or isinstance(s, Gradients) or s not in pipe.graph:
-            return s
-
-        @functools.wraps(s.function)
-        def function(*args: Any, **kwargs: Any) -> Any:
-            with record_function(STAGE + s.name):
-                return s.function(*args, **kwargs)
-
-        return evolve(s, function=function)
-
-    program = pipe.program.of([watch(s) for s in pipe.stages])
+    program = watched(pipe.program, lambda name: record_function(STAGE + name))
     before = hooks.register_module_forward_pre_hook(enter)
     after = hooks.register_module_forward_hook(leave, always_call=True)
     try:

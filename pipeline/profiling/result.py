@@ -52,7 +52,7 @@ class Profile:
     events: Any
     """The profiler of torch."""
     low: bool
-    """Whether the device multiplies faster in bf16."""
+    """Whether products are in float32, and the device has faster ones in bf16."""
 
     @property
     def python(self) -> float:
@@ -78,7 +78,7 @@ class Profile:
             ideas.append((spent["update"] / self.total, "larger batches: the update takes its time in each of them"))
         if spent["load"] > 0.2 * self.total:
             ideas.append((spent["load"] / self.total, "data in memory, or more workers: batches are waited for"))
-        if self.products > 0.4 * self.total:
+        if self.low and self.products > 0.4 * self.total:
             ideas.append(
                 (self.products / self.total, 'place.on(precision="bf16"): most of the time is matrix products')
             )

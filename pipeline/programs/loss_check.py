@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from attrs import frozen
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from pipeline.backward import Gradients
 from pipeline.backward.accumulate import Written
+from pipeline.backward.gradients import leaves_of
 from pipeline.errors import StageError
 from pipeline.forward import Model
 from pipeline.programs.segments import run_stages
@@ -122,10 +122,10 @@ def _parts(values: Mapping[str, Any], size: int, count: int) -> Iterator[tuple[d
 def check_held(s: Stage, given: Mapping[str, Any], made: Mapping[str, Any], again: Callable[[], Written]) -> None:
     """Raise StageError if a stage holds tensors that require gradients, which nothing would train. Tensors that the
     stage creates, as for a gradient penalty, are others when it runs `again`."""
-    first = [] if isinstance(s, Model) else _leaves(made)
+    first = [] if isinstance(s, Model) else leaves_of(made)
     if not first:
         return
-    before, second = ({id(x) for x in _leaves(values)} for values in (given, again()[0]))
+    before, second = ({id(x) for x in leaves_of(values)} for values in (given, again()[0]))
     if held := [x for x in first if id(x) in second - before]:
         shapes = ", ".join(str(tuple(x.shape)) for x in held[:3])
         raise StageError(
@@ -133,16 +133,3 @@ def check_held(s: Stage, given: Mapping[str, Any], made: Mapping[str, Any], agai
             f"holds tensors that require gradients, {shapes}, and nothing trains them: write "
             "forward.model(module, params=...), loss.function(module) of outputs and targets, or requires_grad_(False)",
         )
-
-
-def _leaves(tree: Any) -> list[Tensor]:
-    """Leaf tensors that require gradients, below values."""
-    found = [x for x in pytree.tree_leaves(tree) if isinstance(x, Tensor) and x.requires_grad]
-    leaves, waiting, seen = [x for x in found if x.is_leaf], [x.grad_fn for x in found], set[Any]()
-    while waiting:
-        node = waiting.pop()
-        if node is not None and node not in seen:
-            seen.add(node)
-            leaves += [node.variable] if hasattr(node, "variable") else []
-            waiting += [n for n, _ in node.next_functions]
-    return leaves

@@ -77,13 +77,3 @@ class Program(Protocol):
 
     def same(self, other: Program) -> bool:
         """Whether graphs compiled for the other program are valid for this one."""
-
-
-class Runs(Protocol):
-    """A Pipeline, a Sweep or an Ensemble."""
-
-    @property
-    def program(self) -> Program: ...
-
-    def compile(self, **options: Any) -> Any:
-        """A pipeline.compile.Compiled of the program."""

@@ -195,7 +195,7 @@ def _without_index(frame: Frame) -> Frame:
         if name.startswith("__") or (numbers.is_not_null().all() and numbers.n_unique() == len(frame)):
             frame = frame.without([name], f"column {name!r} is left out: it numbers the rows")
         elif not name:
-            frame = frame.renamed({"": "column_1"})
+            frame = evolve(frame, data=frame.data.rename({"": "column_1"}))
     return frame
 
 

@@ -105,9 +105,6 @@ class Frame:
     def without(self, names: Collection[str], *notes: str) -> Frame:
         return evolve(self, data=self.data.drop(names), notes=(*self.notes, *notes))
 
-    def renamed(self, names: Mapping[str, str]) -> Frame:
-        return evolve(self, data=self.data.rename(dict(names)))
-
     def where(self, row: int) -> str:
         """A row's place in the file: `line 17`."""
         return f"{self.unit} {self.lines[row]}"

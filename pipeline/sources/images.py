@@ -128,7 +128,7 @@ def others(
         found = listed(path, fitted.get("column"))
         if targets and "targets" not in fitted:
             raise DataError(f"{path} is no folder of images by class, as the training data were")
-        learned = Learned.read(fitted["targets"]) if targets else None
+        learned = Learned(**fitted["targets"]) if targets else None
         found = found if learned is None else found.with_targets(learned.names)
         beside = (
             found.frame.cells

@@ -82,11 +82,6 @@ class Learned:
         learned = cls(tuple(read), task, kinds, forms, units=units)
         return learned if task != "classification" else evolve(learned, classes=_classes(frame, targets[0], single))
 
-    @classmethod
-    def read(cls, json: Mapping[str, Any]) -> Learned:
-        """From `json`."""
-        return cls(**json)
-
     @property
     def json(self) -> dict[str, Any]:
         return asdict(self)

@@ -103,7 +103,7 @@ def of_arrays(
 ) -> Iterator[Rows]:  # fmt: skip
     """Arrays in a file; see `arrays`."""
     known = fitted.get("targets")  # of data that were arrays too
-    learned = Learned.read(known) if known else Learned(("targets",), task, ("number",), ("",), classes)
+    learned = Learned(**known) if known else Learned(("targets",), task, ("number",), ("",), classes)
     data = new_rows(path, fitted, learned, targets=targets, names=names)
     if isinstance(data, Frame):
         yield from of_frame(data, fitted, targets=targets)

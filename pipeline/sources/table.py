@@ -151,7 +151,7 @@ def apply(
     Raises DataError for a missing column, a cell of another kind, and an unknown class.
     """
     held = reread(frame, _known(fitted, targets), {} if held is None else held)
-    found = Learned.read(fitted["targets"]).targets(frame, held) if targets else None
+    found = Learned(**fitted["targets"]).targets(frame, held) if targets else None
     return _encoded(frame, fitted["columns"], found, held)
 
 
@@ -165,7 +165,7 @@ def readable(
 
 
 def _known(fitted: Mapping[str, Any], targets: bool) -> dict[str, Reading]:
-    return known(fitted["columns"]) | (Learned.read(fitted["targets"]).readings if targets else {})
+    return known(fitted["columns"]) | (Learned(**fitted["targets"]).readings if targets else {})
 
 
 def _encoded(frame: Frame, fitted: list[Fitted], targets: Any, held: dict[str, Reading]) -> dict[str, Tensor]:

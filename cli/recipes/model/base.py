@@ -63,13 +63,14 @@ class Fixed:
                 f"use --model {self.instead}, or convert them"
             )
 
-    def need_images(self, model: str) -> None:
-        """Raise ConfigError unless inputs are images."""
+    def need(self, model: str, ndim: int) -> None:
+        """Raise ConfigError unless inputs are a table's columns (`ndim` 1) or images (3)."""
         self.need_floats(model)
-        if len(self.inputs) != 3:
+        if len(self.inputs) != ndim:
+            what = "images (channels, height, width)" if ndim == 3 else "the columns of a table"
             raise refusal(
-                f"model {model!r} takes images (channels, height, width), but {self.source} has inputs of shape "
-                f"{self.inputs}; use --model {self.instead}"
+                f"model {model!r} takes {what}, but {self.source} has inputs of shape {self.inputs}; "
+                f"use --model {self.instead}"
             )
 
 

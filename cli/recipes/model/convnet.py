@@ -45,7 +45,7 @@ class ConvNet(Model):
     def make(self, fixed: Fixed) -> Made:
         from pipeline import models
 
-        fixed.need_images("convnet")
+        fixed.need("convnet", 3)
         channels, outputs = fixed.inputs[0], fixed.outputs
         options: dict[str, Any] = {"widths": self.widths, "dropout": self.dropout}
         words = f"convnet {dashes(channels, *self.widths, outputs)}"
@@ -89,7 +89,7 @@ class ResNet(Model):
     def _made(self, fixed: Fixed, images: Tensor | None) -> Made:
         from pipeline import models
 
-        fixed.need_images("resnet")
+        fixed.need("resnet", 3)
         channels, outputs = fixed.inputs[0], fixed.outputs
         names = ("widths", "depth", "dropout", "activation", "zero_init", "whitening", "shift", "views")
         options: dict[str, Any] = {name: getattr(self, name) for name in names}

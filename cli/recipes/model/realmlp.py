@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from attrs import frozen
 
 from cli.recipes.model.base import Fixed, Made, Model, counted, dashes, text_depth
-from cli.recipes.setting import WIDE, at_least, below_one, refusal, setting
+from cli.recipes.setting import WIDE, at_least, below_one, setting
 from cli.recipes.task import CLASSES, VALUES
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ class RealMLP(OfColumns):
     def _made(self, fixed: Fixed, rows: Any) -> Made:
         from pipeline import models
 
-        need_columns(self.name, fixed)
+        fixed.need(self.name, 1)
         categories = fixed.sizes.get("categories", ())
         values = fixed.task == VALUES
         options = {
@@ -110,16 +110,6 @@ def smoothing(fixed: Fixed, config: TrainConfig) -> float:
     """
     by_accuracy = config.run.best is None or config.run.best.endswith("accuracy")
     return 0.1 if fixed.task == CLASSES and by_accuracy and config.loss.name in ("auto", "cross-entropy") else 0.0
-
-
-def need_columns(model: str, fixed: Fixed) -> None:
-    """Raise ConfigError unless inputs are the columns of a table."""
-    fixed.need_floats(model)
-    if len(fixed.inputs) != 1:
-        raise refusal(
-            f"model {model!r} takes the columns of a table, but {fixed.source} has inputs of shape {fixed.inputs}; use "
-            f"--model {fixed.instead}"
-        )
 
 
 def sample(fixed: Fixed, data: Prepared) -> dict[str, Any]:

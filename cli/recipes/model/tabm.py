@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from attrs import frozen
 
-from cli.recipes.model.base import Fixed, Made, counted
-from cli.recipes.model.realmlp import SEEN, OfColumns, need_columns, short
+from cli.recipes.model.base import Fixed, Made, counted, dashes
+from cli.recipes.model.realmlp import SEEN, OfColumns, short
 from cli.recipes.setting import WIDE, at_least, below_one, refusal, setting
 from cli.recipes.task import CLASSES, LABELS, VALUES
 
@@ -35,7 +35,7 @@ class TabM(OfColumns):
     def _made(self, fixed: Fixed, rows: Any) -> Made:
         from pipeline import loss, models
 
-        need_columns(self.name, fixed)
+        fixed.need(self.name, 1)
         joins = {CLASSES: loss.mean_probabilities, LABELS: loss.mean_chances, VALUES: loss.mean_outputs}
         if fixed.task not in joins:
             raise refusal(f"model 'tabm' is not for {fixed.task}; use --model {fixed.instead}")
@@ -45,7 +45,7 @@ class TabM(OfColumns):
             "dropout": self.dropout, "text_depth": self.text_depth, "sample": rows,
         }  # fmt: skip
         features, outputs = fixed.inputs[0], fixed.outputs
-        widths = "-".join(map(str, (features, *self.hidden, outputs)))
+        widths = dashes(features, *self.hidden, outputs)
         return (
             lambda: models.tabm(features, outputs, **options),
             f"tabm {self.k} x {widths}{f', {counted(categories)}' if categories else ''}",
