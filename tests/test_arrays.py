@@ -171,6 +171,13 @@ def test_what_is_wrong_with_arrays_is_said(folder, kind):
     np.savez(folder / "new.npz", inputs=np.ones((4, 2)), targets=np.arange(4))
     with pytest.raises(DataError, match="sample 2, column 'targets': 2 is no class that the training data have"):
         sources.arrays(known, test=folder / "new.npz")
+    for shape, said in (((5, 2), "has 5 inputs and 4 targets"), ((4, 3), r"shape \(3,\) to hold out, but \(2,\)")):
+        np.savez(folder / "new.npz", inputs=np.ones(shape), targets=np.ones(4, int))
+        with pytest.raises(DataError, match=said):
+            sources.arrays(known, test=folder / "new.npz")
+    np.savez(folder / "new.npz", inputs=np.ones((5, 2)), targets=np.ones(4, int))
+    with pytest.raises(DataError, match="has 5 inputs and 4 targets"):
+        next(of_arrays(folder / "new.npz", sources.arrays(known).fitted, (2,), targets=True, task="classification"))
 
 
 PARTS = {

@@ -96,8 +96,8 @@ def of_pair(pair: Pair, other: Pair | None = None, parts: Split | None = None, t
     assert pair.targets is not None
     parts = parts or Split()
     parts.check(other is not None)
-    if len(pair.inputs) != len(pair.targets):
-        raise DataError(f"{pair.path} has {len(pair.inputs):,} inputs and {len(pair.targets):,} targets; give as many")
+    if other is not None and (now := other.inputs.shape[1:]) != (shape := pair.inputs.shape[1:]):
+        raise DataError(f"{other.path} has inputs of shape {now} to hold out, but {shape} to train on")
     if pair.are_columns:
         read_test = None if other is None else other.frame
         return prepare(pair.frame, ",".join(pair.target_names), parts, task, read_test=read_test)
@@ -172,6 +172,8 @@ def _sides(
     for side in made:
         if any(a is not None and (a.ndim == 0 or len(a) == 0) for a in (side.inputs, side.targets)):
             raise DataError(f"{path} is empty: it has no samples")
+        if side.targets is not None and (count := len(side.inputs)) != len(side.targets):
+            raise DataError(f"{path} has {count:,} inputs and {len(side.targets):,} targets; give as many")
     unread = [name for name in by_name if not any(name in pair for pair in used)]
     notes = [f"{some(unread)} {'is' if len(unread) == 1 else 'are'} not read"] if unread else []
     return [evolve(side, inputs=side.inputs[:, None]) if _is_column(side.inputs) else side for side in made], notes
