@@ -43,6 +43,8 @@ def _counted(chunks: Iterator[Rows], data: str) -> Iterator[Rows]:
         count += len(next(iter(chunk.batch.values())))
         for name, values in chunk.unknown.items():
             unknown[name].update(values)
+        for note in chunk.notes:
+            warn(f"{data}: {note}")
         yield chunk
     if numbers:
         warn(f"{data}: {left_out_rows(numbers, unit)}")

@@ -12,6 +12,7 @@ from cli.build import Job
 from cli.recipes.setting import refusal
 from cli.saved_run import Past
 from pipeline import State, models, sources
+from pipeline.sources.chat import end_of_answer
 
 SHOWN, PROMPT = 200, 16
 """Tokens sampled after a training, and tokens of held-out text before them."""
@@ -26,17 +27,18 @@ def sample(
     if about.task != "language modelling":
         raise refusal(f"{past.folder} learned {about.task}, not a text")
     module, _, _ = past.module(weights)
-    return continued(module, about.fitted, prompt, count, temperature=temperature, top_k=top_k, seed=seed)
-
-
-def continued(module: nn.Module, fitted: Mapping[str, Any], prompt: str, count: int, **options: Any) -> str:
-    """A prompt and `count` tokens after it."""
-    ids = torch.tensor([sources.encode(fitted, prompt)])
-    if not ids.numel():
+    ids = sources.encode(about.fitted, prompt)
+    if not ids:
         raise refusal("the prompt is empty; give at least one character")
+    return continued(module, about.fitted, ids, count, temperature=temperature, top_k=top_k, seed=seed)
+
+
+def continued(module: nn.Module, fitted: Mapping[str, Any], ids: list[int], count: int, **options: Any) -> str:
+    """Tokens, and up to `count` after them: an answer ends at the token that ends answers."""
     options |= {"context": fitted["context"], "vocabulary": fitted["vocabulary"]}
-    [tokens] = models.generate(module, ids, count, **options)
-    return sources.decode(fitted, tokens.tolist())
+    [tokens] = models.generate(module, torch.tensor([ids]), count, **options)
+    new, end = tokens[len(ids) :].tolist(), end_of_answer(fitted)
+    return sources.decode(fitted, ids + new[: new.index(end) if end in new else count])
 
 
 def sample_held_out(job: Job, state: State) -> str | None:
@@ -48,5 +50,5 @@ def sample_held_out(job: Job, state: State) -> str | None:
     batch = job.prepared.held_out[torch.tensor([0])]
     learned = batch["targets"][0] >= 0
     count = PROMPT if learned.all() else int(learned.nonzero()[0]) + 1  # a question, without its answer
-    prompt = sources.decode(fitted, batch["inputs"][0, :count].tolist())
-    return continued(job.pipe.module(state).cpu(), fitted, prompt, SHOWN, temperature=TEMPERATURE)
+    ids = batch["inputs"][0, :count].tolist()
+    return continued(job.pipe.module(state).cpu(), fitted, ids, SHOWN, temperature=TEMPERATURE)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, redirect_stdout
 from pathlib import Path
@@ -126,6 +127,9 @@ def _tracked(
         with ExitStack() as stack:
             with told():
                 last, write = stack.enter_context(open_run())
+            if first.epoch == 1 and first.step <= last:
+                why = f"steps up to {last} are left out, which the tracked run has"
+                warnings.warn(f"{why}; give another training another log.{name}(..., run=)", stacklevel=3)
 
             def put(report: Report) -> None:
                 if report.step > last:

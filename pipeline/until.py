@@ -52,7 +52,7 @@ def no_better(
             hint = did_you_mean(metric, metrics)
             raise ConfigError(f"until.no_better: {metric!r} is no numeric metric of this run{hint}")
         way = direction(metric, report.better, better)
-        if value != value or rank(metric, way, {metric: new}) < rank(metric, way, {metric: value}):
+        if rank(metric, way, {metric: new}) < rank(metric, way, {metric: value}):  # NaN comes last
             value, at = new, report.epoch
         return report.epoch - at >= epochs
 

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 from pipeline import load, sources
-from pipeline.errors import DataError
+from pipeline.errors import ConfigError, DataError
 from pipeline.sources import memmap
+from pipeline.sources.new_data import of_arrays
 from pipeline.sources.prefetch import prefetch
 from pipeline.sources.text import Windows
 from tests.strategies import seeds
@@ -170,6 +171,42 @@ def test_what_is_wrong_with_arrays_is_said(folder, kind):
     np.savez(folder / "new.npz", inputs=np.ones((4, 2)), targets=np.arange(4))
     with pytest.raises(DataError, match="sample 2, column 'targets': 2 is no class that the training data have"):
         sources.arrays(known, test=folder / "new.npz")
+    for shape, said in (((5, 2), "has 5 inputs and 4 targets"), ((4, 3), r"shape \(3,\) to hold out, but \(2,\)")):
+        np.savez(folder / "new.npz", inputs=np.ones(shape), targets=np.ones(4, int))
+        with pytest.raises(DataError, match=said):
+            sources.arrays(known, test=folder / "new.npz")
+    np.savez(folder / "new.npz", inputs=np.ones((5, 2)), targets=np.ones(4, int))
+    with pytest.raises(DataError, match="has 5 inputs and 4 targets"):
+        next(of_arrays(folder / "new.npz", sources.arrays(known).fitted, (2,), targets=True, task="classification"))
+
+
+PARTS = {
+    ("X", "y", "X_test", "y_test"): [], ("train_images", "train_labels", "test_images", "test_labels"): [],
+    ("x_train", "y_train", "x_val", "y_val", "x_test", "y_test"): ["x_test, y_test are not read"],
+    ("inputs", "targets", "val_inputs", "val_targets", "attention_mask"): ["attention_mask is not read"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["npz", "folder"])
+@pytest.mark.parametrize("names", PARTS)
+def test_a_file_has_its_own_held_out_samples(tmp_path, names, kind):
+    """The first of what HELD_OUT names; what is not read is said. As a test set, such a file is refused."""
+    many = {name: 10 + i // 2 for i, name in enumerate(names)}
+    made = {n: np.arange(size) % 2 if i % 2 else np.eye(size, 3) for i, (n, size) in enumerate(many.items())}
+    np.savez(path := tmp_path / "both.npz", **made)
+    if kind == "folder":
+        (path := tmp_path / "both").mkdir()
+        for name, array in made.items():
+            np.save(path / f"{name}.npy", array)
+    data = sources.arrays(path)
+    assert (len(data.train), len(data.held_out)) == (10, 11)
+    assert [note for note in data.notes if "not read" in note] == PARTS[names]
+    new = of_arrays(path, data.fitted, (3,), targets=True, task=data.task)
+    for read in (lambda: sources.arrays(path, test=path), lambda: next(new)):
+        with pytest.raises(DataError, match="samples to train on and others to hold out; give a file with one of the"):
+            read()
+    with pytest.raises(ConfigError, match="folds hold out each sample once"):
+        sources.arrays(path, parts=sources.Split(folds=5))
 
 
 def idx(array):
@@ -183,6 +220,8 @@ def test_a_folder_of_the_mnist_family(tmp_path):
         (tmp_path / f"{part}-labels.idx1-ubyte").write_bytes(idx((np.arange(n) % 5).astype(np.uint8)))
     data = sources.images_idx(tmp_path)
     assert (len(data.train), len(data.held_out), len(data.classes)) == (20, 6, 5)
+    with pytest.raises(ConfigError, match="folds hold out each sample once"):
+        sources.images_idx(tmp_path, parts=sources.Split(folds=2))
     (tmp_path / "t10k-labels.idx1-ubyte").write_bytes(idx(np.full(6, 7, np.uint8)))
     with pytest.raises(DataError, match="has the class 7, but the training labels end at 4"):
         sources.images_idx(tmp_path)
@@ -289,6 +328,9 @@ def test_whatever_is_given_is_prepared(data, task, outputs):
     assert (made.task, len(made.classes)) == (task, outputs)
     assert len(made.train) > len(made.held_out) > 0
     assert sources.given(made) is made
+    for whole in (made, (made.train, made.held_out)):
+        with pytest.raises(ConfigError, match="folds hold out each sample once"):
+            sources.given(whole, sources.Split(folds=2))
 
 
 @pytest.mark.parametrize("task", ["classes", "many classes", "values", "words"])

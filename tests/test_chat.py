@@ -1,6 +1,7 @@
 """Questions and answers: only answers are learned, and nothing is cut or left out in silence."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import polars as pl
@@ -9,10 +10,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cli import config
+from cli import config, sampling
 from cli.recipes.data.files import Chat, Table
 from pipeline import PipeError, loss, models, sources
-from pipeline.sources.chat import IGNORED, samples
+from pipeline.sources.chat import IGNORED
 from tests import hub
 
 LETTERS = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=12)
@@ -150,6 +151,38 @@ def test_a_token_that_overlaps_the_answer_is_learned(tmp_path, pre, post, words,
     assert targets[targets != IGNORED].tolist() == [*answers, 1]
 
 
+def test_what_a_tokenizer_last_did_is_not_done_again(tmp_path):
+    """A file that keeps the truncation and padding of a call gives all tokens, and no others."""
+    path = tokens(tmp_path, lambda library: library.pre_tokenizers.WhitespaceSplit(), ["a", "b", "c"])
+    rows = written(tmp_path, [{"prompt": "a b a b", "completion": " c" * 9}] * 20)
+    ids, data = sources.encode({"tokenizer": path}, "a b " * 9), whole(sources.chat(rows, tokenizer=path))
+    made = pytest.importorskip("tokenizers").Tokenizer.from_file(path)
+    for change in (lambda: made.enable_truncation(4), made.no_truncation, lambda: made.enable_padding(length=64)):
+        change()
+        made.save(path)
+        assert sources.encode({"tokenizer": path}, "a b " * 9) == ids
+        now = whole(sources.chat(rows, tokenizer=path))
+        assert all(torch.equal(now[name], data[name]) for name in data)
+
+
+class Next(torch.nn.Module):
+    """The token after each is surely the next id."""
+
+    def forward(self, tokens):
+        return 1e3 * torch.nn.functional.one_hot((tokens + 1) % 5, 5)
+
+
+def test_an_answer_is_sampled_from_its_question_and_ends(tmp_path):
+    """From the ids that were trained on, special ones among them, to the end of an answer; a text goes on."""
+    path = tokens(tmp_path, lambda library: library.pre_tokenizers.WhitespaceSplit(), ["a", "b", "c"])
+    rows = written(tmp_path, [{"prompt": "c <end> a b", "completion": " c"}] * 20)
+    data, module = sources.chat(rows, tokenizer=path), Next()
+    job = SimpleNamespace(prepared=data, pipe=SimpleNamespace(module=lambda state: module))
+    assert sampling.sample_held_out(job, None) == "c <end> a b c ?"
+    text = {name: value for name, value in data.fitted.items() if name != "template"}
+    assert sampling.continued(module, text, [4], 4, temperature=0) == "c ? <end> a b"
+
+
 def test_messages_end_with_the_end_of_a_text(tmp_path):
     """Without a chat template, after an answer: it is learned. After a question it is not."""
     pre = lambda library: library.pre_tokenizers.Split("", "isolated")  # noqa: E731
@@ -256,4 +289,10 @@ def test_the_command_has_the_loss_of_labels_by_hand(tmp_path, folder, pipe, monk
         count += len(answer)
     found = json.loads(pipe("eval", "run", "--data", "chat:rows.jsonl", "--json")[1])["metrics"]["loss"]
     assert found == pytest.approx(total / count, rel=1e-6)
-    assert samples(tmp_path / "rows.jsonl", json.loads((tmp_path / "run/data.json").read_text())["fitted"]).names
+    long = [{"prompt": "question:", "completion": " the answer" * 9}, {"prompt": "question" * 99, "completion": "a"}]
+    written(tmp_path, [*rows, *long, {"messages": [{"role": "user", "content": "Hi"}]}], "new.jsonl")
+    code, _, err = pipe("eval", "run", "--data", "chat:new.jsonl")
+    most = json.loads((tmp_path / "run/data.json").read_text())["fitted"]["context"]
+    cut = f"2 rows are cut to {most} tokens, the most that the run was trained on, and 1 left out, whose answer begins"
+    lines = [f"pipe: chat:new.jsonl: {cut} later", "pipe: chat:new.jsonl: 1 rows without an answer are left out"]
+    assert (code, err.splitlines()) == (0, lines)

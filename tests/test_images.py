@@ -165,6 +165,8 @@ def test_parts_of_ones_own(tmp_path):
     assert (len(data.train), len(data.held_out)) == (8, 4)
     assert f"{tmp_path / 'test'} is not read" in data.notes
     assert len(sources.images(tmp_path, test=tmp_path / "test").held_out) == 6
+    with pytest.raises(ConfigError, match="folds hold out each sample once"):
+        sources.images(tmp_path, parts=sources.Split(folds=2))
     assert len(sources.images(tmp_path / "train", test=tmp_path / "test").train) == 8
     folder(tmp_path / "vehicles", classes=("car", "train"))
     assert sources.images(tmp_path / "vehicles").classes == ("car", "train")

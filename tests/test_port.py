@@ -354,6 +354,7 @@ LISTED = {
         "        opt.step()\n        h = h.detach()\n        state[0].copy_(h)": "a change in place",
         "        if i % 2 == 0:\n            opt.step()": "the step depends on it",
         "        opt.step(closure)": "a step with a closure",
+        "        nn.utils.clip_grad_norm_(head.parameters(), 1.0)\n        opt.step()": "of other parameters than",
         "        opt.step()\n        prune(net)": "prune(net): it may change",
         "        opt.step()\n        average.update_parameters(net)": "average.update_parameters(net): it may change",
         "        with warm.dampening():\n            opt.step()": "warm.dampening(): it is around",
@@ -443,6 +444,47 @@ def test_a_loop_that_runs_twice_is_listed(tmp_path):
                                    "filter(lambda p: p.requires_grad, net.parameters())"])  # fmt: skip
 def test_parameters_without_gradients_may_be_left_out(tmp_path, given):
     assert missing(tmp_path, SCRIPT.replace("net.parameters()", given)) == KNOWN
+
+
+def test_a_wrap_has_the_parameters_of_its_model(tmp_path):
+    """So clipping those clips all gradients of the optimizer."""
+    text = SCRIPT.replace("sched = ", "both = nn.DataParallel(net)\nsched = ").replace("out = net(x)", "out = both(x)")
+    clip = "        nn.utils.clip_grad_norm_(both.parameters(), 1.0)\n        opt.step()"
+    assert [m for m in missing(tmp_path, text.replace("        opt.step()", clip)) if "clip" in m] == []
+
+
+ARGS = """
+parser.add_argument("--lr", default=0.1)
+parser.add_argument("--device", default="cpu")
+args = parser.parse_args()
+args.device = torch.device(args.device)
+"""
+
+
+@pytest.mark.parametrize(("line", "rate"), {
+    "if args.big:\n    args.lr = 3.0": "args.lr",
+    "args.lr *= world": "args.lr",
+    "def scale(args):\n    args.lr = 3.0 * args.lr\nrate = self.args.lr": "rate",
+    "parser.set_defaults(lr=3.0)": "args.lr",
+    "parser.set_defaults(**config)": "1 * args.lr",
+}.items())  # fmt: skip
+def test_an_option_has_its_default(tmp_path, line, rate):
+    """What else may set it is listed, but not of options that are not translated."""
+    text = SCRIPT.replace("net = Net()", f"{ARGS}{line}\nnet = Net()").replace("lr=0.1", f"lr={rate}")
+    found, _ = read(tmp_path, text)
+    assert "base=0.1" in skeleton("train.py", found)
+    [told] = [m for p in found for m in p.missing if m not in KNOWN]
+    assert told.endswith(": the default of that option is taken")
+
+
+OPTION = "p.add_argument('--lr', default={})"
+
+
+@pytest.mark.parametrize("lines", ["if big:\n    args.lr = 3.0", f"{OPTION.format(1)}\n{OPTION.format(2)}"])
+def test_a_value_that_only_some_runs_have_is_listed(tmp_path, lines):
+    """An attribute that an `if` sets may have another one already; an option may have two defaults."""
+    text = SCRIPT.replace("net = Net()", f"{lines}\nnet = Net()").replace("lr=0.1", "lr=args.lr")
+    assert "lr=args.lr" in missing(tmp_path, text)
 
 
 def test_a_helper_does_what_its_body_does(tmp_path):

@@ -4,11 +4,14 @@ import json
 import math
 import struct
 import sys
+import warnings
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from pipeline import PipeError, Report, log
+from pipeline.trackers import _tracked
 
 CONFIG = {"lr": 0.1, "hidden": [8, 4]}
 REPORTS = [
@@ -115,6 +118,20 @@ def test_a_command_logs_to_a_project_and_goes_on(read, pipe):
         assert found[value] == [(r["step"], r[value]) for r in rows]
     assert len(rows) == 3
     assert read(config=True)["data"] == "sklearn:iris"
+
+
+def test_another_training_in_the_same_run_is_warned_of():
+    """Its first steps are left out, as if it were the first done again; one that goes on is not."""
+
+    @contextmanager
+    def opened():
+        yield 6, lambda points, step: None
+
+    with pytest.warns(UserWarning, match="steps up to 6 are left out, which the tracked run has"):
+        assert list(_tracked(REPORTS, "mlflow", opened, inside=False)) == REPORTS
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert list(_tracked(REPORTS[1:], "mlflow", opened, inside=False)) == REPORTS[1:]
 
 
 @pytest.mark.parametrize("name", ["wandb", "mlflow", "trackio"])

@@ -1,7 +1,7 @@
 """When a loop over Reports ends."""
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pipeline import PipeError, Report, until
@@ -15,12 +15,14 @@ def report(epoch, value, complete=True, metric="accuracy"):
 
 
 @given(VALUES, st.integers(1, 5), st.sampled_from(["accuracy", "loss"]), st.integers(0, 19))
+@example([float("nan")] * 3, 2, "loss", 0)
 def test_no_better_is_as_defined(values, epochs, metric, cut):
-    """It stops where the best of all before is so many epochs old; the same where it begins with what was best."""
-    best = at = None
+    """It stops where the best of all before is so many epochs old, or none came; the same where it begins with what was
+    best."""
+    best, at = float("nan"), 0
     stop, resumed = until.no_better(metric, epochs=epochs), None
     for epoch, value in enumerate(values, 1):
-        if best is None or best != best or (value < best if metric == "loss" else value > best):
+        if (best != best and value == value) or (value < best if metric == "loss" else value > best):
             best, at = value, epoch
         told = stop(report(epoch, value, metric=metric))
         assert told == (epoch - at >= epochs)

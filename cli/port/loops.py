@@ -85,6 +85,10 @@ class Loops:
         """The loop over batches."""
         return next(iter(self.at.loops), None)
 
+    def around(self, node: ast.AST) -> bool:
+        """Whether a node is in a loop of the optimizer's step."""
+        return not {*self.at.loops}.isdisjoint(Place.of(self.script, node).loops)
+
     def before(self, first: ast.AST, second: ast.AST) -> bool:
         """Whether a call is before another in the innermost loop around both."""
         a, b = [first, *self.script.path(first)], [second, *self.script.path(second)]
@@ -156,7 +160,7 @@ class Loops:
         functions = [n for c in (self.backward, self.step) if c for n in script.path(c)]
         for node in script.above:
             if isinstance(node, ast.Break | ast.Continue):
-                left = script.loop(node) in every
+                left = next(script.inside(node, *LOOPS), None) in every
             elif isinstance(node, ast.Call) and source(node.func) in ("exit", "quit", "sys.exit", "os._exit"):
                 left = not every.isdisjoint(Place.of(script, node).loops)
             else:

@@ -8,7 +8,7 @@ from typing import Any
 
 from attrs import define, field
 
-from cli.port.loops import Loops, Place, iterated, listed, numbers
+from cli.port.loops import Loops, iterated, listed, numbers
 from cli.port.part import Part
 from cli.port.script import Script, source
 
@@ -54,7 +54,7 @@ class Objective:
 
     def _touched(self) -> None:
         """List what else the loops do with the model, its optimizer and gradients, and what is around the outputs."""
-        script, loops = self.script, {*self.loops.at.loops}
+        script = self.script
         rules = [p.call for p in self.found if p.what == "optimizer" and p.call]
         names = {n for c in rules for n in (script.assigned(c), model(script, c))} - {""}
         names |= {script.assigned(p.call) for p in self.found if p.what == "data" and p.trained and p.call} - {""}
@@ -68,23 +68,18 @@ class Objective:
             given = isinstance(outer, ast.Call) and node is outer.func
             plain = node.attr in (_PLAIN if of in names else ()) and (not given or not _told(outer))
             plain = plain or node.attr == "set_epoch" or (node.attr == "parameters" and script.above[outer] in clips)
-            inside = isinstance(node.ctx, ast.Store) or (given and not plain)
-            if inside and not loops.isdisjoint(Place.of(script, node).loops):
+            if (isinstance(node.ctx, ast.Store) or (given and not plain)) and self.loops.around(node):
                 self.missing.append(listed(outer, "it may change what is trained"))
-        self._handed(names, loops)
+        self._handed(names)
         casts = {
             name for p in self.found if p.what == "amp" and p.call for name in (source(p.call), script.assigned(p.call))
         }
         for call in [*self.calls[:1], *self.calls[-1:], *(c for _, c in script.methods("step"))]:
-            for w in [
-                n
-                for n in script.path(call)
-                if isinstance(n, ast.With) and not loops.isdisjoint(Place.of(script, n).loops)
-            ]:
+            for w in [n for n in script.path(call) if isinstance(n, ast.With) and self.loops.around(n)]:
                 around = [i.context_expr for i in w.items if source(i.context_expr) not in casts]
                 self.missing += [listed(e, "it is around the outputs or the loss") for e in around]
 
-    def _handed(self, names: set[str], loops: set[Any]) -> None:
+    def _handed(self, names: set[str]) -> None:
         """List calls, of what is not in the script, that are handed the model, its optimizer or the batch."""
         script = self.script
         known = {p.call for p in self.found if p.call}
@@ -99,8 +94,8 @@ class Objective:
             holds = isinstance(of, ast.Call) and of not in known and not names.isdisjoint(map(source, of.args))
             mixes = isinstance(call.func, ast.Name) and isinstance(script.above[call], ast.Expr) and any(
                 isinstance(a, ast.Name) and a.id in batch for a in given)  # fmt: skip
-            inside = not loops.isdisjoint(Place.of(script, call).loops) and not script.of_module(call)
-            if inside and (holds or mixes or any(script.told(a) in names for a in given)):
+            changes = holds or mixes or any(script.told(a) in names for a in given)
+            if changes and self.loops.around(call) and not script.of_module(call):
                 self.missing.append(listed(call, "it may change what is trained"))
 
     def _loader(self, loop: Any) -> None:
@@ -197,9 +192,7 @@ class Objective:
         self.calls.append(node)
         told, script = self.script.told(node.func), self.script
         models = {m for p in self.found if p.what == "optimizer" and p.call and (m := model(script, p.call))}
-        wrap = script.values.get(told)
-        if isinstance(wrap, ast.Call) and wrap.args and script.known(wrap) in _WRAPS:
-            told = source(wrap.args[0]) if told not in models else told
+        told = told if told in models else unwrapped(script, told)
         if told in models and self._sample(node.args[0]) != 0:
             self.missing.append(listed(node.args[0], "the inputs are not the loader's as they are"))
         return told in models
@@ -247,6 +240,13 @@ def drawn(loop: Any) -> ast.expr | None:
     if "enumerate(" in source(loop.iter) and isinstance(target, ast.Tuple) and len(target.elts) == 2:
         return target.elts[-1]
     return target
+
+
+def unwrapped(script: Script, name: str) -> str:
+    """The model in a wrap of several processes or of torch.compile."""
+    wrap = script.values.get(name)
+    wraps = isinstance(wrap, ast.Call) and wrap.args and script.known(wrap) in _WRAPS
+    return source(wrap.args[0]) if wraps and isinstance(wrap, ast.Call) else name
 
 
 def model(script: Script, call: ast.Call) -> str:

@@ -9,9 +9,9 @@ from collections.abc import Callable
 from pkgutil import resolve_name
 from typing import Any
 
-from cli.port.loops import Loops, Place
+from cli.port.loops import Loops, Place, listed
 from cli.port.names import METHODS, NAMES, SPEED, Name
-from cli.port.objective import Objective, model
+from cli.port.objective import Objective, model, unwrapped
 from cli.port.options import options
 from cli.port.part import Part, Text, written
 from cli.port.script import UNKNOWN, Script, source
@@ -46,12 +46,13 @@ def parts(script: Script) -> list[Part]:
         part.missing.append(f"{part.there}: it is not around the model and the loss of the training")
         part.here = part.option = ""
     for part in [p for p in found if p.what in ("optimizer", "scheduler") and p.call]:
-        if part.call and not {*Place.of(script, part.call).loops}.isdisjoint(loops.at.loops):
+        if part.call and loops.around(part.call):
             part.missing.append(f"{part.there}: a new one in each turn of a loop")
     options(script, [*found, *by_loops])
     for part in [p for p in found if p.what == "scheduler" and p.call]:
         _schedule(script, part, loops, [r for r in rules if r.call])
-    return sorted([*found, *by_loops], key=lambda part: part.line)
+    changed = [listed(n, "the default of that option is taken") for n in script.changes()]
+    return sorted([*found, *by_loops, *changed], key=lambda part: part.line)
 
 
 def _clipping(script: Script, part: Part, loops: Loops) -> None:
@@ -64,6 +65,8 @@ def _clipping(script: Script, part: Part, loops: Loops) -> None:
         part.missing.append(f"{part.there}: it is not between backward() and step()")
     elif scaled and not any(True for _ in script.methods("unscale_")):
         part.missing.append(f"{part.there}: of gradients that are scaled: no unscale_()")
+    elif len({unwrapped(script, model(script, c)) for c in (call, loops.rule and loops.rule.call) if c}) > 1:
+        part.missing.append(f"{part.there}: of other parameters than the optimizer has")
     if part.missing:
         part.here, part.option, part.arguments, part.notes = "", "", {}, []
 

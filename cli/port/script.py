@@ -20,6 +20,8 @@ from pipeline import files
 UNKNOWN: Any = object()
 """A value that only running the script would tell."""
 LOOPS = (ast.For, ast.AsyncFor, ast.While)
+MAYBE = (*LOOPS, ast.If, ast.IfExp, ast.Try, ast.Match, ast.comprehension)
+"""What is inside may not be run."""
 _FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
 _PREFIXES = sorted({name.rpartition(".")[0] + "." for name in NAMES} - {"torch."}, key=len, reverse=True)
 _PLAIN = (bool, int, float, str, type(None))
@@ -56,8 +58,10 @@ class Script:
     """Name -> module, or module.name."""
     values: dict[str, ast.expr | None] = field(factory=dict)
     """Name, such as `lr` or `self.lr` -> the one value that it is assigned; None if there are several."""
-    flags: dict[str, ast.expr] = field(factory=dict)
-    """Options of argparse with a default."""
+    flags: dict[str, ast.expr | None] = field(factory=dict)
+    """Option of argparse -> its default; None if there are several."""
+    used: set[str] = field(factory=set)
+    """Options whose defaults were taken."""
 
     @classmethod
     def read(cls, path: Path) -> Script:
@@ -92,7 +96,9 @@ class Script:
             names = [a.value for a in node.args if isinstance(a, ast.Constant) and isinstance(a.value, str)]
             given = {k.arg: k.value for k in node.keywords}
             long = next((n for n in names if n.startswith("--")), names[0] if names else "")
-            self.flags |= {long.lstrip("-").replace("-", "_"): given["default"]} if "default" in given else {}
+            if "default" in given:
+                option = long.lstrip("-").replace("-", "_")
+                self.flags[option] = given["default"] if option not in self.flags else None
 
     def _assign(self, target: ast.expr, value: ast.expr | None) -> None:
         name = source(target)
@@ -137,15 +143,28 @@ class Script:
             return number if _small(number) else UNKNOWN
         if not isinstance(node, ast.Name | ast.Attribute):
             return UNKNOWN
-        if isinstance(node, ast.Attribute) and source(node) not in self.values:
-            return self.value(self.flag(node), depth - 1)
-        given = isinstance(node, ast.Name) and self._is_parameter(node)
-        return UNKNOWN if given else self.value(self.values.get(source(node)), depth - 1)
+        if (default := self.flag(node)) is not None:
+            self.used.add(source(node).rpartition(".")[2])
+            return self.value(default, depth - 1)
+        found = self.values.get(source(node))
+        if isinstance(node, ast.Name):
+            unsure = self._is_parameter(node)
+        else:
+            unsure = found is not None and not {*self.inside(found, *MAYBE)} <= {*self.inside(node, *MAYBE)}
+        return UNKNOWN if unsure else self.value(found, depth - 1)
 
-    def flag(self, node: ast.expr) -> ast.expr | None:
+    def flag(self, node: ast.AST) -> ast.expr | None:
         """The default of an option of argparse, such as args.lr."""
         named = isinstance(node, ast.Attribute) and source(node.value).rpartition(".")[2] in _PARSED
         return self.flags.get(node.attr) if named and isinstance(node, ast.Attribute) else None
+
+    def changes(self) -> Iterator[ast.AST]:
+        """What gives an option of argparse another value than the default that was taken."""
+        for node in self.above:
+            stored = isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and node.attr in self.used
+            if stored and self.flag(node) is not None:
+                yield self.above[node]
+        yield from (c for _, c in self.methods("set_defaults") if {k.arg for k in c.keywords} & {None, *self.used})
 
     def _is_parameter(self, name: ast.Name) -> bool:
         node: ast.AST | None = name
@@ -181,10 +200,6 @@ class Script:
         while (outer := self.above.get(node)) is not None and not isinstance(outer, _FUNCTIONS):
             node = outer
         return outer
-
-    def loop(self, node: ast.AST) -> ast.AST | None:
-        """The innermost loop around a node in its function."""
-        return next(self.inside(node, *LOOPS), None)
 
     def path(self, node: ast.AST) -> list[ast.AST]:
         """The statements that a node is inside, the innermost first, and on from a function's one call."""
@@ -242,29 +257,20 @@ class Script:
 
     def last(self, name: ast.Name) -> ast.Name | None:
         """Where a name is assigned before it is read, if it is; a Name of nothing if only some runs get there."""
-        around, scope, end = self._around(name), self.scope(name), (name.lineno, name.col_offset)
+        around, scope, end = [*self.inside(name, ast.AST)], self.scope(name), (name.lineno, name.col_offset)
         stores = []
         for n in self.above:
             if not (isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store) and n.id == name.id):
                 continue
-            inside = [o for o in self._around(n) if not isinstance(o, ast.Tuple | ast.List | ast.Starred)]
+            inside = [o for o in self.inside(n, ast.AST) if not isinstance(o, ast.Tuple | ast.List | ast.Starred)]
             reads = inside[0] in around and not isinstance(inside[0], (*LOOPS, *_FUNCTIONS, ast.Module))
             if self.scope(n) is scope and (n.lineno, n.col_offset) < end and not reads:
                 stores.append((n.lineno, n.col_offset, n, inside))
         if not stores:
             return None
         _, _, store, inside = max(stores, key=lambda s: s[:2])
-        kinds = (*LOOPS, ast.If, ast.IfExp, ast.Try, ast.Match, ast.comprehension)
-        sure = all(o in around for o in inside if isinstance(o, kinds))
+        sure = all(o in around for o in inside if isinstance(o, MAYBE))
         return store if sure else ast.Name("", ast.Store())
-
-    def _around(self, node: ast.AST) -> list[ast.AST]:
-        """The nodes around a node in its function."""
-        found = []
-        while (outer := self.above.get(node)) is not None and not isinstance(outer, _FUNCTIONS):
-            found.append(outer)
-            node = outer
-        return found
 
     def of_module(self, node: ast.AST | None) -> bool:
         """Whether a node is in the class of a module."""

@@ -18,13 +18,14 @@ from pipeline.sources.frame import Frame, package
 from pipeline.sources.learned import Learned, scale, task_of
 from pipeline.sources.memmap import Mapped
 from pipeline.sources.prepared import Prepared, Task
-from pipeline.sources.split import Split
+from pipeline.sources.split import HELD_OUT, Split
 from pipeline.sources.table import prepare
 from pipeline.sources.tensors import Source, Tensors, as_tensor
+from pipeline.text import some
 
 PAIRS = (("inputs", "targets"), ("X", "y"), ("x", "y"), ("images", "labels"), ("data", "labels"), ("data", "target"))
-"""Usual names of inputs and targets; with `_train` and `_test` after them, or `train_` and `test_` before, of both
-sides."""
+"""Usual names of inputs and targets; also with `_train` after them, or `train_` before. Others with a name of
+HELD_OUT in the same place are held out."""
 COLUMNS = 256
 """Inputs (N, D) of floats are the columns of a table, up to this many."""
 IN_MEMORY = 1 << 30
@@ -80,23 +81,26 @@ def arrays(
     as a table's column is; (N, L) of 0 and 1 are several labels, and of the shape of integer inputs the next tokens;
     others are values. Up to 1 GiB, arrays are read into memory; of larger .npy files, only the rows of a batch.
 
-    - `inputs` and `targets`: names of the arrays; `test`: a file of the held-out samples, instead of a split.
+    - `inputs` and `targets`: names of the arrays; `test`: a file of the held-out samples; by default those of
+      `path` itself, such as X_test and y_test, else a split. `notes` name arrays that are not read.
     """
     names = (inputs, targets)
-    pair, other = _sides(path, read_arrays(Path(path)), names)
-    if test is not None:
-        other = _sides(test, read_arrays(Path(test)), names)[0]
-    return of_pair(pair, other, parts, task)
+    (pair, *held), notes = _sides(path, names, held_out=test is None)
+    other = next(iter(held), None) if test is None else _side(test, names)
+    made = of_pair(pair, other, parts, task)
+    return evolve(made, notes=(*made.notes, *notes))
 
 
 def of_pair(pair: Pair, other: Pair | None = None, parts: Split | None = None, task: Task | None = None) -> Prepared:
     """Arrays, prepared: a pair that is split, or two for both sides."""
     assert pair.targets is not None
-    if len(pair.inputs) != len(pair.targets):
-        raise DataError(f"{pair.path} has {len(pair.inputs):,} inputs and {len(pair.targets):,} targets; give as many")
+    parts = parts or Split()
+    parts.check(other is not None)
+    if other is not None and (now := other.inputs.shape[1:]) != (shape := pair.inputs.shape[1:]):
+        raise DataError(f"{other.path} has inputs of shape {now} to hold out, but {shape} to train on")
     if pair.are_columns:
         read_test = None if other is None else other.frame
-        return prepare(pair.frame, ",".join(pair.target_names), parts or Split(), task, read_test=read_test)
+        return prepare(pair.frame, ",".join(pair.target_names), parts, task, read_test=read_test)
     learned = _learned(pair, task)
     sizes = _vocabulary(learned.task, pair)
     notes = (learned.note(pair.targets),) if learned.task in ("classification", "regression") else ()
@@ -104,10 +108,10 @@ def of_pair(pair: Pair, other: Pair | None = None, parts: Split | None = None, t
     if other is not None:
         held_out = _source(other, learned)
     elif isinstance(train, Mapped):
-        train, held_out = train.split(parts or Split())
+        train, held_out = train.split(parts)
     else:
         assert isinstance(train, Tensors)
-        rows = (parts or Split()).rows(len(train), labels=train.tensors["targets"] if learned.classes else None)
+        rows = parts.rows(len(train), labels=train.tensors["targets"] if learned.classes else None)
         train, held_out = train.take(rows[0]), train.take(rows[1])
     if isinstance(train, Mapped):
         notes = (*notes, f"{(pair.inputs.nbytes + pair.targets.nbytes) / 1e9:.1f} GB, read as they are needed")
@@ -129,7 +133,7 @@ def new_rows(
 
     Raises DataError for an unknown class.
     """
-    pair = _sides(path, read_arrays(path), names, need_targets=targets)[0]
+    pair = _side(path, names, need_targets=targets)
     if not targets:
         pair = evolve(pair, targets=None)
     if "columns" in fitted:
@@ -140,28 +144,49 @@ def new_rows(
     return _source(pair, learned)
 
 
+def _side(path: str | Path, names: tuple[str | None, str | None], need_targets: bool = True) -> Pair:
+    """All samples of a file. Raises DataError for one of both training and held-out samples."""
+    (pair, *held), _ = _sides(path, names, need_targets)
+    if held:
+        raise DataError(f"{path} has samples to train on and others to hold out; give a file with one of the two")
+    return pair
+
+
 def _sides(
-    path: str | Path, by_name: Mapping[str, Any], names: tuple[str | None, str | None], need_targets: bool = True
-) -> tuple[Pair, Pair | None]:
-    """The training samples, or all, and the test samples if the file has both."""
+    path: str | Path, names: tuple[str | None, str | None], need_targets: bool = True, held_out: bool = True
+) -> tuple[list[Pair], list[str]]:
+    """The training samples, or all, and the held-out ones if the file has both; notes of arrays that are not read."""
+    by_name = read_arrays(Path(path))
     if names != (None, None):
         pairs = [(names[0] or "inputs", names[1] or "targets")]
     else:
         pairs = [(x + end, y + end) for x, y in PAIRS for end in ("", "_train")]
         pairs += [(f"train_{x}", f"train_{y}") for x, y in PAIRS]
-    found = next(((x, y) for x, y in pairs if x in by_name and (y in by_name or not need_targets)), None)
+
+    def there(pair: tuple[str, str]) -> bool:
+        return pair[0] in by_name and (pair[1] in by_name or not need_targets)
+
+    found = next(filter(there, pairs), None)
     if found is None:
         wanted = next((n for n in pairs[0] if n not in by_name), "inputs")
         near = did_you_mean(wanted, by_name) or f"; it has {', '.join(by_name)}"
         raise DataError(f"{path} holds no array {wanted!r}{near}; name others by inputs= and targets=")
-    test = tuple(name.replace("train", "test") for name in found)
-    sides = [found] + [test] * (test != found and all(name in by_name for name in test))
-    made = [Pair(str(path), by_name[x], by_name.get(y)) for x, y in sides]
+    beside = [pair for word in HELD_OUT for pair in zip(*(_beside(n, word) for n in found), strict=False)]
+    used = [found, *[*filter(there, beside)][:held_out]]
+    made = [Pair(str(path), by_name[x], by_name.get(y)) for x, y in used]
     for side in made:
         if any(a is not None and (a.ndim == 0 or len(a) == 0) for a in (side.inputs, side.targets)):
             raise DataError(f"{path} is empty: it has no samples")
-    made = [evolve(side, inputs=side.inputs[:, None]) if _is_column(side.inputs) else side for side in made]
-    return made[0], (made[1] if len(made) > 1 else None)
+        if side.targets is not None and (count := len(side.inputs)) != len(side.targets):
+            raise DataError(f"{path} has {count:,} inputs and {len(side.targets):,} targets; give as many")
+    unread = [name for name in by_name if not any(name in pair for pair in used)]
+    notes = [f"{some(unread)} {'is' if len(unread) == 1 else 'are'} not read"] if unread else []
+    return [evolve(side, inputs=side.inputs[:, None]) if _is_column(side.inputs) else side for side in made], notes
+
+
+def _beside(name: str, word: str) -> list[str]:
+    """Names of the held-out samples of an array, by a word of HELD_OUT."""
+    return [name.replace("train", word)] if "train" in name else [f"{name}_{word}", f"{word}_{name}"]
 
 
 def _is_column(inputs: np.ndarray) -> bool:

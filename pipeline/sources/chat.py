@@ -47,17 +47,11 @@ def chat(
     rows = [(ids, learned) for _, ids, learned in _rows(path, fitted, form)]
     lengths = [len(ids) - 1 for ids, _ in rows]
     fitted["context"] = min(context, max(lengths, default=0))
-    tensors, cut, empty = _padded(path, rows, fitted["context"])
+    tensors, left_out = _padded(path, rows, fitted["context"])
     train, held_out = (parts or Split(0.1)).rows(len(tensors["inputs"]))
     learned = float((tensors["targets"] != IGNORED).sum()) / max(sum(min(n, fitted["context"]) for n in lengths), 1)
     notes = [f"{len(rows):,} rows of {min(lengths):,} to {max(lengths):,} tokens, padded to {fitted['context']:,}; "
-             f"{100 * learned:.0f} % of the tokens are learned"]  # fmt: skip
-    none = sum(not any(learned[1:]) for _, learned in rows)
-    if cut:
-        late = empty - none
-        notes.append(f"{cut:,} rows are cut to {context:,} tokens, and {late:,} left out, whose answer begins later")
-    if none:
-        notes.append(f"{none:,} rows without an answer are left out")
+             f"{100 * learned:.0f} % of the tokens are learned", *left_out]  # fmt: skip
     if not form.own and template is None and "messages" in _columns(path):
         notes.append(f"without a chat template, messages are lines of 'role: ...', and {form.end!r} ends the text")
     sizes = {name: fitted[name] for name in ("vocabulary", "context")}
@@ -70,10 +64,20 @@ def is_chat(path: Path) -> bool:
     return any(form <= _columns(path) for form in FORMS)
 
 
-def samples(path: Path, fitted: Mapping[str, Any]) -> Tensors:
-    """Other rows, as those of a run."""
+def samples(path: Path, fitted: Mapping[str, Any]) -> tuple[Tensors, list[str]]:
+    """Other rows, as those of a run, and notes of cut ones."""
     rows = [(ids, learned) for _, ids, learned in _rows(path, fitted, _form(fitted))]
-    return Tensors(_padded(path, rows, fitted["context"])[0])
+    tensors, notes = _padded(path, rows, fitted["context"], ", the most that the run was trained on")
+    return Tensors(tensors), notes
+
+
+def end_of_answer(fitted: Mapping[str, Any]) -> int | None:
+    """The token that ends an answer, if the data are a chat and the tokenizer has one."""
+    if "template" not in fitted or fitted["tokenizer"] == BYTES:
+        return None
+    end = _form(fitted).end
+    found: int | None = library(fitted["tokenizer"], lambda t: t.token_to_id(end))
+    return found
 
 
 def _form(fitted: Mapping[str, Any]) -> Turns:
@@ -123,9 +127,9 @@ def _encoded(tokenizer: str, text: str, special: bool) -> tuple[list[int], list[
 
 
 def _padded(
-    path: Path, rows: list[tuple[list[int], list[bool]]], context: int
-) -> tuple[dict[str, Tensor], int, int]:  # fmt: skip
-    """Inputs and targets (N, context), the number of rows that are cut, and of those without a learned token."""
+    path: Path, rows: list[tuple[list[int], list[bool]]], context: int, most: str = ""
+) -> tuple[dict[str, Tensor], list[str]]:  # fmt: skip
+    """Inputs and targets (N, context), and notes of the rows that are cut or left out."""
     memory.check(16 * len(rows) * context, f"{len(rows):,} rows of {context:,} tokens")
     inputs = torch.zeros(len(rows), context, dtype=torch.int64)
     targets = torch.full_like(inputs, IGNORED)
@@ -139,4 +143,11 @@ def _padded(
     if not kept.any():
         raise DataError(f"{path} has no row with an answer within {context:,} tokens")
     cut = sum(len(ids) - 1 > context for ids, _ in rows)
-    return {"inputs": inputs[kept], "targets": targets[kept]}, cut, int((~kept).sum())
+    none = sum(not any(learned[1:]) for _, learned in rows)
+    notes, late = list[str](), int((~kept).sum()) - none
+    if cut:
+        some = f"{cut:,} rows are cut to {context:,} tokens{most}"
+        notes.append(f"{some}, and {late:,} left out, whose answer begins later")
+    if none:
+        notes.append(f"{none:,} rows without an answer are left out")
+    return {"inputs": inputs[kept], "targets": targets[kept]}, notes

@@ -29,9 +29,11 @@ def given(data: Any, parts: Split | None = None, task: Task | None = None, *, wo
     >>> prepared.task, len(prepared.train)
     ('classification', 5)
     """
+    pair = isinstance(data, tuple) and len(data) == 2 and not all(isinstance(x, Tensor) for x in data)
+    (parts or Split()).check(pair or isinstance(data, Prepared))
     if isinstance(data, Prepared):
         return data
-    if isinstance(data, tuple) and len(data) == 2 and not all(isinstance(x, Tensor) for x in data):
+    if pair:
         train, held_out = (_source(x, workers) for x in data)
     elif isinstance(samples := _source(data, workers), Tensors):
         train, held_out = split(samples, parts=parts)

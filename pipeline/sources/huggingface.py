@@ -58,6 +58,7 @@ def huggingface(
     if isinstance(data, str | Path):
         data = _read(datasets, Path(data))
     train, held, notes = _splits(datasets, data)
+    (parts or Split()).check(held is not None)
     columns = train.features
     target = targets if targets is not None else _target(datasets, columns)
     for name in (inputs, target):

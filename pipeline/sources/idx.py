@@ -25,6 +25,7 @@ def images_idx(path: str | Path, *, parts: Split | None = None) -> Prepared:
     if first is None:
         raise DataError(f"{path} has no train-images-idx3-ubyte, nor one with .gz or with a dot before idx3")
     train, last = idx(first), _usual(path, "t10k")
+    (parts or Split()).check(last is not None)
     if last is None:
         train, held_out = split(train, parts=parts)
         notes = ("no t10k files: a share is held out",) * path.is_dir()

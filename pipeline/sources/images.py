@@ -67,18 +67,20 @@ def images(
     if augment not in AUGMENT:
         raise ConfigError(f"augment={augment!r} is unknown{did_you_mean(augment, AUGMENT)}")
     options: dict[str, Any] = {"size": size, "mode": mode, "augment": augment, "workers": workers}
+    parts = parts or Split()
     if is_listed(Path(folder)):
-        return _of_listed(Path(folder), None if test is None else Path(test), target, parts or Split(), options)
+        return _of_listed(Path(folder), None if test is None else Path(test), target, parts, options)
     if target is not None:
         raise ConfigError(f"target={target!r} is a column of a table; the folders of {folder} are its classes")
     training, held, notes = _sides(Path(folder), None if test is None else Path(test))
+    parts.check(held is not None)
     folders, others = by_class(training)
     classes = tuple(folders)
     if len(classes) < 2:
         raise DataError(f"{training} has images of one class alone, {classes[0]!r}: there is nothing to tell apart")
     files, targets = _listed(folders, classes)
     if held is None:
-        rows = (parts or Split()).rows(len(files), labels=targets)
+        rows = parts.rows(len(files), labels=targets)
         sides = [([files[i] for i in r.tolist()], targets[r]) for r in rows]
     else:
         held_out, more = by_class(held)

@@ -147,6 +147,6 @@ def of_text(path: Path, fitted: Mapping[str, Any], *, dtype: str | None = None) 
 
 def of_chat(path: Path, fitted: Mapping[str, Any]) -> Iterator[Rows]:
     """Rows of questions and answers."""
-    data = samples(path, fitted)
+    data, notes = samples(path, fitted)
     for rows in _blocks(len(data)):
-        yield Rows({"row": rows}, data[rows])
+        yield Rows({"row": rows}, data[rows], notes=tuple(notes if rows[0] == 0 else ()))

@@ -93,3 +93,5 @@ class Rows:
     """(N,) int64 such numbers of the samples, if others may be left out."""
     unknown: Mapping[str, Sequence[str]] = field(factory=dict)
     """Values of categories that the run does not know, by column, one for each row that has one."""
+    notes: tuple[str, ...] = ()
+    """What else is left out or cut, a line each."""

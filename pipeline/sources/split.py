@@ -38,6 +38,11 @@ class Split:
     def held_share(self) -> float:
         return 1 / self.folds if self.folds is not None else self.share
 
+    def check(self, held: bool) -> None:
+        """Raise ConfigError for folds of data of which samples are `held` out already."""
+        if held and self.folds is not None:
+            raise ConfigError("folds hold out each sample once, but the data hold some out already; leave those out")
+
     def rows(self, n: int, *, labels: Any = None, groups: Any = None, time: Any = None) -> tuple[Tensor, Tensor]:
         """Indices of n samples (training, held out), each int64 and rising.
 

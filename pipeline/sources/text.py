@@ -185,7 +185,7 @@ def decode(fitted: Mapping[str, Any], ids: Sequence[int]) -> str:
         return "".join(fitted["alphabet"][i] for i in ids)
     if kind is None:
         return " ".join(map(str, ids))
-    words: str = library(kind, lambda t: t.decode(list(ids)))
+    words: str = library(kind, lambda t: t.decode(list(ids), skip_special_tokens=False))
     return words
 
 
@@ -199,7 +199,10 @@ def library(path: str, use: Callable[[Any], Any]) -> Any:
             "pip install tokenizers"
         ) from None
     try:
-        return use(tokenizers.Tokenizer.from_file(str(files.plain(Path(path)))))
+        found = tokenizers.Tokenizer.from_file(str(files.plain(Path(path))))
+        found.no_truncation()  # a file keeps those of the last call before it was saved
+        found.no_padding()
+        return use(found)
     except (KeyboardInterrupt, SystemExit, MemoryError):
         raise
     except BaseException as e:  # a panic of the library, which is written in Rust, is no Exception
