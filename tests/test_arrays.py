@@ -209,6 +209,27 @@ def test_a_file_has_its_own_held_out_samples(tmp_path, names, kind):
         sources.arrays(path, parts=sources.Split(folds=5))
 
 
+@pytest.mark.parametrize(("before", "now"), [(np.uint8, np.float32), (np.float32, np.uint8), (np.uint8, np.uint8)])
+def test_bytes_are_scaled_on_both_sides_or_the_file_is_refused(tmp_path, before, now):
+    """Bytes of images are divided by 255, so that a model of the one does not know the other."""
+    pixels, path = np.full((8, 1, 4, 4), 51), tmp_path / "new.npz"
+    np.savez(tmp_path / "a.npz", inputs=pixels.astype(before), targets=np.arange(8) % 2)
+    np.savez(path, inputs=pixels.astype(now), targets=np.arange(8) % 2)
+    data = sources.arrays(tmp_path / "a.npz")
+    new = of_arrays(path, data.fitted, (1, 4, 4), targets=True, task=data.task)
+
+    def both():
+        return sources.arrays(tmp_path / "a.npz", test=path)
+
+    if before == now:
+        assert next(new).batch["inputs"].max() == pytest.approx(0.2)
+        assert both().held_out.tensors["inputs"].max() == pytest.approx(0.2)
+        return
+    for read in (lambda: next(new), both):
+        with pytest.raises(DataError, match=r"divided by 255|numbers, not bytes"):
+            read()
+
+
 def idx(array):
     return struct.pack(f">4B{array.ndim}I", 0, 0, 8, array.ndim, *array.shape) + array.tobytes()
 

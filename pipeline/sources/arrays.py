@@ -98,6 +98,9 @@ def of_pair(pair: Pair, other: Pair | None = None, parts: Split | None = None, t
     parts.check(other is not None)
     if other is not None and (now := other.inputs.shape[1:]) != (shape := pair.inputs.shape[1:]):
         raise DataError(f"{other.path} has inputs of shape {now} to hold out, but {shape} to train on")
+    if other is not None and _are_pixels(other.inputs) != _are_pixels(pair.inputs):
+        dtypes = f"{other.inputs.dtype} to hold out, but {pair.inputs.dtype} to train on"
+        raise DataError(f"{other.path} has inputs of {dtypes}: bytes are divided by 255, and others are not; give one")
     if pair.are_columns:
         read_test = None if other is None else other.frame
         return prepare(pair.frame, ",".join(pair.target_names), parts, task, read_test=read_test)
