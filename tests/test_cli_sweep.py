@@ -159,7 +159,8 @@ def test_a_sweep_that_is_killed_goes_on_bit_for_bit():
 def test_tables_and_pictures_of_few_and_many():
     """The best settings first, and no more than fit."""
     chance = random.Random(1)
-    rows = [({"lr": chance.uniform(0.1, 1), "momentum": m}, [{"epoch": 1, "validate/loss": chance.random()}])
+    own = {"epoch": 1, "better": {"loss": "low"}}
+    rows = [({"lr": chance.uniform(0.1, 1), "momentum": m}, [{**own, "validate/loss": chance.random()}])
             for m in (0.0, 0.5) for _ in range(100)]  # fmt: skip
     rows.append(({"lr": 9.0, "momentum": 0.0}, [{"epoch": 1, "validate/loss": None}]))
     made = picture.table(["lr", "momentum"], rows, "loss")
