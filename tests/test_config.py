@@ -63,6 +63,7 @@ def test_a_later_layer_wins(values, others):
     [
         (("optimizer.lr=0.01", "model.hidden=[1, 2]"), {"optimizer.lr": 0.01, "model.hidden": [1, 2]}),
         (("model=mlp", "run.compile=false"), {"model": "mlp", "run.compile": False}),
+        (("steps_per_call=auto", "steps_per_call=2"), {"steps_per_call": "2"}),
     ],
 )
 def test_assignments_are_tomls_or_text(texts, found):
