@@ -168,8 +168,8 @@ class Single:
     # -- measure
 
     def zeros(self) -> Sums:
-        sums: Sums = {s.name: first_memory(s, {}) for s in self.pipe.evaluation if s.finish}
-        sums[COUNT] = torch.zeros((), dtype=torch.int64)
+        sums: Sums = {COUNT: torch.zeros((), dtype=torch.int64)}  # first here and in `measured`: graphs go by the order
+        sums |= {s.name: first_memory(s, {}) for s in self.pipe.evaluation if s.finish}
         buffers = carried_buffers(self.pipe.evaluation)
         if carried := {at: torch.zeros(t.shape, dtype=t.dtype) for at, (_, t) in buffers.items()}:
             sums[CARRIED] = {"begun": torch.zeros((), dtype=torch.int64), **carried}
@@ -184,7 +184,7 @@ class Single:
         tree = _with_carried(tree, sums, carried_buffers(self.pipe.evaluation))
         tree["seed"] = random.key(tree["seed"], sums[COUNT])  # so that each batch has draws of its own
         added, written = self.batch_sums(tree, shard, self.pipe.evaluation)
-        return summed(sums, {**added, COUNT: torch.ones_like(tree["step"])}), written
+        return summed(sums, {COUNT: torch.ones_like(tree["step"]), **added}), written
 
     def batch_sums(self, tree: dict[str, Tree], shard: Shard, stages: Sequence[Stage]) -> tuple[Sums, dict[str, Any]]:
         """Sums of one batch by stages of the evaluation, and their outputs. A loss keeps its gradient."""
