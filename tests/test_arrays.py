@@ -282,6 +282,20 @@ def test_token_files_are_read_in_memory_or_not(folder, n, dtype, context):
     assert torch.equal(batch["inputs"], large[rows]["inputs"])
 
 
+@given(st.integers(2, 6), st.integers(0, 20))
+def test_folds_of_a_text_hold_out_each_window_once(folder, folds, more):
+    """Each is trained on all other windows, and its note names the tokens."""
+    count = folds + more
+    np.arange(4 * count + 1, dtype="<u2").tofile(folder / "f.bin")
+    made = [sources.tokens(folder / "f.bin", context=4, parts=sources.Split(folds=folds, fold=k)) for k in range(folds)]
+    held, train = ([side.tensors["inputs"].flatten().tolist() for side in sides] for sides in
+                   ([m.held_out for m in made], [m.train for m in made]))  # fmt: skip
+    assert [i for fold in held for i in fold] == [*range(4 * count)]
+    assert all(sorted(h + t) == [*range(4 * count)] for h, t in zip(held, train, strict=True))
+    assert f"number 1 to {len(held[0])} of them held out" in made[0].notes[0]
+    assert f"the last {len(held[-1])} of them held out" in made[-1].notes[0]
+
+
 def test_what_is_wrong_with_tokens_is_said(folder):
     """Each is a DataError with the byte or the token, and what to do."""
     (folder / "odd.bin").write_bytes(b"123")

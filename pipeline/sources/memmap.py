@@ -145,14 +145,8 @@ class Mapped:
 
     def split(self, parts: Split) -> tuple[Mapped, Mapped]:
         """(Training, held out): two stretches of one shuffle by the seed, without an array of indices."""
-        held = -int(-parts.held_share * self.rows // 1)
-        if not 0 < held < self.rows:
-            raise DataError(f"{self.rows} samples can't be split with {parts.held_share:.0%} held out")
+        first, end = parts.stretch(self.rows)
         keys = order.keys(self.rows, parts.seed, _SPLIT).tolist()
         # The shuffle is a ring: the training samples begin after the held-out stretch.
-        first = self.rows - held
-        if parts.folds is not None:
-            first = parts.fold * self.rows // parts.folds
-            held = (parts.fold + 1) * self.rows // parts.folds - first
-        train = evolve(self, first=first + held, count=self.rows - held, keys=keys)
-        return train, evolve(self, first=first, count=held, keys=keys)
+        train = evolve(self, first=end, count=self.rows - (end - first), keys=keys)
+        return train, evolve(self, first=first, count=end - first, keys=keys)

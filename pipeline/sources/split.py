@@ -34,10 +34,6 @@ class Split:
     fold: int = 0
     """The fold to hold out, from 0."""
 
-    @property
-    def held_share(self) -> float:
-        return 1 / self.folds if self.folds is not None else self.share
-
     def check(self, held: bool) -> None:
         """Raise ConfigError for folds of data of which samples are `held` out already."""
         if held and self.folds is not None:
@@ -65,6 +61,19 @@ class Split:
             held[self._spread(n, labels)] = True
         return torch.from_numpy(np.flatnonzero(~held)), torch.from_numpy(np.flatnonzero(held))
 
+    def stretch(self, n: int) -> tuple[int, int]:
+        """Begin and end of the samples to hold out, of n in sequence: the last, or fold k of equal stretches.
+
+        >>> Split(0.25).stretch(8), [Split(folds=3, fold=k).stretch(8) for k in range(3)]
+        ((6, 8), [(0, 2), (2, 5), (5, 8)])
+
+        Raises as `rows`.
+        """
+        held = self._count(n)
+        if self.folds is None:
+            return n - held, n
+        return self.fold * n // self.folds, (self.fold + 1) * n // self.folds
+
     def _spread(self, n: int, labels: Any) -> Any:
         """Held-out samples: evenly spread over a shuffle that is sorted by class, if each class can have some."""
         held = self._count(n)
@@ -88,6 +97,8 @@ class Split:
     def _count(self, n: int) -> int:
         """Samples to hold out."""
         if self.folds is not None:
+            if not (self.folds >= 2 and 0 <= self.fold < self.folds):
+                raise ConfigError(f"fold {self.fold} of {self.folds} is none: there are at least 2, counted from 0")
             if n < self.folds:
                 raise DataError(f"{n} samples can't be split into {self.folds} folds; give more samples")
             return n // self.folds

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -128,18 +127,19 @@ def _prepared(
     """Training windows: before the held-out ones and, for a fold in the middle, after them."""
     parts = parts or Split(0.1)
     count = (len(ids) - 1) // context
-    held = max(math.ceil(parts.held_share * count), 1)
-    if count - held < 1:
+    if count < 2:
         raise DataError(f"{path} has {len(ids):,} tokens, fewer than two windows of {context}; give a smaller context")
-    begin = count - held if parts.folds is None else min(parts.fold * held, count - held)
+    begin, end = parts.stretch(count)
+    held = end - begin
     large = len(ids) > IN_MEMORY
     held_out = Windows(ids, context, begin, held)
-    before, after = Windows(ids, context, 0, begin), Windows(ids, context, begin + held, count - begin - held)
+    before, after = Windows(ids, context, 0, begin), Windows(ids, context, end, count - end)
     train: Source = before or after
     if not large or (before and after):
         batches = [side[torch.arange(len(side))] for side in (before, after) if side]
         train = Tensors({name: torch.cat([batch[name] for batch in batches]) for name in held_out.names})
-    notes = (f"{len(ids):,} tokens of {vocabulary:,} kinds, the last {held * context:,} of them held out",)
+    which = f"the last {held * context:,}" if end == count else f"number {begin * context + 1:,} to {end * context:,}"
+    notes = (f"{len(ids):,} tokens of {vocabulary:,} kinds, {which} of them held out",)
     unigram = _unigram(ids, begin * context, vocabulary) if not large and parts.folds is None else None
     sizes = {"vocabulary": vocabulary, "context": context}
     fitted = {**fitted, "unigram_perplexity": unigram, **sizes}
