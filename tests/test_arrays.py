@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
+from cli.recipes.loss import scaled_targets
 from pipeline import load, sources
 from pipeline.errors import ConfigError, DataError
 from pipeline.sources import memmap
@@ -355,6 +356,8 @@ class Noisy(torch.utils.data.Dataset):
           "targets": torch.arange(4)}), "classification", 4),
         ((torch.zeros(20, 5, dtype=torch.long), torch.ones(20, 5, dtype=torch.long)), "language modelling", 0),
         ((torch.zeros(20, 2), torch.ones(20, 3, dtype=torch.long)), "several labels", 0),
+        ((torch.zeros(20, 3), torch.ones(20, 3, dtype=torch.long)), "several labels", 0),
+        ((torch.zeros(20, 2), torch.arange(60).reshape(20, 3)), "regression", 0),
     ],
 )  # fmt: skip
 def test_whatever_is_given_is_prepared(data, task, outputs):
@@ -403,3 +406,11 @@ def test_one_column_of_floats(tmp_path):
     flat, column = (sources.arrays(tmp_path / f"{name}.npz") for name in ("flat", "column"))
     assert flat.train.tensors["inputs"].shape == (40, 1)
     assert torch.equal(flat.train.tensors["inputs"], column.train.tensors["inputs"])
+
+
+def test_whole_targets_are_scaled_as_values():
+    """To mean 0 and deviation 1, whatever their dtype."""
+    x, y = torch.randn(40, 2), torch.arange(40) % 2
+    made = sources.given((x, y), task="regression")
+    scaled = scaled_targets(made, made.train.tensors["targets"])
+    torch.testing.assert_close((scaled.mean(), scaled.std(correction=0)), (torch.tensor(0.0), torch.tensor(1.0)))

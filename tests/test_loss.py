@@ -152,6 +152,15 @@ def test_binary_targets_have_any_dtype(shape, data):
         torch.testing.assert_close(run(loss.binary_cross_entropy(), outputs, targets.to(dtype))[0], expected)
 
 
+@pytest.mark.parametrize("target", [-0.5, 2])
+def test_binary_targets_are_shares(target):
+    """check() refuses targets outside of [0, 1], as torch does of probabilities."""
+    check = loss.binary_cross_entropy().check
+    check(torch.zeros(3), torch.tensor([0.0, 0.5, 1.0]))
+    with pytest.raises(DataError, match=rf"takes targets in \[0, 1\], and one is {target}; use loss.mse"):
+        check(torch.zeros(2), torch.tensor([0, target]))
+
+
 @elementwise
 @pytest.mark.parametrize(("outputs", "targets"), [((4, 3), (4,)), ((4,), (4, 1)), ((4, 1), (3,)), ((2, 3), (3, 2))])
 def test_what_would_broadcast_is_refused(ours, torchs, outputs, targets):

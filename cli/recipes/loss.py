@@ -140,6 +140,7 @@ def scaled_targets(data: Prepared, targets: Tensor) -> Tensor:
     if TARGET_MEAN not in data.fitted:
         return targets
     mean, std = data.fitted[TARGET_MEAN], data.fitted[TARGET_STD]
+    targets = targets if targets.is_floating_point() else targets.float()
     return (targets - targets.new_tensor(mean)) / targets.new_tensor(std)
 
 

@@ -94,12 +94,17 @@ def binary_cross_entropy(*, weight: Tensor | None = None) -> Loss:
     >>> round(value.item(), 4)  # (3 * log 2 + log 2) / 2
     1.3863
     """
+    name = "loss.binary_cross_entropy"
 
     def per_element(x: Tensor, y: Tensor) -> Tensor:
         times = None if weight is None else weight.to(x)
         return F.binary_cross_entropy_with_logits(x, y, pos_weight=times, reduction="none")
 
-    return _elementwise("loss.binary_cross_entropy", per_element, mean_chances)
+    def check(outputs: Tensor, targets: Tensor) -> None:
+        if len(wrong := targets[(targets < 0) | (targets > 1)]):
+            raise DataError(f"{name}() takes targets in [0, 1], and one is {wrong[0]:.4g}; use loss.mse() for values")
+
+    return evolve(_elementwise(name, per_element, mean_chances), check=check)
 
 
 def _elementwise(name: str, per_element: Callable[[Tensor, Tensor], Tensor], join: Any = mean_outputs) -> Loss:

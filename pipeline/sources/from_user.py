@@ -10,7 +10,7 @@ from torch.utils.data import Dataset
 
 from pipeline.errors import DataError
 from pipeline.sources.dataset import Subset, dataset
-from pipeline.sources.learned import scale
+from pipeline.sources.learned import scale, task_of
 from pipeline.sources.prepared import Prepared, Task
 from pipeline.sources.split import Split, split
 from pipeline.sources.tensors import Source, Tensors, source
@@ -23,7 +23,8 @@ def given(data: Any, parts: Split | None = None, task: Task | None = None, *, wo
     """A Prepared, which is returned; a pair (training, held out) of data sets; or one data set, which is split.
 
     A data set is anything that `source` takes; `workers` processes read a torch Dataset. By default, the targets
-    determine the task: whole numbers are classes, their number 1 + the largest in the first samples.
+    determine the task: whole numbers (N,) are classes, their number 1 + the largest in the first samples; (N, L) of the
+    shape of whole inputs are the next tokens, of 0 and 1 several labels, and others values.
 
     >>> prepared = given((torch.zeros(10, 2), torch.arange(10) % 2), Split(0.5))
     >>> prepared.task, len(prepared.train)
@@ -67,4 +68,6 @@ def _task(inputs: Tensor, targets: Tensor) -> Task:
         return "regression"
     if targets.ndim == 1:
         return "classification"
-    return "several labels" if inputs.shape != targets.shape else "language modelling"
+    if inputs.shape == targets.shape and not inputs.is_floating_point():
+        return "language modelling"
+    return task_of(targets.numpy())

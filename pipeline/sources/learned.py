@@ -64,6 +64,8 @@ class Learned:
         for name, reading in read.items():
             if reading.kind == OTHER:
                 raise DataError(f"{frame.path}: column {name!r} can't be learned: {reading.note}")
+        if task == "language modelling":
+            raise DataError(f"{frame.path}: a column has no next tokens to learn; leave out task=")
         worded = [name for name, r in read.items() if r.kind not in (NUMBER, TRUTH)]
         single = read[targets[0]]
         if task is None and len(targets) == 1 and single.kind != NUMBER:
@@ -96,13 +98,19 @@ class Learned:
         """Classes (N,) int64, values (N,) or (N, M) float32, or several labels (N, L) float32 of 0 and 1. `held` keeps
         what the columns of a file hold, from block to block.
 
-        Raises DataError for an unknown class, and for a cell of another kind.
+        Raises DataError for an unknown class, a label other than 0 and 1, a blank, and a cell of another kind.
         """
         held = reread(frame, self.readings, {} if held is None else held)
         readings = [held[name] for name in self.names]
         if self.task == "classification":
             return self._codes(frame, self.names[0], readings[0])
         read = [values(frame, name, r) for name, r in zip(self.names, readings, strict=True)]
+        for name, column in zip(self.names, read, strict=True):
+            labels = self.task == "several labels"
+            bad = ~np.isin(column, (0, 1)) if labels else np.isnan(column)
+            if bad.any():
+                why = "is no label, 0 or 1; of values, task='regression'" if labels else "is missing; remove the row"
+                raise frame.refuse(int(bad.argmax()), name, why)
         return (np.stack(read, 1) if len(read) > 1 else read[0]).astype(np.float32)
 
     def _codes(self, frame: Frame, name: str, reading: Reading) -> np.ndarray:
