@@ -10,6 +10,7 @@ import zipfile
 from datetime import date
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
 import torch
@@ -19,7 +20,7 @@ from hypothesis import strategies as st
 from cli.recipes.data import kind_of
 from pipeline import memory, sources
 from pipeline.errors import ConfigError, DataError
-from pipeline.sources import arrow, cells, csv, formats, jsonlines, new_data, parquet
+from pipeline.sources import Dialect, arrow, cells, csv, formats, jsonlines, new_data, parquet
 from pipeline.sources.cells import series
 
 zstd = pytest.importorskip("backports.zstd" if sys.version_info < (3, 14) else "compression.zstd")
@@ -122,6 +123,23 @@ def test_the_same_rows_give_the_same_tensors(folder, body, block):
                 for name in again[0].batch:
                     one, other = (torch.cat([rows.batch[name] for rows in blocks]) for blocks in (whole, again))
                     assert torch.equal(one, other), source
+
+
+def test_words_for_a_missing_value_are_of_any_format(folder):
+    """Given by missing=, they are missing in each: as texts, and as the numbers and days that they name."""
+    marks = {"x": -999.0, "whole": -999, "word": "Unknown", "day": date(1999, 9, 9), "y": "unknown"}
+    body = [(i / 3, i * i, i % 2 == 0, ["red", "a, b"][i % 2], date(2020, 1, 1 + i), ["no", "yes"][i % 2])
+            for i in range(28)]  # fmt: skip
+    index = pl.int_range(pl.len())
+    nulls = frame_of(body).with_columns(pl.when(index % 9 != i).then(name).alias(name) for i, name in enumerate(marks))
+    wanted = tensors(sources.table(written(folder, nulls)[0], target="y"))
+    dialect = Dialect(missing=("", "unknown", "-999", "-999.0", "1999-09-09"))
+    for source in written(folder, nulls.with_columns(pl.col(name).fill_null(m) for name, m in marks.items())):
+        made = tensors(sources.table(source, target="y", dialect=dialect))
+        assert all(torch.equal(t, made[name]) for name, t in wanted.items()), source
+        if "csv" not in source.lower() and ".zip" not in source:
+            with pytest.raises(ConfigError, match=r"is of a format that has no separator: leave out separator="):
+                sources.table(source, target="y", dialect=Dialect(separator=";"))
 
 
 @settings(max_examples=10)
@@ -411,3 +429,17 @@ def test_a_format_is_one_line(folder, monkeypatch):
     (folder / "t.tilde").write_text("\n".join(f"{i}~{'ab'[i % 2]}" for i in range(20)))
     assert kind_of("T.TILDE") == "table"
     assert sources.table(folder / "t.tilde").classes == ("a", "b")
+
+
+def test_a_test_file_is_named_as_data_are(tmp_path):
+    """With its kind before it, or without."""
+    from cli import config
+
+    for name, n in (("a", 20), ("b", 6)):
+        (tmp_path / f"{name}.data").write_text("x,y\n" + "\n".join(f"{i},{i % 2}" for i in range(n)))
+        np.savez(tmp_path / f"{name}.npz", inputs=np.arange(2.0 * n).reshape(n, 2), targets=np.arange(n) % 2)
+    for kind, end in (("table", "data"), ("arrays", "npz")):
+        for before in ("", f"{kind}:"):
+            files = {"data": f"{kind}:{tmp_path}/a.{end}", "test": f"{before}{tmp_path}/b.{end}"}
+            made = config.make(files).data.prepare(sources.Split())
+            assert (len(made.train), len(made.held_out)) == (20, 6)

@@ -18,7 +18,7 @@ import torch
 from attrs import evolve
 
 from pipeline import files, memory
-from pipeline.errors import DataError
+from pipeline.errors import ConfigError, DataError
 from pipeline.sources import arrow, csv, database, excel, jsonlines, parquet
 from pipeline.sources.dialect import Dialect
 from pipeline.sources.files import OPENERS, archive, in_archive, members, reading
@@ -69,6 +69,8 @@ def table_blocks(path: str | Path, dialect: Dialect | None = None, *, numbers: b
     first: Frame | None = None
     for file, read in parts:
         for frame in read(file, dialect or Dialect()):
+            if dialect is not None and dialect.missing is not None:
+                frame = evolve(frame, missing=dialect.missing)
             if len(parts) > 1 and not frame.data.columns:  # an empty file
                 continue
             first = first or frame
@@ -84,6 +86,14 @@ def _ordered(frame: Frame, first: Frame) -> Any:
         if more := [name for name in one.data.columns if name not in other.data.columns]:
             raise DataError(f"{one.path} has the column {more[0]!r}, but {other.path} does not; give all the same")
     return frame.data.select(names)
+
+
+def check_dialect(source: str | Path, dialect: Dialect | None) -> None:
+    """Raise ConfigError for an option that the format of a table does not have."""
+    for file, read in _readers(source)[:1] if dialect is not None else ():
+        for name in WITHOUT.get(getattr(read, "func", read), ()):
+            if getattr(dialect, name) is not None:
+                raise ConfigError(f"{file} is of a format that has no {name}: leave out {name}=")
 
 
 def _readers(source: str | Path) -> list[tuple[Path, TableReader]]:
@@ -153,6 +163,7 @@ def _narrowed(frames: Iterator[Frame]) -> Iterator[Frame]:
                 _plain_numbers(known)
                 and not known.str.contains(LONG).any()
                 and not (len(known) and known.str.contains(THOUSANDS).all())
+                and plain(floats(column), frame.missing).null_count() == column.null_count()  # -9.0 is no "-9"
             ):
                 data = data.with_columns(floats(column))
         yield evolve(frame, data=data)
@@ -246,6 +257,11 @@ TABLES: Mapping[str, TableReader] = {
     ".duckdb": database.duckdb,
 }
 """Readers of tables by suffix; all other files are CSV."""
+WITHOUT: Mapping[Any, tuple[str, ...]] = {
+    jsonlines.blocks: ("header", "separator"),
+    excel.blocks: ("separator", "encoding"),
+} | dict.fromkeys((parquet.blocks, arrow.blocks, database.sqlite, database.duckdb), ("header", "separator", "encoding"))
+"""Options of a Dialect that a reader does not have."""
 TEXTS = (csv.blocks, jsonlines.blocks)
 """Those whose files may be compressed."""
 IN_PARTS: Mapping[str, PartReader] = {"sqlite": database.sqlite, "duckdb": database.duckdb, "excel": excel.blocks}

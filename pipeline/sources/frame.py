@@ -44,7 +44,7 @@ class Frame:
     """Unit of `lines`: "line" or "row"."""
     notes: tuple[str, ...] = ()
     missing: tuple[str, ...] = ("",)
-    """Texts for a missing value, in lower case."""
+    """Texts for a missing value, in lower case; in other columns, the values that they name."""
     decimal: str | None = "."
     """Decimal mark where a text like 4,500 leaves it open; None to refuse it."""
     skipped: tuple[int, ...] = ()
@@ -126,16 +126,27 @@ def plain(column: Any, missing: Collection[str] = ("",)) -> Any:
             return column
         absent = column.str.to_lowercase().is_in(list(missing))
         return column.set(absent.fill_null(False), None) if absent.any() else column
-    if dtype == pl.Decimal:
-        return column.cast(pl.Float64)
-    if dtype.is_float():
+    if dtype == pl.Decimal or dtype.is_float():
         column = column.cast(pl.Float64)
-        return column.fill_nan(None) if column.is_nan().any() else column
+        column = column.fill_nan(None) if column.is_nan().any() else column
     if dtype == pl.Datetime and dtype.time_zone is not None:
-        return column.dt.convert_time_zone("UTC").dt.replace_time_zone(None)
+        column = column.dt.convert_time_zone("UTC").dt.replace_time_zone(None)
     if dtype == pl.Duration:
-        return column.dt.total_microseconds() / 1e6
-    return column
+        column = column.dt.total_microseconds() / 1e6
+    named = _named(missing, column.dtype)
+    return column.set(column.is_in(named).fill_null(False), None) if named else column
+
+
+def _named(texts: Collection[str], dtype: Any) -> list[Any]:
+    """The numbers, days or declared categories that some texts name."""
+    pl = package()
+    if dtype == pl.Enum:
+        return [name for name in dtype.categories if name and name.lower() in texts]
+    column = pl.Series([text for text in texts if text not in ("", "nan")], dtype=pl.String)
+    if dtype.is_numeric():
+        return list(column.cast(dtype, strict=False).drop_nulls())
+    days = dtype in (pl.Date, pl.Datetime)
+    return list(column.str.to_date("%Y-%m-%d", strict=False).drop_nulls().cast(dtype)) if days else []
 
 
 def floats(column: Any) -> Any:

@@ -52,7 +52,7 @@ class Data:
     @property
     def path(self) -> Path:
         """The file or folder, without the kind before it."""
-        return Path(self.source.partition(":")[2] if kind_prefix(self.source) else self.source)
+        return without_kind(self.source)
 
     @property
     def title(self) -> str:
@@ -69,6 +69,11 @@ class Data:
         Raises DataError for unreadable data, and ConfigError for another kind of data.
         """
         raise refusal(f"{self.source} is no other data: give a file or a folder of the kind that was learned")
+
+
+def without_kind(source: str) -> Path:
+    """The file or folder of a source."""
+    return Path(source.partition(":")[2] if kind_prefix(source) else source)
 
 
 def kind_prefix(source: str) -> str:

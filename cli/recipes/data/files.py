@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from attrs import asdict, frozen
 
 from cli.recipes.code import wanted
-from cli.recipes.data.base import Data, kind_prefix, share
+from cli.recipes.data.base import Data, kind_prefix, share, without_kind
 from cli.recipes.data.bundled import SMALL
 from cli.recipes.setting import at_least, one_of, refusal, setting
 from cli.recipes.task import TASKS
@@ -36,16 +36,18 @@ class File(Data):
     def arguments(self) -> dict[str, Any]:
         return asdict(self, recurse=False)
 
-    @property
-    def location(self) -> str | Path:
-        """What the reader gets."""
-        return self.path
+    def located(self, source: str) -> str | Path:
+        """What the reader gets for a source."""
+        return without_kind(source)
 
     def prepare(self, split: Split) -> Prepared:
         from pipeline import sources
 
         read = getattr(sources, self.reader)
-        data: Prepared = read(self.location, **wanted(read, {**self.arguments(), "parts": split}))
+        given = {**self.arguments(), "parts": split}
+        if given.get("test") is not None:
+            given["test"] = self.located(given["test"])
+        data: Prepared = read(self.located(self.source), **wanted(read, given))
         return data
 
     def others(self, about: About, *, targets: bool) -> Iterator[Rows]:
@@ -58,7 +60,7 @@ class File(Data):
             "fitted": about.fitted, "shape": about.fixed.inputs, "task": about.fixed.task, "classes": about.classes,
             "vocabulary": about.fixed.sizes.get("vocabulary"), "targets": targets,
         }  # fmt: skip
-        rows: Iterator[Rows] = read(self.location, **wanted(read, {**self.arguments(), **learned}))
+        rows: Iterator[Rows] = read(self.located(self.source), **wanted(read, {**self.arguments(), **learned}))
         return rows
 
 
@@ -114,9 +116,8 @@ class Table(Tested):
         parts = {formats.TABLES.get(formats.suffix(n)) for n in names if not n.startswith((".", "_"))}
         return len(parts) == 1 and None not in parts
 
-    @property
-    def location(self) -> str | Path:
-        return self.source.removeprefix("table:")
+    def located(self, source: str) -> str | Path:
+        return source.removeprefix("table:")
 
     @property
     def title(self) -> str:
