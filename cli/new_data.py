@@ -15,7 +15,6 @@ from cli.recipes.data_card import check_alike
 from cli.saved_run import Past
 from pipeline.sources import Rows
 from pipeline.state import Batch
-from pipeline.text import shown
 
 
 def rows(past: Past, data: str, *, targets: bool, skip_bad: bool = False, say: bool = True) -> Iterator[Rows]:
@@ -29,18 +28,19 @@ def rows(past: Past, data: str, *, targets: bool, skip_bad: bool = False, say: b
         data = f"{kind}:{data}"
     layers = [{"data": trained_on}, {"data": data}] if not is_code(data) else [{"data": data}]
     found = settings.make(*layers, {"skip_bad": True} if skip_bad else {}).data.others(past.about, targets=targets)
-    return _counted(found, data) if say else found
+    return _counted(found, data, past) if say else found
 
 
-def _counted(chunks: Iterator[Rows], data: str) -> Iterator[Rows]:
-    from pipeline.sources.table import left_out_rows
+def _counted(chunks: Iterator[Rows], data: str, past: Past) -> Iterator[Rows]:
+    from pipeline.sources.overview import left_out_rows, unknown_values, without_targets
 
-    numbers, unit, count = list[int](), "line", 0
+    numbers, unit, count, untargeted = list[int](), "line", 0, 0
     unknown: dict[str, Counter[str]] = defaultdict(Counter)
     for chunk in chunks:
         numbers += chunk.skipped
         unit = chunk.unit
         count += len(next(iter(chunk.batch.values())))
+        untargeted += chunk.untargeted
         for name, values in chunk.unknown.items():
             unknown[name].update(values)
         for note in chunk.notes:
@@ -48,10 +48,10 @@ def _counted(chunks: Iterator[Rows], data: str) -> Iterator[Rows]:
         yield chunk
     if numbers:
         warn(f"{data}: {left_out_rows(numbers, unit)}")
+    if untargeted:
+        warn(f"{data}: {without_targets(untargeted, past.about.fitted['targets']['names'])}")
     for name, seen in unknown.items():
-        some = ", ".join(shown(value) for value, _ in seen.most_common(3))
-        rows = f"{seen.total():,} of {count:,} rows have values of {shown(name)} that the run never saw"
-        warn(f"{data}: {rows}, such as {some}; they count as missing")
+        warn(f"{data}: {unknown_values(name, seen, count)}")
 
 
 class Batches:

@@ -126,6 +126,17 @@ def test_values_that_a_run_never_saw_are_counted(pipe, tmp_path):
     assert pipe("predict", "kinds", "--data", "kinds_test.csv")[2] == ""
 
 
+def test_rows_without_a_target_are_counted(pipe, tmp_path):
+    """`eval` leaves them out, and says how many of the whole file they are."""
+    rows = pd.read_csv("kinds_test.csv")
+    rows.loc[[0, 5], "kind"] = None
+    rows.to_csv(tmp_path / "new.csv", index=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(csv, "BLOCK", 1 << 10)
+        code, _, err = pipe("eval", "kinds", "--data", tmp_path / "new.csv")
+    assert (code, err.strip()) == (0, f"pipe: {tmp_path / 'new.csv'}: 2 rows without 'kind' are left out")
+
+
 @pytest.mark.parametrize("end", ["csv", "parquet", "npz"])
 def test_predictions_are_beside_the_rows(pipe, end, tmp_path):
     """In the file's order, in each format; the accuracy recomputed from the file is eval's."""

@@ -294,3 +294,12 @@ def test_the_curves_of_all_folds_are_one_picture(root):
     done = run("plot", "price", "--metric", "loss", "--out", "price.svg", cwd=root)
     assert done.code == 0, done.err
     assert all(f"fold-{i}" in (root / "price.svg").read_text() for i in range(FOLDS))
+
+
+def test_folds_by_time_do_not_hold_out_all(tmp_path):
+    """The rows before the first fold are training rows of each, as `eval` says."""
+    rows(80, 0).assign(day=range(80)).to_csv(tmp_path / "a.csv", index=False)
+    train = [*TABLE, "--data", "a.csv", "--target", "price", "--ignore", "kind", "--set", "time=day", "--out", "f"]
+    assert run(*train, cwd=tmp_path)[0] == 0
+    out = run("eval", "f", cwd=tmp_path)[1]
+    assert "a.csv, all samples but the first 1/4 by 'day', each by the run that held it out" in out

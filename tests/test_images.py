@@ -266,6 +266,11 @@ def test_images_of_a_table_and_of_an_archive(tmp_path):
         assert {"target_mean", "targets"} <= {*data.fitted}
         [rows] = new_data.of_images(tmp_path / name, data.fitted, targets=True, classes=())
         assert sorted(rows.batch["targets"].tolist()) == [0.5 + i for i in range(12)]
+    (tmp_path / "fewer.csv").write_text((tmp_path / "t.csv").read_text().replace(",cat", ","))
+    data = sources.images(tmp_path / "t.csv", test=tmp_path / "fewer.csv")
+    assert f"{tmp_path / 'fewer.csv'}: 6 images without 'kind' are left out" in data.notes
+    [rows] = new_data.of_images(tmp_path / "fewer.csv", data.fitted, targets=True, classes=data.classes)
+    assert (rows.untargeted, len(rows.batch["targets"])) == (6, 6)
 
 
 def test_what_is_wrong_in_a_list_of_images(tmp_path):

@@ -313,3 +313,46 @@ def test_a_column_that_gives_the_target_away_is_named(folder):
     assert [name for name, c in columns.items() if c.alarm] == ["n", "copy"] == [*columns][:2]
     assert "numbers the rows" in columns["n"].note
     assert "alone gives the target away" in columns["copy"].note
+
+
+def test_rows_are_split_by_one_rule(folder):
+    """Of groups, time and a file, two are refused. A row without a time is refused; one without a group is its own."""
+    rows = [f"{'' if i % 3 else 'a'},{i if i != 7 else ''},{i * 0.5},{i % 2}" for i in range(42)]
+    text = "g,t,x,y\n" + "\n".join(rows)
+    with pytest.raises(ConfigError, match="groups= and time= both say what is held out; give one"):
+        table(folder, text, groups="g", time="t")
+    with pytest.raises(ConfigError, match="time= and test= both say what is held out; give one"):
+        table(folder, text, time="t", test=folder / "t.csv")
+    with pytest.raises(DataError, match="line 9, column 't': None is no time"):
+        table(folder, text, time="t")
+    with pytest.raises(ConfigError, match="column 'g' splits the rows, and ignore= leaves it out"):
+        table(folder, text, groups="g", ignore="g")
+    with pytest.raises(DataError, match="column 'g' has no dates, times or numbers"):
+        table(folder, text, time="g")
+    held = table(folder, text, groups="g").raw().data["g"].to_list()
+    assert held.count("a") in (0, 14)
+    assert 0 < held.count("") < 28
+
+
+def test_what_a_test_file_lacks_is_counted(folder):
+    """As in the training file: rows without a target, rows that can't be read, and values that are new."""
+    known = "c,x,y\n" + "\n".join(["a,1,no", "b,2,yes"] * 10)
+    new = folder / "new.csv"
+    new.write_text("c,x,y\na,1,no\nz,2,yes\na,3,\na,four,no\na,5\n")
+    data = table(folder, known, test=new, dialect=sources.Dialect(skip_bad=True))
+    assert data.notes[-3:] == (
+        f"{new}: 1 row without 'y' is left out", f"{new}: 2 rows that can't be read are left out: line 5, 6",
+        f"{new}: 1 of 2 rows have values of c that the run never saw, such as z; they count as missing",
+    )  # fmt: skip
+    assert len(data.held_out) == len(data.raw()) == 2
+
+
+def test_labels_are_0_and_1(folder):
+    """Several labels of other values are refused, in the training file and in others."""
+    text = "a,b,c\n" + "\n".join(f"{i % 2},{i},{i // 2 % 2}" for i in range(20))
+    data = table(folder, text, target="a,c")
+    (folder / "new.csv").write_text("a,b,c\n1,2,0\n0,1,2\n")
+    with pytest.raises(DataError, match=r"line 3, column 'c': '2' is no label, 0 or 1; of values, task='regression'"):
+        apply(data.fitted, read_table(folder / "new.csv"))
+    with pytest.raises(DataError, match=r"line 22, column 'a': .* is no label"):
+        table(folder, f"{text}\n3,1,0\n", target="a,c", task="several labels")

@@ -97,23 +97,24 @@ def images(
 
 def _of_listed(path: Path, test: Path | None, target: str | None, parts: Split, options: dict[str, Any]) -> Prepared:
     """Images in a table or an archive."""
-    every = listed(path)
-    names = every.targets(target)
-    known = every.with_targets(names)
+    known = listed(path)
+    names = known.targets(target)
+    known = known.with_targets(names)
+    sides = {"": known}
     learned = known.learned(names)
     targets = torch.from_numpy(learned.targets(known.frame))
     if test is None:
         rows = parts.rows(len(targets), labels=targets if learned.classes else None)
         pairs = [(known.take(r.numpy()), targets[r]) for r in rows]
     else:
-        other = listed(test, every.column).with_targets(names)
+        sides[f"{test}: "] = other = listed(test, known.column).with_targets(names)
         pairs = [(known, targets), (other, torch.from_numpy(learned.targets(other.frame)))]
-    notes: tuple[str, ...] = (learned.note(targets.numpy()),)
-    if missing := len(every.items) - len(known.items):
-        notes += (f"{missing:,} images without {' or '.join(map(repr, names))} are left out",)
+    left_out = f"images without {' or '.join(map(repr, names))} are left out"
+    counts = (f"{where}{side.untargeted:,} {left_out}" for where, side in sides.items() if side.untargeted)
+    notes = (learned.note(targets.numpy()), *counts)
     classes, several = tuple(learned.classes), tuple(names) if len(names) > 1 else ()
     data = prepared([(side.items, t) for side, t in pairs], classes, **options, notes=notes)
-    fitted = {**data.fitted, "targets": learned.json, "column": every.column}
+    fitted = {**data.fitted, "targets": learned.json, "column": known.column}
     if learned.task == "regression":
         fitted |= scale(pairs[0][1].numpy())
     return evolve(data, task=learned.task, classes=classes or several, fitted=fitted)
@@ -121,8 +122,9 @@ def _of_listed(path: Path, test: Path | None, target: str | None, parts: Split, 
 
 def others(
     path: Path, fitted: Mapping[str, Any], *, targets: bool, classes: Sequence[str]
-) -> tuple[Sequence[Item], Mapping[str, Any], Tensor | None]:
-    """Other images than the training ones, with columns that identify each, and, if they are wanted, their targets.
+) -> tuple[Sequence[Item], Mapping[str, Any], Tensor | None, int]:
+    """Other images than the training ones, with columns that identify each, and, if they are wanted, their targets,
+    and the number of images that have none, which are left out.
 
     Raises DataError for an unknown class.
     """
@@ -137,7 +139,8 @@ def others(
             if found.column
             else {"file": [shown(item[0]) for item in found.items if isinstance(item, tuple)]}
         )
-        return found.items, beside, None if learned is None else torch.from_numpy(learned.targets(found.frame))
+        codes = None if learned is None else torch.from_numpy(learned.targets(found.frame))
+        return found.items, beside, codes, found.untargeted
     codes = None
     if targets:
         folders, _ = by_class(path)
@@ -148,7 +151,7 @@ def others(
     else:
         files = [path] if path.is_file() else files_in(path)
     names = [shown(os.path.relpath(file, path) if path.is_dir() else str(file)) for file in files]
-    return files, {"file": names}, codes
+    return files, {"file": names}, codes, 0
 
 
 def prepared(

@@ -34,6 +34,8 @@ class Listed:
     """Columns that may be targets; the last is learned by default."""
     column: str = ""
     """The column of the paths in a table."""
+    untargeted: int = 0
+    """Images without targets, which `with_targets` left out."""
 
     def targets(self, names: str | None) -> list[str]:
         """The columns to learn. Raises DataError if there are none."""
@@ -54,7 +56,7 @@ class Listed:
         known = np.logical_and.reduce([self.frame.column(name).is_not_null().to_numpy() for name in names])
         if not known.any():
             raise DataError(f"{self.frame.path}: column {names[0]!r}, which is to be learned, has no values")
-        return self if known.all() else self.take(np.flatnonzero(known))
+        return evolve(self.take(np.flatnonzero(known)), untargeted=int((~known).sum()))
 
 
 def is_listed(path: Path) -> bool:

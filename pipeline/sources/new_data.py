@@ -40,9 +40,11 @@ def of_table(path: Path, fitted: Mapping[str, Any], *, targets: bool, dialect: D
     held: dict[str, Reading] = {}
     last: Rows | None = None
     waiting: list[int] = []
+    untargeted = 0
     for frame in table_blocks(path, dialect):
         if targets:
-            frame = with_targets(frame, fitted["targets"]["names"])
+            count, frame = len(frame), with_targets(frame, fitted["targets"]["names"])
+            untargeted += count - len(frame)
         skipped, lenient = frame.skipped, dialect is not None and dialect.skip_bad
         if lenient:
             frame, skipped = readable(frame, fitted, targets=targets, held=held)
@@ -52,10 +54,11 @@ def of_table(path: Path, fitted: Mapping[str, Any], *, targets: bool, dialect: D
         if last is not None:
             yield last
         batch, numbers = apply(fitted, frame, targets=targets, held=held), frame.lines if lenient else None
-        last = Rows(frame.cells, batch, (*waiting, *skipped), frame.unit, numbers, unknown(frame, fitted["columns"]))
-        waiting = []
+        last = Rows(frame.cells, batch, (*waiting, *skipped), frame.unit, numbers, unknown(frame, fitted["columns"]),
+                    untargeted=untargeted)  # fmt: skip
+        waiting, untargeted = [], 0
     if last is not None:
-        yield evolve(last, skipped=(*last.skipped, *waiting))
+        yield evolve(last, skipped=(*last.skipped, *waiting), untargeted=last.untargeted + untargeted)
     elif targets:
         raise DataError(f"{path} has no rows with {' and '.join(fitted['targets']['names'])}")
 
@@ -81,6 +84,8 @@ def of_source(
             batch.pop("targets", None)
         elif task != "language modelling":
             batch["targets"] = batch["targets"].to(torch.int64 if task == "classification" else torch.float32)
+            if task == "several labels" and len(wrong := batch["targets"][(batch["targets"] - 0.5).abs() > 0.5]):
+                raise DataError(f"{name} has the label {wrong[0]:.4g}; labels are 0 or 1")
         if targets and task == "classification" and classes:
             check_classes(name, batch["targets"], len(classes), int(rows[0]))
         yield Rows({"row": rows}, batch)
@@ -120,7 +125,7 @@ def of_idx(path: Path, shape: Sequence[int], *, targets: bool, classes: Sequence
 def of_images(path: Path, fitted: Mapping[str, Any], *, targets: bool, classes: Sequence[str]) -> Iterator[Rows]:
     """Images in a folder, by their paths in it: with `targets`, by class; else in any folders, or one image file. Or
     those of a table or an archive, by its cells."""
-    items, beside, codes = others(path, fitted, targets=targets, classes=classes)
+    items, beside, codes, untargeted = others(path, fitted, targets=targets, classes=classes)
     if not items:
         raise DataError(f"{path} has no images")
     size, mode, white = tuple(fitted["size"]), fitted["mode"], fitted.get("white", WHITE)
@@ -130,7 +135,8 @@ def of_images(path: Path, fitted: Mapping[str, Any], *, targets: bool, classes: 
         batch = {"inputs": torch.stack([decode(item, size, mode, white) for item in items[block]]).float().div_(255.0)}
         if codes is not None:
             batch["targets"] = codes[block]
-        yield Rows({name: column[block] for name, column in beside.items()}, batch)
+        yield Rows({name: column[block] for name, column in beside.items()}, batch, untargeted=untargeted)
+        untargeted = 0
 
 
 def of_text(path: Path, fitted: Mapping[str, Any], *, dtype: str | None = None) -> Iterator[Rows]:

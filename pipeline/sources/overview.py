@@ -1,8 +1,9 @@
-"""Overview of a table: the decision on each column, and the columns that look wrong."""
+"""Overview of a table: the decision on each column, the columns that look wrong, and notes on rows."""
 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from textwrap import shorten
@@ -14,7 +15,7 @@ from pipeline.sources.encode import Fitted
 from pipeline.sources.frame import Frame
 from pipeline.sources.learned import Learned
 from pipeline.sources.prepared import LEFT_OUT, TARGET, Column
-from pipeline.text import some
+from pipeline.text import shown, some
 
 ENOUGH = 20
 """Samples without which nothing is suspected."""
@@ -143,3 +144,20 @@ def _constant_within(codes: np.ndarray, targets: np.ndarray) -> bool:
     order = np.lexsort((targets, codes))
     same = np.diff(codes[order]) == 0
     return bool((np.diff(targets[order])[same] == 0).all())
+
+
+def left_out_rows(lines: Sequence[int], unit: str) -> str:
+    rows = "1 row that can't be read is" if len(lines) == 1 else f"{len(lines):,} rows that can't be read are"
+    return f"{rows} left out: {unit} {some([str(n) for n in lines])}"
+
+
+def unknown_values(name: str, seen: Counter[str], count: int) -> str:
+    """A note on values of a category, of `count` rows, that no training row has."""
+    such = ", ".join(shown(value) for value, _ in seen.most_common(3))
+    rows = f"{seen.total():,} of {count:,} rows have values of {shown(name)} that the run never saw"
+    return f"{rows}, such as {such}; they count as missing"
+
+
+def without_targets(count: int, names: Sequence[str]) -> str:
+    which = f"without {' or '.join(map(repr, names))}"
+    return f"1 row {which} is left out" if count == 1 else f"{count:,} rows {which} are left out"

@@ -95,3 +95,5 @@ class Rows:
     """Values of categories that the run does not know, by column, one for each row that has one."""
     notes: tuple[str, ...] = ()
     """What else is left out or cut, a line each."""
+    untargeted: int = 0
+    """Rows among them without a target, which are left out."""

@@ -45,12 +45,13 @@ class Split:
         - `labels` (n,): classes, which keep their shares on both sides.
         - `groups` (n,): equal values stay on one side.
         - `time` (n,): the last samples are held out. With folds, fold k is the stretch k + 1 of folds + 1, and is
-          trained on all samples before it.
+          trained on all samples before it; the first stretch is held out by none.
 
-        Raises DataError if a side would be empty, and ConfigError for a fold that does not exist.
+        Raises DataError if a side would be empty, and ConfigError for a fold that does not exist, and for both `groups`
+        and `time`.
         """
-        if self.folds is not None and not (self.folds >= 2 and 0 <= self.fold < self.folds):
-            raise ConfigError(f"fold {self.fold} of {self.folds} is none: there are at least 2, counted from 0")
+        if groups is not None and time is not None:
+            raise ConfigError("groups= and time= both say what is held out; give one of them")
         if time is not None:
             return self._by_time(n, time)
         held = np.zeros(n, dtype=bool)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,14 +11,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.errors import DataError
+from pipeline.errors import ConfigError, DataError
 from pipeline.sources.columns import (
     CATEGORY,
     DATE,
     NUMBER,
+    OTHER,
     TEXT,
     TIME,
     TRUTH,
+    WORDS,
     Reading,
     Readings,
     readings,
@@ -26,11 +29,11 @@ from pipeline.sources.columns import (
     with_values,
 )
 from pipeline.sources.dialect import Dialect
-from pipeline.sources.encode import BLOCK, Columns, Fitted, fit, known, one_thread, raw
-from pipeline.sources.formats import read_table
+from pipeline.sources.encode import BLOCK, Columns, Fitted, fit, known, one_thread, raw, unknown
+from pipeline.sources.formats import check_dialect, read_table
 from pipeline.sources.frame import Frame, package
 from pipeline.sources.learned import Learned, scale
-from pipeline.sources.overview import overview, totals
+from pipeline.sources.overview import left_out_rows, overview, totals, unknown_values, without_targets
 from pipeline.sources.prepared import Prepared, Task
 from pipeline.sources.reread import reread
 from pipeline.sources.split import Split
@@ -59,18 +62,24 @@ def table(
     - `test`: a file of the held-out rows, instead of a split.
     - `dialect` and `columns`: how the file is written, and what its columns hold, instead of what is found.
     - `groups`: a column that is no input, whose equal values stay on one side of the split; `time`: a column by which
-      the last rows are held out.
+      the last rows are held out. Only one of `groups`, `time` and `test` can be given.
     - `ignore`: columns to leave out, "a,b" or patterns such as "x_*".
 
-    Raises DataError, with the line, for a cell, column or row that does not fit.
+    Raises DataError, with the line, for a cell, column or row that does not fit, and ConfigError for options that the
+    format does not have.
     """
+    given = [name for name, value in (("groups", groups), ("time", time), ("test", test)) if value is not None]
+    if len(given) > 1:
+        raise ConfigError(f"{given[0]}= and {given[1]}= both say what is held out; give one of them")
+    check_dialect(path, dialect)
 
     def read() -> Frame:
         frame = read_table(path, dialect)
+        ignored = frame.named(ignore)
         for name in (groups, time):
-            if name is not None:
-                frame.column(name)
-        return frame.without(frame.named(ignore))
+            if name is not None and frame.column(name).name in ignored:
+                raise ConfigError(f"column {name!r} splits the rows, and ignore= leaves it out; take it out of ignore=")
+        return frame.without(ignored)
 
     read_test = None if test is None else lambda: read_table(test, dialect)
     return prepare(read, target, parts or Split(), task, columns, groups=groups, time=time, read_test=read_test,
@@ -86,11 +95,7 @@ def prepare(
     """A table as `table` prepares it; `read` and `read_test` are called again for `Prepared.raw`."""
     frame = read()
     names = [frame.data.columns[-1]] if target is None else frame.named(target)
-    notes = [*frame.notes]
-    count = len(frame)
-    frame = _some_with_targets(frame, names)
-    if len(frame) < count:
-        notes.append(f"{count - len(frame):,} rows without {' or '.join(map(repr, names))} are left out")
+    frame, notes = _learnable(frame, names)
     frame = frame.in_plain()
     kinds = readings(frame, wanted)
     if skip_bad:
@@ -115,14 +120,18 @@ def prepare(
     if learned.task == "regression":
         fitted |= scale(targets[train])
     own, *others = _sides(frame, columns, targets, dict(kinds), [train] if held is None else [train, held])
-    if held is None:
-        others = [apply(fitted, _some_with_targets(read_test(), names))]  # type: ignore[misc]  # there is one
+    if read_test is not None:
+        tested, held_kinds, said = _test(read_test(), fitted, names, skip_bad)
+        others = [apply(fitted, tested, held=held_kinds)]
+        notes += said
 
     def held_out() -> Frame:
-        frame = with_targets((read_test or read)(), names)
-        if skip_bad and held is not None:
+        if read_test is not None:
+            return _test(read_test(), fitted, names, skip_bad)[0]
+        frame = with_targets(read(), names)
+        if skip_bad:
             frame = _without_bad(frame.in_plain(), kinds)[0]
-        return frame if held is None else frame.take(held)
+        return frame.take(held)
 
     notes = [learned.note(targets), _about_columns(columns), *notes]
     classes = tuple(learned.classes or (names if len(names) > 1 else ()))
@@ -137,10 +146,44 @@ def _split(
     frame: Frame, parts: Split, labels: Any, groups: str | None, time: str | None, kinds: Mapping[str, Reading]
 ) -> Any:
     return parts.rows(
-        len(frame), labels=labels,
-        groups=None if groups is None else frame.column(groups).cast(package().String).fill_null("").to_numpy(),
-        time=None if time is None else np.nan_to_num(values(frame, time, kinds[time])),
+        len(frame), labels=labels, groups=None if groups is None else _groups(frame, groups, kinds[groups]),
+        time=None if time is None else _times(frame, time, kinds[time]),
     )  # fmt: skip
+
+
+def _groups(frame: Frame, name: str, reading: Reading) -> np.ndarray:
+    """The groups of rows (N,); a row without one is a group of its own."""
+    if reading.kind == OTHER:
+        raise DataError(f"{frame.path}: column {name!r} can't group the rows: {reading.note}")
+    texts, own = frame.column(name).cast(package().String), package().Series([f"\0{i}" for i in range(len(frame))])
+    groups: np.ndarray = texts.zip_with(texts.is_not_null(), own).to_numpy()
+    return groups
+
+
+def _times(frame: Frame, name: str, reading: Reading) -> np.ndarray:
+    """A column by which rows are ordered (N,). Raises DataError for one without an order, and for a missing value."""
+    if reading.kind not in WORDS:
+        raise DataError(f"{frame.path}: column {name!r} has no dates, times or numbers to order the rows by time=")
+    read = values(frame, name, reading)
+    if np.isnan(read).any():
+        raise frame.refuse(int(np.isnan(read).argmax()), name, "is no time; fill it in or remove the row")
+    return read
+
+
+def _test(
+    frame: Frame, fitted: Mapping[str, Any], names: Sequence[str], skip_bad: bool
+) -> tuple[Frame, dict[str, Reading], list[str]]:
+    """The rows of a test file that `apply` takes, what its columns hold, and notes."""
+    frame, notes = _learnable(frame, names)
+    held: dict[str, Reading] = {}
+    if skip_bad:
+        frame, lines = readable(frame, fitted, targets=True, held=held)
+        notes += [left_out_rows(lines, frame.unit)] if lines else []
+    if not len(frame):
+        raise DataError(f"{frame.path} has no rows that can be read")
+    for name, new in unknown(frame, fitted["columns"]).items():
+        notes.append(unknown_values(name, Counter(new), len(frame)))
+    return frame, held, [f"{frame.path}: {note}" for note in notes]
 
 
 def apply(
@@ -214,16 +257,13 @@ def _without(frame: Frame, bad: np.ndarray) -> tuple[Frame, tuple[int, ...]]:
     return (frame.take(np.flatnonzero(~bad)) if bad.any() else frame), lines
 
 
-def left_out_rows(lines: Sequence[int], unit: str) -> str:
-    rows = "1 row that can't be read is" if len(lines) == 1 else f"{len(lines):,} rows that can't be read are"
-    return f"{rows} left out: {unit} {some([str(n) for n in lines])}"
-
-
-def _some_with_targets(frame: Frame, names: Sequence[str]) -> Frame:
+def _learnable(frame: Frame, names: Sequence[str]) -> tuple[Frame, list[str]]:
+    """The rows that have all their targets, and the notes on the file. Raises DataError if there are none."""
     rows = with_targets(frame, names)
     if not len(rows):
         raise DataError(f"{frame.path}: column {names[0]!r}, which is to be learned, has no values")
-    return rows
+    missing = len(frame) - len(rows)
+    return rows, [*frame.notes, *([without_targets(missing, names)] if missing else [])]
 
 
 def _fitted(
