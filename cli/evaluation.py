@@ -98,6 +98,9 @@ def of_folds(runs: Sequence[Past], data: str | None, *, skip_bad: bool, weights:
     first, base, judged = runs[0], None, list[str]()
     about, folder = first.about, first.folder.parent
     decision, counting = mean([run.decision(weights) for run in runs]), classes.of_classes(about)
+    held_out = "all samples"
+    if (time := first.config.flat.get("time")) is not None:
+        held_out += f" but the first 1/{len(runs) + 1} by {time!r}"
     if data is None:
         values, base = out_of_fold(runs, weights, decision, counting)
         judged = [] if base is None else [base.line(first.config.run.best)]
@@ -109,6 +112,6 @@ def of_folds(runs: Sequence[Past], data: str | None, *, skip_bad: bool, weights:
     figures = classes.figures_of(about, values) if counting else None
     metrics = {name: value for name, value in values.items() if isinstance(value, int | float)}
     facts = {"run": str(folder), "folds": len(runs), "weights": weights, "data": data or first.config.source}
-    named = data or f"{first.config.source}, all samples, each by the run that held it out"
+    named = data or f"{first.config.source}, {held_out}, each by the run that held it out"
     words = f"{folder}, {'each' if data is None else 'the mean'} of {len(runs)} runs, weights {weights}"
     return Evaluation(facts, words, named, metrics, decision, about, figures, base, judged)
