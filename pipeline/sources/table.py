@@ -163,7 +163,7 @@ def _groups(frame: Frame, name: str, reading: Reading) -> np.ndarray:
 def _times(frame: Frame, name: str, reading: Reading) -> np.ndarray:
     """A column by which rows are ordered (N,). Raises DataError for one without an order, and for a missing value."""
     if reading.kind not in WORDS:
-        raise DataError(f"{frame.path}: column {name!r} has no dates, times or numbers to order the rows by time=")
+        raise DataError(f"{frame.path}: column {name!r} has no dates, times or numbers, by which time= orders the rows")
     read = values(frame, name, reading)
     if np.isnan(read).any():
         raise frame.refuse(int(np.isnan(read).argmax()), name, "is no time; fill it in or remove the row")
