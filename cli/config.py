@@ -32,6 +32,8 @@ from cli.version import own_version
 CONFIG, PLAN, FOLDS, FOLD = "config.toml", "sweep.json", "folds", "fold-{}"
 RECORDS = ("facts", "versions", "resumed")
 """Tables of a run's config that hold no settings."""
+RECORDED = RECORDS[1]
+"""Key of the settings of a run; its value has the names of those that somebody wrote over them."""
 _CONVERTER = cattrs.Converter(detailed_validation=False)  # it writes code for each recipe, once
 _KINDS = cache(get_type_hints)
 
@@ -86,6 +88,10 @@ class TrainConfig:
         """The settings that a resumed run can't change."""
         return {name: value for fixed, name, value in self._each() if fixed}
 
+    def wrote(self, name: str) -> bool:
+        """Whether somebody wrote a setting, and not only the run that these are of."""
+        return name in self.given.get(RECORDED, (name,))
+
     def _each(self) -> Iterator[tuple[bool, str, Any]]:
         for table in TABLES:
             recipe = getattr(self, table)
@@ -108,9 +114,14 @@ def make(*layers: Mapping[str, Any]) -> TrainConfig:
                 known = settings(_recipe(table, {**values[table], **new}))
                 values[table] = {k: v for k, v in values[table].items() if k in known}
             values[table] |= new
+            for key in [k for k, v in new.items() if v == "auto" and RECORDED not in layer]:
+                f = settings(_recipe(table, values[table])).get(key)
+                if f is not None and f.default == "auto":  # which leaves it to the other settings
+                    del values[table][key]
     if values["pipeline"].get("name") is not None:
         _check_own_pipeline(values)
-    given = whole(values)
+    wrote = {name: True for layer in layers for name in layer.get(RECORDED, whole(layer))}
+    given = whole(values) | ({RECORDED: wrote} if any(RECORDED in layer for layer in layers) else {})
     if "name" not in values["model"] and (name := _recipe("data", values["data"]).model) is not None:
         values["model"] = {"name": name, **values["model"]}
     if "name" not in values["optimizer"]:
@@ -138,8 +149,8 @@ def whole(layer: Mapping[str, Any]) -> dict[str, Any]:
 def _by_table(layer: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     tables: dict[str, dict[str, Any]] = {table: {} for table in TABLES}
     for name, value in layer.items():
-        if isinstance(value, Mapping) and name in TABLES:
-            tables[name].update(value)
+        if isinstance(value, Mapping) and name in (*TABLES, RECORDED):
+            tables.get(name, {}).update(value)
             continue
         place = home(name)
         if place is None:
@@ -206,7 +217,9 @@ def read(path: Path) -> dict[str, Any]:
     results = {FOLDS} if isinstance(table.get(FOLDS), dict) else set()  # of the folds, named like a setting
     values = {name: value for name, value in table.items() if name not in {*RECORDS, *results}}
     model = _by_table(values)["model"]  # raises for unknown settings
-    if "versions" in table and model:  # a run's: its model's recipe is in it, and later settings are off
+    if RECORDED in table:
+        values[RECORDED] = {}
+    if RECORDED in table and model:  # its model's recipe is in it, and later settings are off
         values["model"] = {**{name: f.default for name, f in settings(_recipe("model", model)).items()}, **model}
     return {**rounding, **values}
 

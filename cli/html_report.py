@@ -15,6 +15,7 @@ from cli.flags import words
 from cli.progress import warn
 from cli.sampling import sample_held_out
 from cli.saved_run import Past
+from cli.settled import by_recipe
 from cli.worst import Sample, worst
 from pipeline import plot
 from pipeline.errors import PipeError
@@ -57,14 +58,22 @@ def _text(value: object) -> object:
 
 
 def command(past: Past) -> str:
-    """The command that trains the run again."""
-    flat = past.config.flat
-    function = past.config.pipeline.name
-    named = () if function is not None else ("data", "model", "optimizer")
-    defaults = settings.make({k: flat[k] for k in named}).flat
+    """The command that trains the run again: its data and model, and what is not a default beside those."""
+    flat, function = past.config.flat, past.config.pipeline.name
+    named: dict[str, Any] = {"pipeline": function}
+    if function is None:
+        named = {name: flat[name] for name in ("data", "model", "optimizer")}
+    more = named
+    while more:  # a setting may change the defaults of others
+        defaults = settings.make(named)
+        if function is None:
+            defaults = by_recipe(defaults, past.about.fixed, past.facts.get("training_samples", 1))
+        more = {name: value for name, value in flat.items()
+                if name not in (*named, "out") and value not in (None, defaults.flat.get(name))}  # fmt: skip
+        named |= more
     arguments = [] if function is None else [function]
-    for name, value in flat.items():
-        if name not in ("out", "pipeline") and value is not None and (value != defaults.get(name) or name in named):
+    for name, value in named.items():
+        if name != "pipeline":
             arguments += words(name, value)
     return shlex.join(["pipe", "train", *arguments])
 

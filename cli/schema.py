@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import Any
 
 from cli import recipes
@@ -55,7 +56,8 @@ def _table(name: str, t: Table) -> dict[str, Any]:
 
 def _setting(t: Table, key: str, fields: list[Any]) -> dict[str, Any]:
     """A setting that some recipes of a table have. Its default is told if they agree on it."""
-    f, kind, known = fields[0], type_of(fields[0]), fields[0].metadata["known"]
+    f, kind, each = fields[0], type_of(fields[0]), [other.metadata["known"] for other in fields]
+    known = [*dict.fromkeys(chain(*each))] if all(each) else []
     if key == t.key:
         known = [*t.names] if t.recipe is not recipes.data.Data else []
     value: dict[str, Any] = {"type": _TYPES[kind], "description": (key == t.key and t.help) or f.metadata["help"]}

@@ -7,7 +7,7 @@ from attrs import evolve
 from cli import config as settings
 from cli.config import TrainConfig
 from cli.prepared import fixed, prepared
-from cli.recipes.model import Model
+from cli.recipes.model import Fixed, Model
 from cli.recipes.model.table import Table
 from pipeline.sources import Prepared
 
@@ -25,13 +25,18 @@ def _with_recipe(config: TrainConfig, data: Prepared | None) -> tuple[TrainConfi
     if config.settled or config.pipeline.name is not None or type(config.model).recipe is Model.recipe:
         return config, data
     data = prepared(config) if data is None else data
-    recipe = dict(config.model.recipe(fixed(config.data.source, data), len(data.train), config))
+    chosen = by_recipe(config, fixed(config.data.source, data), len(data.train))
+    if chosen.data != config.data:
+        data = prepared(chosen)
+    return evolve(chosen, settled=True), data
+
+
+def by_recipe(config: TrainConfig, sizes: Fixed, rows: int) -> TrainConfig:
+    """The settings, with the recipe of the model for so many training samples in the place of defaults."""
+    recipe = dict(config.model.recipe(sizes, rows, config))
     given = {**config.given}
     if isinstance(config.model, Table):
         given.pop("model.name", None)
     if "optimizer.name" in given:  # the numbers of a rule suit no other
         recipe = {name: value for name, value in recipe.items() if not name.startswith("optimizer.")}
-    chosen = settings.make(recipe, given) if recipe else config
-    if chosen.data != config.data:
-        data = prepared(chosen)
-    return evolve(chosen, settled=True), data
+    return settings.make(recipe, given) if recipe else config

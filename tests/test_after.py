@@ -9,6 +9,7 @@ import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -24,6 +25,8 @@ from cli import html_report
 from cli import saved_run as past
 from cli.folder import accept
 from cli.main import main
+from cli.prepared import fixed
+from cli.settled import settled
 from cli.worst import WORST
 from pipeline import PipeError, load_run, log, sources
 from pipeline.sources import csv, formats
@@ -551,6 +554,21 @@ def test_the_command_in_a_report_makes_the_run_again(pipe, tmp_path):
     assert pipe(*words[1:], "--out", tmp_path / "again", "-q")[0] == 0
     names = ("model.safetensors", "best.safetensors")
     assert all((tmp_path / "again" / n).read_bytes() == (past.Path("kinds") / n).read_bytes() for n in names)
+
+
+@pytest.mark.parametrize("more", [("--epochs", 20), ("--optimizer", "sgd"), ("--lr", 0.003), ("--set", "k=2")], ids=str)
+def test_the_command_in_a_report_names_what_the_recipe_would_not_choose(pipe, monkeypatch, more):
+    """Its settings are the run's; TabM has 256 epochs, where others have 20."""
+    import shlex
+
+    given = []
+    monkeypatch.setattr("cli.training.train", lambda config, **how: (given.append(config), None, None))
+    assert pipe("train", "--data", "kinds.csv", "--target", "kind", "--model", "tabm", *more)[0] == 0
+    config, data = settled(given[0])
+    about, facts = SimpleNamespace(fixed=fixed("kinds.csv", data)), {"training_samples": len(data.train)}
+    command = html_report.command(SimpleNamespace(config=config, about=about, facts=facts))
+    assert pipe(*shlex.split(command)[1:])[0] == 0
+    assert settled(given[1])[0] == config
 
 
 def test_curves_are_drawn(pipe, tmp_path):

@@ -12,6 +12,7 @@ from cli import config, folder
 from cli.recipes import TABLES, flag_name, home, settings
 from cli.schema import FILE, schema
 from cli.seal import Seal
+from cli.settled import settled
 from pipeline.errors import ConfigError
 from tests.commands import run
 from tests.test_config import data, model, plain
@@ -85,7 +86,7 @@ def test_each_setting_is_told():
 
 
 @pytest.mark.parametrize("source", ["digits", "rows.csv", "a.txt"])
-def test_a_config_to_start_from_is_valid(tmp_path, source):
+def test_a_config_to_start_from_is_valid(tmp_path, monkeypatch, source):
     """With and without what is a comment in it; beside a schema's file it names it."""
     (tmp_path / "rows.csv").write_text("a,b\n" + "".join(f"{i},{i % 2}\n" for i in range(40)))
     (tmp_path / "a.txt").write_text("to be or not to be\n" * 30)
@@ -96,7 +97,10 @@ def test_a_config_to_start_from_is_valid(tmp_path, source):
     assert text.startswith(f"#:schema ./{FILE}\n")
     VALIDATOR.validate(tomllib.loads(text))
     lines = [line.removeprefix("# ") for line in text.splitlines() if " =   #" not in line]
-    VALIDATOR.validate(tomllib.loads("\n".join(line for line in lines if line.startswith("[") or " = " in line)))
+    whole = tomllib.loads("\n".join(line for line in lines if line.startswith("[") or " = " in line))
+    VALIDATOR.validate(whole)
+    monkeypatch.chdir(tmp_path)
+    assert settled(config.make(whole))[0] == settled(config.make(tomllib.loads(text)))[0]  # comments are what it has
 
 
 def test_init_without_data():

@@ -49,17 +49,17 @@ def write_config(source: str, path: Path) -> dict[str, Any]:
     start = config.make({"data": source})
     data = start.data.prepare(Split(start.data.held_out, start.run.seed))
     model = _model(source, data)
-    if model == "mlp" and start.model.name == "table":
-        chosen, _ = settled(start, data)
-        decided = set(chosen.given)
-    else:
-        chosen, decided = config.make({"data": source, "model": model, "optimizer": "adamw"}), set()
+    if not (model == "mlp" and start.model.name == "table"):
+        start = config.make({"data": source, "model": model})
+    chosen, _ = settled(start, data)
+    if not chosen.settled:
+        chosen = config.make({"data": source, "model": model, "optimizer": "adamw"})
     notes = [f"pipe train {path}", *data.lines]
     lines = ["#:schema ./" + FILE] if (path.parent / FILE).is_file() else []  # Taplo and Even Better TOML read it
     lines += [*(f"# {shown(note, lines=False)}" for note in notes), ""]
     for table in TABLES:
         if table != "pipeline":
-            lines += _table(table, getattr(chosen, table), decided)
+            lines += _table(table, getattr(chosen, table), chosen.given)
     replace(path, "\n".join(lines).encode())
     tell(f"{path}: {data.task} of {len(data.train):,} samples by {chosen.model.name}; pipe train {path}")
     return {"file": str(path), "data": source, "task": data.task, "training_samples": len(data.train),
