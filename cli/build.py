@@ -16,7 +16,9 @@ from cli.inside import inside
 from cli.prepared import first_samples, fixed, prepared
 from cli.recipes.data_card import About
 from cli.recipes.loss import scaled, standardized
-from cli.recipes.model import Custom, Fixed
+from cli.recipes.model import Custom, Fixed, Model
+from cli.recipes.rule import decays
+from cli.recipes.setting import given
 from cli.recipes.task import CLASSES, LABELS, TOKENS
 from cli.settled import settled
 from pipeline import (
@@ -186,6 +188,12 @@ def _of_settings(config: TrainConfig, data: Prepared | None, initial: bool) -> J
     fading = partial(config.schedule.fading, steps=length)
     numbers = {name: fading(value) for name, value in model.numbers.items()}
     hidden = inside(build, inputs, first_samples(data.train)) if config.optimizer.name == "muon" else set[str]()
+    rule = config.optimizer.stage(rate, hidden, fading, model.factors)
+    if config.schedule.regularization != "constant" and type(model).numbers is Model.numbers and not decays(rule):
+        raise ConfigError(
+            f"{given('regularization', config.schedule.regularization)} has nothing to change: --optimizer "
+            f"{config.optimizer.name} has no weight decay here; give --weight-decay, or leave it out"
+        )
     pipe = Pipeline(
         batches,
         device,
@@ -193,9 +201,10 @@ def _of_settings(config: TrainConfig, data: Prepared | None, initial: bool) -> J
         *measured,
         backward.gradients(accumulate=run.accumulate),
         *([evaluate.gradient_norm()] if run.telemetry else []),
-        update.finite("scale" if run.precision == "fp16" else run.on_nonfinite),
+        update.finite("scale" if run.precision == "fp16" else run.on_nonfinite or "stop"),
+        *([evaluate.metric("skipped", _skipped, dict, {"skipped": evaluate.INT})] if run.precision == "fp16" else []),
         *([update.clip_norm(run.clip)] if run.clip else []),
-        tuned.rule(config.optimizer.stage(rate, hidden, fading, model.factors), batches.batches),
+        tuned.rule(rule, batches.batches),
         *([evaluate.update_ratio(), evaluate.learning_rate()] if run.telemetry else []),
         *([update.ema(run.ema)] if run.ema is not None else []),
     )
@@ -203,6 +212,10 @@ def _of_settings(config: TrainConfig, data: Prepared | None, initial: bool) -> J
         rules = [s for s in pipe.stages if isinstance(s, Stage) and s.init is not None and "params" in s.writes]
         room.check(tuned.built(model.make(what)[0]), rules, run.ensemble or 1, str(device.device))
     return Job(pipe, data.held_out, words, aim.metric, data, what, build, weights, aim.why)
+
+
+def _skipped(finite: Tensor) -> dict[str, Tensor]:
+    return {"skipped": (~finite).long()}
 
 
 def _of_members(measured: list[Stage]) -> list[Stage]:
@@ -217,6 +230,11 @@ def placed(config: TrainConfig) -> place.Place:
     run, count = config.run, processes.count()
     if run.precision == "auto":
         raise ConfigError("--precision auto is chosen by pipe train alone, in one process: name fp32 or bf16")
+    if run.precision == "fp16" and run.on_nonfinite == "stop" and config.wrote("run.on_nonfinite"):
+        raise ConfigError(
+            f"{given('on_nonfinite', 'stop')} would end --precision fp16 in its first steps: it finds the scale of "
+            "its losses by skipping steps; leave it out"
+        )
     if count == 1:
         return place.on(run.device, precision=run.precision)
     if count % run.shard:

@@ -8,7 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cli import precision
+from cli import config, precision
+from cli.build import placed
 from cli.precision import CLOSE, FASTER, Look, decided
 
 losses = st.lists(st.floats(0.1, 10), min_size=1, max_size=3)
@@ -32,6 +33,16 @@ def test_a_loss_that_is_no_number_keeps_fp32(loss):
 @pytest.fixture
 def able(monkeypatch):
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+
+
+def test_fp16_skips_steps_and_counts_them(pipe, tmp_path):
+    """So it does not stop, and says so to who asked for it; a run from before that has both goes on."""
+    args = ["--no-compile", "--epochs", "1", "--precision", "fp16", "--hidden", "8"]
+    code, out, _ = pipe("train", *args, "--out", tmp_path / "a")
+    assert (code, "skipped " in out) == (0, True)
+    code, _, err = pipe("train", *args, "--set", "on_nonfinite=stop")
+    assert (code, "by skipping steps; leave it out" in err) == (2, True)
+    placed(config.make({config.RECORDED: {}, "precision": "fp16", "on_nonfinite": "stop"}))
 
 
 def test_a_small_step_stays_in_fp32(able, pipe, tmp_path):

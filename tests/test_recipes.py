@@ -4,16 +4,20 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 from torch import nn
 
 from cli import config
 from cli.build import job
 from cli.inside import inside
 from cli.prepared import fixed, prepared
+from cli.recipes import TABLES, settings
 from cli.settled import settled
 from pipeline import fit, models, sources
+from pipeline.errors import ConfigError
 from pipeline.models.resnet import Whitening, shifted
 from pipeline.models.transformer import rotated, turning
+from pipeline.schedules import Schedule
 from tests.strategies import labels, normals, seeds
 
 MODERN = {
@@ -161,6 +165,44 @@ def test_the_dial_of_depth(text):
     assert (own.model.width, own.run.batch_size, own.model.norm) == (24, 5, "layer")
     assert (own.optimizer.lr, own.optimizer.rest_lr, own.model.positions) == (None, None, "rotary")
     assert settled(config.make(own.tables))[0] == own
+
+
+@pytest.mark.parametrize("name", ["transformer", "resnet", "tabm", "mlp"])
+def test_auto_is_as_if_it_was_not_given(name, text):
+    """Of each setting with that default, also over another value in a file."""
+    given = {"data": {"transformer": text, "tabm": "sklearn:wine"}.get(name, "digits"), "model": name}
+    autos = {f"{table}.{key}" for table, t in TABLES.items() for key, f in settings(t.recipes[0]).items()
+             if f.default == "auto"}  # fmt: skip
+    assert autos >= {"schedule.name", "loss.name", "run.backend"}
+    assert recipe(**given) == settled(config.make(given, {"schedule": "linear"}, dict.fromkeys(autos, "auto")))[0]
+
+
+def test_images_in_colours_are_mirrored_by_auto(tmp_path):
+    """As without --set augment."""
+    for kind in "ab":
+        (tmp_path / kind).mkdir()
+        for i in range(4):
+            pixels = torch.randint(0, 255, (32, 32, 3), dtype=torch.uint8).numpy()
+            Image.fromarray(pixels).save(tmp_path / kind / f"{i}.png")
+    given = {"data": str(tmp_path), "model": "resnet"}
+    assert recipe(**given).data.augment == "alternate+crop"
+    assert recipe(**given, augment="auto") == recipe(**given)
+
+
+@pytest.mark.parametrize("name", ["adamw", "lamb", "muon", "sgd"])
+@pytest.mark.parametrize("options", [{}, {"no_decay": "*.bias"}, {"weight_decay": 0.5}], ids=str)
+def test_any_weight_decay_is_scheduled(name, options):
+    """Also the rule's own; without one there is nothing to schedule."""
+    model = "resnet" if name == "muon" else "mlp"
+    chosen = config.make({"data": "digits", "model": model, "optimizer": name, "regularization": "flat-cos"}, options)
+    if name == "sgd" and "weight_decay" not in options:
+        with pytest.raises(ConfigError, match=r"has nothing to (change|leave out)"):
+            job(chosen)
+        return
+    stage = next(s for s in job(chosen).pipe.stages if "params" in s.writes)
+    decays = {key: value for key, value in stage.hyper.items() if key.endswith("weight_decay") and value != 0}
+    assert decays
+    assert all(isinstance(value, Schedule) for value in decays.values())
 
 
 @pytest.mark.parametrize("name", ["transformer", "resnet"])

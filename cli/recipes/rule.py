@@ -135,10 +135,11 @@ class Rule:
             own = {number: f for number, f in factors.items() if number in stage.hyper and self.name != "muon"}
             return update.scaled(stage, **own) if own else stage
 
-        stage = rule({} if self.weight_decay is None else {"weight_decay": fading(self.weight_decay)})
+        stage = rule({} if self.weight_decay is None else {"weight_decay": self.weight_decay})
+        stage = stage.with_hyper(**{name: fading(value) for name, value in decays(stage).items()})
         if self.no_decay is None:
             return stage
-        if not any(value for name, value in stage.hyper.items() if name.endswith("weight_decay")):
+        if not decays(stage):
             raise refusal(f"--no-decay has nothing to leave out: {self.name} has no --weight-decay here; give one")
         return update.groups({self.no_decay: rule({"weight_decay": 0.0})}, otherwise=stage)
 
@@ -159,3 +160,8 @@ class Rule:
             options = {**options, "betas": (0.9, self.beta2)}
         stage: Stage = resolve_name(OPTIMIZERS[self.name].home)(rate(self.base), **options)
         return stage
+
+
+def decays(rule: Stage) -> dict[str, Any]:
+    """The weight decays of a rule, by the names of its hyperparameters."""
+    return {name: value for name, value in rule.hyper.items() if name.endswith("weight_decay") and value}

@@ -90,9 +90,9 @@ class Run:
         at_least(0),
     )  # fmt: skip
     backend: str = setting("auto", "of torch.compile: auto, native (for a CPU), inductor, or another of torch's")
-    on_nonfinite: str = setting(
-        "stop",
-        "if a loss or gradient is NaN or infinite: stop, or skip that step",
+    on_nonfinite: str | None = setting(
+        None,
+        "if a loss or gradient is NaN or infinite: stop, or skip that step  [default: stop; for fp16 skip]",
         one_of(("stop", "skip")),
         fixed=True,
     )

@@ -86,7 +86,9 @@ class Course:
         _warmup,
     )
     regularization: str = setting(
-        "constant", "of weight decay and dropout over the run: constant or flat-cos", one_of(("constant", "flat-cos"))
+        "constant",
+        "of weight decay, and of realmlp's dropout, over the run: constant or flat-cos",
+        one_of(("constant", "flat-cos")),
     )
 
     def fading(self, value: float, steps: int) -> Schedule | float:
