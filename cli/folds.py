@@ -17,10 +17,10 @@ from cli import config as settings
 from cli import folder as folders
 from cli import seal as seals
 from cli.baseline import Baseline
-from cli.build import placed
+from cli.build import Job, placed
 from cli.classes import measuring
 from cli.config import TrainConfig
-from cli.decision import Decision, decided
+from cli.decision import Decision, decided, mean
 from cli.prepared import prepared
 from cli.progress import plain, warn
 from cli.recipes.data_card import check_alike
@@ -41,8 +41,8 @@ Views: TypeAlias = dict[str, Measured]
 
 
 def train_folds(config: TrainConfig, *, quiet: bool = False, verbose: bool = False) -> Path:
-    """Train a run for each fold, in folders of one, and print mean and standard deviation of their last metrics, and
-    the metrics over the held-out samples of all. Returns that folder.
+    """Train a run for each fold, in folders of one, and print mean and standard deviation of their metrics, and the
+    metrics over the held-out samples of all. Returns that folder.
 
     `pipe predict` answers with the mean of all.
     """
@@ -76,8 +76,7 @@ def _config_text(config: TrainConfig, seal: Seal, **results: Any) -> bytes:
 
 def _train(seal: Seal, config: TrainConfig, say: Console, **how: bool) -> None:
     processes.note(processes.FOLDER, str(seal.folder))
-    parts: list[Views] = []
-    threads, first = torch.get_num_threads(), None
+    threads, found = torch.get_num_threads(), list[Past]()
     runs = settings.folds(seal.folder, config)
     for i, folder in enumerate(runs):
         place = f"fold {i + 1}/{len(runs)}"
@@ -85,18 +84,18 @@ def _train(seal: Seal, config: TrainConfig, say: Console, **how: bool) -> None:
         say.print(f"{place.replace(' ', '    ')}: {folder}{', done' * over}")
         torch.set_num_threads(threads)  # a fold chooses its own number, as if it were trained alone
         with nullcontext() if over else _status(seal, place):
-            if over:
-                job, state, _ = Past(folder).repeated("last")
-            elif begun:
+            if begun and not over:
                 old, new = settings.resumed(folder)
-                job, state, _ = resuming.resume(folder, old, new, **how)
-            else:
-                run = evolve(config.run, out=str(folder), fold=i)
-                job, state, _ = train(evolve(config, run=run), **how)
-        first = first or job.about
-        check_alike([first, job.about])
-        parts.append(_measured(job.pipe, state, job.validation))
-    program = job.pipe.program
+                resuming.resume(folder, old, new, **how)
+            elif not over:
+                train(evolve(config, run=evolve(config.run, out=str(folder), fold=i)), **how)
+        processes.agreed(None)  # the first one has let go of its folder
+        found.append(Past(folder))
+        check_alike([found[0].about, found[-1].about])
+    parts: list[Views] = []
+    for _, last, views in _views(found, "best", mean([run.decision("best") for run in found])):
+        parts.append(views)
+        program = last
     ends, whole = [_numbers(_joined(program, [part])) for part in parts], _numbers(_joined(program, parts))
     lines = list(_lines(ends, whole))
     table = {"count": len(runs), "ends": ends, "whole": whole}
@@ -130,6 +129,18 @@ def _status(seal: Seal, place: str) -> Iterator[None]:
         raise
 
 
+def _views(
+    runs: Sequence[Past], weights: str, decision: Decision, metrics: Sequence[Stage] = ()
+) -> Iterator[tuple[Job, Program, Views]]:
+    """Each fold on the samples that it held out. The threshold is that of the `decision` of all: a fold's own was
+    chosen on these."""
+    for run in runs:
+        job, state, _ = Past(run.folder).repeated(weights)  # its data are freed after it
+        own = evolve(run.decision(weights), threshold=decision.threshold)
+        pipe = decided(measuring(job.pipe, *metrics), own)
+        yield job, pipe.program, _measured(pipe, state, job.validation)
+
+
 def _measured(pipe: Pipeline | Ensemble, state: State, data: Any) -> Views:
     """The metrics' sums over the held-out samples of a fold."""
     views = {"": state, **averaged(pipe.program, state)}
@@ -159,17 +170,14 @@ def _lines(ends: Sequence[Mapping[str, float]], whole: Mapping[str, float]) -> I
 def out_of_fold(
     runs: Sequence[Past], weights: str, decision: Decision, metrics: Sequence[Stage]
 ) -> tuple[dict[str, Any], Baseline | None]:
-    """The metrics of all folds, and more `metrics`, over the samples that each held out, and their baseline. The
-    threshold is that of the `decision` of all: a fold's own was chosen on its held-out samples."""
+    """The metrics of all folds, and more `metrics`, over the samples that each held out, and their baseline."""
     parts, constants = list[Views](), list[tuple[Measured, str]]()
-    for run in runs:
-        job, state, _ = Past(run.folder).repeated(weights)  # its data are freed after it
-        own = evolve(run.decision(weights), threshold=decision.threshold)
-        pipe = decided(measuring(job.pipe, *metrics), own)
-        parts.append(_measured(pipe, state, job.validation))
+    for job, last, views in _views(runs, weights, decision, metrics):
+        parts.append(views)
+        program = last
         if (made := baseline.constant(job)) is not None:
             always, data, words = made
             constants.append((measured(always.program, always.init(0), data), words))
     whole = len(constants) == len(parts)
     base = baseline.of_folds(always.program, constants, runs[0].about.task) if whole else None
-    return _joined(pipe.program, parts), base
+    return _joined(program, parts), base

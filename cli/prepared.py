@@ -3,20 +3,41 @@
 from __future__ import annotations
 
 import torch
+from attrs import field, fields, frozen
 
 from cli.config import TrainConfig
 from cli.recipes.model import Fixed
+from cli.recipes.setting import given, refusal
 from cli.recipes.task import CLASSES, TOKENS
 from pipeline.errors import DataError
 from pipeline.sources import Prepared, Source, Split, Tensors
 from pipeline.state import Batch
 
 
+@frozen
+class _Noting(Split):
+    """A split that notes whether the data hold samples out already."""
+
+    noted: list[bool] = field(factory=list)
+
+    def check(self, held: bool) -> None:
+        self.noted.append(held)
+        super().check(held)
+
+
 def prepared(config: TrainConfig) -> Prepared:
-    """The data of a run, split."""
-    run = config.run
+    """The data of a run, split. Raises ConfigError for settings of the split without effect, but those of a run."""
+    run, data = config.run, config.data
+    if run.fold is not None and run.fold >= (run.folds or 0) and config.wrote("run.fold"):
+        raise refusal(f"{given('fold', run.fold)} needs --folds {run.fold + 1} or more, as folds count from 0")
     seed = run.seed if run.split_seed is None else run.split_seed
-    return config.data.prepare(Split(config.data.held_out, seed, run.folds, run.fold or 0))
+    split = _Noting(data.held_out, seed, run.folds, run.fold or 0)
+    found = data.prepare(split)
+    share = fields(type(data)).held_out.default
+    if data.held_out != share and config.wrote("data.held_out") and (run.folds is not None or any(split.noted)):
+        other = "with --test" if getattr(data, "test", None) else f"as {data.source} holds some out already"
+        raise refusal(f"--held-out has no effect {other if any(split.noted) else 'with --folds'}; leave it out")
+    return found
 
 
 def fixed(source: str, data: Prepared) -> Fixed:

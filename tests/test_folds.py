@@ -11,7 +11,10 @@ import pytest
 import torch
 from sklearn import metrics as sk
 
+from cli import config
+from cli.prepared import prepared
 from pipeline import load_run, sources
+from pipeline.errors import ConfigError
 from tests import forked, kills
 from tests.commands import run
 
@@ -50,7 +53,7 @@ def recorded(folder):
     return tomllib.loads((folder / "config.toml").read_text())["folds"]
 
 
-def held_out(folder, weights="last"):
+def held_out(folder, weights="best"):
     """Outputs and targets of all rows, each by the run that held it out, computed in Python."""
     each = []
     for i in range(FOLDS):
@@ -65,17 +68,26 @@ def held_out(folder, weights="last"):
     return [torch.cat(part) for part in zip(*each, strict=True)]
 
 
+def sure_of(folder):
+    """Calibrated probabilities of class b of all rows, their classes, and the mean of the thresholds."""
+    outputs, targets = held_out(folder)
+    made = [json.loads((folder / f"fold-{i}" / "decision.json").read_text())["best"] for i in range(FOLDS)]
+    counts = [len(load_run(folder / f"fold-{i}")[2]) for i in range(FOLDS)]
+    divisor = torch.from_numpy(np.repeat([m["temperature"] for m in made], counts))
+    return (outputs.double() / divisor[:, None]).softmax(1)[:, 1], targets, np.mean([m["threshold"] for m in made])
+
+
 def test_the_metric_of_all_rows_is_no_mean_of_folds(root):
     """Sums of all folds, divided once, are what scikit-learn computes of all held-out rows together."""
-    outputs, targets = held_out(root / "kind")
+    sure, targets, edge = sure_of(root / "kind")
     kept = recorded(root / "kind")
     assert len(targets) == 200
     assert kept["count"] == len(kept["ends"]) == FOLDS
     whole, means = kept["whole"], {k: np.mean([end[k] for end in kept["ends"]]) for k in kept["ends"][0]}
-    assert whole["roc auc"] == pytest.approx(sk.roc_auc_score(targets, outputs[:, 1] - outputs[:, 0]), abs=1e-3)
+    assert whole["roc auc"] == pytest.approx(sk.roc_auc_score(targets, sure), abs=1e-3)
     assert whole["roc auc"] != pytest.approx(means["roc auc"], abs=1e-6)
-    assert whole["accuracy"] == pytest.approx(sk.accuracy_score(targets, outputs.argmax(1)))
-    assert whole["log loss"] == pytest.approx(sk.log_loss(targets, outputs.double().softmax(1)), rel=1e-6)
+    assert whole["accuracy"] == pytest.approx(sk.accuracy_score(targets, sure >= edge))
+    assert whole["log loss"] == pytest.approx(sk.log_loss(targets, sure), rel=1e-6)
     values, targets = held_out(root / "price")
     kept = recorded(root / "price")
     assert kept["whole"]["r2"] == pytest.approx(sk.r2_score(targets, values.squeeze(1)), rel=1e-4)
@@ -168,6 +180,44 @@ def test_what_is_of_one_run_names_one(root, tmp_path):
     assert (code, err) == (2, "pipe: --folds holds out each sample of --data once; leave out --test\n")
 
 
+OWN = {"random": {}, "own.npz": {}, "own.py:pair": {}, "all.csv": {"test": "new.csv", "target": "kind"}}
+
+
+@pytest.mark.parametrize("source", OWN)
+def test_data_with_held_out_samples_of_their_own_are_not_split(root, monkeypatch, source):
+    """What would split them is refused; a run that has a share that does not count can be read."""
+    monkeypatch.chdir(root)
+    r = np.random.default_rng(0)
+    arrays = {f"{a}_{b}": r.integers(0, 2, (30, *shape)) for a, shape in (("x", (2, 3, 3)), ("y", ()))
+              for b in ("train", "test")}  # fmt: skip
+    np.savez("own.npz", **arrays)
+    (root / "own.py").write_text(
+        "import torch\nfrom pipeline import sources\n\ndef pair():\n"
+        "    some = {'inputs': torch.zeros(9, 2), 'targets': torch.arange(9) % 2}\n"
+        "    return sources.Tensors(some), sources.Tensors(some)\n"
+    )
+    given = {"data": source, **OWN[source]}
+    prepared(config.make(given))
+    for more in ({"folds": 3}, {"folds": 3, "fold": 1}, {"held_out": 0.3}):
+        with pytest.raises(ConfigError, match=r"leave (those out|it out)"):
+            prepared(config.make(given, more))
+        if "folds" not in more:
+            prepared(config.make({**given, **more, config.RECORDED: {}}))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"fold": 2}, "--set fold=2 needs --folds 3 or more"),
+        ({"fold": 2, "folds": 2}, "--set fold=2 needs --folds 3 or more"),
+        ({"held_out": 0.3, "folds": 2}, "--held-out has no effect with --folds; leave it out"),
+    ],
+)
+def test_a_fold_that_is_none(given, message):
+    with pytest.raises(ConfigError, match=message):
+        prepared(config.make({"data": "digits"}, given))
+
+
 def test_a_fold_that_fails_is_listed(tmp_path):
     """With its number, and why; the next folds do not begin."""
     wild = ["--lr", "1e30", "--clip", "0", "--momentum", "0", "-q", "--out", tmp_path / "wild"]
@@ -190,28 +240,21 @@ def test_set_reaches_each_fold(root, tmp_path):
 
 @pytest.mark.parametrize("name", ["kind", "price"])
 def test_eval_without_data_is_out_of_fold(root, name):
-    """The figures of all rows at the end of the training; of classes, decided by the mean of the thresholds."""
-    code, out, _ = run("eval", root / name, "--weights", "last", "--json", cwd=root)
+    """The figures that the training printed, of the weights that predict; of classes, by the mean of the thresholds."""
+    code, out, _ = run("eval", root / name, "--json", cwd=root)
     assert code == 0
     found, whole = json.loads(out), recorded(root / name)["whole"]
-    same = ["roc auc", "loss"] if name == "kind" else [*whole]  # a temperature of each run moves other metrics
-    for metric in same:
-        assert found["metrics"][metric] == pytest.approx(whole[metric], rel=1e-2 if metric == "roc auc" else 1e-12)
+    assert {metric: found["metrics"][metric] for metric in whole} == whole
     if name == "kind":
-        outputs, targets = held_out(root / name)
-        made = [json.loads((root / name / f"fold-{i}" / "decision.json").read_text())["last"] for i in range(FOLDS)]
-        edge = found["threshold"]["from probability"]
-        assert edge == pytest.approx(np.mean([m["threshold"] for m in made]))
-        counts = [len(load_run(root / name / f"fold-{i}")[2]) for i in range(FOLDS)]
-        divisor = np.repeat([m["temperature"] for m in made], counts)
-        sure = (outputs.double() / torch.from_numpy(divisor)[:, None]).softmax(1)[:, 1]
+        sure, targets, edge = sure_of(root / name)
+        assert found["threshold"]["from probability"] == pytest.approx(edge)
         expected = sk.confusion_matrix(targets, sure >= edge)
         assert found["confusion"] == expected.tolist()
         assert found["metrics"]["accuracy"] == pytest.approx(expected.trace() / expected.sum())
         assert found["baseline"]["accuracy"] == pytest.approx(max(np.bincount(targets)) / len(targets))
         assert "by always predicting '" in run("eval", root / name, cwd=root)[1]
     else:
-        outputs, targets = held_out(root / name)
+        _, targets = held_out(root / name)
         counts = [len(load_run(root / name / f"fold-{i}")[2]) for i in range(FOLDS)]
         folds = np.split(np.asarray(targets).ravel(), np.cumsum(counts)[:-1])
         means = [np.mean(np.concatenate([*folds[:i], *folds[i + 1 :]])) for i in range(FOLDS)]

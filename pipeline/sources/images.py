@@ -97,6 +97,7 @@ def images(
 
 def _of_listed(path: Path, test: Path | None, target: str | None, parts: Split, options: dict[str, Any]) -> Prepared:
     """Images in a table or an archive."""
+    parts.check(test is not None)
     known = listed(path)
     names = known.targets(target)
     known = known.with_targets(names)

@@ -93,6 +93,7 @@ def prepare(
     skip_bad: bool = False,
 ) -> Prepared:  # fmt: skip
     """A table as `table` prepares it; `read` and `read_test` are called again for `Prepared.raw`."""
+    parts.check(read_test is not None)
     frame = read()
     names = [frame.data.columns[-1]] if target is None else frame.named(target)
     frame, notes = _learnable(frame, names)

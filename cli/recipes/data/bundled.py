@@ -38,6 +38,7 @@ class Random(Data):
     def prepare(self, split: Split) -> Prepared:
         from pipeline import sources
 
+        split.check(True)
         train, held_out = sources.random(seed=split.seed), sources.random(200, seed=split.seed + 1)
         return sources.Prepared(train, held_out, "classification", train.classes)
 
