@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from attrs import evolve
 from rich.console import Console
 
 from cli import config as settings
 from cli import folder as folders
-from cli import processes, record
+from cli import processes, ranking, record, results
 from cli.build import Job, begin
 from cli.config import TrainConfig
 from cli.progress import plain, warn
+from cli.recipes.setting import flag
 from cli.seal import CHECKPOINTS, Seal
 from cli.training import Training, print_head, train_from
 from pipeline import State, checkpoint, fit, testing
-from pipeline.checkpoint import Saved
-from pipeline.errors import ConfigError
+from pipeline.checkpoint import Best, Saved
+from pipeline.errors import CheckpointError, ConfigError
 from pipeline.programs.evaluate import watches
+
+PLACE = ("device", "threads", "compile", "backend", "eager_steps", "precision", "shard", "timeout", "workers")
+"""Settings of where and how a step is computed."""
 
 
 def resume(
@@ -32,13 +38,16 @@ def resume(
         table = settings.document(folder / settings.CONFIG)
         initial = config.finetune.intact or not checkpoint.steps(folder / CHECKPOINTS)
         job, state = begin(config, initial=initial)
+        saved = _newest(seal)
+        before = saved.best if saved is not None else None
+        if saved is not None and not verify:
+            saved, config = _ranked(saved, config, job, state, seal)
         say = plain(quiet)
         print_head(say, job, state, config, verbose)
         facts = record.facts(job, state)
         for difference in record.differences(table, facts):
             warn(f"{difference}: its last bits may differ from here on")
         processes.note(processes.FOLDER, str(folder))
-        saved = _newest(seal)
         past = table["resumed"] if isinstance(table.get("resumed"), list) else []
         if verify:
             if old != config:
@@ -51,8 +60,11 @@ def resume(
             say.print(f"resume  {saved.path.name}: {_place(job, saved)}")
             state = saved.restore(job.pipe, state.hyper)  # hyperparameters of the config: lr may have changed
             done = _done(saved, config)
+            if done and before is not None and saved.best != before:
+                raise ConfigError(f"the run is done, with its best epoch by {before.metric}; {_again(seal, config)}")
         if done:
             say.print(f"done    {done}")
+            _keep(seal, table, old, config, done)
         else:
             entry = {"step": saved.step if saved else 0, **facts["versions"], **_changes(old, config)}
             text = folders.config_text(config, {**facts, "resumed": [*past, entry]}, seal)
@@ -71,6 +83,48 @@ def _newest(seal: Seal) -> Saved | None:
     for fault in newest.faults:
         warn(f"{fault}; {f'using {saved.path.name} instead' if saved else 'training from the beginning'}")
     return saved
+
+
+def _ranked(
+    saved: Saved, config: TrainConfig, job: Job, state: State, seal: Seal
+) -> tuple[Saved, TrainConfig]:  # fmt: skip
+    """The checkpoint with the best epoch so far, and the settings with its metric. Another --best ranks the epochs so
+    far anew. Raises ConfigError if the weights of the best of them were not kept."""
+    best, metric = saved.best, results.best_metric(job, config, state)
+    if best is None or metric in (best.metric, None) or (job.prepared is None and config.run.best is None):
+        return saved, config
+    if config.run.best is None:  # such as with --threshold, whose runs have another default
+        return saved, evolve(config, run=evolve(config.run, best=best.metric))
+    assert metric is not None
+    rows = [row for row in ranking.read(seal.folder) if row["epoch"] <= saved.epoch]
+    if (found := ranking.best_epoch(rows, metric)) is None:
+        warn(f"the {saved.epoch} epochs so far were not measured by {metric}: the best one will be a later one")
+        return evolve(saved, best=None), config
+    epoch, _, value = found
+    row = next(row for row in rows if row["epoch"] == epoch)
+    since = min(row["epoch"] for row in rows if row.get(f"validate/{metric}") == value)
+    try:
+        checkpoint.at(seal.folder / CHECKPOINTS, row["step"], seal.fault)
+    except CheckpointError:
+        raise ConfigError(
+            f"epoch {epoch} is the best so far by {metric}, and its weights were not kept; {_again(seal, config)}"
+        ) from None
+    return evolve(saved, best=Best(metric, value, epoch, row["step"], since, row.get("validate/loss"))), config
+
+
+def _again(seal: Seal, config: TrainConfig) -> str:
+    return f"to train it again: {shlex.join(['pipe', 'train', str(seal.folder), '--best', str(config.run.best)])}"
+
+
+def _keep(seal: Seal, table: Mapping[str, Any], old: TrainConfig, new: TrainConfig, done: str) -> None:
+    """Record the settings of a finished run that need no training, and warn of others."""
+    run = {name: getattr(new.run, name) for name in settings.BESIDE if hasattr(new.run, name)}
+    kept = evolve(old, run=evolve(old.run, **run), evaluate=new.evaluate)
+    if kept != old:
+        records = {name: table[name] for name in settings.RECORDS if name in table}
+        folders.write(seal, {settings.CONFIG: folders.config_text(kept, records, seal)})
+    if idle := [flag(name) for name in _changes(kept, new) if name not in PLACE]:
+        warn(f"{', '.join(idle)} without effect, as the run is done: {done}")
 
 
 def _done(saved: Saved, config: TrainConfig) -> str | None:
@@ -136,4 +190,4 @@ def _changed(entry: Any, after: int, before: int) -> bool:
     """Whether an entry of a config's [[resumed]] changed a setting between two steps."""
     if not isinstance(entry, Mapping) or not after < entry.get("step", 0) < before:
         return False
-    return bool(set(entry) - {"step", *record.versions()})
+    return bool(set(entry) - {"step", *record.versions(), *settings.BESIDE})

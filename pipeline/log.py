@@ -33,13 +33,15 @@ __all__ = [
 
 
 def line(report: Report, before: Iterable[Row] = ()) -> Row:
-    """A row of a file; the first also has `better`, the directions of its metrics."""
-    return {**row(report), **({"better": dict(report.better)} if report.better and not declared(before) else {})}
+    """A row of a file, with `better`, the directions of the metrics that no row before it has."""
+    known = declared(before)
+    new = {name: better for name, better in report.better.items() if name not in known}
+    return {**row(report), **({"better": new} if new else {})}
 
 
 def declared(rows: Iterable[Row]) -> Mapping[str, Direction]:
     """The directions of metrics in the rows of a file."""
-    return next((r["better"] for r in rows if "better" in r), {})
+    return {name: better for r in rows for name, better in r.get("better", {}).items()}
 
 
 def jsonl(reports: Iterable[Report], path: str | Path, *, inside: bool = False) -> Reports:

@@ -25,7 +25,7 @@ from cli.flags import flags as settings_with_flags
 from cli.folder import accept
 from cli.main import main
 from cli.recipes.setting import flag
-from pipeline import PipeError, checkpoint, files
+from pipeline import PipeError, checkpoint, files, log
 from tests import commands, forked, kills
 from tests.test_checkpoint import rewrite
 
@@ -124,6 +124,35 @@ def test_a_finished_run_has_nothing_to_do(pipe, folder, runs):
     assert table["resumed"][-1] | {"epochs": [4, 6], "lr": ["default", 0.05], "step": 12} == table["resumed"][-1]
     assert table["run"]["epochs"] == 6
     assert table["facts"]["hyper"]["update.sgd.lr"] == 0.05
+
+
+def test_what_a_finished_run_can_not_do_is_said(pipe, folder):
+    """What needs no training is recorded, and the rest has no effect."""
+    code, _, err = pipe("train", "--resume", folder, "--lr", 0.05, "--patience", 9, "--threads", 1)
+    assert (code, err.count("--lr without effect, as the run is done: all 4 epochs")) == (0, 1)
+    table = tomllib.loads((folder / "config.toml").read_text())
+    assert (table["run"]["patience"], "lr" in table["optimizer"], "resumed" in table) == (9, False, False)
+    code, _, err = pipe("train", "--resume", folder, "--best", "loss")
+    assert code == 2
+    assert "with its best epoch by accuracy; to train it again: pipe train" in err
+
+
+def test_another_best_metric_ranks_all_epochs(pipe, folder):
+    """Also those before, unless it was not measured in them; it is refused if the best one's weights were not kept."""
+    for name in ("unmeasured", "unkept"):
+        shutil.copytree(folder, name)
+    code, out, _ = pipe("train", "--resume", folder, "--best", "loss", "--epochs", 5)
+    best = min(log.read(folder / "metrics.jsonl"), key=lambda row: row["validate/loss"])
+    assert (code, f"best    loss {best['validate/loss']:.4f} in epoch {best['epoch']}\n" in out) == (0, True)
+    code, out, err = pipe("train", "--resume", "unmeasured", "--best", "f1-score", "--epochs", 5)
+    assert "the 4 epochs so far were not measured by f1 score: the best one will be a later one" in err
+    assert (code, "best    f1 score" in out, pipe("report", "unmeasured")[0]) == (0, True, 0)
+    assert "in epoch 5 of 5" in Path("unmeasured/report.html").read_text()
+    rows = log.read("unkept/metrics.jsonl")
+    rows[0]["validate/loss"] = 0.0
+    Path("unkept/metrics.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    code, _, err = pipe("train", "--resume", "unkept", "--best", "loss", "--epochs", 5)
+    assert (code, "epoch 1 is the best so far by loss, and its weights were not kept; to train it" in err) == (2, True)
 
 
 def test_a_run_that_went_on_otherwise_says_so(pipe, folder):

@@ -258,7 +258,13 @@ def test_a_decision_may_be_made_afterwards_and_is_of_its_weights(rare):
     ended = run("train", "--resume", folder, "--threshold", "balanced-accuracy")
     assert (ended.code, "class 'yes' from probability" in ended.out) == (0, True)
     kept = json.loads((folder / "decision.json").read_text())
-    assert kept["last"]["by"] == "balanced-accuracy"
+    assert kept["last"]["by"] == kept["best"]["by"] == "balanced-accuracy"
+    best = next(line for line in ended.out.splitlines() if line.startswith("best "))
+    again = run("train", "--resume", folder)  # nobody revoked it
+    assert (best in again.out, json.loads((folder / "decision.json").read_text())) == (True, kept)
+    assert run("eval", folder, "--json").out.count("from probability") == 1
+    assert run("train", "--resume", folder, "--threshold", "none").code == 0
+    assert json.loads((folder / "decision.json").read_text())["best"]["threshold"] is None
     (folder / "decision.json").write_text("{}")
     assert "run.json is another" in run("eval", folder).err
 

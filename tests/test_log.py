@@ -25,6 +25,17 @@ def reports(metrics, epochs=None):
     return found
 
 
+def test_directions_are_declared_once_and_those_of_new_metrics_where_they_begin():
+    """A run that goes on may measure more."""
+    first, second = (Report(k, 1, k, 1, 1.0, True, {}, {}, better=better) for k, better in
+                     enumerate(({"loss": "low"}, {"loss": "low", "f1 score": "high"}), 1))  # fmt: skip
+    rows = [log.line(first)]
+    rows.append(log.line(first, rows))
+    rows.append(log.line(second, rows))
+    assert [row.get("better") for row in rows] == [{"loss": "low"}, None, {"f1 score": "high"}]
+    assert log.declared(rows) == second.better
+
+
 @given(st.lists(st.tuples(METRICS, METRICS), min_size=1, max_size=5))
 def test_what_is_written_is_what_passes(tmp_path_factory, metrics):
     """All Reports pass, in their order; lines and rows are those of complete epochs, and are read back."""
