@@ -198,8 +198,8 @@ def _epochs(
     done, seed = int(state.step) - k, program.seed(state.tree)
     batches, warned, better = pipe.load.batches, False, run.better(program, state)
     past = done if first and batches is None else first * (batches or 0)  # steps of this run before the epoch
-    # A State from elsewhere goes on in the order of its own steps, and not with the first epoch again.
-    behind = done // batches if batches and start == (0, 0) else 0
+    # A State goes on in the order of its own steps, also where a run that began with it goes on.
+    behind = max(done // batches - first, 0) if batches else 0
 
     def left(k: int) -> int:
         """Steps from batch k on until a call has to end."""

@@ -129,7 +129,9 @@ def _tracked(
                 last, write = stack.enter_context(open_run())
             if first.epoch == 1 and first.step <= last:
                 why = f"steps up to {last} are left out, which the tracked run has"
-                warnings.warn(f"{why}; give another training another log.{name}(..., run=)", stacklevel=3)
+                warnings.warn(
+                    f"{why}; if this is another training, give log.{name}(..., run=) of its own", stacklevel=3
+                )
 
             def put(report: Report) -> None:
                 if report.step > last:

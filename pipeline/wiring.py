@@ -123,17 +123,19 @@ def warn_of_twins(models: Sequence[Model], tree: Mapping[str, Mapping[str, Tenso
         one, other = tree[a.params], tree[b.params]
         if one and one.keys() == other.keys() and all(torch.equal(t, other[k]) for k, t in one.items()):
             why = f"{a.params!r} and {b.params!r} begin with equal weights, as equal factories give them"
-            warnings.warn(f"models {why}; for others, give modules: forward.model(make())", stacklevel=5)
+            instead = "if that is not meant, give modules: forward.model(make())"
+            warnings.warn(f"models {why}; {instead}", stacklevel=5)
 
 
 def check_read(stages: Sequence[Stage]) -> None:
     """Raise StageError for a stage that reads what a forward leaves on its module, which is called as a copy."""
     for model in [s for s in stages if isinstance(s, Model) and s.module.left]:
+        names = {name for name in model.module.left if not hasattr(Tensor, name)}  # `mean` may be that of a tensor
         own = model.module.build
         if not isinstance(own, nn.Module):
             continue
         for s in stages:
-            if not isinstance(s, Model) and (name := read_by(s.function, model.module.left, own)):
+            if not isinstance(s, Model) and (name := read_by(s.function, names, own)):
                 why = f"reads the module's {name!r}, which the forward of {model.name!r} sets on a copy alone"
                 raise StageError(s.name, f"{why}: return it, by forward.model(..., outputs=('outputs', {name!r}))")
 

@@ -5,11 +5,14 @@ import functools
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
 from pipeline import Pipeline, backward, checkpoint, evaluate, fit, forward, load, loss, place, stage, sweep, update
 from pipeline.errors import StageError, WiringError
+from pipeline.programs.loss_check import _moved
 from tests.pipes import TRACED
 
 torch.manual_seed(0)
@@ -286,6 +289,33 @@ def test_parts_that_count_alike_by_chance_or_are_too_small_do_not_hide_a_loss():
         stages = MODEL, made, backward.gradients(accumulate=parts), update.sgd(0.1)
         with pytest.raises(StageError, match=f"'{made.name}' makes a loss .* leave out accumulate={parts}"):
             next(fit(Pipeline(load.batches(data, size=16, shuffle=False), *stages), epochs=1, compile=False))
+
+
+@given(st.sampled_from([0.0, 1.0]), st.integers(1, 5))
+def test_other_outputs_of_chances_are_chances(low, n):
+    """Others may end a GPU's process."""
+    x = torch.full((n, 3), low)
+    assert ((_moved(x) >= 0) & (_moved(x) <= 1)).all()
+    assert not torch.equal(_moved(x), x)
+    assert not torch.equal(_moved(x - 1.5), x - 1.5)
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_a_stage_with_a_memory_before_the_model_is_of_each_part(parts):
+    """It sees the samples of its part, and the model what it makes of them."""
+
+    @stage(writes="inputs", init=lambda: torch.zeros(()))
+    def halved(inputs, memory):
+        return inputs / 2, memory + len(inputs)
+
+    stages = halved, MODEL, loss.cross_entropy(), backward.gradients(accumulate=parts), update.sgd(0.1)
+    pipe = Pipeline(LOAD, *stages)
+    plain = Pipeline(LOAD, MODEL, loss.cross_entropy(), backward.gradients(), update.sgd(0.1))
+    batch = {"inputs": X[:16], "targets": Y[:16]}
+    after, _ = pipe.step(pipe.init(0), batch)
+    expected, _ = plain.step(plain.init(0), {**batch, "inputs": X[:16] / 2})
+    torch.testing.assert_close(after.params, expected.params)
+    assert after.memory["halved"] == 16
 
 
 @pytest.mark.parametrize(("std", "precision"), [(0.0, "fp32"), (0.02, "bf16")])

@@ -83,6 +83,9 @@ def test_fit_goes_on_from_a_state_without_touching_it():
     testing.same(state.tree, before.tree)
     assert int(after.step) == 6
     testing.same(after.tree, run(epochs=2)[-1].state.tree)
+    whole = run(epochs=3, state=state)
+    again = run(epochs=3, state=whole[0].state, start=(1, 0))  # the same run, resumed
+    testing.same(again[-1].state.tree, whole[-1].state.tree)
 
 
 def test_the_schedules_length_is_that_of_the_run():

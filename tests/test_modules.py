@@ -1127,6 +1127,26 @@ def test_what_a_forward_leaves_on_its_module_is_returned_and_not_read(compiled):
             step(pipe.init(0), {"inputs": FLAT["inputs"][:6], "targets": TARGETS[:6]})
 
 
+def test_names_that_tensors_have_too_are_no_attributes_of_the_module():
+    """A loss of the module's own may call .mean(), where the forward sets self.mean."""
+
+    class Centred(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(4, 3)
+
+        def forward(self, x):
+            self.mean = x.mean(0)
+            return self.layer(x - self.mean)
+
+        def loss(self, outputs, targets):
+            return F.cross_entropy(outputs, targets, reduction="none").mean()
+
+    net = Centred()
+    pipe = Pipeline(forward.model(net), loss.function(net.loss), backward.gradients(), update.sgd(0.1))
+    pipe.step(pipe.init(0), {"inputs": FLAT["inputs"][:6], "targets": TARGETS[:6]})
+
+
 def test_trained_models_with_equal_weights_are_warned_of():
     """Those of two equal factories stay equal if nothing tells them apart."""
     twins = [forward.model(lambda: nn.Linear(4, 3), outputs=k, params=k, name=k) for k in ("one", "other")]

@@ -9,13 +9,14 @@ import torch
 from attrs import frozen
 from torch import Tensor
 
+from pipeline import random
 from pipeline.description import Description
 from pipeline.errors import ConfigError, StageError
 from pipeline.loss import Loss
 from pipeline.mesh import Shard
 from pipeline.programs.members import Members, without_step
 from pipeline.programs.program import Sums
-from pipeline.programs.single import summed
+from pipeline.programs.single import COUNT, summed
 from pipeline.stage import Stage
 from pipeline.state import Batch
 from pipeline.tree import Tree, tree_map
@@ -64,6 +65,7 @@ class Joint(Members):
         each = {k: s for k, s in sums.items() if k not in views}
         new, outputs = self.mapped(one, (0, 0, None))(without_step(tree), each, shard.values)
         first = {**tree_map(lambda x: x[0], without_step(tree)), "step": tree["step"]}
+        first["seed"] = random.key(first["seed"], sums[COUNT][0])
         for name, (join, stages) in views.items():
             seen = Shard({**shard.values, OUTPUTS: join(outputs)})
             new[name] = summed(sums[name], self.single.batch_sums(first, seen, stages)[0])

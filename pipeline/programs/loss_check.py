@@ -58,8 +58,10 @@ def differs(
 
     with torch.enable_grad():
         outputs = run_stages(stages[: last + 1], values, hyper, memory)[0]
-        # A model that has learned nothing yet may give all samples the same loss: others are tried too.
-        for made in ({**batch, **outputs}, {**batch, **tree_map(_moved, outputs)}):
+        # A model that has learned nothing yet may give all samples the same loss: other outputs are tried too.
+        given = {name for s in stages[: last + 1] if isinstance(s, Model) for name in s.writes if name != s.buffers}
+        moved = {name: tree_map(_moved, value) for name, value in outputs.items() if name in given}
+        for made in ({**batch, **outputs}, {**batch, **outputs, **moved}):
             try:
                 whole, _ = loss(made, size)
                 if not whole.isfinite() or not torch.equal(whole, loss(made, size, seed=1)[0]):
@@ -75,11 +77,13 @@ def differs(
 
 
 def _moved(x: Any) -> Any:
-    """A tensor of other numbers, of a size as its own."""
-    if not isinstance(x, Tensor) or not x.is_floating_point() or not x.ndim:
+    """A tensor of other numbers, of a size as its own; chances stay chances, as a GPU ends at others."""
+    if not isinstance(x, Tensor) or not x.is_floating_point() or not x.numel() or not x.ndim:
         return x
-    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float32).to(x)
-    return x.detach() + noise * (1 + x.detach().abs().mean())
+    x, generator = x.detach(), torch.Generator().manual_seed(0)
+    if float(x.min()) >= 0 and float(x.max()) <= 1:
+        return torch.rand(x.shape, generator=generator).to(x)
+    return x + torch.randn(x.shape, generator=generator).to(x) * (1 + x.abs().mean())
 
 
 def _apart(

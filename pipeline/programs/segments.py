@@ -17,8 +17,8 @@ from pipeline import mesh
 from pipeline.backward import Gradients
 from pipeline.backward.accumulate import Written, in_parts
 from pipeline.backward.per_example import each_sample
+from pipeline.element import GIVEN
 from pipeline.errors import StageError
-from pipeline.forward import Model
 from pipeline.joint import by_model, joined
 from pipeline.stage import Stage
 from pipeline.state import Batch, samples
@@ -131,9 +131,13 @@ def _updated(stages: Sequence[Stage], g: Gradients, grads: Collection[str], kept
     """Index after the updates by earlier gradients, and other stages that change State or a memory (averages), if
     they precede the models, so that they run once, and not for each part of a batch."""
     models = [i for i, s in enumerate(stages) if {*s.reads} & {*g.wrt}]
-    once = [i for i, s in enumerate(stages) if not isinstance(s, Model) and (
-            {*s.reads} & {*grads} or {*s.writes} & {*kept} or (s.remembers and s.finish is None))]  # fmt: skip
-    return max((i + 1 for i in once if i < min(models, default=0)), default=0)
+    known, once = {*kept, *grads, *GIVEN}, 0  # what does not depend on the batch
+    for i, s in enumerate(stages[: min(models, default=0)]):
+        if {*s.reads, *s.optional} <= known:
+            known |= {*s.writes}
+            once = i + 1 if {*s.writes} & {*kept} or (s.remembers and s.finish is None) else once
+        once = i + 1 if {*s.reads} & {*grads} else once
+    return once
 
 
 def _differentiated(
