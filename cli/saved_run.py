@@ -173,7 +173,8 @@ class Past:
         pipe.init(self.config.run.seed, batch=_example(self.about))
         saved = self._found(weights) if weights in WEIGHTS or _is_step(weights) else None
         members = self.config.run.ensemble
-        averaged = weights == "best" and saved is not None and saved.best is not None and "." in saved.best.metric
+        best = saved.best if saved is not None and weights == "best" and self.config.run.ema is not None else None
+        averaged = best is not None and ".ema." in f".{best.metric}"
         if saved is not None and not averaged:
             kept = saved.kept(model.params, model.buffers)
             tensors = {**kept[model.params], **kept[model.buffers]}
@@ -183,7 +184,12 @@ class Past:
             each = [model.module.whole({k: t[i].clone() for k, t in tensors.items()}) for i in range(members)]
             return self._joined(each), inputs, at
         module = build() if members is None else self._joined([build() for _ in range(members)])
-        return self._from_file(module, weights, inputs)
+        if averaged and not (self.folder / folders.BEST).exists():
+            raise refusal(f"{self.folder} has its best average at the end of training alone; take --weights last")
+        made = self._from_file(module, weights, inputs)
+        if saved is not None and made[2].get("epoch") != saved.epoch:
+            raise refusal(f"{self.folder / folders.BEST} is of an earlier epoch than the best; take --weights last")
+        return made
 
     def _joined(self, members: Iterable[nn.Module]) -> nn.Module:
         return Joined(members, self.config.loss.stage(self.about.task).join).eval()

@@ -96,7 +96,7 @@ def of_pair(pair: Pair, other: Pair | None = None, parts: Split | None = None, t
     assert pair.targets is not None
     parts = parts or Split()
     parts.check(other is not None)
-    if other is not None and (now := other.inputs.shape[1:]) != (shape := pair.inputs.shape[1:]):
+    if other is not None and (now := _shape(other.inputs)) != (shape := _shape(pair.inputs)):
         raise DataError(f"{other.path} has inputs of shape {now} to hold out, but {shape} to train on")
     if other is not None and _are_pixels(other.inputs) != _are_pixels(pair.inputs):
         dtypes = f"{other.inputs.dtype} to hold out, but {pair.inputs.dtype} to train on"
@@ -233,6 +233,11 @@ def _source(pair: Pair, learned: Learned) -> Source:
         return Mapped(values, {"inputs": tensor})
     return Tensors({n: tensor(np.array(a)) if n == "inputs" else as_tensor(n, a) for n, a in values.items()},
                    tuple(learned.classes))  # fmt: skip
+
+
+def _shape(inputs: np.ndarray) -> tuple[int, ...]:
+    """Of a sample, as a model takes it."""
+    return tuple(tensor(np.array(inputs[:1])).shape[1:])
 
 
 def _are_pixels(array: np.ndarray) -> bool:
