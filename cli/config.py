@@ -33,7 +33,7 @@ CONFIG, PLAN, FOLDS, FOLD = "config.toml", "sweep.json", "folds", "fold-{}"
 RECORDS = ("facts", "versions", "resumed")
 """Tables of a run's config that hold no settings."""
 RECORDED = RECORDS[1]
-"""Key of the settings of a run; its value has the names of those that somebody wrote over them."""
+"""Marks settings as those of a run, and lists the ones that a user has changed since."""
 _CONVERTER = cattrs.Converter(detailed_validation=False)  # it writes code for each recipe, once
 _KINDS = cache(get_type_hints)
 

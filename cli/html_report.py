@@ -58,7 +58,7 @@ def _text(value: object) -> object:
 
 
 def command(past: Past) -> str:
-    """The command that trains the run again: its data and model, and what is not a default beside those."""
+    """The command that trains the run again: data, model, optimizer, and each setting that is no default then."""
     flat, function = past.config.flat, past.config.pipeline.name
     named: dict[str, Any] = {"pipeline": function}
     if function is None:

@@ -52,7 +52,7 @@ def write(past: Past, module: nn.Module, path: Path) -> float:
     try:
         from transformers.utils import logging
 
-        logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+        logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers' own
         files.folder(path)
         inner.save_pretrained(path)
         for file in filter(Path.is_file, beside):

@@ -185,7 +185,10 @@ def test_an_answer_is_sampled_from_its_question_and_ends(tmp_path):
 
 def test_messages_end_with_the_end_of_a_text(tmp_path):
     """Without a chat template, after an answer: it is learned. After a question it is not."""
-    pre = lambda library: library.pre_tokenizers.Split("", "isolated")  # noqa: E731
+
+    def pre(library):
+        return library.pre_tokenizers.Split("", "isolated")
+
     tokenizer = tokens(tmp_path, pre, [*"aeinrstu: 123+.Adsmy\n"])
     found = whole(sources.chat(written(tmp_path, CHAT), tokenizer=tokenizer))
     assert (found["targets"][:, -1] == 1).all()
