@@ -118,7 +118,7 @@ def _side(
 ) -> Side:
     """A setting with its job; the `other` one's data are shared if they are the same."""
     groups.check(evolve(config, run=evolve(config.run, patience=None)), WHAT)
-    split = config.run.seed if config.run.split_seed is None else config.run.split_seed
+    split = config.run.splits_by
     alike = other is not None and (other.config.data, other.config.run.split_seed) == (config.data, split)
     config, data = settled(config, other.data if other is not None and alike else None)
     config = evolve(config, run=evolve(config.run, split_seed=split, **how))

@@ -25,7 +25,7 @@ from pipeline import models
 from pipeline.ensembles import Joined
 from pipeline.errors import ConfigError, first_line
 from pipeline.loss.joint import mean_outputs
-from pipeline.sources.columns import CATEGORY, DATE, TEXT, WORDS
+from pipeline.sources.columns import CATEGORY, DATE, TEXT, TIME, WORDS
 from pipeline.sources.encode import Columns, raw
 from pipeline.sources.table import apply as encoded
 from pipeline.sources.words import WORD
@@ -285,6 +285,10 @@ def _column(f: Mapping[str, Any]) -> dict[str, Any]:
         column |= {"words": f["length"], "of": WORD, "codes": {word: i for i, word in enumerate(f["words"], 1)}}
     if f["kind"] == DATE:
         column |= {"unit": "days since 1970-01-01", "form": f["form"]}
+    if f["kind"] == TIME:
+        column["unit"] = "seconds of the day"
+    if f.get("unit"):
+        column["unit"] = f["unit"]
     return column
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from functools import partial
+from typing import Any
 
 from cli import config as settings
 from cli.predictions import answers, in_units, together
 from cli.progress import warn
-from cli.recipes.code import is_code
+from cli.recipes.code import is_code, load, wanted
 from cli.recipes.data import DATA, kind_of
 from cli.recipes.data_card import check_alike
 from cli.saved_run import Past
@@ -26,7 +27,13 @@ def rows(past: Past, data: str, *, targets: bool, skip_bad: bool = False, say: b
     kind = kind_of(past.config.data.source)
     if kind_of(data) is None and kind in DATA:  # such as a single image
         data = f"{kind}:{data}"
-    layers = [{"data": trained_on}, {"data": data}] if not is_code(data) else [{"data": data}]
+    layers: list[dict[str, Any]] = [{"data": trained_on}, {"data": data}]
+    if is_code(data) and data == past.config.data.source:
+        layers = [{"data": wanted(load(data), {"seed": past.config.run.splits_by}) | trained_on}]
+    elif is_code(data):
+        layers = [{"data": data}]
+        if say:
+            warn(f"{data} is another function than the run's, so it is called without the run's options")
     found = settings.make(*layers, {"skip_bad": True} if skip_bad else {}).data.others(past.about, targets=targets)
     return _counted(found, data, past) if say else found
 

@@ -96,6 +96,8 @@ def _facts(past: Past, kind: str) -> dict[str, Any]:
     fitted = past.about.fitted
     if kind == WORDS:
         return {"alphabet": fitted.get("alphabet"), "context": fitted["context"]}
+    if kind == ARRAYS:
+        return {"bytes": fitted.get("bytes")}
     return {"size": fitted["size"], "mode": fitted["mode"]} if kind == IMAGES else {}
 
 

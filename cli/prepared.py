@@ -30,8 +30,7 @@ def prepared(config: TrainConfig) -> Prepared:
     run, data = config.run, config.data
     if run.fold is not None and run.fold >= (run.folds or 0) and config.wrote("run.fold"):
         raise refusal(f"{given('fold', run.fold)} needs --folds {run.fold + 1} or more, as folds count from 0")
-    seed = run.seed if run.split_seed is None else run.split_seed
-    split = _Noting(data.held_out, seed, run.folds, run.fold or 0)
+    split = _Noting(data.held_out, run.splits_by, run.folds, run.fold or 0)
     found = data.prepare(split)
     share = fields(type(data)).held_out.default
     if data.held_out != share and config.wrote("data.held_out") and (run.folds is not None or any(split.noted)):

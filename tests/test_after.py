@@ -645,3 +645,17 @@ def test_a_notebook_shows_tables_and_curves():
     assert "<td>1.weight</td>" in reports[-1].state._repr_html_()
     assert "<td>forward.model</td>" in pipe._repr_html_()
     assert pipeline.Reports()._repr_html_() == "no complete epoch yet"
+
+
+def test_a_function_of_data_is_called_as_by_the_run(pipe, tmp_path, monkeypatch):
+    """With its options and the seed of its split: `pipe eval --data` gives what `pipe eval` does, for the same name."""
+    monkeypatch.chdir(tmp_path)
+    Path("own.py").write_text(
+        "import torch\n\ndef make(seed, scale=1.0):\n    g = torch.Generator().manual_seed(seed)\n"
+        "    return tuple((scale * torch.randn(40, 2, generator=g), torch.arange(40) % 2) for _ in range(2))\n"
+    )
+    assert pipe("train", "--data", "own.py:make", "--set", "data.scale=5", "--seed", 3, "--epochs", 1, "--no-compile",
+                "--out", "r", "-q")[0] == 0  # fmt: skip
+    said = [pipe("eval", "r", "--trust", "--json", *more) for more in ((), ("--data", "own.py:make"))]
+    assert all(code == 0 for code, _, _ in said), said
+    assert json.loads(said[0][1])["metrics"] == json.loads(said[1][1])["metrics"]

@@ -360,6 +360,8 @@ class Noisy(torch.utils.data.Dataset):
         ((torch.zeros(20, 2), torch.ones(20, 3, dtype=torch.long)), "several labels", 0),
         ((torch.zeros(20, 3), torch.ones(20, 3, dtype=torch.long)), "several labels", 0),
         ((torch.zeros(20, 2), torch.arange(60).reshape(20, 3)), "regression", 0),
+        ((torch.zeros(20, 2), torch.ones(20, 3)), "several labels", 0),
+        ((torch.zeros(20, 2), torch.ones(20, 3, 4)), "regression", 0),
     ],
 )  # fmt: skip
 def test_whatever_is_given_is_prepared(data, task, outputs):
@@ -416,3 +418,39 @@ def test_whole_targets_are_scaled_as_values():
     made = sources.given((x, y), task="regression")
     scaled = scaled_targets(made, made.train.tensors["targets"])
     torch.testing.assert_close((scaled.mean(), scaled.std(correction=0)), (torch.tensor(0.0), torch.tensor(1.0)))
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+def test_a_column_of_classes_is_learned_as_classes(tmp_path, dtype):
+    """Targets (N, 1), as Keras has them, are those of (N,), in new data too; more values than classes stay (N, 1)."""
+    x, y = np.zeros((60, 8, 8, 3), np.uint8), (np.arange(60) % 3).astype(dtype)
+    for name, targets in (("flat", y), ("column", y[:, None]), ("values", y[:, None] + np.linspace(0, 1, 60)[:, None])):
+        np.savez(tmp_path / f"{name}.npz", inputs=x, targets=targets)
+    flat, column, values = (sources.arrays(tmp_path / f"{n}.npz") for n in ("flat", "column", "values"))
+    assert (column.task, column.classes, column.fitted) == (flat.task, flat.classes, flat.fitted)
+    assert torch.equal(column.held_out.tensors["targets"], flat.held_out.tensors["targets"])
+    [new] = of_arrays(tmp_path / "column.npz", column.fitted, (3, 8, 8), targets=True, task=column.task)
+    assert new.batch["targets"].tolist() == y.tolist()
+    assert (values.task, values.train.tensors["targets"].shape) == ("regression", (48, 1))
+    with pytest.raises(DataError, match="whole numbers of shape"):
+        sources.given((torch.zeros(20, 2), torch.arange(20).reshape(20, 1)))
+
+
+def test_a_dataset_of_large_values_is_noted():
+    """As its targets are learned as they are, while those of tensors are scaled."""
+    x = torch.randn(40, 2)
+    for scale, noted in ((1.0, 0), (5e4, 1)):
+        made = sources.given(sources.dataset([(row, scale * row[0]) for row in x]))
+        assert len(made.notes) == noted
+        assert not made.fitted
+
+
+def test_tokens_of_another_dtype_are_refused(tmp_path):
+    """uint32 read as uint16 would be ids and zeros in turn; a text of UTF-16 would be, too."""
+    np.arange(4000, dtype=np.uint32).tofile(tmp_path / "t.bin")
+    with pytest.raises(DataError, match="as in a file of uint32"):
+        sources.tokens(tmp_path / "t.bin", context=8)
+    assert len(sources.tokens(tmp_path / "t.bin", dtype="uint32", context=8).train)
+    (tmp_path / "t.txt").write_text("two words " * 99, encoding="utf-16")
+    with pytest.raises(DataError, match="save it as UTF-8"):
+        sources.text(tmp_path / "t.txt", context=8)

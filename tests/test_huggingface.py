@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from pipeline import sources
 from pipeline.errors import DataError
 from pipeline.sources import Split, Tensors
+from pipeline.sources.huggingface import rows as rows_of
 from tests.strategies import labels, normals
 
 datasets = pytest.importorskip("datasets")
@@ -197,3 +198,23 @@ else:
     raise SystemExit(1)
 """
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_rows_without_a_class_are_refused():
+    """-1, as of a test set without labels, is not the last class; beside columns of values, such rows are missing."""
+    features = datasets.Features({"x": datasets.List(datasets.Value("float32")), "label": datasets.ClassLabel(2)})
+    made = {"x": [[0.0, 1.0]] * 20, "label": [0, 1] * 9 + [-1] * 2}
+    refused("'label' has no class in row 18", datasets.Dataset.from_dict(made, features=features))
+
+
+def test_one_part_is_asked_for(tmp_path):
+    """Splits in folders of several configurations are not joined, and several splits are no new data."""
+    for name in ("de", "fr", ".cache"):
+        (tmp_path / name).mkdir()
+        table().to_parquet(tmp_path / name / "train-0.parquet")
+    refused(f"'train' in several folders, {tmp_path / 'de'}, {tmp_path / 'fr'}; give one", tmp_path)
+    fitted = sources.huggingface(tmp_path / "de").fitted
+    assert len(rows_of(tmp_path / "de", fitted)) == 10
+    table().to_parquet(tmp_path / "de" / "test-0.parquet")
+    with pytest.raises(DataError, match="has the splits test, train; give the file or the folder of one"):
+        rows_of(tmp_path / "de", fitted)

@@ -196,13 +196,18 @@ def test_folders_with_the_same_folders_inside_are_parts_or_asked_for(tmp_path):
     [("Train", "Test"), ("training", "testing"), ("TRAIN", "dev"), ("train", "Validation"), ("Training", "eval")],
 )
 def test_parts_by_their_usual_names(tmp_path, names):
-    """In any case, they are the parts, and not the classes; with other folders beside them, they are classes."""
+    """In any case, they are the parts, and not the classes; with other images beside them, neither is guessed."""
     for part, count in zip(names, (4, 2), strict=True):
         folder(tmp_path / part, count)
     data = sources.images(tmp_path)
     assert (data.classes, len(data.train), len(data.held_out)) == (("cat", "dog"), 8, 4)
+    for beside in ("__MACOSX", "scripts"):
+        (tmp_path / beside).mkdir()
+        (tmp_path / beside / "x.txt").touch()
+    assert sources.images(tmp_path).classes == ("cat", "dog")
     folder(tmp_path, 2, classes=("other",))
-    assert set(sources.images(tmp_path).classes) == {*names, "other"}
+    with pytest.raises(DataError, match=r"the same classes in .*, and images in other; name"):
+        sources.images(tmp_path)
 
 
 @given(st.sampled_from([8, 10, 12, 14, 16]), seeds)
@@ -223,6 +228,10 @@ def test_sixteen_bits_that_hold_fewer(tmp_path_factory, bits, seed):
     last = torch.from_numpy(image.astype(np.int64) * 255 // (2**bits - 1)) / 255.0
     assert torch.equal(data.train.tensors["inputs"][-1, 0], last.float())
     [rows] = new_data.of_images(root, data.fitted, targets=True, classes=data.classes)
+    Image.fromarray(np.full((4, 4), 2**16 - 1, np.uint16)).save(root / "a" / "0.png")
+    if bits < 15:
+        with pytest.raises(DataError, match="scale it as those are"):
+            list(new_data.of_images(root, data.fitted, targets=True, classes=data.classes))
     assert torch.equal(rows.batch["inputs"], data.train.tensors["inputs"])
 
 

@@ -172,8 +172,12 @@ def test_bytes_of_images_are_read_as_the_run_reads_them(tmp_path_factory, shape,
     np.savez(path, inputs=values, targets=np.arange(3))
     wanted = tensor(values)
     facts = {"inputs": [{"name": "inputs", "dtype": dtype_name(wanted.dtype), "shape": ["batch", *wanted.shape[1:]]}]}
-    [found] = arrays.tensors(facts, arrays.read(path))
-    assert torch.equal(found, wanted)
+    images = dtype == "u1" and len(shape) > 1
+    for kind in (None, images):
+        [found] = arrays.tensors(facts, arrays.read({"bytes": kind}, path))
+        assert torch.equal(found, wanted)
+    with pytest.raises(ValueError, match="the model learned"):
+        arrays.read({"bytes": not images}, path)
 
 
 BAD = {
@@ -187,7 +191,7 @@ BAD = {
 
 def test_the_server_answers_as_predict_py(folder, url):
     """One answer for each row; a bad request is refused in one line."""
-    rows = table.read(folder / "new.csv")
+    rows = table.read({}, folder / "new.csv")
     code, found = posted(f"{url}/predict", json.dumps({"rows": rows}).encode())
     assert (code, found) == (200, {"predictions": answers(folder, "kinds")})
     card = (folder / "kinds" / "package" / "README.md").read_text()
@@ -248,16 +252,19 @@ CELLS = st.one_of(
 )  # fmt: skip
 
 
-@given(value=CELLS, column=st.sampled_from(COLUMNS))
-def test_a_cell_that_rows_py_reads_is_read_by_the_run_so(value, column):
+@given(
+    value=CELLS | st.sampled_from([-999, -999.0, "-999", "-999.0", " -9.99e2"]), column=st.sampled_from(COLUMNS),
+    missing=st.sampled_from([MISSING, (*MISSING, "-999")]),
+)  # fmt: skip
+def test_a_cell_that_rows_py_reads_is_read_by_the_run_so(value, column, missing):
     """Whatever a cell holds, rows.py gives what the run's own preparation gives, or refuses it."""
     shown = {**column, "codes": {w: i for i, w in enumerate(column.get("words", column.get("categories", [])), 1)}}
-    facts = {"missing": MISSING, "blanks": BLANKS}
+    facts = {"missing": missing, "blanks": BLANKS if missing == MISSING else ()}
     try:
         found = table.cell(facts, {column["name"]: value}, 1, {**shown, "words": column.get("length", 1)})
     except ValueError:
         return
-    frame = Frame("x", pl.DataFrame({column["name"]: [value]}), np.array([1]), missing=MISSING)
+    frame = Frame("x", pl.DataFrame({column["name"]: [value]}), np.array([1]), missing=missing)
     numbers, codes = raw(frame, [column])
     wanted = (codes if column["kind"] in ("category", "text") else numbers)[0].tolist()
     assert found == pytest.approx(wanted, nan_ok=True, rel=1e-15, abs=0)
@@ -270,7 +277,7 @@ def test_images_are_decoded_as_by_the_run(mode, wanted, tmp_path):
     noise = np.random.default_rng(0).integers(0, 256, (21, 17, 4), dtype=np.uint8)
     kind = "jpeg" if mode == "CMYK" else "png"
     Image.fromarray(noise).convert(mode).save(tmp_path / f"x.{kind}")
-    [row] = images.read(tmp_path)
+    [row] = images.read({}, tmp_path)
     [mine] = images.tensors({"size": [8, 10], "mode": wanted}, [row])
     torch.testing.assert_close(mine[0], pixels.decode(tmp_path / f"x.{kind}", (8, 10), wanted) / 255.0, rtol=0, atol=0)
 

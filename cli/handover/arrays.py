@@ -7,17 +7,21 @@ import numpy as np
 import torch
 
 
-def read(path: str) -> list[dict[str, Any]]:
+def read(facts: Mapping[str, Any], path: str) -> list[dict[str, Any]]:
     """The rows of a file of arrays, .npz."""
     with np.load(path, allow_pickle=False) as file:
         names = [name for name in file.files if name != "targets"]
-        columns = [_values(file[name]).tolist() for name in names]
+        columns = [_values(facts, file[name]).tolist() for name in names]
     return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
 
 
-def _values(array: np.ndarray) -> np.ndarray:
-    """Bytes of images as (N, C, H, W) in [0, 1]; other arrays as they are."""
-    if array.dtype != np.uint8 or array.ndim not in (3, 4):
+def _values(facts: Mapping[str, Any], array: np.ndarray) -> np.ndarray:
+    """Bytes of images as (N, C, H, W) in [0, 1]; other arrays as they are. Raises ValueError for bytes if the model
+    learned numbers, and for numbers if it learned bytes."""
+    images = array.dtype == np.uint8 and array.ndim in (3, 4)
+    if facts["bytes"] not in (None, images):
+        raise ValueError(f"{array.dtype} inputs; the model learned {'bytes of images' if not images else 'numbers'}")
+    if not images:
         return array
     if array.ndim == 3:
         array = array[:, None]
@@ -35,6 +39,8 @@ def tensors(facts: Mapping[str, Any], rows: Sequence[Any]) -> list[torch.Tensor]
         for i, row in enumerate(rows, 1):
             try:
                 value = torch.tensor(row[name], dtype=dtype)
+                if not dtype.is_floating_point and (value != torch.tensor(row[name])).any():
+                    raise ValueError("no whole numbers")
             except (TypeError, KeyError, ValueError, RuntimeError, OverflowError):
                 raise ValueError(f"row {i} is not {{{name!r}: numbers in lists of one length}}") from None
             if [*value.shape] != shape or not value.isfinite().all():

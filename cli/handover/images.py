@@ -13,7 +13,7 @@ from PIL import Image, ImageOps
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF")
 
 
-def read(path: str) -> list[dict[str, str]]:
+def read(_: Mapping[str, Any], path: str) -> list[dict[str, str]]:
     """A row for an image file; for a folder, a row for each of its image files, sorted by name."""
     files = sorted(Path(path).iterdir()) if Path(path).is_dir() else [Path(path)]
     return [{"image": base64.b64encode(file.read_bytes()).decode()} for file in files]

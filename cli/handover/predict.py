@@ -43,7 +43,7 @@ if __name__ == "__main__":
     if len(sys.argv) != 2:
         sys.exit(__doc__)
     try:
-        given = rows.read(sys.argv[1])
+        given = rows.read(FACTS, sys.argv[1])
         answers = predict(given)
         for line in unseen(given):
             print(f"predict.py: {line}", file=sys.stderr)

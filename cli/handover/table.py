@@ -18,7 +18,7 @@ TRUTHS = {"false": 0, "no": 0, "f": 0, "n": 0, "off": 0, "true": 1, "yes": 1, "t
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
-def read(path: str) -> list[dict[str, Any]]:
+def read(_: Mapping[str, Any], path: str) -> list[dict[str, Any]]:
     """The rows of a CSV file with a header, in UTF-8."""
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
@@ -47,7 +47,7 @@ def cell(facts: Mapping[str, Any], row: Any, number: int, column: Mapping[str, A
         raise ValueError(f"row {number} has no column {name!r}; null is a missing value")
     value = row[name].strip() if isinstance(row[name], str) else row[name]
     words = isinstance(value, str) and value.lower()
-    blank = value is None or words in facts["missing"]
+    blank = value is None or (words or label(value).lower()) in facts["missing"]
     if kind in ("category", "text"):
         if isinstance(value, list | dict):
             raise ValueError(f"row {number}, column {name!r}: {value!r} is no text")
@@ -62,6 +62,9 @@ def cell(facts: Mapping[str, Any], row: Any, number: int, column: Mapping[str, A
         read = READERS[kind](value, column)
     except (ValueError, TypeError, OverflowError, KeyError):
         read = float("inf")
+    named = [float(text) for text in facts["missing"] if NUMBER.fullmatch(text)]
+    if kind == "number" and read in named:  # "-999.0" for -999
+        return [float("nan")]
     if abs(read) == float("inf"):
         form = f" as {column['form']}" if column.get("form") else ""
         raise ValueError(f"row {number}, column {name!r}: {value!r} is not a {kind}{form}")

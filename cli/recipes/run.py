@@ -128,6 +128,11 @@ class Run:
     )
     out: str | None = setting(None, "folder of the run  [default: the next free runs/DATA-MODEL-N]", fixed=True)
 
+    @property
+    def splits_by(self) -> int:
+        """The seed of the split."""
+        return self.seed if self.split_seed is None else self.split_seed
+
     def __attrs_post_init__(self) -> None:
         if not self.compile and self.steps_per_call not in ("auto", "1"):
             raise refusal(

@@ -56,11 +56,16 @@ class Pair:
             return ["targets"]
         return [f"targets_{i}" for i in range(1, y.shape[1] + 1)]
 
-    def frame(self, inputs: bool = True) -> Frame:
-        """The table of the targets, and of the inputs."""
-        columns: dict[str, Any] = {}
-        if inputs:
-            columns = {f"inputs_{i}": column for i, column in enumerate(self.inputs.T, 1)}
+    @property
+    def column(self) -> Frame | None:
+        """The table of targets (N,) or (N, 1) alone."""
+        if self.targets is None or self.targets.size != len(self.targets):
+            return None
+        return evolve(self, inputs=np.empty((0, 0)), targets=self.targets.reshape(-1)).frame()
+
+    def frame(self) -> Frame:
+        """The table of the inputs and the targets."""
+        columns: dict[str, Any] = {f"inputs_{i}": column for i, column in enumerate(self.inputs.T, 1)}
         if self.targets is not None:
             targets = self.targets if self.targets.ndim > 1 else self.targets[:, None]
             columns |= dict(zip(self.target_names, targets.T, strict=True))
@@ -77,9 +82,10 @@ def arrays(
     """Inputs (N, ...) and targets (N, ...) as .npz, safetensors, or a folder of .npy files, named like one of PAIRS.
 
     Inputs (N, D) or (N,) of floats are prepared as columns of a table. Bytes (N, H, W), (N, C, H, W) or (N, H, W, C)
-    are images, (N, C, H, W) float32 in [0, 1]; other floats are float32, other numbers int64. Targets (N,) are learned
-    as a table's column is; (N, L) of 0 and 1 are several labels, and of the shape of integer inputs the next tokens;
-    others are values. Up to 1 GiB, arrays are read into memory; of larger .npy files, only the rows of a batch.
+    are images, (N, C, H, W) float32 in [0, 1]; other floats are float32, other numbers int64. Targets (N,), and classes
+    (N, 1), are learned as a table's column is; (N, L) of 0 and 1 are several labels, and of the shape of integer inputs
+    the next tokens; others are values. Up to 1 GiB, arrays are read into memory; of larger .npy files, only the rows of
+    a batch.
 
     - `inputs` and `targets`: names of the arrays; `test`: a file of the held-out samples; by default those of
       `path` itself, such as X_test and y_test, else a split. `notes` name arrays that are not read.
@@ -209,11 +215,12 @@ def _cells(array: np.ndarray) -> Any:
 def _learned(pair: Pair, task: Task | None) -> Learned:
     x, y = pair.inputs, pair.targets
     assert y is not None
-    if y.ndim == 1:
-        frame = pair.frame(inputs=False)
-        return Learned.of(frame, ["targets"], readings(frame), task)
-    if task is None and y.shape == x.shape and x.dtype.kind in "iu" and y.dtype.kind in "iu":
+    if task is None and y.ndim > 1 and y.shape == x.shape and x.dtype.kind in "iu" and y.dtype.kind in "iu":
         task = "language modelling"
+    elif (frame := pair.column) is not None:
+        learned = Learned.of(frame, ["targets"], readings(frame), task)
+        if y.ndim == 1 or learned.task == "classification":
+            return learned
     if y.dtype.kind not in "iubf":
         raise DataError(f"{pair.path}: targets of shape {y.shape} hold {y.dtype} values, which are no numbers")
     return Learned(("targets",), task or task_of(y), ("number",), ("",))
@@ -224,8 +231,8 @@ def _source(pair: Pair, learned: Learned) -> Source:
     values: dict[str, Any] = {"inputs": pair.inputs}
     if pair.targets is not None:
         y = pair.targets
-        if y.ndim == 1:
-            y = learned.targets(pair.frame(inputs=False))
+        if (column := pair.column) is not None and (y.ndim == 1 or learned.task == "classification"):
+            y = learned.targets(column)
         elif learned.task in ("regression", "several labels"):
             y = y.astype(np.float32)
         values["targets"] = y

@@ -54,8 +54,9 @@ def _texts(path: Path, encoding: str | None) -> Iterator[str]:
         while True:
             raw = file.read(BLOCK)
             if decoder is None:
-                encoding = encoding or encoding_of(raw)
-                raw = raw.removeprefix(codecs.BOM_UTF8) if encoding == "utf-8" else raw
+                marked = raw.startswith(codecs.BOM_UTF8)
+                encoding = "utf-8" if marked else encoding or encoding_of(raw)
+                raw = raw.removeprefix(codecs.BOM_UTF8)
                 decoder = io.IncrementalNewlineDecoder(codecs.getincrementaldecoder(encoding)(), translate=True)
             try:
                 text += decoder.decode(raw, final=not raw)

@@ -38,7 +38,7 @@ def dataset(data: Any, *, names: Sequence[str] = ("inputs", "targets"), workers:
 
     Draws of `data[i]` from the global generators of torch, Python and NumPy are a function of (seed, seed of the run,
     epoch, i), with any number of `workers` (processes that prefetch) and after a resume. Draws from a generator of the
-    data set's own are not.
+    data set's own are not. Workers keep the data set as it was when they began.
 
     Raises DataError for a data set that is empty or has no length, for samples that do not fit the names, and, with its
     index, for a sample that can't be read.

@@ -78,9 +78,12 @@ def codes(frame: Frame, f: Fitted) -> np.ndarray:
 
 
 def unknown(frame: Frame, fitted: Sequence[Fitted]) -> dict[str, list[str]]:
-    """Values that are in none of a column's categories, by column; they count as missing."""
+    """Values that are in none of a column's categories, and blanks in columns of numbers that had none, by column; they
+    count as missing."""
     found: dict[str, list[str]] = {}
     for f in fitted:
+        if not f.get("missing", True) and (blank := int(frame.column(f["name"]).null_count())):
+            found[f["name"]] = [""] * blank
         if f["kind"] == CATEGORY:
             seen = names(frame, f["name"], Reading(CATEGORY)).drop_nulls()
             if others := seen.filter(~seen.is_in(f["categories"])).to_list():

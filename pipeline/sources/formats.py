@@ -163,7 +163,6 @@ def _narrowed(frames: Iterator[Frame]) -> Iterator[Frame]:
                 _plain_numbers(known)
                 and not known.str.contains(LONG).any()
                 and not (len(known) and known.str.contains(THOUSANDS).all())
-                and plain(floats(column), frame.missing).null_count() == column.null_count()  # -9.0 is no "-9"
             ):
                 data = data.with_columns(floats(column))
         yield evolve(frame, data=data)

@@ -122,10 +122,13 @@ def plain(column: Any, missing: Collection[str] = ("",)) -> Any:
         column, dtype = column.cast(pl.String), pl.String
     if dtype == pl.String:
         column = column.str.strip_chars()
-        if not (column.str.len_chars() <= max(map(len, missing), default=0)).any():
+        numbers = _named(missing, pl.Float64)
+        if not numbers and not (column.str.len_chars() <= max(map(len, missing), default=0)).any():
             return column
-        absent = column.str.to_lowercase().is_in(list(missing))
-        return column.set(absent.fill_null(False), None) if absent.any() else column
+        absent = column.str.to_lowercase().is_in(list(missing)).fill_null(False)
+        if numbers:  # "-999.0" for -999
+            absent |= floats(column).is_in(numbers).fill_null(False)
+        return column.set(absent, None) if absent.any() else column
     if dtype == pl.Decimal or dtype.is_float():
         column = column.cast(pl.Float64)
         column = column.fill_nan(None) if column.is_nan().any() else column

@@ -17,6 +17,8 @@ from pipeline.sources.tensors import Source, Tensors, source
 
 SAMPLES = 1000
 """Number of samples on each side to find the classes and the vocabulary in."""
+FAR = 10
+"""Factor from which the mean and the deviation of targets are far from 0 and 1."""
 
 
 def given(data: Any, parts: Split | None = None, task: Task | None = None, *, workers: int = 0) -> Prepared:
@@ -35,8 +37,8 @@ def given(data: Any, parts: Split | None = None, task: Task | None = None, *, wo
     if isinstance(data, Prepared):
         return data
     if pair:
-        train, held_out = (_source(x, workers) for x in data)
-    elif isinstance(samples := _source(data, workers), Tensors):
+        train, held_out = (samples_of(x, workers) for x in data)
+    elif isinstance(samples := samples_of(data, workers), Tensors):
         train, held_out = split(samples, parts=parts)
     else:
         train, held_out = (Subset(samples, rows) for rows in (parts or Split()).rows(len(samples)))
@@ -52,22 +54,31 @@ def given(data: Any, parts: Split | None = None, task: Task | None = None, *, wo
     sizes = {}
     if not inputs.is_floating_point():
         sizes = {"vocabulary": max(int(batch[n].max()) for batch in seen for n in ("inputs", "targets")) + 1}
-    fitted = {}
+    fitted: dict[str, Any] = {}
+    notes: tuple[str, ...] = ()
     if task == "regression" and isinstance(train, Tensors):
         fitted = scale(train.tensors["targets"].numpy())
-    return Prepared(train, held_out, task, sizes=sizes, fitted=fitted)
+    elif task == "regression":
+        std, mean = torch.std_mean(targets.double())
+        if not (std / FAR < 1 < std * FAR and abs(mean) < FAR):
+            notes = (f"targets have mean {mean:.4g} and deviation {std:.4g}, and a Dataset's are learned as they are: "
+                     "scale them in it",)  # fmt: skip
+    return Prepared(train, held_out, task, sizes=sizes, notes=notes, fitted=fitted)
 
 
-def _source(data: Any, workers: int) -> Source:
+def samples_of(data: Any, workers: int) -> Source:
+    """Anything that `source` takes, a Dataset with workers."""
     single = isinstance(data, Dataset) and not isinstance(data, Source)
     return dataset(data, workers=workers) if single else source(data)
 
 
 def _task(inputs: Tensor, targets: Tensor) -> Task:
-    if targets.is_floating_point():
-        return "regression"
+    floats = targets.is_floating_point()
     if targets.ndim == 1:
-        return "classification"
-    if inputs.shape == targets.shape and not inputs.is_floating_point():
+        return "regression" if floats else "classification"
+    if inputs.shape == targets.shape and not (floats or inputs.is_floating_point()):
         return "language modelling"
-    return task_of(targets.numpy())
+    task = task_of(targets.double().numpy()) if targets.ndim == 2 or not floats else "regression"
+    if task == "regression" and targets.shape[1:] == (1,) and not floats:
+        raise DataError("targets are whole numbers of shape (N, 1); give (N,) for classes, or floats for values")
+    return task

@@ -26,6 +26,7 @@ from pipeline.sources.pixels import Item
 from pipeline.sources.prepared import Prepared
 from pipeline.sources.split import HELD_OUT, Split
 from pipeline.sources.table import prepare
+from pipeline.text import some
 
 READERS = {".parquet": "parquet", ".csv": "csv", ".json": "json", ".jsonl": "json"}
 NUMBERS = ("int", "uint", "float", "bool")
@@ -98,11 +99,19 @@ def huggingface(
     return evolve(made, notes=(*made.notes, *notes))
 
 
+def single(path: Path) -> Any:
+    """The data set of a path that has one split. Raises DataError for several."""
+    data = _read(import_module("datasets"), path)
+    if not isinstance(data, Mapping):
+        return data
+    if len(data) > 1:
+        raise DataError(f"{path} has the splits {', '.join(data)}; give the file or the folder of one")
+    return next(iter(data.values()))
+
+
 def rows(path: Path, fitted: Mapping[str, Any]) -> Frame:
     """All rows of a data set whose columns are a table's, as `fitted` has them."""
-    datasets: Any = import_module("datasets")
-    data = _read(datasets, path)
-    whole = data if isinstance(data, datasets.Dataset) else datasets.concatenate_datasets(list(data.values()))
+    whole = single(path)
     wanted = [*(f["name"] for f in fitted["columns"]), *fitted["targets"]["names"]]
     return _frame(whole, [name for name in wanted if name in whole.features], path)
 
@@ -148,7 +157,7 @@ def _files(datasets: Any, path: Path) -> dict[str, Any]:
     """Data sets by split. load_dataset() would ask the network, if only to be counted."""
     splits: dict[str, list[Path]] = {}
     for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
-        if file.suffix in READERS:
+        if file.suffix in READERS and not any(part.startswith(".") for part in file.relative_to(path).parts):
             splits.setdefault(re.split(r"[-.]", file.name)[0], []).append(file)
     suffixes = {file.suffix for files in splits.values() for file in files}
     if len(suffixes) != 1:
@@ -156,6 +165,9 @@ def _files(datasets: Any, path: Path) -> dict[str, Any]:
             f"{path} is no data set: known are what save_to_disk() writes, and files of one kind of "
             f"{', '.join(READERS)}; a folder of images goes to sources.images()"
         )
+    for name, found in splits.items():
+        if len(folders := {str(file.parent) for file in found}) > 1:
+            raise DataError(f"{path} has {name!r} in several folders, {some(sorted(folders))}; give one of them")
     read = getattr(datasets.Dataset, f"from_{READERS[suffixes.pop()]}")
     return {name: read([glob.escape(str(f.resolve())) for f in files]) for name, files in splits.items()}
 
@@ -200,7 +212,12 @@ def _frame(data: Any, columns: Sequence[str], path: Any) -> Frame:
 def _targets(data: Any, column: str) -> np.ndarray:
     array: np.ndarray = _values(data, column, (*NUMBERS, "string", "large_string"))
     names = getattr(data.features[column], "names", None)
-    return array if names is None else np.array(names)[array]
+    if names is None:
+        return array
+    if (array < 0).any():
+        raise DataError(f"column {column!r} has no class in row {int((array < 0).argmax())}; remove such rows")
+    found: np.ndarray = np.array(names)[array]
+    return found
 
 
 def _values(data: Any, name: str, dtypes: tuple[str, ...]) -> Any:

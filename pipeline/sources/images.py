@@ -164,9 +164,11 @@ def prepared(
         raise ConfigError(f'mode={mode!r} is unknown: "L" is grey, "RGB" is colours')
     items, targets = sides[0]
     seen = [header(items[i]) for i in range(0, len(items), -(-len(items) // HEADERS))]
-    mode = mode or ("L" if all(m.startswith(GREY) for _, m in seen) else "RGB")
-    white = white_of(items) if any(m.startswith("I") for _, m in seen) else WHITE
-    shape = _shape(size, [s for s, _ in seen])
+    mode = mode or ("L" if all(m.startswith(GREY) for _, m, _ in seen) else "RGB")
+    white = white_of(items) if any(m.startswith("I") for _, m, _ in seen) else WHITE
+    shape = _shape(size, [s for s, _, _ in seen])
+    if (frames := max(n for _, _, n in seen)) > 1:
+        notes = (f"images have up to {frames} frames, of which the first is read", *notes)
     kinds = AUGMENT["none" if augment == "auto" and (mode == "L" or min(shape) < 32) else augment]
     train = Images(items, targets, shape, mode, kinds, white).source(classes, workers)
     held_out = Images(*sides[1], shape, mode, white=white).source(classes, workers)
@@ -174,7 +176,7 @@ def prepared(
     if classes:
         each = [f"{classes[c]} {n:,}" for c, n in sorted(Counter(targets.tolist()).items())]
         count += f" of {len(classes)} classes; to train on: {', '.join(each[:10])}{', ...' * (len(each) > 10)}"
-    sizes = sorted({s for s, _ in seen}, key=lambda s: s[0] * s[1])
+    sizes = sorted({s for s, _, _ in seen}, key=lambda s: s[0] * s[1])
     least, most, used = ("{}x{}".format(*s) for s in (sizes[0], sizes[-1], shape))
     original = f"all {least}" if len(sizes) == 1 else f"of {least} to {most}"
     scaled = "" if sizes == [shape] else f", scaled and cropped to {used}"
@@ -184,7 +186,7 @@ def prepared(
     how = f"augmented in training: {' and '.join(kinds) or 'no'}; {stored}"
     task: Task = "classification" if classes else "regression"
     fitted: dict[str, Any] = {"size": list(shape), "mode": mode}
-    if any(m.startswith("I") for _, m in seen):
+    if any(m.startswith("I") for _, m, _ in seen):
         fitted["white"] = white
         notes = (f"images of more than 8 bits: white is {white}, of {white.bit_length()} bits", *notes)
     return Prepared(train, held_out, task, classes, notes=(count, look, how, *notes), fitted=fitted)
@@ -208,6 +210,12 @@ def _sides(folder: Path, test: Path | None) -> tuple[Path, Path | None, tuple[st
     trains = [f for name, f in parts.items() if name in TRAIN]
     beside = [parts[name] for name in HELD_OUT if name in parts]
     notes: tuple[str, ...] = ()
+    if len(trains) == 1 and 0 < len(beside) < len(parts) - 1:
+        parts = {name: f for name, f in parts.items() if f in (*trains, *beside) or _has_images(f)}
+        if len(beside) + 1 < len(parts) and _common([*trains, *beside]):
+            other = next(f for f in parts.values() if f not in (*trains, *beside))
+            said = f"{folder} has the same classes in {trains[0].name} and {beside[0].name}, and images in {other.name}"
+            raise DataError(f"{said}; name {trains[0]}, and the held-out images by test=")
     # If other folders are beside it, train is a class.
     if len(trains) != 1 or len(beside) + 1 < len(parts):
         common = _common([*parts.values()])
@@ -235,7 +243,7 @@ def _common(folders: Sequence[Path]) -> set[str]:
 
 def _visible(folder: Path) -> list[Path]:
     with reading(folder):
-        return sorted(f for f in folder.iterdir() if not f.name.startswith("."))
+        return sorted(f for f in folder.iterdir() if not f.name.startswith((".", "__MACOSX")))
 
 
 def by_class(folder: Path) -> tuple[Mapping[str, list[Path]], int]:
@@ -269,6 +277,10 @@ def _inside(folder: Path) -> list[Path]:
         folders[:] = sorted(f for f in folders if not f.startswith("."))
         files += [Path(at, name) for name in sorted(names) if not name.startswith(".")]
     return files
+
+
+def _has_images(folder: Path) -> bool:
+    return any(_is_image(Path(at, name)) for at, _, names in os.walk(folder) for name in names)
 
 
 def _is_image(path: Path) -> bool:

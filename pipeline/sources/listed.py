@@ -46,7 +46,7 @@ class Listed:
     def learned(self, names: Sequence[str]) -> Learned:
         """How these columns are learned."""
         frame = evolve(self.frame, data=self.frame.data.select(names))
-        return Learned.of(frame, names, readings(frame), None)
+        return Learned.of(frame, names, readings(frame), "classification" if [*names] == ["cls"] else None)
 
     def take(self, rows: np.ndarray) -> Listed:
         return evolve(self, items=[self.items[i] for i in rows.tolist()], frame=self.frame.take(rows))

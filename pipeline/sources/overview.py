@@ -45,7 +45,8 @@ def overview(
         elif name in by_name:
             suspicion = _suspicion(sample, name, reading, learned, targets[:SAMPLE])
             note = "; ".join(filter(None, (suspicion, reading.note, _form(reading), _words(by_name[name]))))
-            found.append(Column(name, reading.kind, _range(frame, name, reading), missing, note, bool(suspicion)))
+            alarm = bool(suspicion or reading.note)
+            found.append(Column(name, reading.kind, _range(frame, name, reading), missing, note, alarm))
         elif name in learned.names:
             found.append(Column(name, TARGET, _range(frame, name, reading), missing, learned.task))
     return sorted(found, key=lambda column: not column.alarm)

@@ -151,9 +151,10 @@ def decode(item: Item, shape: tuple[int, int], mode: str, white: int = WHITE) ->
         image.draft(None, (2 * max(shape),) * 2)  # decodes a large JPEG at an eighth, a quarter or half of its size
         upright = ops.exif_transpose(image)
         if upright.mode.startswith("I"):  # Pillow would clip 16 bits at 255
-            upright = _pillow().Image.fromarray(
-                (np.asarray(upright).astype(np.int64) * 255 // white).clip(0, 255).astype(np.uint8)
-            )
+            values = np.asarray(upright).astype(np.int64)
+            if (most := values.max()) > 2 * white:
+                raise ValueError(f"it holds {most}, and white is {white} in the training images; scale it as those are")
+            upright = _pillow().Image.fromarray((values * 255 // white).clip(0, 255).astype(np.uint8))
         elif upright.mode == "F":
             raise ValueError("it holds floats; save it with 8 or 16 bits a channel")
         elif "transparency" in upright.info or upright.mode in ("LA", "PA", "La", "RGBA", "RGBa"):
@@ -178,8 +179,8 @@ def white_of(items: Sequence[Item]) -> int:
     return next(2**bits - 1 for bits in (8, 10, 12, 14, 16, 24, 64) if most < 2**bits)
 
 
-def header(item: Item) -> tuple[tuple[int, int], str]:
-    """An image's height and width, and Pillow's name of its mode, without decoding it."""
+def header(item: Item) -> tuple[tuple[int, int], str, int]:
+    """An image's height and width, Pillow's name of its mode, and its number of frames, without decoding it."""
     with _opened(item) as image:
         turned = image.format == "JPEG" and image.getexif().get(0x0112, 1) >= 5  # EXIF: lies on its side
-        return image.size[:: 1 if turned else -1], image.mode
+        return image.size[:: 1 if turned else -1], image.mode, getattr(image, "n_frames", 1)

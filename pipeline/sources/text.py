@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,8 @@ def ids_of(path: Path, fitted: Mapping[str, Any]) -> np.ndarray:
 
 def _ids(path: Path, raw: bytes, fitted: Mapping[str, Any]) -> np.ndarray:
     if fitted["tokenizer"] == BYTES:
+        if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):  # UTF-32 begins alike
+            raise DataError(f"{path} is UTF-16 or UTF-32; save it as UTF-8")
         return np.frombuffer(raw, np.uint8)
     return np.array(encode(fitted, _decoded(path, raw)), np.int32)
 
@@ -111,6 +114,9 @@ def ids_in(path: Path, dtype: str, vocabulary: int | None = None) -> np.ndarray:
         if size % kind.itemsize or not size:
             raise DataError(f"{path} has {size:,} bytes, which are no tokens of {kind.itemsize} bytes each ({dtype})")
         ids = np.memmap(path, kind, mode="r")
+    lower, upper = ids[:IN_MEMORY:2], ids[1:IN_MEMORY:2]  # of tokens of 32 bits
+    if dtype == "uint16" and len(ids) % 2 == 0 and lower.max() > 255 and upper.max() < 4 and np.median(upper) == 0:
+        raise DataError(f"{path}: each second token is below 4, as in a file of uint32; say dtype=uint32")
     if vocabulary is not None and _largest(ids) >= vocabulary:
         at = next(i for i in range(len(ids)) if ids[i] >= vocabulary)
         raise DataError(f"{path}: token {at:,} is {ids[at]}, but there are {vocabulary} tokens")

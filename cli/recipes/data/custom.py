@@ -36,16 +36,16 @@ class Custom(Data):
                              workers=self.workers)  # fmt: skip
 
     def others(self, about: About, *, targets: bool) -> Iterator[Rows]:
-        from pipeline.sources import Prepared, dataset, new_data, source
+        from pipeline.sources import Prepared, new_data
+        from pipeline.sources.from_user import samples_of
 
         data = self._result(0)
         if isinstance(data, Prepared):
             data = data.held_out
         elif isinstance(data, tuple) and len(data) == 2 and not hasattr(data[0], "shape"):
             data = data[1]
-        data = source(data) if hasattr(data, "names") else dataset(data, workers=self.workers)
         options: dict[str, Any] = {"targets": targets, "task": about.fixed.task, "classes": about.classes}
-        return new_data.of_source(self.source, data, about.fixed.inputs, **options)
+        return new_data.of_source(self.source, samples_of(data, self.workers), about.fixed.inputs, **options)
 
     def _result(self, seed: int) -> Any:
         return code.called(self.source, code.load(self.source), self.options, {"seed": seed}, "data")

@@ -254,13 +254,13 @@ class HuggingFace(File):
     def others(self, about: About, *, targets: bool) -> Iterator[Rows]:
         from pipeline import sources
         from pipeline.sources import new_data
-        from pipeline.sources.huggingface import rows
+        from pipeline.sources.huggingface import rows, single
 
         if not targets:
             raise refusal(f"{self.source}: predictions are for tables, arrays and images; write it as Parquet or .npz")
         if "columns" in about.fitted:
             return new_data.of_frame(rows(self.path, about.fitted), about.fitted, targets=True)
-        data = sources.huggingface(self.path, **self.arguments())
+        data = sources.huggingface(single(self.path), **self.arguments())
         if data.classes != about.classes:
             raise refusal(f"{self.source} has the classes {', '.join(data.classes)}, but others were learned")
         inputs, task = about.fixed.inputs, about.fixed.task
