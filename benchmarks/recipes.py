@@ -283,14 +283,16 @@ def main() -> None:
                     file.write(json.dumps(every[-1]) + "\n")
                 print(f"{name}, seed {seed}, {contender}: {result['value']:.4f} after {result['steps']:,} steps of "
                       f"{1e3 * result['step']:.1f} ms", flush=True)  # fmt: skip
-    found = [r for r in every if r.items() >= how.items()]
-    text = f"Each run: {options.seconds:g} seconds of {options.threads} thread{'s' * (options.threads > 1)}, " \
-           f"{len({r['seed'] for r in found})} seeds.\n"  # fmt: skip
-    for title, model in (("Bits per byte", "transformer"), ("Share of errors", "resnet")):
-        names = [n for n, t in TASKS.items() if t.model == model and any(r["data"] == n for r in found)]
-        text += f"\n{title} of held-out samples:\n\n{table(found, names)}\n" if names else ""
-    text += "".join(f"\nMissing: {what}: {why}\n" for what, why in missing.items())
-    report.save("recipes", (__doc__ or "").splitlines()[0], text.strip(), measurements=found, missing=missing)
+    text = ""
+    for seconds, threads in sorted({(r["seconds"], r["threads"]) for r in every}, reverse=True):
+        found = [r for r in every if (r["seconds"], r["threads"]) == (seconds, threads)]
+        text += f"Each run: {seconds:g} seconds of {threads} thread{'s' * (threads > 1)}; " \
+                f"{len({r['seed'] for r in found})} seeds at most.\n\n"  # fmt: skip
+        for title, model in (("Bits per byte", "transformer"), ("Share of errors", "resnet")):
+            names = [n for n, t in TASKS.items() if t.model == model and any(r["data"] == n for r in found)]
+            text += f"{title} of held-out samples:\n\n{table(found, names)}\n\n" if names else ""
+    text += "".join(f"Missing: {what}: {why}\n" for what, why in missing.items())
+    report.save("recipes", (__doc__ or "").splitlines()[0], text.strip(), measurements=every, missing=missing)
 
 
 if __name__ == "__main__":
