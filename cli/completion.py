@@ -87,7 +87,7 @@ def _columns(source: str) -> list[str]:
 
     with suppress(Exception, pl.exceptions.PanicException):
         match source.removesuffix(".gz").rpartition(".")[2].lower():
-            case "parquet" | "pq":
+            case "parquet":
                 return [*pl.read_parquet_schema(source)]
             case "arrow" | "feather" | "ipc":
                 return [*pl.read_ipc_schema(source)]
