@@ -239,7 +239,7 @@ def _write_onnx(path: Path, made: Made) -> float:
                 session.run(None, {n: v.numpy() for n, v in zip(made.names, values, strict=True)})[0]
             ),
             made,
-        )  # fmt: skip
+        )
     except ConfigError:
         path.unlink()
         raise

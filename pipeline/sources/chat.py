@@ -128,7 +128,7 @@ def _encoded(tokenizer: str, text: str, special: bool) -> tuple[list[int], list[
 
 def _padded(
     path: Path, rows: list[tuple[list[int], list[bool]]], context: int, most: str = ""
-) -> tuple[dict[str, Tensor], list[str]]:  # fmt: skip
+) -> tuple[dict[str, Tensor], list[str]]:
     """Inputs and targets (N, context), and notes of the rows that are cut or left out."""
     memory.check(16 * len(rows) * context, f"{len(rows):,} rows of {context:,} tokens")
     inputs = torch.zeros(len(rows), context, dtype=torch.int64)

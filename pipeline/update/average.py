@@ -71,7 +71,7 @@ def swa(start: int, *, every: int = 1, of: str = "params", writes: str = "swa") 
 
 def _average(
     name: str, function: Callable[..., Any], of: str, writes: str, refresh: bool = False, **fields: Any
-) -> Stage:  # fmt: skip
+) -> Stage:
     """A stage with an average that State keeps beside the weights."""
     model, average = (of, buffers_of(of)), (writes, f"{writes}.buffers")
 
