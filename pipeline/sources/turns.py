@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 from attrs import frozen
 
 from pipeline import files
-from pipeline.errors import ConfigError, DataError, did_you_mean, first_line
+from pipeline.errors import ConfigError, DataError, did_you_mean, first_line, needs
 from pipeline.text import some
 
 Told: TypeAlias = tuple[str, list[tuple[int, int]]]
@@ -124,10 +124,8 @@ def turns(tokenizer: Path | None, template: str | None) -> Turns:
     end = str(end["content"] if isinstance(end, Mapping) else end)
     if tokenizer is None or not (beside.get("chat_template") or tokenizer.with_name("chat_template.jinja").is_file()):
         return Turns(template, end, plain, own=False)
-    try:
+    with needs("a chat template needs the transformers library", "transformers"):
         from transformers import AutoTokenizer
-    except ModuleNotFoundError:
-        raise ConfigError("a chat template needs the transformers library: pip install transformers") from None
     try:
         library = AutoTokenizer.from_pretrained(tokenizer.parent, local_files_only=True, trust_remote_code=False)
     except Exception as e:  # the library raises many types of errors
