@@ -14,7 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from cli import folder as folders
 from cli import html_report
-from cli.exporting import CHECKED, Made, as_json, plain_weights, program_of, write_torch
+from cli.exporting import CHECKED, Made, plain_weights, program_of, write_torch
 from cli.handover import table
 from cli.progress import tell
 from cli.recipes.data_card import About
@@ -58,7 +58,7 @@ def package(past: Past, out: str | None, *, weights: str) -> Path:
                 **{k: made.facts[k] for k in ("epoch", "step") if k in made.facts},
             }
             contents = {
-                "config.json": as_json(made.facts),
+                "config.json": folders.as_json(made.facts),
                 "model.safetensors": folders.weights_file(plain_weights(made.module), about),
                 "README.md": _card(past, kind, made.facts, weights).encode(),
                 "requirements.txt": _requirements(kind).encode(),
