@@ -16,6 +16,7 @@ from torch.func import grad_and_value
 from torch.utils import _pytree as pytree
 
 from pipeline.direction import Better
+from pipeline.element import counts
 from pipeline.errors import ConfigError, PipeError, StageError, WiringError, first_line, place_of
 from pipeline.random import computed
 from pipeline.stage import Stage
@@ -172,8 +173,7 @@ def gradients(
     """
     if route not in ("auto", "functional", "tape"):
         raise WiringError(f"backward route {route!r} is unknown; use 'auto', 'functional' or 'tape'")
-    if accumulate < 1:
-        raise ConfigError(f"accumulate={accumulate} is not a positive whole number")
+    counts("", accumulate=accumulate)
     each = f"{name} takes gradients for each sample"
     if per_example and accumulate > 1:
         raise ConfigError(f"{each}, or in accumulate={accumulate} parts: leave one of the two out")
