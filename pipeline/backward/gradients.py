@@ -18,7 +18,7 @@ from torch.utils import _pytree as pytree
 from pipeline.direction import Better
 from pipeline.element import counts
 from pipeline.errors import ConfigError, PipeError, StageError, WiringError, first_line, place_of
-from pipeline.random import computed
+from pipeline.random import computed, transformed
 from pipeline.stage import Stage
 from pipeline.tree import Tree, tree_map
 
@@ -75,7 +75,7 @@ class Gradients(Stage):
             if self.per_example:  # vmap needs torch.func; per_example.py explains the error
                 raise
             # Under a user's transformation, such as vmap, the tape fails too.
-            if self.route == "functional" or _transformed():
+            if self.route == "functional" or transformed():
                 if re.search(r"torch\.func|functorch|doesn't have storage", str(e)):
                     raise StageError(self.name, f'by route="functional": {e}; route="tape" takes such code') from e
                 raise
@@ -125,11 +125,6 @@ def leaves_of(tree: Any) -> list[Tensor]:
             leaves += [node.variable] if type(node).__name__ == "AccumulateGrad" else []
             waiting += [n for n, _ in node.next_functions]
     return leaves
-
-
-def _transformed() -> bool:
-    """Whether this code is under a transformation of torch.func, such as vmap."""
-    return torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def _functional(objective: Objective, params: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tree]:
