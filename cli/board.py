@@ -178,7 +178,7 @@ def _head(entries: Sequence[Entry], several: bool) -> dict[str, Any]:
         "columns": ["run", *(["folder"] if several else []), "best", "state", *names, "epochs", "time"],
         "settings": names,
         "common": {n: shown(one) for n, (one, *more) in texts.items() if one and not more and n != "out"},
-    }  # fmt: skip
+    }
 
 
 def _curves(rows: Sequence[log.Row], best: int | None, most: int) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from cli.decision import PLAIN, Decision, decided
 from cli.recipes.data_card import About
 from pipeline import Ensemble, Pipeline, State, evaluate
 from pipeline.stage import Stage
+from pipeline.text import some
 
 SHOWN, MOST = 30, 10
 """Most classes of a confusion matrix, and most names in a line, in a terminal."""
@@ -102,7 +103,7 @@ def unseen(names: Sequence[str], true: Sequence[int], predicted: Sequence[int]) 
     missing = [(n, t) for n, t, p in zip(names, true, predicted, strict=True) if t and not p]
     if not missing:
         return []
-    named = ", ".join(repr(n) for n, _ in missing[:MOST]) + ", ..." * (len(missing) > MOST)
+    named = some((repr(n) for n, _ in missing), MOST)
     many = f"{sum(t for _, t in missing):,} of the {sum(true):,} samples are of "
     what = f"class {named} is" if len(missing) == 1 else f"{len(missing)} classes are"
     of = "it" if len(missing) == 1 else f"them: {named}"

@@ -87,15 +87,15 @@ def _columns(source: str) -> list[str]:
 
     with suppress(Exception, pl.exceptions.PanicException):
         match source.removesuffix(".gz").rpartition(".")[2].lower():
-            case "parquet" | "pq":
-                return [*pl.read_parquet_schema(source)]
+            case "parquet":
+                return [*pl.read_parquet_schema(escape(source))]
             case "arrow" | "feather" | "ipc":
                 return [*pl.read_ipc_schema(source)]
             case "jsonl" | "ndjson":
-                return [*pl.scan_ndjson(source, infer_schema_length=10).collect_schema()]
+                return [*pl.scan_ndjson(escape(source), infer_schema_length=10).collect_schema()]
             case ending:
                 some = "\t" if ending == "tsv" else SEPARATORS
-                read = (pl.scan_csv(source, separator=s, infer_schema=False).collect_schema() for s in some)
+                read = (pl.scan_csv(escape(source), separator=s, infer_schema=False).collect_schema() for s in some)
                 return [*max(read, key=len)]
     return []
 

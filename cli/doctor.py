@@ -50,14 +50,9 @@ def examined() -> list[Check]:
     ]  # fmt: skip
 
 
-def well(found: Sequence[Check]) -> bool:
-    """Whether nothing stops training."""
-    return all(check.state != "stops" for check in found)
-
-
 def facts(found: Sequence[Check]) -> dict[str, Any]:
-    """The checks as one object."""
-    return {"ok": well(found), "checks": [asdict(check) for check in found]}
+    """The checks as one object; `ok` if nothing stops training."""
+    return {"ok": all(check.state != "stops" for check in found), "checks": [asdict(check) for check in found]}
 
 
 def lines(found: Sequence[Check]) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import warnings
 from collections.abc import Mapping, Sequence
@@ -73,7 +72,7 @@ def export(runs: Sequence[Past], kind: str, out: str | None, *, weights: str) ->
         facts, error = made.facts, (write_torch if kind == "torch" else _write_onnx)(path, made)
         tell(f"{path}: checked on {len(made.samples[0])} held-out samples, off by {error:.1e} at most")
     beside = path.with_name(f"{path.name}.json")
-    folders.replace(beside, as_json(facts))
+    folders.replace(beside, folders.as_json(facts))
     tell(f"{beside}: what goes in, and what comes out")
     return {"file": str(path), "beside": str(beside), **facts}
 
@@ -81,10 +80,6 @@ def export(runs: Sequence[Past], kind: str, out: str | None, *, weights: str) ->
 def plain_weights(module: nn.Module) -> dict[str, Tensor]:
     """By the module's own names, with adapters merged."""
     return models.merged(module).state_dict()
-
-
-def as_json(facts: Mapping[str, Any]) -> bytes:
-    return json.dumps(facts, indent=1, ensure_ascii=False).encode()
 
 
 @frozen(eq=False)
@@ -239,7 +234,7 @@ def _write_onnx(path: Path, made: Made) -> float:
                 session.run(None, {n: v.numpy() for n, v in zip(made.names, values, strict=True)})[0]
             ),
             made,
-        )  # fmt: skip
+        )
     except ConfigError:
         path.unlink()
         raise

@@ -171,15 +171,15 @@ def config_text(config: TrainConfig, facts: Mapping[str, Any], seal: Seal) -> by
 
 def data_text(made: Job) -> dict[str, bytes]:
     """data.json, unless the pipeline is the user's own."""
-    return {} if made.about is None else {DATA: _json(made.about.json)}
+    return {} if made.about is None else {DATA: as_json(made.about.json)}
 
 
 def status_text(state: str, **more: Any) -> bytes:
     """status.json: whether a run is done, stopped or failed, and why; `over` if no signal or error ended it."""
-    return _json({"state": state, **more})
+    return as_json({"state": state, **more})
 
 
-def _json(facts: Mapping[str, Any]) -> bytes:
+def as_json(facts: Mapping[str, Any]) -> bytes:
     return json.dumps(facts, indent=1, ensure_ascii=False).encode()
 
 

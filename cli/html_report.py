@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Sequence
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from cli import classes, ranking, record, run_table
@@ -25,15 +25,11 @@ from pipeline.text import shown
 
 def page(past: Past) -> str:
     """The report as HTML. All texts are escaped, their control characters too."""
-    environment = Environment(
-        loader=PackageLoader("cli"), autoescape=True, finalize=_text, undefined=StrictUndefined, trim_blocks=True,
-        lstrip_blocks=True,
-    )  # fmt: skip
     facts = past.document.get("facts", {})
     versions = past.document.get("versions", {})
     best = ranking.best_epoch(past.rows, past.config.run.best)
     curves = plot.svg(plot.curves(past.rows, best=best[1] if best else None)) if past.rows else None
-    return environment.get_template("report.html").render(
+    return template("report.html", autoescape=True, finalize=_text, lstrip_blocks=True).render(
         title=past.folder.name,
         summary=summary(past),
         curves=curves and Markup(curves),
@@ -46,6 +42,12 @@ def page(past: Past) -> str:
         ],
         **_measured(past),
     )
+
+
+def template(name: str, **options: Any) -> Template:
+    """A file of templates/."""
+    environment = Environment(loader=PackageLoader("cli"), undefined=StrictUndefined, trim_blocks=True, **options)
+    return environment.get_template(name)
 
 
 def _text(value: object) -> object:

@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from cli import folder as folders
 from cli import html_report
-from cli.exporting import CHECKED, Made, as_json, plain_weights, program_of, write_torch
+from cli.exporting import CHECKED, Made, plain_weights, program_of, write_torch
 from cli.handover import table
 from cli.progress import tell
 from cli.recipes.data_card import About
@@ -58,7 +57,7 @@ def package(past: Past, out: str | None, *, weights: str) -> Path:
                 **{k: made.facts[k] for k in ("epoch", "step") if k in made.facts},
             }
             contents = {
-                "config.json": as_json(made.facts),
+                "config.json": folders.as_json(made.facts),
                 "model.safetensors": folders.weights_file(plain_weights(made.module), about),
                 "README.md": _card(past, kind, made.facts, weights).encode(),
                 "requirements.txt": _requirements(kind).encode(),
@@ -133,19 +132,12 @@ def _requirements(kind: str) -> str:
 
 def _card(past: Past, kind: str, facts: Mapping[str, Any], weights: str) -> str:
     """The model card, in the layout of the Hub."""
-    environment = Environment(
-        loader=PackageLoader("cli"),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        finalize=_text,
-        keep_trailing_newline=True,
-    )
     about = past.about
     row = next((r for r in past.rows if r["epoch"] == facts.get("epoch")), {})
     metrics = [(k.partition("/")[2], v) for k, v in row.items()
                if k.startswith("validate/") and isinstance(v, int | float) and k.count("/") == 1]  # fmt: skip
     tag = TAGS.get((kind, about.task))
-    return environment.get_template("package.md").render(
+    return html_report.template("package.md", finalize=_text, keep_trailing_newline=True).render(
         title=past.folder.resolve().name, tag=tag, task=tag or about.task, data=past.config.data.title, metrics=metrics,
         summary=html_report.summary(past), epoch=f" (epoch {facts['epoch']})" if "epoch" in facts else "",
         decision=past.decision(weights).lines(about),

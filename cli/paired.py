@@ -11,14 +11,12 @@ import numpy as np
 from attrs import frozen
 
 from pipeline.direction import Direction
-from pipeline.errors import ConfigError
+from pipeline.errors import needs
 from pipeline.plot import COLOURS
 from pipeline.state import PERCENT
 
-try:
+with needs("pipe compare tests differences by SciPy, which is missing", "scipy"):
     from scipy import special
-except ModuleNotFoundError:
-    raise ConfigError("pipe compare tests differences by SciPy, which is missing: pip install scipy") from None
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

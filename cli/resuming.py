@@ -85,9 +85,7 @@ def _newest(seal: Seal) -> Saved | None:
     return saved
 
 
-def _ranked(
-    saved: Saved, config: TrainConfig, job: Job, state: State, seal: Seal
-) -> tuple[Saved, TrainConfig]:  # fmt: skip
+def _ranked(saved: Saved, config: TrainConfig, job: Job, state: State, seal: Seal) -> tuple[Saved, TrainConfig]:
     """The checkpoint with the best epoch so far, and the settings with its metric. Another --best ranks the epochs so
     far anew. Raises ConfigError if the weights of the best of them were not kept."""
     best, metric = saved.best, results.best_metric(job, config, state)

@@ -15,7 +15,7 @@ from pipeline.programs.segments import first_memory
 from pipeline.stage import Stage
 
 
-def check(build: Callable[[], nn.Module], rules: Sequence[Stage] = (), members: int = 1, device: str = "cpu") -> None:
+def check(build: Callable[[], nn.Module], rules: Sequence[Stage], members: int, device: str) -> None:
     """Raise ConfigError if a model does not fit in memory; with update rules, its gradients and their memory as well.
 
     A module that can't be created on the meta device is not checked.

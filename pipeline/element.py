@@ -8,6 +8,7 @@ from typing import Any, Self, SupportsIndex
 
 from attrs import evolve, field, frozen
 
+from pipeline.errors import ConfigError
 from pipeline.schedules import Schedule
 from pipeline.tree import Tree
 
@@ -21,6 +22,13 @@ GIVEN = ("step", "seed", "training", *OF_A_STEP)
 def is_count(value: object) -> bool:
     """Whether a value is a positive whole number."""
     return isinstance(value, SupportsIndex) and not isinstance(value, bool) and operator.index(value) > 0
+
+
+def counts(where: str, **values: object) -> None:
+    """Raise ConfigError unless each is a positive whole number."""
+    for name, value in values.items():
+        if not is_count(value):
+            raise ConfigError(f"{where}{name}={value!r} is not a positive whole number")
 
 
 def is_number(value: object) -> bool:

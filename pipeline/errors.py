@@ -7,7 +7,8 @@ import os
 import sys
 import sysconfig
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -72,6 +73,15 @@ class DeviceError(PipeError):
 
 class ConfigError(PipeError):
     """A setting is unknown or out of range."""
+
+
+@contextmanager
+def needs(why: str, package: str) -> Iterator[None]:
+    """Raise ConfigError if a module imported within is not installed, with the command that installs it."""
+    try:
+        yield
+    except ModuleNotFoundError:
+        raise ConfigError(f"{why}: pip install {package}") from None
 
 
 def place_of(error: BaseException) -> str:

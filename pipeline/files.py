@@ -46,10 +46,10 @@ def read(path: Path, *, most: int = MOST, links: bool = True) -> bytes:
         return file.read()
 
 
-def parsed(path: Path, *, links: bool = True) -> Any:
+def parsed(path: Path) -> Any:
     """The content of a JSON file. Raises ValueError if it is not JSON, or nested too deep."""
     try:
-        return json.loads(read(path, links=links))
+        return json.loads(read(path))
     except RecursionError:
         raise ValueError("it is nested too deep") from None
 

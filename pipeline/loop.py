@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from pipeline.compile import Backend, Compiled, Fallback, Steps
 from pipeline.description import Description
 from pipeline.direction import directions
-from pipeline.element import is_count
+from pipeline.element import counts, is_count
 from pipeline.errors import ConfigError, StateError, WiringError
 from pipeline.load import Load
 from pipeline.pipe import Trainable
@@ -162,10 +162,8 @@ def _ends(
     """Checked ends of a run."""
     if epochs is None and max_steps is None:
         raise ConfigError("fit() needs to know when to end: pass epochs=, max_steps= or both")
-    counts = {"epochs": epochs, "max_steps": max_steps, "validate_every": validate_every, "every": every}
-    for name, count in counts.items():
-        if count is not None and not is_count(count):
-            raise ConfigError(f"{name}={count!r} is not a positive whole number")
+    given = {"epochs": epochs, "max_steps": max_steps, "validate_every": validate_every, "every": every}
+    counts("", **{name: count for name, count in given.items() if count is not None})
     if validate_every is not None and validate is None:
         raise ConfigError(f"validate_every={validate_every} needs data: pass validate=")
     load = program.pipe.load
@@ -173,7 +171,7 @@ def _ends(
         raise WiringError("fit() needs batches: put load.batches(...) or load.loader(...) first in the pipeline")
     if epochs is None and load.batches:
         epochs = -(-(max_steps or 0) // load.batches)
-    rest = {name: counts[name] or sys.maxsize for name in ("max_steps", "validate_every", "every")}
+    rest = {name: given[name] or sys.maxsize for name in ("max_steps", "validate_every", "every")}
     return _Ends(epochs=epochs, **rest)
 
 

@@ -19,6 +19,7 @@ from pipeline.programs.hyper import hyper_values
 from pipeline.programs.mesh import build, whole
 from pipeline.programs.program import Program
 from pipeline.programs.single import Single
+from pipeline.random import transformed
 from pipeline.state import Batch, State
 from pipeline.tree import Tree
 
@@ -172,9 +173,6 @@ class Pipeline(Description, Trainable):
 
     def _check_route(self, state: State) -> None:
         """Raise StageError if steps that go by the tape would be differentiated or mapped."""
-        for s in self.backwards:
-            if s.taken == "tape":
-                inside = torch._C._functorch.peek_interpreter_stack() is not None
-                if inside or any(t.requires_grad for t in pytree.tree_leaves(state.tree)):
-                    why = "goes by the tape, through which an unrolled run has no gradient and no map"
-                    raise StageError(s.name, why)
+        for s in (s for s in self.backwards if s.taken == "tape"):
+            if transformed() or any(t.requires_grad for t in pytree.tree_leaves(state.tree)):
+                raise StageError(s.name, "goes by the tape, through which an unrolled run has no gradient and no map")

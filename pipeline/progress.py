@@ -4,7 +4,7 @@ epoch."""
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from typing import TypeAlias
 
@@ -14,10 +14,10 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TimeRemaini
 from rich.spinner import Spinner
 from rich.text import Text
 
+from pipeline.passing import Reports
 from pipeline.state import Report, State
 from pipeline.text import shown
 
-Reports: TypeAlias = Generator[Report, State | None, None]
 Doing: TypeAlias = Callable[[], str]
 """The current compilation, in words; "" between them."""
 

@@ -67,7 +67,12 @@ def settled(k: Any) -> Any:
 def computed() -> bool:
     """Whether numbers are computed now, and not traced or mapped."""
     traced = get_proxy_mode() is not None or torch.compiler.is_compiling()
-    return not traced and torch._C._functorch.peek_interpreter_stack() is None
+    return not traced and not transformed()
+
+
+def transformed() -> bool:
+    """Whether this code is under a transformation of torch.func, such as vmap."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def known(k: int | Tensor) -> int | Tensor:

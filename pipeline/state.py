@@ -152,8 +152,7 @@ class State:
         """The parameters as a table, for notebooks."""
         if self.lease.donated:
             return html.escape(repr(self))
-        rows = [(name, "x".join(map(str, t.shape)), dtype_name(t.dtype), t.numel())
-                for name, t in self.params.items()]  # fmt: skip
+        rows = [(name, "x".join(map(str, t.shape)), dtype_name(t.dtype), t.numel()) for name, t in self.params.items()]
         foot = ("all", "", "", sum(count for *_, count in rows))
         return html.table(["parameter", "shape", "dtype", "numbers"], rows, foot=foot)
 

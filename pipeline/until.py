@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import TypeAlias
 
 from pipeline.direction import Direction, direction, rank
-from pipeline.element import is_count
+from pipeline.element import counts
 from pipeline.errors import ConfigError, did_you_mean
 from pipeline.state import Report
 
@@ -38,8 +38,7 @@ def no_better(
     [False, False, False, True]
     """
     direction(metric, {}, better or "low")  # raises for another word
-    if not is_count(epochs):
-        raise ConfigError(f"until.no_better: epochs={epochs!r} is not a positive whole number")
+    counts("until.no_better: ", epochs=epochs)
     value, at = best or (float("nan"), 0)
 
     def stop(report: Report) -> bool:

@@ -21,8 +21,9 @@ def test_unknown_routes_and_counts_are_refused():
     """The message says what there is."""
     with pytest.raises(WiringError, match="'functional' or 'tape'"):
         backward.gradients(route="tapes")
-    with pytest.raises(ConfigError, match="accumulate=0"):
-        backward.gradients(accumulate=0)
+    for accumulate in (0, 1.5):
+        with pytest.raises(ConfigError, match=f"accumulate={accumulate} is not a positive"):
+            backward.gradients(accumulate=accumulate)
 
 
 class Dropping(pipes.Linear):

@@ -79,7 +79,7 @@ def test_messages_are_lines_without_a_chat_template(tmp_path, kind):
     """All answers are learned, with their line's end; a note says the form."""
     path = written(tmp_path, CHAT)
     if kind == "parquet":
-        pl.DataFrame(CHAT).write_parquet(path := tmp_path / "rows.parquet")
+        pl.DataFrame(CHAT).write_parquet(path := tmp_path / "rows[1].parquet")
     data = sources.chat(path)
     [(answers, text), *_] = learned(whole(data))
     assert answers == "2\n3\n"

@@ -21,7 +21,9 @@ def cache(tmp_path, monkeypatch):
         (tmp_path / "code").write_bytes(name.encode() * 1000)
         library = types.SimpleNamespace(path=tmp_path / "code", entry="run", inputs=(0,), outputs=())
         batch = f"inputs {name} (64, 1, 28, 28), targets (64,) of its own 60,000 samples, whose line is long"
-        return storage.keep(library, {**key.machine(), "batch": name}, "train step", batch, 12)
+        identity = {**key.machine(), "batch": name}
+        storage.keep(library, identity, "train step", batch, 12)
+        return storage.find(identity)
 
     return folder, add
 

@@ -60,16 +60,16 @@ def test_columns_of_a_table(tmp_path, monkeypatch):
     """Columns of the table that the line names are completed, whatever separates its cells."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a.csv").write_text("age;big size;label\n1;2;a\n")
-    (tmp_path / "b.tsv").write_text("x,y\tz\n")
-    (tmp_path / "c.jsonl").write_text('{"left": 1, "right": 2}\n')
-    pl.DataFrame({"p": [1], "q": [2]}).write_parquet("d.parquet")
+    (tmp_path / "b[1].tsv").write_text("x,y\tz\n")
+    (tmp_path / "c[1].jsonl").write_text('{"left": 1, "right": 2}\n')
+    pl.DataFrame({"p": [1], "q": [2]}).write_parquet("d[1].parquet")
     (tmp_path / "e.csv").write_bytes(b"\xff\xfe\0\0")
     assert completed("train", "--data", "a.csv", "--target", "") == ["age", "big size", "label"]
     assert completed("train", "--data", "a.csv", "--ignore", "age,l") == ["age,label"]
     assert completed("data", "a.csv", "--numeric", "a") == ["age"]
-    assert completed("train", "--data", "b.tsv", "--target", "") == ["x,y", "z"]
-    assert completed("train", "--data", "c.jsonl", "--target", "r") == ["right"]
-    assert completed("train", "--data", "d.parquet", "--target", "") == ["p", "q"]
+    assert completed("train", "--data", "b[1].tsv", "--target", "") == ["x,y", "z"]
+    assert completed("train", "--data", "c[1].jsonl", "--target", "r") == ["right"]
+    assert completed("train", "--data", "d[1].parquet", "--target", "") == ["p", "q"]
     for none in ("gone.csv", ".", "digits"):
         assert completed("train", "--data", none, "--target", "") == []
     assert isinstance(completed("train", "--data", "e.csv", "--target", ""), list)

@@ -218,9 +218,10 @@ def test_the_calibration_error_of_one_logit_is_that_of_two_classes(n, data):
 
 
 def test_a_calibration_error_needs_bins():
-    """A number of bins below 1 is refused."""
-    with pytest.raises(ConfigError, match="bins=0"):
-        evaluate.calibration_error(0)
+    """A number of bins below 1, or a broken one, is refused."""
+    for bins in (0, 1.5):
+        with pytest.raises(ConfigError, match=f"bins={bins} is not a positive"):
+            evaluate.calibration_error(bins)
 
 
 @given(st.integers(1, 100), st.data())
@@ -277,9 +278,10 @@ def test_values_of_two_shapes_are_refused(make, outputs, targets):
 
 
 def test_top_k_needs_a_k():
-    """A k below 1 raises a ConfigError."""
-    with pytest.raises(ConfigError, match="k=0 is not a positive"):
-        evaluate.top_k(0)
+    """A k below 1, or a broken one, raises a ConfigError."""
+    for k in (0, 1.5):
+        with pytest.raises(ConfigError, match=f"k={k} is not a positive"):
+            evaluate.top_k(k)
 
 
 @given(predictions(classes=3))

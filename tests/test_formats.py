@@ -443,3 +443,14 @@ def test_a_test_file_is_named_as_data_are(tmp_path):
             files = {"data": f"{kind}:{tmp_path}/a.{end}", "test": f"{before}{tmp_path}/b.{end}"}
             made = config.make(files).data.prepare(sources.Split())
             assert (len(made.train), len(made.held_out)) == (20, 6)
+
+
+@pytest.mark.parametrize("end", ["parquet", "arrow", "feather", "csv", "jsonl"])
+def test_the_name_of_a_file_is_no_pattern(tmp_path, end):
+    """`t[1].parquet` is itself, also beside a `t1.parquet`."""
+    write = {"parquet": "write_parquet", "arrow": "write_ipc", "feather": "write_ipc_stream", "jsonl": "write_ndjson"}
+    for name, column in (("t[1]", "mine"), ("t1", "other")):
+        frame = pl.DataFrame({column: range(20), "y": ["a", "b"] * 10})
+        getattr(frame, write.get(end, "write_csv"))(tmp_path / f"{name}.{end}")
+    [column] = sources.table(tmp_path / f"t[1].{end}").fitted["columns"]
+    assert column["name"] == "mine"

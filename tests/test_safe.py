@@ -302,7 +302,7 @@ def test_room_is_not_asked_of_what_can_not_be_made_without_memory():
             super().__init__(2, 2)
             assert float(torch.ones(()) + self.weight.sum()) < 100
 
-    room.check(Odd)
+    room.check(Odd, (), 1, "cpu")
 
 
 @given(st.lists(names, min_size=1, max_size=3), st.booleans())

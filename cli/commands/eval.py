@@ -19,9 +19,7 @@ from cli import arguments, as_json, completion
 @click.option("--weights", default="best", help="best, last, or the step of a checkpoint  [default: best]")
 @arguments.trusted
 @arguments.accepted
-def command(
-    run: str, data: str | None, skip_bad: bool, weights: str, trust: bool, accept: bool
-) -> as_json.Found:  # fmt: skip
+def command(run: str, data: str | None, skip_bad: bool, weights: str, trust: bool, accept: bool) -> as_json.Found:
     """Measure a RUN's model: all metrics, each class, and the confusion matrix.
 
     On the run's held-out data, the figures equal the training's output for that epoch. The runs of --folds are measured

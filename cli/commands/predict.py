@@ -25,7 +25,7 @@ from cli.recipes.setting import refusal
 @arguments.accepted
 def command(
     run: str, data: str, out: str | None, raw_text: bool, skip_bad: bool, weights: str, trust: bool, accept: bool
-) -> as_json.Found:  # fmt: skip
+) -> as_json.Found:
     """Predict DATA with a RUN's model: its rows, in their order, with the predictions beside them.
 
     Columns are matched by name; the target may be missing. A file may be larger than memory. A .npz file has only the

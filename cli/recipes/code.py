@@ -19,7 +19,8 @@ from cli.recipes.setting import knowing, refusal
 def is_code(name: str) -> bool:
     """Whether a name is FILE.py:FUNCTION or PACKAGE.MODULE:FUNCTION."""
     module, colon, function = name.rpartition(":")
-    return bool(colon) and function.isidentifier() and (module.endswith(".py") or _is_dotted(module))
+    dotted = "." in module and all(word.isidentifier() for word in module.split("."))
+    return bool(colon) and function.isidentifier() and (module.endswith(".py") or dotted)
 
 
 def code_in(values: Any) -> list[str]:
@@ -144,7 +145,3 @@ def _last_line(error: Exception, name: str) -> int | None:
             line = trace.tb_lineno
         trace = trace.tb_next
     return line
-
-
-def _is_dotted(name: str) -> bool:
-    return "." in name and all(word.isidentifier() for word in name.split("."))

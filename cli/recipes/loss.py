@@ -97,6 +97,8 @@ class Loss:
         >>> Loss(class_weights="b=20").weights([90, 10], ["a", "b"])
         [1.0, 20.0]
         """
+        from pipeline.text import some
+
         if self.class_weights == "balanced":
             return [sum(counts) / (len(counts) * n) if n else 1.0 for n in counts]
         weights = dict.fromkeys(names, 1.0)
@@ -104,7 +106,7 @@ class Loss:
             name, _, number = part.strip().rpartition("=")
             if name not in weights:
                 what = f"no class {name!r}" if name else f"{part!r}, which is no NAME=WEIGHT"
-                raise refusal(f"{flag('class_weights')} has {what}; the classes are {_some(names)}", name, names)
+                raise refusal(f"{flag('class_weights')} has {what}; the classes are {some(names, 10)}", name, names)
             try:
                 weights[name] = float(number)
             except ValueError:
@@ -112,10 +114,6 @@ class Loss:
             if not 0 <= weights[name] < 1e9:
                 raise refusal(f"{flag('class_weights')} {part.strip()}: {number!r} is no weight from 0 on")
         return list(weights.values())
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:10]) + ", ..." * (len(names) > 10)
 
 
 TARGET_MEAN, TARGET_STD = "target_mean", "target_std"

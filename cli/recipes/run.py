@@ -68,9 +68,7 @@ class Run:
         "with several processes: shards of the weights and of the optimizer's memory, a divisor of their number",
         at_least(1),
     )
-    timeout: float = setting(
-        600.0, "seconds to wait for another process", at_least(0, above=True, most=1e8)
-    )  # fmt: skip
+    timeout: float = setting(600.0, "seconds to wait for another process", at_least(0, above=True, most=1e8))
     precision: str = setting(
         "fp32",
         "of products: fp32, tf32 (of a GPU), bf16, fp16, or auto: bf16 if a CPU is faster by it; weights stay fp32",
@@ -108,7 +106,7 @@ class Run:
     )
     patience: int | None = setting(
         None, "stop after so many epochs without improvement  [default: never; 16 for tabm]", at_least(1)
-    )  # fmt: skip
+    )
     minutes: float | None = setting(None, "stop after so many minutes  [default: never]", at_least(0, True, most=1e8))
     log: tuple[str, ...] = setting(
         (),

@@ -129,8 +129,7 @@ def _means(g: Gradients, carry: Any, written: Mapping[str, Any], reached: Collec
 
 def _one_by_one(g: Gradients, chunk: Chunk, carry: Any, xs: list[Tensor], shared: Any) -> tuple[Any, dict[str, Any]]:
     """Run the chunks along dimension 0 of `xs`, one by one: (carry, written values, stacked)."""
-    traced = get_proxy_mode() is not None and torch._C._functorch.peek_interpreter_stack() is None
-    if traced and len(xs[0]) > 1:
+    if get_proxy_mode() is not None and not random.transformed() and len(xs[0]) > 1:
         return _in_a_loop(g, chunk, carry, xs, shared)
     results = []
     for tensors in zip(*xs, strict=True):

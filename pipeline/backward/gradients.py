@@ -16,8 +16,9 @@ from torch.func import grad_and_value
 from torch.utils import _pytree as pytree
 
 from pipeline.direction import Better
+from pipeline.element import counts
 from pipeline.errors import ConfigError, PipeError, StageError, WiringError, first_line, place_of
-from pipeline.random import computed
+from pipeline.random import computed, transformed
 from pipeline.stage import Stage
 from pipeline.tree import Tree, tree_map
 
@@ -74,7 +75,7 @@ class Gradients(Stage):
             if self.per_example:  # vmap needs torch.func; per_example.py explains the error
                 raise
             # Under a user's transformation, such as vmap, the tape fails too.
-            if self.route == "functional" or _transformed():
+            if self.route == "functional" or transformed():
                 if re.search(r"torch\.func|functorch|doesn't have storage", str(e)):
                     raise StageError(self.name, f'by route="functional": {e}; route="tape" takes such code') from e
                 raise
@@ -126,11 +127,6 @@ def leaves_of(tree: Any) -> list[Tensor]:
     return leaves
 
 
-def _transformed() -> bool:
-    """Whether this code is under a transformation of torch.func, such as vmap."""
-    return torch._C._functorch.peek_interpreter_stack() is not None
-
-
 def _functional(objective: Objective, params: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tree]:
     reached: set[str] = set()
 
@@ -172,8 +168,7 @@ def gradients(
     """
     if route not in ("auto", "functional", "tape"):
         raise WiringError(f"backward route {route!r} is unknown; use 'auto', 'functional' or 'tape'")
-    if accumulate < 1:
-        raise ConfigError(f"accumulate={accumulate} is not a positive whole number")
+    counts("", accumulate=accumulate)
     each = f"{name} takes gradients for each sample"
     if per_example and accumulate > 1:
         raise ConfigError(f"{each}, or in accumulate={accumulate} parts: leave one of the two out")

@@ -15,7 +15,7 @@ from pipeline import files, mesh, place
 from pipeline.checkpoint.saved import Best, Saved, steps
 from pipeline.checkpoint.write import Content, unwritable, write, write_shards
 from pipeline.direction import Direction, direction, rank
-from pipeline.element import is_count
+from pipeline.element import counts
 from pipeline.errors import CheckpointError, ConfigError, did_you_mean
 from pipeline.pipe import Trainable
 from pipeline.programs.mesh import sharding_of
@@ -53,9 +53,7 @@ class Saver:
         pipe: Trainable | None = None, run: str | None = None,
         wrote: Callable[[str, str, Collection[str]], None] | None = None,
     ) -> None:  # fmt: skip
-        for name, value in (("keep", keep), ("steps", steps)):
-            if value is not None and not is_count(value):
-                raise ConfigError(f"{name}={value!r} is not a positive whole number")
+        counts("", keep=keep, steps=1 if steps is None else steps)
         if pipe is None and mesh.several():
             raise ConfigError("only one of several processes may write: pass the pipeline, Saver(..., pipe=pipe)")
         self.folder = Path(folder)

@@ -144,12 +144,12 @@ def find(identity: Mapping[str, Any]) -> Package | None:
 
 def keep(
     library: Library, identity: Mapping[str, Any], program: str, batch: str, operations: int, model: str = ""
-) -> Package | None:
-    """Put a program into the cache; None if that can't be written or trusted."""
+) -> None:
+    """Put a program into the cache, if that can be written and trusted."""
     path = folder() / _key(identity)
-    try:
+    with suppress(OSError):
         if not usable():
-            return None
+            return
         code = files.read(Path(library.path))
         with files.making(path, 0o700) as work:
             files.replace(work / _LIBRARY, code, 0o600)
@@ -159,9 +159,6 @@ def keep(
             files.replace(work / FACTS, json.dumps(described, indent=1).encode(), 0o600)
             with suppress(OSError):  # another process was faster, or something else has its name
                 work.rename(path)
-        return find(identity)
-    except OSError:
-        return None
 
 
 def packages() -> Iterator[Package]:
@@ -182,12 +179,10 @@ def finished(path: Path) -> bool:
     return not path.name.startswith(files.MAKING)
 
 
-def clear() -> int:
-    """Remove all packages, whole or broken, and return their number. Other files in the folder stay."""
-    removed = folders()
-    for path in (*removed, folder() / MEASURED, folder() / INDUCTOR):
+def clear() -> None:
+    """Remove all packages, whole or broken. Other files in the folder stay."""
+    for path in (*folders(), folder() / MEASURED, folder() / INDUCTOR):
         files.remove(path)
-    return len(removed)
 
 
 def _key(identity: Mapping[str, Any]) -> str:

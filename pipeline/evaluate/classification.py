@@ -12,7 +12,8 @@ from torch.nn import functional as F
 
 from pipeline import means
 from pipeline.direction import Direction
-from pipeline.errors import ConfigError, DataError
+from pipeline.element import counts
+from pipeline.errors import DataError
 from pipeline.evaluate.metric import FLOAT, INT, count_of, metric, ratio
 from pipeline.shapes import by_class, classes_at, fitted
 from pipeline.stage import Stage
@@ -54,8 +55,7 @@ def calibration_error(
     >>> metric.finish(metric(torch.tensor([[0.8, 0.2], [0.8, 0.2]]).log(), torch.tensor([0, 1])))["calibration error"]
     tensor(0.3000, dtype=torch.float64)
     """
-    if bins < 1:
-        raise ConfigError(f"evaluate.calibration_error: bins={bins} is not a positive whole number")
+    counts("evaluate.calibration_error: ", bins=bins)
 
     def tell(outputs: Tensor, targets: Tensor, at: int | None) -> Tree:
         right, counted = _hits(outputs, targets, at, ignore_index)
@@ -94,8 +94,7 @@ def log_loss(*, dim: int | None = None, ignore_index: int = -100, several: bool 
 
 def top_k(k: int = 5, *, dim: int | None = None, ignore_index: int = -100) -> Stage:
     """The fraction of targets, or of likeliest classes, among the k largest logits; reported as `top<k>`."""
-    if k < 1:
-        raise ConfigError(f"evaluate.top_k: k={k} is not a positive whole number")
+    counts("evaluate.top_k: ", k=k)
 
     def measure(outputs: Tensor, targets: Tensor) -> Tree:
         logits, goals = _logits_and_classes(f"evaluate.top_{k}", outputs, targets, dim)

@@ -156,7 +156,3 @@ def split(categories: Sequence[int]) -> tuple[list[int], list[int]]:
     """Positions of one-hot and of embedded categories."""
     few = [i for i, size in enumerate(categories) if size <= FEW]
     return few, [i for i, size in enumerate(categories) if size > FEW]
-
-
-def rows_of(sample: Rows | None, name: str) -> Tensor | None:
-    return None if sample is None else sample.get(name)

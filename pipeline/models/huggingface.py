@@ -8,7 +8,7 @@ from unittest import mock
 
 from torch import Tensor, nn
 
-from pipeline.errors import ConfigError, did_you_mean, first_line
+from pipeline.errors import ConfigError, did_you_mean, first_line, needs
 
 
 class Logits(nn.Module):
@@ -30,11 +30,9 @@ def from_config(config: Mapping[str, Any], task: str, *, classes: int, vocabular
     Raises ConfigError without the library, for a model that it does not have for the task, and for a config that names
     a file to fetch or code to run.
     """
-    try:
+    with needs("models from a config need the transformers library", "transformers"):
         import transformers
         from huggingface_hub import constants
-    except ModuleNotFoundError:
-        raise ConfigError("models from a config need the transformers library: pip install transformers") from None
     kind = str(config.get("model_type"))
     known = [k for k in transformers.CONFIG_MAPPING.keys() if not k.startswith("timm_")]  # noqa: SIM118 - it is no dict
     for name, value in _leaves(config):

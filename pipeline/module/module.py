@@ -21,6 +21,7 @@ from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from pipeline.errors import ImpureError, WiringError, did_you_mean, place_of
 from pipeline.module.leftovers import leaves, other_numbers, same
 from pipeline.module.skeleton import Skeleton
+from pipeline.text import some
 from pipeline.tree import tree_map
 
 NO_MODULE = "takes an nn.Module or a function that makes one, not"
@@ -87,7 +88,7 @@ class Module:
             self._skeletons.update({False: evaluated, True: trained})
             self._unannounced.extend(k for k in still if self.train is None and k.rpartition(".")[0] not in still)
         if training and self._unannounced:
-            names = ", ".join(map(repr, self._unannounced[:3])) + ", ..." * (len(self._unannounced) > 3)
+            names = some(map(repr, self._unannounced), 3)
             message = f"forward.model(): {names} came in eval mode and stays in it while the rest trains"
             warnings.warn(
                 f"{message}; write train=True to train it as the rest, or train=False to leave it", stacklevel=2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from glob import escape
 from io import BytesIO
 from pathlib import Path
 
@@ -24,7 +25,7 @@ def blocks(path: Path, _: Dialect) -> Iterator[Frame]:
     with reading(path, "is no Arrow file, or cut short"):
         with files.opened(path) as file:
             is_file = file.read(len(FILE)) == FILE
-        lazy = pl.scan_ipc(path) if is_file else pl.read_ipc_stream(BytesIO(whole(path, copies=2))).lazy()
+        lazy = pl.scan_ipc(escape(str(path))) if is_file else pl.read_ipc_stream(BytesIO(whole(path, copies=2))).lazy()
         count = int(lazy.select(pl.len()).collect().item())
         for begin in range(0, max(count, 1), ROWS):
             data = lazy.slice(begin, ROWS).collect()

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pipeline.errors import ConfigError, DataError, did_you_mean
+from pipeline.errors import DataError, did_you_mean, needs
 from pipeline.sources.frame import Frame, package
 from pipeline.sources.prepared import Prepared
 from pipeline.sources.split import Split, split
@@ -44,12 +44,8 @@ def sklearn(name: str, parts: Split | None = None) -> Prepared:
     if name == "digits":
         train, held_out = digits(parts=parts)
         return Prepared(train, held_out, "classification", train.classes)
-    try:
+    with needs(f"sklearn:{name} comes with scikit-learn, which is missing", "scikit-learn"):
         from sklearn import datasets
-    except ModuleNotFoundError:
-        raise ConfigError(
-            f"sklearn:{name} comes with scikit-learn, which is missing: pip install scikit-learn"
-        ) from None
 
     raw = getattr(datasets, f"load_{name}")(**({"scaled": False} if name == "diabetes" else {}))
     classes = raw.get("target_names")

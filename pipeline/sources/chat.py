@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from glob import escape
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -104,7 +105,8 @@ def _rows(path: Path, fitted: Mapping[str, Any], form: Turns) -> Iterator[tuple[
 def _objects(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
     with reading(path, WRONG):
         if path.suffix.lower() in PARQUET:
-            yield from zip(count(1), package().read_parquet(files.plain(path)).iter_rows(named=True), strict=False)
+            rows = package().read_parquet(escape(str(files.plain(path))))
+            yield from zip(count(1), rows.iter_rows(named=True), strict=False)
         else:
             yield from objects(path)
 
@@ -114,7 +116,7 @@ def _columns(path: Path) -> set[str]:
     if path.suffix.lower() not in PARQUET:
         return {*next(_objects(path), (0, {}))[1]}
     with reading(path, WRONG):
-        return {*package().read_parquet_schema(files.plain(path))}
+        return {*package().read_parquet_schema(escape(str(files.plain(path))))}
 
 
 def _encoded(tokenizer: str, text: str, special: bool) -> tuple[list[int], list[tuple[int, int]]]:
@@ -128,7 +130,7 @@ def _encoded(tokenizer: str, text: str, special: bool) -> tuple[list[int], list[
 
 def _padded(
     path: Path, rows: list[tuple[list[int], list[bool]]], context: int, most: str = ""
-) -> tuple[dict[str, Tensor], list[str]]:  # fmt: skip
+) -> tuple[dict[str, Tensor], list[str]]:
     """Inputs and targets (N, context), and notes of the rows that are cut or left out."""
     memory.check(16 * len(rows) * context, f"{len(rows):,} rows of {context:,} tokens")
     inputs = torch.zeros(len(rows), context, dtype=torch.int64)

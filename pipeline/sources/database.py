@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import quote
 
 from pipeline import files
-from pipeline.errors import ConfigError, DataError, did_you_mean
+from pipeline.errors import DataError, did_you_mean, needs
 from pipeline.sources.cells import Row, typed
 from pipeline.sources.dialect import Dialect
 from pipeline.sources.files import reading
@@ -44,10 +44,8 @@ def sqlite(path: Path, dialect: Dialect, part: str = "") -> Iterator[Frame]:
 
 def duckdb(path: Path, dialect: Dialect, part: str = "") -> Iterator[Frame]:
     """As `sqlite`, of a file of DuckDB."""
-    try:
+    with needs("DuckDB's files are read by duckdb, which is missing", "duckdb"):
         import duckdb
-    except ModuleNotFoundError:
-        raise ConfigError("DuckDB's files are read by duckdb, which is missing: pip install duckdb") from None
 
     def connect() -> Any:
         with files.opened(path) as file:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import files, memory
-from pipeline.errors import ConfigError, DataError, did_you_mean
+from pipeline.errors import DataError, did_you_mean, needs
 from pipeline.sources.cells import Row, text, typed
 from pipeline.sources.csv import names_of
 from pipeline.sources.dialect import SAMPLE, Dialect
@@ -47,10 +47,8 @@ def blocks(path: Path, dialect: Dialect, part: str = "") -> Iterator[Frame]:
 
 def _sheet(path: Path, part: str) -> tuple[Any, list[str]]:
     """A sheet, and the names of all."""
-    try:
+    with needs("spreadsheets are read by python-calamine", "python-calamine"):
         from python_calamine import CalamineWorkbook
-    except ModuleNotFoundError:
-        raise ConfigError("spreadsheets are read by python-calamine: pip install python-calamine") from None
     _check(path)
     book = CalamineWorkbook.from_path(files.plain(path))
     if part and part not in book.sheet_names:

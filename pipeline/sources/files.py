@@ -17,7 +17,7 @@ from zipfile import ZipFile, ZipInfo
 import numpy as np
 
 from pipeline import files, memory
-from pipeline.errors import ConfigError, DataError, PipeError, first_line
+from pipeline.errors import DataError, PipeError, first_line, needs
 
 BLOCK = 1 << 20
 
@@ -87,10 +87,8 @@ def _zstd(file: IO[bytes]) -> Any:
     try:
         from compression import zstd  # type: ignore[import-not-found,unused-ignore]  # of Python 3.14
     except ModuleNotFoundError:
-        try:
+        with needs("files in .zst need Python 3.14, or backports.zstd", "backports.zstd"):
             from backports import zstd
-        except ModuleNotFoundError:
-            raise ConfigError("files in .zst need Python 3.14, or backports.zstd: pip install backports.zstd") from None
     return zstd.open(file)
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from attrs import evolve, frozen
 
-from pipeline.errors import ConfigError, DataError, did_you_mean
+from pipeline.errors import DataError, did_you_mean, needs
 
 if TYPE_CHECKING:
     import polars
@@ -24,10 +24,8 @@ TRUTHS = (("false", "true"), ("no", "yes"), ("f", "t"), ("n", "y"), ("off", "on"
 
 def package() -> Any:
     """polars, imported when a table is read."""
-    try:
+    with needs("tables are read and written by polars, which is missing", "polars"):
         import polars
-    except ModuleNotFoundError:
-        raise ConfigError("tables are read and written by polars, which is missing: pip install polars") from None
     return polars
 
 

@@ -23,7 +23,7 @@ from pipeline.sources.pixels import SUFFIXES, WHITE, Images, Item, header, white
 from pipeline.sources.prepared import Prepared, Task
 from pipeline.sources.split import HELD_OUT, TRAIN, Split
 from pipeline.sources.tensors import Tensors
-from pipeline.text import shown
+from pipeline.text import shown, some
 
 GREY = ("1", "L", "I", "F")
 """What Pillow's names of grey modes begin with."""
@@ -175,7 +175,7 @@ def prepared(
     count = f"{len(items) + len(sides[1][0]):,} images"
     if classes:
         each = [f"{classes[c]} {n:,}" for c, n in sorted(Counter(targets.tolist()).items())]
-        count += f" of {len(classes)} classes; to train on: {', '.join(each[:10])}{', ...' * (len(each) > 10)}"
+        count += f" of {len(classes)} classes; to train on: {some(each, 10)}"
     sizes = sorted({s for s, _, _ in seen}, key=lambda s: s[0] * s[1])
     least, most, used = ("{}x{}".format(*s) for s in (sizes[0], sizes[-1], shape))
     original = f"all {least}" if len(sizes) == 1 else f"of {least} to {most}"

@@ -21,7 +21,6 @@ MANY = 1000
 """So are numbers from 0 on without a gap, up to this many."""
 ROWS = 5
 """Samples that each class of numbers has on average."""
-SHOWN = 4
 
 
 def task_of(values: np.ndarray) -> Task:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from glob import escape
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ def blocks(path: Path, _: Dialect) -> Iterator[Frame]:
     """The rows of a file in blocks. Raises DataError for a file that is damaged."""
     pl = package()
     with reading(path, "is no Parquet file, or cut short"):
-        lazy = pl.scan_parquet(files.plain(path))
+        lazy = pl.scan_parquet(escape(str(files.plain(path))))  # polars takes a name for a pattern
         names = _index_first(lazy.collect_schema().names(), path)
         count = int(lazy.select(pl.len()).collect().item())
         for begin in range(0, max(count, 1), ROWS):

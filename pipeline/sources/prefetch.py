@@ -12,7 +12,7 @@ READY = 3
 """Batches to keep ready."""
 
 
-def prefetch(items: Iterable[T], ready: int = READY) -> Iterator[T]:
+def prefetch(items: Iterable[T]) -> Iterator[T]:
     """The same items in order, a few of them read ahead on a thread, which ends with the iterator.
 
     An error of `items` is raised in its place.
@@ -23,7 +23,7 @@ def prefetch(items: Iterable[T], ready: int = READY) -> Iterator[T]:
     iterator, end = iter(items), object()
     pool = ThreadPoolExecutor(1, "prefetch")
     try:
-        waiting = deque[Any](pool.submit(next, iterator, end) for _ in range(ready))
+        waiting = deque[Any](pool.submit(next, iterator, end) for _ in range(READY))
         while (item := waiting.popleft().result()) is not end:
             waiting.append(pool.submit(next, iterator, end))
             yield item

@@ -196,7 +196,8 @@ def apply(
     """
     held = reread(frame, _known(fitted, targets), {} if held is None else held)
     found = Learned(**fitted["targets"]).targets(frame, held) if targets else None
-    return _encoded(frame, fitted["columns"], found, held)
+    [tensors] = _sides(frame, fitted["columns"], found, held, [np.arange(len(frame))])
+    return tensors
 
 
 def readable(
@@ -210,11 +211,6 @@ def readable(
 
 def _known(fitted: Mapping[str, Any], targets: bool) -> dict[str, Reading]:
     return known(fitted["columns"]) | (Learned(**fitted["targets"]).readings if targets else {})
-
-
-def _encoded(frame: Frame, fitted: list[Fitted], targets: Any, held: dict[str, Reading]) -> dict[str, Tensor]:
-    [tensors] = _sides(frame, fitted, targets, held, [np.arange(len(frame))])
-    return tensors
 
 
 def _sides(

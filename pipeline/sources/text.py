@@ -13,7 +13,7 @@ from attrs import frozen
 from torch import Tensor
 
 from pipeline import files, memory
-from pipeline.errors import ConfigError, DataError, did_you_mean
+from pipeline.errors import DataError, did_you_mean, needs
 from pipeline.sources.files import reading, whole
 from pipeline.sources.prefetch import prefetch
 from pipeline.sources.prepared import Prepared
@@ -197,13 +197,9 @@ def decode(fitted: Mapping[str, Any], ids: Sequence[int]) -> str:
 
 def library(path: str, use: Callable[[Any], Any]) -> Any:
     """What a tokenizer of a file of the tokenizers library gives."""
-    try:
+    why = f"tokenizer {path!r} is neither bytes nor characters, and a file needs the tokenizers library"
+    with needs(why, "tokenizers"):
         import tokenizers
-    except ModuleNotFoundError:
-        raise ConfigError(
-            f"tokenizer {path!r} is neither bytes nor characters, and a file needs the tokenizers library: "
-            "pip install tokenizers"
-        ) from None
     try:
         found = tokenizers.Tokenizer.from_file(str(files.plain(Path(path))))
         found.no_truncation()  # a file keeps those of the last call before it was saved

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 from attrs import frozen
 
 from pipeline import files
-from pipeline.errors import ConfigError, DataError, did_you_mean, first_line
+from pipeline.errors import ConfigError, DataError, did_you_mean, first_line, needs
 from pipeline.text import some
 
 Told: TypeAlias = tuple[str, list[tuple[int, int]]]
@@ -95,12 +95,7 @@ class Turns:
         return ended, [(begin, len(ended) if end == len(whole) else end) for begin, end in spans]
 
 
-def fields(template: str) -> list[str]:
-    """The columns that a template names. Raises ConfigError for a template without one.
-
-    >>> fields("Q: {question} A: {answer}")
-    ['question', 'answer']
-    """
+def _check_template(template: str) -> None:
     try:
         parts = [(name, more) for _, name, *more in string.Formatter().parse(template) if name is not None]
         if not parts or any(not name or set(name) & set(".[") or more != ["", None] for name, more in parts):
@@ -109,7 +104,6 @@ def fields(template: str) -> list[str]:
         raise ConfigError(
             f"template {template!r} is none: {e}; write such as 'Q: {{question}} A: {{answer}}'"
         ) from None
-    return [name for name, _ in parts]
 
 
 def plain(messages: Sequence[Mapping[str, Any]], answer: bool) -> str:
@@ -124,16 +118,14 @@ def plain(messages: Sequence[Mapping[str, Any]], answer: bool) -> str:
 def turns(tokenizer: Path | None, template: str | None) -> Turns:
     """By the files beside a tokenizer's: its end of a text, and its chat template, which runs in a sandbox."""
     if template is not None:
-        fields(template)
+        _check_template(template)
     beside = {} if tokenizer is None else _config(tokenizer.with_name("tokenizer_config.json"))
     end = beside.get("eos_token") or "\n"
     end = str(end["content"] if isinstance(end, Mapping) else end)
     if tokenizer is None or not (beside.get("chat_template") or tokenizer.with_name("chat_template.jinja").is_file()):
         return Turns(template, end, plain, own=False)
-    try:
+    with needs("a chat template needs the transformers library", "transformers"):
         from transformers import AutoTokenizer
-    except ModuleNotFoundError:
-        raise ConfigError("a chat template needs the transformers library: pip install transformers") from None
     try:
         library = AutoTokenizer.from_pretrained(tokenizer.parent, local_files_only=True, trust_remote_code=False)
     except Exception as e:  # the library raises many types of errors

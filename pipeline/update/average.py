@@ -11,8 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.element import Number, is_count
-from pipeline.errors import ConfigError
+from pipeline.element import Number, counts
 from pipeline.stage import Average, Stage, buffers_of
 from pipeline.tree import Tree
 from pipeline.update.rule import Params, below_one, copies, count
@@ -47,9 +46,7 @@ def swa(start: int, *, every: int = 1, of: str = "params", writes: str = "swa") 
 
     Source: Izmailov et al., Averaging Weights Leads to Wider Optima and Better Generalization (2018), algorithm 1.
     """
-    for name, value in (("start", start), ("every", every)):
-        if not is_count(value):
-            raise ConfigError(f"update.swa: {name}={value!r} is not a positive whole number")
+    counts("update.swa: ", start=start, every=every)
 
     def function(params: Params, buffers: Params, average: Params, memory: Any, step: Tensor, start: Tensor,
                  every: Tensor) -> tuple[Params, Params, Any]:  # fmt: skip
@@ -71,7 +68,7 @@ def swa(start: int, *, every: int = 1, of: str = "params", writes: str = "swa") 
 
 def _average(
     name: str, function: Callable[..., Any], of: str, writes: str, refresh: bool = False, **fields: Any
-) -> Stage:  # fmt: skip
+) -> Stage:
     """A stage with an average that State keeps beside the weights."""
     model, average = (of, buffers_of(of)), (writes, f"{writes}.buffers")
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pipeline import mesh
 from pipeline.errors import ConfigError
+from pipeline.mesh.collectives import as_real
 from pipeline.stage import Stage
 from pipeline.tree import Tree, tree_map
 from pipeline.update.rule import Params
@@ -60,8 +61,7 @@ def finite(otherwise: str = "stop", *, loss: str = "loss", grads: str = "grads")
 
     def all_finite(loss: Tensor, grads: Params) -> Tensor:
         # A float64 sum is finite if all its terms are, and takes one pass over memory.
-        real = (torch.view_as_real(x) if x.is_complex() else x for x in (loss, *grads.values()))
-        total = torch.stack([x.sum(dtype=torch.float64) for x in real]).sum()
+        total = torch.stack([as_real(x).sum(dtype=torch.float64) for x in (loss, *grads.values())]).sum()
         return mesh.over_shards(total).isfinite()
 
     def skip(loss: Tensor, grads: Params) -> tuple[Tensor, Any]:

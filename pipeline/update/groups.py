@@ -13,6 +13,7 @@ import torch
 from pipeline.element import Number
 from pipeline.errors import ConfigError
 from pipeline.stage import Average, Stage
+from pipeline.text import some
 from pipeline.tree import Tree, tree_map
 from pipeline.update.rule import Params, Update, positive
 from pipeline.update.select import Which, holds
@@ -62,8 +63,7 @@ def groups(members: Mapping[Which, Stage], *, otherwise: Stage | None = None, na
         assigned = _assigned(name, keys, OTHERWISE in stages, params)
         for label, names in assigned.items():
             if not names and isinstance(keys.get(label), str):
-                some = ", ".join([*params][:4]) + ", ..." * (len(params) > 4)
-                raise ConfigError(f"{name}: the group {label!r} matches none of the parameters {some}")
+                raise ConfigError(f"{name}: the group {label!r} matches none of the parameters {some(params)}")
         return {k: _init(stages[k], _pick(params, names)) for k, names in assigned.items() if stages[k].remembers}
 
     def view(params: Params, memory: Any) -> Params:

@@ -7,8 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.element import Number, is_count
-from pipeline.errors import ConfigError
+from pipeline.element import Number, counts
 from pipeline.stage import Stage
 from pipeline.update.rule import Params, copies, count, positive
 
@@ -21,8 +20,7 @@ def lookahead(every: int = 5, alpha: Number = 0.5) -> Stage:
     Put it after any update rule. Raises ConfigError unless `every` is a positive whole number.
     Source: Zhang et al., Lookahead Optimizer: k steps forward, 1 step back (2019), algorithm 1.
     """
-    if not is_count(every):
-        raise ConfigError(f"update.lookahead: every={every!r} is not a positive whole number")
+    counts("update.lookahead: ", every=every)
     positive("update.lookahead", alpha=alpha)
 
     def function(params: Params, memory: Any, every: Tensor, alpha: Tensor) -> tuple[Params, Any]:

@@ -11,6 +11,7 @@ from torch import Tensor
 from pipeline.element import Number
 from pipeline.errors import ConfigError
 from pipeline.stage import Stage
+from pipeline.text import some
 from pipeline.update.adam import adamw
 from pipeline.update.groups import groups
 from pipeline.update.rule import Params, mapped, zeros
@@ -54,9 +55,7 @@ def muon(lr: Number = 1e-3, *, weight_decay: Number = 0.1, momentum: Number = 0.
 
     def init(params: Params) -> Any:
         if isinstance(matrices, str) and matrices != "*" and not any(selected(k, p) for k, p in params.items()):
-            raise ConfigError(
-                f"update.muon: matrices={matrices!r} matches no matrix of {', '.join([*params][:4])}, ..."
-            )
+            raise ConfigError(f"update.muon: matrices={matrices!r} matches no matrix of {some(params)}")
         return stage.init(params)  # type: ignore[misc]  # groups have one
 
     selected.__name__ = "matrices"

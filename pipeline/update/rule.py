@@ -19,6 +19,7 @@ from torch import Tensor
 from pipeline.alike import traced_once
 from pipeline.element import Number, is_number
 from pipeline.errors import ConfigError, did_you_mean
+from pipeline.mesh.collectives import as_real
 from pipeline.schedules import Schedule
 from pipeline.stage import Stage
 
@@ -97,7 +98,7 @@ def mapped(
 
     def update_one(p: Tensor, g: Tensor, fields: dict[str, Tensor], hyper: dict[str, Any]) -> tuple[Tensor, Any]:
         if p.is_complex():  # as in torch.optim, a complex number is updated as two real numbers
-            fields = {f: _as_real(x) for f, x in fields.items()}
+            fields = {f: as_real(x) for f, x in fields.items()}
             q, fields = update_one(torch.view_as_real(p), torch.view_as_real(g), fields, hyper)
             return torch.view_as_complex(q.contiguous()), fields
         count = {COUNT: fields[COUNT] + 1} if counts else {}
@@ -129,7 +130,7 @@ def mapped(
         first: dict[str, Params] = {}
         for k, p in params.items():
             fields = {COUNT: count({k: p})} if counts else {}
-            for f, x in {**fields, **(memory(_as_real(p)) if memory is not None else {})}.items():
+            for f, x in {**fields, **(memory(as_real(p)) if memory is not None else {})}.items():
                 first.setdefault(f, {})[k] = x
         return first
 
@@ -185,7 +186,3 @@ def below_one(stage: str, **hyper: Any) -> None:
     for name, value in hyper.items():
         if not isinstance(value, Schedule) and value >= 1:
             raise ConfigError(f"{stage}: {name}={value} is not below 1")
-
-
-def _as_real(x: Tensor) -> Tensor:
-    return torch.view_as_real(x) if x.is_complex() else x
