@@ -10,7 +10,7 @@ import torch
 from attrs import evolve, frozen
 from torch import Tensor, nn
 
-from cli import decision, goal, processes, room, step_size
+from cli import decision, goal, processes, room, step_size, unused
 from cli.config import TrainConfig
 from cli.inside import inside
 from cli.prepared import first_samples, fixed, prepared
@@ -245,6 +245,7 @@ def placed(config: TrainConfig) -> place.Place:
 def begin(config: TrainConfig, data: Prepared | None = None, *, initial: bool = True) -> tuple[Job, State]:
     """As `job`, with the first State of the run, after all checks."""
     begun = job(config, data, initial=initial)
+    unused.check(config, begun.fixed)
     state = first(begun, config)
     size = step_size.measured(begun, state)
     torch.set_num_threads(step_size.threads(begun, size, config.run.threads))

@@ -140,6 +140,8 @@ def _differing(a: Side, b: Side) -> list[str]:
     if len(differ) == len(seeds):
         but = ", but for the seed" if seeds else ""
         raise refusal(f"A and B are the same settings{but}; change one, such as by --set lr=0.02")
+    if unseen := [name for name in ("threshold", "calibrate") if name in differ]:
+        raise refusal(f"{flag(unseen[0])} changes no metric of a comparison; give it to both, or leave it out")
     for name in seeds:
         raise refusal(
             f"{flag(name)} is {mine[name]} in A and {other[name]} in B; to pair them, add --set {name}={mine[name]}"

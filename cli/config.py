@@ -150,6 +150,8 @@ def _by_table(layer: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     tables: dict[str, dict[str, Any]] = {table: {} for table in TABLES}
     for name, value in layer.items():
         if isinstance(value, Mapping) and name in (*TABLES, RECORDED):
+            if twice := [k for k in value for n in layer if "." not in n and n != name and home(n) == (name, k)]:
+                raise refusal(f"{flag(twice[0])} is given twice, alone and in [{name}]; leave one out")
             tables.get(name, {}).update(value)
             continue
         place = home(name)

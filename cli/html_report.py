@@ -27,7 +27,7 @@ def page(past: Past) -> str:
     """The report as HTML. All texts are escaped, their control characters too."""
     facts = past.document.get("facts", {})
     versions = past.document.get("versions", {})
-    best = ranking.best_epoch(past.rows, past.config.run.best)
+    best = _best(past)
     curves = plot.svg(plot.curves(past.rows, best=best[1] if best else None)) if past.rows else None
     return template("report.html", autoescape=True, finalize=_text, lstrip_blocks=True).render(
         title=past.folder.name,
@@ -50,6 +50,17 @@ def template(name: str, **options: Any) -> Template:
     return environment.get_template(name)
 
 
+def _best(past: Past) -> tuple[int, str, float] | None:
+    """The best epoch, its metric and its value; of a member of a sweep, the last one, as it keeps no others."""
+    best = ranking.best_epoch(past.rows, past.config.run.best)
+    try:
+        epoch = past.saved("best").epoch
+    except PipeError:  # its checkpoints are gone
+        return best
+    kept = [r[f"validate/{best[1]}"] for r in past.rows if r["epoch"] == epoch] if best is not None else []
+    return best if best is None or kept in ([], [None]) else (epoch, best[1], kept[0])
+
+
 def _text(value: object) -> object:
     """A value as text on the page."""
     if isinstance(value, Markup):
@@ -66,12 +77,13 @@ def command(past: Past) -> str:
     if function is None:
         named = {name: flat[name] for name in ("data", "model", "optimizer")}
     more = named
+    idle = ["out"] if flat["compile"] else ["out", "eager_steps"]
     while more:  # a setting may change the defaults of others
         defaults = settings.make(named)
         if function is None:
             defaults = by_recipe(defaults, past.about.fixed, past.facts.get("training_samples", 1))
         more = {name: value for name, value in flat.items()
-                if name not in (*named, "out") and value not in (None, defaults.flat.get(name))}  # fmt: skip
+                if name not in (*named, *idle) and value not in (None, defaults.flat.get(name))}  # fmt: skip
         named |= more
     arguments = [] if function is None else [function]
     for name, value in named.items():
@@ -82,7 +94,7 @@ def command(past: Past) -> str:
 
 def summary(past: Past) -> list[str]:
     """Lines on the data, the model and the training."""
-    facts, best = past.facts, ranking.best_epoch(past.rows, past.config.run.best)
+    facts, best = past.facts, _best(past)
     training, held_out = (facts.get(f"{name}_samples", "?") for name in ("training", "held_out"))
     lines = [f"{past.config.source}: {training} training and {held_out} held-out samples"]
     if past.config.pipeline.name is None:
@@ -90,7 +102,8 @@ def summary(past: Past) -> list[str]:
     if "model" in facts:
         lines.append(f"{facts['model']}: {facts.get('parameters', 0):,} parameters")
     if best is not None:
-        lines.append(f"best {format_metric(best[1], best[2])} in epoch {best[0]} of {past.rows[-1]['epoch']}")
+        word = "best " * (best == ranking.best_epoch(past.rows, past.config.run.best))
+        lines.append(f"{word}{format_metric(best[1], best[2])} in epoch {best[0]} of {past.rows[-1]['epoch']}")
     seconds = sum(row.get("seconds") or 0 for row in past.rows)
     took = f"{run_table.duration(seconds)} of training on {facts.get('device', '?')}"
     return [*lines, f"{took}, {facts.get('threads', '?')} threads"]

@@ -33,9 +33,11 @@ def prepared(config: TrainConfig) -> Prepared:
     split = _Noting(data.held_out, run.splits_by, run.folds, run.fold or 0)
     found = data.prepare(split)
     share = fields(type(data)).held_out.default
+    other = "with --test" if getattr(data, "test", None) else f"as {data.source} holds some out already"
     if data.held_out != share and config.wrote("data.held_out") and (run.folds is not None or any(split.noted)):
-        other = "with --test" if getattr(data, "test", None) else f"as {data.source} holds some out already"
         raise refusal(f"--held-out has no effect {other if any(split.noted) else 'with --folds'}; leave it out")
+    if any(split.noted) and "run.split_seed" in config.given and config.wrote("run.split_seed"):
+        raise refusal(f"{given('split_seed', run.split_seed)} has no effect {other}; leave it out")
     return found
 
 

@@ -17,7 +17,9 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from cli import config as settings
+from cli import html_report
 from cli.main import cli
+from cli.saved_run import Past
 from cli.sweep import groups, picture
 from cli.sweep.grid import Axis, combinations, split_axes
 from pipeline import update
@@ -130,24 +132,63 @@ def test_settings_are_drawn(here):
         (("--resume", "nowhere", "--halving"), "leave out others"),
         (("--resume", "nowhere", "--seeds", "2"), "leave out others"),
         (("--ensemble", "4"), "--ensemble does not apply to a sweep"),
+        (("--set", "keep=3"), "--set keep does not apply to a sweep; leave it out"),
+        (("--set", "run.steps_per_call=2,3"), "--set steps_per_call does not apply to a sweep; leave it out"),
+        (("--lr", "0.3", "--set", "optimizer.lr=0.1,0.2"), "optimizer.lr is given twice; leave one out"),
+        (("--text-depth", "0,1"), "--text-depth 1 has no effect, as no column is a text"),
+        (
+            ("--data", "sklearn:diabetes", "--model", "mlp", "--loss", "quantile,mse"),
+            "ranked by pinball and r2, as their losses say; add --best r2",
+        ),
     ],
 )
 def test_bad_sweeps_are_one_line(here, args, said):
     with pytest.raises(ConfigError, match=said):
         pipe("sweep", *args)
+    assert not list(here.glob("runs/*/members"))
 
 
 def test_values_of_options():
     """Lists, ranges and single values, of numbers, whole numbers and names."""
     single, axes = split_axes(
-        {"lr": "0.1,0.2", "epochs": "3", "batch_size": "32..128:3", "model": "mlp,convnet", "hidden": "8,8"}
-    )
-    assert single == {"epochs": 3, "hidden": "8,8"}
+        {"lr": "0.1,0.2", "epochs": "3", "batch_size": "32..128:3", "model": "mlp,convnet", "hidden": "8,8",
+         "data": "a.csv,b.csv"}
+    )  # fmt: skip
+    assert single == {"epochs": 3, "hidden": "8,8", "data": "a.csv,b.csv"}  # one table of two files
     assert [a.values for a in axes] == [(0.1, 0.2), (32, 80, 128), ("mlp", "convnet")]
     assert len(combinations(axes, None, 0)) == 12
     drawn = combinations([Axis("lr", (), 1e-3, 1.0, True)], 100, 7)
     assert drawn == combinations([Axis("lr", (), 1e-3, 1.0, True)], 100, 7)
     assert sum(row["lr"] < 10**-1.5 for row in drawn) in range(30, 70)
+
+
+def test_members_are_the_runs_of_pipe_train_on_one_split(here):
+    """Whatever their seeds: with the threshold and the temperature that it fits. They keep the last epoch alone, and
+    whatever reads a member takes that for its best one."""
+    rows = [(k % 37, k * k % 11, "yes" if k % 37 > k * k % 11 + 9 else "no") for k in range(240)]
+    with (here / "data.csv").open("w") as file:
+        csv.writer(file).writerows([("a", "b", "kind"), *rows])
+    given = ("--data", "data.csv", "--threshold", "f1", "--calibrate", "--optimizer", "adamw", "--lr", "0.1",
+             "--schedule", "constant", *SMALL, "--batch-size", "32", "--epochs", "4")  # fmt: skip
+    assert pipe("sweep", *given, "--seed", "1,2", "--out", "sweep").exit_code == 0
+    for member, seed in (("000", "1"), ("001", "2")):
+        alone = ("--seed", seed, "--set", "split_seed=1", "--out", f"alone{seed}")
+        assert pipe("train", *given, *alone).exit_code == 0
+        folder = here / "sweep" / "members" / member
+        mine, its = (json.loads((p / "decision.json").read_text())["last"] for p in (folder, here / f"alone{seed}"))
+        for number in ("temperature", "threshold", "value"):
+            assert mine[number] == pytest.approx(its[number], rel=1e-3)
+        assert load_file(folder / "best.safetensors").keys() == load_file(folder / "model.safetensors").keys()
+        told = json.loads(pipe("eval", str(folder), "--json").stdout)
+        past = Past(folder)
+        past.rows[0]["validate/average precision"] = 1.5  # as if an earlier epoch had been better
+        assert (told["epoch"], html_report._best(past)[:2]) == (4, (4, "average precision"))
+
+
+def test_widths_are_no_values_to_sweep_over(here):
+    """Which is said if nothing else varies."""
+    done = pipe("sweep", "--hidden", "4,5", *SMALL[4:])
+    assert (done.exit_code, "nothing varies: --hidden 4,5 is one model" in done.stderr) == (0, True)
 
 
 def test_a_sweep_that_is_killed_goes_on_bit_for_bit():

@@ -287,6 +287,8 @@ def test_what_vmap_does_not_take_is_trained_one_by_one(here):
         (("A.toml", "--set", "target=c"), "compare settings of one task, on the same data"),
         (("A.toml", "--set", "smoothing=0.1", "--metric", "loss"), "the losses of A and B are different ones"),
         (("A.toml", "--set", "lr=1", "--set", "best=loss"), "add --metric accuracy"),
+        (("A.toml", "--set", "calibrate=true"), "--calibrate changes no metric of a comparison; give it to both"),
+        (("A.toml", "--set", "threshold=f1"), "--threshold changes no metric of a comparison; give it to both"),
         (("A.toml", "--set", "ensemble=3"), "--ensemble does not apply to a comparison; leave it out"),
         (("A.toml", "--set", "lr=1e30"), "the run of B with seed 0 did not end with a finite accuracy"),
     ],

@@ -100,7 +100,12 @@ def test_what_does_not_fit(settings, message):
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("epochs = ", "is no TOML file"), ("settings = 3", "unknown setting 'settings'"), ("data = 3", "data can't be 3")],
+    [
+        ("epochs = ", "is no TOML file"),
+        ("settings = 3", "unknown setting 'settings'"),
+        ("data = 3", "data can't be 3"),
+        ("lr = 1\n[optimizer]\nlr = 2", r"--lr is given twice, alone and in \[optimizer\]; leave one out"),
+    ],
 )
 def test_files_that_are_no_config(tmp_path, text, message):
     """A file that can't be read is named."""

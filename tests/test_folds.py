@@ -198,7 +198,7 @@ def test_data_with_held_out_samples_of_their_own_are_not_split(root, monkeypatch
     )
     given = {"data": source, **OWN[source]}
     prepared(config.make(given))
-    for more in ({"folds": 3}, {"folds": 3, "fold": 1}, {"held_out": 0.3}):
+    for more in ({"folds": 3}, {"folds": 3, "fold": 1}, {"held_out": 0.3}, {"split_seed": 3}):
         with pytest.raises(ConfigError, match=r"leave (those out|it out)"):
             prepared(config.make(given, more))
         if "folds" not in more:

@@ -525,7 +525,8 @@ def test_options_are_the_whole_rule(tmp_path, rule, option):
     """The command's defaults are other ones, and are written out; a rule that it has not has no options."""
     text = "\n".join(n for n in SCRIPT.replace("SGD(net.parameters(), lr=0.1)", rule).splitlines() if "sched" not in n)
     [part] = [p for p in read(tmp_path, text)[0] if p.what == "optimizer"]
-    assert part.option == option + " --clip 0 --schedule constant" * bool(option)
+    assert part.option == option + " --clip 0 --schedule constant --set regularization=constant" * bool(option)
+    assert "--loss cross-entropy --set smoothing=0" in [p.option for p in read(tmp_path, text)[0]]
 
 
 def test_a_resumed_run_is_resumed(tmp_path):

@@ -186,6 +186,8 @@ def test_the_recipe_fills_in_what_is_not_chosen():
     assert (chosen.model.name, chosen.model.hidden, chosen.optimizer.lr) == ("realmlp", (8,), 0.04)
     assert (chosen.run.epochs, chosen.loss.smoothing) == (3, 0.1)
     assert settled(config.make(chosen.tables), data)[0] == chosen
+    assert not chosen.run.compile
+    assert settled(config.make({**realmlp, "epochs": 3, "eager_steps": 0}))[0].run.compile
     alone, _ = settled(config.make({"data": "sklearn:diabetes", "model": "realmlp", "optimizer": "sgd"}))
     assert (alone.optimizer.lr, alone.schedule.name) == (None, "coslog4")
     assert settled(config.make({**realmlp, "best": "loss"}))[0].loss.smoothing == 0

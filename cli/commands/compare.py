@@ -51,7 +51,7 @@ def command(
     from cli import comparison
 
     how: dict[str, Any] = {"threads": None} if os.path.isdir(a) else {}  # a run alone takes fewer than many at once
-    how |= {"compile": False} if no_compile else {}
+    how |= {"compile": False, "backend": "auto"} if no_compile else {}
     return comparison.run(first, second, seeds=seeds, metric=metric, out=out, how=how, quiet=quiet, accept=accept)
 
 

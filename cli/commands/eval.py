@@ -16,7 +16,7 @@ from cli import arguments, as_json, completion
     help="other data of the same kind  [default: the run's held-out data]",
 )
 @arguments.skip_bad
-@click.option("--weights", default="best", help="best, last, or the step of a checkpoint  [default: best]")
+@click.option("--weights", default="best", help="best, last, or the step of a checkpoint", show_default=True)
 @arguments.trusted
 @arguments.accepted
 def command(run: str, data: str | None, skip_bad: bool, weights: str, trust: bool, accept: bool) -> as_json.Found:

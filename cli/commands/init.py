@@ -24,7 +24,7 @@ SMALL = 16
 
 @click.command("init")
 @click.argument("data", required=False, shell_complete=completion.data)
-@click.option("--out", default="pipe.toml", metavar="FILE", help="the file to write  [default: pipe.toml]")
+@click.option("--out", default="pipe.toml", metavar="FILE", help="the file to write", show_default=True)
 @click.option("--schema", is_flag=True, help=f"print the JSON schema of configs, for editors: > {FILE}")
 def command(data: str | None, out: str, schema: bool) -> as_json.Found:
     """Inspect DATA, a value of --data, and write a commented config to start from: pipe train pipe.toml."""

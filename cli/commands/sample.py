@@ -11,19 +11,17 @@ from cli import arguments, as_json
 @arguments.run
 @click.option("--prompt", default="\n", metavar="TEXT", help="start of the text")
 @click.option(
-    "--count", type=click.IntRange(1, 10**7), default=200, metavar="N", help="tokens to generate  [default: 200]"
+    "--count", type=click.IntRange(1, 10**7), default=200, metavar="N", help="tokens to generate", show_default=True
 )
 @click.option(
-    "--temperature",
-    type=click.FloatRange(0),
-    default=0.8,
-    metavar="X",
-    help="0 for the likeliest token  [default: 0.8]",
+    "--temperature", type=click.FloatRange(0), default=0.8, metavar="X", help="0 for the likeliest", show_default=True
 )
 @click.option(
     "--top-k", type=click.IntRange(1), default=None, metavar="N", help="draw from the N likeliest  [default: all]"
 )
-@click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, metavar="N", help="of the draws  [default: 0]")
+@click.option(
+    "--seed", type=click.IntRange(0, 2**63 - 1), default=0, metavar="N", help="of the draws", show_default=True
+)
 @arguments.weights
 @arguments.trusted
 @arguments.accepted

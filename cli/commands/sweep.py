@@ -11,7 +11,11 @@ import click
 from cli import arguments, as_json, completion
 from cli.flags import settings
 from cli.help import SettingsCommand
-from cli.recipes.setting import refusal
+from cli.recipes import home
+from cli.recipes.setting import flag, given, refusal
+
+UNUSED = [("run", name) for name in ("eager_steps", "keep", "steps_per_call")]
+"""Settings of a run alone."""
 
 
 @click.command("sweep", cls=SettingsCommand)
@@ -32,9 +36,10 @@ def command(
     file: str | None, seeds: int | None, draws: int | None, at_once: int | None, halving: bool, resume: str | None,
     quiet: bool, trust: bool, accept: bool, **options: Any,
 ) -> as_json.Found:  # fmt: skip
-    """Train many models at once, one for each setting and seed, as one compiled step. Any setting may have several
-    values, --momentum 0,0.9 or --optimizer sgd,adamw, and a number may have a range, --lr 0.001..1:log:16. All
-    combinations are trained; --random N draws N of them from ranges: --lr 0.001..1:log.
+    """Train many models at once, one for each setting and seed, as one compiled step. A number may have several
+    values, --momentum 0,0.9, or a range, --lr 0.001..1:log:16, and so may the names of a model, an optimizer, a
+    schedule and a loss: --optimizer sgd,adamw. All combinations are trained; --random N draws N of them from ranges:
+    --lr 0.001..1:log.
 
     Numbers that a step reads as data (lr, momentum, weight_decay, clip, ema) share one program. Other settings form
     groups, which are compiled and trained one after the other. Each member equals pipe train with its settings, and has
@@ -48,12 +53,21 @@ def command(
         from cli.sweep import run
 
         return run.resume(Path(resume), quiet=quiet)
+    from cli.progress import warn
     from cli.sweep.grid import split_axes
 
     assigned = arguments.assigned_settings(options.pop("assigned"))
-    single, axes = split_axes({**assigned, **{name: value for name, value in options.items() if value is not None}})
-    if "eager_steps" in single or any(a.name == "eager_steps" for a in axes):  # a run's config may bring one
-        raise refusal("--eager-steps does not apply to a sweep; leave it out")
+    flags = {name: value for name, value in options.items() if value is not None}
+    places = [home(name) for name in (*assigned, *flags)]
+    for place in filter(None, places):
+        if places.count(place) > 1:
+            raise refusal(f"{'.'.join(place)} is given twice; leave one out")
+        if place in UNUSED:  # a run's config may bring one
+            raise refusal(f"{flag(place[1])} does not apply to a sweep; leave it out")
+    single, axes = split_axes({**assigned, **flags})
+    lists = [given(name, text) for name, text in single.items() if name in ("hidden", "widths") and "," in str(text)]
+    if lists and not axes:
+        warn(f"nothing varies: {lists[0]} is one model, with a layer of each width")
     base = arguments.train_config(file, single, trust, accept, [a.name for a in axes])
     from cli.sweep import run
 

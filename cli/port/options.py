@@ -26,7 +26,8 @@ def options(script: Script, found: Sequence[Part]) -> None:
             part.option = f"--data DATA {option('batch_size', part.arguments['size'] * whole)}" if plain else ""
         elif part.what == "loss" and part.option:
             others = part.arguments.keys() - {"smoothing"}
-            smooth = [option("smoothing", v) for k, v in part.arguments.items() if k == "smoothing"]
+            smooth = [option("smoothing", part.arguments.get("smoothing", 0))]
+            smooth *= part.here.startswith("loss.cross_entropy(")
             part.option = "" if part.missing or others else " ".join([part.option, *smooth])
         elif part.what == "clipping" and part.option:
             part.option = option("clip", part.arguments["limit"]) if part.arguments.keys() == {"limit"} else ""
@@ -36,6 +37,7 @@ def options(script: Script, found: Sequence[Part]) -> None:
     for part in [p for p in found if p.what == "optimizer" and p.call]:
         clip = [] if any(p.what == "clipping" and p.option for p in found) else ["--clip 0"]
         constant = [] if any(p.what == "scheduler" for p in found) else ["--schedule constant"]
+        constant.append(option("regularization", "constant"))
         part.option = " ".join([rule, *clip, *constant]) if (rule := _rule(part)) else ""
 
 

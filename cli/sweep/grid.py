@@ -66,7 +66,7 @@ def split_axes(given: Mapping[str, Any]) -> tuple[dict[str, Any], list[Axis]]:
         type_ = kind(name) if isinstance(text, str) else None
         if type_ in (int, float) and ".." in text:
             axes.append(_range(name, text, type_))
-        elif "," in str(text) and (type_ in (int, float) or (type_ is str and name in TABLES)):
+        elif "," in str(text) and (type_ in (int, float) or (type_ is str and name in TABLES and name != "data")):
             values = tuple(_value(name, part.strip(), type_) for part in text.split(",") if part.strip())
             axes.append(Axis(name, tuple(dict.fromkeys(values))))
         else:

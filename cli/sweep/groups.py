@@ -8,7 +8,7 @@ from typing import Any
 from attrs import evolve, frozen
 from torch.utils import _pytree as pytree
 
-from cli import build, room, step_size
+from cli import build, goal, room, step_size, unused
 from cli import config as settings
 from cli.build import Job
 from cli.config import TrainConfig
@@ -68,14 +68,22 @@ class Chunk:
 
 
 def settle(base: TrainConfig, rows: Sequence[Mapping[str, Any]]) -> Iterator[TrainConfig]:
-    """The settings of each row, as those of a run of its own. Raises ConfigError for one that a sweep does not have."""
+    """The settings of the base, and of each row, as those of a run of its own, with one split for all seeds: the first
+    one's. Raises ConfigError for a setting that a sweep does not have."""
     data: dict[str, Prepared | None] = {}
-    for row in rows:
-        config = settings.make(base.given, row)
+    first = settings.make(base.given, rows[0])
+    for row in ({}, *rows):
+        config = _split_by(first, settings.make(base.given, row))
         check(config)
         key = _data(config)
         config, data[key] = settled(config, data.get(key))
-        yield config
+        yield _split_by(first, config)
+
+
+def _split_by(first: TrainConfig, config: TrainConfig) -> TrainConfig:
+    """Settings with the split of others, unless they name one."""
+    seed = first.run.seed if first.run.split_seed is None else first.run.split_seed
+    return config if config.run.split_seed is not None else evolve(config, run=evolve(config.run, split_seed=seed))
 
 
 def members(rows: Sequence[Mapping[str, Any]], configs: Sequence[TrainConfig], seeds: int) -> list[Member]:
@@ -86,6 +94,7 @@ def members(rows: Sequence[Mapping[str, Any]], configs: Sequence[TrainConfig], s
         if (key := _data(config)) not in data and config.pipeline.name is None:
             data[key] = prepared(config)
         job = build.job(config, data.get(key))
+        unused.check(config, job.fixed)
         result += [evolve(m, name=f"{len(result) + k:03d}") for k, m in enumerate(seeded(config, job, row, seeds))]
     return result
 
@@ -108,8 +117,8 @@ def seeded(config: TrainConfig, job: Job, chosen: Mapping[str, Any], seeds: int,
     if job.held_out is None or load is None:
         raise refusal(f"{what} needs held-out data, on which its runs are compared")
     hyper = hyper_numbers(job.stages.graph, build.steps(load, config), load.batches)
-    split = config.run.seed if config.run.split_seed is None else config.run.split_seed
-    runs = [evolve(config.run, seed=config.run.seed + k, split_seed=split, out=None) for k in range(seeds)]
+    config = _split_by(config, goal.settled(config, job))
+    runs = [evolve(config.run, seed=config.run.seed + k, out=None) for k in range(seeds)]
     return [Member(f"{k:03d}", evolve(config, run=run), chosen, job, hyper) for k, run in enumerate(runs)]
 
 

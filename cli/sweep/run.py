@@ -24,6 +24,7 @@ from cli.build import begin
 from cli.config import PLAN, TrainConfig
 from cli.progress import interrupts, plain, warn
 from cli.ranking import ranking
+from cli.recipes.metric import ALWAYS, result
 from cli.recipes.setting import refusal
 from cli.seal import Seal
 from cli.sweep import groups, live, picture
@@ -75,7 +76,7 @@ def run(
     if draws is not None and not axes:
         raise refusal("--random has nothing to draw: give a setting several values, such as --lr 0.001..1:log")
     rows = tuple(combinations(axes, draws, base.run.seed, seeds))
-    settled = [*groups.settle(base, ({}, *rows))]
+    settled = [*groups.settle(base, rows)]
     base, *configs = (evolve(c, run=evolve(c.run, patience=None)) for c in settled)
     if len(epochs := dict.fromkeys(c.run.epochs for c in configs)) > 1:
         raise refusal(f"a sweep has one number of epochs, not {' and '.join(map(str, epochs))}: add --epochs "
@@ -83,10 +84,15 @@ def run(
     if any(c.run.patience for c in settled[1:]):
         plain(quiet).print(f"epochs  {max(epochs)} of each run: the model's patience does not apply to a sweep")
     plan = Plan(tuple(axes), rows, tuple(c.tables for c in configs), seeds, halving, at_once)
+    members = groups.members(rows, configs, seeds)
+    by = {m.config.run.best or m.job.best or "loss": m.job.prepared for m in members}
+    if len(by) > 1 and (data := next(iter(by.values()))) is not None:
+        usual = result(ALWAYS[data.task][-1])
+        raise refusal(f"the runs would be ranked by {' and '.join(by)}, as their losses say; add --best {usual}")
     with folders.new(base, f"sweep-{base.title}") as seal:
         # A folder with a config can be resumed, so the config is last.
         folders.write(seal, {PLAN: plan.text, settings.CONFIG: folders.config_text(base, {}, seal)})
-        return _sweep(seal, base, plan, quiet)
+        return _sweep(seal, base, plan, members, quiet)
 
 
 def resume(folder: Path, *, quiet: bool) -> dict[str, Any]:
@@ -94,14 +100,14 @@ def resume(folder: Path, *, quiet: bool) -> dict[str, Any]:
     settings.check_run(folder)
     layer = settings.read(folder / settings.CONFIG)
     plan = Plan.read(folder)
+    given: dict[str, Any] = {settings.RECORDED: {}}  # nobody writes settings now
+    configs = [evolve(settings.make(tables), settled=True, given=given) for tables in plan.settings]
     with folders.gone_on(folder) as seal:
-        return _sweep(seal, settings.make(layer), plan, quiet)
+        return _sweep(seal, settings.make(layer), plan, groups.members(plan.rows, configs, plan.seeds), quiet)
 
 
-def _sweep(seal: Seal, base: TrainConfig, plan: Plan, quiet: bool) -> dict[str, Any]:
+def _sweep(seal: Seal, base: TrainConfig, plan: Plan, members: Sequence[Member], quiet: bool) -> dict[str, Any]:
     say, folder = plain(quiet), seal.folder
-    configs = [evolve(settings.make(tables), settled=True) for tables in plan.settings]
-    members = groups.members(plan.rows, configs, plan.seeds)
     grouped = groups.grouped(members)
     cores = torch.get_num_threads()
     first, _ = begin(members[0].config)
@@ -114,7 +120,7 @@ def _sweep(seal: Seal, base: TrainConfig, plan: Plan, quiet: bool) -> dict[str, 
         f"{len(grouped)} group{'s' * (len(grouped) > 1)}"
     )
     plan = _with_widths(plan, grouped, seal, say)
-    ends = groups.rungs(len(members), configs[0].run.epochs, plan.halving)
+    ends = groups.rungs(len(members), members[0].config.run.epochs, plan.halving)
     if len(ends) > 1:
         say.print(f"halving after epoch {', '.join(map(str, ends[:-1]))}: the better half goes on")
     trainer = Trainer(base, seal, say, [], alone, [])

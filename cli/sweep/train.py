@@ -10,8 +10,8 @@ from attrs import define
 from rich.console import Console
 
 from cli import config as settings
+from cli import decision, record, results
 from cli import folder as folders
-from cli import record
 from cli import seal as seals
 from cli.build import steps
 from cli.compilation import compiled
@@ -20,7 +20,7 @@ from cli.progress import warn
 from cli.seal import CHECKPOINTS, METRICS, STATUS, Seal
 from cli.sweep.groups import Chunk, Member
 from pipeline import State, fit, log
-from pipeline.checkpoint import Saved, Saver
+from pipeline.checkpoint import Best, Saved, Saver
 from pipeline.compile import Compiled
 from pipeline.errors import ConfigError
 
@@ -110,22 +110,36 @@ class Trainer:
         if earlier:  # only the first line of a run tells which values are better
             rows = [{k: v for k, v in r.items() if k != "better"} for r in rows]
         chained = seals.chained((*earlier, *rows), seal.run)
+        metric = results.best_metric(chunk.job, member.config, state)
         with Saver(folders.inside(seal, CHECKPOINTS), run=seal.run, wrote=seal.wrote) as saver:
+            saver.best = best = _last(metric, rows[-1], int(state.step))
             saver.save(state, saved.epoch, saved.batch)
+        states = results.states(chunk.job, state, seal, best)
+        decisions = {name: decision.fitted(member.config, chunk.job, own) for name, own in states.items()}
+        made = decisions != dict.fromkeys(decisions, decision.PLAIN)
         epochs = member.config.run.epochs
         done = saved.epoch == epochs
         why = "" if done else f"after epoch {saved.epoch} of {epochs}, by --halving"
-        about = {"weights": "last", "epoch": saved.epoch, "step": int(state.step)}
         numbers = {"threads": self.threads, "hyper": {name: value.item() for name, value in state.hyper.items()}}
         table = {**facts, "facts": {**facts["facts"], **numbers}}
         contents = {
             settings.CONFIG: folders.config_text(member.config, table, seal),
             **folders.data_text(chunk.job),
             METRICS: seals.lines(chained),
-            folders.WEIGHTS: folders.weights_file(chunk.job.pipe.weights(state), about),
+            **results.weight_files(chunk.job, state, seal, best, None, saved),
+            **({decision.FILE: decision.text(decisions)} if made else {}),
             STATUS: folders.status_text("done" if done else "stopped", why=why),
         }
         folders.write(seal, contents, chained[-1][seals.CHAIN])
+
+
+def _last(metric: str | None, end: log.Row, step: int) -> Best | None:
+    """The last epoch, of which alone the weights are kept, in the place of the best one. A member that was not finite
+    has stopped at an earlier step."""
+    value = end.get(f"validate/{metric}")
+    if metric is None or value is None:
+        return None
+    return Best(metric, value, end["epoch"], step, end["epoch"], end.get("validate/loss"))
 
 
 def _saved(seal: Seal) -> Saved:

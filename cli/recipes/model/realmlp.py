@@ -100,7 +100,7 @@ def length(rows: int, config: TrainConfig) -> dict[str, Any]:
 
 def short(steps: int, config: TrainConfig, most: int = LONG) -> bool:
     """Whether compiling takes longer than it saves in so many steps, and nobody asked for it."""
-    return steps < most and not {"run.steps_per_call", "run.backend"} & {*config.given}
+    return steps < most and not {"run.steps_per_call", "run.backend", "run.eager_steps"} & {*config.given}
 
 
 def smoothing(fixed: Fixed, config: TrainConfig) -> float:
