@@ -119,6 +119,11 @@ class Rule:
         return self.lr or OPTIMIZERS[self.name].lr
 
     @property
+    def numbers(self) -> dict[str, float | None]:
+        """The learning rate and the momentum, chosen or default."""
+        return {"lr": self.base, "momentum": self.own_momentum}
+
+    @property
     def schedule_free(self) -> bool:
         return OPTIMIZERS[self.name].schedule_free
 

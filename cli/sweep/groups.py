@@ -70,6 +70,8 @@ class Chunk:
 def settle(base: TrainConfig, rows: Sequence[Mapping[str, Any]]) -> Iterator[TrainConfig]:
     """The settings of each row, as those of a run of its own. Raises ConfigError for one that a sweep does not have."""
     data: dict[str, Prepared | None] = {}
+    if base.digest is not None and base.pipeline.name is None:
+        prepared(base)  # which warns if they have changed
     for row in rows:
         config = settings.make(base.given, row)
         check(config)
