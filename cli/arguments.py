@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from attrs import evolve
 
 from cli import completion, config
 from cli.flags import kind
@@ -36,6 +37,8 @@ weights = click.option(
 )  # fmt: skip
 
 
+SPLIT = ("data.", "model.name", "run.seed", "run.split_seed", "run.fold")
+"""Begins of names of settings that choose other training samples."""
 HERE = "pipe.toml"
 """The config of a folder, as `pipe init` writes it."""
 
@@ -76,8 +79,15 @@ def train_config(
     run = earlier.get("run")
     if isinstance(run, dict):
         earlier["run"] = {name: value for name, value in run.items() if name != "out"}
+    facts, moved, digest = config.document(path).get("facts"), {}, None
+    if isinstance(facts, dict):
+        from cli import record
+
+        moved = record.moved(config.document(path))
+        others = config.whole({**dict.fromkeys(named), **chosen})
+        digest = None if any(name.startswith(SPLIT) for name in others) else facts.get("data")
     forgotten = {"init_sha256": None} if "finetune.init" in chosen else {}  # it is another file's
-    return config.make(earlier, forgotten, chosen)
+    return evolve(config.make(earlier, moved, forgotten, chosen), digest=digest)
 
 
 def saved_run(run: str, trust: bool, accept: bool) -> Past:

@@ -103,9 +103,11 @@ def profile(config: TrainConfig, *, steps: int, trace: str | None) -> dict[str, 
 def explain(config: TrainConfig) -> dict[str, Any]:
     """Print the story of the graphs of a run; returns what it is made from."""
     config, job, state = _begun(config)
+    if not config.run.compile:
+        plain(False).print("graphs  none in pipe train, which runs uncompiled by these settings; by --compile:")
     program = compiled(job.pipe, job.validation, config, state, plain(False))
     plain(False).print(f"\n{program.report.explain()}", highlight=False, soft_wrap=True)
-    return asdict(program.report)
+    return {"compile": config.run.compile, **asdict(program.report)}
 
 
 def _begun(config: TrainConfig) -> tuple[TrainConfig, build.Job, State]:

@@ -24,7 +24,7 @@ from cli import goal, processes, ranking, record, results, resuming
 from cli.build import Job, begin
 from cli.config import TrainConfig
 from cli.paired import paired, picture, sentences
-from cli.prepared import prepared
+from cli.prepared import digest, prepared, tensors
 from cli.progress import interrupts, plain, warn
 from cli.recipes import flag_name
 from cli.recipes.metric import result
@@ -170,7 +170,7 @@ def _check_comparable(a: Side, b: Side, differ: Sequence[str]) -> None:
 
 def _held_out(job: Job) -> str:
     """A checksum of the held-out targets."""
-    return record.digest({k: t for k, t in record.tensors(job.held_out).items() if k in ("length", "targets")})
+    return digest({k: t for k, t in tensors(job.held_out).items() if k in ("length", "targets")})
 
 
 @contextmanager
@@ -246,7 +246,7 @@ def _train_alone(member: Member, folder: Path, caught: list[int]) -> bool:
     try:
         with redirect_stdout(StringIO()):
             if os.path.lexists(folder / settings.CONFIG):
-                resuming.resume(folder, *settings.resumed(folder), quiet=True)
+                resuming.resume(folder, *resuming.resumed(folder), quiet=True)
             else:
                 run = evolve(member.config.run, out=str(folder), patience=None)  # _end looks after it
                 train(evolve(member.config, run=run), quiet=True)

@@ -6,7 +6,7 @@ import difflib
 import json
 import os
 import tomllib
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -21,9 +21,9 @@ from cli.recipes.data import Data, unknown
 from cli.recipes.finetune import Finetune
 from cli.recipes.loss import Loss
 from cli.recipes.metric import Metrics, best_result
-from cli.recipes.model import Model
+from cli.recipes.model import Model, Pretrained
 from cli.recipes.pipeline import IN_PIPELINE, OwnPipeline
-from cli.recipes.rule import Rule
+from cli.recipes.rule import NUMBERS, Rule
 from cli.recipes.run import Run
 from cli.recipes.schedule import Course
 from cli.recipes.setting import flag, refusal
@@ -55,6 +55,8 @@ class TrainConfig:
     """The chosen settings by full name; a model's recipe may replace the defaults of others."""
     settled: bool = field(default=False, eq=False, repr=False)
     """Whether the model's recipe for the data is in it."""
+    digest: str | None = field(default=None, eq=False, repr=False)
+    """Of the data of the run that these settings are of, if nothing chooses others."""
 
     @property
     def title(self) -> str:
@@ -107,8 +109,10 @@ def make(*layers: Mapping[str, Any]) -> TrainConfig:
     Raises ConfigError for unknown names and invalid values.
     """
     values: dict[str, dict[str, Any]] = {table: {} for table in TABLES}
-    for layer in layers:
-        for table, new in _by_table(layer).items():
+    for i, layer in enumerate(layers):
+        tables = _by_table(layer)
+        _forget(values, tables, layers[:i])
+        for table, new in tables.items():
             if TABLES[table].key in new and values[table]:
                 # Another recipe: drop settings that only the previous one had.
                 known = settings(_recipe(table, {**values[table], **new}))
@@ -120,16 +124,32 @@ def make(*layers: Mapping[str, Any]) -> TrainConfig:
                     del values[table][key]
     if values["pipeline"].get("name") is not None:
         _check_own_pipeline(values)
-    wrote = {name: True for layer in layers for name in layer.get(RECORDED, whole(layer))}
-    given = whole(values) | ({RECORDED: wrote} if any(RECORDED in layer for layer in layers) else {})
+    recorded = any(RECORDED in layer for layer in layers)
+    given = whole(values) | ({RECORDED: _wrote(layers)} if recorded else {})
     if "name" not in values["model"] and (name := _recipe("data", values["data"]).model) is not None:
         values["model"] = {"name": name, **values["model"]}
-    if "name" not in values["optimizer"]:
-        prefers = _recipe("model", values["model"]).prefers or _recipe("data", values["data"]).prefers
+    prefers = _recipe("model", values["model"]).prefers or _recipe("data", values["data"]).prefers
+    preferred = prefers.get("name", TABLES["optimizer"].default)
+    if "name" not in values["optimizer"] or (values["optimizer"]["name"] == preferred and not recorded):
         values["optimizer"] = {**prefers, **values["optimizer"]}
     _recipe("model", values["model"]).imply(values, _recipe("data", values["data"]))
     values["run"] |= best_result(values["run"]) if values["pipeline"].get("name") is None else {}
     return TrainConfig(**{table: _build(table, values[table]) for table in TABLES}, given=given)
+
+
+def _wrote(layers: Iterable[Mapping[str, Any]]) -> dict[str, bool]:
+    """The settings that somebody wrote, and not only the run that a layer is of."""
+    return {name: True for layer in layers for name in layer.get(RECORDED, whole(layer))}
+
+
+def _forget(values: dict[str, dict[str, Any]], new: Mapping[str, Any], layers: Sequence[Mapping[str, Any]]) -> None:
+    """Drop what earlier `layers` have by a model or an optimizer that a new one replaces."""
+    model, rule = values["model"].get("name"), values["optimizer"].get("name")
+    if model is not None and new["model"].get("name", model) != model:
+        Pretrained.forget(values, str(model))
+    if any(RECORDED in layer for layer in layers) and new["optimizer"].get("name", rule) != rule:
+        for key in {*NUMBERS} - {name.removeprefix("optimizer.") for name in _wrote(layers)}:
+            values["optimizer"].pop(key, None)
 
 
 def _check_own_pipeline(values: Mapping[str, Mapping[str, Any]]) -> None:
@@ -276,25 +296,3 @@ def check_run(folder: Path) -> None:
         theirs, ours = ([int(n) for n in version.split(".") if n.isdecimal()] for version in (made, here))
         if theirs > ours:
             raise refusal(f"{folder} was made by pipe-train {made}, and this is {here}: update it")
-
-
-def resumed(folder: Path, *given: Mapping[str, Any], besides: Collection[str] = ()) -> tuple[TrainConfig, TrainConfig]:
-    """The settings of a resumed run: the recorded ones, overridden by the layers of `given`. Raises ConfigError for a
-    changed fixed setting, except any in `besides`."""
-    check_run(folder)
-    earlier = read(folder / CONFIG)
-    old, new = make(earlier), make(earlier, *given)
-    pairs = [(name, before, new.fixed.get(name)) for name, before in old.fixed.items() if name not in besides]
-    differ = [(name, before, now) for name, before, now in pairs if before != now]
-    clips, momenta = (old.run.clip, new.run.clip), (old.optimizer.own_momentum, new.optimizer.own_momentum)
-    for name, (before, now) in (("clip", clips), ("momentum", momenta)):
-        if (before == 0) != (now == 0):  # at 0, the stage or its memory is left out
-            differ.append((name, before, now))
-    schedules = old.schedule.name, new.schedule.name
-    if schedules[0] != schedules[1] and "plateau" in schedules:  # it alone has memory
-        differ.append(("schedule", *schedules))
-    if old.run.ema is None and new.run.ema is not None:
-        differ.append(("ema", "none: it averages no weights", new.run.ema))
-    for name, before, now in differ:
-        raise refusal(f"{flag(name)} {now} would not be the same run, which has {before}; start a new one")
-    return old, new

@@ -16,8 +16,10 @@ from cli.folds import out_of_fold
 from cli.new_data import Batches, MeanBatches
 from cli.recipes.data_card import About
 from cli.recipes.setting import refusal
+from cli.recipes.task import VALUES
 from cli.saved_run import Past
 from pipeline import State
+from pipeline.errors import ConfigError
 from pipeline.loop import validated
 from pipeline.stage import Stage
 from pipeline.state import format_metric
@@ -62,7 +64,7 @@ class Evaluation:
 
 def of_run(past: Past, data: str | None, *, skip_bad: bool, weights: str) -> Evaluation:
     """A run's model on its held-out samples, or on other data."""
-    job, state, saved = past.repeated(weights) if data is None else past.restored(weights)
+    job, state, saved = past.repeated(weights) if data is None else past.restored(weights, own=_weighs(past))
     if data is None and job.held_out is None:
         raise refusal(f"{past.folder} held nothing out; name data by --data")
     samples: Any = job.held_out if data is None else Batches(past, data, skip_bad)
@@ -82,10 +84,20 @@ def of_run(past: Past, data: str | None, *, skip_bad: bool, weights: str) -> Eva
     return Evaluation(facts, words, named, metrics, decision, about, figures, base, judged)
 
 
+def _weighs(past: Past) -> bool:
+    """Whether the loss of a run depends on its training data."""
+    return past.config.loss.class_weights == "balanced"
+
+
 def _judged(
     past: Past, job: Job, state: State, metrics: dict[str, Any], data: Any
 ) -> tuple[Baseline | None, list[str]]:
     """The baseline of some data, in lines."""
+    try:
+        if data is not None and job.prepared is not None and job.prepared.task != VALUES:
+            past.differences()
+    except ConfigError as e:
+        return None, [f"baseline  unknown: {e}"]
     base = baseline.baseline(job, data)
     if base is None:
         return None, []
@@ -105,6 +117,8 @@ def of_folds(runs: Sequence[Past], data: str | None, *, skip_bad: bool, weights:
         values, base = out_of_fold(runs, weights, decision, counting)
         judged = [] if base is None else [base.line(first.config.run.best)]
     else:
+        if _weighs(first):
+            first.differences()
         (job, state), measuring = first.made, Stage("mean", lambda answered: answered, writes=("outputs",))
         pipe = decided(classes.measuring(job.measuring(measuring), *counting), decision)
         values = pipe.evaluate(pipe.init(0), MeanBatches(runs, data, skip_bad, weights))

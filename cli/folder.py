@@ -17,10 +17,11 @@ from attrs import evolve
 from torch import Tensor
 
 from cli import config as settings
-from cli import processes, record
+from cli import processes
 from cli import seal as seals
 from cli.build import Job
 from cli.config import TrainConfig
+from cli.prepared import digest
 from cli.progress import warn
 from cli.seal import CHECKPOINTS, METRICS, Seal
 from pipeline import Report, checkpoint, files, log
@@ -189,7 +190,7 @@ def weights_file(weights: Mapping[str, Tensor], about: Mapping[str, Any]) -> byt
 
     plain = {k: t.clone(memory_format=torch.contiguous_format) for k, t in weights.items()}
     # One key of metadata: the order of several would vary.
-    return save(plain, {ABOUT: json.dumps({**about, "sha256": record.digest(plain)})})
+    return save(plain, {ABOUT: json.dumps({**about, "sha256": digest(plain)})})
 
 
 def write(seal: Seal, contents: Mapping[str, bytes], metrics: str | None = None) -> None:

@@ -85,7 +85,7 @@ def _train(seal: Seal, config: TrainConfig, say: Console, **how: bool) -> None:
         torch.set_num_threads(threads)  # a fold chooses its own number, as if it were trained alone
         with nullcontext() if over else _status(seal, place):
             if begun and not over:
-                old, new = settings.resumed(folder)
+                old, new = resuming.resumed(folder)
                 resuming.resume(folder, old, new, **how)
             elif not over:
                 train(evolve(config, run=evolve(config.run, out=str(folder), fold=i)), **how)

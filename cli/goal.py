@@ -63,14 +63,14 @@ def _percent(share: Tensor) -> str:
     return f"{100 * float(share):.1f} %"
 
 
-def settled(config: TrainConfig, job: Job) -> TrainConfig:
+def settled(config: TrainConfig, job: Job, metric: str | None) -> TrainConfig:
     """The settings with the metric of the best epoch, if it is not the one that whoever reads the run later takes."""
-    if config.run.best is not None or job.prepared is None:
+    if config.run.best is not None or metric is None:
         return config
-    seen = [*map(result, ALWAYS[job.prepared.task])]
-    if job.best == next((name for name in USUAL if name in seen), None):
+    seen = [] if job.prepared is None else [*map(result, ALWAYS[job.prepared.task])]
+    if metric == next((name for name in USUAL if name in seen), None):
         return config
-    return evolve(config, run=evolve(config.run, best=job.best))
+    return evolve(config, run=evolve(config.run, best=metric))
 
 
 def agreed(config: TrainConfig, data: Prepared) -> tuple[TrainConfig, str]:

@@ -9,7 +9,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
-from cli import classes, ranking, record, run_table
+from cli import classes, ranking, run_table
 from cli import config as settings
 from cli.flags import words
 from cli.progress import warn
@@ -131,7 +131,6 @@ def _measured(past: Past) -> dict[str, Any]:
         return parts
     try:
         job, state, _ = past.restored("best")
-        [*record.differences(past.document, record.facts(job, state))]  # raises if the data differ
         about = past.about
         figures = classes.figures(job.pipe, about, state, job.held_out, past.decision("best"))
         if figures is not None:

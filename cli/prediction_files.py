@@ -68,9 +68,12 @@ def predict(
     with written(path, new=True) as file:
         count = write[path.suffix](file, chunks)
     epoch = f", weights of epoch {models[0][2]['epoch']}" if models[0][2] and len(runs) == 1 else ""
-    by = str(past.folder) if len(runs) == 1 else f"the mean of {len(runs)} runs in {past.folder.parent}"
+    folder = past.folder if len(runs) == 1 else past.folder.parent
+    by = f"{folder}" if len(runs) == 1 else f"the mean of {len(runs)} runs in {folder}"
     tell(f"{path}: {count:,} rows, {about.target} predicted by {by}{epoch}")
-    return {"file": str(path), "rows": count, "target": about.target, "run": str(past.folder), "weights": weights}
+    folds = {} if len(runs) == 1 else {"folds": len(runs)}
+    facts = {"file": str(path), "rows": count, "target": about.target, "run": str(folder)}
+    return {**facts, **folds, "weights": weights}
 
 
 def _frames(chunks: Chunks) -> Iterator[Any]:

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from attrs import field, fields, frozen
 
 from cli.config import TrainConfig
+from cli.progress import warn
 from cli.recipes.model import Fixed
 from cli.recipes.setting import given, refusal
 from cli.recipes.task import CLASSES, TOKENS
 from pipeline.errors import DataError
 from pipeline.sources import Prepared, Source, Split, Tensors
 from pipeline.state import Batch
+from pipeline.tree import named
 
 
 @frozen
@@ -26,7 +32,8 @@ class _Noting(Split):
 
 
 def prepared(config: TrainConfig) -> Prepared:
-    """The data of a run, split. Raises ConfigError for settings of the split without effect, but those of a run."""
+    """The data of a run, split. Raises ConfigError for settings of the split without effect, but those of a run.
+    Warns if the data of a run that is trained again have changed."""
     run, data = config.run, config.data
     if run.fold is not None and run.fold >= (run.folds or 0) and config.wrote("run.fold"):
         raise refusal(f"{given('fold', run.fold)} needs --folds {run.fold + 1} or more, as folds count from 0")
@@ -38,6 +45,8 @@ def prepared(config: TrainConfig) -> Prepared:
         raise refusal(f"--held-out has no effect {other if any(split.noted) else 'with --folds'}; leave it out")
     if any(split.noted) and "run.split_seed" in config.given and config.wrote("run.split_seed"):
         raise refusal(f"{given('split_seed', run.split_seed)} has no effect {other}; leave it out")
+    if config.digest not in (None, digest(tensors(found.train), tensors(found.held_out))):
+        warn(f"{data.source}: the data have changed since the run was made, so this is not the same run")
     return found
 
 
@@ -71,3 +80,28 @@ def _count_ids(data: Prepared) -> int:
                 raise DataError(f"{name} hold negative ids; token ids begin at 0")
             count = max(count, int(ids.max()) + 1)
     return count
+
+
+HASHED = 256
+"""Samples to hash of data that are not in memory."""
+
+
+def digest(*groups: Mapping[str, torch.Tensor]) -> str:
+    """SHA-256 of tensors and their names."""
+    sha = hashlib.sha256()
+    for tensors in groups:
+        for name, t in sorted(tensors.items()):
+            sha.update(f"{name} {tuple(t.shape)} {t.dtype}".encode())
+            sha.update(t.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return sha.hexdigest()
+
+
+def tensors(data: Any) -> dict[str, torch.Tensor]:
+    """Tensors of some data to hash; none of an iterable."""
+    if isinstance(data, Tensors):
+        return dict(data.tensors)
+    if not isinstance(data, Source):
+        return {}
+    at = torch.linspace(0, len(data) - 1, min(HASHED, len(data)), dtype=torch.float64).long()
+    samples = named(data[at])
+    return {"length": torch.tensor(len(data)), **{k: v for k, v in samples.items() if isinstance(v, torch.Tensor)}}

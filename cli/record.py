@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import platform
 from collections.abc import Iterator, Mapping
 from importlib.metadata import version
+from os.path import exists
 from typing import Any
 
 import torch
 
 from cli.build import Job, parameters
-from cli.recipes.data import Data
+from cli.config import RECORDED
+from cli.prepared import digest, tensors
+from cli.recipes.data import Data, kind_prefix
 from cli.version import own_version
 from pipeline import State
 from pipeline.compile import key
 from pipeline.errors import ConfigError
 from pipeline.programs.mesh import whole
-from pipeline.sources import Source, Tensors
-from pipeline.tree import named
 
 
 def facts(job: Job, state: State) -> dict[str, Any]:
@@ -51,6 +51,17 @@ def data_path(source: str) -> str | None:
     return os.path.abspath(path) if path.exists() else None
 
 
+def moved(document: Mapping[str, Any]) -> dict[str, Any]:
+    """A layer of settings: the absolute path of a run's data, if their name leads to another file here, or to none."""
+    data, facts = document.get("data"), document.get("facts")
+    source = data.get("source") if isinstance(data, dict) else None
+    path = facts.get("path") if isinstance(facts, dict) else None
+    if not isinstance(source, str) or not isinstance(path, str) or not exists(path) or data_path(source) == path:
+        return {}
+    kind = kind_prefix(source)
+    return {"data": {"source": f"{kind}:{path}" if kind else path}, RECORDED: {}}
+
+
 def versions() -> dict[str, str]:
     """Versions that may change the last bits. torch's metadata may lack its build, so its own version is taken."""
     others = {"pipe-train": own_version(), "numpy": version("numpy")}
@@ -66,34 +77,9 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[s
             was, is_now = then.get(name), now[table][name]
             if was not in (None, is_now):
                 if name == "data":
-                    where = f" in {then['path']}" if "path" in then else ""
+                    where = f" in {now['facts']['path']}" if "path" in now["facts"] else ""
                     raise ConfigError(
                         f"the data{where} have changed since the run was made: their digest is {is_now[:12]}, and was "
                         f"{was[:12]}; start a new run, or bring them back"
                     )
                 yield f"the run was made with {name} {was}, and this is {is_now}"
-
-
-HASHED = 256
-"""Samples to hash of data that are not in memory."""
-
-
-def digest(*groups: Mapping[str, torch.Tensor]) -> str:
-    """SHA-256 of tensors and their names."""
-    sha = hashlib.sha256()
-    for tensors in groups:
-        for name, t in sorted(tensors.items()):
-            sha.update(f"{name} {tuple(t.shape)} {t.dtype}".encode())
-            sha.update(t.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return sha.hexdigest()
-
-
-def tensors(data: Any) -> dict[str, torch.Tensor]:
-    """Tensors of some data to hash; none of an iterable."""
-    if isinstance(data, Tensors):
-        return dict(data.tensors)
-    if not isinstance(data, Source):
-        return {}
-    at = torch.linspace(0, len(data) - 1, min(HASHED, len(data)), dtype=torch.float64).long()
-    samples = named(data[at])
-    return {"length": torch.tensor(len(data)), **{k: v for k, v in samples.items() if isinstance(v, torch.Tensor)}}

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from cli import processes, ranking, record, results
 from cli.build import Job, begin
 from cli.config import TrainConfig
 from cli.progress import plain, warn
-from cli.recipes.setting import flag
+from cli.recipes.setting import flag, refusal
 from cli.seal import CHECKPOINTS, Seal
 from cli.training import Training, print_head, train_from
 from pipeline import State, checkpoint, fit, testing
@@ -26,6 +27,33 @@ from pipeline.programs.evaluate import watches
 
 PLACE = ("device", "threads", "compile", "backend", "eager_steps", "precision", "shard", "timeout", "workers")
 """Settings of where and how a step is computed."""
+
+
+def resumed(folder: Path, *given: Mapping[str, Any], besides: Collection[str] = ()) -> tuple[TrainConfig, TrainConfig]:
+    """The settings of a resumed run: the recorded ones, overridden by the layers of `given`. Raises ConfigError for a
+    changed fixed setting, except any in `besides`."""
+    settings.check_run(folder)
+    if os.path.lexists(folder / settings.PLAN):
+        raise refusal(
+            f"{folder} is a sweep: pipe sweep --resume {folder} goes on with it; or name a run of it, such as "
+            f"{folder / 'best'}"
+        )
+    earlier = settings.read(folder / settings.CONFIG)
+    old, new = settings.make(earlier), settings.make(earlier, *given)
+    pairs = [(name, before, new.fixed.get(name)) for name, before in old.fixed.items() if name not in besides]
+    differ = [(name, before, now) for name, before, now in pairs if before != now]
+    clips, momenta = (old.run.clip, new.run.clip), (old.optimizer.own_momentum, new.optimizer.own_momentum)
+    for name, (before, now) in (("clip", clips), ("momentum", momenta)):
+        if (before == 0) != (now == 0):  # at 0, the stage or its memory is left out
+            differ.append((name, before, now))
+    schedules = old.schedule.name, new.schedule.name
+    if schedules[0] != schedules[1] and "plateau" in schedules:  # it alone has memory
+        differ.append(("schedule", *schedules))
+    if old.run.ema is None and new.run.ema is not None:
+        differ.append(("ema", "none: it averages no weights", new.run.ema))
+    for name, before, now in differ:
+        raise refusal(f"{flag(name)} {now} would not be the same run, which has {before}; start a new one")
+    return old, new
 
 
 def resume(
@@ -59,7 +87,7 @@ def resume(
         else:
             say.print(f"resume  {saved.path.name}: {_place(job, saved)}")
             state = saved.restore(job.pipe, state.hyper)  # hyperparameters of the config: lr may have changed
-            done = _done(saved, config)
+            done = why_done(saved, config)
             if done and before is not None and saved.best != before:
                 raise ConfigError(f"the run is done, with its best epoch by {before.metric}; {_again(seal, config)}")
         if done:
@@ -115,17 +143,22 @@ def _again(seal: Seal, config: TrainConfig) -> str:
 
 
 def _keep(seal: Seal, table: Mapping[str, Any], old: TrainConfig, new: TrainConfig, done: str) -> None:
-    """Record the settings of a finished run that need no training, and warn of others."""
-    run = {name: getattr(new.run, name) for name in settings.BESIDE if hasattr(new.run, name)}
-    kept = evolve(old, run=evolve(old.run, **run), evaluate=new.evaluate)
-    if kept != old:
+    """Record the settings of a finished run that need no training."""
+    if (config := kept(old, new, done)) != old:
         records = {name: table[name] for name in settings.RECORDS if name in table}
-        folders.write(seal, {settings.CONFIG: folders.config_text(kept, records, seal)})
-    if idle := [flag(name) for name in _changes(kept, new) if name not in PLACE]:
+        folders.write(seal, {settings.CONFIG: folders.config_text(config, records, seal)})
+
+
+def kept(old: TrainConfig, new: TrainConfig, done: str) -> TrainConfig:
+    """The settings of a finished run, with new ones that need no training. Warns of others."""
+    run = {name: getattr(new.run, name) for name in settings.BESIDE if hasattr(new.run, name)}
+    config = evolve(old, data=new.data, run=evolve(old.run, **run), evaluate=new.evaluate)
+    if idle := [flag(name) for name in _changes(config, new) if name not in PLACE]:
         warn(f"{', '.join(idle)} without effect, as the run is done: {done}")
+    return config
 
 
-def _done(saved: Saved, config: TrainConfig) -> str | None:
+def why_done(saved: Saved, config: TrainConfig) -> str | None:
     """Why a saved run is complete; None if it goes on."""
     best, patience = saved.best, config.run.patience
     if saved.epoch >= config.run.epochs:

@@ -53,6 +53,11 @@ class Entry:
     def flat(self) -> dict[str, Any]:
         return {} if self.config is None else self.config.flat
 
+    def value(self, name: str) -> Any:
+        """A setting, or its state; of an optimizer also the learning rate and the momentum that are its defaults."""
+        numbers = {} if self.config is None or self.config.pipeline.name else self.config.optimizer.numbers
+        return {**self.flat, **numbers, "state": self.state}.get(name)
+
     @property
     def seconds(self) -> float:
         return sum(row.get("seconds") or 0.0 for row in self.rows)
@@ -129,8 +134,7 @@ def _state(path: Path, rows: Sequence[log.Row], config: TrainConfig) -> tuple[st
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError, PipeError) as e:
         if isinstance(e, PipeError):
             warn(str(e))
-        # A run that was killed has no status.
-        return ("done" if rows and rows[-1]["epoch"] >= config.run.epochs else "stopped"), ""
+        return ("done" if rows and rows[-1]["epoch"] >= config.run.epochs else "stopped"), ""  # it was killed
 
 
 def _sweep(path: Path) -> tuple[str, str]:
@@ -154,7 +158,7 @@ def _matches(e: Entry, text: str, entries: Sequence[Entry]) -> bool:
     if name != "state" and not any(name in other.flat for other in entries):
         raise refusal(f"no run has a setting {name!r}", name, {k for other in entries for k in other.flat} | {"state"})
     wanted = assigned_settings((text,))[name]
-    actual = {**e.flat, "state": e.state}.get(name)
+    actual = e.value(name)
     return actual == wanted or str(actual) == value or (isinstance(actual, tuple) and list(actual) == wanted)
 
 
@@ -171,7 +175,7 @@ def _sorted(entries: list[Entry], by: str) -> list[Entry]:
     known = {k for e in entries for k in e.flat}
     if by not in known:
         raise refusal(f"no run has {by!r} to sort by", by, known | metrics | {"epochs", "seconds", "state", "name"})
-    return sorted(entries, key=lambda e: (by not in e.flat, e.flat.get(by) is None, _orderable(e.flat.get(by))))
+    return sorted(entries, key=lambda e: (by not in e.flat, e.value(by) is None, _orderable(e.value(by))))
 
 
 def _orderable(value: Any) -> tuple[bool, Any]:
@@ -204,9 +208,7 @@ def print_list(say: Console, entries: Sequence[Entry], sort: str | None) -> None
     if say.is_terminal:
         dropped = fitting(columns, say.width, names)
         room = say.width - sum(2 + _width((n, *cells)) for n, cells in columns.items() if n not in (*dropped, "state"))
-        columns["state"] = [
-            cell if len(cell) <= room else f"{cell[: max(room, MOST) - 3]}..." for cell in columns["state"]
-        ]
+        columns["state"] = [c if len(c) <= room else f"{c[: max(room, MOST) - 3]}..." for c in columns["state"]]
     table = Table(*(name for name in columns if name not in dropped), box=None, pad_edge=False)
     for row in zip(*(cells for name, cells in columns.items() if name not in dropped), strict=True):
         table.add_row(*row)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from attrs import define, field
+from attrs import define, evolve, field
 from torch import nn
 
 from cli import config as settings
@@ -20,16 +20,18 @@ from cli import seal as seals
 from cli.build import Job, begin
 from cli.config import TrainConfig
 from cli.decision import Decision
+from cli.prepared import digest, prepared
 from cli.progress import warn
 from cli.recipes.code import code_in
-from cli.recipes.data import kind_prefix
 from cli.recipes.data_card import About
+from cli.recipes.loss import LOG, TARGET_MEAN, TARGET_STD
 from cli.recipes.setting import refusal
 from cli.seal import CHECKPOINTS, Seal
 from pipeline import Ensemble, Pipeline, State, checkpoint, forward, log
 from pipeline.checkpoint import Saved
 from pipeline.ensembles import Joined
 from pipeline.errors import CheckpointError, ConfigError, PipeError, first_line
+from pipeline.sources import Prepared
 
 WEIGHTS = ("best", "last")
 """Names of weights, besides the steps of checkpoints and the names of averages."""
@@ -50,22 +52,13 @@ class Past:
         self.seal = seals.of(self.folder)
         folders.check_idle(self.folder)
         self.document = settings.document(self.folder / settings.CONFIG)
-        self.config = settings.make(settings.read(self.folder / settings.CONFIG), self._moved())
+        self.config = settings.make(settings.read(self.folder / settings.CONFIG), record.moved(self.document))
 
     @property
     def facts(self) -> Mapping[str, Any]:
         """What its config records of the training."""
         facts = self.document.get("facts")
         return facts if isinstance(facts, dict) else {}
-
-    def _moved(self) -> dict[str, Any]:
-        """The absolute path of its data, if the run was made in another folder than this one."""
-        data, path = self.document.get("data"), self.facts.get("path")
-        source = data.get("source") if isinstance(data, dict) else None
-        if not isinstance(source, str) or not isinstance(path, str) or record.data_path(source) or not exists(path):
-            return {}
-        kind = kind_prefix(source)
-        return {"data": {"source": f"{kind}:{path}" if kind else path}}
 
     @cached_property
     def about(self) -> About:
@@ -90,12 +83,28 @@ class Past:
     def made(self) -> tuple[Job, State]:
         """Its job, with its first State; the data are read again."""
         try:
-            return begin(self.config, initial=self.config.finetune.intact)
+            return begin(self.config, self._prepared(), initial=self.config.finetune.intact)
         except PipeError as e:
             path, digest = self.facts.get("path"), self.facts.get("data")
             if not isinstance(path, str) or exists(path):
                 raise
             raise refusal(f"the run's data, {path}, are gone (digest {str(digest)[:12]}): {e}") from None
+
+    def _prepared(self) -> Prepared | None:
+        """Its data, read again, in the units of targets that its model has learned; None if the pipeline is the user's
+        own."""
+        if self.config.pipeline.name is not None:
+            return None
+        data, then = prepared(self.config), self.about.fitted
+        if not {TARGET_MEAN, TARGET_STD} <= {*data.fitted} & {*then}:
+            return data
+        mean = then[TARGET_STD if then.get(LOG) else TARGET_MEAN]  # counts are scaled by it
+        return evolve(data, fitted={**data.fitted, TARGET_MEAN: mean, TARGET_STD: then[TARGET_STD]})
+
+    def differences(self) -> list[str]:
+        """Differences to how it was made that may change the last digits. Raises ConfigError if its data have
+        changed."""
+        return [*record.differences(self.document, record.facts(*self.made))]
 
     def saved(self, weights: str) -> Saved:
         """The checkpoint of its best epoch, of the last one, or of a step. Raises a PipeError if there is none."""
@@ -125,25 +134,28 @@ class Past:
         except CheckpointError as e:
             raise ConfigError(f"{e}; the last one is undamaged: --weights last") from None
 
-    def restored(self, weights: str) -> tuple[Job, State, Saved]:
+    def restored(self, weights: str, *, own: bool = True) -> tuple[Job, State, Saved]:
         """Its job, and the State of its best epoch, of the last one, or of a step, with the hyperparameters of its
         config: the schedule may have been changed since. If the best epoch is an average's, it is in the place of the
-        weights."""
+        weights. Raises ConfigError if its `own` data, which are used then, have changed."""
         job, new = self.made
         saved = self.saved(weights)
         try:
             state = saved.restore(job.pipe, new.hyper)
             best = saved.best if weights == "best" else None
-            return job, state if best is None else job.measured_by(best.metric, state), saved
+            state = state if best is None else job.measured_by(best.metric, state)
         except PipeError:
-            list(record.differences(self.document, record.facts(job, new)))  # perhaps the data have changed
+            self.differences()  # perhaps the data have changed
             raise
+        if own:
+            self.differences()
+        return job, state, saved
 
     def repeated(self, weights: str) -> tuple[Job, State, Saved]:
         """As `restored`, for its own data. Warns of differences that may change the last digits, and raises ConfigError
         if the data have changed."""
-        job, state, saved = self.restored(weights)
-        for difference in record.differences(self.document, record.facts(job, state)):
+        job, state, saved = self.restored(weights, own=False)
+        for difference in self.differences():
             warn(f"{difference}: the last digits may differ")
         return job, state, saved
 
@@ -206,7 +218,7 @@ class Past:
             with safe_open(seals.checked(path), framework="pt") as file:
                 about = json.loads((file.metadata() or {}).get(folders.ABOUT, "{}"))
                 tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118  # no mapping
-            if about.get("sha256", "") not in ("", record.digest(tensors)):
+            if about.get("sha256", "") not in ("", digest(tensors)):
                 raise ValueError("it is damaged, its checksum is another")
             module.load_state_dict(tensors)
         except ConfigError:

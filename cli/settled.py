@@ -22,7 +22,8 @@ def settled(config: TrainConfig, data: Prepared | None = None) -> tuple[TrainCon
 
 
 def _with_recipe(config: TrainConfig, data: Prepared | None) -> tuple[TrainConfig, Prepared | None]:
-    if config.settled or config.pipeline.name is not None or type(config.model).recipe is Model.recipe:
+    of_run = not config.wrote("model.name")
+    if config.settled or of_run or config.pipeline.name is not None or type(config.model).recipe is Model.recipe:
         return config, data
     data = prepared(config) if data is None else data
     chosen = by_recipe(config, fixed(config.data.source, data), len(data.train))
@@ -37,6 +38,7 @@ def by_recipe(config: TrainConfig, sizes: Fixed, rows: int) -> TrainConfig:
     given = {**config.given}
     if isinstance(config.model, Table):
         given.pop("model.name", None)
-    if "optimizer.name" in given:  # the numbers of a rule suit no other
+    rule = recipe.get("optimizer.name")
+    if given.get("optimizer.name", rule) != rule:  # the numbers of a rule suit no other
         recipe = {name: value for name, value in recipe.items() if not name.startswith("optimizer.")}
     return settings.make(recipe, given) if recipe else config

@@ -54,7 +54,7 @@ def train(config: TrainConfig, *, quiet: bool = False, verbose: bool = False) ->
         print_head(say, job, state, config, verbose, why)
         if precise:
             say.print(f"        {precise}")
-        config = goal.settled(config, job)
+        config = goal.settled(config, job, results.best_metric(job, config, state))
         text = folders.config_text(config, record.facts(job, state), seal)
         folders.write(seal, {settings.CONFIG: text, **folders.data_text(job)})
         processes.note(processes.FOLDER, str(seal.folder))

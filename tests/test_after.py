@@ -328,6 +328,28 @@ def test_a_run_comes_back_in_python():
         load_run("digits", weights="bets")
 
 
+def test_data_that_have_changed_since_are_no_measure(pipe):
+    """Other data are measured in the units that the run has learned; what needs its own data is refused or left out."""
+    given = {name: ("eval", name, "--data", f"{name}_test.csv", "--json") for name in ("prices", "kinds")}
+    before = {name: json.loads(pipe(*args)[1]) for name, args in given.items()}
+    texts = {name: Path(f"{name}.csv").read_text() for name in given}
+    try:
+        for name in given:
+            table = pd.read_csv(f"{name}.csv")
+            changed = table.assign(price=3 * table.price) if name == "prices" else table[::2]
+            changed.to_csv(f"{name}.csv", index=False)
+        after = {name: json.loads(pipe(*args)[1]) for name, args in given.items()}
+        assert after["prices"] == before["prices"]
+        assert after["kinds"] == {k: v for k, v in before["kinds"].items() if k != "baseline"}
+        assert "baseline  unknown: the data in " in pipe(*given["kinds"][:-1])[1]
+        assert "have changed since the run was made" in pipe("eval", "prices")[2]
+        with pytest.raises(PipeError, match="have changed since the run was made"):
+            load_run("prices")
+    finally:
+        for name, text in texts.items():
+            Path(f"{name}.csv").write_text(text)
+
+
 def test_code_in_a_config_is_not_run_unasked(pipe, tmp_path):
     """eval, and load_run in Python, ask to be trusted with code that a config names."""
     (tmp_path / "mine.py").write_text(
@@ -340,6 +362,7 @@ def test_code_in_a_config_is_not_run_unasked(pipe, tmp_path):
     )
     own = tmp_path / "own"
     assert pipe("train", f"{tmp_path}/mine.py:make", "--epochs", "1", "--no-compile", "--out", own, "-q")[0] == 0
+    assert 'best = "accuracy"' in (own / "config.toml").read_text()  # as no other reader knows the pipeline
     assert "add --trust" in pipe("eval", own)[2]
     with pytest.raises(PipeError, match="pass trust=True"):
         load_run(own)

@@ -54,6 +54,30 @@ def test_commands_use_it(here):
     assert [json.loads(out)["settings"][side]["lr"] for side in "AB"] == [0.125, 0.2]
 
 
+def test_a_run_is_trained_again_on_its_own_file(tmp_path):
+    """Not on another of its name in the folder at hand; that its rows have changed since is said."""
+    a, b = tmp_path / "a", tmp_path / "b"
+    for folder, factor in ((a, 2), (b, 3)):
+        folder.mkdir()
+        (folder / "t.csv").write_text("x,y\n" + "".join(f"{k % 17},{factor * k % 23}\n" for k in range(80)))
+    few = ("--epochs", 1, "--no-compile", "-q")
+    assert run("train", "--data", "t.csv", "--model", "mlp", *few, "--out", "run", cwd=a).code == 0
+    assert run("train", a / "run", "--out", "same", cwd=b)[::2] == (0, "")
+    same, first = ((f / "metrics.jsonl").read_text().partition(', "seconds"')[0] for f in (b / "same", a / "run"))
+    assert same == first
+    assert run("eval", a / "run", cwd=b)[::2] == (0, "")
+    ended = run("train", "--resume", a / "run", "--epochs", 2, cwd=b)
+    assert (ended.code, f"the data in {b / 't.csv'} have changed" in ended.err) == (2, True)
+    assert run("set", a / "run", f"data={b / 't.csv'}", cwd=a).code == 0
+    assert "have changed since" in run("eval", a / "run", cwd=a).err
+    assert run("set", a / "run", "data=t.csv", cwd=a).code == 0
+    (a / "t.csv").write_text((b / "t.csv").read_text())
+    said = "t.csv: the data have changed since the run was made"
+    assert said in run("train", "run", *few, "--out", "other", cwd=a).err
+    assert said in run("sweep", "run", "--lr", "0.1,0.2", *few, cwd=a).err
+    assert run("train", "run", "--seed", 1, *few, "--out", "seed", cwd=a)[::2] == (0, "")
+
+
 def test_code_in_it_needs_trust(here):
     """As in any config that is named."""
     (here / "pipe.toml").write_text("pipeline = 'net.py:make'\n")

@@ -26,6 +26,14 @@ def made(**settings):
     return job(config.make({"hidden": [8], "batch_size": 479}, settings)).pipe
 
 
+def test_graphs_that_a_run_does_without_are_said_to_be_so(pipe, monkeypatch, tmp_path):
+    """They are shown, but `pipe train` would not make them."""
+    monkeypatch.chdir(tmp_path)
+    for more, none in (((), False), (("--no-compile",), True)):
+        code, out, err = pipe("explain", "--hidden", 4, "--backend", "eager", *more, "--json")
+        assert (code, "graphs  none in pipe train" in err, json.loads(out)["compile"]) == (0, none, not none)
+
+
 def test_bench_measures_each_way(pipe, monkeypatch, tmp_path):
     """A row for each way, the floor's share and the memory; --json has the same figures, and nothing is trained."""
     monkeypatch.chdir(tmp_path)

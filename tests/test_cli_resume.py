@@ -137,6 +137,21 @@ def test_what_a_finished_run_can_not_do_is_said(pipe, folder):
     assert "with its best epoch by accuracy; to train it again: pipe train" in err
 
 
+def test_what_is_set_is_recorded_as_what_a_resumed_run_has(pipe, folder):
+    """In [[resumed]], with its step; of a finished run only what needs no training."""
+    code, _, err = pipe("set", folder, "lr=0.05", "patience=9")
+    assert (code, err.count("--lr without effect, as the run is done: all 4 epochs")) == (0, 1)
+    table = tomllib.loads((folder / "config.toml").read_text())
+    assert ("lr" in table["optimizer"], table["resumed"][-1]["patience"]) == (False, ["default", 9])
+    code, _, err = pipe("set", folder, "best=loss")
+    assert (code, f"pipe train --resume {folder} --best loss" in err) == (2, True)
+    assert pipe("set", folder, "epochs=6", "lr=0.05")[::2] == (0, "")
+    entry = tomllib.loads((folder / "config.toml").read_text())["resumed"][-1]
+    assert entry | {"epochs": [4, 6], "lr": ["default", 0.05], "step": 12} == entry
+    assert "(lr default -> 0.05 at step 12" in pipe("train", folder, "--epochs", 1, "--out", "again")[2]
+    assert pipe("train", "--resume", folder)[::2] == (0, "")
+
+
 def test_another_best_metric_ranks_all_epochs(pipe, folder):
     """Also those before, unless it was not measured in them; it is refused if the best one's weights were not kept."""
     for name in ("unmeasured", "unkept"):
@@ -286,6 +301,15 @@ def test_other_uses_that_make_no_sense(pipe, folder):
         code, _, err = pipe("train", *args)
         assert (code, len(err.splitlines())) == (2, 1)
         assert message in err
+
+
+def test_a_sweep_is_no_run(pipe, folder):
+    """It and one of its runs are named."""
+    (folder / "sweep.json").write_text("{}")
+    accept(folder)
+    for command in (("train", "--resume", folder), ("set", folder, "lr=1")):
+        code, _, err = pipe(*command)
+        assert (code, f"pipe sweep --resume {folder} goes on with it; or name a run of it" in err) == (2, True)
 
 
 def test_other_data_are_refused(pipe, folder):

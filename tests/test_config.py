@@ -58,6 +58,34 @@ def test_a_later_layer_wins(values, others):
     assert config.make(values, {table: {key: 0.125}}) == config.make(values, {"lr": 0.125})
 
 
+def test_another_choice_forgets_what_the_first_one_brought(tmp_path):
+    """Of a run: another optimizer has its own numbers unless they are written, another folder its own weights and
+    tokens."""
+    run = {config.RECORDED: {}, "optimizer": "sgd", "lr": 0.1, "momentum": 0.5, "weight_decay": 0.1, "nesterov": True}
+    other = config.make(run, {"optimizer": "adamw"}).optimizer
+    assert (other.lr, other.momentum, other.weight_decay, other.nesterov) == (None, None, None, False)
+    assert config.make(run, {"optimizer": "adamw", "lr": 0.2}).optimizer.lr == 0.2
+    assert config.make(config.make(run, {"lr": 0.2}).given, {"optimizer": "adamw"}).optimizer.lr == 0.2
+    assert config.make(run, {"optimizer": "sgd"}).optimizer.lr == 0.1
+    assert config.make({"optimizer": "sgd", "lr": 0.1}, {"optimizer": "adamw"}).optimizer.lr == 0.1
+    a, b = tmp_path / "a", tmp_path / "b"
+    for path in (a, b):
+        path.mkdir()
+    first = config.make({"data": "text:t", "model": str(a)}).tables | {config.RECORDED: {}}
+    first["finetune"]["init_sha256"] = "0"
+    made = config.make(first, {"model": str(b)})
+    assert (made.finetune.init, made.finetune.init_sha256) == (str(b), None)
+    assert made.data.tokenizer == str(b / "tokenizer.json")
+    assert config.make(first, {"model": "mlp"}).finetune.init is None
+    assert config.make(first, {"model": str(b), "tokenizer": "x"}).data.tokenizer == "x"
+
+
+def test_a_default_that_is_named_is_the_default(tmp_path):
+    """Such as the optimizer of a folder, or of a table."""
+    for first, name in (({"model": str(tmp_path)}, "adamw"), ({"data": "sklearn:wine", "model": "mlp"}, "sgd")):
+        assert config.make(first, {"optimizer": name}).optimizer == config.make(first).optimizer
+
+
 @pytest.mark.parametrize(
     ("texts", "found"),
     [

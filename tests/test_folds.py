@@ -11,7 +11,7 @@ import pytest
 import torch
 from sklearn import metrics as sk
 
-from cli import config
+from cli import config, processes
 from cli.prepared import prepared
 from pipeline import load_run, sources
 from pipeline.errors import ConfigError
@@ -227,14 +227,25 @@ def test_a_fold_that_fails_is_listed(tmp_path):
     assert found["why"].startswith("fold 1/3: step")
 
 
+def test_processes_that_are_restarted_go_on_with_all_folds(root, tmp_path, monkeypatch):
+    """With the options that they were started with, which the run has recorded."""
+    shutil.copytree(root / "whole", tmp_path / "run")
+    monkeypatch.setattr(processes, "restarted", lambda: True)
+    monkeypatch.setattr(processes, "noted", {processes.FOLDER: str(tmp_path / "run")}.get)
+    assert run(*TINY, "--out", "run", cwd=tmp_path)[::2] == (0, "")
+
+
 def test_set_reaches_each_fold(root, tmp_path):
-    """A setting is changed in all that have begun, and the results are kept."""
+    """A setting is changed in all that have begun and are not done, and the results are kept."""
     folder = tmp_path / "run"
     shutil.copytree(root / "whole", folder)
     shutil.rmtree(folder / "fold-2")
-    assert run("set", folder, "lr=0.125")[0] == 0
+    code, _, err = run("set", folder, "lr=0.125", "patience=9")
+    assert (code, err.count("--lr without effect, as the run is done")) == (0, FOLDS - 1)
     paths = [folder / "config.toml", *folder.glob("fold-*/config.toml")]
-    assert [tomllib.loads(p.read_text())["optimizer"]["lr"] for p in paths] == [0.125] * FOLDS
+    tables = [tomllib.loads(p.read_text()) for p in paths]
+    assert [t["run"]["patience"] for t in tables] == [9] * FOLDS
+    assert [t["optimizer"].get("lr") for t in tables] == [0.125, *[None] * (FOLDS - 1)]
     assert recorded(folder) == recorded(root / "whole")
 
 
@@ -269,7 +280,9 @@ def test_eval_on_other_data_is_of_the_mean_prediction(root, tmp_path, name):
     code, out, _ = run("eval", root / name, "--data", root / "new.csv", "--json", cwd=root)
     assert code == 0
     found = json.loads(out)["metrics"]
-    assert run("predict", root / name, "--data", root / "new.csv", "--out", tmp_path / "p.csv", cwd=root)[0] == 0
+    to = ("--out", tmp_path / "p.csv", "--json")
+    said = json.loads(run("predict", root / name, "--data", root / "new.csv", *to, cwd=root)[1])
+    assert (said["run"], said["folds"]) == (str(root / name), FOLDS)
     table = pd.read_csv(tmp_path / "p.csv")
     if name == "price":
         assert found["r2"] == pytest.approx(sk.r2_score(table.price, table.prediction), rel=1e-3)

@@ -189,7 +189,12 @@ def test_the_recipe_fills_in_what_is_not_chosen():
     assert not chosen.run.compile
     assert settled(config.make({**realmlp, "epochs": 3, "eager_steps": 0}))[0].run.compile
     alone, _ = settled(config.make({"data": "sklearn:diabetes", "model": "realmlp", "optimizer": "sgd"}))
-    assert (alone.optimizer.lr, alone.schedule.name) == (None, "coslog4")
+    assert (alone.optimizer.lr, alone.schedule.name) == (0.1, "coslog4")
+    assert settled(config.make({**realmlp, "optimizer": "adamw"}))[0].optimizer == chosen.optimizer
+    again = {**small.tables, config.RECORDED: {}}
+    del again["run"]["patience"]  # as TOML has no None
+    assert settled(config.make(again))[0].run.patience is None  # a run has all of its settings
+    assert settled(config.make(again, {"model": "tabm"}))[0].run.patience == 16
     assert settled(config.make({**realmlp, "best": "loss"}))[0].loss.smoothing == 0
     assert settled(config.make({"data": "sklearn:wine", "model": "mlp"}))[0].optimizer.weight_decay is None
     assert settled(config.make({}))[0].model.name == "mlp"

@@ -94,6 +94,16 @@ def test_side_by_side(width):
     assert [*heads] == [name for name, *_ in RUNS]
 
 
+def test_a_default_of_the_optimizer_is_found():
+    """Whether or not anybody wrote it."""
+    found = [e.name for e in entries() if run_table._matches(e, "lr=0.3", entries())]
+    assert found == ["sweep-digits-mlp-1/best"]
+    plain = Entry("plain", Path("plain"), config.make({}), [], "done", "")
+    assert run_table._matches(plain, "lr=0.3", [plain])
+    assert run_table._matches(plain, "momentum=0.9", [plain])
+    assert not run_table._matches(plain, "lr=0.1", [plain])
+
+
 def test_states_of_a_sweep(tmp_path):
     """A finished sweep is done and has the result of its best member; a stopped one says how many are trained."""
     assert pipe("sweep", "--lr", "0.1,0.3", "--epochs", 1, "--no-compile", "-q", "--out", tmp_path / "s").code == 0

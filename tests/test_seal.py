@@ -207,14 +207,14 @@ def test_a_run_that_was_moved_or_copied_is_the_same(runs):
 
 def test_settings_are_changed_on_purpose(runs):
     """What may change as a run goes on may be set, and is recorded; what would make it another run may not."""
-    assert run("set", "a", "lr=0.05", "keep=1", cwd=runs).out.startswith("a: ")
+    assert run("set", "a", "lr=0.05", "keep=1", "epochs=4", cwd=runs).out.startswith("a: ")
     assert config.make(config.read(runs / "a" / "config.toml")).optimizer.lr == 0.05
     assert seal.read(runs / "a").accepted[-1]["set"]["lr"][1] == "0.05"
     ended = run("set", "a", "seed=5", cwd=runs)
     assert ended.code == 2
     assert "would not be the same run" in ended.err
     assert run("eval", "a", cwd=runs).err == ""
-    assert run("train", "--resume", "a", "--epochs", "4", cwd=runs).err == ""
+    assert run("train", "--resume", "a", cwd=runs).err == ""
 
 
 @pytest.mark.parametrize("odd", [{"files": 3}, {"files": {"config.toml": 3}}, {"checkpoints": {"a": ""}}, {"run": []},

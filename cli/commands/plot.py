@@ -31,7 +31,7 @@ def command(runs: tuple[str, ...], metrics: tuple[str, ...], out: str | None) ->
 def _runs(folder: Path) -> list[Path]:
     """The runs of all folds in a folder that have begun, or the folder itself."""
     config.check_run(folder)
-    folds = config.folds(folder, config.resumed(folder)[1])
+    folds = config.folds(folder, config.make(config.read(folder / config.CONFIG)))
     return [fold for fold in folds if (fold / config.CONFIG).exists()] or [folder]
 
 

@@ -65,7 +65,7 @@ def command(
     if restarts:
         raise refusal("--restarts is for --processes; torchrun has --max-restarts")
     if resume is None and processes.restarted() and (begun := processes.noted(processes.FOLDER)):
-        file, resume = None, begun
+        file, resume, trust, options = None, begun, True, {}  # it has recorded them
     if resume is not None:
         return _resume(Path(resume), file, options, trust, accept, verify=verify, quiet=quiet, verbose=verbose)
     if verify:
@@ -91,7 +91,9 @@ def _resume(
         raise refusal(f"--resume goes on with the config of its run; leave out {file}")
     chosen = arguments.settings_of(options)
     arguments.check(folder, chosen, trust, accept)
-    old, new = config.resumed(folder, chosen)
+    from cli.resuming import resume, resumed
+
+    old, new = resumed(folder, chosen)
     if runs := config.folds(folder, new):
         if chosen or how.pop("verify"):
             raise refusal(f"{folder} is resumed as it is; for other settings, and to verify, name one run: {runs[0]}")
@@ -102,8 +104,6 @@ def _resume(
 
         folds.resume(folder, new, **how)
         return partial(_told, folder)
-    from cli.resuming import resume
-
     _, _, verified = resume(folder, old, new, **how)
     return {**_told(folder), **verified} if verified else partial(_told, folder)
 

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 Rate: TypeAlias = Callable[[float], "Schedule | float"]
 """Base learning rate -> learning rate of a rule."""
+NUMBERS = ("lr", "rest_lr", "momentum", "weight_decay", "beta2", "nesterov")
+"""Settings that suit one rule alone."""
 
 
 @frozen
@@ -117,6 +119,11 @@ class Rule:
     def base(self) -> float:
         """The learning rate that a schedule multiplies."""
         return self.lr or OPTIMIZERS[self.name].lr
+
+    @property
+    def numbers(self) -> dict[str, float | None]:
+        """The learning rate and the momentum, chosen or default."""
+        return {"lr": self.base, "momentum": self.own_momentum}
 
     @property
     def schedule_free(self) -> bool:

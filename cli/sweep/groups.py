@@ -71,6 +71,8 @@ def settle(base: TrainConfig, rows: Sequence[Mapping[str, Any]]) -> Iterator[Tra
     """The settings of the base, and of each row, as those of a run of its own, with one split for all seeds: the first
     one's. Raises ConfigError for a setting that a sweep does not have."""
     data: dict[str, Prepared | None] = {}
+    if base.digest is not None and base.pipeline.name is None:
+        prepared(base)  # which warns if they have changed
     first = settings.make(base.given, rows[0])
     for row in ({}, *rows):
         config = _split_by(first, settings.make(base.given, row))
@@ -82,8 +84,9 @@ def settle(base: TrainConfig, rows: Sequence[Mapping[str, Any]]) -> Iterator[Tra
 
 def _split_by(first: TrainConfig, config: TrainConfig) -> TrainConfig:
     """Settings with the split of others, unless they name one."""
-    seed = first.run.seed if first.run.split_seed is None else first.run.split_seed
-    return config if config.run.split_seed is not None else evolve(config, run=evolve(config.run, split_seed=seed))
+    if config.run.split_seed is not None:
+        return config
+    return evolve(config, run=evolve(config.run, split_seed=first.run.splits_by))
 
 
 def members(rows: Sequence[Mapping[str, Any]], configs: Sequence[TrainConfig], seeds: int) -> list[Member]:

@@ -51,6 +51,14 @@ class Pretrained(Model):
         if data in (Text, Chat):
             given.setdefault("tokenizer", str(Path(name, TOKENIZER)))
 
+    @staticmethod
+    def forget(values: dict[str, dict[str, Any]], name: str) -> None:
+        """Drop what a folder has implied, as another model is chosen."""
+        if values["finetune"].get("init") == name:
+            values["finetune"] = {k: v for k, v in values["finetune"].items() if k not in ("init", "init_sha256")}
+        if values["data"].get("tokenizer") == str(Path(name, TOKENIZER)):
+            del values["data"]["tokenizer"]
+
     def make(self, fixed: Fixed) -> Made:
         from pipeline import models
 
