@@ -121,6 +121,7 @@ def fit(
         state = program.init(seed, steps=length)
     else:
         run.check_state(program, state)
+        run.check_copies(program, state)
         state = unstopped(program, state.clone())
     for of in (None, *sets.values()):
         check.check(program, state, of)

@@ -43,8 +43,8 @@ class Trainable:
     def step(self, state: State, batch: Batch | None = None) -> tuple[State, dict[str, Tensor]]:
         """One uncompiled train step: the new State and the batch's metrics, 0-d tensors on the device.
 
-        Without a batch: on the batch of the pipeline's own data at `state.step`. Pure: neither argument changes.
-        `pipe.compile()` gives the same function as one graph.
+        Without a batch: on the batch of the pipeline's own data at `state.step`. A batch passes the stages before place
+        too. Pure: neither argument changes. `pipe.compile()` gives the same function as one graph.
         """
         return run.step(self.program, state, batch)
 
@@ -70,8 +70,9 @@ class Trainable:
     def refreshed(self, state: State, data: Any = None) -> State:
         """The same State with BatchNorm's running statistics recomputed over `data`, or the pipeline's own data.
 
-        As torch.optim.swa_utils.update_bn: in train mode, and each batch has equal weight. A State of models without
-        BatchNorm comes back as it is.
+        As torch.optim.swa_utils.update_bn: in train mode, and each batch has equal weight. Without `data`, the batches
+        are those of an epoch, in its order and with its weights. A State of models without BatchNorm comes back as it
+        is.
         """
         return run.refreshed(self.program, state, data)
 
@@ -142,7 +143,7 @@ class Pipeline(Description, Trainable):
 
         The results of `evaluate` for one batch, without host metrics.
         """
-        shard = data.placed(self, batch)
+        shard = data.placed(self.program, state.tree, batch, training=False)
         return self.program.finish(self.program.batch_sums(state.tree, shard, self.evaluation)[0])
 
     def unroll(self, state: State, batches: Iterable[Batch]) -> tuple[State, dict[str, Tensor]]:

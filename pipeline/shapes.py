@@ -30,8 +30,25 @@ def classes_at(stage: str, outputs: Tensor, targets: Tensor, dim: int | None, hi
     return -1 if last and not first else 1
 
 
-def by_class(stage: str, outputs: Tensor, targets: Tensor, dim: int | None) -> tuple[Tensor, Tensor]:
-    """Logits (B, C, ...), and classes (B, ...) as they are or probabilities (B, C, ...)."""
+def by_class(
+    stage: str, outputs: Tensor, targets: Tensor, dim: int | None, classes: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """Logits (B, C, ...), and classes (B, ...) as they are or probabilities (B, C, ...). C is `classes`, or 2 at
+    least."""
     at = classes_at(stage, outputs, targets, dim)
+    count = outputs.shape[at] if outputs.ndim > 1 else 1
+    if count < 2 or count != (classes or count):
+        one = ": the one logit of a label is for loss.binary_cross_entropy(), and metrics with several=True"
+        raise StageError(
+            stage, f"takes outputs of {classes or '2 or more'} classes, not {tuple(outputs.shape)}{one * (count < 2)}"
+        )
     soft = targets.shape == outputs.shape
     return outputs.movedim(at, 1), targets.movedim(at, 1).to(outputs.dtype) if soft else targets
+
+
+def by_label(stage: str, outputs: Tensor, targets: Tensor, labels: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits and targets (B, L) of several labels, and which count: an ignored target is below 0."""
+    logits, goals = (x.reshape(len(x), -1) for x in (fitted(stage, outputs, targets), targets))
+    if labels not in (None, logits.shape[1]):
+        raise StageError(stage, f"takes outputs (B, {labels}), not {tuple(outputs.shape)}")
+    return logits, goals, goals >= 0

@@ -67,6 +67,10 @@ class Stage(Element):
     """Direction of a metric: of all its results, or by their names."""
     sums: bool = field(default=False, kw_only=True)
     """Whether its loss is a sum over samples, and not a mean."""
+    overwrites: bool = field(default=False, kw_only=True)
+    """Whether it makes the weights from its own memory, so that what another stage changes in them is lost."""
+    freezes: bool = field(default=False, kw_only=True)
+    """Whether it leaves some weights as they are."""
     parameters: tuple[tuple[str, str], ...] = field(default=(), init=False, repr=False)
 
     def __attrs_post_init__(self) -> None:

@@ -123,9 +123,12 @@ class State:
         return step
 
     def replace(self, **values: Tree) -> State:
-        """A State with other values for some names. This one stays unchanged."""
-        for name in values:
-            self[name]
+        """A State with other values for some names. This one stays unchanged. Copies of the weights that stages keep,
+        such as update.ema(), stay too: weights to begin with go to forward.model(weights=...)."""
+        for name, new in values.items():
+            old = self[name]
+            if isinstance(old, dict) and isinstance(new, dict) and new.keys() == old.keys():
+                values[name] = {k: new[k] for k in old}  # in the same order
         # They share tensors, so a donation of one spends both.
         return State({**self.tree, **values}, self.lease)
 

@@ -22,6 +22,7 @@ from pipeline.module.leftovers import read_by
 from pipeline.place import Place
 from pipeline.stage import Stage
 from pipeline.update import Finite
+from pipeline.update.weight_decay import Decay
 
 HINTS = {
     "grads": "backward.gradients()",
@@ -99,6 +100,19 @@ def _check_once(name: str, stages: Sequence[Stage]) -> None:
                 "name, and add them up in a stage"
             )
         unread = s.name if name in s.writes else unread
+
+
+def _check_alone(stages: Sequence[Stage]) -> None:
+    """Raise WiringError for stages that write the same weights, if the change of one is lost, or of frozen ones."""
+    for s in [s for s in stages if s.overwrites or s.freezes]:
+        for t in [t for t in stages if t is not s and {*t.writes} & {*s.writes} and t.runs(True)]:
+            what = f"stage {t.name!r} changes weights"
+            if s.overwrites:
+                why = f"{what} that {s.name!r} makes anew in each step from its own memory, so that the change is lost"
+                raise WiringError(f"{why}: leave one of the two out")
+            if isinstance(t, Decay) and t.which == "*":
+                instead = "write update.weight_decay(..., only='!...') without the frozen ones"
+                raise WiringError(f"{what} that {s.name!r} leaves as they are: {instead}")
 
 
 def check_trained(stages: Sequence[Element], parameters: Callable[[Model], bool]) -> None:
@@ -200,6 +214,7 @@ def check_wiring(stages: Sequence[Element], source: Load | None, host: Sequence[
         else:
             begun.append(s)
         available.update(s.values_written)
+    _check_alone(graph)
     available = before | given
     measured = needed_to_measure(graph)
     for s in (*host, *graph):

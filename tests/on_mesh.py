@@ -97,7 +97,36 @@ def small(where):
     )
 
 
-PIPES = {"mlp": mlp, "convnet": convnet, "gpt": gpt, "small": small}
+class Scaled(nn.Linear):
+    """A layer with a 0-d parameter, which is in no shard."""
+
+    def __init__(self):
+        super().__init__(64, 10)
+        self.scale = nn.Parameter(torch.tensor(5.0))
+
+    def forward(self, x):
+        return super().forward(x.flatten(1)) * self.scale
+
+
+@stage(writes=("loss", "loss.weight"))
+def mean_of_counted(outputs, targets):
+    """0 / 0 on a process whose targets do not count."""
+    counted = targets >= 0
+    each = nn.functional.cross_entropy(outputs, targets.clamp(min=0), reduction="none")
+    return (each * counted).sum() / counted.sum(), counted.sum().double()
+
+
+def masked(where):
+    """Batches of 4, of which the last two samples do not count, and clipped gradients."""
+    data = digits()[0]
+    data["targets"] = torch.where(torch.arange(200) % 4 < 2, data["targets"], -100)
+    return Pipeline(
+        load.batches(data, size=4, shuffle=False), where, forward.model(Scaled), mean_of_counted, backward.gradients(),
+        update.clip_norm(0.1), update.sgd(0.1),
+    )  # fmt: skip
+
+
+PIPES = {"mlp": mlp, "convnet": convnet, "gpt": gpt, "small": small, "masked": masked}
 
 
 def ran(pipe, backend=None, steps=50):
@@ -125,7 +154,7 @@ def all_cases(kinds, backend, shards):
 def of_two(folder):
     """What two processes do in one start of them."""
     return {
-        "uncompiled": all_cases("mlp,convnet,gpt", "uncompiled", "1,2"),
+        "uncompiled": all_cases("mlp,convnet,gpt,masked", "uncompiled", "1,2"),
         "aot_eager": all_cases("gpt", "aot_eager", "2"),
         "saved": saved(folder, 1),
         "trouble": trouble(),

@@ -14,7 +14,7 @@ from torch import nn, optim
 from torch.optim import swa_utils
 
 from pipeline import Pipeline, backward, fit, forward, load, loss, models, testing, update
-from pipeline.errors import ConfigError, WiringError
+from pipeline.errors import ConfigError, StateError, WiringError
 from pipeline.stage import Average, Stage
 from pipeline.state import format_metric
 from tests import by_hand, kills, pipes, strategies
@@ -113,7 +113,7 @@ def test_refreshed_equals_update_bn():
     before = state.clone()
     module = Normed()
     module.load_state_dict(weights(pipe, state))
-    swa_utils.update_bn([b["inputs"] for b in pipe.load.over(pipe.load).epoch(0, 0)], module)
+    swa_utils.update_bn([b["inputs"] for b in pipe.load.epoch(0, 0)], module)
     fresh = pipe.refreshed(state)
     testing.same(weights(pipe, fresh), dict(module.state_dict()), 1e-5)
     testing.same(state.tree, before.tree)
@@ -130,6 +130,20 @@ def test_refreshed_leaves_other_buffers_alone():
     for pipe in (plain, still):
         state = pipe.init(0)
         testing.same(pipe.refreshed(state).tree, state.tree)
+
+
+@pytest.mark.parametrize("stages", [
+    (update.sgd(0.1), update.ema(0.9)), (update.sgd(0.1), update.swa(2)), (update.sgd(0.1), update.lookahead(2)),
+    (update.groups({"first.*": update.schedule_free_adamw()}, otherwise=update.adamw()),),
+])  # fmt: skip
+def test_weights_beside_other_copies_are_refused(stages):
+    """A new State with the weights of another seed would go back to copies of its first ones; a trained one may."""
+    pipe = pipes.digits(*stages, model=Normed, size=256)
+    state, other = pipe.init(0), pipe.init(1)
+    with pytest.raises(StateError, match=r"a copy of other weights .*forward.model\(weights="):
+        fit(pipe, epochs=1, state=state.replace(params=other.params), compile=False)
+    fit(pipe, epochs=1, state=state, compile=False)
+    fit(pipe, epochs=1, state=state.replace(params=other.params, step=state.step + 1), compile=False)
 
 
 def test_averages_are_lawful():

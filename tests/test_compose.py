@@ -20,11 +20,13 @@ from pipeline import (
     schedules,
     stage,
     sweep,
+    testing,
     update,
 )
 from pipeline.errors import StageError, StateError, WiringError
 from pipeline.programs.evaluate import check_state
 from tests import pipes
+from tests.pipes import TRACED
 
 DATA = {"inputs": torch.randn(10, 4), "targets": torch.arange(10) % 3}
 MODEL, LOSS, GRADS, SGD = forward.model(pipes.Linear), loss.cross_entropy(), backward.gradients(), update.sgd(0.1)
@@ -176,6 +178,21 @@ def test_a_stage_before_place_works_on_the_batch():
     bias = report.state.params["layer.bias"]
     expected = torch.nn.functional.cross_entropy(bias.expand(10, 3), DATA["targets"]).item()
     assert [report.train["loss"], report.validate["loss"]] == pytest.approx([expected] * 2, abs=1e-6)
+
+
+def test_a_batch_of_ones_own_passes_the_stages_before_place():
+    """Steps by hand are those of the pipeline's own data, draws included; so is a measurement."""
+    noisy = stage(writes="inputs", name="noisy", when="train")(lambda inputs: inputs + torch.randn(inputs.shape))
+    scaled = stage(writes="inputs", name="scaled")(lambda inputs: 2 * inputs)
+    pipe = Pipeline(load.batches(DATA, size=4), noisy, scaled, place.on("cpu"), MODEL, LOSS, GRADS, update.sgd(0.1))
+    own = state = pipe.init(3)
+    compiled, third = pipe.compile(backend=TRACED, donate=False), pipe.init(3)
+    for epoch in range(2):
+        for batch in pipe.load.epoch(3, epoch):
+            own, state, third = pipe.step(own)[0], pipe.step(state, batch)[0], compiled(third, batch)[0]
+    testing.same(state.tree, own.tree)
+    testing.same(third.tree, own.tree, 1e-6)
+    assert pipe.measured(state, DATA)["loss"].item() == pytest.approx(pipe.evaluate(state)["loss"], abs=1e-6)
 
 
 def test_a_stage_with_memory():

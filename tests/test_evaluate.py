@@ -125,7 +125,7 @@ def test_perplexity_is_the_exponential_of_the_cross_entropy(sample):
 def test_classes_may_come_last(sample):
     """With dim=-1, and where shapes tell, metrics of (B, ..., C) are those of (B, C, ...)."""
     outputs, targets = sample
-    top, table = partial(evaluate.top_k, 1), partial(evaluate.confusion, 7)
+    top, table = partial(evaluate.top_k, 1), partial(evaluate.confusion, outputs.shape[1])
     for make in (evaluate.accuracy, top, table, evaluate.perplexity, evaluate.calibration_error):
         expected = measured(make(), sample)
         for dim in (-1, None):
@@ -140,7 +140,7 @@ def test_probabilities_are_of_the_likeliest_class(sample, data):
     spread = data.draw(normals(outputs.shape)).softmax(1) * 0.1
     soft = 0.9 * F.one_hot(targets, outputs.shape[1]).movedim(-1, 1) + spread
     soft = soft / soft.sum(1, keepdim=True)
-    top, table = partial(evaluate.top_k, 1), partial(evaluate.confusion, 7)
+    top, table = partial(evaluate.top_k, 1), partial(evaluate.confusion, outputs.shape[1])
     for make in (evaluate.accuracy, top, table, evaluate.calibration_error, partial(evaluate.accuracy, several=False)):
         expected = measured(make(dim=1), sample)
         assert measured(make(dim=1), (outputs, soft)) == expected
@@ -262,10 +262,42 @@ def test_labels_outside_the_classes_do_not_count_and_are_refused_by_fit(label):
     evaluate.confusion(3).check(outputs, torch.arange(3))
 
 
-def test_more_outputs_than_classes_are_refused():
-    """A guess can't be a class that the confusion matrix has no column for."""
-    with pytest.raises(StageError, match="gives 4 classes, more than 3"):
-        measured(evaluate.confusion(3), (torch.zeros(2, 4), torch.arange(2)))
+@pytest.mark.parametrize("make", [
+    evaluate.confusion, evaluate.balanced_accuracy, evaluate.f1, evaluate.counts, evaluate.roc_auc, evaluate.threshold,
+    lambda _: evaluate.log_loss(), lambda _: evaluate.perplexity(), lambda _: evaluate.top_k(1),
+    lambda _: evaluate.temperature(), lambda _: loss.cross_entropy(),
+])  # fmt: skip
+def test_outputs_of_another_number_of_classes_are_refused(make):
+    """Such a metric would be of other classes; of one logit, it would be constant."""
+    targets = torch.tensor([0, 1])
+    for logits in (torch.zeros(2, 1), torch.zeros(2, 4)):
+        stage = make(3) if make is not evaluate.threshold else make()
+        free = stage.name in ("evaluate.log_loss", "evaluate.perplexity", "evaluate.top_1", "evaluate.temperature",
+                              "loss.cross_entropy")  # fmt: skip
+        for goals in (targets, logits.abs()) if logits.shape[1] == 1 else (targets,):
+            if free and logits.shape[1] > 1:
+                stage(logits, goals)
+                continue
+            with pytest.raises((StageError, ConfigError), match=r"outputs .*not \(2, "):
+                stage(logits, goals)
+
+
+@pytest.mark.parametrize("make", [
+    evaluate.labels, partial(evaluate.f1, several=True), partial(evaluate.roc_auc, several=True),
+    partial(evaluate.average_precision, several=True), lambda _: evaluate.log_loss(several=True),
+    lambda _: evaluate.temperature(several=True), lambda _: evaluate.accuracy(several=True),
+])  # fmt: skip
+def test_ignored_labels_do_not_count(make):
+    """A target of -100 is as good as none, in each metric of several labels; (B, 1) and (B,) are one label."""
+    made = torch.Generator().manual_seed(0)
+    outputs = torch.randn(12, 1, generator=made)
+    targets = (torch.rand(12, 1, generator=made) < 0.5).float()
+    targets[::3] = -100
+    seen = targets[:, 0] >= 0
+    expected = measured(make(1), (outputs[seen], targets[seen]))
+    for goals in (targets, targets[:, 0]):
+        found = measured(make(1), (outputs, goals))
+        assert all(np.allclose(found[k], v) for k, v in expected.items())
 
 
 @pytest.mark.parametrize("make", [evaluate.mean_absolute_error, evaluate.mean_squared_error, evaluate.r2])

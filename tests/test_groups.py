@@ -91,6 +91,24 @@ def test_frozen_parameters_stay_and_thaw():
                                                  [{"head.w": g["head.w"]} for g in history])[0], 1e-6)  # fmt: skip
 
 
+@pytest.mark.parametrize(("rule", "others", "said"), [
+    (update.schedule_free_adamw(), [update.weight_decay(0.1)], "'update.schedule_free_adamw' makes anew"),
+    (update.layerwise(update.schedule_free_adamw(), 0.5), [update.weight_decay(0.1)], "makes anew"),
+    (update.groups({"1.*": update.frozen()}, otherwise=update.sgd()), [update.weight_decay(0.1)], "only='!...'"),
+    (update.groups({"1.*": update.thawed(update.sgd(), 3)}, otherwise=update.sgd()), [update.weight_decay(0.1)],
+     "'update.weight_decay' changes weights that 'update.groups' leaves"),
+])  # fmt: skip
+def test_changes_of_frozen_and_of_overwritten_weights_are_refused(rule, others, said):
+    """A change that is lost, and one of what stays; a decay of other parameters may be."""
+    with pytest.raises(WiringError, match=said):
+        pipes.digits(*others, rule)
+    if rule.freezes:
+        pipes.digits(update.weight_decay(0.1, only="!1.*"), rule)
+    else:
+        with pytest.raises(WiringError, match=r"lookahead.* changes weights"):
+            pipes.digits(rule, update.lookahead())
+
+
 def test_a_group_of_a_predicate_has_its_name():
     """A predicate sees name and tensor, and its own name is that of its hyperparameters."""
 

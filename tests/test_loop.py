@@ -303,7 +303,8 @@ def from_zero(targets):
 def test_labels_are_looked_at_beside_outputs_of_their_own_length(net, inputs, targets, before):
     """All labels of the data are checked where the outputs are those of one batch."""
     pipe = Pipeline(load.batches((inputs, targets), size=4), *before, forward.model(net), loss.cross_entropy(),
-                    evaluate.accuracy(), evaluate.confusion(9), backward.gradients(), update.sgd(0.1))  # fmt: skip
+                    evaluate.accuracy(), evaluate.confusion(len(net().weight)), backward.gradients(),
+                    update.sgd(0.1))  # fmt: skip
     [report] = fit(pipe, epochs=1, validate=(inputs[:7], targets[:7]), compile=False)
     assert report.step == 3
 

@@ -187,6 +187,15 @@ def test_what_is_no_sweep_is_refused(given, said):
         sweep(small(), **given)
 
 
+def test_members_that_begin_alike_are_warned_of():
+    """Seeds do not change the weights of a module that is given."""
+    pipe = small().replace("forward.model", forward.model(models.mlp(4, 3)))
+    with pytest.warns(UserWarning, match=r"begin with equal weights.*forward.model\(lambda"):
+        sweep(pipe, seeds=2).init()
+    sweep(pipe, hyper={"lr": [0.1, 0.2]}).init()
+    sweep(small(), seeds=2).init()
+
+
 def test_what_can_not_be_a_sweep_is_refused():
     """A backward by the tape, and an own order of what is not in memory."""
     with pytest.raises(PipeError, match="train the members one by one"):

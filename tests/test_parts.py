@@ -113,6 +113,31 @@ def test_parts_draw_other_numbers():
     testing.same(first.tree, again.tree)
 
 
+@pytest.mark.parametrize("backend", [None, TRACED])
+def test_a_number_of_parts_is_that_of_the_whole_batch(backend):
+    """A 0-d float is a mean by the samples of each part, or by its own weight; a count of each part is refused."""
+
+    @stage(writes=("size", "first", "first.weight", "seen"))
+    def numbers(outputs, targets):
+        weight = (targets == 0).sum().double()
+        mean = (outputs[:, 0] * (targets == 0)).sum() / weight
+        return outputs.square().mean(), mean, weight, (targets == 0).sum()
+
+    @stage(writes="params")
+    def moved(params, size, first):
+        return {k: p - size * first for k, p in params.items()}
+
+    data = {"inputs": batch(8)["inputs"], "targets": torch.tensor([0, 1, 2, 1, 1, 0, 0, 2])}
+    pipe = Pipeline(*classifier(lambda: models.mlp(4, 3), 3, numbers).stages, moved)
+    whole = pipe.replace("backward.gradients", backward.gradients())
+    step = pipe.step if backend is None else pipe.compile(backend=backend, donate=False).step
+    testing.same(step(pipe.init(0), data)[0].tree, whole.step(pipe.init(0), data)[0].tree, 1e-6)
+    counted = stage(writes="params", name="counted")(lambda params, seen: {k: p * seen for k, p in params.items()})
+    bad = pipe.insert(counted, after="moved")
+    with pytest.raises(StageError, match=r"writes 'seen' \(\) of each part"):
+        (bad.step if backend is None else bad.compile(backend=backend).step)(pipe.init(0), data)
+
+
 @pytest.mark.parametrize("compiled", [False, True])
 def test_a_memory_of_another_shape_is_named(compiled):
     """What remembers another shape than it did is refused."""

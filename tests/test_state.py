@@ -68,6 +68,12 @@ def test_changes_make_another_state(state, lr):
         state._tree = {}
 
 
+def test_names_keep_their_order():
+    """Other values in another order are in the order of the State."""
+    state = State({"params": {"a": torch.zeros(1), "b": torch.ones(1)}, "step": torch.zeros(())})
+    assert [*state.replace(params={"b": torch.zeros(1), "a": torch.zeros(1)}).params] == ["a", "b"]
+
+
 @given(learning_rates)
 def test_hyperparameters_have_short_and_whole_names(lr):
     """A hyperparameter is changed by its own name, its stage's and its own, or the whole name; it stays 0-d float64."""

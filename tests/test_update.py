@@ -1,6 +1,8 @@
 """Each rule of torch.optim against torch's own, and the others against their papers."""
 
 import math
+import re
+from functools import partial
 
 import pytest
 import torch
@@ -439,8 +441,16 @@ def test_a_pattern_leaves_parameters_out():
         written, _ = stage.run({"params": params, "grads": grads}, hyper(stage), None)
         assert torch.equal(written["grads"]["head.weight"], grads["head.weight"])
         assert not torch.equal(written["grads"]["body.weight"], grads["body.weight"])
-    decayed = update.weight_decay(0.5, only="!head.*")(params, torch.tensor(0.5))
+    decayed = update.weight_decay(0.5, only="!head.*")(params, grads, torch.tensor(0.5))
     assert [p.sum().item() for p in decayed.values()] == [2.0, 4.0]
+    decayed = update.weight_decay(0.5)(params, {"head.weight": grads["head.weight"]}, torch.tensor(0.5))
+    assert [p.sum().item() for p in decayed.values()] == [4.0, 2.0]
+    for make in (update.clip_adaptive, update.centralize, partial(update.weight_decay, 0.5)):
+        for pattern, wrong in (("heads.*", "heads.*"), ("!*.bias", "*.bias"), ("*, !haed.*", "haed.*")):
+            with pytest.raises(
+                ConfigError, match=f"{re.escape(repr(wrong))} matches none of the parameters body.weight"
+            ):
+                make(only=pattern).run({"params": params, "grads": grads}, hyper(make()), None)
 
 
 def test_decay_before_sgd_is_adamws():
@@ -449,7 +459,7 @@ def test_decay_before_sgd_is_adamws():
     decay, rule = update.weight_decay(0.01 * 0.1), update.adam(0.01)
     memory, ours = rule.init(params), params
     for grads in history:
-        decayed = decay(ours, torch.tensor(0.01 * 0.1, dtype=torch.float64))
+        decayed = decay(ours, grads, torch.tensor(0.01 * 0.1, dtype=torch.float64))
         written, memory = rule.run({"params": decayed, "grads": grads}, hyper(rule), memory)
         ours = written["params"]
     testing.same(ours, run(update.adamw(0.01, weight_decay=0.1), params, history)[0], 1e-12)

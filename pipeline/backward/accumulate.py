@@ -21,6 +21,8 @@ from pipeline.stage import Stage
 from pipeline.state import Batch, lists_samples
 from pipeline.tree import Tree, parted, tree_map
 
+_WEIGHT = ".weight"
+"""Name of the weight of a chunk among its values."""
 Written: TypeAlias = tuple[dict[str, Any], dict[str, Tree], dict[str, Tree]]
 """(values that stages wrote, new memories, sums of metrics)."""
 Chunk: TypeAlias = Callable[[Any, list[Tensor], Any], tuple[Any, dict[str, Any]]]
@@ -34,7 +36,8 @@ def in_parts(
     """Run `stages` and their backward on a batch of `size` samples, in `g.accumulate` chunks.
 
     Each chunk continues from the memory and the State of the one before, and draws other numbers. Of the values that
-    are `wanted`, per-sample ones are concatenated, weights summed, and others taken from the last chunk.
+    are `wanted`, per-sample ones are concatenated, weights summed, 0-d floats averaged with weights `<name>.weight`,
+    and those that no sample changes taken from the last chunk. Raises StageError for others.
     """
     _refuse_lists(g, batch, size)
     count, device = min(g.accumulate, size), values["step"].device
@@ -47,6 +50,10 @@ def in_parts(
     rest = [None if i in at else x for i, x in enumerate(leaves)]
     shared = others, rest, {s.name: hyper[s.name] for s in (*stages, g) if s.name in hyper}
     reached: set[str] = set()
+    of_samples = {*batch}
+    for s in stages:
+        of_samples |= {*s.writes} if of_samples & {*s.reads, *s.optional} else set()
+    needed = {*wanted} | {f"{name}.weight" for name in wanted}
 
     def chunk(carry: Any, tensors: list[Tensor], shared: Any) -> tuple[Any, dict[str, Any]]:
         others, rest, hyper = shared
@@ -56,8 +63,9 @@ def in_parts(
         weigh = partial(torch.full, (), len(tensors[1]), dtype=torch.float64, device=device)
         result = differentiated(g, stages, known, hyper, carry["memory"], weigh)
         reached.update(result[0][g.grads])
+        weight = result[2][g.name]["weight"]
         carry, written = _added(g, carry, result)
-        return carry, {k: v for k, v in written.items() if k in wanted}
+        return carry, {**{k: v for k, v in written.items() if k in needed}, _WEIGHT: weight}
 
     seeds = random.key(values["seed"], torch.arange(count, device=device))
     runs: list[dict[str, Any]] = []
@@ -71,7 +79,13 @@ def in_parts(
             carry, written = _one_by_one(g, chunk, carry, [seeds[begin : begin + chunks], *rows], shared)
             runs, lengths = [*runs, written], [*lengths, length]
             begin, sample = begin + chunks, end
-    joined_runs = {name: _joined(name, [run[name] for run in runs], lengths) for name in runs[0]}
+    weights = {name: torch.cat([run[name] for run in runs]) for name in runs[0] if name.endswith(_WEIGHT)}
+    joined_runs = {}
+    for name in runs[0]:
+        weight = weights.get(f"{name}.weight", weights[_WEIGHT])
+        whole = name in of_samples and name != g.of
+        joined_runs[name] = _joined(name, [run[name] for run in runs], lengths, weight, stages if whole else ())
+    del joined_runs[_WEIGHT]
     return {**joined_runs, **_means(g, carry, joined_runs, reached)}, carry["memory"], carry["sums"]
 
 
@@ -182,8 +196,9 @@ def _in_a_loop(g: Gradients, chunk: Chunk, carry: Any, xs: list[Tensor], shared:
     return to_new(results[:n]), to_written(results[n:])
 
 
-def _joined(name: str, runs: Sequence[Any], lengths: Sequence[int]) -> Tree:
-    """A value of the whole batch, from runs of stacked chunks of one length."""
+def _joined(name: str, runs: Sequence[Any], lengths: Sequence[int], weight: Tensor, by: Sequence[Stage]) -> Tree:
+    """A value of the whole batch, from runs of stacked chunks of one length. `weight`: of each chunk, (chunks,)
+    float64. Without stages `by`, one of which wrote it, it is the same in all chunks."""
 
     def join(*stacked: Any) -> Any:
         if not isinstance(stacked[-1], Tensor):
@@ -191,6 +206,17 @@ def _joined(name: str, runs: Sequence[Any], lengths: Sequence[int]) -> Tree:
         if name.endswith(".weight"):
             return sum(x.sum(0) for x in stacked)
         whole = all(x.ndim > 1 and x.shape[1] == length for x, length in zip(stacked, lengths, strict=True))
-        return torch.cat([x.flatten(0, 1) for x in stacked]) if whole else stacked[-1][-1]
+        if whole or not by:
+            return torch.cat([x.flatten(0, 1) for x in stacked]) if whole else stacked[-1][-1]
+        x = torch.cat(stacked)
+        if x.ndim > 1 or not x.is_floating_point():
+            [writer] = [s.name for s in by if name in s.writes][-1:]
+            why = f"writes {name!r} {tuple(x.shape[1:])} of each part of a batch, which a later stage reads"
+            raise StageError(
+                writer, f"{why}: write it for each sample, or its mean as a 0-d float; or leave out accumulate="
+            )
+        total = weight.sum()  # if nothing counts, a mean of zeros stays zero
+        mean = torch.where(weight > 0, x * weight, 0.0).sum() / torch.where(total > 0, total, 1.0)
+        return mean.to(x.dtype)
 
     return tree_map(join, *runs)

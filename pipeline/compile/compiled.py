@@ -66,7 +66,7 @@ class Compiled:
         if steps != "epoch" and not is_count(steps):
             raise ConfigError(f"steps={steps!r} is neither a positive whole number nor 'epoch'")
         self.program, self.pipe, self.steps = program, program.pipe, steps
-        self._places = self.pipe.place.mesh is not None or self.pipe.place.device.type != "cpu"
+        self._places = bool(self.pipe.host) or self.pipe.place.mesh is not None or self.pipe.place.device.type != "cpu"
         build_modules(self.pipe)
         self._programs = Programs(program, backend, fallback)
         self._data = DataSets(program)
@@ -125,7 +125,7 @@ class Compiled:
         if isinstance(batch, Shard):
             shard = batch
         elif self._places or not all(isinstance(value, Tensor) for value in batch.values()):
-            shard = data.placed(self.pipe, batch)
+            shard = data.placed(self.program, self._held.tree, batch)
         else:
             shard = Shard(batch)
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pipeline.evaluate.metric import FLOAT, metric
-from pipeline.shapes import by_class, fitted
+from pipeline.shapes import by_class, by_label
 from pipeline.stage import Stage
 from pipeline.tree import Tree
 
@@ -39,8 +40,9 @@ def temperature(*, several: bool = False) -> Stage:
 
     def measure(outputs: Tensor, targets: Tensor) -> Tree:
         if several:
-            logits, goals = fitted(name, outputs, targets).to(FLOAT), targets.to(FLOAT)
-            loss: Any = F.binary_cross_entropy_with_logits
+            logits, goals, counted = by_label(name, outputs.to(FLOAT), targets)
+            goals = goals.to(FLOAT).clamp(min=0)
+            loss: Any = partial(F.binary_cross_entropy_with_logits, weight=counted.to(FLOAT))
         else:
             (logits, goals), loss = by_class(name, outputs.to(FLOAT), targets, None), F.cross_entropy
         inverse = [math.exp(i * step) / LARGEST for i in range(STEPS + 1)]

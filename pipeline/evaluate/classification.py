@@ -14,8 +14,9 @@ from pipeline import means
 from pipeline.direction import Direction
 from pipeline.element import counts
 from pipeline.errors import DataError
-from pipeline.evaluate.metric import FLOAT, INT, count_of, metric, ratio
-from pipeline.shapes import by_class, classes_at, fitted
+from pipeline.evaluate.metric import FLOAT, INT, metric, ratio
+from pipeline.evaluate.per_class import COUNTS, counting
+from pipeline.shapes import by_class, by_label, classes_at
 from pipeline.stage import Stage
 from pipeline.tree import Tree
 
@@ -86,8 +87,9 @@ def log_loss(*, dim: int | None = None, ignore_index: int = -100, several: bool 
     def measure(outputs: Tensor, targets: Tensor) -> Tree:
         if not several:
             return _likelihood("evaluate.log_loss", outputs, targets, dim, ignore_index)
-        given = fitted("evaluate.log_loss", outputs, targets).to(FLOAT), targets.to(FLOAT)
-        return {"sum": F.binary_cross_entropy_with_logits(*given, reduction="sum"), "count": count_of(targets)}
+        logits, goals, counted = by_label("evaluate.log_loss", outputs, targets)
+        each = F.binary_cross_entropy_with_logits(logits.to(FLOAT), goals.to(FLOAT), reduction="none")
+        return {"sum": torch.where(counted, each, 0.0).sum(), "count": counted.sum()}
 
     return metric("evaluate.log_loss", measure, ratio("log loss"), {"sum": FLOAT, "count": INT}, better="low")
 
@@ -112,9 +114,7 @@ def confusion(classes: int, *, dim: int | None = None) -> Stage:
     """
 
     def measure(outputs: Tensor, targets: Tensor) -> Tree:
-        logits, goals = _logits_and_classes("evaluate.confusion", outputs, targets, dim)
-        if logits.shape[1] > classes:
-            raise ValueError(f"the model gives {logits.shape[1]} classes, more than {classes}")
+        logits, goals = _logits_and_classes("evaluate.confusion", outputs, targets, dim, classes)
         # A product of one-hot matrices, which has a static shape and vmaps, unlike bincount. Compared, because
         # F.one_hot reads the labels' values.
         kinds = torch.arange(classes, device=targets.device)
@@ -139,15 +139,10 @@ def confusion(classes: int, *, dim: int | None = None) -> Stage:
 def labels(count: int) -> Stage:
     """Precision, recall and F1 (L,) of each of several labels (B, L), predicted by logits above 0; 0 / 0 is 0."""
 
-    def measure(outputs: Tensor, targets: Tensor) -> Tree:
-        guess, true = outputs > 0, targets > 0.5
-        return {"right": (guess & true).sum(0), "guessed": guess.sum(0), "true": true.sum(0)}
-
     def finish(sums: Any) -> dict[str, Any]:
-        return _scores(*(sums[k].to(FLOAT) for k in ("right", "guessed", "true")))
+        return _scores(*(sums[k].to(FLOAT) for k in COUNTS))
 
-    sums = dict.fromkeys(("right", "guessed", "true"), (INT, (count,)))
-    return metric("evaluate.labels", measure, finish, sums, better=_SCORES)
+    return counting("evaluate.labels", count, True, finish, better=_SCORES)
 
 
 def perplexity(*, dim: int | None = None, ignore_index: int = -100) -> Stage:
@@ -216,9 +211,11 @@ def _hits(outputs: Tensor, targets: Tensor, at: int | None, ignore_index: int) -
     return (guess == targets) & counted, counted
 
 
-def _logits_and_classes(name: str, outputs: Tensor, targets: Tensor, dim: int | None) -> tuple[Tensor, Tensor]:
+def _logits_and_classes(
+    name: str, outputs: Tensor, targets: Tensor, dim: int | None, classes: int | None = None
+) -> tuple[Tensor, Tensor]:
     """Logits (B, C, ...) and classes (B, ...); of probabilities, the likeliest class."""
-    logits, goals = by_class(name, outputs, targets, dim)
+    logits, goals = by_class(name, outputs, targets, dim, classes)
     return logits, goals.argmax(1) if goals.shape == logits.shape else goals
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pipeline.evaluate.metric import FLOAT, INT, metric
-from pipeline.shapes import by_class
+from pipeline.shapes import by_class, by_label
 from pipeline.stage import Stage
 from pipeline.tree import Tree
 
@@ -34,7 +34,7 @@ def balanced_accuracy(classes: int) -> Stage:
         right, true = sums["right"].to(FLOAT), sums["true"]
         return {"balanced accuracy": _mean(right / true.clamp(min=1), true > 0)}
 
-    return _counting("evaluate.balanced_accuracy", classes, False, finish)
+    return counting("evaluate.balanced_accuracy", classes, False, finish)
 
 
 def f1(classes: int, *, several: bool = False) -> Stage:
@@ -54,12 +54,12 @@ def f1(classes: int, *, several: bool = False) -> Stage:
         counted = second if classes == 2 and not several else both > 0
         return {"f1 score": _mean(2 * sums["right"].to(FLOAT) / both.clamp(min=1), counted)}
 
-    return _counting("evaluate.f1", classes, several, finish)
+    return counting("evaluate.f1", classes, several, finish)
 
 
 def counts(classes: int) -> Stage:
     """Samples of each class (C,): `true`, `predicted`, and `right`, both at once."""
-    return _counting("evaluate.counts", classes, False, dict, better=None)
+    return counting("evaluate.counts", classes, False, dict, better=None)
 
 
 def _mean(each: Tensor, counted: Tensor) -> Tensor:
@@ -67,12 +67,15 @@ def _mean(each: Tensor, counted: Tensor) -> Tensor:
     return (each * counted).sum(-1) / counted.sum(-1).clamp(min=1)
 
 
-def _counting(name: str, classes: int, several: bool, finish: Any, better: Any = "high") -> Stage:
+def counting(name: str, classes: int, several: bool, finish: Any, better: Any = "high") -> Stage:
+    """A metric of the counts of each class, or of each of several labels."""
+
     def measure(outputs: Tensor, targets: Tensor) -> Tree:
         if several:
-            guess, true = outputs > 0, targets > 0.5
+            logits, goals, counted = by_label(name, outputs, targets, classes)
+            guess, true = (logits > 0) & counted, goals > 0.5
         else:
-            logits, goals = by_class(name, outputs, targets, None)
+            logits, goals = by_class(name, outputs, targets, None, classes)
             goals = goals.argmax(1) if goals.shape == logits.shape else goals
             kinds = torch.arange(classes, device=targets.device)
             guess, true = (x.reshape(-1, 1) == kinds for x in (logits.argmax(1), goals))

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from pipeline.errors import ConfigError
 from pipeline.evaluate.metric import FLOAT, INT, metric
+from pipeline.shapes import by_label
 from pipeline.stage import Stage
 from pipeline.tree import Tree
 
@@ -151,10 +152,11 @@ def _measured(name: str, classes: int, several: bool) -> Callable[[Tensor, Tenso
     """Counts of the positives' and of the negatives' scores in bins, (C, bins), or (1, bins) for class 1 of two."""
 
     def measure(outputs: Tensor, targets: Tensor) -> Tree:
-        if outputs.ndim != 2 or outputs.shape[1] != classes:
-            raise ConfigError(f"{name} takes outputs (B, {classes}), not {tuple(outputs.shape)}")
         if several:
-            scores, true = outputs, targets > 0.5
+            scores, targets, _ = by_label(name, outputs, targets, classes)
+            true = targets > 0.5
+        elif outputs.ndim != 2 or outputs.shape[1] != classes:
+            raise ConfigError(f"{name} takes outputs (B, {classes}), not {tuple(outputs.shape)}")
         elif classes == 2:
             scores = outputs[:, 1:] - outputs[:, :1]
             true = (targets == 1).reshape(-1, 1)

@@ -80,9 +80,13 @@ def over_shards(x: Tensor) -> Tensor:
     return x if mesh is None or mesh.shard == 1 else collectives.all_reduce(x, mesh.shards)
 
 
-def norm_over_shards(norm: Tensor, order: float) -> Tensor:
-    """The norm of all shards together, from the norm of this process's shard."""
+def norm_over_shards(norms: Sequence[Tensor], whole: Sequence[bool], order: float) -> Tensor:
+    """The norm of all shards together, from norms of this process's tensors. `whole` ones, which all shards have, count
+    once."""
     mesh = here()
+    if mesh is not None and mesh.rank % mesh.shard:
+        norms = [torch.zeros_like(x) if w else x for x, w in zip(norms, whole, strict=True)]
+    norm: Tensor = torch.linalg.vector_norm(torch.stack([*norms]), order)
     if mesh is None or mesh.shard == 1:
         return norm
     total: Tensor = torch.linalg.vector_norm(collectives.all_gather(norm.reshape(1), mesh.shard, mesh.shards), order)

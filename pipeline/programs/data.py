@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,7 +15,7 @@ from pipeline.mesh import Shard
 from pipeline.programs.segments import run_stages
 from pipeline.random import key, seeded
 from pipeline.state import Batch, State, samples
-from pipeline.tree import tree_map
+from pipeline.tree import Tree, tree_map
 
 if TYPE_CHECKING:
     from pipeline.programs.program import Program
@@ -54,10 +54,17 @@ def prepared(pipe: Description, batch: Batch, training: bool, place: tuple[int, 
         return {**batch, **run_stages(host, {**batch, "training": training}, {}, {})[0]}
 
 
-def placed(pipe: Description, batch: Batch) -> Shard:
-    """A whole batch on the device: on a mesh, the samples of this process."""
-    mesh = pipe.place.mesh
+def placed(program: Program, tree: Mapping[str, Tree], batch: Batch, training: bool = True) -> Shard:
+    """A whole batch on the device, after the host's stages: on a mesh, the samples of this process. Draws are those of
+    the batch of the pipeline's own data at this step."""
+    pipe, mesh = program.pipe, program.pipe.place.mesh
     shard = Shard(batch) if mesh is None else mesh.rows(samples(batch, pipe.samples)).shard(batch)
+    if pipe.host:
+        batches = None if pipe.load is None else pipe.load.batches
+        step = int(tree["step"]) if training else 0
+        at: Any = (program.seed(tree) if training else 0, *(divmod(step, batches) if batches else (0, step)))
+        at = at if mesh is None else (*at, mesh.rank)
+        shard = Shard(prepared(pipe, shard.values, training, at), shard.rows)
     return Shard(pipe.place.batch(shard.values), shard.rows)
 
 

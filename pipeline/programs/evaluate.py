@@ -21,9 +21,10 @@ from pipeline.programs import batchnorm, data
 from pipeline.programs.hyper import hyper_names, hyper_values, lasting, observed_memory, remembering, scheduled
 from pipeline.programs.mesh import total, whole
 from pipeline.programs.program import Program, Sums
+from pipeline.programs.segments import first_memory
 from pipeline.programs.single import Single, carried_buffers, kept, summed
 from pipeline.state import Batch, State
-from pipeline.tree import Tree, tree_map
+from pipeline.tree import Tree, paths, tree_map
 
 
 def step(program: Program, state: State, batch: Batch | Shard | None = None) -> tuple[State, dict[str, Tensor]]:
@@ -31,7 +32,8 @@ def step(program: Program, state: State, batch: Batch | Shard | None = None) -> 
     if batch is None:
         shard = data.at(program, state)
         batch = Shard(program.pipe.place.batch(shard.values), shard.rows)
-    tree, metrics = program.train(state.tree, batch if isinstance(batch, Shard) else data.placed(program.pipe, batch))
+    shard = batch if isinstance(batch, Shard) else data.placed(program, state.tree, batch)
+    tree, metrics = program.train(state.tree, shard)
     return State(tree), metrics
 
 
@@ -168,11 +170,12 @@ def averaged(program: Program, state: State) -> dict[str, State]:
 
 
 def refreshed(program: Program, state: State, of: Any = None) -> State:
-    """The same State with BatchNorm statistics recomputed over `of`, or the pipeline's own data."""
+    """The same State with BatchNorm statistics recomputed over `of`, or the pipeline's own batches of an epoch."""
 
     def one(single: Single, own: State) -> State:
         pipe = single.pipe
-        shards = data.ahead(pipe, data.epoch(single, data.source(pipe, of), 0, 0))
+        source = pipe.load if of is None and pipe.load is not None else data.source(pipe, of)
+        shards = data.ahead(pipe, data.epoch(single, source, single.seed(own.tree), 0))
         stages = [s for s in pipe.graph if s.runs(True)]
         with torch.enable_grad(), pipe.place.autocast():  # a derivative may be part of a model's outputs
             values, hyper = kept(whole(single, own).tree), hyper_values(pipe.graph, own.tree)
@@ -196,3 +199,21 @@ def check_state(program: Program, state: State) -> None:
         if differing := ", ".join(sorted(has.keys() ^ wants)):
             why = f"they differ in {what} at {differing}"
             raise StateError(f"the State does not fit this pipeline: {why}; make one with pipe.init()")
+
+
+def check_copies(program: Program, state: State) -> None:
+    """Raise StateError if stages of a new State keep copies of other weights than it has."""
+    pipe, tree = program.pipe, program.member(state, 0).tree
+    for s in pipe.graph if not int(tree["step"]) else ():
+        made: Tree = first_memory(s, tree) if s.remembers and s.finish is None else {}
+        kept = dict(paths(tree["memory"].get(s.name)))
+        if s.average is not None and s.create is not None:
+            made, kept = tree[s.average_of], dict(paths(tree[s.writes[0]]))
+        for path, x in paths(made):
+            name = path.rpartition("/")[2]
+            own = [p for m in pipe.models for k, p in tree[m.params].items() if name in (k, f"{m.params}.{k}")]
+            copied = any(x.dtype == p.dtype and torch.equal(x, p) for p in own)
+            if copied and kept[path].shape == x.shape and not torch.equal(kept[path], x):
+                why = f"stage {s.name!r} keeps a copy of other weights {name!r} than the State has"
+                instead = "weights to begin with go to forward.model(weights=...) or a module, and then pipe.init()"
+                raise StateError(f"{why}: {instead}")

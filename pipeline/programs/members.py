@@ -6,6 +6,7 @@ member's result equals a run alone.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Self
 
@@ -89,6 +90,14 @@ class Members:
     def init(self, seed: int = 0, *, steps: int | None = None, batch: Batch | None = None) -> State:
         seeds = [int(s["seed"]) + seed for s in self.settings]
         states = {own: self.single.init(own, steps=steps, batch=batch) for own in dict.fromkeys(seeds)}
+        weights = [
+            pytree.tree_leaves([own.tree[g] for m in self.pipe.backwards for g in m.wrt]) for own in states.values()
+        ]
+        first, *others = weights
+        if others and all(torch.equal(x, y) for own in others for x, y in zip(first, own, strict=True)):
+            why = "members of different seeds begin with equal weights, as of a given module or given weights"
+            instead = "if that is not meant, give what makes one: forward.model(lambda: ...)"
+            warnings.warn(f"{why}; {instead}", stacklevel=4)
         rest = [{k: v for k, v in s.items() if k != "seed"} for s in self.settings]
         return self.stacked(states[own].with_hyper(hyper) for own, hyper in zip(seeds, rest, strict=True))
 

@@ -139,7 +139,7 @@ class Sharding:
         weight = sums[g.name]["weight"]
         if not rows.count:  # an empty rank computed sample 0
             weight, numbers = weight * 0, [x * 0 for x in numbers]
-        own = {k: (x * weight).to(x.dtype) for k, x in written[g.grads].items()}
+        own = {k: torch.where(weight > 0, x * weight, 0.0).to(x.dtype) for k, x in written[g.grads].items()}
         grads, numbers = self.mesh.reduced(own, numbers)
         sums = pytree.tree_unflatten(numbers, spec)
         whole = sums[g.name]["weight"]

@@ -162,7 +162,8 @@ def _differentiated(
         value = written[g.of]
         if mesh.here():
             # On a mesh BatchNorm has gradients through the losses of other processes, weighted by their samples.
-            value = value * sums[g.name]["weight"].detach().to(value.dtype)
+            count = sums[g.name]["weight"].detach()
+            value = torch.where(count > 0, value, 0.0) * count.to(value.dtype)  # a mean with weight 0 may be NaN
         return (value if scale is None else value * scale), tensors
 
     read = pytree.tree_leaves([values, hyper, memory])

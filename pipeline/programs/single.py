@@ -108,7 +108,8 @@ class Single:
             raise WiringError(f"stage {stage.name!r} {why}: pass init(batch=...)")
         if batch is None:
             of = data.source(pipe)
-            batch = data.prepared(pipe, load.first(of, of.size), True)
+            batch = load.first(of, of.size)
+        batch = data.prepared(pipe, batch, True)
         values = {**kept(tree), "training": False, **place.host(pipe.place.batch(batch))}
         grads = {s.grads for s in pipe.backwards}
         before = pipe.graph[: pipe.graph.index(stage)] if isinstance(stage, Stage) else ()

@@ -88,7 +88,11 @@ def warmup(
         said = " and ".join(f"{k}={v}" for k, v in given.items()) or "nothing"
         raise ConfigError(f"schedules.warmup takes one of steps=, epochs= and share= of the run, and was given {said}")
     [(by, amount)] = given.items()
-    if not number(by, amount) >= 0 and not isinstance(amount, Length):
+    if isinstance(amount, Length) and by != "steps":
+        raise ConfigError(
+            f"schedules.warmup: {by}= is a number; write steps={'EPOCH' if by == 'epochs' else '0.1 * RUN'}"
+        )
+    if not isinstance(amount, Length) and not number(by, amount) >= 0:
         raise ConfigError(f"schedules.warmup: {by}={amount} is not at least 0")
     if by == "share" and amount > 1:
         raise ConfigError(f"schedules.warmup: share={amount} of the run is more than 1")

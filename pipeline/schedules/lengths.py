@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Any, NoReturn, TypeAlias
+
+from pipeline.errors import ConfigError
 
 Known: TypeAlias = Callable[[], float]
 """Returns the length of the run or of an epoch, or raises; called only if it is needed."""
@@ -46,7 +48,15 @@ class Length(float):
     def __rsub__(self, other: float) -> Length:
         return -self + other
 
+    def _unknown(self, *_: Any) -> NoReturn:
+        raise ConfigError(
+            "RUN and EPOCH are unknown until a run starts: they can't be compared (by min), divided by or raised to "
+            "a power; write multiples of them, or numbers of steps"
+        )
+
     __radd__, __rmul__ = __add__, __mul__
+    __lt__ = __le__ = __gt__ = __ge__ = __rtruediv__ = __rfloordiv__ = __mod__ = __rmod__ = _unknown
+    __pow__ = __rpow__ = _unknown
 
 
 RUN = Length(lambda run, epoch: run())

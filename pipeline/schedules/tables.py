@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pipeline.errors import ConfigError
 from pipeline.schedules.lengths import RUN
 from pipeline.schedules.schedule import Schedule, at_least, schedule
 
@@ -39,6 +40,8 @@ def flat_cosine(base: float, steps: float = RUN, flat: float = 0.5) -> Schedule:
     """
     at_least(0, above=True, steps=steps)
     at_least(0, flat=flat)
+    if flat >= 1:
+        raise ConfigError(f"a schedule's flat={flat} is not below 1; schedules.constant({base:g}) never falls")
 
     def factor(step: Tensor, steps: Any = steps, flat: Any = flat) -> Any:
         done = ((step / steps - flat) / (1.0 - flat)).clamp(0.0, 1.0)

@@ -81,7 +81,7 @@ def keeps_shapes(pipe: Pipeline, state: State, batch: Batch) -> None:
 
 def evaluation_changes_nothing(pipe: Pipeline, state: State, batch: Batch) -> None:
     """Measuring is pure."""
-    pure(pipe.program.measure, state.tree, pipe.program.zeros(), data.placed(pipe, batch))
+    pure(pipe.program.measure, state.tree, pipe.program.zeros(), data.placed(pipe.program, state.tree, batch, False))
 
 
 def vmaps(pipe: Pipeline, state: State, batch: Batch, tolerance: float = 1e-5) -> None:

@@ -22,8 +22,8 @@ def ema(decay: Number = 0.999, *, of: str = "params", writes: str = "ema") -> St
 
     Put it after the update rule. State keeps it as `writes`, which other stages can read: a teacher is
     `model.again(params=writes)`. It starts as a copy of the first weights. Buffers, such as BatchNorm's statistics, are
-    the model's current ones. `of` names a model's parameters. Equal to
-    torch.optim.swa_utils.AveragedModel(use_buffers=False).
+    the model's current ones. `of` names a model's parameters. Equal to torch.optim.swa_utils.AveragedModel(
+    use_buffers=False) with update_parameters() called once before the first step.
 
     >>> half = ema(0.5)({"w": torch.tensor(2.0)}, {}, {"w": torch.tensor(0.0)}, torch.tensor(0.5))
     >>> half[0]["w"]

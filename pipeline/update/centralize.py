@@ -6,7 +6,7 @@ from torch import Tensor
 
 from pipeline.stage import Stage
 from pipeline.update.rule import Params
-from pipeline.update.select import Which, holds
+from pipeline.update.select import Which, chosen
 
 
 def centralize(*, only: Which = "*") -> Stage:
@@ -23,6 +23,8 @@ def centralize(*, only: Which = "*") -> Stage:
         def centred(g: Tensor) -> Tensor:
             return g - g.mean(dim=tuple(range(1, g.ndim)), keepdim=True) if g.ndim > 1 else g
 
-        return {k: centred(g) if holds(only, k, params[k]) else g for k, g in grads.items()}
+        own = chosen(name, only, params)
+        return {k: centred(g) if k in own else g for k, g in grads.items()}
 
-    return Stage("update.centralize", function, writes=("grads",))
+    name = "update.centralize"
+    return Stage(name, function, writes=("grads",))

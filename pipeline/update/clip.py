@@ -12,7 +12,7 @@ from pipeline.alike import traced_once
 from pipeline.element import Number
 from pipeline.stage import Stage
 from pipeline.update.rule import Params, positive
-from pipeline.update.select import Which, holds
+from pipeline.update.select import Which, chosen
 
 
 def clip_norm(limit: Number, *, norm_type: float = 2.0) -> Stage:
@@ -26,8 +26,8 @@ def clip_norm(limit: Number, *, norm_type: float = 2.0) -> Stage:
     def function(grads: Params, limit: Tensor) -> Params:
         # The norm of norms, in torch's own order of operations.
         measure = traced_once(lambda g: torch.linalg.vector_norm(g, norm_type))
-        norms = torch.stack([measure(g) for g in grads.values()])
-        norm = mesh.norm_over_shards(torch.linalg.vector_norm(norms, norm_type), norm_type)
+        norms = [measure(g) for g in grads.values()]
+        norm = mesh.norm_over_shards(norms, [g.ndim == 0 for g in grads.values()], norm_type)
         scale = (limit / (norm + 1e-6)).clamp(max=1.0).to(norm.dtype)
         scaled = traced_once(torch.mul)
         return {k: scaled(g, scale) for k, g in grads.items()}
@@ -57,9 +57,11 @@ def clip_adaptive(limit: Number = 0.01, *, eps: float = 1e-3, only: Which = "*")
             most, norm = limit * _unit_norm(p).clamp(min=eps), _unit_norm(g)
             return torch.where(norm > most, g * (most / norm.clamp(min=1e-6)), g)
 
-        return {k: clipped(params[k], g) if holds(only, k, params[k]) else g for k, g in grads.items()}
+        own = chosen(name, only, params)
+        return {k: clipped(params[k], g) if k in own else g for k, g in grads.items()}
 
-    return _clip("update.clip_adaptive", function, limit, sharded=False)
+    name = "update.clip_adaptive"
+    return _clip(name, function, limit, sharded=False)
 
 
 def _clip(name: str, function: Callable[..., Params], limit: Number, sharded: bool = True) -> Stage:

@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from attrs import evolve
 
 from pipeline.element import Number
 from pipeline.errors import ConfigError
@@ -78,7 +79,7 @@ def groups(members: Mapping[Which, Stage], *, otherwise: Stage | None = None, na
 
 def frozen() -> Stage:
     """A member of groups that leaves parameters unchanged. Their gradients are taken, and clip_norm counts them."""
-    return Stage("update.frozen", lambda params: params, writes=("params",), sharded=True)
+    return Stage("update.frozen", lambda params: params, writes=("params",), sharded=True, freezes=True)
 
 
 def thawed(member: Stage, at: Number) -> Stage:
@@ -100,7 +101,8 @@ def thawed(member: Stage, at: Number) -> Stage:
         return chosen(values["params"], written["params"]), chosen(memory, new) if member.remembers else {}
 
     hyper = {**member.hyper, "at": at}
-    return _wrapper(member.name, call, partial(_init, member), hyper, [member], partial(_averages, member))
+    stage = _wrapper(member.name, call, partial(_init, member), hyper, [member], partial(_averages, member))
+    return evolve(stage, freezes=True)
 
 
 def layerwise(member: Stage, decay: Number, *, layers: list[Which] | None = None) -> Stage:
@@ -247,5 +249,7 @@ def _wrapper(
         names={k: k for k in ("params", "grads", "step")},
         draws=any(s.draws for s in members),
         sharded=all(s.sharded for s in members),
+        overwrites=any(s.overwrites for s in members),
+        freezes=any(s.freezes for s in members),
         average=Average(lambda params, memory: {"params": view(params, memory)}, refresh) if averages else None,
     )

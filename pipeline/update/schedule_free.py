@@ -46,4 +46,4 @@ def schedule_free_adamw(lr: Number = 2.5e-3, *, betas: Betas = (0.9, 0.999), eps
 
     name = "update.schedule_free_adamw"
     stage = mapped(name, rule, hyperparameters(name, lr, betas, eps, weight_decay), memory=memory, maximize=maximize)
-    return evolve(stage, average=Average(view, refresh=True))
+    return evolve(stage, average=Average(view, refresh=True), overwrites=True)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from fnmatch import fnmatchcase
 from typing import TypeAlias
 
 from torch import Tensor
+
+from pipeline.errors import ConfigError, did_you_mean
 
 Which: TypeAlias = str | Callable[[str, Tensor], bool]
 """Glob patterns, separated by commas, ! before exclusions ("head.*, !*.bias"); or a predicate of (name, tensor)."""
@@ -27,3 +29,14 @@ def holds(which: Which, name: str, tensor: Tensor) -> bool:
     return any(fnmatchcase(name, p) for p in wanted) and not any(
         fnmatchcase(name, p[1:]) for p in patterns if p.startswith("!")
     )
+
+
+def chosen(stage: str, which: Which, params: Mapping[str, Tensor]) -> set[str]:
+    """Names of the selected parameters. Raises ConfigError for a pattern that matches none, also after !."""
+    for part in which.split(",") if isinstance(which, str) else ():
+        pattern = part.strip().removeprefix("!")
+        if pattern not in ("", "*") and not any(fnmatchcase(name, pattern) for name in params):
+            some = ", ".join([*params][:4]) + ", ..." * (len(params) > 4)
+            near = did_you_mean(pattern, params)
+            raise ConfigError(f"{stage}: only={which!r}: {pattern!r} matches none of the parameters {some}{near}")
+    return {k for k, p in params.items() if holds(which, k, p)}
