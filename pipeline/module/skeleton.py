@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import random
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from types import CellType, FunctionType, MethodType, NoneType
@@ -159,6 +159,35 @@ def _contents(cell: CellType) -> list[Any]:
         return [cell.cell_contents]
     except ValueError:
         return []
+
+
+def trainable(module: nn.Module) -> dict[str, Tensor]:
+    """The parameters of a module by name, and those that it holds elsewhere, as in a list, by their shape."""
+    names = {id(p): name for name, p in module.named_parameters()}
+    held = [x for x in _held(module, {}) if isinstance(x, nn.Parameter) and x.requires_grad]
+    return {names.get(id(p), f"a held parameter {i} {tuple(p.shape)}"): p for i, p in enumerate(held)}
+
+
+def overlapping(tensors: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> Iterator[tuple[str, str]]:
+    """Names of a tensor and of another one that have a number in common in memory, or are the same."""
+    places = defaultdict[int, list[str]](list)
+    for name, t in tensors.items():
+        if _in_memory(t):
+            places[t.untyped_storage()._cdata].append(name)
+    for other, t in others.items():
+        for name in places.get(t.untyped_storage()._cdata, ()) if _in_memory(t) else ():
+            if t is tensors[name] or torch.isin(_numbers(t), _numbers(tensors[name])).any():
+                yield name, other
+
+
+def _in_memory(t: Tensor) -> bool:
+    return t.layout is torch.strided and not nn.parameter.is_lazy(t)
+
+
+def _numbers(t: Tensor) -> Tensor:
+    """The places of a tensor's numbers in its storage."""
+    every = torch.arange(t.untyped_storage().nbytes() // t.element_size())
+    return every.as_strided(t.shape, t.stride(), t.storage_offset())
 
 
 def _state(generator: Any) -> Any:
