@@ -19,6 +19,7 @@ from pipeline.forward import Model
 from pipeline.joint import jointly
 from pipeline.load import Load
 from pipeline.module.leftovers import read_by
+from pipeline.module.skeleton import overlapping, trainable
 from pipeline.place import Place
 from pipeline.stage import Stage
 from pipeline.update import Finite
@@ -141,6 +142,17 @@ def warn_of_twins(models: Sequence[Model], tree: Mapping[str, Mapping[str, Tenso
             warnings.warn(f"models {why}; {instead}", stacklevel=5)
 
 
+def check_apart(models: Sequence[Model]) -> None:
+    """Raise WiringError for trained models whose modules share a parameter, of which each would train a copy."""
+    own = [(m, m.module.build) for m in models if isinstance(m.module.build, nn.Module) and not m.module.frozen]
+    for (a, one), (b, other) in itertools.combinations(own, 2):
+        if shared := next(overlapping(trainable(one), trainable(other)), None):
+            instead = f"make one module of both, call {a.name!r} by .again(...), or give {b.name!r} a copy.deepcopy()"
+            raise WiringError(
+                f"models {a.params!r} and {b.params!r} share {shared[0]!r}, and each has a copy: {instead}"
+            )
+
+
 def check_read(stages: Sequence[Stage]) -> None:
     """Raise StageError for a stage that reads what a forward leaves on its module, which is called as a copy."""
     for model in [s for s in stages if isinstance(s, Model) and s.module.left]:
@@ -149,7 +161,8 @@ def check_read(stages: Sequence[Stage]) -> None:
         if not isinstance(own, nn.Module):
             continue
         for s in stages:
-            if not isinstance(s, Model) and (name := read_by(s.function, names, own)):
+            read = [] if isinstance(s, Model) else read_by(s.function, own) or []
+            if name := next((name for name in read if name in names), None):
                 why = f"reads the module's {name!r}, which the forward of {model.name!r} sets on a copy alone"
                 raise StageError(s.name, f"{why}: return it, by forward.model(..., outputs=('outputs', {name!r}))")
 

@@ -423,3 +423,66 @@ def test_what_a_refusal_names_has_the_distribution(instead, torchs):
     quantiles = torch.linspace(0.05, 0.95, 7)
     keyed, own = under(instead), torchs.sample((N,))
     torch.testing.assert_close(keyed.quantile(quantiles), own.quantile(quantiles), atol=0.03, rtol=0.03)
+
+
+MAPPED = {
+    "rand": lambda x: torch.rand(50),
+    "dropout": F.dropout,
+    "normal_": lambda x: torch.empty_like(x).normal_(),
+    "multinomial": lambda x: torch.multinomial(x, 40),
+    "gumbel_softmax": F.gumbel_softmax,
+}
+
+
+@pytest.mark.parametrize("draw", MAPPED.values(), ids=MAPPED)
+def test_a_vmap_of_ones_own_draws_as_its_randomness_says(draw):
+    """Each sample has draws of its own, or all have the same, or it is torch's error."""
+    x = torch.ones(2, 50)
+    one, other = under(lambda: torch.vmap(draw, randomness="different")(x))
+    assert not torch.equal(one, other)
+    testing.same(under(lambda: torch.vmap(draw, randomness="different")(x)), torch.stack([one, other]), 0)
+    one, other = under(lambda: torch.vmap(draw, randomness="same")(x))
+    assert torch.equal(one, other)
+    with pytest.raises(RuntimeError, match="randomness error mode"):
+        under(lambda: torch.vmap(draw)(x))
+
+
+@pytest.mark.parametrize("draw", [torch.normal, lambda mean, std: torch.bernoulli(mean * std)])
+def test_no_gradient_goes_through_a_draw(draw):
+    """The gradients with respect to what it is drawn from are zeros, as torch's: sampling is no reparametrisation."""
+    given = [torch.full((3,), 0.5, requires_grad=True) for _ in range(2)]
+    grads = under(lambda: torch.autograd.grad(draw(*given).sum(), given))
+    assert not any(g.any() for g in grads)
+    assert not any(
+        g.any() for g in torch.func.grad(lambda xs: under(lambda: draw(*xs)).sum())([g.detach() for g in given])
+    )
+
+
+WRONG = {
+    "multinomial of NaN": lambda: torch.multinomial(torch.tensor([math.nan, 1.0]), 1),
+    "multinomial below 0": lambda: torch.multinomial(torch.tensor([-1.0, 1.0]), 1),
+    "multinomial of zeros": lambda: torch.multinomial(torch.zeros(2), 1),
+    "bernoulli above 1": lambda: torch.bernoulli(torch.tensor([1.5])),
+    "bernoulli of NaN": lambda: torch.bernoulli(torch.tensor([math.nan])),
+    "bernoulli_ above 1": lambda: torch.empty(3).bernoulli_(1.5),
+    "randint of nothing": lambda: torch.randint(5, 5, (2,)),
+    "normal below 0": lambda: torch.normal(torch.zeros(2), -1.0),
+    "normal_ below 0": lambda: torch.empty(2).normal_(0, -1),
+    "dropout above 1": lambda: F.dropout(torch.ones(3), 1.5),
+    "alpha dropout above 1": lambda: F.alpha_dropout(torch.ones(3), 1.5, True),
+    "attention above 1": lambda: F.scaled_dot_product_attention(Q, Q, Q, dropout_p=1.5),
+}
+
+
+@pytest.mark.parametrize("draw", WRONG.values(), ids=WRONG)
+def test_a_draw_that_torch_refuses_is_refused(draw):
+    """Neither torch nor a key draws from chances that are none."""
+    for run in (draw, lambda: under(draw)):
+        with pytest.raises((RuntimeError, ValueError), match=r"[Ee]xpect|probability|invalid"):
+            run()
+
+
+def test_a_seed_that_a_stage_sets_is_refused():
+    """It would change no draw."""
+    with torch.random.fork_rng(), pytest.raises(ImpureError, match=r"sets torch's generator.*draws follow"):
+        under(lambda: torch.manual_seed(int(torch.default_generator.initial_seed()) + 1))

@@ -209,11 +209,11 @@ def test_gradients_are_finite_differences(sample, values, smoothing):
 
 @given(classification(), regression())
 def test_losses_are_numbers_of_the_outputs_dtype(sample, values):
-    """A loss is 0-d in the dtype of the outputs, its weight 0-d float64."""
+    """A loss is 0-d in the dtype of the outputs, float32 at least, its weight 0-d float64."""
     for stage, (x, y) in ((loss.cross_entropy(), sample), (loss.mse(), values), (loss.huber(), values)):
         for dtype in (torch.float64, torch.float32, torch.bfloat16):
             value, weight = run(stage, x.to(dtype), y)
-            assert (value.shape, value.dtype) == ((), dtype)
+            assert (value.shape, value.dtype) == ((), torch.promote_types(dtype, torch.float32))
             assert (weight.shape, weight.dtype) == ((), torch.float64)
 
 
@@ -349,3 +349,58 @@ def test_classes_in_the_last_dimension_fit_in_data_of_any_length():
         update.sgd(0.1),
     )
     assert next(fit(pipe, epochs=1, compile=False)).train["loss"] > 0
+
+
+SMALL = torch.randn(8, 3, generator=torch.Generator().manual_seed(0)).bfloat16()
+SOFT, OWN = SMALL.float().softmax(1) + 1e-3, torch.tensor([0.3, 0.1, 0.7])
+CASES_IN_BF16 = {
+    "mse": (loss.mse(), F.mse_loss, SMALL.float() + 0.001),
+    "l1": (loss.l1(), F.l1_loss, SMALL.float() + 0.001),
+    "poisson": (loss.poisson(), F.poisson_nll_loss, SOFT),
+    "binary": (loss.binary_cross_entropy(), F.binary_cross_entropy_with_logits, SOFT.clamp(max=1)),
+    "soft": (loss.cross_entropy(), F.cross_entropy, SOFT),
+    "weighted": (loss.cross_entropy(weight=OWN), lambda x, y: F.cross_entropy(x, y, OWN), torch.arange(8) % 3),
+}
+
+
+@pytest.mark.parametrize(("ours", "torchs", "targets"), CASES_IN_BF16.values(), ids=CASES_IN_BF16)
+def test_losses_in_low_precision_are_those_of_autocast(ours, torchs, targets):
+    """Outputs in bfloat16 are compared in float32 with targets that are not rounded."""
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        torch.testing.assert_close(run(ours, SMALL, targets)[0], torchs(SMALL, targets))
+
+
+def test_sums_of_many_rows_fit_in_half():
+    """A mean in float16 is no sum above 65,504, which is infinite there."""
+    assert run(loss.cross_entropy(), torch.zeros(70_000, 3, dtype=torch.float16), torch.arange(70_000) % 3)[0] < 2
+
+
+@pytest.mark.parametrize("assigned", [False, True])
+@pytest.mark.parametrize("route", ["functional", "tape"])
+def test_a_loss_that_changes_its_buffers_says_what_to_write(assigned, route):
+    """They would be the first at each step."""
+
+    class Counted(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("calls", torch.zeros(()))
+
+        def forward(self, outputs, targets):
+            if assigned:
+                self.calls = self.calls + 1
+            else:
+                self.calls += 1
+            return F.cross_entropy(outputs, targets) / self.calls
+
+    batch = {"inputs": torch.randn(6, 4), "targets": torch.arange(6) % 3}
+
+    def step(objective):
+        pipe = Pipeline(
+            forward.model(torch.nn.Linear(4, 3)), objective, backward.gradients(route=route), update.sgd(0.1)
+        )
+        return pipe.step(pipe.init(0), batch)
+
+    with pytest.raises(StageError, match=r"changes the buffer 'calls'.*write forward.model\(module, inputs="):
+        step(loss.function(Counted()))
+    kept = forward.model(Counted(), inputs=("outputs", "targets"), outputs="loss", params="own", name="own")
+    assert step(kept)[0]["own.buffers"]["calls"] == 1

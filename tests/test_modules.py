@@ -22,9 +22,9 @@ from torch.nn.utils import parametrizations, parametrize, prune
 from torch.utils import _pytree as pytree
 from torch.utils.checkpoint import checkpoint
 
-from pipeline import Pipeline, backward, fit, forward, load, loss, place, stage, testing, update
+from pipeline import Pipeline, backward, evaluate, fit, forward, load, loss, place, stage, testing, update
 from pipeline.draws import keyed
-from pipeline.errors import CaptureError, PipeError, StageError
+from pipeline.errors import CaptureError, PipeError, StageError, WiringError
 from tests import pipes
 
 ROWS = torch.Generator().manual_seed(0)
@@ -1154,3 +1154,146 @@ def test_trained_models_with_equal_weights_are_warned_of():
     pipe = Pipeline(*twins, mean, loss.cross_entropy(), backward.gradients(), update.sgd(0.1))
     with pytest.warns(UserWarning, match="models 'one' and 'other' begin with equal weights"):
         pipe.init(0)
+
+
+@pytest.mark.parametrize("hidden", [False, True])
+def test_trained_models_that_share_a_parameter_are_refused(hidden):
+    """Each would train a copy, also of one in a list; .again() is one module, and a frozen copy may stay behind."""
+    shared = nn.Linear(4, 4)
+    one = forward.model(nn.Sequential(shared, nn.Linear(4, 3)), outputs="one")
+    net = module(lambda self, x: self.head(self.hidden[0](x)), {"head": nn.Linear(4, 3)})
+    net.hidden = [shared]
+    net = net if hidden else nn.Sequential(shared, nn.Linear(4, 3))
+    mean = stage(writes="outputs", name="mean")(lambda one, other: (one + other) / 2)
+
+    def made(other):
+        return Pipeline(one, other, mean, loss.cross_entropy(), backward.gradients(), update.sgd(0.1)).init(0)
+
+    with pytest.raises(WiringError, match=r"'params' and 'other' share '0.weight'.*one module of both.*\.again"):
+        made(forward.model(net, outputs="other", params="other", name="other"))
+    made(forward.model(net, outputs="other", params="other", name="other", frozen=True))
+    made(one.again(outputs="other"))
+    made(forward.model(copy.deepcopy(net), outputs="other", params="other", name="other"))
+
+
+def sharing(way):
+    made = module(lambda self, x: self.head(self.other(self.first(x))), {"first": nn.Linear(4, 4)})
+    made.other, made.head = nn.Linear(4, 4), nn.Linear(4, 3)
+    whole = torch.zeros(4, 8)
+    if way == "transposed":
+        made.other.weight = nn.Parameter(made.first.weight.t())
+    elif way == "data":
+        made.other.weight.data = made.first.weight.data
+    elif way == "buffer":
+        made.register_buffer("copy", made.first.weight.data)
+    elif way == "tied":
+        made.other.weight = made.first.weight
+    elif way == "halves":
+        made.first.weight, made.other.weight = nn.Parameter(whole[:, ::2]), nn.Parameter(whole[:, 1::2])
+    else:
+        made.register_buffer("one", whole), made.register_buffer("two", whole.view(-1).expand(2, 32))
+    return made
+
+
+@pytest.mark.parametrize("way", ["transposed", "data", "buffer", "tied", "halves", "buffers"])
+def test_tensors_of_a_module_that_share_memory_are_refused(way):
+    """State would have a copy of each, of which one stays behind; a tie, other numbers and constants are fine."""
+    pipe = Pipeline(forward.model(sharing(way)), loss.cross_entropy(), backward.gradients(), update.sgd(0.1))
+    if way in ("tied", "halves", "buffers"):
+        pipe.step(pipe.init(0), {"inputs": FLAT["inputs"][:6], "targets": TARGETS[:6]})
+        return
+    with pytest.raises(WiringError, match=r"share memory.*assign the Parameter itself"):
+        pipe.init(0)
+
+
+class Counter:
+    step = 0
+
+
+def counts(of):
+    """A forward that counts on its module in some way, and changes after many calls."""
+
+    def own(self, x):
+        if of == "a dict":
+            self.kept["step"] += 1
+        elif of == "a list":
+            self.kept.append(x)
+        elif of == "an object":
+            self.kept.step += 1
+        elif of == "a tensor":
+            self.kept = self.kept + 1
+        elif of == "None":
+            first, self.kept = self.kept, None
+            x = x if first is None else x * 2
+        elif of == "no more":
+            x = x * 2 if self.__dict__.pop("kept", None) else x
+        elif of == "a cache":
+            x = x + self.kept.setdefault(len(x), torch.ones(4))
+        elif of == "nan":
+            self.kept = x * float("nan")
+        return self.layer(x)
+
+    first = {"a dict": {"step": 0}, "a list": [], "an object": Counter(), "a tensor": torch.tensor(0), "a cache": {}}
+    made = module(own, layer())
+    made.kept = first.get(of, 1)
+    return made
+
+
+@pytest.mark.parametrize("of", ["a dict", "a list", "an object", "a tensor", "None", "no more", "a cache", "nan"])
+@pytest.mark.parametrize("way", ["trained", "frozen", "evaluated"])
+def test_what_a_module_counts_in_any_way_is_refused(of, way):
+    """State does not hold it, and each call would see the first; what each call makes anew is fine."""
+    net = counts(of)
+    if way == "evaluated":
+        net = module(lambda self, x: self.layer(x) if self.training else self.own(x), {**layer(), "own": net})
+    model = forward.model(net, outputs="taught", params="teacher", frozen=True, name="teacher")
+    rest = loss.cross_entropy(), evaluate.accuracy(), backward.gradients(), update.sgd(0.1)
+    pipe = Pipeline(*((model, forward.model(nn.Linear(4, 3))) if way == "frozen" else (forward.model(net),)), *rest)
+    fine = (
+        nullcontext()
+        if of in ("a cache", "nan")
+        else pytest.raises(StageError, match=r"changes its attribute '.*kept'")
+    )
+    with fine:
+        if way == "evaluated":
+            pipe.evaluate(pipe.init(0), (FLAT["inputs"], TARGETS))
+        else:
+            pipe.step(pipe.init(0), {"inputs": FLAT["inputs"][:6], "targets": TARGETS[:6]})
+
+
+@pytest.mark.parametrize("what", ["a call", "a weight", "a loss", "a shape"])
+def test_a_stage_that_reads_a_trained_modules_own_weights_is_refused(what):
+    """It would see the first ones for ever; what depends on no weight is fine."""
+    net = nn.Linear(4, 3)
+
+    def guess(inputs):
+        with torch.no_grad():
+            return net(inputs).argmax(1)
+
+    def norm(inputs):
+        return net.weight.detach().norm()
+
+    def size(inputs):
+        return torch.tensor(net.weight.shape[0])
+
+    reads = {"a call": guess, "a weight": norm, "a shape": size}.get(what)
+    sums = evaluate.metric("seen", lambda inputs: {"n": net.bias.detach().sum()}, lambda s: s, {"n": evaluate.FLOAT})
+    own = stage(writes="own", name="own")(reads) if reads else sums
+    pipe = Pipeline(
+        load.batches((FLAT["inputs"], TARGETS), size=6), place.on("cpu"), forward.model(net), own,
+        loss.cross_entropy(), backward.gradients(), update.sgd(0.1),
+    )  # fmt: skip
+    before = net.weight.detach().clone()
+    with nullcontext() if what == "a shape" else pytest.raises(StageError, match=r"reads the weights.*\.again"):
+        list(fit(pipe, epochs=1, compile=False))
+    assert torch.equal(net.weight, before)
+
+
+def test_a_trainable_module_outside_of_a_model_is_told():
+    """Nothing trains what a forward holds by its closure, as in torch, but a line says so."""
+    outside = nn.Linear(4, 4)
+    net = module(lambda self, x: self.layer(outside(x)), layer())
+    rest = loss.cross_entropy(), backward.gradients(), update.sgd(0.1)
+    pipe = Pipeline(load.batches((FLAT["inputs"], TARGETS), size=6), place.on("cpu"), forward.model(net), *rest)
+    with pytest.warns(UserWarning, match=r"holds tensors that require gradients, \(4, 4\), \(4,\).*nothing trains"):
+        list(fit(pipe, epochs=1, compile=False))

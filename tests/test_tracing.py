@@ -197,3 +197,18 @@ def test_a_size_needed_as_a_number_is_not_free(needs):
 
     traced = trace(function, [torch.zeros(5, 4)], varying=[{0}])
     assert not traced.sizes.free
+
+
+@pytest.mark.parametrize("view", [False, True])
+def test_equal_values_that_are_written_into_stay_apart(view):
+    """Two clones are one value only as long as neither is written into, by a view either."""
+
+    def function(x):
+        goals, kept, more, same = x.clone(), x.clone(), x + 1, x + 1
+        (goals[:2] if view else goals).masked_fill_((goals[:2] if view else goals) == 255, 0)
+        return goals, kept, more * same
+
+    x = torch.tensor([1.0, 255.0, 3.0])
+    traced = trace(function, [x])
+    testing.same(ran(traced, x), function(x), 0)
+    assert sum(n.target is torch.ops.aten.add.Tensor for n in traced.graph.graph.nodes) == 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -42,7 +42,26 @@ def written(node: Any) -> list[Node]:
     schema = getattr(node.target, "_schema", None)
     if schema is None or not schema.is_mutable:
         return []
-    return [a for s, a in zip(schema.arguments, node.args, strict=False) if s.is_write and isinstance(a, Node)]
+    return [a for a in _given(node, lambda s: s.is_write) if isinstance(a, Node)]
+
+
+def _given(node: Node, of: Callable[[Any], bool]) -> list[Any]:
+    """The arguments of an operation whose schema is chosen by `of`."""
+    arguments = node.target._schema.arguments  # type: ignore[union-attr]  # an operator
+    places = ((s, node.args[i] if i < len(node.args) else node.kwargs.get(s.name)) for i, s in enumerate(arguments))
+    return [a for s, a in places if of(s)]
+
+
+def _changed(graph: GraphModule) -> set[Node]:
+    """The nodes whose memory a later operation writes into, directly or by a view."""
+    changed: set[Node] = set()
+    todo = [a for node in graph.graph.nodes for a in written(node)]
+    while todo:
+        if (node := todo.pop()) not in changed:
+            changed.add(node)
+            if hasattr(node.target, "_schema"):
+                todo += [a for a in _given(node, lambda s: s.alias_info is not None) if isinstance(a, Node)]
+    return changed
 
 
 def repair(graph: GraphModule) -> None:
@@ -69,9 +88,10 @@ def merge_numbers(graph: GraphModule) -> None:
     """Eliminate common scalar subexpressions.
 
     Rules are mapped over parameters, so each computes its own bias correction, and a compiler makes a kernel for each.
-    Larger results stay: keeping one takes memory.
+    Larger results stay: keeping one takes memory. So do those that are written into, which are equal only at first.
     """
     known: dict[Any, Node] = {}
+    changed = _changed(graph)
     for node in list(graph.graph.nodes):
         schema = getattr(node.target, "_schema", None)
         if schema is None:
@@ -83,7 +103,8 @@ def merge_numbers(graph: GraphModule) -> None:
         numbers = [x for x in read if isinstance(x, Node)]
         if not numbers or not all(is_number(x.meta.get("val")) for x in (node, *numbers)):
             continue
-        if torch.Tag.nondeterministic_seeded in node.target.tags or any(r.alias_info for r in schema.returns):
+        seeded = torch.Tag.nondeterministic_seeded in node.target.tags
+        if seeded or node in changed or any(r.alias_info for r in schema.returns):
             continue
         same = known.setdefault((node.target, repr(read), tuple(node.kwargs), node.meta["val"].dtype), node)
         if same is not node:

@@ -13,6 +13,8 @@ from pipeline.random import Key, bits
 
 
 def _mask(k: int | Tensor, shape: tuple[int, ...], p: float) -> Tensor:
+    if not 0 <= p <= 1:
+        raise ValueError(f"dropout probability has to be between 0 and 1, but got {p}")
     return bits(k, shape) >= int(p * 2**32)
 
 
@@ -54,9 +56,9 @@ def alpha_dropout(channels: bool) -> Callable[..., Tensor]:
             return input
         # Klambauer et al., Self-Normalizing Neural Networks (2017), section "New dropout technique".
         alpha = -1.7580993408473766
-        a = 0.0 if p == 1 else ((1 - p) * (1 + p * alpha**2)) ** -0.5
+        a = 0.0 if p >= 1 else ((1 - p) * (1 + p * alpha**2)) ** -0.5
         shape = (*input.shape[:2], *(1 for _ in input.shape[2:])) if channels else tuple(input.shape)
-        dropped = torch.where(_mask(k(), shape, p), input, alpha) * a - a * alpha * p if p < 1 else input * 0.0
+        dropped = torch.where(_mask(k(), shape, p), input, alpha) * a - a * alpha * p if p != 1 else input * 0.0
         return input.copy_(dropped) if inplace else dropped
 
     return draw

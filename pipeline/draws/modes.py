@@ -26,7 +26,7 @@ from pipeline.draws.checkpointing import Recomputed
 from pipeline.draws.inputs import Inputs
 from pipeline.errors import ImpureError
 from pipeline.ids import refused
-from pipeline.random import MASK, Key, key, known, mix, settled
+from pipeline.random import MASK, Key, computed, key, known, mix, settled
 
 
 class keyed:  # noqa: N801 - used as a word of its own: `with keyed(...)`
@@ -51,7 +51,7 @@ class keyed:  # noqa: N801 - used as a word of its own: `with keyed(...)`
         self._modes = _Operators(self._key, self._given), _Functions(self._key, self._given)
 
     def __enter__(self) -> keyed:
-        self._others = _other_generators()
+        self._others, self._torchs = _other_generators(), torch.default_generator.get_state() if computed() else None
         self._recomputed = Recomputed(self.again)
         self._recomputed.__enter__()
         for mode in self._modes:
@@ -66,6 +66,12 @@ class keyed:  # noqa: N801 - used as a word of its own: `with keyed(...)`
             raise ImpureError(
                 "draws from Python's or NumPy's random module, whose numbers are no function of (seed, step); use "
                 "torch.rand or the like"
+            )
+        torchs = self._torchs
+        if kind is None and torchs is not None and not torch.equal(torchs, torch.default_generator.get_state()):
+            raise ImpureError(
+                "sets torch's generator, as by manual_seed(), which has no effect: draws follow (seed, step); leave it "
+                "out, or hold the numbers, drawn before, as a buffer"
             )
 
     @property
@@ -132,7 +138,7 @@ class _Functions(TorchFunctionMode):
         if func is F.one_hot and (encoded := _one_hot(*args, **kwargs)) is not None:
             return encoded
         draw = tables.FUNCTIONS.get(func)
-        if draw is not None:
+        if draw is not None and not self._randomised():
             result = _drawn(func, draw, self.key, args, kwargs)
             return func(*args, **kwargs) if result is NotImplemented else result
         inner = _TRANSPARENT.get(func)
@@ -140,6 +146,16 @@ class _Functions(TorchFunctionMode):
             return func(*args, **kwargs)
         with self:
             return inner(*args, **kwargs)
+
+    def _randomised(self) -> bool:
+        """Whether a vmap in this code refuses draws, or has one for each sample: torch does that by itself, and the
+        dispatcher sees the draw of all samples."""
+        return any(
+            level.key() == _FUNCTORCH.TransformType.Vmap
+            and level.level() > self.level
+            and _FUNCTORCH.CVmapInterpreterPtr(level).randomness() != _FUNCTORCH.RandomnessType.Same
+            for level in _FUNCTORCH.get_interpreter_stack() or ()
+        )
 
     def _transformed(self, t: Tensor) -> bool:
         """Whether a torch.func.grad in this code wrapped the tensor, so that nothing outside sees the change."""
@@ -234,6 +250,7 @@ def _transparent() -> dict[Any, FunctionType]:
     return copies
 
 
+_FUNCTORCH = torch._C._functorch
 _TRANSPARENT = _transparent()
 _SET_DATA = Tensor.data.__set__  # type: ignore[attr-defined]  # a property of C's
 _SET_GRAD = (Tensor.requires_grad_, Tensor.requires_grad.__set__)  # type: ignore[attr-defined]  # as that

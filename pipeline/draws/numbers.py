@@ -56,6 +56,27 @@ def refused(name: str, instead: str) -> Callable[..., Tensor]:
     return refuse
 
 
+def _require(x: Any, good: Callable[[Any], Any], said: str) -> None:
+    """Raise RuntimeError, as torch does, unless an argument is good: a number, or a tensor on the host that is computed
+    now."""
+    if type(x) is Tensor and x.device.type == "cpu" and random.computed():
+        if not good(x.detach()).all():
+            raise RuntimeError(said)
+    elif isinstance(x, int | float) and not good(x):
+        raise RuntimeError(f"{said}, but got {x}")
+
+
+def _fixed(x: Any) -> Any:
+    return x.detach() if isinstance(x, Tensor) else x
+
+
+def _constant(x: Tensor, *given: Any) -> Tensor:
+    """A draw whose gradients with respect to the tensors given are zeros, as torch's."""
+    for t in given:
+        x = x + 0 * t if isinstance(t, Tensor) and t.requires_grad else x
+    return x
+
+
 def randint(k: Key, *bounds: Any, dtype: Any = None, **names: Any) -> Tensor:
     *numbers, size = [*bounds, *([names["size"]] if "size" in names else [])]
     return _integers(k, tuple(size), numbers, names).to(dtype or torch.int64)
@@ -73,6 +94,7 @@ def _integers(k: Key, shape: tuple[int, ...], bounds: Any, names: Mapping[str, A
     elif bounds:
         low, high = (low, bounds[0]) if high is None else (bounds[0], high)
     span = high - low
+    _require(span, lambda n: n > 0, "randint expects low to be less than high, by 1 or more")
     if isinstance(span, int) and span > 2**31:
         wide = (bits(k(), shape) << 31) ^ bits(k(), shape)  # 63 bits
         return wide % span + low if span < 2**63 else wide
@@ -86,7 +108,9 @@ def randperm(k: Key, n: int, *, dtype: Any = None, **names: Any) -> Tensor:
 
 
 def bernoulli(k: Key, input: Tensor, p: float | None = None) -> Tensor:
-    return (random.uniform(k(), tuple(input.shape)) < (input if p is None else p)).to(input.dtype)
+    chance = input if p is None else p
+    _require(chance, lambda p: (p >= 0) & (p <= 1), "bernoulli expects p to be in [0, 1]")
+    return _constant((random.uniform(k(), tuple(input.shape)) < chance).to(input.dtype), chance)
 
 
 def bernoulli_fill(k: Key, input: Tensor, p: Any = 0.5) -> Tensor:
@@ -96,12 +120,13 @@ def bernoulli_fill(k: Key, input: Tensor, p: Any = 0.5) -> Tensor:
 def normal(k: Key, mean: Any, std: Any = 1.0, size: Any = None, *, dtype: Any = None, **names: Any) -> Tensor:
     if size is None:  # mean or std is a tensor
         size, dtype = (mean + std).shape, (mean if isinstance(mean, Tensor) else std).dtype
-    x: Tensor = random.normal(k(), tuple(size), dtype or torch.get_default_dtype()) * std + mean
-    return x
+    _require(std, lambda std: std >= 0, "normal expects std >= 0.0")
+    x: Tensor = random.normal(k(), tuple(size), dtype or torch.get_default_dtype()) * _fixed(std) + _fixed(mean)
+    return _constant(x, mean, std)
 
 
 def normal_fill(k: Key, input: Tensor, mean: float = 0.0, std: float = 1.0) -> Tensor:
-    return random.normal(k(), tuple(input.shape), input.dtype) * std + mean
+    return normal(k, mean, std, input.shape, dtype=input.dtype)
 
 
 def uniform(k: Key, input: Tensor, a: float = 0.0, b: float = 1.0, **names: Any) -> Tensor:
@@ -116,6 +141,8 @@ def exponential(k: Key, input: Tensor, lambd: float = 1.0) -> Tensor:
 
 def multinomial(k: Key, input: Tensor, num_samples: int, replacement: bool = False) -> Tensor:
     weights = input.to(torch.float64)
+    _require(weights, lambda w: (w >= 0) & (w < torch.inf), "multinomial expects weights >= 0, neither inf nor nan")
+    _require(weights, lambda w: w.sum(-1) > 0, "multinomial expects a weight above 0 in each row")
     if replacement:
         total = weights.cumsum(-1)
         u = _fine(k, (*input.shape[:-1], num_samples)) * total[..., -1:]

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from pipeline import means
 from pipeline.errors import DataError
-from pipeline.loss.joint import WRITES, Loss, mean_probabilities, votes
+from pipeline.loss.joint import WRITES, Loss, full, mean_probabilities, votes
 from pipeline.shapes import by_class
 
 
@@ -29,7 +29,7 @@ def cross_entropy(
     """
 
     def function(outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        logits, goals = _by_class(outputs, targets, dim)
+        logits, goals = _by_class(full(outputs), targets, dim)
         given = logits, goals, None if weight is None else weight.to(logits)
         total = means.weight(F.cross_entropy, given, {"ignore_index": ignore_index})
         value = F.cross_entropy(*given, ignore_index=ignore_index, label_smoothing=smoothing, reduction="sum")

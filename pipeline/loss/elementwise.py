@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from pipeline import means
 from pipeline.errors import ConfigError, DataError
-from pipeline.loss.joint import WRITES, Loss, mean_chances, mean_outputs, mean_rates
+from pipeline.loss.joint import WRITES, Loss, full, mean_chances, mean_outputs, mean_rates
 from pipeline.shapes import fitted
 
 
@@ -112,5 +112,6 @@ def _elementwise(name: str, per_element: Callable[[Tensor, Tensor], Tensor], joi
 
 
 def _mean(name: str, per_element: Callable[[Tensor, Tensor], Tensor], outputs: Tensor, targets: Tensor) -> Any:
-    values = per_element(fitted(name, outputs, targets), targets.to(outputs.dtype))
+    outputs = full(fitted(name, outputs, targets))
+    values = per_element(outputs, targets.to(outputs.dtype))
     return values.mean(), means.number(values.numel(), values)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from pipeline import means
-from pipeline.errors import WiringError
+from pipeline.errors import ImpureError, WiringError
 from pipeline.loss.joint import WRITES
 from pipeline.stage import Stage, stage
 from pipeline.state import samples
@@ -96,7 +96,13 @@ def _of_outputs(name: str, f: Callable[..., Tensor]) -> Callable[..., Tensor]:
     def called(outputs: Tensor, targets: Tensor) -> Tensor:
         # Copied to the outputs' device, as cross_entropy's weight: the stage holds them, so place does not move them.
         held = {name: b.clone().to(outputs.device) for name, b in f.named_buffers()}
-        return functional_call(f, held, (outputs, targets))  # type: ignore[no-any-return]  # torch's
+        given = dict(held)
+        result = functional_call(f, held, (outputs, targets))
+        for name, b in given.items():
+            if held[name] is not b or not (b.is_inference() or b._version == 0):
+                instead = "write forward.model(module, inputs=('outputs', 'targets'), outputs='loss')"
+                raise ImpureError(f"changes the buffer {name!r} of its module, which a loss does not keep; {instead}")
+        return result  # type: ignore[no-any-return]  # torch's
 
     return called
 

@@ -25,6 +25,11 @@ class Loss(Stage):
     """For classes: outputs whose maximum is the class that most models predict."""
 
 
+def full(x: Tensor) -> Tensor:
+    """At least float32, in which autocast computes losses too."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
 def mean_probabilities(outputs: Tensor, dim: int | None = 1) -> Tensor:
     """Class logits (M, B, C, ...) -> (B, C, ...), whose softmax over `dim` is the mean softmax of the models.
 

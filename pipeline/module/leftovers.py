@@ -43,35 +43,37 @@ def leaves(
         return {key for _, _, key in left}
     zero = numbers[0].detach().new_zeros((), dtype=torch.int64)
 
-    def call_again(keep: bool, args: Any, kwargs: Any, evals: bool = False) -> tuple[list[nn.Module], list[Tensor]]:
+    def call_again(keep: bool, evals: bool = False) -> tuple[list[nn.Module], list[Tensor]]:
         module = skeleton.instance({name: t.detach().clone() for name, t in tensors.items()})
         if evals:
             module.eval()
         submodules = list(module.modules())
         for i, attributes, key in left if keep else ():
-            value = attributes(called[i])[key]
+            value = attributes(called[i]).get(key)
             attributes(submodules[i])[key] = value if isinstance(value, Tensor) else copy.copy(value)
+            if key not in attributes(called[i]):
+                del attributes(submodules[i])[key]
+        others = tree_map(other_numbers, (args, kwargs))  # each time, because the module may write into them
         with torch.no_grad(), keyed(zero, zero, 0):
-            result = module(*args, **kwargs)
+            result = module(*others[0], **others[1])
         return submodules, [t.nan_to_num() for t in pytree.tree_leaves(result) if isinstance(t, Tensor)]
 
     try:
-        args, kwargs = tree_map(other_numbers, (args, kwargs))
-        without, expected = call_again(False, args, kwargs)
+        without, expected = call_again(False)
     except Exception:  # not all code accepts other numbers
         return None
     try:
-        after, result = call_again(True, args, kwargs)
+        after, result = call_again(True)
         equal = all(map(torch.equal, result, expected))
-        # A counter depends on its last value, even if nothing reads it yet.
-        counts = [(i, key) for i, attributes, key in left if isinstance(v := attributes(after[i]).get(key), int | float)
-                  and not same(attributes(without[i]).get(key), v)]  # fmt: skip
+        # A counter or a list depends on its last value, even if nothing reads it yet.
+        counts = [(i, key) for i, attributes, key in left
+                  if not same(attributes(without[i]).get(key), attributes(after[i]).get(key))]  # fmt: skip
     except Exception:  # it can't be called twice
         equal, counts = False, []
     if equal and not counts:
         with suppress(Exception):  # it may have no result in eval mode
-            expected = call_again(False, args, kwargs, evals=True)[1]
-            equal = all(map(torch.equal, call_again(True, args, kwargs, evals=True)[1], expected))
+            expected = call_again(False, evals=True)[1]
+            equal = all(map(torch.equal, call_again(True, evals=True)[1], expected))
     if not equal or counts:
         i, key = counts[0] if counts else (left[0][0], left[0][2])
         attribute = f"{[*dict(skeleton.module.named_modules())][i]}.{key}".lstrip(".")
@@ -80,8 +82,8 @@ def leaves(
     return {key for _, _, key in left}
 
 
-def read_by(f: Any, names: set[str], module: nn.Module, depth: int = 4) -> str | None:
-    """The first of some attributes that a function reads by name, if it, or one that it holds, holds the module."""
+def read_by(f: Any, module: nn.Module, depth: int = 4) -> list[str] | None:
+    """The names that a function reads, if it, or one that it holds, holds the module."""
     f = getattr(f, "func", f)  # of a partial
     code = getattr(f, "__code__", None)
     if code is None or not depth:
@@ -95,14 +97,15 @@ def read_by(f: Any, names: set[str], module: nn.Module, depth: int = 4) -> str |
         with suppress(ValueError):  # it is empty
             held.append(cell.cell_contents)
     if {id(h) for h in held} & {id(m) for m in module.modules()}:
-        return next((name for name in read if name in names), None)
-    return next(filter(None, (read_by(h, names, module, depth - 1) for h in held if callable(h))), None)
+        return read
+    inner = (read_by(h, module, depth - 1) for h in held if callable(h))
+    return next((names for names in inner if names is not None), None)
 
 
 def _changed(before: nn.Module, after: nn.Module) -> Iterator[tuple[Callable[[nn.Module], dict[str, Any]], str]]:
-    """Attributes that a call changed, and buffers that it set from None."""
-    for key, value in after.__dict__.items():
-        if key not in _TORCHS and value is not None and not same(before.__dict__.get(key), value):
+    """Attributes that a call changed or deleted, and buffers that it set from None."""
+    for key in {**before.__dict__, **after.__dict__}:
+        if key not in _TORCHS and not same(before.__dict__.get(key), after.__dict__.get(key)):
             yield vars, key
     for key, value in after._buffers.items():
         if value is not None and before._buffers.get(key) is None:
@@ -116,7 +119,9 @@ def same(a: Any, b: Any, depth: int = 5) -> bool:
     if type(a) is not type(b):
         return False
     if isinstance(a, Tensor):
-        return (a.shape, a.dtype, a.device) == (b.shape, b.dtype, b.device) and torch.equal(a, b)
+        if (a.shape, a.dtype, a.device) != (b.shape, b.dtype, b.device):
+            return False
+        return torch.equal(a, b) or (a.is_floating_point() and torch.equal(a.nan_to_num(), b.nan_to_num()))
     if isinstance(a, np.ndarray):
         return np.array_equal(a, b)
     if isinstance(a, int | float | complex | str):

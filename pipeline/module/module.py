@@ -20,7 +20,7 @@ from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from pipeline.errors import ImpureError, WiringError, did_you_mean, place_of
 from pipeline.module.leftovers import leaves, other_numbers, same
-from pipeline.module.skeleton import Skeleton
+from pipeline.module.skeleton import Skeleton, overlapping
 from pipeline.text import some
 from pipeline.tree import tree_map
 
@@ -46,7 +46,7 @@ class Module:
     _unannounced: list[str] = field(factory=list, init=False, repr=False)
     """Submodules in eval mode, until training has warned of them."""
     left: set[str] = field(factory=set, init=False, repr=False)
-    """Attributes that a first call in train mode set, on a copy."""
+    """Attributes that a first call in train or eval mode set, on a copy."""
     _checked: set[bool] = field(factory=set, init=False, repr=False)
     """Train modes in which a first call was found to leave nothing behind."""
 
@@ -118,8 +118,14 @@ class Module:
             if p._backward_hooks or getattr(p, "_post_accumulate_grad_hooks", None):
                 hint = "remove it, and put a stage that changes grads[...] after backward.gradients()"
                 raise WiringError(f"parameter {name!r} has a hook, which a function of State can't call: {hint}")
-        tensors = {k: t.detach().clone() for k, t in (*named.items(), *module.named_buffers())}
-        params = {k: tensors[k] for k, p in named.items() if p.requires_grad or self.frozen}
+        whole = {**named, **dict(module.named_buffers())}
+        trained = {} if self.frozen else {k: p for k, p in named.items() if p.requires_grad}
+        for a, b in overlapping(trained, whole):
+            if a != b:
+                hint = "assign the Parameter itself to both, or compute one from the other in forward()"
+                raise WiringError(f"{a!r} and {b!r} share memory, and State would have a copy of each: {hint}")
+        tensors = {k: t.detach().clone() for k, t in whole.items()}
+        params = {k: tensors[k] for k in (named if self.frozen else trained)}
         buffers = {k: t for k, t in tensors.items() if k not in params}
         for pattern, how in self.carry.items():
             if how and not any(fnmatchcase(k, pattern) for k in buffers):
@@ -174,10 +180,11 @@ class Module:
         if generators != skeleton.generator_states():
             raise ImpureError("draws by a generator that the module holds; use torch.rand: draws follow (seed, step)")
         checked = training in self._checked
-        unchecked = training and not checked and not torch.compiler.is_compiling()
+        unchecked = not checked and not torch.compiler.is_compiling()
         if unchecked and (left := leaves(skeleton, submodules, {**params, **given}, args, kwargs)) is not None:
-            self._checked.add(training)
             self.left.update(left)
+            if training:  # in evaluation, once its buffers were compared too
+                self._checked.add(training)
         if not training and get_proxy_mode() is None:
             # Not every in-place write bumps a version: the first call compares values.
             after = {k: _tensor_at(module, k) for k in given if self._carry_of(k) == ""}

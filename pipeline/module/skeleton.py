@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import random
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from types import CellType, FunctionType, MethodType, NoneType
@@ -159,6 +159,48 @@ def _contents(cell: CellType) -> list[Any]:
         return [cell.cell_contents]
     except ValueError:
         return []
+
+
+def trainable(module: nn.Module) -> dict[str, Tensor]:
+    """The parameters of a module by name, and those that it holds elsewhere, as in a list, by their shape."""
+    names = {id(p): name for name, p in module.named_parameters()}
+    held = [x for x in _held(module, {}) if isinstance(x, nn.Parameter) and x.requires_grad]
+    return {names.get(id(p), f"a held parameter {i} {tuple(p.shape)}"): p for i, p in enumerate(held)}
+
+
+def overlapping(tensors: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> Iterator[tuple[str, str]]:
+    """Names of a tensor and of another one that have a number in common in memory, or are the same."""
+    places = defaultdict[int, list[str]](list)
+    for name, t in tensors.items():
+        if _in_memory(t):
+            places[t.untyped_storage()._cdata].append(name)
+    for other, t in others.items():
+        for name in places.get(t.untyped_storage()._cdata, ()) if _in_memory(t) else ():
+            if t is tensors[name] or _meet(t, tensors[name]):
+                yield name, other
+
+
+def _meet(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors of one storage have a number in common."""
+    (first, last), (begin, end) = _range(a), _range(b)
+    return first <= end and begin <= last and bool(torch.isin(_numbers(a), _numbers(b)).any())
+
+
+def _range(t: Tensor) -> tuple[int, int]:
+    """The first and the last place of a tensor in its storage."""
+    return t.storage_offset(), t.storage_offset() + sum((n - 1) * s for n, s in zip(t.shape, t.stride(), strict=True))
+
+
+def _in_memory(t: Tensor) -> bool:
+    return t.layout is torch.strided and not nn.parameter.is_lazy(t)
+
+
+def _numbers(t: Tensor) -> Tensor:
+    """The places of a tensor's numbers in its storage."""
+    places = torch.tensor(t.storage_offset())
+    for n, stride in zip(t.shape, t.stride(), strict=True):
+        places = places[..., None] + torch.arange(n) * stride
+    return places
 
 
 def _state(generator: Any) -> Any:

@@ -16,7 +16,7 @@ from pipeline.load import Load
 from pipeline.programs import data
 from pipeline.programs.hyper import check_watched as check_names
 from pipeline.programs.hyper import hyper_values, outlived, scheduled
-from pipeline.programs.loss_check import check_held
+from pipeline.programs.loss_check import check_called, check_held
 from pipeline.programs.mesh import whole
 from pipeline.programs.program import Program
 from pipeline.programs.segments import Segment, batch_weight, run_stages
@@ -112,9 +112,10 @@ def _try(
             s.look(**given, **all_labels)
         weight = batch_weight(batch, pipe.samples, state.step)
         run = partial(run_stages, [s], values, hyper_values(pipe.graph, state.tree), state.memory, weight)
-        made, *_ = run()
-        check_held(s, values, made, run)
-    return made
+        made = run()
+        check_held(s, values, made[0], run)
+        check_called(s, pipe.models, made, run)
+    return made[0]
 
 
 def check_watched(program: Program, state: State, sets: Collection[str]) -> None:

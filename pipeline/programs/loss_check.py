@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
 import torch
 from attrs import frozen
-from torch import Tensor
+from torch import Tensor, nn
 
 from pipeline.backward import Gradients
 from pipeline.backward.accumulate import Written
 from pipeline.backward.gradients import leaves_of
 from pipeline.errors import StageError
 from pipeline.forward import Model
+from pipeline.module.leftovers import read_by, same
 from pipeline.programs.segments import run_stages
 from pipeline.stage import Stage
 from pipeline.state import Batch, lists_samples
@@ -124,16 +126,48 @@ def _parts(values: Mapping[str, Any], size: int, count: int) -> Iterator[tuple[d
 
 
 def check_held(s: Stage, given: Mapping[str, Any], made: Mapping[str, Any], again: Callable[[], Written]) -> None:
-    """Raise StageError if a stage holds tensors that require gradients, which nothing would train. Tensors that the
-    stage creates, as for a gradient penalty, are others when it runs `again`."""
-    first = [] if isinstance(s, Model) else leaves_of(made)
-    if not first:
+    """Raise StageError if a stage holds tensors that require gradients, which nothing would train; of a model, warn.
+    Tensors that the stage creates, as for a gradient penalty, are others when it runs `again`."""
+    first = leaves_of(made)
+    if not first or (isinstance(s, Model) and s.module.frozen):
         return
     before, second = ({id(x) for x in leaves_of(values)} for values in (given, again()[0]))
     if held := [x for x in first if id(x) in second - before]:
         shapes = ", ".join(str(tuple(x.shape)) for x in held[:3])
+        why = f"holds tensors that require gradients, {shapes}, and nothing trains them"
+        if isinstance(s, Model):  # as in torch, where an optimizer of module.parameters() leaves them
+            instead = "register them in the module, or write requires_grad_(False)"
+            warnings.warn(f"the module of stage {s.name!r} {why}: {instead}", stacklevel=5)
+            return
         raise StageError(
             s.name,
-            f"holds tensors that require gradients, {shapes}, and nothing trains them: write "
-            "forward.model(module, params=...), loss.function(module) of outputs and targets, or requires_grad_(False)",
+            f"{why}: write forward.model(module, params=...), loss.function(module) of outputs and targets, or "
+            "requires_grad_(False)",
         )
+
+
+def check_called(s: Stage, models: Iterable[Model], made: Written, again: Callable[[], Written]) -> None:
+    """Raise StageError if what a stage writes depends on the weights of a trained module that it holds: State has the
+    trained ones, and the module keeps the first."""
+    for m in models:
+        module = m.module.build
+        if isinstance(s, Model) or m.module.frozen or not isinstance(module, nn.Module):
+            continue
+        if read_by(s.function, module) is None:
+            continue
+        first = {p: p.detach().clone() for p in module.parameters() if p.requires_grad}
+        other = made
+        try:
+            with torch.no_grad():
+                for p, x in first.items():
+                    p.copy_(_moved(x))
+            with suppress(StageError):  # it may fail on such weights
+                other = again()
+        finally:
+            with torch.no_grad():
+                for p, x in first.items():
+                    p.copy_(x)
+        if not same(made, other):
+            why = f"reads the weights of the module of {m.name!r}, which stay the first: State has those in training"
+            instead = f"call it by .again(...), or read {m.params!r} (for the first, copy.deepcopy() the module)"
+            raise StageError(s.name, f"{why}; {instead}")

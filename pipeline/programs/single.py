@@ -30,7 +30,7 @@ from pipeline.random import computed
 from pipeline.stage import Stage
 from pipeline.state import Batch, State, samples
 from pipeline.tree import Tree, tree_map
-from pipeline.wiring import check_read, check_trained, warn_of_twins
+from pipeline.wiring import check_apart, check_read, check_trained, warn_of_twins
 
 CARRIED, COUNT = "buffers carried", "batches measured"
 """Key among the sums of an evaluation: its carried buffers, and whether it has begun."""
@@ -72,6 +72,7 @@ class Single:
 
     def init(self, seed: int = 0, *, steps: int | None = None, batch: Batch | None = None) -> State:
         pipe = self.pipe
+        check_apart(pipe.models)
         hyper = hyper_numbers(pipe.graph, steps, None if pipe.load is None else pipe.load.batches)
         schedules = {full: s.first() for full, s in remembering(pipe.graph).items()}
         numbers = {
