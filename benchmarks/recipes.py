@@ -41,7 +41,7 @@ from pipeline import Pipeline, fit
 from pipeline.errors import PipeError
 from pipeline.sources import Prepared
 
-SECONDS, SEEDS, BYTES, TIMED = 180.0, 3, 1_100_000, 4
+SECONDS, SEEDS, BYTES, TIMED = 180.0, 3, 1_100_000, 12
 OLD_TEXT: dict[str, Any] = {
     "context": 128, "width": 128, "positions": "learned", "norm": "layer", "activation": "gelu", "qk_norm": False,
     "bias": True, "zero_init": False, "tied": False, "softcap": 0.0, "bigrams": 0, "optimizer": "adamw", "lr": 0.003,

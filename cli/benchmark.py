@@ -9,6 +9,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import count, islice
 from pathlib import Path
 from typing import Any, Literal
@@ -25,12 +26,14 @@ from cli.output import written
 from cli.processes import silent
 from cli.progress import plain
 from cli.settled import settled
-from pipeline import Batch, Ensemble, Pipeline, State
+from pipeline import Ensemble, Pipeline, State
 from pipeline.compile import Compiled, CompileReport
 from pipeline.errors import ConfigError
 from pipeline.load import Load
+from pipeline.mesh import Shard
 from pipeline.profiling import profile as profiled
 from pipeline.programs.data import ahead, epoch
+from pipeline.programs.evaluate import step
 from pipeline.programs.program import Program
 
 EAGER, SINGLE, FUSED, PRODUCTS = "eager", "compiled, one step a call", "compiled, fused", "its matrix products alone"
@@ -104,7 +107,7 @@ def explain(config: TrainConfig) -> dict[str, Any]:
     """Print the story of the graphs of a run; returns what it is made from."""
     config, job, state = _begun(config)
     if not config.run.compile:
-        plain(False).print("graphs  none in pipe train, which runs uncompiled by these settings; by --compile:")
+        plain(False).print("graphs  pipe train would run uncompiled; with --compile:")
     program = compiled(job.pipe, job.validation, config, state, plain(False))
     plain(False).print(f"\n{program.report.explain()}", highlight=False, soft_wrap=True)
     return {"compile": config.run.compile, **asdict(program.report)}
@@ -134,7 +137,7 @@ def measure(
     load, device = pipe.program.pipe.load, pipe.program.pipe.place.device
     assert load is not None
     batches = _batches(pipe.program, load, state)
-    ways = {EAGER: _by_batch(pipe.step, device, state, batches)}
+    ways = {EAGER: _by_batch(partial(step, pipe.program), device, state, batches)}
     program, took = (pipe.compile(backend=compile, fallback="eager"), 0.0) if compile else (None, 0.0)
     if program is not None:
         own = state.clone()  # the compiled step overwrites it
@@ -155,14 +158,14 @@ def measure(
     return Figures(load.size, race(ways, seconds), products, memory, program.report if program else None, took)
 
 
-def _batches(program: Program, load: Load, state: State) -> Iterator[Batch]:
+def _batches(program: Program, load: Load, state: State) -> Iterator[Shard]:
     """Full batches on the device, epoch after epoch."""
     full, seed = len(load.data) // load.size, program.seed(state.tree)
     shards = (shard for number in count() for shard in islice(epoch(program, load, seed, number), full))
-    return (shard.values for shard in ahead(program.pipe, shards))
+    return ahead(program.pipe, shards)
 
 
-def _by_batch(step: Callable[..., Any], device: torch.device, state: State, batches: Iterator[Batch]) -> Way:
+def _by_batch(step: Callable[..., Any], device: torch.device, state: State, batches: Iterator[Shard]) -> Way:
     def run(steps: int) -> float:
         nonlocal state
         start = clock(device)

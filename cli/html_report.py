@@ -57,8 +57,9 @@ def _best(past: Past) -> tuple[int, str, float] | None:
         epoch = past.saved("best").epoch
     except PipeError:  # its checkpoints are gone
         return best
-    kept = [r[f"validate/{best[1]}"] for r in past.rows if r["epoch"] == epoch] if best is not None else []
-    return best if best is None or kept in ([], [None]) else (epoch, best[1], kept[0])
+    row = next((r for r in past.rows if r["epoch"] == epoch), {})
+    value = None if best is None else row.get(f"validate/{best[1]}")
+    return best if best is None or value is None else (epoch, best[1], value)
 
 
 def _text(value: object) -> object:
@@ -72,18 +73,22 @@ def _text(value: object) -> object:
 
 def command(past: Past) -> str:
     """The command that trains the run again: data, model, optimizer, and each setting that is no default then."""
-    flat, function = past.config.flat, past.config.pipeline.name
+    flat, function, run = past.config.flat, past.config.pipeline.name, past.config.run
     named: dict[str, Any] = {"pipeline": function}
     if function is None:
         named = {name: flat[name] for name in ("data", "model", "optimizer")}
+        flat["lr"] = past.config.optimizer.base
     more = named
-    idle = ["out"] if flat["compile"] else ["out", "eager_steps"]
+    idle = ["out", "shard", *([] if run.compile else ["eager_steps", "backend"])]
+    if run.splits_by == run.seed:
+        idle.append("split_seed")
     while more:  # a setting may change the defaults of others
         defaults = settings.make(named)
         if function is None:
             defaults = by_recipe(defaults, past.about.fixed, past.facts.get("training_samples", 1))
+        known = {**defaults.flat, "lr": defaults.optimizer.base}
         more = {name: value for name, value in flat.items()
-                if name not in (*named, *idle) and value not in (None, defaults.flat.get(name))}  # fmt: skip
+                if name not in (*named, *idle) and value not in (None, known.get(name))}  # fmt: skip
         named |= more
     arguments = [] if function is None else [function]
     for name, value in named.items():

@@ -19,7 +19,9 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 from cli.config import TrainConfig
 from pipeline import Batch, Ensemble, Pipeline, State, files, fit
 from pipeline.compile import Compiled, cache, key
+from pipeline.mesh import Shard
 from pipeline.pipe import Trainable
+from pipeline.programs.evaluate import step
 
 Way: TypeAlias = Callable[[int], float]
 """Runs a number of steps, and returns the seconds they took."""
@@ -146,13 +148,13 @@ class Floor:
         return run
 
 
-def floor(pipe: Pipeline | Ensemble, state: State, batch: Batch) -> Floor:
+def floor(pipe: Pipeline | Ensemble, state: State, batch: Batch | Shard) -> Floor:
     """The products of one eager step, on its own operands with their layout in memory.
 
     Matrix products have no bias and write into existing memory; convolutions and attention are called as torch does.
     """
     with FlopCounterMode(display=False, custom_mapping=_ATTENTION) as counter, _Products() as seen:
-        pipe.step(state, batch)
+        step(pipe.program, state, batch)
     return Floor(tuple(seen.calls), counter.get_total_flops())
 
 

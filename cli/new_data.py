@@ -33,7 +33,7 @@ def rows(past: Past, data: str, *, targets: bool, skip_bad: bool = False, say: b
     elif is_code(data):
         layers = [{"data": data}]
         if say:
-            warn(f"{data} is another function than the run's, so it is called without the run's options")
+            warn(f"{data} is called without options, as it is not the run's function")
     found = settings.make(*layers, {"skip_bad": True} if skip_bad else {}).data.others(past.about, targets=targets)
     return _counted(found, data, past) if say else found
 

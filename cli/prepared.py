@@ -11,6 +11,7 @@ from attrs import field, fields, frozen
 
 from cli.config import TrainConfig
 from cli.progress import warn
+from cli.recipes.data import kind_of
 from cli.recipes.model import Fixed
 from cli.recipes.setting import given, refusal
 from cli.recipes.task import CLASSES, TOKENS
@@ -43,9 +44,10 @@ def prepared(config: TrainConfig) -> Prepared:
     other = "with --test" if getattr(data, "test", None) else f"as {data.source} holds some out already"
     if data.held_out != share and config.wrote("data.held_out") and (run.folds is not None or any(split.noted)):
         raise refusal(f"--held-out has no effect {other if any(split.noted) else 'with --folds'}; leave it out")
-    if any(split.noted) and "run.split_seed" in config.given and config.wrote("run.split_seed"):
+    drawn = kind_of(data.source) in ("random", "custom")  # by the seed of the split
+    if any(split.noted) and not drawn and "run.split_seed" in config.given and config.wrote("run.split_seed"):
         raise refusal(f"{given('split_seed', run.split_seed)} has no effect {other}; leave it out")
-    if config.digest not in (None, digest(tensors(found.train), tensors(found.held_out))):
+    if config.digest is not None and config.digest != digest(tensors(found.train), tensors(found.held_out)):
         warn(f"{data.source}: the data have changed since the run was made, so this is not the same run")
     return found
 

@@ -14,7 +14,8 @@ import torch
 from cli.build import Job, parameters
 from cli.config import RECORDED
 from cli.prepared import digest, tensors
-from cli.recipes.data import Data, kind_prefix
+from cli.recipes.data import DATA, Data, kind_of, kind_prefix
+from cli.recipes.data.base import without_kind
 from cli.version import own_version
 from pipeline import State
 from pipeline.compile import key
@@ -48,7 +49,13 @@ def facts(job: Job, state: State) -> dict[str, Any]:
 def data_path(source: str) -> str | None:
     """The absolute path of some data; None if they are in no file."""
     path = Data(source).path
-    return os.path.abspath(path) if path.exists() else None
+    return os.path.abspath(path) if _in_file(source) and path.exists() else None
+
+
+def _in_file(source: str) -> bool:
+    """Whether data are no bundled ones, whose name a file may have too."""
+    kind = kind_of(source)
+    return kind != "sklearn" and not (kind in DATA and DATA[kind].bundled)
 
 
 def moved(document: Mapping[str, Any]) -> dict[str, Any]:
@@ -56,10 +63,15 @@ def moved(document: Mapping[str, Any]) -> dict[str, Any]:
     data, facts = document.get("data"), document.get("facts")
     source = data.get("source") if isinstance(data, dict) else None
     path = facts.get("path") if isinstance(facts, dict) else None
-    if not isinstance(source, str) or not isinstance(path, str) or not exists(path) or data_path(source) == path:
+    if not isinstance(source, str) or not isinstance(path, str) or not exists(path):
         return {}
-    kind = kind_prefix(source)
-    return {"data": {"source": f"{kind}:{path}" if kind else path}, RECORDED: {}}
+    if not _in_file(source) or data_path(source) == path:
+        return {}
+    kind, name, test = kind_prefix(source), str(without_kind(source)), document["data"].get("test")
+    layer = {"source": f"{kind}:{path}" if kind else path}
+    if isinstance(test, str) and path.endswith(f"{os.sep}{name}"):  # both were relative to one folder
+        layer["test"] = os.path.join(path.removesuffix(name), test)
+    return {"data": layer, RECORDED: {}}
 
 
 def versions() -> dict[str, str]:

@@ -151,9 +151,9 @@ def _keep(seal: Seal, table: Mapping[str, Any], old: TrainConfig, new: TrainConf
 
 def kept(old: TrainConfig, new: TrainConfig, done: str) -> TrainConfig:
     """The settings of a finished run, with new ones that need no training. Warns of others."""
-    run = {name: getattr(new.run, name) for name in settings.BESIDE if hasattr(new.run, name)}
+    run = {name: getattr(new.run, name) for name in (*settings.BESIDE, *PLACE) if hasattr(new.run, name)}
     config = evolve(old, data=new.data, run=evolve(old.run, **run), evaluate=new.evaluate)
-    if idle := [flag(name) for name in _changes(config, new) if name not in PLACE]:
+    if idle := [*map(flag, _changes(config, new))]:
         warn(f"{', '.join(idle)} without effect, as the run is done: {done}")
     return config
 

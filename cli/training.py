@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
-from attrs import define, frozen
+from attrs import define, evolve, frozen
 from rich.console import Console
 
 from cli import classes, columns, decision, goal, processes, record, results
@@ -17,6 +17,7 @@ from cli import folder as folders
 from cli.build import Job, begin, parameters, steps
 from cli.compilation import compiled, tell, unwarned
 from cli.config import TrainConfig
+from cli.prepared import prepared
 from cli.progress import Interrupted, interrupts, narrowed, plain, warn
 from cli.recipes.logger import logged
 from cli.seal import CHECKPOINTS, STATUS, Seal
@@ -40,7 +41,9 @@ def train(config: TrainConfig, *, quiet: bool = False, verbose: bool = False) ->
     too."""
     say, why = plain(quiet), ""
     config, data = settled(config)
-    precise = ""
+    if data is None and config.digest is not None and config.pipeline.name is None:
+        data = prepared(config)  # which warns, once
+    config, precise = evolve(config, digest=None), ""
     if config.run.precision == "auto" and processes.count() == 1:
         from cli import precision  # only if there is a choice
 

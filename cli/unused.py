@@ -18,7 +18,7 @@ def check(config: TrainConfig, fixed: Fixed | None) -> None:
         "finetune.thaw": f"there are {run.epochs} epochs" if (config.finetune.thaw or 0) >= run.epochs else "",
         "run.shard": "" if processes.count() > 1 else "one process holds all weights",
         "run.backend": uncompiled,
-        "run.eager_steps": uncompiled,
+        "run.eager_steps": uncompiled if run.eager_steps else "",
     }
     for name, reason in why.items():
         table, _, key = name.partition(".")

@@ -112,8 +112,8 @@ def _check_alone(stages: Sequence[Stage]) -> None:
                 why = f"{what} that {s.name!r} makes anew in each step from its own memory, so that the change is lost"
                 raise WiringError(f"{why}: leave one of the two out")
             if isinstance(t, Decay) and t.which == "*":
-                instead = "write update.weight_decay(..., only='!...') without the frozen ones"
-                raise WiringError(f"{what} that {s.name!r} leaves as they are: {instead}")
+                instead = "leave those out by update.weight_decay(..., only='!...')"
+                raise WiringError(f"{what} of which {s.name!r} leaves some as they are, or makes them anew: {instead}")
 
 
 def check_trained(stages: Sequence[Element], parameters: Callable[[Model], bool]) -> None:

@@ -138,7 +138,7 @@ def test_settings_are_drawn(here):
         (("--text-depth", "0,1"), "--text-depth 1 has no effect, as no column is a text"),
         (
             ("--data", "sklearn:diabetes", "--model", "mlp", "--loss", "quantile,mse"),
-            "ranked by pinball and r2, as their losses say; add --best r2",
+            "have different metrics, pinball and r2; add --best r2",
         ),
     ],
 )

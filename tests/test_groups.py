@@ -96,7 +96,7 @@ def test_frozen_parameters_stay_and_thaw():
     (update.layerwise(update.schedule_free_adamw(), 0.5), [update.weight_decay(0.1)], "makes anew"),
     (update.groups({"1.*": update.frozen()}, otherwise=update.sgd()), [update.weight_decay(0.1)], "only='!...'"),
     (update.groups({"1.*": update.thawed(update.sgd(), 3)}, otherwise=update.sgd()), [update.weight_decay(0.1)],
-     "'update.weight_decay' changes weights that 'update.groups' leaves"),
+     "'update.weight_decay' changes weights of which 'update.groups' leaves some"),
 ])  # fmt: skip
 def test_changes_of_frozen_and_of_overwritten_weights_are_refused(rule, others, said):
     """A change that is lost, and one of what stays; a decay of other parameters may be."""

@@ -42,8 +42,9 @@ def change(run: Path, chosen: dict[str, Any]) -> dict[str, Any]:
         rest: dict[str, Any] = {k: table[k] for k in records if k in table}
         last = (runs or [run])[-1]
         saved = folders.newest(of(last)).saved if os.path.lexists(last / config.CONFIG) else None
-        if saved is not None and new.run.best != old.run.best:
-            raise refusal(f"another --best ranks all epochs of {run}, by its data: pipe train --resume {run} --best "
+        ranked = None if saved is None or saved.best is None else saved.best.metric
+        if saved is not None and new.run.best not in (old.run.best, ranked):
+            raise refusal(f"another --best ranks all epochs of {last}, by its data: pipe train --resume {last} --best "
                           f"{new.run.best}")  # fmt: skip
         if saved is not None and (done := resuming.why_done(saved, new)):
             new = resuming.kept(old, new, done)

@@ -66,7 +66,7 @@ def command(
             raise refusal(f"{flag(place[1])} does not apply to a sweep; leave it out")
     single, axes = split_axes({**assigned, **flags})
     lists = [given(name, text) for name, text in single.items() if name in ("hidden", "widths") and "," in str(text)]
-    if lists and not axes:
+    if lists and not axes and (seeds or 1) == 1:
         warn(f"nothing varies: {lists[0]} is one model, with a layer of each width")
     base = arguments.train_config(file, single, trust, accept, [a.name for a in axes])
     from cli.sweep import run

@@ -74,7 +74,10 @@ def wanted(function: Callable[..., Any], known: Mapping[str, Any]) -> dict[str, 
     >>> wanted(lambda dim, classes=2: ..., {"dim": 1, "task": "regression"})
     {'dim': 1}
     """
-    return {name: known[name] for name in inspect.signature(function).parameters if name in known}
+    try:
+        return {name: known[name] for name in inspect.signature(function).parameters if name in known}
+    except (TypeError, ValueError):  # one of C's
+        return {}
 
 
 def called(

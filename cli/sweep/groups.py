@@ -120,7 +120,7 @@ def seeded(config: TrainConfig, job: Job, chosen: Mapping[str, Any], seeds: int,
     if job.held_out is None or load is None:
         raise refusal(f"{what} needs held-out data, on which its runs are compared")
     hyper = hyper_numbers(job.stages.graph, build.steps(load, config), load.batches)
-    config = _split_by(config, goal.settled(config, job))
+    config = _split_by(config, goal.settled(config, job, job.best))
     runs = [evolve(config.run, seed=config.run.seed + k, out=None) for k in range(seeds)]
     return [Member(f"{k:03d}", evolve(config, run=run), chosen, job, hyper) for k, run in enumerate(runs)]
 

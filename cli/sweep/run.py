@@ -88,7 +88,7 @@ def run(
     by = {m.config.run.best or m.job.best or "loss": m.job.prepared for m in members}
     if len(by) > 1 and (data := next(iter(by.values()))) is not None:
         usual = result(ALWAYS[data.task][-1])
-        raise refusal(f"the runs would be ranked by {' and '.join(by)}, as their losses say; add --best {usual}")
+        raise refusal(f"the losses of the runs have different metrics, {' and '.join(by)}; add --best {usual}")
     with folders.new(base, f"sweep-{base.title}") as seal:
         # A folder with a config can be resumed, so the config is last.
         folders.write(seal, {PLAN: plan.text, settings.CONFIG: folders.config_text(base, {}, seal)})

@@ -185,7 +185,7 @@ class Compiled:
                         bound.run(steps=steps, results=False)
                 return self._held.give(len(batches))
         for batch in batches:
-            state, _ = self.step(state, batch)
+            state, _ = self.step(state, Shard(batch))
         return state
 
     def evaluate(self, state: State, of: Any = None) -> dict[str, Any]:

@@ -183,24 +183,21 @@ def overlapping(tensors: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> 
 def _meet(a: Tensor, b: Tensor) -> bool:
     """Whether two tensors of one storage have a number in common."""
     (first, last), (begin, end) = _range(a), _range(b)
-    return first <= end and begin <= last and bool(torch.isin(_numbers(a), _numbers(b)).any())
+    if end < first or last < begin:
+        return False
+    seen = torch.zeros(max(last, end) + 1, dtype=torch.bool, device="cpu")
+    seen.as_strided(a.shape, a.stride(), a.storage_offset()).fill_(True)
+    return bool(seen.as_strided(b.shape, b.stride(), b.storage_offset()).any())
 
 
 def _range(t: Tensor) -> tuple[int, int]:
     """The first and the last place of a tensor in its storage."""
-    return t.storage_offset(), t.storage_offset() + sum((n - 1) * s for n, s in zip(t.shape, t.stride(), strict=True))
+    first = int(t.storage_offset())
+    return first, first + sum((n - 1) * s for n, s in zip(t.shape, t.stride(), strict=True))
 
 
 def _in_memory(t: Tensor) -> bool:
     return t.layout is torch.strided and not nn.parameter.is_lazy(t)
-
-
-def _numbers(t: Tensor) -> Tensor:
-    """The places of a tensor's numbers in its storage."""
-    places = torch.tensor(t.storage_offset())
-    for n, stride in zip(t.shape, t.stride(), strict=True):
-        places = places[..., None] + torch.arange(n) * stride
-    return places
 
 
 def _state(generator: Any) -> Any:

@@ -59,7 +59,7 @@ def placed(program: Program, tree: Mapping[str, Tree], batch: Batch, training: b
     the batch of the pipeline's own data at this step."""
     pipe, mesh = program.pipe, program.pipe.place.mesh
     shard = Shard(batch) if mesh is None else mesh.rows(samples(batch, pipe.samples)).shard(batch)
-    if pipe.host:
+    if any(s.runs(training) for s in pipe.host):
         batches = None if pipe.load is None else pipe.load.batches
         step = int(tree["step"]) if training else 0
         at: Any = (program.seed(tree) if training else 0, *(divmod(step, batches) if batches else (0, step)))

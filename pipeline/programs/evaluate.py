@@ -215,5 +215,5 @@ def check_copies(program: Program, state: State) -> None:
             copied = any(x.dtype == p.dtype and torch.equal(x, p) for p in own)
             if copied and kept[path].shape == x.shape and not torch.equal(kept[path], x):
                 why = f"stage {s.name!r} keeps a copy of other weights {name!r} than the State has"
-                instead = "weights to begin with go to forward.model(weights=...) or a module, and then pipe.init()"
+                instead = "give weights to forward.model(weights=...); a trained State goes on with its own step"
                 raise StateError(f"{why}: {instead}")

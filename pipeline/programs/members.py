@@ -12,7 +12,7 @@ from typing import Any, Self
 
 import torch
 from attrs import evolve, frozen
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from pipeline.description import Description
@@ -94,8 +94,9 @@ class Members:
             pytree.tree_leaves([own.tree[g] for m in self.pipe.backwards for g in m.wrt]) for own in states.values()
         ]
         first, *others = weights
-        if others and all(torch.equal(x, y) for own in others for x, y in zip(first, own, strict=True)):
-            why = "members of different seeds begin with equal weights, as of a given module or given weights"
+        given = any(isinstance(m.module.build, nn.Module) for m in self.pipe.models)
+        if given and others and all(torch.equal(x, y) for own in others for x, y in zip(first, own, strict=True)):
+            why = "members of different seeds begin with equal weights, as a module is given"
             instead = "if that is not meant, give what makes one: forward.model(lambda: ...)"
             warnings.warn(f"{why}; {instead}", stacklevel=4)
         rest = [{k: v for k, v in s.items() if k != "seed"} for s in self.settings]

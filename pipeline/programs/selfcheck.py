@@ -24,7 +24,7 @@ from pipeline.programs.mesh import OnMesh
 from pipeline.programs.program import Program
 from pipeline.programs.segments import batch_weight, run_stages
 from pipeline.programs.single import Single, kept
-from pipeline.state import Batch, State
+from pipeline.state import Batch, State, samples
 from pipeline.tree import paths
 
 LIMIT = 2**30
@@ -53,7 +53,9 @@ def check_mesh(program: Program, state: State) -> None:
 
     def stepped(own: Single, args: Sequence[Tensor], sharded: bool) -> Sequence[Tensor]:
         given = [mesh.part(t) if sharded and k in shards else t for k, t in zip(names, args, strict=True)]
-        after, metrics = step(own, State(pytree.tree_unflatten(given, spec)), batch)
+        shard = mesh.rows(samples(batch, pipe.samples)).shard(batch) if sharded else Shard(batch)
+        placed = Shard(own.pipe.place.batch(shard.values), shard.rows)  # the stages before have run
+        after, metrics = step(own, State(pytree.tree_unflatten(given, spec)), placed)
         tree = on.whole(after.tree) if sharded else after.tree
         with torch.no_grad():
             for old, new in zip(args, pytree.tree_leaves(tree), strict=True):

@@ -72,7 +72,8 @@ class Single:
 
     def init(self, seed: int = 0, *, steps: int | None = None, batch: Batch | None = None) -> State:
         pipe = self.pipe
-        check_apart(pipe.models)
+        if pipe.backwards:
+            check_apart(pipe.models)
         hyper = hyper_numbers(pipe.graph, steps, None if pipe.load is None else pipe.load.batches)
         schedules = {full: s.first() for full, s in remembering(pipe.graph).items()}
         numbers = {

@@ -26,7 +26,7 @@ def given(data: Any, parts: Split | None = None, task: Task | None = None, *, wo
 
     A data set is anything that `source` takes; `workers` processes read a torch Dataset. By default, the targets
     determine the task: whole numbers (N,) are classes, their number 1 + the largest in the first samples; (N, L) of the
-    shape of whole inputs are the next tokens, of 0 and 1 several labels, and others values.
+    shape of whole inputs are the next tokens, (N, L) of 0 and 1 several labels, and others values.
 
     >>> prepared = given((torch.zeros(10, 2), torch.arange(10) % 2), Split(0.5))
     >>> prepared.task, len(prepared.train)

@@ -167,8 +167,8 @@ def prepared(
     mode = mode or ("L" if all(m.startswith(GREY) for _, m, _ in seen) else "RGB")
     white = white_of(items) if any(m.startswith("I") for _, m, _ in seen) else WHITE
     shape = _shape(size, [s for s, _, _ in seen])
-    if (frames := max(n for _, _, n in seen)) > 1:
-        notes = (f"images have up to {frames} frames, of which the first is read", *notes)
+    if any(several for _, _, several in seen):
+        notes = ("some images have several frames, of which the first is read", *notes)
     kinds = AUGMENT["none" if augment == "auto" and (mode == "L" or min(shape) < 32) else augment]
     train = Images(items, targets, shape, mode, kinds, white).source(classes, workers)
     held_out = Images(*sides[1], shape, mode, white=white).source(classes, workers)

@@ -153,7 +153,9 @@ def left_out_rows(lines: Sequence[int], unit: str) -> str:
 
 
 def unknown_values(name: str, seen: Counter[str], count: int) -> str:
-    """A note on values of a category, of `count` rows, that no training row has."""
+    """A note on values of a category, of `count` rows, that no training row has, or on blanks."""
+    if {*seen} == {""}:
+        return f"{seen.total():,} of {count:,} rows have no {shown(name)}, as all training rows have; it is filled in"
     such = ", ".join(shown(value) for value, _ in seen.most_common(3))
     rows = f"{seen.total():,} of {count:,} rows have values of {shown(name)} that the run never saw"
     return f"{rows}, such as {such}; they count as missing"

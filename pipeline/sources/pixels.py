@@ -179,8 +179,8 @@ def white_of(items: Sequence[Item]) -> int:
     return next(2**bits - 1 for bits in (8, 10, 12, 14, 16, 24, 64) if most < 2**bits)
 
 
-def header(item: Item) -> tuple[tuple[int, int], str, int]:
-    """An image's height and width, Pillow's name of its mode, and its number of frames, without decoding it."""
+def header(item: Item) -> tuple[tuple[int, int], str, bool]:
+    """An image's height and width, Pillow's name of its mode, and if it has several frames, without decoding it."""
     with _opened(item) as image:
         turned = image.format == "JPEG" and image.getexif().get(0x0112, 1) >= 5  # EXIF: lies on its side
-        return image.size[:: 1 if turned else -1], image.mode, getattr(image, "n_frames", 1)
+        return image.size[:: 1 if turned else -1], image.mode, getattr(image, "is_animated", False)

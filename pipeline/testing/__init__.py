@@ -86,11 +86,13 @@ def evaluation_changes_nothing(pipe: Pipeline, state: State, batch: Batch) -> No
 
 def vmaps(pipe: Pipeline, state: State, batch: Batch, tolerance: float = 1e-5) -> None:
     """A step mapped over two stacked States equals a step on each."""
+    placed = data.placed(pipe.program, state.tree, batch)
     other = state.replace(seed=state["seed"] + 1)
     stacked = State(pytree.tree_map(lambda *xs: torch.stack(xs), state.tree, other.tree))
-    mapped, _ = torch.func.vmap(lambda s: pipe.step(s, batch))(stacked)
+    mapped, _ = torch.func.vmap(lambda s: run.step(pipe.program, s, placed))(stacked)
     for i, alone in enumerate((state, other)):
-        same(pytree.tree_map(lambda x, i=i: x[i], mapped.tree), pipe.step(alone, batch)[0].tree, tolerance)
+        expected, _ = run.step(pipe.program, alone, placed)
+        same(pytree.tree_map(lambda x, i=i: x[i], mapped.tree), expected.tree, tolerance)
 
 
 def compiled_equals_eager(compiled: Compiled, state: State, batches: Iterable[Batch], tolerance: float = 1e-5) -> None:
@@ -105,7 +107,6 @@ def compiled_equals_eager(compiled: Compiled, state: State, batches: Iterable[Ba
 
 def lawful(pipe: Pipeline, state: State, batch: Batch) -> None:
     """All laws except compiling, which takes seconds: purity, shapes, evaluation, vmap."""
-    batch = pipe.place.batch(batch)
     pure(pipe.step, state, batch)
     keeps_shapes(pipe, state, batch)
     evaluation_changes_nothing(pipe, state, batch)

@@ -249,7 +249,7 @@ def _wrapper(
         names={k: k for k in ("params", "grads", "step")},
         draws=any(s.draws for s in members),
         sharded=all(s.sharded for s in members),
-        overwrites=any(s.overwrites for s in members),
-        freezes=any(s.freezes for s in members),
+        overwrites=all(s.overwrites for s in members),
+        freezes=any(s.freezes for s in members) or len({s.overwrites for s in members}) > 1,
         average=Average(lambda params, memory: {"params": view(params, memory)}, refresh) if averages else None,
     )

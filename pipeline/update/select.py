@@ -9,6 +9,7 @@ from typing import TypeAlias
 from torch import Tensor
 
 from pipeline.errors import ConfigError, did_you_mean
+from pipeline.text import some
 
 Which: TypeAlias = str | Callable[[str, Tensor], bool]
 """Glob patterns, separated by commas, ! before exclusions ("head.*, !*.bias"); or a predicate of (name, tensor)."""
@@ -33,10 +34,10 @@ def holds(which: Which, name: str, tensor: Tensor) -> bool:
 
 def chosen(stage: str, which: Which, params: Mapping[str, Tensor]) -> set[str]:
     """Names of the selected parameters. Raises ConfigError for a pattern that matches none, also after !."""
-    for part in which.split(",") if isinstance(which, str) else ():
+    for part in which.split(",") if isinstance(which, str) and params else ():
         pattern = part.strip().removeprefix("!")
         if pattern not in ("", "*") and not any(fnmatchcase(name, pattern) for name in params):
-            some = ", ".join([*params][:4]) + ", ..." * (len(params) > 4)
             near = did_you_mean(pattern, params)
-            raise ConfigError(f"{stage}: only={which!r}: {pattern!r} matches none of the parameters {some}{near}")
+            what = f"only={which!r}: {pattern!r} matches none of the parameters {some(params)}{near}"
+            raise ConfigError(f"{stage}: {what}")
     return {k for k, p in params.items() if holds(which, k, p)}

@@ -7,6 +7,7 @@ from typing import Any
 from attrs import field, frozen
 
 from pipeline.element import Number
+from pipeline.errors import ConfigError
 from pipeline.stage import Stage
 from pipeline.update.rule import Params, positive
 from pipeline.update.select import Which, chosen
@@ -31,6 +32,8 @@ def weight_decay(rate: Number, *, only: Which = "*") -> Decay:
 
     def function(params: Params, grads: Params, rate: Any) -> Params:
         own = chosen(name, only, params)
+        if own and own.isdisjoint(grads):
+            raise ConfigError(f"{name}: no gradient is of its parameters; give both, .rename(params=..., grads=...)")
         return {k: p * (1.0 - rate) if k in own and k in grads else p for k, p in params.items()}
 
     return Decay(name, function, writes=("params",), hyper={"rate": rate}, sharded=True, which=only)
