@@ -240,7 +240,8 @@ def table(found: list[dict[str, Any]], names: list[str]) -> str:
         for data in names:
             rows = [r for r in found if (r["data"], r["contender"]) == (data, name)]
             values = [r["value"] for r in rows]
-            cells.append(f"{statistics.mean(values):.4f} ± {statistics.pstdev(values):.4f}" if values else "-")
+            spread = f" ± {statistics.pstdev(values):.4f}" if len(values) > 1 else ""
+            cells.append(f"{statistics.mean(values):.4f}{spread}" if values else "-")
             old = [value.get((data, "old default", r["seed"])) for r in rows]
             pairs = [(v, o["value"]) for v, o in zip(values, old, strict=True) if o is not None]
             if pairs and (below := sum(o for _, o in pairs)):
