@@ -87,7 +87,8 @@ def train_config(
         others = config.whole({**dict.fromkeys(named), **chosen})
         digest = None if any(name.startswith(SPLIT) for name in others) else facts.get("data")
     forgotten = {"init_sha256": None} if "finetune.init" in chosen else {}  # it is another file's
-    return evolve(config.make(earlier, moved, forgotten, chosen), digest=digest)
+    made = config.make(earlier, moved, forgotten, chosen)
+    return evolve(made, digest=digest if made.pipeline.name is None else None)
 
 
 def saved_run(run: str, trust: bool, accept: bool) -> Past:

@@ -33,7 +33,7 @@ CONFIG, PLAN, FOLDS, FOLD = "config.toml", "sweep.json", "folds", "fold-{}"
 RECORDS = ("facts", "versions", "resumed")
 """Tables of a run's config that hold no settings."""
 RECORDED = RECORDS[1]
-"""Marks settings as those of a run, and lists the ones that a user has changed since."""
+"""Key of the settings that somebody wrote over those of a run."""
 _CONVERTER = cattrs.Converter(detailed_validation=False)  # it writes code for each recipe, once
 _KINDS = cache(get_type_hints)
 

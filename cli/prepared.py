@@ -33,8 +33,8 @@ class _Noting(Split):
 
 
 def prepared(config: TrainConfig) -> Prepared:
-    """The data of a run, split. Raises ConfigError for settings of the split without effect, but those of a run.
-    Warns if the data of a run that is trained again have changed."""
+    """The data of a run, split. Raises ConfigError for settings of the split that somebody wrote and that have no
+    effect. Warns if the data of a run that is trained again have changed."""
     run, data = config.run, config.data
     if run.fold is not None and run.fold >= (run.folds or 0) and config.wrote("run.fold"):
         raise refusal(f"{given('fold', run.fold)} needs --folds {run.fold + 1} or more, as folds count from 0")

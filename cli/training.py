@@ -37,12 +37,10 @@ SHOWN = 8
 
 
 def train(config: TrainConfig, *, quiet: bool = False, verbose: bool = False) -> tuple[Job, State, Path]:
-    """Train a new run, printing a line an epoch; returns it, its last State and its folder. An interrupted run is saved
-    too."""
+    """Train a new run, printing a line an epoch; returns it, its last State and its folder, also if interrupted."""
     say, why = plain(quiet), ""
     config, data = settled(config)
-    if data is None and config.digest is not None and config.pipeline.name is None:
-        data = prepared(config)  # which warns, once
+    data = prepared(config) if data is None and config.digest is not None else data  # warns, once
     config, precise = evolve(config, digest=None), ""
     if config.run.precision == "auto" and processes.count() == 1:
         from cli import precision  # only if there is a choice
@@ -70,8 +68,7 @@ def print_head(say: Console, job: Job, state: State, config: TrainConfig, verbos
     if job.prepared is not None:
         if job.prepared.columns:
             say.print(columns.table(job.prepared.columns, None if verbose else SHOWN))
-            if not verbose and len(job.prepared.columns) > SHOWN:
-                more = len(job.prepared.columns) - SHOWN
+            if not verbose and (more := len(job.prepared.columns) - SHOWN) > 0:
                 say.print(f"        ... and {more:,} more: pipe data {config.source}")
         for note in job.prepared.notes:
             say.print(f"        {note}")

@@ -68,10 +68,10 @@ class Chunk:
 
 
 def settle(base: TrainConfig, rows: Sequence[Mapping[str, Any]]) -> Iterator[TrainConfig]:
-    """The settings of the base, and of each row, as those of a run of its own, with one split for all seeds: the first
-    one's. Raises ConfigError for a setting that a sweep does not have."""
+    """Settings of a run for the base and for each row, all on the split of the first row's seed. Raises ConfigError for
+    a setting that a sweep does not have."""
     data: dict[str, Prepared | None] = {}
-    if base.digest is not None and base.pipeline.name is None:
+    if base.digest is not None:
         prepared(base)  # which warns if they have changed
     first = settings.make(base.given, rows[0])
     for row in ({}, *rows):
